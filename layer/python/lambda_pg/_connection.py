@@ -1,0 +1,179 @@
+"""One client connection: opened in the calling thread, and never waiting past a deadline."""
+
+import math
+import select
+import sys
+import tempfile
+from pathlib import Path
+from time import monotonic
+from typing import IO, Any, Final, TypeVar
+
+import psycopg
+from psycopg import pq, waiting
+from psycopg.abc import PQGen
+from psycopg.conninfo import make_conninfo
+from psycopg.rows import Row
+
+from lambda_pg._credentials import Credentials
+from lambda_pg._errors import ConnectFailedError, DeadlineExceededError
+from lambda_pg._settings import AWS_ROOTS, Settings
+
+RV = TypeVar("RV")
+
+INTERVAL: Final = 0.1
+"""Seconds between two looks at signals while a wait goes on (psycopg's own value)."""
+
+CANCEL_TIMEOUT: Final = 0.25
+"""Seconds that the cancel of an overdue statement may take; it comes out of the reserve."""
+
+# A half-open connection ends after this many milliseconds instead of 15 minutes (measured: 3.4 s).
+TCP_USER_TIMEOUT: Final = 3000
+
+
+class Connection(psycopg.Connection[Row]):
+    """A psycopg connection whose every wait ends at `deadline`."""
+
+    deadline: float = math.inf
+    """The time.monotonic() at which waits end; set at each checkout."""
+
+    idle_since: float = 0.0
+    """The wall clock's time of the last return to the pool."""
+
+    def wait(self, gen: PQGen[RV], interval: float = INTERVAL, timeout: float | None = None) -> RV:
+        """Wait as psycopg does, at most until the deadline."""
+        if self.deadline == math.inf or timeout is not None:
+            return super().wait(gen, interval, timeout)
+        try:
+            return super().wait(gen, interval, max(0.0, self.deadline - monotonic()))
+        except psycopg.errors._WaitTimeout as error:
+            self._abandon()
+            raise DeadlineExceededError(
+                "the invocation's deadline passed while the database was at work; "
+                "the statement was cancelled and its connection dropped"
+            ) from error
+
+    def is_alive(self) -> bool:
+        """Look at the socket without a round trip: an idle connection has nothing to say.
+
+        Whatever there is to read on it is a farewell, and a hang-up shows even unread.
+        """
+        if self.closed:
+            return False
+        poller = select.poll()
+        poller.register(self.pgconn.socket, _IDLE_EVENTS)
+        return not poller.poll(0)
+
+    def answers(self, timeout: float) -> bool:
+        """Make one round trip of at most `timeout` seconds."""
+        deadline, self.deadline = self.deadline, monotonic() + timeout
+        try:
+            self.execute("")
+        except psycopg.Error:
+            return False
+        finally:
+            self.deadline = deadline
+        return True
+
+    def clean(self) -> bool:
+        """End what was left open; tell whether the connection can be used again."""
+        status = self.pgconn.transaction_status
+        if status == pq.TransactionStatus.IDLE:
+            return True
+        if status not in {pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR}:
+            return False
+        try:
+            self.execute("ROLLBACK")
+        except psycopg.Error:
+            return False
+        return self.pgconn.transaction_status == pq.TransactionStatus.IDLE
+
+    def _abandon(self) -> None:
+        """Cancel what runs, then shut the socket, whatever becomes of the cancel."""
+        try:
+            self.cancel_safe(timeout=CANCEL_TIMEOUT)
+        except psycopg.Error:
+            pass  # the peer has stalled: closing the socket is all that is left
+        finally:
+            self.close()
+
+
+# macOS has no POLLRDHUP; there a hang-up makes the socket readable.
+_IDLE_EVENTS: Final = (
+    select.POLLIN
+    | select.POLLHUP
+    | select.POLLERR
+    | (0 if sys.platform == "darwin" else select.POLLRDHUP)
+)
+
+
+class Connector:
+    """Open connections as the settings say, with credentials given at each connect."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Write nothing yet: an environment may still be copied."""
+        self._settings = settings
+        self._ca_file: IO[str] | None = None
+
+    def connect(self, credentials: Credentials, timeout: float) -> Connection[Any]:
+        """Connect within `timeout` seconds.
+
+        Raises psycopg.OperationalError, or ConnectFailedError when there is no host.
+        """
+        conninfo = self._conninfo(credentials)
+        try:
+            # Connection.connect() rounds timeouts up to at least 2 s: too coarse for a deadline.
+            connection: Connection[Any] = waiting.wait_conn(
+                Connection._connect_gen(conninfo), interval=INTERVAL, timeout=timeout
+            )
+        except psycopg.errors._WaitTimeout as error:
+            raise psycopg.errors.ConnectionTimeout(
+                f"connection timeout expired: no answer from {self.target(credentials)} "
+                f"within {timeout:.1f} s"
+            ) from error
+        # Set directly as connect() does: the property would refuse nothing here and costs a lock.
+        connection._autocommit = True
+        connection.prepare_threshold = None
+        return connection
+
+    def target(self, credentials: Credentials) -> str:
+        """Name the endpoint for messages: profile, host and port, never a user or a password."""
+        settings = self._settings
+        host, port = settings.host or credentials.host, settings.port or credentials.port or 5432
+        return f"{settings.profile} {host}:{port}"
+
+    def _conninfo(self, credentials: Credentials) -> str:
+        settings = self._settings
+        host = settings.host or credentials.host
+        if host is None:
+            raise ConnectFailedError(
+                "no host to connect to: set PGHOST, or give the secret a field 'host'"
+            )
+        return make_conninfo(
+            "",
+            host=host,
+            port=settings.port or credentials.port or 5432,
+            dbname=settings.dbname or credentials.dbname or "postgres",
+            user=credentials.user,
+            password=credentials.password,
+            sslmode=settings.sslmode,
+            sslrootcert=str(self._root_certificate()),
+            application_name=settings.application_name,
+            client_encoding="UTF8",
+            gssencmode="disable",
+            tcp_user_timeout=TCP_USER_TIMEOUT,
+        )
+
+    def _root_certificate(self) -> Path:
+        """Return the file with the roots to trust; libpq takes them only from a file."""
+        settings = self._settings
+        if settings.sslrootcert is not None:
+            return settings.sslrootcert
+        if settings.ca_pem is None:
+            return AWS_ROOTS
+        if self._ca_file is None:
+            self._ca_file = tempfile.NamedTemporaryFile(  # noqa: SIM115  # lives as long as we
+                "w", prefix="lambda-pg-", suffix=".pem"
+            )
+            self._ca_file.write(settings.ca_pem)
+            self._ca_file.flush()
+        return Path(self._ca_file.name)

@@ -1,0 +1,65 @@
+"""What can go wrong between a handler and its database.
+
+    ConfigurationError                  every problem of the settings at once
+    psycopg.OperationalError
+    ├── DatabaseUnavailableError        nothing was lost: answer 503, retry after `retry_after`
+    │   ├── CheckoutTimeoutError        no connection within the checkout timeout
+    │   ├── ConnectFailedError          a connect that waiting cannot mend
+    │   ├── CredentialsError            no credentials, or credentials that are refused
+    │   └── DeadlineExceededError       the invocation ran out of time
+    └── CommitOutcomeUnknownError       a write was sent and its answer was lost
+
+SQL errors stay psycopg's own.
+"""
+
+from collections.abc import Sequence
+
+import psycopg
+
+
+class ConfigurationError(Exception):
+    """Report settings that cannot work: `problems` holds one sentence for each of them."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        """Keep every problem, so that one deployment mends them all."""
+        self.problems = tuple(problems)
+        super().__init__("; ".join(self.problems))
+
+
+class DatabaseUnavailableError(psycopg.OperationalError):
+    """Report that the database cannot serve this request now; nothing was changed.
+
+    `retry_after` is the number of seconds after which a client may try again, for a
+    Retry-After header. `__cause__` holds the error underneath.
+    """
+
+    def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
+        """Take a message without secrets and the seconds to wait."""
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class CheckoutTimeoutError(DatabaseUnavailableError):
+    """Report that no connection could be had within the checkout timeout."""
+
+
+class ConnectFailedError(DatabaseUnavailableError):
+    """Report a refused connect that no waiting mends: wrong name, certificate or database."""
+
+
+class CredentialsError(DatabaseUnavailableError):
+    """Report that the credentials could not be fetched, or were refused after a refresh."""
+
+
+class DeadlineExceededError(DatabaseUnavailableError):
+    """Report that the invocation's deadline ended a wait; the connection was dropped.
+
+    A write that was running may or may not have been committed, as after any lost answer.
+    """
+
+
+class CommitOutcomeUnknownError(psycopg.OperationalError):
+    """Report that the answer to a write was lost: it may or may not have been committed.
+
+    Nothing was retried. Find out before repeating it, or make the write idempotent.
+    """

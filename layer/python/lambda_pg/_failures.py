@@ -1,0 +1,98 @@
+"""What a failed connect or statement means: the one table that retries rest on.
+
+psycopg's connect errors carry no SQLSTATE, and PgBouncer reports most of its own refusals as
+08P01, so both are told apart by text. Whatever the table does not know is not retried.
+"""
+
+import enum
+import re
+from typing import Final
+
+import psycopg
+
+
+class Failure(enum.Enum):
+    """How far a failed attempt came."""
+
+    NOT_RUN = "the statement certainly did not run, and may be sent again"
+    LOGIN_REFUSED = "nothing ran: the credentials are stale or wrong"
+    ROLLED_BACK = "the server rolled the transaction back; running it again may succeed"
+    LOST = "the connection is gone, and whether the statement ran is unknown"
+    FINAL = "waiting changes nothing: the caller gets the error as it is"
+
+
+_LOGIN_REFUSED: Final = re.compile(r"password authentication failed|SASL authentication failed")
+
+_CONNECT_AGAIN: Final = re.compile(
+    "|".join(
+        [
+            # exhaustion: PostgreSQL (two texts), PgBouncer
+            "too many clients already",
+            "remaining connection slots are reserved",
+            "too many connections for",
+            "no more connections allowed",
+            # a server that starts, stops or fails over
+            "the database system is (starting up|shutting down|in recovery mode|not accepting)",
+            "terminating connection due to",
+            "server shutting down",
+            "pgbouncer cannot connect to server",
+            "server login has been failing",
+            "query_wait_timeout",
+            # the network
+            "[Cc]onnection refused",
+            "[Cc]onnection reset",
+            "[Cc]onnection timed out",
+            "connection timeout expired",
+            "server closed the connection unexpectedly",
+            "SSL SYSCALL error",
+            "unexpected eof while reading",
+            "SSL connection has been closed unexpectedly",
+            "could not (receive data from|send data to) server",
+            "Network is unreachable",
+            "No route to host",
+            "Temporary failure in name resolution",
+        ]
+    )
+)
+
+_POOLER_REFUSED: Final = re.compile(
+    "server shutting down"
+    "|query_wait_timeout"
+    "|server login has been failing"
+    "|server login failed"
+    "|pgbouncer cannot connect to server"
+    "|no more connections allowed"
+    "|too many clients already"
+    "|remaining connection slots are reserved"
+)
+
+# A backend that is told to stop while a statement runs rolls it back before it says so: in
+# autocommit the answer to a finished statement always precedes 57P01.
+_ROLLED_BACK: Final = frozenset({"40001", "40P01"})
+_NOT_RUN: Final = frozenset({"53300", "57P01", "57P03"})
+
+
+def classify_connect(error: psycopg.Error) -> Failure:
+    """Tell what a failed connect means; nothing can have run."""
+    text = str(error)
+    if _LOGIN_REFUSED.search(text):
+        return Failure.LOGIN_REFUSED
+    if isinstance(error, psycopg.errors.ConnectionTimeout) or _CONNECT_AGAIN.search(text):
+        return Failure.NOT_RUN
+    return Failure.FINAL
+
+
+def classify_statement(error: psycopg.Error) -> Failure:
+    """Tell what a failed statement on an open connection means."""
+    text, sqlstate = str(error), error.sqlstate
+    if sqlstate in _ROLLED_BACK:
+        return Failure.ROLLED_BACK
+    if sqlstate == "28P01" or _LOGIN_REFUSED.search(text):
+        return Failure.LOGIN_REFUSED
+    if sqlstate in _NOT_RUN or (sqlstate == "08P01" and _POOLER_REFUSED.search(text)):
+        return Failure.NOT_RUN
+    if isinstance(error, psycopg.OperationalError) and (
+        sqlstate is None or sqlstate.startswith("08") or sqlstate == "57P02"
+    ):
+        return Failure.LOST
+    return Failure.FINAL
