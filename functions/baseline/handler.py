@@ -1,0 +1,51 @@
+"""The control of the storm: what functions do that know no pool and no pooler.
+
+A new connection to the database itself for each request. Deployed only where a stage asks
+for it, and outside the connection budget on purpose: it must fail under load.
+"""
+
+import functools
+import json
+import os
+import uuid
+from typing import Any
+
+import boto3
+import psycopg
+from psycopg.rows import dict_row
+
+secrets = boto3.client("secretsmanager")
+
+
+@functools.cache
+def secret() -> dict[str, str]:
+    """Fetch the credentials once for each environment."""
+    text = secrets.get_secret_value(SecretId=os.environ["LAMBDA_PG_SECRET_ARN"])["SecretString"]
+    fields: dict[str, str] = json.loads(text)
+    return fields
+
+
+def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
+    """Return one user of the caller, over a connection made for this request."""
+    claims = event["requestContext"]["authorizer"]["jwt"]["claims"]
+    user = lookup(uuid.UUID(event["pathParameters"]["id"]), claims["sub"])
+    if user is None:
+        return {"statusCode": 404, "body": json.dumps({"message": "no such user"})}
+    return {
+        "statusCode": 200,
+        "headers": {"Content-Type": "application/json"},
+        "body": json.dumps(user, default=str),
+    }
+
+
+def lookup(user_id: uuid.UUID, subject: str) -> dict[str, Any] | None:
+    """Connect, ask, and close; the endpoint and TLS come from libpq's own variables."""
+    with psycopg.connect(
+        user=secret()["username"], password=secret()["password"], row_factory=dict_row
+    ) as connection:
+        connection.execute(
+            "SELECT set_config('request.jwt.claims', %s, true)", [json.dumps({"sub": subject})]
+        )
+        return connection.execute(
+            "SELECT id, name, created_at, updated_at FROM users WHERE id = %s", [user_id]
+        ).fetchone()
