@@ -1,0 +1,109 @@
+# The one task runner. `make` alone prints what it can do.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+STAGE ?= dev
+STAGES := local dev prod
+RUN := .venv/bin/python
+CDK := node_modules/.bin/cdk
+
+# $(call need,command,what to do) stops with a sentence when a command is missing.
+need = command -v $(1) >/dev/null || { echo "lambda-pg needs $(1): $(2)" >&2; exit 1; }
+
+.PHONY: help
+help: ## print this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+.PHONY: demo
+demo: setup ## deploy the app to a local cloud, call it, storm it, stop it
+	@$(RUN) -m local demo
+
+.PHONY: test
+test: setup ## run all tests
+	@$(RUN) -m pytest $(ARGS)
+
+.PHONY: check
+check: setup ## lint, format, types, and the README's numbers
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+	$(RUN) -m mypy .
+	$(RUN) -m benchmarks.report --check
+
+.PHONY: up
+up: setup ## start the local cloud, deploy the app, and leave it running
+	@$(RUN) -m local up
+
+.PHONY: down
+down: setup ## stop the local cloud and remove its data
+	@$(RUN) -m local down
+
+.PHONY: status
+status: setup ## show what the local cloud runs
+	@$(RUN) -m local status
+
+.PHONY: psql
+psql: setup ## open a shell on the local database
+	@$(RUN) -m local psql
+
+.PHONY: storm
+storm: setup ## run the storm alone and write benchmarks/results/storm.json
+	@$(RUN) -m benchmarks.storm --output benchmarks/results/storm.json
+	@$(RUN) -m benchmarks.report --write
+
+.PHONY: synth
+synth: setup ## synthesise every stage and lint the templates
+	@for stage in $(STAGES); do \
+	  echo "synth $$stage"; \
+	  $(CDK) synth --quiet --output build/cdk.out/$$stage --context stage=$$stage || exit 1; \
+	  .venv/bin/cfn-lint build/cdk.out/$$stage/*.template.json || exit 1; \
+	done
+
+.PHONY: preflight
+preflight: setup ## check the AWS account of the shell's credentials before a deployment
+	@$(RUN) -m stacks.preflight --stage $(STAGE)
+
+.PHONY: deploy
+deploy: preflight ## deploy to the AWS account of the shell's credentials: make deploy STAGE=dev
+	$(CDK) deploy --all --context stage=$(STAGE)
+
+.PHONY: layer
+layer: setup ## build the layer's folder under build/ and show its size
+	@$(RUN) layer/build.py
+
+.PHONY: format
+format: setup ## format the code
+	$(RUN) -m ruff check --fix
+	$(RUN) -m ruff format
+
+.PHONY: lock
+lock: setup ## pin every requirements.in anew, with hashes
+	@for input in $$(git ls-files '*requirements*.in'); do \
+	  echo "$$input"; \
+	  env -u PIP_FIND_LINKS .venv/bin/uv pip compile --quiet --universal --python-version 3.11 \
+	    --generate-hashes --no-emit-index-url --custom-compile-command 'make lock' \
+	    "$$input" --output-file "$${input%.in}.txt" || exit 1; \
+	done
+
+.PHONY: setup
+setup: .venv/ready node_modules/ready
+
+.venv/ready: requirements-dev.txt
+	@$(call need,$(PYTHON),install Python 3.11 or newer - Debian: apt install python3 python3-venv)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "lambda-pg needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try make PYTHON=python3.13" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+	  { echo "$(PYTHON) cannot make virtual environments. Debian: apt install python3-venv" >&2; exit 1; }
+	@echo "setting up Python packages (once)"
+	@$(PYTHON) -m venv --clear .venv
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.txt
+	@.venv/bin/uv pip install --quiet --python .venv/bin/python --require-hashes -r requirements-dev.txt
+	@touch $@
+
+node_modules/ready: package-lock.json
+	@$(call need,node,install Node.js 20 or newer - Debian: apt install nodejs npm)
+	@$(call need,npm,it comes with Node.js - Debian: apt install npm)
+	@echo "setting up the AWS CDK command line (once)"
+	@npm ci --silent --no-fund --no-audit
+	@touch $@
