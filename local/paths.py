@@ -1,0 +1,55 @@
+"""Where local mode keeps what it fetched, and what it runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+NAME = "lambda-pg"
+
+
+def cache_dir(environment: Mapping[str, str] = os.environ) -> Path:
+    """Name the folder of what is fetched once and kept: servers, environments, built layers."""
+    if chosen := environment.get("LAMBDA_PG_CACHE_DIR"):
+        return Path(chosen)
+    if os.geteuid() == 0:
+        return Path("/var/cache") / NAME
+    return Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / NAME
+
+
+def state_dir(environment: Mapping[str, str] = os.environ) -> Path:
+    """Name the folder of one running local cloud: its state, data and logs.
+
+    It is short, because the path of a unix socket has room for about 100 characters.
+    """
+    if chosen := environment.get("LAMBDA_PG_STATE_DIR"):
+        return Path(chosen)
+    if os.geteuid() == 0:
+        return _root_state_parent() / NAME
+    home = Path.home() / ".local" / "state"
+    return Path(environment.get("XDG_RUNTIME_DIR") or home) / NAME
+
+
+def _root_state_parent() -> Path:
+    run = Path("/run")
+    return run if run.is_dir() and os.access(run, os.W_OK) else Path("/var/tmp")  # noqa: S108 - a folder of our own is made in it, and its owner is root
+
+
+def shareable(folder: Path) -> Path:
+    """Create a folder that the servers' account may enter, and check that it can be reached.
+
+    Raises PermissionError, naming the closed parent, where root's servers could not get through.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if os.geteuid() != 0:
+        return folder
+    folder.chmod(folder.stat().st_mode | 0o055)
+    for parent in folder.resolve().parents:
+        if not parent.stat().st_mode & 0o001:
+            raise PermissionError(
+                f"{parent} is closed to other accounts, but the servers do not run as root and "
+                f"have to reach {folder}. Open it with `chmod o+x {parent}`, or choose another "
+                "place with LAMBDA_PG_CACHE_DIR and LAMBDA_PG_STATE_DIR."
+            )
+    return folder

@@ -1,0 +1,150 @@
+"""Child processes: their account, their limits, their end, and the ports they listen on."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+# Accounts that PostgreSQL and PgBouncer, which refuse to run as root, are started as.
+SERVICE_ACCOUNTS = ("postgres", "nobody")
+
+
+@dataclass(frozen=True)
+class Account:
+    """An account of this machine."""
+
+    name: str
+    uid: int
+    gid: int
+
+
+def service_account() -> Account | None:
+    """Name the account that root starts servers as; None where no change is needed."""
+    if os.geteuid() != 0:
+        return None
+    for name in SERVICE_ACCOUNTS:
+        try:
+            entry = pwd.getpwnam(name)
+        except KeyError:
+            continue
+        return Account(name, entry.pw_uid, entry.pw_gid)
+    raise LookupError(
+        f"PostgreSQL and PgBouncer refuse to run as root, and this machine has none of the "
+        f"accounts {', '.join(SERVICE_ACCOUNTS)}: add one, or run as another user."
+    )
+
+
+def own(path: Path, account: Account | None) -> None:
+    """Give a file or a folder to an account."""
+    if account is not None:
+        os.chown(path, account.uid, account.gid)
+
+
+def make_private_folder(path: Path, account: Account | None) -> Path:
+    """Create a folder that only its owner, an account, may enter."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    own(path, account)
+    path.chmod(0o700)
+    return path
+
+
+def raise_open_files_limit() -> int:
+    """Raise this process's limit of open files to the hard limit, and return it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY and sys.platform == "darwin":
+        hard = 10_240  # what macOS calls OPEN_MAX: setrlimit refuses more
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+def launcher(account: Account | None, death_signal: signal.Signals) -> list[str]:
+    """Build the command that starts another one as an account, and ends it with its parent.
+
+    The kernel sends the signal when the *thread* that started the child ends: start children from
+    a thread that stays. Where there is no setpriv (macOS), nothing ends an orphan.
+    """
+    setpriv = shutil.which("setpriv")
+    if setpriv is None:
+        if account is not None:
+            raise FileNotFoundError(
+                "setpriv is missing, and PostgreSQL and PgBouncer refuse to run as root: install "
+                "util-linux, or run as another user."
+            )
+        return []
+    command = [setpriv, f"--pdeathsig={death_signal.name}"]
+    if account is not None:
+        command += [f"--reuid={account.uid}", f"--regid={account.gid}", "--clear-groups"]
+    return [*command, "--"]
+
+
+def start(
+    command: Sequence[str],
+    *,
+    log: Path,
+    environment: Mapping[str, str],
+    folder: Path,
+    account: Account | None = None,
+    death_signal: signal.Signals = signal.SIGKILL,
+) -> subprocess.Popen[bytes]:
+    """Start a child in a session of its own, so that Ctrl-C reaches only its parent."""
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [*launcher(account, death_signal), *command],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=dict(environment),
+            cwd=folder,
+            umask=0o022,
+            start_new_session=True,
+        )
+
+
+def stop(process: subprocess.Popen[bytes], how: signal.Signals, seconds: float) -> int:
+    """Send a signal and wait; kill the process when it takes longer. Return its exit code."""
+    process.send_signal(how)
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
+
+
+def base_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Pick what a child may inherit: where programs are, the language, the home folder."""
+    names = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ")
+    return {name: environment[name] for name in names if name in environment}
+
+
+def free_port() -> int:
+    """Find a TCP port that nobody listens on at 127.0.0.1."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    """Poll a condition until it holds; raise TimeoutError, naming it, when it takes longer."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not within {seconds:g} s")
+        time.sleep(0.01)
+
+
+def last_lines(log: Path, count: int = 15) -> str:
+    """Return the end of a log, for an error message."""
+    if not log.exists():
+        return "(no log)"
+    return "\n".join(log.read_text(errors="replace").splitlines()[-count:])
