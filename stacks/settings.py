@@ -1,0 +1,169 @@
+"""Read frozen, typed dataclasses from a block of settings, and name every wrong value at once.
+
+A class declares its settings with `setting` and groups with `section`; `read` turns a mapping into
+it and `describe` lists what there is to set. Nothing here knows what the settings mean.
+"""
+
+import dataclasses
+import re
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+REQUIRED: Any = dataclasses.MISSING
+
+
+class ConfigurationError(ValueError):
+    """Say everything that is wrong with a stage's settings, one problem a line."""
+
+    def __init__(self, stage: str, problems: list[str]) -> None:
+        self.stage = stage
+        self.problems = tuple(problems)
+        listed = "\n".join(f"  - {problem}" for problem in problems)
+        super().__init__(f"stage {stage!r} in cdk.json has {len(problems)} problem(s):\n{listed}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """What a setting means and which values it takes."""
+
+    doc: str
+    unit: str = ""
+    minimum: int | None = None
+    maximum: int | None = None
+    choices: tuple[object, ...] = ()
+    pattern: str = ""
+    shape: str = ""
+
+    def allowed(self) -> str:
+        """Describe the allowed values, for a message and for the documentation."""
+        if self.choices:
+            return "one of " + ", ".join(repr(choice) for choice in self.choices)
+        if self.minimum is not None or self.maximum is not None:
+            return f"{self.minimum} to {self.maximum} {self.unit}".rstrip()
+        return self.shape
+
+    def accepts(self, value: object) -> bool:
+        """Judge one value whose type is right already."""
+        if self.choices:
+            return value in self.choices
+        if isinstance(value, int) and not isinstance(value, bool):
+            return self._within(value)
+        if isinstance(value, tuple):
+            return bool(value) and all(self.accepts(item) for item in value)
+        return not self.pattern or re.fullmatch(self.pattern, str(value)) is not None
+
+    def _within(self, value: int) -> bool:
+        above = self.minimum is None or value >= self.minimum
+        return above and (self.maximum is None or value <= self.maximum)
+
+
+def setting(default: Any, doc: str, **rule: Any) -> Any:
+    """Declare one setting: its default (or `REQUIRED`), its meaning, its unit and its range."""
+    return dataclasses.field(default=default, metadata={"rule": Rule(doc=doc, **rule)})
+
+
+def section(kind: Callable[[], Any], doc: str) -> Any:
+    """Declare a group of settings that all have defaults."""
+    return dataclasses.field(default_factory=kind, metadata={"rule": Rule(doc=doc)})
+
+
+def read(
+    kind: type[T], block: object, problems: list[str], path: str = "", **given: object
+) -> T | None:
+    """Build `kind` from a mapping; where it is wrong, add to `problems` and return None.
+
+    `given` are the fields that are no settings.
+    """
+    if not isinstance(block, Mapping):
+        problems.append(f"{path or 'the block'} is {block!r}: allowed is a group of settings")
+        return None
+    before = len(problems)
+    fields = {field.name: field for field in _settings_of(kind)}
+    problems += [
+        _unknown(_join(path, str(name)), block[name], fields)
+        for name in block
+        if name not in fields
+    ]
+    values = {
+        name: _read_field(kind, field, block, problems, path) for name, field in fields.items()
+    }
+    if len(problems) > before:
+        return None
+    return kind(**given, **values)
+
+
+def describe(kind: type, path: str = "") -> Iterator[tuple[str, Rule, object]]:
+    """Yield each setting's dotted name, its rule and its default, in order of declaration."""
+    hints = typing.get_type_hints(kind)
+    for field in _settings_of(kind):
+        name = _join(path, field.name)
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from describe(hints[field.name], name)
+        else:
+            yield name, field.metadata["rule"], field.default
+
+
+def _settings_of(kind: type) -> list["dataclasses.Field[Any]"]:
+    fields = dataclasses.fields(kind)
+    return [field for field in fields if "rule" in field.metadata]
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _unknown(name: str, value: object, fields: Mapping[str, object]) -> str:
+    return f"{name} = {value!r} is no setting: allowed are {', '.join(fields)}"
+
+
+def _read_field(
+    kind: type,
+    field: "dataclasses.Field[Any]",
+    block: Mapping[str, object],
+    problems: list[str],
+    path: str,
+) -> object:
+    name, rule = _join(path, field.name), field.metadata["rule"]
+    hint = typing.get_type_hints(kind)[field.name]
+    if dataclasses.is_dataclass(hint):
+        return read(typing.cast("type[object]", hint), block.get(field.name, {}), problems, name)
+    if field.name not in block:
+        if field.default is dataclasses.MISSING:
+            problems.append(f"{name} is missing: {rule.doc}; allowed is {_allowed(hint, rule)}")
+            return None
+        return field.default
+    value = block[field.name]
+    value = tuple(value) if isinstance(value, list) else value
+    if not _has_type(value, hint) or (value is not None and not rule.accepts(value)):
+        problems.append(f"{name} = {block[field.name]!r}: allowed is {_allowed(hint, rule)}")
+    return value
+
+
+def _has_type(value: object, hint: object) -> bool:
+    if isinstance(hint, types.UnionType):
+        return any(_has_type(value, part) for part in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        item = typing.get_args(hint)[0]
+        return isinstance(value, tuple) and all(_has_type(one, item) for one in value)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, typing.cast("type", hint))
+
+
+def _allowed(hint: object, rule: Rule) -> str:
+    parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kinds = [_KINDS.get(part, "a list of text") for part in parts]
+    return ", ".join(filter(None, [" or ".join(kinds), rule.allowed()]))
+
+
+_KINDS: dict[object, str] = {
+    int: "a whole number",
+    str: "text",
+    bool: "true or false",
+    type(None): "null",
+}
