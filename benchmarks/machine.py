@@ -1,0 +1,33 @@
+"""What a result was measured on."""
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+
+def machine() -> dict[str, str | int]:
+    """Describe processor, cores, memory and kernel."""
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count() or 1,
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "system": f"{platform.system()} {platform.release()}",
+    }
+
+
+def packages() -> dict[str, str]:
+    """Name the versions of what runs in a function."""
+    names = ("psycopg", "aws-lambda-powertools", "awslambdaric", "boto3")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
