@@ -1,0 +1,108 @@
+"""What the stacks have deployed, as frozen values: the local cloud runs these and nothing else."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+FOLDER_TAG = "lambda-pg:function"
+
+Start = Literal["cold", "restored"]
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """One deployed function: its unpacked code and layers, and its configuration."""
+
+    name: str
+    folder: str  # the tag `lambda-pg:function`, or the function's name where it has none
+    arn: str
+    handler: str
+    runtime: str
+    timeout: float  # seconds
+    memory: int  # MB
+    code: Path
+    layers: tuple[Path, ...]
+    variables: Mapping[str, str]
+    log_group: str
+    reserved_concurrency: int | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Name this configuration: a change retires the environments that run the old one.
+
+        Reserved concurrency is left out, as it applies to running environments too.
+        """
+        told = [self.name, self.handler, self.runtime, self.timeout, self.memory, str(self.code)]
+        content = [*told, [str(layer) for layer in self.layers], sorted(self.variables.items())]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class JwtAuthorizer:
+    """A JWT authorizer of an HTTP API."""
+
+    issuer: str
+    audience: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Throttle:
+    """The bounds of a route: requests a second, and how many may come at once. 0 is unbounded."""
+
+    rate: float = 0.0
+    burst: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One route of an HTTP API, with the function behind it."""
+
+    key: str  # "GET /users/{id}", "ANY /health" or "$default"
+    function: str  # name or ARN
+    payload_format: str
+    timeout: float  # seconds
+    authorizer: JwtAuthorizer | None = None
+    scopes: tuple[str, ...] = ()
+    throttle: Throttle = field(default_factory=Throttle)
+
+
+@dataclass(frozen=True, slots=True)
+class Cors:
+    """The CORS configuration of an HTTP API."""
+
+    origins: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    headers: tuple[str, ...] = ()
+    exposed: tuple[str, ...] = ()
+    max_age: int | None = None  # seconds
+    credentials: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Api:
+    """A deployed HTTP API."""
+
+    id: str
+    stage: str
+    routes: tuple[Route, ...]
+    cors: Cors | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PoolerTask:
+    """The container of the ECS service that is the pooler: its environment."""
+
+    task_definition: str
+    variables: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """Everything that the daemon reconciles itself with."""
+
+    functions: tuple[Function, ...] = ()
+    api: Api | None = None
+    pooler: PoolerTask | None = None

@@ -1,0 +1,1 @@
+"""Execution environments: the deployed code in real processes, under AWS's own runtime client."""

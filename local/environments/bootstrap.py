@@ -1,0 +1,134 @@
+"""Run one execution environment: a process of its own that never imports the rest of the project.
+
+Started as a file, without `site`: nothing of the developer's virtual environment is importable,
+only the standard library, the function, its layers and the runtime folder (awslambdaric and
+boto3, as in AWS's runtime). Two ways in:
+
+    bootstrap.py cold HANDLER        one environment, everything imported from the beginning
+    bootstrap.py template HANDLER    imports the handler, then forks an environment per line on
+                                     standard input: a restore from a snapshot, as SnapStart does
+"""
+
+import gc
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any, NoReturn
+
+
+def run_cold(handler: str) -> None:
+    """Serve invocations with awslambdaric, as AWS's own bootstrap does."""
+    from awslambdaric.__main__ import main  # noqa: PLC0415  # a template must not load it
+
+    main(["bootstrap", handler])
+
+
+class SnapshotClient:
+    """A runtime client whose `restore_next` is the moment between snapshot and restore.
+
+    awslambdaric imports the handler, runs the before-snapshot hooks, calls `restore_next` and then
+    runs the after-restore hooks. The template process never leaves that call: it forks there, and
+    each child returns from it as a restored environment with a real client of its own.
+    """
+
+    def __init__(self, answers: int) -> None:
+        from awslambdaric.lambda_runtime_marshaller import LambdaMarshaller  # noqa: PLC0415
+
+        self.marshaller = LambdaMarshaller()
+        self._client: Any = None
+        self._answers = answers
+
+    def restore_next(self) -> None:
+        """Fork an environment for each order; return in the children only."""
+        _refuse_what_a_snapshot_cannot_hold()
+        gc.collect()
+        gc.freeze()  # the collector would otherwise write to every shared page
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        self._answer({"ready": True})
+        while line := sys.stdin.buffer.readline():
+            order = json.loads(line)
+            child = os.fork()
+            if child == 0:
+                self._become_environment(order["variables"])
+                return
+            self._answer({"pid": child})
+        os._exit(0)  # the cloud is gone, or has retired this template
+
+    def _become_environment(self, variables: dict[str, str]) -> None:
+        os.setsid()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.close(nothing)
+        os.close(self._answers)
+        os.environ.update(variables)
+        self._client = _connectable_client()
+
+    def post_init_error(self, error: Any, error_type: str | None = None) -> NoReturn:
+        """Tell the cloud why no snapshot can be taken, and end."""
+        self._answer({"error": error, "error_type": error_type})
+        sys.exit(1)
+
+    def _answer(self, message: dict[str, Any]) -> None:
+        os.write(self._answers, json.dumps(message).encode() + b"\n")
+
+    def __getattr__(self, name: str) -> Any:
+        if self._client is None:
+            raise AttributeError(f"{name}: the snapshot has not been restored yet")
+        return getattr(self._client, name)
+
+
+def _connectable_client() -> Any:
+    """Load awslambdaric's native half, which `run_template` has kept out, and make its client."""
+    del sys.modules["runtime_client"]
+    import runtime_client  # noqa: PLC0415
+    from awslambdaric import lambda_runtime_client  # noqa: PLC0415
+    from awslambdaric.lambda_config import LambdaConfigProvider  # noqa: PLC0415
+
+    runtime_client.initialize_client(lambda_runtime_client._user_agent())
+    lambda_runtime_client.runtime_client = runtime_client
+    config = LambdaConfigProvider(["bootstrap", os.environ["_HANDLER"]])
+    return lambda_runtime_client.LambdaRuntimeClient(config.api_address, config.use_thread_polling)
+
+
+def _refuse_what_a_snapshot_cannot_hold() -> None:
+    threads = [thread.name for thread in threading.enumerate()]
+    if len(threads) > 1:
+        raise RuntimeError(
+            f"importing the handler started threads, a fork would lose them: {threads}"
+        )
+    descriptors = Path("/proc/self/fd")
+    if not descriptors.is_dir():
+        return
+    for link in descriptors.iterdir():
+        try:
+            target = link.readlink()
+        except FileNotFoundError:  # the descriptor of this very listing
+            continue
+        if str(target).startswith("socket:"):
+            raise RuntimeError(
+                "importing the handler opened a connection, restored environments would share it: "
+                "connect in the handler, or in an after-restore hook"
+            )
+
+
+def run_template(handler: str) -> None:
+    """Take a snapshot of the imported handler, then restore environments from it.
+
+    Standard output carries the answers to the cloud; what the function prints goes to its log,
+    where standard error goes already.
+    """
+    # The native half reads its address when it is loaded, so it waits until after the fork.
+    sys.modules["runtime_client"] = None  # type: ignore[assignment]
+    from awslambdaric import bootstrap  # noqa: PLC0415
+
+    answers = os.dup(1)
+    os.dup2(2, 1)
+    bootstrap.run(handler, SnapshotClient(answers))
+
+
+if __name__ == "__main__":
+    {"cold": run_cold, "template": run_template}[sys.argv[1]](sys.argv[2])

@@ -1,0 +1,219 @@
+"""Start execution environments of one function: cold, or restored from a snapshot."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from local.deployed import Function, Start
+from local.environments.environment import Environment
+
+_BOOTSTRAP = Path(__file__).with_name("bootstrap.py")
+# -S: no site-packages, neither the virtual environment's nor the system's; -P: not this folder.
+_INTERPRETER = [sys.executable, "-S", "-P"]
+_SNAPSHOT_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What every environment of this cloud has in common."""
+
+    runtime: Path  # awslambdaric and boto3, and nothing else
+    folder: Path  # for the functions' temporary files
+    logs: Path
+    variables: Mapping[str, str]  # region, credentials, endpoint, the cloud's mark
+
+
+def reserved_variables(function: Function, start: Start) -> dict[str, str]:
+    """Return the variables that Lambda itself sets, which a function's own cannot replace."""
+    kind = "snap-start" if start == "restored" else "on-demand"
+    return {
+        "_HANDLER": function.handler,
+        "AWS_EXECUTION_ENV": f"AWS_Lambda_{function.runtime}",
+        "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(function.memory),
+        "AWS_LAMBDA_FUNCTION_NAME": function.name,
+        "AWS_LAMBDA_FUNCTION_VERSION": "$LATEST",
+        "AWS_LAMBDA_INITIALIZATION_TYPE": kind,
+        "AWS_LAMBDA_LOG_GROUP_NAME": function.log_group,
+        "AWS_LAMBDA_LOG_STREAM_NAME": f"local/{function.folder}",
+        "LAMBDA_TASK_ROOT": str(function.code),
+        "PYTHONDONTWRITEBYTECODE": "1",  # /var/task and /opt are read-only on AWS
+    }
+
+
+def search_path(function: Function, runtime: Path) -> str:
+    """Return the import path in AWS's order: function, layers, runtime."""
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    layers = [
+        path
+        for layer in function.layers
+        for path in (layer / "python" / "lib" / version / "site-packages", layer / "python")
+    ]
+    return os.pathsep.join(str(path) for path in [function.code, *layers, runtime])
+
+
+def process_variables(function: Function, start: Start, around: Surroundings) -> dict[str, str]:
+    """Return the whole environment of a function's process: nothing is inherited but PATH."""
+    return {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "LANG": "en_US.UTF-8",
+        "TZ": ":UTC",
+        **around.variables,
+        **function.variables,
+        **reserved_variables(function, start),
+        "HOME": str(around.folder),
+        "TMPDIR": str(around.folder),
+        "LAMBDA_RUNTIME_DIR": str(around.runtime),
+        "PYTHONPATH": search_path(function, around.runtime),
+    }
+
+
+class Launcher:
+    """Start environments of one function."""
+
+    def __init__(self, function: Function, around: Surroundings) -> None:
+        self._function = function
+        self._around = around
+        self._template: _Template | None = None
+        self._lock = asyncio.Lock()
+
+    async def start(self, environment: Environment) -> None:
+        """Start the process of an environment, in the way it asks for."""
+        address = await environment.listen()
+        if environment.start == "cold":
+            self._start_cold(environment, address)
+        else:
+            template = await self._snapshot()
+            environment.watch(await template.restore({"AWS_LAMBDA_RUNTIME_API": address}))
+
+    def _start_cold(self, environment: Environment, address: str) -> None:
+        variables = process_variables(self._function, "cold", self._around)
+        with self.open_log() as log:
+            process = subprocess.Popen(
+                [*_INTERPRETER, str(_BOOTSTRAP), "cold", self._function.handler],
+                env={**variables, "AWS_LAMBDA_RUNTIME_API": address},
+                cwd=self._function.code,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        environment.watch(process.pid, process.wait)
+
+    def open_log(self) -> "LogFile":
+        """Open the function's log for a process, or for a line of the cloud's own."""
+        return LogFile(self._around.logs / f"{self._function.folder}.log")
+
+    async def _snapshot(self) -> "_Template":
+        async with self._lock:
+            if self._template is None or self._template.ended:
+                variables = process_variables(self._function, "restored", self._around)
+                with self.open_log() as log:
+                    self._template = await _Template.take(self._function, variables, log)
+            return self._template
+
+    async def close(self) -> None:
+        """End the template process; environments that are running go on."""
+        template, self._template = self._template, None
+        if template is not None:
+            await template.close()
+
+
+class LogFile:
+    """An appending log file, open while processes are started with it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor = -1
+
+    def __enter__(self) -> int:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        self._descriptor = os.open(self._path, flags, 0o600)
+        return self._descriptor
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+
+
+class _Template:
+    """A process that has imported a handler and forks environments from itself."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self._orders: deque[asyncio.Future[int]] = deque()
+        self._reading: asyncio.Task[None] | None = None
+
+    @staticmethod
+    async def take(function: Function, variables: dict[str, str], log: int) -> "_Template":
+        """Start the process and wait for its snapshot; raise with its error if it has none."""
+        process = await asyncio.create_subprocess_exec(
+            *_INTERPRETER,
+            str(_BOOTSTRAP),
+            "template",
+            function.handler,
+            env=variables,
+            cwd=function.code,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,
+        )
+        template = _Template(process)
+        try:
+            async with asyncio.timeout(_SNAPSHOT_SECONDS):
+                first = await template._answer()
+        except TimeoutError:
+            first = {"error": f"importing the handler took more than {_SNAPSHOT_SECONDS:.0f} s"}
+        if "ready" not in first:
+            await template.close()
+            raise RuntimeError(f"no snapshot of {function.folder}: {json.dumps(first)}")
+        template._reading = asyncio.create_task(template._read())
+        return template
+
+    @property
+    def ended(self) -> bool:
+        return self._process.returncode is not None
+
+    async def restore(self, variables: dict[str, str]) -> int:
+        """Fork one environment and return its process id.
+
+        Orders are not held back until the one before has been answered: the answers come in order.
+        """
+        assert self._process.stdin is not None  # noqa: S101  # it was started with a pipe
+        order: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._orders.append(order)
+        self._process.stdin.write(json.dumps({"variables": variables}).encode() + b"\n")
+        return await order
+
+    async def _read(self) -> None:
+        while "pid" in (answer := await self._answer()):
+            order = self._orders.popleft()
+            if not order.done():
+                order.set_result(int(str(answer["pid"])))
+        while self._orders:
+            order = self._orders.popleft()
+            if not order.done():
+                text = f"the template process could not restore: {json.dumps(answer)}"
+                order.set_exception(RuntimeError(text))
+
+    async def _answer(self) -> dict[str, object]:
+        assert self._process.stdout is not None  # noqa: S101  # it was started with a pipe
+        line = await self._process.stdout.readline()
+        if not line:
+            return {"error": "the template process has ended; its log says more"}
+        answer: dict[str, object] = json.loads(line)
+        return answer
+
+    async def close(self) -> None:
+        with suppress(ProcessLookupError):
+            self._process.kill()
+        await self._process.wait()
+        if self._reading is not None:
+            await self._reading
