@@ -16,7 +16,7 @@ from stacks.settings import REQUIRED, ConfigurationError, read, section, setting
 API_TIMEOUT = 29
 """Seconds after which the API gives up on a function; an HTTP API's own limit is 30."""
 
-RETENTION = (1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545, 731, 1096, 1827, 3653)
+RETENTION = (1, 3, 5, 7, 14, 30, 60, 90, 180, 365, 731, 1827, 3653)
 """Days that CloudWatch Logs can keep events, up to ten years."""
 
 HOST = r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?"

@@ -1,0 +1,366 @@
+"""Assemble what runs in Lambda, for any supported Python and architecture, from any machine.
+
+Wheels come from a lock file with hashes; no Docker and no compiler. The same input gives the same
+tree, byte for byte. Results are kept under build/, keyed by a hash of everything they are made of.
+
+    python layer/build.py --python 3.13 --architecture arm64 --output build/layer-arm64
+"""
+
+import argparse
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILD = ROOT / "build" / "cache"
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+MACHINES = {"arm64": "aarch64", "x86_64": "x86_64"}
+NEWEST_GLIBC = 34
+"""Amazon Linux 2023 has glibc 2.34; Lambda's Python 3.11 runs on Amazon Linux 2, which has 2.26."""
+
+UNUSED = ("*.pyi", "*.pyx", "*.pxd", "*.c", "*.h")
+UNUSED_METADATA = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json")
+KEEP_SECONDS = 24 * 3600
+
+
+class BuildError(RuntimeError):
+    """Say which part could not be assembled and what to do."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A Python version and an architecture; native means the machine at hand, whatever it is."""
+
+    python: str
+    architecture: str
+    native: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what the layer does not support."""
+        if self.python not in PYTHONS:
+            raise BuildError(f"Python {self.python} is not supported: use {', '.join(PYTHONS)}")
+        if self.architecture not in MACHINES:
+            known = ", ".join(MACHINES)
+            raise BuildError(f"architecture {self.architecture!r} is not one of {known}")
+
+    @classmethod
+    def interpreter(cls) -> "Target":
+        """Describe the interpreter that runs this."""
+        python = "{}.{}".format(*sys.version_info[:2])
+        machine = platform.machine().lower()
+        architecture = {"aarch64": "arm64", "amd64": "x86_64"}.get(machine, machine)
+        return cls(python, architecture, native=True)
+
+    @property
+    def machine(self) -> str:
+        """Name the architecture as Linux does."""
+        return MACHINES[self.architecture]
+
+    @property
+    def compiles(self) -> bool:
+        """Tell whether this interpreter's bytecode is the target's."""
+        return self.python == "{}.{}".format(*sys.version_info[:2])
+
+    def marker_environment(self) -> dict[str, str]:
+        """Give the values that a lock file's markers are judged by.
+
+        pip judges them by the interpreter that runs it, even with --python-version.
+        """
+        if self.native:
+            return {}
+        return {
+            "implementation_name": "cpython",
+            "os_name": "posix",
+            "platform_machine": self.machine,
+            "platform_python_implementation": "CPython",
+            "platform_system": "Linux",
+            "python_full_version": f"{self.python}.0",
+            "python_version": self.python,
+            "sys_platform": "linux",
+        }
+
+    def pip_options(self) -> list[str]:
+        """Name the wheels that run there, those for older systems first."""
+        if self.native:
+            return []
+        tags = ["manylinux2014", *(f"manylinux_2_{minor}" for minor in range(17, NEWEST_GLIBC + 1))]
+        options = [f"--platform={tag}_{self.machine}" for tag in tags]
+        return [*options, f"--python-version={self.python}", "--implementation=cp"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What one folder is made of."""
+
+    name: str
+    prefix: str
+    """Path at which Lambda unpacks it: bytecode names its source by it."""
+    sources: tuple[tuple[Path, str], ...]
+    """Files and folders of the project, and where each goes."""
+    requirements: Path | None = None
+    packages: str = "."
+    """Where the wheels go, relative to the folder."""
+
+
+LAYER = Recipe(
+    name="layer",
+    prefix="/opt",
+    sources=((ROOT / "layer" / "python", "python"), (ROOT / "LICENSE", "LICENSE")),
+    requirements=ROOT / "layer" / "requirements.txt",
+    packages="python",
+)
+
+
+def build_layer(target: Target) -> Path:
+    """Assemble the layer: lambda_pg and its dependencies below python/."""
+    return assemble(LAYER, target)
+
+
+def assemble(recipe: Recipe, target: Target) -> Path:
+    """Build the folder unless it is there already, and return its path."""
+    inputs = tuple(_source_files(recipe.sources))
+    key = _key(recipe, target, inputs)
+    label = f"{recipe.name}-{target.python}-{target.architecture}"
+    destination = BUILD / label / key
+    if not destination.exists():
+        with _new_folder(destination) as folder:
+            _fill(folder, recipe, target, inputs)
+    _mark_used(destination)
+    return destination
+
+
+def tree_hash(folder: Path) -> str:
+    """Hash names, modes and contents of a folder."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        mode = path.stat().st_mode & 0o777
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{mode:o}\0".encode())
+        if path.is_file():
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _fill(folder: Path, recipe: Recipe, target: Target, inputs: Sequence[tuple[Path, str]]) -> None:
+    if recipe.requirements is not None:
+        wheels = install(recipe.requirements, target)
+        shutil.copytree(wheels, folder / recipe.packages, dirs_exist_ok=True)
+    for source, name in inputs:
+        place = folder / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, place)
+    if target.compiles:
+        _compile(folder, recipe.prefix)
+    _normalise(folder)
+
+
+def install(requirements: Path, target: Target) -> Path:
+    """Unpack the lock file's wheels for the target, without what is not needed at run time."""
+    wanted = "\n".join(pinned(requirements.read_text(encoding="utf-8"), target)) + "\n"
+    key = hashlib.sha256(f"{_builder()}\0{target}\0{wanted}".encode()).hexdigest()[:16]
+    destination = BUILD / "wheels" / key
+    if not destination.exists():
+        with _new_folder(destination) as folder:
+            _pip(wanted, folder, target, requirements)
+            _prune(folder)
+            _require_licences(folder)
+    _mark_used(destination)
+    return destination
+
+
+def pinned(lock: str, target: Target) -> Iterator[str]:
+    """Yield the lock file's lines that hold for the target, without their markers."""
+    text = "\n".join(line for line in lock.splitlines() if not line.lstrip().startswith("#"))
+    for line in text.replace("\\\n", " ").splitlines():
+        specifier, *hashes = line.split(" --hash=")
+        if not specifier.strip():
+            continue
+        requirement = Requirement(specifier.strip())
+        marker, requirement.marker = requirement.marker, None
+        if marker is None or marker.evaluate(target.marker_environment()):
+            yield " --hash=".join([str(requirement), *(value.strip() for value in hashes)])
+
+
+def _pip(wanted: str, folder: Path, target: Target, requirements: Path) -> None:
+    with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as lock:
+        lock.write(wanted)
+        lock.flush()
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--no-deps"]
+        command += ["--no-compile", "--disable-pip-version-check", "--require-hashes"]
+        command += ["--only-binary=:all:", f"--target={folder}", f"--requirement={lock.name}"]
+        result = subprocess.run(
+            [*command, *target.pip_options()], capture_output=True, text=True, check=False
+        )
+    if result.returncode != 0:
+        raise BuildError(
+            f"the wheels of {requirements} for Python {target.python} on {target.architecture} "
+            f"could not be installed; pip said:\n{result.stderr.strip()}"
+        )
+
+
+def _prune(folder: Path) -> None:
+    shutil.rmtree(folder / "bin", ignore_errors=True)
+    for pattern in UNUSED:
+        _remove(folder.rglob(pattern))
+    for name in UNUSED_METADATA:
+        _remove(folder.glob(f"*.dist-info/{name}"))
+    for name in ("tests", "__pycache__"):
+        for path in sorted(folder.rglob(name)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in list(paths):
+        path.unlink()
+
+
+def _require_licences(folder: Path) -> None:
+    """Refuse to carry a package without its licence's text."""
+    for metadata in folder.glob("*.dist-info"):
+        if not any(_is_licence(path) for path in metadata.rglob("*")):
+            raise BuildError(
+                f"{metadata.name} carries no licence text: add it to the wheel's metadata, or "
+                "choose another package"
+            )
+
+
+def _is_licence(path: Path) -> bool:
+    name = path.name.upper()
+    return path.is_file() and name.startswith(("LICENSE", "LICENCE", "COPYING", "NOTICE"))
+
+
+def _compile(folder: Path, prefix: str) -> None:
+    """Write bytecode that is never checked against its source: /opt and /var/task are read-only.
+
+    A process of its own with a fixed hash seed, since sets in it are written in order of hashes.
+    """
+    command = [sys.executable, "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"]
+    subprocess.run(
+        [*command, "-s", str(folder), "-p", prefix, str(folder)],
+        env={**os.environ, "PYTHONHASHSEED": "0"},
+        capture_output=True,
+        check=False,  # a template that is no Python, as Alembic's, is left as source
+    )
+
+
+def _normalise(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_dir() or path.suffix == ".so" or ".so." in path.name:
+            path.chmod(0o755)
+        else:
+            path.chmod(0o644)
+        os.utime(path, (0, 0))
+
+
+def _source_files(sources: Iterable[tuple[Path, str]]) -> Iterator[tuple[Path, str]]:
+    for source, name in sources:
+        if source.is_file():
+            yield source, name
+        for path in sorted(source.rglob("*")):
+            if path.is_file() and not _is_ignored(path):
+                yield path, f"{name}/{path.relative_to(source).as_posix()}"
+
+
+def _is_ignored(path: Path) -> bool:
+    return "__pycache__" in path.parts or path.name in {"requirements.in", "requirements.txt"}
+
+
+def _key(recipe: Recipe, target: Target, inputs: Iterable[tuple[Path, str]]) -> str:
+    digest = hashlib.sha256(f"{_builder()}\0{target}\0{target.compiles}\0{recipe}".encode())
+    if recipe.requirements is not None:
+        digest.update(recipe.requirements.read_bytes())
+    for source, name in inputs:
+        digest.update(f"\0{name}\0".encode() + hashlib.sha256(source.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def _builder() -> str:
+    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+
+
+class _new_folder:  # noqa: N801 - reads as a verb where it is used
+    """Fill a folder beside its place and move it there when complete; a rival's is as good."""
+
+    def __init__(self, destination: Path) -> None:
+        self.destination = destination
+
+    def __enter__(self) -> Path:
+        """Make the folder."""
+        self.destination.parent.mkdir(parents=True, exist_ok=True)
+        self.folder = Path(tempfile.mkdtemp(dir=self.destination.parent, prefix=".new-"))
+        return self.folder
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        """Move it to its place, or remove it after an error."""
+        if kind is None and not self.destination.exists():
+            self.folder.chmod(0o755)
+            try:
+                self.folder.rename(self.destination)
+            except OSError:
+                if not self.destination.exists():
+                    raise
+        shutil.rmtree(self.folder, ignore_errors=True)
+        _forget_old(self.destination.parent)
+
+
+def _mark_used(folder: Path) -> None:
+    os.utime(folder)
+
+
+def _forget_old(parent: Path) -> None:
+    """Remove what nobody has asked for in a day, or build/ grows with every edit."""
+    for path in parent.iterdir():
+        if time.time() - path.stat().st_mtime > KEEP_SECONDS:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def notes(target: Target) -> Iterator[str]:
+    """Say what the result lacks."""
+    if not target.compiles:
+        running = platform.python_version()
+        yield (
+            f"no bytecode: Python {running} cannot make it for {target.python}; the first import "
+            "in each new environment compiles, about 0.4 s for psycopg"
+        )
+    if (target.python, target.architecture) == ("3.11", "arm64") and not target.native:
+        yield (
+            "psycopg's binary for arm64 needs glibc 2.27 and Lambda's Python 3.11 has 2.26: "
+            "deploy on Python 3.12 or newer, or on x86_64"
+        )
+
+
+def main() -> None:
+    """Build the layer and print where it is and how large."""
+    parser = argparse.ArgumentParser(description="Assemble the layer.")
+    parser.add_argument("--python", choices=PYTHONS, default="3.13")
+    parser.add_argument("--architecture", choices=tuple(MACHINES), default="arm64")
+    parser.add_argument("--output", type=Path, help="copy the result here (replaced)")
+    arguments = parser.parse_args()
+    target = Target(arguments.python, arguments.architecture)
+    folder = build_layer(target)
+    if arguments.output:
+        shutil.rmtree(arguments.output, ignore_errors=True)
+        shutil.copytree(folder, arguments.output)
+    for line in (*_report(arguments.output or folder), *notes(target)):
+        print(line)
+
+
+def _report(folder: Path) -> Iterator[str]:
+    sizes = {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    yield f"{folder}  {sum(sizes.values()) / 1e6:.1f} MB in {len(sizes)} files"
+    bytecode = sum(size for path, size in sizes.items() if path.suffix == ".pyc")
+    yield f"  of it bytecode {bytecode / 1e6:.1f} MB"
+    yield f"  sha256 {tree_hash(folder)}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Whose tokens the API accepts: an issuer of the stage's choice, or a user pool made here."""
+
+from aws_cdk import CfnOutput, Duration, RemovalPolicy, Stack
+from aws_cdk import aws_apigatewayv2 as api
+from aws_cdk import aws_apigatewayv2_authorizers as authorizers
+from aws_cdk import aws_cognito as cognito
+from constructs import Construct
+
+from stacks.config import Config
+
+
+class Identity(Construct):
+    """Faces: `authorizer`."""
+
+    def __init__(self, scope: Construct, id: str, *, config: Config) -> None:  # noqa: A002
+        super().__init__(scope, id)
+        issuer, audience = config.identity.issuer, list(config.identity.audience)
+        if issuer == "cognito":
+            issuer, audience = self._user_pool(config)
+        self.authorizer: api.IHttpRouteAuthorizer = authorizers.HttpJwtAuthorizer(
+            "Token",
+            issuer,
+            jwt_audience=audience,
+            identity_source=["$request.header.Authorization"],
+        )
+
+    def _user_pool(self, config: Config) -> tuple[str, list[str]]:
+        pool = cognito.UserPool(
+            self,
+            "Users",
+            self_sign_up_enabled=False,
+            sign_in_aliases=cognito.SignInAliases(email=True),
+            mfa=cognito.Mfa.OPTIONAL,
+            mfa_second_factor=cognito.MfaSecondFactor(otp=True, sms=False),
+            password_policy=cognito.PasswordPolicy(
+                min_length=12,
+                require_digits=True,
+                require_lowercase=True,
+                require_uppercase=True,
+                require_symbols=True,
+            ),
+            account_recovery=cognito.AccountRecovery.EMAIL_ONLY,
+            deletion_protection=config.termination_protection,
+            removal_policy=_removal(config),
+        )
+        client = pool.add_client(
+            "Client",
+            auth_flows=cognito.AuthFlow(user_srp=True),
+            access_token_validity=Duration.hours(1),
+            prevent_user_existence_errors=True,
+            disable_o_auth=True,
+        )
+        CfnOutput(Stack.of(self), "UserPoolId", value=pool.user_pool_id)
+        CfnOutput(Stack.of(self), "UserPoolClientId", value=client.user_pool_client_id)
+        return pool.user_pool_provider_url, [client.user_pool_client_id]
+
+
+def _removal(config: Config) -> RemovalPolicy:
+    return RemovalPolicy.RETAIN if config.termination_protection else RemovalPolicy.DESTROY

@@ -1,0 +1,88 @@
+"""The pooler's certificate, issued at deployment and renewed every week by a function."""
+
+from aws_cdk import CustomResource, Duration, Stack
+from aws_cdk import aws_events as events
+from aws_cdk import aws_events_targets as events_targets
+from aws_cdk import aws_iam as iam
+from aws_cdk import aws_secretsmanager as secretsmanager
+from aws_cdk import custom_resources as cr
+from constructs import Construct
+
+from stacks import published
+from stacks.assets import Assets
+from stacks.config import Config
+from stacks.functions import log_group, new_function
+
+
+class Certificate(Construct):
+    """A CA of the stack's own and a certificate for `names`. Faces: `secret`, `grant_read`."""
+
+    def __init__(
+        self,
+        scope: Construct,
+        id: str,  # noqa: A002 - CDK's own name
+        *,
+        config: Config,
+        assets: Assets,
+        names: list[str],
+    ) -> None:
+        super().__init__(scope, id)
+        authority = secretsmanager.Secret(
+            self, "Authority", description="The pooler's CA: key and certificate, and its successor"
+        )
+        self.secret = secretsmanager.Secret(
+            self, "Leaf", description="The pooler's certificate: key, chain and CA"
+        )
+        public = published.pooler_ca(config.stage)
+        self.function = new_function(self, "certificate", config=config, assets=assets, timeout=60)
+        for name, value in {
+            "AUTHORITY_SECRET_ARN": authority.secret_arn,
+            "CERTIFICATE_SECRET_ARN": self.secret.secret_arn,
+            "CERTIFICATE_NAMES": ",".join(names),
+            "CA_PARAMETER": public.name,
+        }.items():
+            self.function.add_environment(name, value)
+        for secret in (authority, self.secret):
+            secret.grant_read(self.function)
+            secret.grant_write(self.function)
+        issued = self._issue(config, names)
+        public.write(self, issued.get_att_string("CaCertificate"))
+        self._allow_publishing(public)
+        self._renew_weekly()
+
+    def grant_read(self, grantee: iam.IGrantable) -> iam.Grant:
+        """Let the pooler read its key and its chain."""
+        return self.secret.grant_read(grantee)
+
+    def _issue(self, config: Config, names: list[str]) -> CustomResource:
+        provider = cr.Provider(
+            self,
+            "Provider",
+            on_event_handler=self.function,
+            log_group=log_group(self, "ProviderLogs", config),
+        )
+        return CustomResource(
+            self,
+            "Issued",
+            service_token=provider.service_token,
+            resource_type="Custom::PoolerCertificate",
+            properties={"Names": names},
+        )
+
+    def _allow_publishing(self, public: published.Published) -> None:
+        """Let the function publish a renewed CA: the next deployment takes it to the functions."""
+        arn = Stack.of(self).format_arn(
+            service="ssm", resource="parameter", resource_name=public.name.lstrip("/")
+        )
+        self.function.add_to_role_policy(
+            iam.PolicyStatement(actions=["ssm:PutParameter"], resources=[arn])
+        )
+
+    def _renew_weekly(self) -> None:
+        events.Rule(
+            self,
+            "Weekly",
+            description="Renew the pooler's certificate when a third of its time is left",
+            schedule=events.Schedule.rate(Duration.days(7)),
+            targets=[events_targets.LambdaFunction(self.function, retry_attempts=2)],
+        )
