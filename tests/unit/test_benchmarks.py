@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from benchmarks.load import Outcome, summarise
 from benchmarks.report import BEGIN, END, STORM, filled, storm_table
 

@@ -1,12 +1,14 @@
 """One client connection: opened in the calling thread, and never waiting past a deadline."""
 
 import math
+import os
 import select
 import sys
 import tempfile
+import weakref
 from pathlib import Path
 from time import monotonic
-from typing import IO, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import psycopg
 from psycopg import pq, waiting
@@ -112,7 +114,7 @@ class Connector:
     def __init__(self, settings: Settings) -> None:
         """Write nothing yet: an environment may still be copied."""
         self._settings = settings
-        self._ca_file: IO[str] | None = None
+        self._ca_file: Path | None = None
 
     def connect(self, credentials: Credentials, timeout: float) -> Connection[Any]:
         """Connect within `timeout` seconds.
@@ -170,10 +172,19 @@ class Connector:
             return settings.sslrootcert
         if settings.ca_pem is None:
             return AWS_ROOTS
-        if self._ca_file is None:
-            self._ca_file = tempfile.NamedTemporaryFile(  # noqa: SIM115  # lives as long as we
-                "w", prefix="lambda-pg-", suffix=".pem"
-            )
-            self._ca_file.write(settings.ca_pem)
-            self._ca_file.flush()
-        return Path(self._ca_file.name)
+        if self._ca_file is None or not self._ca_file.exists():
+            self._ca_file = _write_temporary(settings.ca_pem)
+            weakref.finalize(self, _remove, self._ca_file, os.getpid())
+        return self._ca_file
+
+
+def _write_temporary(text: str) -> Path:
+    descriptor, name = tempfile.mkstemp(prefix="lambda-pg-", suffix=".pem")
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+    return Path(name)
+
+
+def _remove(path: Path, owner: int) -> None:
+    if os.getpid() == owner:  # a forked child leaves its parent's file alone
+        path.unlink(missing_ok=True)

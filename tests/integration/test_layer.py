@@ -1,0 +1,428 @@
+"""The layer against a real PostgreSQL: what Lambda and a server do to a connection."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from lambda_pg import (
+    CheckoutTimeoutError,
+    ConfigurationError,
+    ConnectFailedError,
+    CredentialsError,
+    Database,
+    DatabaseUnavailableError,
+    DeadlineExceededError,
+    Settings,
+)
+from psycopg.pq import TransactionStatus
+from psycopg.rows import TupleRow
+
+from local.certificates import Authority
+from local.postgres import Postgres
+
+PASSWORD = "canary-Pa55word"
+
+
+class Context:
+    """The part of Lambda's context that the layer reads."""
+
+    def __init__(self, seconds: float) -> None:
+        """Start an invocation that may take `seconds`."""
+        self._until = time.monotonic() + seconds
+
+    def get_remaining_time_in_millis(self) -> int:
+        """Return what is left."""
+        return max(0, int((self._until - time.monotonic()) * 1000))
+
+
+@pytest.fixture
+def admin(postgres: Postgres) -> Iterator[psycopg.Connection[TupleRow]]:
+    """A superuser's connection, for looking and for killing; one table for the test's rows."""
+    with psycopg.connect(postgres.superuser_dsn, autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE layer_test LOGIN PASSWORD '{PASSWORD}'")
+        connection.execute("CREATE TABLE counter (n int)")
+        connection.execute("GRANT ALL ON counter TO layer_test")
+        yield connection
+    with psycopg.connect(postgres.superuser_dsn, autocommit=True) as connection:
+        connection.execute("DROP TABLE counter")
+        connection.execute("DROP ROLE layer_test")
+
+
+@pytest.fixture
+def settings(postgres: Postgres, admin: psycopg.Connection[TupleRow]) -> Settings:
+    """Where the server is, as a URL would say it."""
+    return Settings(
+        host="127.0.0.1",
+        port=postgres.port,
+        dbname="postgres",
+        user="layer_test",
+        password=PASSWORD,
+        sslrootcert=postgres.ca_file,
+        application_name="layer-test",
+    )
+
+
+Open = Callable[..., Database[TupleRow]]
+
+
+@pytest.fixture
+def open_database(settings: Settings) -> Iterator[Open]:
+    """Make databases with other settings than the defaults; they are closed at the end."""
+    with ExitStack() as opened:
+
+        def make(**changes: Any) -> Database[TupleRow]:
+            database = Database(replace(settings, **changes))
+            opened.callback(database.close)
+            return database
+
+        yield make
+
+
+@pytest.fixture
+def db(open_database: Open) -> Database[TupleRow]:
+    """A database with the defaults of the layer."""
+    return open_database()
+
+
+def kill_backends(admin: psycopg.Connection[TupleRow]) -> int:
+    """End the layer's backends, as a failover does; wait until they are gone."""
+    ended = admin.execute(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+        " WHERE application_name = 'layer-test'"
+    ).fetchall()
+    return len(ended)
+
+
+def scalar(db: Database[TupleRow], query: str) -> object:
+    """Return the first column of the first row."""
+    row = db.execute(query).fetchone()
+    return row[0] if row else None
+
+
+def test_a_statement_with_claims_sees_them_and_leaves_nothing(db: Database[TupleRow]) -> None:
+    """Claims hold for one statement; the next one on the same connection has none."""
+    query = "SELECT pg_backend_pid(), current_setting('request.jwt.claims', true)"
+    first = db.execute(query, claims={"sub": "a"}).fetchone()
+    second = db.execute(query).fetchone()
+    assert first is not None
+    assert second is not None
+    assert first[0] == second[0]
+    assert first[1] == '{"sub": "a"}'
+    assert not second[1]
+
+
+@pytest.mark.parametrize("claims", [None, {"sub": "a"}])
+def test_an_sql_error_is_psycopgs_own_and_leaves_the_connection_usable(
+    db: Database[TupleRow], claims: dict[str, str] | None
+) -> None:
+    """The error keeps its SQLSTATE, and the same backend serves the next statement."""
+    pid = scalar(db, "SELECT pg_backend_pid()")
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        db.execute("SELECT 1/0", claims=claims)
+    assert scalar(db, "SELECT pg_backend_pid()") == pid
+
+
+def test_a_backend_killed_while_idle_is_replaced_unseen(
+    db: Database[TupleRow], admin: psycopg.Connection[TupleRow]
+) -> None:
+    """The look at the socket notices the hang-up before a statement is sent."""
+    pid = scalar(db, "SELECT pg_backend_pid()")
+    assert kill_backends(admin) == 1
+    with db.connection() as connection:
+        assert connection.info.backend_pid != pid
+        connection.execute("SELECT 1")
+
+
+def test_a_connection_idle_for_long_is_asked_before_it_is_used(open_database: Open) -> None:
+    """After the threshold a checkout pays for one round trip, and only then."""
+    db = open_database(idle_check_after=0.001)
+    pid = scalar(db, "SELECT pg_backend_pid()")
+    time.sleep(0.01)
+    assert scalar(db, "SELECT pg_backend_pid()") == pid
+
+
+def test_a_restart_of_the_server_is_survived(db: Database[TupleRow], postgres: Postgres) -> None:
+    """A fault that ends within the checkout timeout costs time, not an error."""
+    scalar(db, "SELECT 1")
+    postgres.stop()
+    with ThreadPoolExecutor(1) as request:
+        answer = request.submit(scalar, db, "SELECT 2")
+        time.sleep(0.5)
+        assert not answer.done()
+        postgres.start()
+        assert answer.result() == 2
+
+
+def test_a_long_outage_is_answered_in_time(
+    open_database: Open, settings: Settings, postgres: Postgres
+) -> None:
+    """Without a server the error comes within the checkout timeout + 1 s, with its cause."""
+    db = open_database()
+    postgres.stop()
+    started = time.monotonic()
+    try:
+        with pytest.raises(CheckoutTimeoutError, match="refused") as caught:
+            db.execute("SELECT 1")
+    finally:
+        postgres.start()
+    assert time.monotonic() - started < settings.checkout_timeout + 1
+    assert caught.value.retry_after > 0
+    assert isinstance(caught.value.__cause__, psycopg.OperationalError)
+    assert scalar(db, "SELECT 1") == 1
+
+
+def test_a_full_server_is_waited_for(
+    db: Database[TupleRow], settings: Settings, postgres: Postgres
+) -> None:
+    """`too many clients` is retried; a connection that becomes free is taken."""
+    with ExitStack() as held:
+        hold_every_connection(held, settings, postgres)
+        release = threading.Timer(0.5, held.close)
+        release.start()
+        assert scalar(db, "SELECT 1") == 1
+        release.join()
+
+
+def test_a_server_that_stays_full_is_a_checkout_timeout(
+    open_database: Open, settings: Settings, postgres: Postgres
+) -> None:
+    """The error names the cause, and says when to come back."""
+    db = open_database(checkout_timeout=0.5)
+    with ExitStack() as held:
+        hold_every_connection(held, settings, postgres)
+        with pytest.raises(CheckoutTimeoutError, match=r"clients already|slots are reserved"):
+            db.execute("SELECT 1")
+
+
+def hold_every_connection(held: ExitStack, settings: Settings, postgres: Postgres) -> None:
+    """Connect until the server refuses."""
+    address = f"host=127.0.0.1 port={settings.port} user=layer_test password={PASSWORD}"
+    try:
+        for _ in range(postgres.max_connections + 1):
+            held.callback(psycopg.connect(f"{address} dbname=postgres").close)
+    except psycopg.OperationalError:
+        return
+    pytest.fail("the server refused nobody")
+
+
+def test_a_wrong_password_is_a_credentials_error_without_it(open_database: Open) -> None:
+    """A refused login is told apart, and the password shows nowhere."""
+    db = open_database(password=f"{PASSWORD}-wrong", checkout_timeout=0.5)
+    with pytest.raises(CredentialsError) as caught:
+        db.execute("SELECT 1")
+    chain: BaseException | None = caught.value
+    while chain is not None:
+        assert PASSWORD not in str(chain)
+        chain = chain.__cause__
+    assert PASSWORD not in repr(db)
+
+
+def test_a_wrong_ca_is_refused_at_once(
+    open_database: Open, settings: Settings, tmp_path: Path
+) -> None:
+    """A server that another CA vouches for is not talked to, and not asked again."""
+    other = tmp_path / "other.pem"
+    other.write_text(Authority.create("somebody else").pem)
+    db = open_database(sslrootcert=other)
+    started = time.monotonic()
+    with pytest.raises(ConnectFailedError, match="certificate verify failed"):
+        db.execute("SELECT 1")
+    assert time.monotonic() - started < settings.checkout_timeout
+
+
+def test_a_wrong_name_is_refused_at_once(open_database: Open) -> None:
+    """A certificate for another name than the one that was dialled is not enough."""
+    db = open_database(host="127.0.0.2")
+    with pytest.raises(DatabaseUnavailableError, match=r"does not match host name|refused"):
+        db.execute("SELECT 1")
+
+
+def test_the_ca_may_come_as_text(open_database: Open, postgres: Postgres) -> None:
+    """LAMBDA_PG_CA_PEM needs no file."""
+    db = open_database(sslrootcert=None, ca_pem=postgres.ca_file.read_text())
+    assert scalar(db, "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()") is True
+
+
+def test_the_deadline_ends_a_statement_and_cancels_it(
+    db: Database[TupleRow], admin: psycopg.Connection[TupleRow]
+) -> None:
+    """1.5 s before its end an invocation gets DeadlineExceededError, and the server is free."""
+
+    @db.bind_lambda_context
+    def handler(event: object, context: Context) -> None:
+        db.execute("SELECT pg_sleep(30)")
+
+    started = time.monotonic()
+    with pytest.raises(DeadlineExceededError):
+        handler(None, Context(1.5))
+    assert time.monotonic() - started < 1.5
+    left = admin.execute(
+        "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(30)%'"
+        " AND state = 'active' AND pid <> pg_backend_pid()"
+    ).fetchone()
+    assert left == (0,)
+    assert scalar(db, "SELECT 1") == 1
+
+
+def test_without_an_invocation_there_is_no_deadline(db: Database[TupleRow]) -> None:
+    """The deadline ends with its invocation."""
+
+    @db.bind_lambda_context
+    def handler(event: object, context: Context) -> object:
+        return scalar(db, "SELECT 1")
+
+    assert handler(None, Context(1.0)) == 1
+    assert scalar(db, "SELECT 1 FROM pg_sleep(1.1)") == 1
+
+
+def test_work_is_rerun_after_its_connection_was_lost(
+    db: Database[TupleRow], admin: psycopg.Connection[TupleRow]
+) -> None:
+    """Before COMMIT was sent nothing can have happened: the whole runs again, once."""
+    runs = []
+
+    def work(connection: psycopg.Connection[TupleRow]) -> int:
+        runs.append(connection.info.backend_pid)
+        connection.execute("INSERT INTO counter VALUES (1)")
+        if len(runs) == 1:
+            kill_backends(admin)
+        connection.execute("INSERT INTO counter VALUES (1)")
+        return len(runs)
+
+    assert db.run_transaction(work) == 2
+    assert scalar(db, "SELECT count(*) FROM counter") == 2
+
+
+def test_work_is_rerun_after_a_serialization_failure(open_database: Open) -> None:
+    """Of two that conflict, the loser runs again and sees what the winner wrote."""
+    first, second = open_database(), open_database()
+    first.execute("INSERT INTO counter VALUES (0)")
+    runs = []
+
+    def increment(connection: psycopg.Connection[TupleRow]) -> None:
+        runs.append(1)
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        connection.execute("SELECT n FROM counter")
+        if len(runs) == 1:
+            second.execute("UPDATE counter SET n = n + 1")
+        connection.execute("UPDATE counter SET n = n + 1")
+
+    first.run_transaction(increment)
+    assert len(runs) == 2
+    assert scalar(first, "SELECT n FROM counter") == 2
+
+
+def test_an_error_of_the_work_is_rolled_back_and_passed_on(db: Database[TupleRow]) -> None:
+    """Whatever work raises comes through, and nothing of it stays."""
+
+    def work(connection: psycopg.Connection[TupleRow]) -> None:
+        connection.execute("INSERT INTO counter VALUES (1)")
+        raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine"):
+        db.run_transaction(work)
+    assert scalar(db, "SELECT count(*) FROM counter") == 0
+
+
+def test_a_swallowed_error_is_no_commit(db: Database[TupleRow]) -> None:
+    """COMMIT of a failed transaction rolls back: the caller is told."""
+
+    def work(connection: psycopg.Connection[TupleRow]) -> None:
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            connection.execute("SELECT 1/0")
+
+    with pytest.raises(psycopg.errors.InFailedSqlTransaction, match="nothing was committed"):
+        db.run_transaction(work)
+
+
+def test_a_transaction_commits_or_rolls_back(db: Database[TupleRow]) -> None:
+    """Leaving the block commits; an exception rolls back."""
+    with db.transaction(claims={"sub": "a"}) as connection:
+        connection.execute("INSERT INTO counter VALUES (1)")
+
+    def insert_and_fail() -> None:
+        with db.transaction() as connection:
+            connection.execute("INSERT INTO counter VALUES (1)")
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        insert_and_fail()
+    assert scalar(db, "SELECT count(*) FROM counter") == 1
+
+
+def test_a_lost_connection_in_a_transaction_is_unavailability(
+    db: Database[TupleRow], admin: psycopg.Connection[TupleRow]
+) -> None:
+    """A handler has one thing to catch, and the pool serves the next request."""
+
+    def lose() -> None:
+        with db.transaction() as connection:
+            kill_backends(admin)
+            connection.execute("SELECT 1")
+
+    with pytest.raises(DatabaseUnavailableError):
+        lose()
+    assert scalar(db, "SELECT 1") == 1
+
+
+def test_a_transaction_left_open_does_not_reach_the_next_checkout(db: Database[TupleRow]) -> None:
+    """What a handler began and never ended is rolled back on return to the pool."""
+    with db.connection() as connection:
+        connection.execute("BEGIN")
+        connection.execute("INSERT INTO counter VALUES (1)")
+    with db.connection() as connection:
+        assert connection.info.transaction_status == TransactionStatus.IDLE
+    assert scalar(db, "SELECT count(*) FROM counter") == 0
+
+
+def test_a_nested_checkout_is_explained_at_once(db: Database[TupleRow]) -> None:
+    """With one slot, a checkout inside a checkout can never succeed."""
+    started = time.monotonic()
+    with db.connection(), pytest.raises(ConfigurationError, match="LAMBDA_PG_SLOTS"):
+        db.execute("SELECT 1")
+    assert time.monotonic() - started < 1
+    assert scalar(db, "SELECT 1") == 1
+
+
+def test_slots_bound_the_connections_of_threads(open_database: Open) -> None:
+    """Eight threads with two slots use two connections and all are served."""
+    db = open_database(slots=2)
+    pids: set[object] = set()
+
+    def work() -> None:
+        pids.add(scalar(db, "SELECT pg_backend_pid() FROM pg_sleep(0.02)"))
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert 1 <= len(pids) <= 2
+
+
+def test_a_forked_child_never_uses_its_parents_connection(db: Database[TupleRow]) -> None:
+    """The child connects anew, and its end does not end the parent's backend."""
+    mine = scalar(db, "SELECT pg_backend_pid()")
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(write_end, str(scalar(db, "SELECT pg_backend_pid()")).encode())
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.close(write_end)
+    with os.fdopen(read_end) as pipe:
+        theirs = pipe.read()
+    os.waitpid(child, 0)
+    assert theirs.isdigit()
+    assert int(theirs) != mine
+    assert scalar(db, "SELECT pg_backend_pid()") == mine
