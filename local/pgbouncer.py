@@ -46,7 +46,9 @@ class Pooler:
         self._environment = processes.base_environment() | dict(environment)
         self._environment |= {
             "LISTEN_ADDR": "127.0.0.1",
-            "PGBOUNCER": shlex.join(binary.command),
+            "PGBOUNCER": shlex.join(
+                [*processes.launcher(self._account, signal.SIGKILL), *binary.command]
+            ),
             "RUN_DIR": str(self.run_dir),
             "PGBOUNCER_USER": self._account.name if self._account else "",
         }

@@ -1,0 +1,167 @@
+"""PgBouncer's configuration files, as text. Nothing here reads or writes anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .settings import Settings
+
+
+@dataclass(frozen=True)
+class User:
+    """A login: the name, and the password in clear text, which SCRAM to the server needs."""
+
+    name: str
+    password: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where the files are that PgBouncer reads."""
+
+    folder: Path
+
+    @property
+    def ini(self) -> Path:
+        """The main file."""
+        return self.folder / "pgbouncer.ini"
+
+    @property
+    def users(self) -> Path:
+        """Names and passwords (`auth_file`)."""
+        return self.folder / "users.txt"
+
+    @property
+    def access(self) -> Path:
+        """Who may log in from where and how (`auth_hba_file`)."""
+        return self.folder / "access.conf"
+
+    @property
+    def certificate(self) -> Path:
+        """Key and chain in one file, so that no reader ever sees half a change."""
+        return self.folder / "certificate.pem"
+
+    @property
+    def admin_dsn(self) -> Path:
+        """The address of the console, for whoever runs this."""
+        return self.folder / "admin_dsn"
+
+
+def render_ini(settings: Settings, files: Files, admin: str) -> str:
+    """Render the main file: every default that does not fit Lambda is set."""
+    database = (
+        f"host={settings.database_host} port={settings.database_port} "
+        f"dbname={settings.database_name}"
+    )
+    return (
+        f"[databases]\n{settings.database_name} = {database}\n\n"
+        f"[pgbouncer]\n{_lines(_parameters(settings, files, admin))}"
+    )
+
+
+def _lines(parameters: Mapping[str, object]) -> str:
+    return "".join(f"{name} = {value}\n" for name, value in parameters.items())
+
+
+def _parameters(settings: Settings, files: Files, admin: str) -> dict[str, object]:
+    return (
+        _listening(settings, files)
+        | _logins(files, admin)
+        | _pooling(settings)
+        | _timeouts(settings)
+        | _logging()
+    )
+
+
+def _listening(settings: Settings, files: Files) -> dict[str, object]:
+    return {
+        "listen_addr": settings.listen_addr,
+        "listen_port": settings.listen_port,
+        # A burst of new environments connects at once; the default, 128, drops their SYNs.
+        "listen_backlog": 4096,
+        "unix_socket_dir": settings.run_dir,
+        "unix_socket_mode": "0700",
+        "client_tls_sslmode": "require",
+        "client_tls_key_file": files.certificate,
+        "client_tls_cert_file": files.certificate,
+        "server_tls_sslmode": "verify-full",
+        "server_tls_ca_file": settings.server_tls_ca_file,
+        # A frozen environment does not answer: keep its flow through a load balancer (350 s), and
+        # give up on it after six minutes.
+        "tcp_keepalive": 1,
+        "tcp_keepidle": 240,
+        "tcp_keepintvl": 30,
+        "tcp_keepcnt": 4,
+    }
+
+
+def _logins(files: Files, admin: str) -> dict[str, object]:
+    return {
+        "auth_type": "hba",
+        "auth_hba_file": files.access,
+        "auth_file": files.users,
+        "admin_users": admin,
+        # JDBC sends it always; everything else unknown is refused, not dropped in silence.
+        "ignore_startup_parameters": "extra_float_digits",
+    }
+
+
+def _pooling(settings: Settings) -> dict[str, object]:
+    return {
+        "pool_mode": settings.pool_mode,
+        "max_client_conn": settings.max_client_conn,
+        # Pools are per user: only max_db_connections bounds what all of them open together.
+        "default_pool_size": settings.default_pool_size,
+        "max_db_connections": settings.max_db_connections,
+        # Protocol-level prepared statements of clients that use them keep working.
+        "max_prepared_statements": 200,
+    }
+
+
+def _timeouts(settings: Settings) -> dict[str, object]:
+    return {
+        "query_wait_timeout": settings.query_wait_timeout,
+        # An environment frozen in a transaction holds a server connection until then.
+        "idle_transaction_timeout": settings.idle_transaction_timeout,
+        "client_login_timeout": 15,
+        "server_connect_timeout": 5,
+        # The default, 15, turns one refused login into 15 seconds of errors for everyone.
+        "server_login_retry": 1,
+        "cancel_wait_timeout": 5,
+        "dns_max_ttl": 5,
+        "dns_nxdomain_ttl": 1,
+    }
+
+
+def _logging() -> dict[str, object]:
+    # A health check is a connection: logging each would bury everything else.
+    return {"log_connections": 0, "log_disconnections": 0, "log_pooler_errors": 1, "log_stats": 0}
+
+
+def render_access(settings: Settings, admin: str) -> str:
+    """Render who may log in: users by TLS and SCRAM; the console only through the socket.
+
+    The socket is in a folder that is closed to other accounts. The supervisor comes through it to
+    hold a transaction open during a drain, and needs no password there.
+    """
+    database = f'"{settings.database_name}"'
+    return (
+        f'local    pgbouncer    "{admin}"  scram-sha-256\n'
+        f"local    {database}  all  trust\n"
+        f"hostssl  {database}  all  0.0.0.0/0  scram-sha-256\n"
+        f"hostssl  {database}  all  ::/0  scram-sha-256\n"
+    )
+
+
+def render_users(users: Iterable[User]) -> str:
+    """Render `auth_file`; raise ValueError for what it cannot express."""
+    return "".join(f"{_quote(user.name)} {_quote(user.password)}\n" for user in users)
+
+
+def _quote(value: str) -> str:
+    """Quote a value. PgBouncer has no escape for line breaks, and SCRAM none for an empty one."""
+    if not value or any(character in value for character in "\0\r\n"):
+        raise ValueError("a user name or password is empty or has a line break or a NUL in it")
+    return '"' + value.replace('"', '""') + '"'

@@ -1,0 +1,168 @@
+"""The supervisor's settings: environment variables, read and checked in one place."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+# Where the image keeps the roots of RDS: beside this package.
+BUNDLED_CA_FILE = HERE.parent / "certs" / "aws.pem"
+POOL_MODES = ("transaction", "session", "statement")
+# The longest path of a unix socket: 108 bytes on Linux, 104 on macOS, with the end mark.
+SOCKET_PATH_LIMIT = 103
+
+
+class SettingsError(ValueError):
+    """Some environment variables are missing or wrong; names each of them."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the supervisor is told. Times are in seconds."""
+
+    listen_addr: str
+    listen_port: int
+    database_host: str
+    database_port: int
+    database_name: str
+    user_secret_arns: tuple[str, ...]
+    certificate_secret_arn: str
+    server_tls_ca_file: Path
+    pool_mode: str
+    max_client_conn: int
+    default_pool_size: int
+    max_db_connections: int
+    query_wait_timeout: int
+    idle_transaction_timeout: int
+    refresh_interval: float
+    drain_timeout: float
+    run_dir: Path
+    # Local mode only: how to start PgBouncer, and the account to do it as when this one is root.
+    pgbouncer: tuple[str, ...]
+    pgbouncer_user: str
+
+    @classmethod
+    def from_env(cls, environment: Mapping[str, str]) -> Settings:
+        """Read the settings; raise SettingsError, which lists every problem at once."""
+        reader = _Reader(environment)
+        settings: dict[str, Any] = {
+            "listen_addr": reader.text("LISTEN_ADDR", ADDRESS, "0.0.0.0"),  # noqa: S104 - inside a task of its own; the security group decides
+            "listen_port": reader.number("LISTEN_PORT", 1, 65535, "6432"),
+            "database_host": reader.text("DATABASE_HOST", ADDRESS),
+            "database_port": reader.number("DATABASE_PORT", 1, 65535, "5432"),
+            "database_name": reader.text("DATABASE_NAME", IDENTIFIER),
+            "user_secret_arns": reader.names("USER_SECRET_ARNS"),
+            "certificate_secret_arn": reader.text("CERTIFICATE_SECRET_ARN", WORD),
+            "server_tls_ca_file": reader.file("SERVER_TLS_CA_FILE", BUNDLED_CA_FILE),
+            "pool_mode": reader.choice("POOL_MODE", POOL_MODES),
+            "max_client_conn": reader.number("MAX_CLIENT_CONN", 1, 100_000),
+            "default_pool_size": reader.number("DEFAULT_POOL_SIZE", 1, 10_000),
+            "max_db_connections": reader.number("MAX_DB_CONNECTIONS", 1, 10_000),
+            "query_wait_timeout": reader.number("QUERY_WAIT_TIMEOUT", 1, 300, "2"),
+            "idle_transaction_timeout": reader.number("IDLE_TRANSACTION_TIMEOUT", 1, 3600, "15"),
+            "refresh_interval": reader.seconds("REFRESH_INTERVAL", "30"),
+            "drain_timeout": reader.seconds("DRAIN_TIMEOUT", "30"),
+            "run_dir": Path(environment.get("RUN_DIR") or "/run/pgbouncer"),
+            "pgbouncer": tuple(shlex.split(environment.get("PGBOUNCER") or "/usr/sbin/pgbouncer")),
+            "pgbouncer_user": environment.get("PGBOUNCER_USER", ""),
+        }
+        if reader.problems:
+            raise SettingsError("; ".join(reader.problems))
+        return _checked(cls(**settings))
+
+    @property
+    def socket(self) -> Path:
+        """The unix socket that PgBouncer listens on."""
+        return self.run_dir / f".s.PGSQL.{self.listen_port}"
+
+
+def _checked(settings: Settings) -> Settings:
+    """Check what depends on more than one variable."""
+    if len(str(settings.socket)) > SOCKET_PATH_LIMIT:
+        raise SettingsError(
+            f"RUN_DIR is too long: the socket {settings.socket} has {len(str(settings.socket))} "
+            f"characters, and {SOCKET_PATH_LIMIT} is the most"
+        )
+    return settings
+
+
+# Nothing that could end a value in PgBouncer's configuration: no space, quote or line break.
+ADDRESS = re.compile(r"[0-9A-Za-z.:*_-]+")
+IDENTIFIER = re.compile(r"[A-Za-z_][0-9A-Za-z_$-]*")
+WORD = re.compile(r"\S+")
+
+
+class _Reader:
+    """Reads variables, and notes each problem instead of stopping at the first."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self.environment = environment
+        self.problems: list[str] = []
+
+    def text(self, name: str, allowed: re.Pattern[str], default: str = "") -> str:
+        """Read a text that matches a pattern as a whole."""
+        value = self._value(name, default)
+        if value and not allowed.fullmatch(value):
+            self._refuse(name, value, f"text like {allowed.pattern}")
+        return value
+
+    def number(self, name: str, least: int, most: int, default: str = "") -> int:
+        """Read a whole number in a range."""
+        allowed = f"a whole number from {least} to {most}"
+        return int(self._number(name, int, (least, most), allowed, default))
+
+    def seconds(self, name: str, default: str) -> float:
+        """Read a time."""
+        allowed = "a number of seconds from 0.05 to 3600"
+        return float(self._number(name, float, (0.05, 3600), allowed, default))
+
+    def choice(self, name: str, allowed: tuple[str, ...]) -> str:
+        """Read one of some words; the first is the default."""
+        value = self._value(name, allowed[0])
+        if value not in allowed:
+            self._refuse(name, value, " or ".join(allowed))
+        return value
+
+    def names(self, name: str) -> tuple[str, ...]:
+        """Read a list of words with commas between them."""
+        return tuple(filter(None, map(str.strip, self._value(name, "").split(","))))
+
+    def file(self, name: str, default: Path) -> Path:
+        """Read the path of a file that must be there."""
+        path = Path(self._value(name, str(default)))
+        if not path.is_file():
+            self._refuse(name, str(path), "the path of a file that exists")
+        return path
+
+    def _value(self, name: str, default: str) -> str:
+        value = self.environment.get(name, "").strip() or default
+        if not value:
+            self.problems.append(f"{name} is missing")
+        return value
+
+    def _number(
+        self,
+        name: str,
+        convert: Callable[[str], Any],
+        limits: tuple[float, float],
+        allowed: str,
+        default: str,
+    ) -> float:
+        value = self._value(name, default)
+        try:
+            number = convert(value)
+        except ValueError:
+            number = None
+        if number is not None and limits[0] <= number <= limits[1]:
+            return float(number)
+        if value:
+            self._refuse(name, value, allowed)
+        return limits[0]
+
+    def _refuse(self, name: str, value: str, allowed: str) -> None:
+        self.problems.append(f"{name} is {value!r}, but must be {allowed}")

@@ -1,0 +1,227 @@
+"""Process 1 of the pooler: starts PgBouncer, keeps its secrets fresh, ends it in order."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import re
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from os import WNOHANG, kill, waitpid, waitstatus_to_exitcode
+from typing import IO
+
+from .files import Folder
+from .settings import Settings, SettingsError
+from .transaction import Transaction, TransactionRefusedError
+from .vault import Content, SecretsManager, Vault
+
+# Open files of PgBouncer besides its connections: listeners, log, pipes, name resolution.
+OWN_FILES = 64
+# A refused login may mean that a secret has changed: look at once, but not more often than this.
+LOOK_GAP = 1.0
+# How long a drain may wait for its own transaction, and how long it keeps it open.
+HOLD_WAIT = 2.0
+HOLD_SECONDS = 1.0
+# How long PgBouncer may take to end at once.
+QUIT_SECONDS = 5.0
+WRONG_SETTINGS = 78  # EX_CONFIG
+REFUSED_LOGIN = re.compile(rb"authentication failed|no such user")
+
+log = logging.getLogger("supervisor")
+
+
+def main(environment: Mapping[str, str]) -> int:
+    """Run until PgBouncer has ended; return the exit code."""
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s supervisor: %(message)s"
+    )
+    logging.getLogger("botocore").setLevel(logging.WARNING)
+    try:
+        settings = Settings.from_env(environment)
+        raise_open_files(settings)
+        return Supervisor(settings).run()
+    except SettingsError as error:
+        log.error("%s", error)  # noqa: TRY400 - the message is meant for people, a traceback is not
+        return WRONG_SETTINGS
+
+
+def raise_open_files(settings: Settings) -> None:
+    """Raise the limit of open files to the hard limit; refuse more clients than it allows."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = settings.max_client_conn + settings.max_db_connections + OWN_FILES
+    if hard != resource.RLIM_INFINITY and needed > hard:
+        raise SettingsError(
+            f"MAX_CLIENT_CONN is {settings.max_client_conn}: with MAX_DB_CONNECTIONS "
+            f"{settings.max_db_connections} and {OWN_FILES} files of its own PgBouncer may open "
+            f"{needed}, but the limit here is {hard}. Raise the limit (nofile) or lower the number."
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed if hard < 0 else hard, hard))
+
+
+class Supervisor:
+    """One PgBouncer and what it needs."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Write the first files; raise SettingsError where that cannot be done."""
+        self._settings = settings
+        self._folder = Folder(settings)
+        self._vault = Vault(
+            settings.user_secret_arns,
+            settings.certificate_secret_arn,
+            read=SecretsManager(),
+            check=self._folder.check,
+            report=log.warning,
+        )
+        # A queue whose put() may interrupt its own get(): signal handlers run in between.
+        self._events: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._content: Content
+        self._child: subprocess.Popen[bytes] | None = None
+        self._stopping = False
+        self._last_look = self._next_look = 0.0
+
+    def run(self) -> int:
+        """Wait for the secrets, start PgBouncer, and serve until it or we have to end."""
+        self._take_signals()
+        if not self._await_secrets():
+            return 0
+        self._start()
+        while not self._stopping:
+            self._next_event(self._next_look - time.monotonic())
+            if (code := self._exit_code()) is not None:
+                log.error("PgBouncer has ended by itself, with code %d", code)
+                return code
+            if not self._stopping and time.monotonic() >= self._next_look:
+                self._look()
+        return self._drain()
+
+    # Events
+
+    def _take_signals(self) -> None:
+        names = {"SIGTERM": "stop", "SIGINT": "stop", "SIGHUP": "look", "SIGCHLD": "child"}
+        for name, event in names.items():
+            signal.signal(signal.Signals[name], lambda *_, event=event: self._events.put(event))
+
+    def _next_event(self, seconds: float) -> None:
+        """Wait for an event, at most for some seconds, and note what it asks for."""
+        try:
+            event = self._events.get(timeout=max(seconds, 0))
+        except queue.Empty:
+            return
+        if event == "stop":
+            self._stopping = True
+        elif event == "look":
+            self._next_look = time.monotonic()
+        elif event == "refused":
+            self._next_look = min(self._next_look, self._last_look + LOOK_GAP)
+
+    # Secrets
+
+    def _await_secrets(self) -> bool:
+        """Look until there are a user and a certificate; False when told to stop before."""
+        pause = 1.0
+        while not self._stopping:
+            self._vault.refresh()
+            if (content := self._vault.content) is not None:
+                self._content = content
+                self._folder.update(content)
+                self._plan_look()
+                return True
+            log.info("waiting %g s for a user and a certificate", pause)
+            self._next_look = time.monotonic() + pause
+            while not self._stopping and time.monotonic() < self._next_look:
+                self._next_event(self._next_look - time.monotonic())
+            pause = min(2 * pause, max(1.0, self._settings.refresh_interval))
+        return False
+
+    def _look(self) -> None:
+        """Look at the secrets; when anything has changed, have PgBouncer read it."""
+        self._vault.refresh()
+        self._content = self._vault.content or self._content
+        if self._folder.update(self._content):
+            log.info("users or certificate have changed: reloading PgBouncer")
+            self._signal(signal.SIGHUP)
+        self._plan_look()
+
+    def _plan_look(self) -> None:
+        self._last_look = time.monotonic()
+        self._next_look = self._last_look + self._settings.refresh_interval
+
+    # PgBouncer
+
+    def _start(self) -> None:
+        command = [*self._settings.pgbouncer, str(self._folder.files.ini)]
+        self._child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        output = self._child.stdout
+        threading.Thread(target=self._pass_on, args=(output,), daemon=True).start()
+        log.info("PgBouncer runs as process %d", self._child.pid)
+
+    def _pass_on(self, output: IO[bytes]) -> None:
+        """Copy PgBouncer's log, in a thread: it must never wait for a reader."""
+        for line in output:
+            sys.stderr.buffer.write(line)
+            sys.stderr.buffer.flush()
+            if REFUSED_LOGIN.search(line):
+                self._events.put("refused")
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._child is not None and self._child.returncode is None:
+            kill(self._child.pid, number)
+
+    def _exit_code(self) -> int | None:
+        """Collect every ended child, as process 1 must; return PgBouncer's code, once it has one.
+
+        Death by a signal counts as 128 + its number, as in a shell.
+        """
+        while self._child is not None and self._child.returncode is None:
+            try:
+                pid, status = waitpid(-1, WNOHANG)
+            except ChildProcessError:
+                return 1
+            if pid == 0:
+                return None
+            if pid == self._child.pid:
+                self._child.returncode = waitstatus_to_exitcode(status)
+        code = self._child.returncode if self._child is not None else 0
+        return 128 - code if code < 0 else code
+
+    # The end
+
+    def _drain(self) -> int:
+        """Let open transactions finish, refuse everything else, and end PgBouncer."""
+        deadline = time.monotonic() + self._settings.drain_timeout
+        log.info("draining, for at most %g s", self._settings.drain_timeout)
+        held = self._hold()
+        self._signal(signal.SIGINT)
+        if held is not None:
+            self._wait(min(HOLD_SECONDS, self._settings.drain_timeout))
+            held.close()
+        code = self._wait(deadline - time.monotonic())
+        for number in (signal.SIGQUIT, signal.SIGKILL):
+            if code is None:
+                log.warning("PgBouncer is still there: sending %s", number.name)
+                self._signal(number)
+                code = self._wait(QUIT_SECONDS)
+        log.info("PgBouncer has ended with code %s", code)
+        return 1 if code is None else code
+
+    def _hold(self) -> Transaction | None:
+        user, database = self._content.users[0].name, self._settings.database_name
+        try:
+            return Transaction(self._settings.socket, user, database, HOLD_WAIT)
+        except TransactionRefusedError as error:
+            log.warning("draining without a transaction of our own: %s", error)
+            return None
+
+    def _wait(self, seconds: float) -> int | None:
+        """Wait for PgBouncer's end, at most for some seconds; return its code."""
+        deadline = time.monotonic() + seconds
+        while (code := self._exit_code()) is None and time.monotonic() < deadline:
+            self._next_event(deadline - time.monotonic())
+        return code

@@ -1,0 +1,186 @@
+"""What the integration tests say to their servers, in a few verbs."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import boto3
+import psycopg
+from moto.server import ThreadedMotoServer
+from psycopg import sql
+
+from local.certificates import Authority
+from local.pgbouncer import Pooler
+from local.pgbouncer_discovery import PgBouncerBinary
+from local.postgres import Postgres
+
+REGION = "us-east-1"
+DATABASE = "app"
+
+
+class SecretsService:
+    """Secrets Manager of a test: a real HTTP endpoint with nothing behind it."""
+
+    def __init__(self) -> None:
+        """Choose a port; `start` listens on it."""
+        self._server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+        self._server.start()
+        self._port = self._server.get_host_and_port()[1]
+        self.client: Any = boto3.client(
+            "secretsmanager",
+            endpoint_url=self.url,
+            region_name=REGION,
+            aws_access_key_id="test",
+            aws_secret_access_key="test",
+        )
+
+    @property
+    def url(self) -> str:
+        """The endpoint."""
+        return f"http://127.0.0.1:{self._port}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What an AWS SDK needs to come here."""
+        keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+        return {"AWS_ENDPOINT_URL": self.url, "AWS_REGION": REGION} | keys
+
+    def create(self, content: dict[str, str]) -> str:
+        """Create a secret; return its ARN."""
+        arn: str = self.client.create_secret(
+            Name=f"secret-{secrets.token_hex(6)}", SecretString=json.dumps(content)
+        )["ARN"]
+        return arn
+
+    def put(self, arn: str, content: dict[str, str]) -> None:
+        """Make a new version of a secret the current one."""
+        self.client.put_secret_value(SecretId=arn, SecretString=json.dumps(content))
+
+    def stop(self) -> None:
+        """Stop listening: from now on connections are refused."""
+        self._server.stop()
+
+
+@dataclass
+class Login:
+    """A role that may log in, with the secret that holds its password."""
+
+    name: str
+    password: str = field(repr=False)
+    arn: str
+
+
+def create_login(postgres: Postgres, service: SecretsService, password: str) -> Login:
+    """Create a role with a name of its own, and its secret."""
+    name = f"app_{secrets.token_hex(4)}"
+    arn = service.create({"username": name, "password": password})
+    change_password(postgres, name, password, verb="CREATE")
+    return Login(name, password, arn)
+
+
+def change_password(postgres: Postgres, name: str, password: str, verb: str = "ALTER") -> None:
+    """Create a role with a password, or change its password."""
+    statement = sql.SQL(f"{verb} ROLE {{}} LOGIN PASSWORD {{}}")
+    with psycopg.connect(postgres.superuser_dsn, autocommit=True) as connection:
+        connection.execute(statement.format(sql.Identifier(name), sql.Literal(password)))
+
+
+class PoolerFixture:
+    """A PgBouncer under its supervisor, with a login and a certificate of its own."""
+
+    def __init__(
+        self,
+        binary: PgBouncerBinary,
+        folder: Path,
+        port: int,
+        postgres: Postgres,
+        service: SecretsService,
+    ) -> None:
+        """Create the login and the certificate; `start` starts the supervisor."""
+        self.postgres = postgres
+        self.service = service
+        self.authority = Authority.create("test CA")
+        self.ca_file = folder / "ca.pem"
+        self.ca_file.write_text(self.authority.pem)
+        self.login = create_login(postgres, service, secrets.token_urlsafe(12))
+        self.certificate_arn = service.create(self.certificate_content("127.0.0.1"))
+        self.port = port
+        self.environment = service.environment | {
+            "LISTEN_PORT": str(port),
+            "DATABASE_HOST": "127.0.0.1",
+            "DATABASE_PORT": str(postgres.port),
+            "DATABASE_NAME": DATABASE,
+            "USER_SECRET_ARNS": self.login.arn,
+            "CERTIFICATE_SECRET_ARN": self.certificate_arn,
+            "SERVER_TLS_CA_FILE": str(postgres.ca_file),
+            "POOL_MODE": "transaction",
+            "MAX_CLIENT_CONN": "2000",
+            "DEFAULT_POOL_SIZE": "10",
+            "MAX_DB_CONNECTIONS": "20",
+            "QUERY_WAIT_TIMEOUT": "2",
+            "REFRESH_INTERVAL": "60",
+            "DRAIN_TIMEOUT": "10",
+        }
+        self._binary = binary
+        self._folder = folder
+        self._process: Pooler | None = None
+
+    @property
+    def process(self) -> Pooler:
+        """The supervisor's process."""
+        assert self._process is not None, "start() comes first"
+        return self._process
+
+    @property
+    def log(self) -> str:
+        """What supervisor and PgBouncer have logged so far."""
+        return self.process.log.read_text()
+
+    def prepare(self, **changes: str) -> Pooler:
+        """Make the process, with changes to the environment, without starting it."""
+        self._process = Pooler(self._binary, self._folder / "pooler", self.environment | changes)
+        return self._process
+
+    def start(self, **changes: str) -> PoolerFixture:
+        """Start with changes to the environment, and wait until PgBouncer answers."""
+        self.prepare(**changes).start()
+        return self
+
+    def dsn(self, **options: str) -> str:
+        """Build the address of the login through the pooler, verified unless options differ."""
+        host = options.pop("host", "127.0.0.1")
+        password = options.pop("password", self.login.password)
+        query = {"sslmode": "verify-full", "sslrootcert": str(self.ca_file)} | options
+        login = f"{self.login.name}:{quote(password, safe='')}"
+        return f"postgresql://{login}@{host}:{self.port}/{DATABASE}?{urlencode(query)}"
+
+    def connect(self, **options: str) -> psycopg.Connection[Any]:
+        """Connect through the pooler, in autocommit and without prepared statements."""
+        return psycopg.connect(
+            self.dsn(**options), autocommit=True, prepare_threshold=None, connect_timeout=10
+        )
+
+    def rotate_password(self, password: str) -> None:
+        """Change the role's password and the secret, as a rotation of one user does."""
+        change_password(self.postgres, self.login.name, password)
+        self.service.put(self.login.arn, {"username": self.login.name, "password": password})
+        self.login.password = password
+
+    def certificate_content(self, *names: str) -> dict[str, str]:
+        """Issue a certificate; return what its secret holds."""
+        issued = self.authority.issue(names)
+        return {
+            "private_key": issued.private_key,
+            "certificate_chain": issued.chain,
+            "ca_certificate": self.authority.pem,
+        }
+
+    def stop(self) -> None:
+        """End the supervisor, however it is."""
+        if self._process is not None:
+            self._process.kill()

@@ -1,0 +1,342 @@
+"""The supervisor with a real PgBouncer and a real PostgreSQL behind it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import ssl
+import time
+from pathlib import Path
+
+import psutil
+import psycopg
+import pytest
+
+from local import processes
+from local.certificates import Authority
+from local.pgbouncer import PoolerError
+from local.processes import wait_until
+from tests.integration.servers import DATABASE, PoolerFixture, SecretsService, create_login
+
+
+def answer(connection: psycopg.Connection) -> int:
+    """Ask a trivial question."""
+    row = connection.execute("SELECT 1").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def logs_in(pooler: PoolerFixture) -> bool:
+    """Tell whether a new client gets an answer."""
+    try:
+        with pooler.connect() as connection:
+            return answer(connection) == 1
+    except psycopg.OperationalError:
+        return False
+
+
+def served_certificate(pooler: PoolerFixture) -> bytes:
+    """Ask the pooler for its certificate as a PostgreSQL client does."""
+    context = ssl.create_default_context(cafile=str(pooler.ca_file))
+    with socket.create_connection(("127.0.0.1", pooler.port), timeout=5) as plain:
+        plain.sendall(bytes.fromhex("0000000804d2162f"))  # SSLRequest
+        assert plain.recv(1) == b"S"
+        with context.wrap_socket(plain, server_hostname="127.0.0.1") as wrapped:
+            certificate = wrapped.getpeercert(binary_form=True)
+            assert certificate is not None
+            return certificate
+
+
+def pgbouncer_of(pooler: PoolerFixture) -> psutil.Process:
+    """Find the PgBouncer that the supervisor has started."""
+    (child,) = psutil.Process(pooler.process.pid).children()
+    return child
+
+
+# Logins and TLS
+
+
+def test_a_client_logs_in_with_both_hops_verified(pooler: PoolerFixture) -> None:
+    """A verify-full client is served, and the server connection behind it is encrypted too."""
+    with pooler.connect() as connection:
+        row = connection.execute(
+            "SELECT current_user, ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
+        ).fetchone()
+    assert row == (pooler.login.name, True)
+
+
+def test_a_client_that_trusts_another_authority_refuses(
+    pooler: PoolerFixture, tmp_path: Path
+) -> None:
+    """A certificate from an unknown CA ends the connection before the password is sent."""
+    other = tmp_path / "other.pem"
+    other.write_text(Authority.create("other").pem)
+    with pytest.raises(psycopg.OperationalError, match="certificate verify failed"):
+        pooler.connect(sslrootcert=str(other))
+
+
+def test_a_client_that_expects_another_name_refuses(pooler: PoolerFixture) -> None:
+    """A certificate for 127.0.0.1 is not good for localhost."""
+    with pytest.raises(psycopg.OperationalError, match='does not match host name "localhost"'):
+        pooler.connect(host="localhost", hostaddr="127.0.0.1")
+
+
+def test_a_client_without_tls_is_refused(pooler: PoolerFixture) -> None:
+    """TLS is required, not offered."""
+    with pytest.raises(psycopg.OperationalError, match="SSL required"):
+        pooler.connect(sslmode="disable")
+
+
+def test_a_server_with_a_certificate_from_elsewhere_is_refused(
+    new_pooler: PoolerFixture, tmp_path: Path
+) -> None:
+    """The pooler does not send a password to a server whose certificate it cannot verify."""
+    new_pooler.start(SERVER_TLS_CA_FILE=str(new_pooler.ca_file))
+    with pytest.raises(psycopg.OperationalError), new_pooler.connect() as connection:
+        answer(connection)
+    assert "certificate verify failed" in new_pooler.log
+
+
+def test_a_server_with_another_name_is_refused(new_pooler: PoolerFixture) -> None:
+    """The pooler checks the name in the server's certificate too."""
+    new_pooler.start(DATABASE_HOST="127.0.0.2")  # the server listens on 127.0.0.1 only
+    with pytest.raises(psycopg.OperationalError), new_pooler.connect() as connection:
+        answer(connection)
+
+
+def test_a_wrong_password_is_refused(pooler: PoolerFixture) -> None:
+    """SCRAM decides, for every client that comes by TCP."""
+    with pytest.raises(psycopg.OperationalError, match="SASL authentication failed"):
+        pooler.connect(password="wrong")
+
+
+def test_a_password_with_quotes_and_other_characters_works(
+    new_pooler: PoolerFixture, secrets_service: SecretsService
+) -> None:
+    """Whatever a password generator puts into a password survives PgBouncer's file format."""
+    new_pooler.login = create_login(new_pooler.postgres, secrets_service, "a\"b'c\\d %;#=é€ e")
+    new_pooler.start(USER_SECRET_ARNS=new_pooler.login.arn)
+    assert logs_in(new_pooler)
+
+
+def test_the_console_answers_only_through_the_socket(pooler: PoolerFixture) -> None:
+    """Statistics are for the machine's own; over the network the console does not exist."""
+    with psycopg.connect(pooler.process.admin_dsn, autocommit=True) as console:
+        assert console.execute("SHOW POOLS").fetchall()
+    network = {"host": "127.0.0.1", "sslmode": "verify-full", "sslrootcert": str(pooler.ca_file)}
+    with pytest.raises(psycopg.OperationalError):
+        psycopg.connect(pooler.process.admin_dsn, **network)
+
+
+def test_no_file_is_readable_for_others(pooler: PoolerFixture) -> None:
+    """Passwords and keys are for their owner only."""
+    modes = {path.name: path.stat().st_mode & 0o777 for path in pooler.process.run_dir.iterdir()}
+    regular = {name: mode for name, mode in modes.items() if not name.startswith(".s.")}
+    assert set(regular.values()) == {0o600}
+    assert pooler.process.run_dir.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_thousand_clients_are_accepted(pooler: PoolerFixture) -> None:
+    """A thousand clients are connected at once and each is served, with ten server connections."""
+    processes.raise_open_files_limit()
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(pooler.connect()) for _ in range(1000)]
+        assert sum(answer(client) for client in clients) == 1000
+        with psycopg.connect(pooler.postgres.superuser_dsn) as observer:
+            row = observer.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE usename = %s", [pooler.login.name]
+            ).fetchone()
+    assert row is not None
+    assert 1 <= row[0] <= 10
+
+
+# Secrets that change
+
+
+def test_a_changed_password_reaches_new_and_old_clients(new_pooler: PoolerFixture) -> None:
+    """After a rotation a new login works within two intervals, and an open client goes on."""
+    pooler = new_pooler.start(REFRESH_INTERVAL="0.3")
+    with pooler.connect() as old:
+        assert answer(old) == 1
+        pooler.rotate_password("the-next-password")
+        wait_until(lambda: logs_in(pooler), 5, "a login with the new password")
+        assert answer(old) == 1
+
+
+def test_a_refused_login_makes_the_supervisor_look_at_once(pooler: PoolerFixture) -> None:
+    """With a minute between looks, the new password still works within seconds."""
+    assert logs_in(pooler)
+    pooler.rotate_password("the-next-password")
+    wait_until(lambda: logs_in(pooler), 8, "a login with the new password")
+
+
+def test_both_users_of_an_alternating_rotation_are_served(
+    new_pooler: PoolerFixture, secrets_service: SecretsService
+) -> None:
+    """When the secret names the second user, clients with the first one's password go on."""
+    pooler = new_pooler.start(REFRESH_INTERVAL="0.3")
+    first = pooler.login
+    second = create_login(pooler.postgres, secrets_service, "second")
+    secrets_service.put(first.arn, {"username": second.name, "password": "second"})
+    pooler.login = second
+    wait_until(lambda: logs_in(pooler), 5, "a login as the second user")
+    pooler.login = first
+    assert logs_in(pooler)
+
+
+def test_a_changed_certificate_is_served_without_a_restart(new_pooler: PoolerFixture) -> None:
+    """New connections see the new certificate; the open one is not cut."""
+    pooler = new_pooler.start(REFRESH_INTERVAL="0.3")
+    before, child = served_certificate(pooler), pgbouncer_of(pooler).pid
+    with pooler.connect() as old:
+        pooler.service.put(pooler.certificate_arn, pooler.certificate_content("127.0.0.1"))
+        wait_until(lambda: served_certificate(pooler) != before, 5, "the new certificate")
+        assert answer(old) == 1
+    assert pgbouncer_of(pooler).pid == child
+
+
+def test_a_certificate_with_another_ones_key_is_not_taken(new_pooler: PoolerFixture) -> None:
+    """A broken pair in the secret is logged, and the last good pair stays."""
+    pooler = new_pooler.start(REFRESH_INTERVAL="0.2")
+    before = served_certificate(pooler)
+    broken = pooler.certificate_content("127.0.0.1")
+    broken["private_key"] = pooler.certificate_content("127.0.0.1")["private_key"]
+    pooler.service.put(pooler.certificate_arn, broken)
+    wait_until(lambda: "certificate and key do not load" in pooler.log, 5, "the refusal")
+    assert served_certificate(pooler) == before
+    assert logs_in(pooler)
+
+
+def test_new_clients_are_served_while_the_secrets_service_is_down(
+    new_pooler: PoolerFixture,
+) -> None:
+    """The last good secrets stay in use, and the log says why."""
+    service = SecretsService()
+    new_pooler.login = create_login(new_pooler.postgres, service, "separate")
+    new_pooler.certificate_arn = service.create(new_pooler.certificate_content("127.0.0.1"))
+    new_pooler.start(
+        **service.environment,
+        USER_SECRET_ARNS=new_pooler.login.arn,
+        CERTIFICATE_SECRET_ARN=new_pooler.certificate_arn,
+        REFRESH_INTERVAL="0.2",
+    )
+    service.stop()
+    wait_until(lambda: "keeping the last good one" in new_pooler.log, 15, "a failed look")
+    assert logs_in(new_pooler)
+
+
+def test_a_secret_without_a_password_yet_is_waited_for(new_pooler: PoolerFixture) -> None:
+    """The supervisor starts before the secrets are complete, and serves once they are."""
+    login = new_pooler.login
+    new_pooler.service.put(login.arn, {"username": login.name})
+    new_pooler.prepare(REFRESH_INTERVAL="0.2").launch()
+    wait_until(lambda: "it has no password (yet)" in new_pooler.log, 10, "the first look")
+    new_pooler.service.put(login.arn, {"username": login.name, "password": login.password})
+    wait_until(lambda: logs_in(new_pooler), 10, "a login")
+
+
+# The end
+
+
+def test_a_drain_lets_a_transaction_commit_and_refuses_the_rest(pooler: PoolerFixture) -> None:
+    """SIGTERM: the open transaction commits, an idle client is told, and the exit code is 0."""
+    table = f"drain_{secrets.token_hex(4)}"
+    with psycopg.connect(pooler.postgres.dsn, autocommit=True) as master:
+        master.execute(f"CREATE TABLE {table} (id int)")
+        master.execute(f"GRANT ALL ON {table} TO {pooler.login.name}")
+    busy, idle = pooler.connect(), pooler.connect()
+    assert answer(idle) == 1
+    busy.execute("BEGIN")
+    busy.execute(f"INSERT INTO {table} VALUES (1)")
+    pooler.process.terminate()
+    wait_until(lambda: "Safe shutdown" in pooler.log or "SIGINT" in pooler.log, 5, "the drain")
+    with pytest.raises(psycopg.OperationalError, match="server shutting down"):
+        answer(idle)
+    busy.execute("COMMIT")
+    assert pooler.process.wait(10) == 0
+    with psycopg.connect(pooler.postgres.dsn) as master:
+        assert master.execute(f"SELECT count(*) FROM {table}").fetchone() == (1,)
+    for connection in (busy, idle):
+        connection.close()
+
+
+def test_a_drain_with_idle_clients_is_short(pooler: PoolerFixture) -> None:
+    """Pooled clients never leave by themselves; the drain does not wait for them."""
+    with pooler.connect() as idle:
+        assert answer(idle) == 1
+        begin = time.monotonic()
+        pooler.process.terminate()
+        assert pooler.process.wait(10) == 0
+    assert time.monotonic() - begin < 4
+    assert "without a transaction of our own" not in pooler.log
+
+
+def test_a_drain_ends_although_a_transaction_does_not(new_pooler: PoolerFixture) -> None:
+    """DRAIN_TIMEOUT bounds the wait for a client that never commits."""
+    pooler = new_pooler.start(DRAIN_TIMEOUT="1.5")
+    with contextlib.suppress(psycopg.OperationalError), pooler.connect() as busy:
+        busy.execute("BEGIN")
+        busy.execute("SELECT 1")
+        begin = time.monotonic()
+        pooler.process.terminate()
+        pooler.process.wait(10)
+    assert time.monotonic() - begin < 5
+    assert "sending SIGQUIT" in pooler.log
+
+
+def test_a_killed_supervisor_takes_pgbouncer_with_it(pooler: PoolerFixture) -> None:
+    """No PgBouncer is left behind that nobody would reload or drain."""
+    child = pgbouncer_of(pooler)
+    pooler.process.kill()
+    child.wait(5)
+    assert not child.is_running()
+
+
+def test_the_supervisor_ends_with_pgbouncer(pooler: PoolerFixture) -> None:
+    """A crash of PgBouncer ends the task, so that a new one is started."""
+    os.kill(pgbouncer_of(pooler).pid, signal.SIGKILL)
+    assert pooler.process.wait(5) == 128 + signal.SIGKILL
+
+
+# What goes wrong at the start
+
+
+def test_more_clients_than_open_files_are_refused_with_the_numbers(
+    new_pooler: PoolerFixture,
+) -> None:
+    """A limit that would only show under load stops the start."""
+    process = new_pooler.prepare(MAX_CLIENT_CONN="99999", MAX_DB_CONNECTIONS="9999")
+    process.launch()
+    with pytest.raises(PoolerError, match="MAX_CLIENT_CONN is 99999"):
+        wait_until(process.answers, 10, "an answer")
+
+
+def test_missing_variables_are_named(new_pooler: PoolerFixture) -> None:
+    """All problems come at once, each with the variable's name."""
+    process = new_pooler.prepare(DATABASE_HOST="", MAX_CLIENT_CONN="many")
+    process.launch()
+    with pytest.raises(PoolerError, match=r"DATABASE_HOST is missing; MAX_CLIENT_CONN is 'many'"):
+        wait_until(process.answers, 10, "an answer")
+    assert process.wait(1) == 78
+
+
+def test_no_secret_reaches_log_or_command_line(new_pooler: PoolerFixture) -> None:
+    """Passwords and keys appear in no log line, even when logins fail and secrets change."""
+    pooler = new_pooler.start(REFRESH_INTERVAL="0.2")
+    canaries = [pooler.login.password, "canary-next", "canary-wrong"]
+    commands = [psutil.Process(pooler.process.pid).cmdline(), pgbouncer_of(pooler).cmdline()]
+    with pytest.raises(psycopg.OperationalError):
+        pooler.connect(password="canary-wrong")
+    pooler.rotate_password("canary-next")
+    wait_until(lambda: logs_in(pooler), 5, "a login with the new password")
+    pooler.service.client.put_secret_value(SecretId=pooler.login.arn, SecretString="canary-next{")
+    wait_until(lambda: "not a JSON object" in pooler.log, 5, "a broken secret")
+    canaries.append(pooler.process.admin_dsn.split(":")[2].split("@")[0])
+    pooler.process.stop()
+    text = pooler._folder.joinpath("pooler", "pgbouncer.log").read_text() + str(commands)
+    assert "PRIVATE KEY" not in text
+    assert [canary for canary in canaries if canary in text] == []
+    assert DATABASE in text
