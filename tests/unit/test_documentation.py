@@ -1,0 +1,46 @@
+"""The configuration reference names every setting there is, with its default."""
+
+import re
+from pathlib import Path
+
+from stacks.config import Config
+from stacks.settings import REQUIRED, Rule, describe
+
+ROOT = Path(__file__).resolve().parents[2]
+REFERENCE = (ROOT / "docs" / "configuration.md").read_text()
+
+
+def row(name: str, rule: Rule, default: object) -> str:
+    """Write one setting as the reference does."""
+    shown = "required" if default is REQUIRED else f"`{_json(default)}`"
+    allowed = rule.allowed().replace("'", "`") or "-"
+    return f"| `{name}` | {rule.doc} | {allowed} | {shown} |"
+
+
+def _json(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return "[]" if value == () else str(value)
+
+
+def test_every_stage_setting_is_documented() -> None:
+    """Each setting of cdk.json stands in the reference with meaning, range and default."""
+    rows = [row(*described) for described in describe(Config)]
+    missing = [line for line in rows if line not in REFERENCE]
+    assert not missing, "\n".join(["docs/configuration.md lacks:", *missing])
+
+
+def test_the_reference_names_no_stage_setting_that_is_gone() -> None:
+    """A row for a setting that does not exist misleads."""
+    documented = re.findall(r"(?m)^\| `([a-z_.]+)` \|", REFERENCE)
+    assert set(documented) == {name for name, _, _ in describe(Config)}
+
+
+def test_every_environment_variable_is_documented() -> None:
+    """Each variable that the layer reads stands in the reference."""
+    sources = (ROOT / "layer" / "python" / "lambda_pg").glob("*.py")
+    text = "".join(source.read_text() for source in sources)
+    read = set(re.findall(r'"((?:LAMBDA_PG_|PG|DATABASE_URL|AWS_ENDPOINT)[A-Z_]*)"', text))
+    documented = set(re.findall(r"`([A-Z_]+)`", REFERENCE))
+    assert read
+    assert read <= documented, f"docs/configuration.md lacks {sorted(read - documented)}"
