@@ -123,7 +123,7 @@ def stop(process: subprocess.Popen[bytes], how: signal.Signals, seconds: float) 
 
 def base_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Pick what a child may inherit: where programs are, the language, the home folder."""
-    names = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ")
+    names = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "LAMBDA_PG_CLOUD")
     return {name: environment[name] for name in names if name in environment}
 
 

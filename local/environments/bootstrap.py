@@ -84,7 +84,7 @@ class SnapshotClient:
 def _connectable_client() -> Any:
     """Load awslambdaric's native half, which `run_template` has kept out, and make its client."""
     del sys.modules["runtime_client"]
-    import runtime_client  # noqa: PLC0415
+    import runtime_client  # type: ignore[import-not-found]  # noqa: PLC0415  # awslambdaric's C extension
     from awslambdaric import lambda_runtime_client  # noqa: PLC0415
     from awslambdaric.lambda_config import LambdaConfigProvider  # noqa: PLC0415
 

@@ -1,0 +1,130 @@
+"""Deploy the CDK app to the control plane, with the real command line."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from local.inventory import CREDENTIALS
+from local.processes import last_lines
+
+HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parent
+STAGE = "local"
+_CONCURRENCY = 4
+
+
+class DeploymentError(RuntimeError):
+    """The CDK command line failed; carries the end of what it said."""
+
+
+def merge(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge two nested mappings; the second wins."""
+    merged = dict(one)
+    for name, value in other.items():
+        before = merged.get(name)
+        both = isinstance(before, Mapping) and isinstance(value, Mapping)
+        merged[name] = merge(before, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+@dataclass(frozen=True, slots=True)
+class Cdk:
+    """The CDK command line, pointed at a control plane."""
+
+    folder: Path  # for its output, its log and its temporary files
+    endpoint: str
+    account: str
+    region: str
+
+    @property
+    def log(self) -> Path:
+        """What the command line has said."""
+        return self.folder / "cdk.log"
+
+    @property
+    def assembly(self) -> Path:
+        """Where the synthesised stacks are."""
+        return self.folder / "cdk.out"
+
+    async def bootstrap(self) -> None:
+        """Prepare the account, as a new one needs it."""
+        target = f"aws://{self.account}/{self.region}"
+        await self._run(["bootstrap", target], self.folder, "bootstrap")
+
+    async def synth(self, app: Path, override: Mapping[str, Any]) -> None:
+        """Synthesise the stacks of the stage `local`."""
+        context = ["--context", f"stage={STAGE}", "--context", f"override={json.dumps(override)}"]
+        command = ["synth", "--quiet", "--app", f"{sys.executable} app.py", *context]
+        await self._run([*command, "--output", str(self.assembly)], app, "synth")
+
+    async def deploy(self, app: Path) -> None:
+        """Deploy what has been synthesised."""
+        options = ["--require-approval", "never", "--concurrency", str(_CONCURRENCY)]
+        options += ["--progress", "events", "--asset-parallelism"]
+        command = ["deploy", "--all", "--app", str(self.assembly), *options]
+        await self._run(command, app, "deploy")
+
+    async def _run(self, arguments: list[str], folder: Path, what: str) -> None:
+        log = self.folder / f"cdk-{what}.log"
+        with log.open("wb") as output:
+            process = await asyncio.create_subprocess_exec(
+                *self._command(),
+                *arguments,
+                "--no-notices",
+                cwd=folder,
+                env=self._environment(),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        try:
+            code = await process.wait()
+        except asyncio.CancelledError:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+            raise
+        if code != 0:
+            said = last_lines(log, 60)
+            raise DeploymentError(f"`cdk {what}` failed with exit code {code}:\n{said}")
+
+    def _command(self) -> list[str]:
+        node = shutil.which("node")
+        if node is None:
+            raise DeploymentError(
+                "the CDK command line needs Node.js 20 or newer: install `nodejs`"
+            )
+        script = REPOSITORY / "node_modules" / "aws-cdk" / "bin" / "cdk"
+        if not script.exists():
+            raise DeploymentError(f"{script} is missing: run `npm ci` in {REPOSITORY}")
+        return [node, str(script)]
+
+    def _environment(self) -> dict[str, str]:
+        """Nothing of the developer's AWS settings, and no way to a real account."""
+        temporary = self.folder / "tmp"
+        temporary.mkdir(exist_ok=True)
+        inherited = ("PATH", "HOME", "LANG", "LC_ALL", "LAMBDA_PG_CACHE_DIR", "LAMBDA_PG_CLOUD")
+        mine = {name: os.environ[name] for name in inherited if name in os.environ}
+        return {
+            **mine,
+            **CREDENTIALS,
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_REGION": self.region,
+            "CDK_DOCKER": str(HERE / "image_builder"),
+            "CDK_DISABLE_CLI_TELEMETRY": "true",
+            "NO_COLOR": "1",
+            "PYTHONPATH": "",
+            "TMPDIR": str(temporary),
+        }

@@ -1,0 +1,39 @@
+"""Answer preflight requests and add CORS headers, from the API's configuration alone."""
+
+from collections.abc import Mapping, Sequence
+
+from local.deployed import Cors
+from local.http_api.events import HttpResponse
+
+
+def preflight(cors: Cors, headers: Mapping[str, str]) -> HttpResponse:
+    """Answer an OPTIONS request: API Gateway does so itself where CORS is configured."""
+    return HttpResponse(204, allowed_headers(cors, headers, is_preflight=True), b"")
+
+
+def allowed_headers(
+    cors: Cors, headers: Mapping[str, str], *, is_preflight: bool = False
+) -> Sequence[tuple[str, str]]:
+    """Return the headers for a request's origin; none where it is not allowed."""
+    origin = headers.get("origin")
+    if origin is None or not _allows(cors, origin):
+        return []
+    anyone = "*" in cors.origins and not cors.credentials
+    found = [("access-control-allow-origin", "*" if anyone else origin)]
+    if cors.credentials:
+        found.append(("access-control-allow-credentials", "true"))
+    if is_preflight:
+        found.append(("access-control-allow-methods", ",".join(cors.methods)))
+        found.append(("access-control-allow-headers", ",".join(cors.headers)))
+        if cors.max_age is not None:
+            found.append(("access-control-max-age", str(cors.max_age)))
+    elif cors.exposed:
+        found.append(("access-control-expose-headers", ",".join(cors.exposed)))
+    return found
+
+
+def _allows(cors: Cors, origin: str) -> bool:
+    return any(
+        pattern in {"*", origin} or (pattern.endswith("*") and origin.startswith(pattern[:-1]))
+        for pattern in cors.origins
+    )

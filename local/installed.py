@@ -1,0 +1,80 @@
+"""Folders in the cache that are made once from pinned, hash-checked requirements."""
+
+import fcntl
+import hashlib
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from local.paths import cache_dir
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HERE = Path(__file__).resolve().parent
+_TAG = f"{sys.implementation.cache_tag}-{sys.platform}"
+
+
+class InstallError(RuntimeError):
+    """pip could not install what is pinned; carries the end of what it said."""
+
+
+def control_plane_python() -> Path:
+    """Return the interpreter of MiniStack's virtual environment, made on first use."""
+    requirements = HERE / "control_plane" / "requirements.txt"
+    folder = _installed("control-plane", requirements, _make_environment)
+    return folder / "bin" / "python"
+
+
+def runtime_folder() -> Path:
+    """Return the folder with what AWS's Python runtime brings along, made on first use."""
+    return _installed("runtime", HERE / "environments" / "requirements.txt", _make_folder)
+
+
+def _installed(name: str, requirements: Path, make: Callable[[Path, Path], None]) -> Path:
+    """Return the cached folder of these requirements for this interpreter; make it if needed."""
+    content = requirements.read_bytes() + sys.executable.encode() + sys.version.encode()
+    folder = cache_dir() / f"{name}-{_TAG}-{hashlib.sha256(content).hexdigest()[:16]}"
+    done = folder / ".complete"
+    if not done.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(folder.with_suffix(".lock")):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                make(folder, requirements)
+                done.touch()
+    return folder
+
+
+def _make_environment(folder: Path, requirements: Path) -> None:
+    _run([sys.executable, "-m", "venv", "--without-pip", str(folder)])
+    python = str(folder / "bin" / "python")
+    _pip("--python", python, "install", "--compile", "-r", str(requirements))
+
+
+def _make_folder(folder: Path, requirements: Path) -> None:
+    _pip("install", "--compile", "--target", str(folder), "-r", str(requirements))
+
+
+def _pip(*arguments: str) -> None:
+    quiet = ["--quiet", "--disable-pip-version-check", "--no-input"]
+    command = [sys.executable, "-m", "pip", *quiet, *arguments]
+    _run([*command, "--require-hashes", "--no-deps", "--only-binary", ":all:"])
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise InstallError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+
+
+@contextmanager
+def _locked(path: Path) -> "Iterator[None]":
+    """Let one process at a time install; the file stays, as removing it would race."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,151 @@
+"""The state of one running local cloud, as its folder tells it to other processes."""
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+MARK = "LAMBDA_PG_CLOUD"  # in the environment of every process of a cloud
+STATE_FILE = "state.json"
+_LOCK_FILE = "lock"
+_PATIENCE_SECONDS = 5.0
+
+
+class NotRunningError(LookupError):
+    """No local cloud is running in this state folder."""
+
+
+class AlreadyRunningError(RuntimeError):
+    """A local cloud is running in this state folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Where a running cloud is to be found."""
+
+    mark: str
+    guardian: int  # process id
+    daemon: int
+    control_url: str
+    api_url: str
+    issuer_url: str
+    aws_endpoint_url: str
+    region: str
+    ready: bool
+
+    def save(self, folder: Path) -> None:
+        """Write the state file, readable by this account only, in one step."""
+        text = json.dumps(asdict(self), indent=2)
+        partial = folder / f"{STATE_FILE}.partial"
+        partial.unlink(missing_ok=True)
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+        partial.replace(folder / STATE_FILE)
+
+    @classmethod
+    def load(cls, folder: Path) -> "State":
+        """Read the state of a running cloud; raise `NotRunningError`."""
+        if not is_locked(folder):
+            raise NotRunningError(f"no local cloud is running in {folder}: `make up` starts one")
+        try:
+            return cls(**json.loads((folder / STATE_FILE).read_text()))
+        except FileNotFoundError:
+            raise NotRunningError(f"the local cloud in {folder} is only just starting") from None
+
+
+def lock(folder: Path) -> int:
+    """Take the folder for a cloud; return the descriptor that holds it, as long as it is open.
+
+    What a dead cloud has left there is removed first. Raises `AlreadyRunningError`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise AlreadyRunningError(
+            f"a local cloud is running in {folder}: `make status` shows it, `make down` stops it"
+        ) from None
+    _clean(folder)
+    return descriptor
+
+
+def is_locked(folder: Path) -> bool:
+    """Tell whether a cloud holds the folder."""
+    try:
+        descriptor = os.open(folder / _LOCK_FILE, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _clean(folder: Path) -> None:
+    """End the processes and remove the files of a cloud that is dead; keep the lock."""
+    with suppress(FileNotFoundError, json.JSONDecodeError):
+        left: dict[str, Any] = json.loads((folder / STATE_FILE).read_text())
+        end(marked(str(left.get("mark", ""))))
+    for path in folder.iterdir():
+        if path.name == _LOCK_FILE:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def remove(folder: Path) -> None:
+    """Remove the folder of a cloud that has ended, with what is left of its processes."""
+    if not folder.exists():
+        return
+    descriptor = lock(folder)
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(descriptor)
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """Return the processes that carry a cloud's mark in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if mark and process.pid != os.getpid() and process.environ().get(MARK) == mark:
+                found.append(process)
+    return found
+
+
+def end(processes: list[psutil.Process], patience: float = _PATIENCE_SECONDS) -> None:
+    """End processes: politely at first, as PostgreSQL would leave shared memory behind."""
+    for process in processes:
+        with suppress(psutil.Error):
+            process.terminate()
+            process.resume()  # a frozen environment would not hear it
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline and any(map(_alive, processes)):
+        time.sleep(0.02)
+    for process in processes:
+        with suppress(psutil.Error):
+            if _alive(process):
+                process.kill()
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
