@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import signal
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
@@ -47,14 +47,19 @@ class Postgres:
         port: int,
         max_connections: int = 100,
         durable: bool = True,
+        names: Sequence[str] = ("127.0.0.1", "localhost"),
         parameters: Mapping[str, str] | None = None,
     ) -> None:
-        """Name the places; `durable=False` trades crash safety of the data for speed."""
+        """Name the places; `durable=False` trades crash safety of the data for speed.
+
+        `names` go into the certificate, `parameters` into the server's settings, over ours.
+        """
         self.binaries = binaries
         self.folder = folder
         self.port = port
         self.max_connections = max_connections
         self.durable = durable
+        self.names = tuple(names)
         self.parameters = dict(parameters or {})
         self.log = folder / "postgres.log"
         self.ca_file = folder / "ca.pem"
@@ -175,7 +180,7 @@ class Postgres:
 
     def _write_certificate(self) -> None:
         authority = Authority.create("lambda-pg local PostgreSQL")
-        certificate = authority.issue(["127.0.0.1", "localhost"])
+        certificate = authority.issue(self.names)
         self.ca_file.write_text(authority.pem)
         self.ca_file.chmod(0o644)
         self._write_private("server.key", certificate.private_key)
@@ -202,7 +207,8 @@ class Postgres:
         if self.binaries.major >= 16:  # the parameter is not older
             settings["reserved_connections"] = str(ADMINISTRATOR_RESERVED)
         if not self.durable:
-            settings |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+            # A crash of the server itself loses nothing: the kernel has what was committed.
+            settings |= {"fsync": "off", "full_page_writes": "off"}
         return settings | self.parameters
 
     def _write_private(self, name: str, text: str) -> None:

@@ -22,7 +22,7 @@ MASTER = ("master", "canary-of-the-master")
 @pytest.fixture(scope="session")
 def short_folder() -> Iterator[Path]:
     """A folder with a short path, for sockets, that servers of another account can enter."""
-    folder = Path(tempfile.mkdtemp(prefix="lpg-", dir="/tmp"))  # noqa: S108 - mkdtemp makes it private
+    folder = Path(tempfile.mkdtemp(prefix="lpg-", dir="/tmp"))
     folder.chmod(0o711)
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -67,7 +67,7 @@ def new_pooler(
     pgbouncer_binary: PgBouncerBinary,
 ) -> Iterator[PoolerFixture]:
     """A pooler with a login and a certificate of its own that is not started yet."""
-    folder = Path(tempfile.mkdtemp(prefix="lpg-", dir="/tmp"))  # noqa: S108 - mkdtemp makes it private
+    folder = Path(tempfile.mkdtemp(prefix="lpg-", dir="/tmp"))
     folder.chmod(0o711)
     pooler = PoolerFixture(
         pgbouncer_binary, folder, processes.free_port(), postgres, secrets_service

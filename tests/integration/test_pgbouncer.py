@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import os
-import secrets
 import signal
 import socket
 import ssl
@@ -18,6 +18,7 @@ import pytest
 from local import processes
 from local.certificates import Authority
 from local.pgbouncer import PoolerError
+from local.postgres import Postgres
 from local.processes import wait_until
 from tests.integration.servers import DATABASE, PoolerFixture, SecretsService, create_login
 
@@ -100,11 +101,25 @@ def test_a_server_with_a_certificate_from_elsewhere_is_refused(
     assert "certificate verify failed" in new_pooler.log
 
 
-def test_a_server_with_another_name_is_refused(new_pooler: PoolerFixture) -> None:
-    """The pooler checks the name in the server's certificate too."""
-    new_pooler.start(DATABASE_HOST="127.0.0.2")  # the server listens on 127.0.0.1 only
-    with pytest.raises(psycopg.OperationalError), new_pooler.connect() as connection:
-        answer(connection)
+def test_a_server_with_another_name_is_refused(
+    new_pooler: PoolerFixture, short_folder: Path
+) -> None:
+    """A certificate of the right CA for another name is not good enough for the server either."""
+    impostor = Postgres(
+        new_pooler.postgres.binaries,
+        short_folder / "impostor",
+        port=processes.free_port(),
+        durable=False,
+        names=["elsewhere.test"],
+    )
+    impostor.start()
+    try:
+        new_pooler.start(DATABASE_PORT=str(impostor.port), SERVER_TLS_CA_FILE=str(impostor.ca_file))
+        with pytest.raises(psycopg.OperationalError), new_pooler.connect() as connection:
+            answer(connection)
+    finally:
+        impostor.stop()
+    assert "name `127.0.0.1' not present in server certificate" in new_pooler.log
 
 
 def test_a_wrong_password_is_refused(pooler: PoolerFixture) -> None:
@@ -126,9 +141,11 @@ def test_the_console_answers_only_through_the_socket(pooler: PoolerFixture) -> N
     """Statistics are for the machine's own; over the network the console does not exist."""
     with psycopg.connect(pooler.process.admin_dsn, autocommit=True) as console:
         assert console.execute("SHOW POOLS").fetchall()
-    network = {"host": "127.0.0.1", "sslmode": "verify-full", "sslrootcert": str(pooler.ca_file)}
-    with pytest.raises(psycopg.OperationalError):
-        psycopg.connect(pooler.process.admin_dsn, **network)
+    network = psycopg.conninfo.make_conninfo(
+        pooler.process.admin_dsn, host="127.0.0.1", sslrootcert=str(pooler.ca_file)
+    )
+    with pytest.raises(psycopg.OperationalError, match="no authentication method is found"):
+        psycopg.connect(network)
 
 
 def test_no_file_is_readable_for_others(pooler: PoolerFixture) -> None:
@@ -243,22 +260,24 @@ def test_a_secret_without_a_password_yet_is_waited_for(new_pooler: PoolerFixture
 
 def test_a_drain_lets_a_transaction_commit_and_refuses_the_rest(pooler: PoolerFixture) -> None:
     """SIGTERM: the open transaction commits, an idle client is told, and the exit code is 0."""
-    table = f"drain_{secrets.token_hex(4)}"
     with psycopg.connect(pooler.postgres.dsn, autocommit=True) as master:
-        master.execute(f"CREATE TABLE {table} (id int)")
-        master.execute(f"GRANT ALL ON {table} TO {pooler.login.name}")
+        master.execute("CREATE TABLE IF NOT EXISTS drained (name text)")
+        master.execute("GRANT ALL ON drained TO public")
     busy, idle = pooler.connect(), pooler.connect()
     assert answer(idle) == 1
     busy.execute("BEGIN")
-    busy.execute(f"INSERT INTO {table} VALUES (1)")
+    busy.execute("INSERT INTO drained VALUES (current_user)")
     pooler.process.terminate()
-    wait_until(lambda: "Safe shutdown" in pooler.log or "SIGINT" in pooler.log, 5, "the drain")
+    wait_until(lambda: "got SIGINT" in pooler.log, 5, "the drain")
     with pytest.raises(psycopg.OperationalError, match="server shutting down"):
         answer(idle)
     busy.execute("COMMIT")
     assert pooler.process.wait(10) == 0
     with psycopg.connect(pooler.postgres.dsn) as master:
-        assert master.execute(f"SELECT count(*) FROM {table}").fetchone() == (1,)
+        committed = master.execute(
+            "SELECT count(*) FROM drained WHERE name = %s", [pooler.login.name]
+        )
+        assert committed.fetchone() == (1,)
     for connection in (busy, idle):
         connection.close()
 
@@ -272,6 +291,46 @@ def test_a_drain_with_idle_clients_is_short(pooler: PoolerFixture) -> None:
         assert pooler.process.wait(10) == 0
     assert time.monotonic() - begin < 4
     assert "without a transaction of our own" not in pooler.log
+
+
+def test_a_drain_leaves_no_statement_in_doubt(pooler: PoolerFixture) -> None:
+    """Clients in the middle of their work get an acknowledgement or a clean refusal, never less.
+
+    Each row that was acknowledged is there, and none that was not.
+    """
+    with psycopg.connect(pooler.postgres.dsn, autocommit=True) as master:
+        master.execute("CREATE TABLE IF NOT EXISTS doubtful (name text)")
+        master.execute("GRANT ALL ON doubtful TO public")
+    with concurrent.futures.ThreadPoolExecutor(16) as threads:
+        clients = [threads.submit(insert_until_refused, pooler) for _ in range(16)]
+        wait_until(lambda: inserted(pooler) > 500, 10, "clients at work")
+        pooler.process.terminate()
+        outcomes = [client.result(20) for client in clients]
+    assert pooler.process.wait(10) == 0
+    assert [text for _, text in outcomes if "server shutting down" not in text] == []
+    assert sum(count for count, _ in outcomes) == inserted(pooler)
+
+
+def insert_until_refused(pooler: PoolerFixture) -> tuple[int, str]:
+    """Insert row after row; return the number of acknowledged ones, and what ended it."""
+    acknowledged = 0
+    with pooler.connect() as connection:
+        try:
+            while True:
+                connection.execute("INSERT INTO doubtful VALUES (current_user)")
+                acknowledged += 1
+        except psycopg.OperationalError as error:
+            return acknowledged, str(error)
+
+
+def inserted(pooler: PoolerFixture) -> int:
+    """Count this test's rows, past the pooler."""
+    with psycopg.connect(pooler.postgres.dsn) as master:
+        row = master.execute(
+            "SELECT count(*) FROM doubtful WHERE name = %s", [pooler.login.name]
+        ).fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 def test_a_drain_ends_although_a_transaction_does_not(new_pooler: PoolerFixture) -> None:

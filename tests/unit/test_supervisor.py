@@ -1,0 +1,289 @@
+"""The parts of PgBouncer's supervisor that need no process: settings, files, secrets, protocol."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError
+
+from pgbouncer.configuration import (
+    Files,
+    User,
+    render_access,
+    render_ini,
+    render_users,
+)
+from pgbouncer.settings import Settings, SettingsError
+from pgbouncer.transaction import error_text, query_message, startup_message
+from pgbouncer.vault import Certificate, SecretUnusableError, Vault
+
+USER_ARN = "arn:aws:secretsmanager:eu-west-1:000000000000:secret:user"
+LEAF_ARN = "arn:aws:secretsmanager:eu-west-1:000000000000:secret:leaf"
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """The variables of a task definition."""
+    bundle = tmp_path / "aws.pem"
+    bundle.touch()
+    return {
+        "LISTEN_PORT": "6432",
+        "DATABASE_HOST": "db.example.internal",
+        "DATABASE_PORT": "5432",
+        "DATABASE_NAME": "app",
+        "USER_SECRET_ARNS": f"{USER_ARN}, {USER_ARN}-2",
+        "CERTIFICATE_SECRET_ARN": LEAF_ARN,
+        "SERVER_TLS_CA_FILE": str(bundle),
+        "POOL_MODE": "transaction",
+        "MAX_CLIENT_CONN": "2000",
+        "DEFAULT_POOL_SIZE": "20",
+        "MAX_DB_CONNECTIONS": "25",
+        "QUERY_WAIT_TIMEOUT": "2",
+        "REFRESH_INTERVAL": "30",
+        "DRAIN_TIMEOUT": "60",
+    }
+
+
+# Settings
+
+
+def test_a_task_definition_is_read(environment: dict[str, str]) -> None:
+    """Each variable arrives with its type, and the list of secrets without its spaces."""
+    settings = Settings.from_env(environment)
+    assert settings.user_secret_arns == (USER_ARN, f"{USER_ARN}-2")
+    assert (settings.max_client_conn, settings.refresh_interval) == (2000, 30.0)
+    assert settings.run_dir == Path("/run/pgbouncer")
+    assert settings.listen_addr == "0.0.0.0"  # noqa: S104 - the default inside a task
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("DATABASE_HOST", "", "DATABASE_HOST is missing"),
+        ("USER_SECRET_ARNS", "", "USER_SECRET_ARNS is missing"),
+        ("MAX_DB_CONNECTIONS", "", "MAX_DB_CONNECTIONS is missing"),
+        ("LISTEN_PORT", "70000", "LISTEN_PORT is '70000', but must be a whole number from 1"),
+        ("POOL_MODE", "fast", "POOL_MODE is 'fast', but must be transaction or session"),
+        ("REFRESH_INTERVAL", "soon", "REFRESH_INTERVAL is 'soon', but must be a number of seconds"),
+        ("REFRESH_INTERVAL", "nan", "REFRESH_INTERVAL is 'nan'"),
+        ("SERVER_TLS_CA_FILE", "/nowhere.pem", "SERVER_TLS_CA_FILE is '/nowhere.pem', but must be"),
+        ("DATABASE_HOST", "db port=1", "DATABASE_HOST is 'db port=1', but must be"),
+        ("DATABASE_NAME", "app\nadmin_users = x", "DATABASE_NAME is 'app"),
+        ("RUN_DIR", "/run/" + "x" * 100, "RUN_DIR is too long"),
+    ],
+)
+def test_a_wrong_variable_is_named_with_its_value(
+    environment: dict[str, str], name: str, value: str, message: str
+) -> None:
+    """The message says which variable, what it is and what is allowed."""
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_env(environment | {name: value})
+    assert message in str(caught.value)
+
+
+def test_all_problems_come_at_once(environment: dict[str, str]) -> None:
+    """Nobody has to deploy once for each missing variable."""
+    del environment["DATABASE_HOST"], environment["CERTIFICATE_SECRET_ARN"]
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_env(environment)
+    assert "DATABASE_HOST is missing; CERTIFICATE_SECRET_ARN is missing" in str(caught.value)
+
+
+# Files
+
+
+def ini_of(environment: dict[str, str]) -> dict[str, str]:
+    """Render the main file and read it back."""
+    settings = Settings.from_env(environment)
+    lines = render_ini(settings, Files(Path("/run/pgbouncer")), "admin-1").splitlines()
+    return dict(line.split(" = ", 1) for line in lines if " = " in line)
+
+
+def test_every_default_that_does_not_fit_lambda_is_set(environment: dict[str, str]) -> None:
+    """The list of field notes: each of these is wrong when it is left alone."""
+    ini = ini_of(environment)
+    assert ini["app"] == "host=db.example.internal port=5432 dbname=app"
+    expected = {
+        "client_tls_sslmode": "require",
+        "server_tls_sslmode": "verify-full",
+        "pool_mode": "transaction",
+        "max_client_conn": "2000",
+        "default_pool_size": "20",
+        "max_db_connections": "25",
+        "query_wait_timeout": "2",
+        "server_login_retry": "1",
+        "idle_transaction_timeout": "15",
+        "max_prepared_statements": "200",
+        "listen_backlog": "4096",
+        "auth_type": "hba",
+        "admin_users": "admin-1",
+    }
+    assert {name: ini[name] for name in expected} == expected
+
+
+def test_only_the_socket_reaches_the_console_and_only_tls_the_database(
+    environment: dict[str, str],
+) -> None:
+    """There is no line for TCP without TLS, and none for the console over TCP."""
+    rules = [
+        line.split() for line in render_access(Settings.from_env(environment), "a").splitlines()
+    ]
+    assert {rule[0] for rule in rules} == {"local", "hostssl"}
+    assert [rule for rule in rules if rule[1] == "pgbouncer"] == [
+        ["local", "pgbouncer", '"a"', "scram-sha-256"]
+    ]
+    assert {rule[-1] for rule in rules if rule[0] == "hostssl"} == {"scram-sha-256"}
+
+
+def test_quotes_in_passwords_are_doubled() -> None:
+    """PgBouncer's file knows no other escape."""
+    assert render_users([User('a"b', 'p"\\w d')]) == '"a""b" "p""\\w d"\n'
+
+
+@pytest.mark.parametrize("password", ["", "a\nb", "a\0b", "a\rb"])
+def test_a_password_that_the_file_cannot_hold_is_refused(password: str) -> None:
+    """A line break would let one secret add another user."""
+    with pytest.raises(ValueError, match="empty or has a line break") as caught:
+        render_users([User("a", password)])
+    assert "a\\nb" not in str(caught.value)
+
+
+def test_secrets_do_not_show_in_reprs() -> None:
+    """A traceback or a log of these objects gives nothing away."""
+    assert "canary" not in repr([User("a", "canary"), Certificate("canary", "chain")])
+
+
+# Secrets
+
+
+class FakeSecrets:
+    """Secrets Manager as a dictionary: (arn, stage) → text."""
+
+    def __init__(self) -> None:
+        """Begin with one user and one certificate."""
+        self.texts = {
+            (USER_ARN, "AWSCURRENT"): json.dumps({"username": "app", "password": "one"}),
+            (LEAF_ARN, "AWSCURRENT"): json.dumps(
+                {"private_key": "KEY", "certificate_chain": "CHAIN"}
+            ),
+        }
+        self.reachable = True
+
+    def __call__(self, arn: str, stage: str) -> dict[str, Any]:
+        """Answer as GetSecretValue does."""
+        if not self.reachable:
+            raise EndpointConnectionError(endpoint_url="nowhere")
+        if (arn, stage) not in self.texts:
+            answer = {"Error": {"Code": "ResourceNotFoundException", "Message": "none"}}
+            raise ClientError(answer, "GetSecretValue")
+        return {"VersionId": "1", "SecretString": self.texts[arn, stage]}
+
+
+@pytest.fixture
+def secrets() -> FakeSecrets:
+    """Secrets of a running deployment."""
+    return FakeSecrets()
+
+
+def users_of(vault: Vault) -> list[User]:
+    """List the users of the last good content."""
+    assert vault.content is not None
+    return list(vault.content.users)
+
+
+def vault_of(secrets: FakeSecrets, reports: list[str] | None = None) -> Vault:
+    """Make a vault that accepts any certificate."""
+    report = (reports if reports is not None else []).append
+    return Vault((USER_ARN,), LEAF_ARN, read=secrets, check=lambda _: None, report=report)
+
+
+def test_there_is_no_content_before_the_first_look(secrets: FakeSecrets) -> None:
+    """Nobody is served with half of what is needed."""
+    vault = vault_of(secrets)
+    assert vault.content is None
+    del secrets.texts[LEAF_ARN, "AWSCURRENT"]
+    vault.refresh()
+    assert vault.content is None
+
+
+def test_a_look_finds_user_and_certificate(secrets: FakeSecrets) -> None:
+    """Current secrets are taken."""
+    vault = vault_of(secrets)
+    vault.refresh()
+    assert users_of(vault) == [User("app", "one")]
+    assert vault.content is not None
+    assert vault.content.certificate.pem == "KEY\nCHAIN\n"
+
+
+def test_the_previous_user_of_an_alternating_rotation_stays(secrets: FakeSecrets) -> None:
+    """Both users may log in; of one user only the current password counts."""
+    secrets.texts[USER_ARN, "AWSPREVIOUS"] = secrets.texts[USER_ARN, "AWSCURRENT"]
+    secrets.texts[USER_ARN, "AWSCURRENT"] = '{"username": "app_clone", "password": "two"}'
+    vault = vault_of(secrets)
+    vault.refresh()
+    assert users_of(vault) == [User("app_clone", "two"), User("app", "one")]
+    secrets.texts[USER_ARN, "AWSCURRENT"] = '{"username": "app", "password": "three"}'
+    vault.refresh()
+    assert users_of(vault) == [User("app", "three")]
+
+
+@pytest.mark.parametrize("broken", ["", "not json", "[]", '{"username": "app"}', '{"password": 1}'])
+def test_an_unusable_secret_keeps_the_last_good_one(secrets: FakeSecrets, broken: str) -> None:
+    """The report names the secret and quotes nothing of it."""
+    reports: list[str] = []
+    vault = vault_of(secrets, reports)
+    vault.refresh()
+    secrets.texts[USER_ARN, "AWSCURRENT"] = broken
+    vault.refresh()
+    assert users_of(vault) == [User("app", "one")]
+    (report,) = reports
+    assert USER_ARN in report
+    assert "keeping the last good one" in report
+    assert "not json" not in report
+
+
+def test_an_unreachable_service_keeps_the_last_good_content(secrets: FakeSecrets) -> None:
+    """An outage of Secrets Manager is a line in the log."""
+    reports: list[str] = []
+    vault = vault_of(secrets, reports)
+    vault.refresh()
+    secrets.reachable = False
+    vault.refresh()
+    assert vault.content is not None
+    assert len(reports) == 2
+
+
+def test_a_certificate_that_does_not_load_is_not_taken(secrets: FakeSecrets) -> None:
+    """The check decides; its refusal is reported at each look until it is mended."""
+    reports: list[str] = []
+
+    def refuse(_: Certificate) -> None:
+        raise SecretUnusableError("its certificate and key do not load")
+
+    vault = Vault((USER_ARN,), LEAF_ARN, read=secrets, check=refuse, report=reports.append)
+    vault.refresh()
+    vault.refresh()
+    assert vault.content is None
+    assert len(reports) == 2
+
+
+# Protocol
+
+
+def test_messages_carry_their_length() -> None:
+    """PostgreSQL's framing: a length that counts itself, texts that end with a zero byte."""
+    startup = startup_message("app", "db")
+    assert struct.unpack("!II", startup[:8]) == (len(startup), 196608)
+    assert startup[8:].startswith(b"user\0app\0database\0db\0")
+    assert startup.endswith(b"\0\0")
+    assert query_message("BEGIN") == b"Q\0\0\0\x0aBEGIN\0"
+
+
+def test_the_text_of_an_error_is_found() -> None:
+    """ErrorResponse: fields with a letter each, M is the text."""
+    assert error_text(b"SFATAL\0C08P01\0Mserver shutting down\0\0") == "server shutting down"
+    assert error_text(b"") == "an error without a text"
