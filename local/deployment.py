@@ -94,8 +94,7 @@ class Cdk:
             await process.wait()
             raise
         if code != 0:
-            said = last_lines(log, 60)
-            raise DeploymentError(f"`cdk {what}` failed with exit code {code}:\n{said}")
+            raise DeploymentError(f"`cdk {what}` failed with exit code {code}:\n{_reason(log)}")
 
     def _command(self) -> list[str]:
         node = shutil.which("node")
@@ -128,3 +127,10 @@ class Cdk:
             "PYTHONPATH": "",
             "TMPDIR": str(temporary),
         }
+
+
+def _reason(log: Path) -> str:
+    """Return the part of a log that says why: from the failed resources on, where they are listed."""
+    said = last_lines(log, 200)
+    _, found, failed = said.rpartition("Failed resources:")
+    return found + failed if found else last_lines(log, 40)

@@ -41,7 +41,7 @@ def guard(folder: Path, options: str, leash: int) -> int:
     os.close(leash)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # only the daemon reports progress
 
-    def forward(number: int, _frame: FrameType | None) -> None:
+    def forward(_number: int, _frame: FrameType | None) -> None:
         with suppress(ProcessLookupError):
             os.kill(daemon.pid, signal.SIGTERM)
 

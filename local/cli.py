@@ -1,0 +1,160 @@
+"""The command line of the local cloud: `python -m local …`."""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from local.cloud import (
+    AlreadyRunningError,
+    CloudError,
+    DeploymentError,
+    LocalCloud,
+    NotRunningError,
+    Options,
+)
+
+_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit code."""
+    chosen = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = chosen.command
+    try:
+        return command(chosen)
+    except (AlreadyRunningError, CloudError, DeploymentError, NotRunningError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: everything has been stopped", file=sys.stderr)
+        return _INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m local", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=(command.__doc__ or "").rstrip("."))
+        added.set_defaults(command=command)
+        return added
+
+    add("up", up)
+    add("down", down)
+    add("status", status).add_argument("--json", action="store_true", help="print one JSON object")
+    add("psql", psql)
+    deploying = add("deploy", deploy)
+    deploying.add_argument(
+        "--override", type=json.loads, help="settings, as JSON, on top of the stage's in cdk.json"
+    )
+    asking = add("token", token)
+    asking.add_argument("--sub", required=True, type=uuid.UUID, help="whom the token is for")
+    asking.add_argument("--scope", default="", help="scopes, with spaces between")
+    add("demo", demo)
+    return parser
+
+
+class Narrator:
+    """Print what the cloud is doing, and how long it took."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+
+    def __call__(self, message: Mapping[str, Any]) -> None:
+        elapsed = time.monotonic() - self._began
+        if "begin" in message:
+            print(f"  {elapsed:5.1f} s  … {message['begin']}", flush=True)
+        elif "end" in message:
+            taken = f"({message['seconds']:.1f} s)"
+            print(f"  {elapsed:5.1f} s  ✓ {message['end']} {taken}", flush=True)
+        elif "note" in message:
+            print(f"  {elapsed:5.1f} s    {message['note']}", flush=True)
+
+
+def up(_: argparse.Namespace) -> int:
+    """Start the local cloud, deploy the app, and leave it running."""
+    cloud = LocalCloud(options=Options(bound=False), report=Narrator())
+    print(f"starting a local cloud in {cloud.folder}", flush=True)
+    cloud.start()
+    print(_welcome(cloud))
+    return 0
+
+
+def _welcome(cloud: LocalCloud) -> str:
+    subject = str(uuid.uuid4())
+    bearer = cloud.token(subject)
+    body = """'{"name": "Ada"}'"""
+    header = '-H "Authorization: Bearer $TOKEN"'
+    return f"""
+The API is at {cloud.url}, the AWS APIs are at {cloud.state.aws_endpoint_url}.
+Logs are in {cloud.folder}. `make status` shows what runs, `make down` stops it.
+
+Try it, as user {subject}:
+
+TOKEN={bearer}
+curl -i {cloud.url}/health
+curl -i {header} -H 'Content-Type: application/json' -d {body} {cloud.url}/users
+curl -i {header} {cloud.url}/users
+"""
+
+
+def down(_: argparse.Namespace) -> int:
+    """Stop the local cloud and remove its data."""
+    LocalCloud().stop()
+    return 0
+
+
+def status(chosen: argparse.Namespace) -> int:
+    """Show what the local cloud runs."""
+    found = LocalCloud().status()
+    if chosen.json:
+        print(json.dumps(found))
+        return 0
+    print(f"API      {found['api_url']}")
+    print(f"AWS      {found['aws_endpoint_url']}")
+    if database := found.get("postgres"):
+        print(f"database {database['dsn']}, max_connections {database['max_connections']}")
+    if pooler := found.get("pooler"):
+        limit = pooler["max_server_connections"]
+        print(f"pooler   {pooler['host']}:{pooler['port']}, at most {limit} server connections")
+    for name, count in sorted(found.get("functions", {}).items()):
+        print(f"function {name}: {count} environments")
+    return 0
+
+
+def token(chosen: argparse.Namespace) -> int:
+    """Print a bearer token of the local issuer."""
+    print(LocalCloud().token(str(chosen.sub), scope=chosen.scope))
+    return 0
+
+
+def psql(_: argparse.Namespace) -> int:
+    """Open a shell on the local database."""
+    program = shutil.which("psql")
+    if program is None:
+        print("psql is missing: install `postgresql-client`", file=sys.stderr)
+        return 1
+    database = LocalCloud().status()["postgres"]
+    return subprocess.call([program, database["dsn"]])
+
+
+def deploy(chosen: argparse.Namespace) -> int:
+    """Deploy the app again to the running local cloud."""
+    began = time.monotonic()
+    print("cdk deploy --all …", flush=True)
+    LocalCloud().deploy(override=chosen.override)
+    print(f"deployed in {time.monotonic() - began:.1f} s")
+    return 0
+
+
+def demo(_: argparse.Namespace) -> int:
+    """Deploy, call each route, storm it, and stop everything."""
+    from local.demo import main as run  # noqa: PLC0415  # it needs the benchmarks, nothing else does
+
+    return int(run())

@@ -1,0 +1,224 @@
+"""Start, use and stop a local cloud from Python: for the command line, tests and benchmarks."""
+
+import http.client
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import IO, Any, Self
+from urllib.parse import quote, urlsplit
+
+from local import state
+from local.deployed import Start
+from local.deployment import REPOSITORY, DeploymentError
+from local.issuer import AUDIENCE, Issuer
+from local.options import Options
+from local.paths import state_dir
+from local.processes import last_lines
+from local.state import MARK, AlreadyRunningError, NotRunningError, State
+
+__all__ = [
+    "AlreadyRunningError",
+    "CloudError",
+    "DeploymentError",
+    "LocalCloud",
+    "NotRunningError",
+    "Options",
+]
+
+_STOP_SECONDS = 30.0
+Report = Callable[[Mapping[str, Any]], None]
+
+
+class CloudError(RuntimeError):
+    """The local cloud did not start, or did not do what it was asked for."""
+
+
+class LocalCloud:
+    """One local cloud in a state folder; a context manager that starts and stops it.
+
+    `options.app` deploys another copy of the project, `options.override` is merged into the
+    settings of the stage `local`.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None = None,
+        options: Options | None = None,
+        report: Report = lambda _message: None,
+    ) -> None:
+        self.folder = folder or state_dir()
+        self._options = options or Options(bound=True)
+        self._report = report
+        self._guardian: subprocess.Popen[bytes] | None = None
+        self._leash = -1
+
+    # Life
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start everything and deploy the app; raise `AlreadyRunningError` or `CloudError`."""
+        held = state.lock(self.folder)
+        mark = secrets.token_hex(8)
+        leash, self._leash = os.pipe()
+        command = [sys.executable, "-m", "local.guardian", str(self.folder)]
+        with (self.folder / "cloud.log").open("wb") as log:
+            self._guardian = subprocess.Popen(
+                [*command, self._options.dump(), str(leash)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                cwd=REPOSITORY,
+                env={**os.environ, MARK: mark, "PYTHONPATH": str(REPOSITORY)},
+                pass_fds=[leash, held],
+                start_new_session=True,
+            )
+        os.close(leash)
+        os.close(held)
+        try:
+            self._follow()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _follow(self) -> None:
+        assert self._guardian is not None  # noqa: S101  # just started
+        assert self._guardian.stdout is not None  # noqa: S101  # it is a pipe
+        for message in _messages(self._guardian.stdout):
+            self._report(message)
+            if message.get("ready"):
+                return
+            if "failed" in message:
+                raise CloudError(str(message["failed"]))
+        raise CloudError(f"the local cloud has ended:\n{last_lines(self.folder / 'cloud.log')}")
+
+    def stop(self) -> None:
+        """Stop everything and remove the folder; does nothing where nothing is left."""
+        self._let_go()
+        if state.is_locked(self.folder):
+            self._end_guardian()
+        if self._guardian is not None:
+            if self._guardian.stdout is not None:
+                self._guardian.stdout.close()
+            self._guardian.wait(_STOP_SECONDS)
+            self._guardian = None
+        state.remove(self.folder)
+
+    def _end_guardian(self) -> None:
+        guardian = self._guardian.pid if self._guardian else State.load(self.folder).guardian
+        with suppress(ProcessLookupError):
+            os.kill(guardian, signal.SIGTERM)
+        deadline = time.monotonic() + _STOP_SECONDS
+        while state.is_locked(self.folder):
+            if time.monotonic() > deadline:
+                raise CloudError(f"the local cloud (process {guardian}) does not end")
+            if self._guardian is not None:
+                self._guardian.poll()
+            time.sleep(0.02)
+
+    def _let_go(self) -> None:
+        if self._leash >= 0:
+            os.close(self._leash)
+            self._leash = -1
+
+    # Use
+
+    @property
+    def state(self) -> State:
+        """Where everything is; raises `NotRunningError`."""
+        return State.load(self.folder)
+
+    @property
+    def url(self) -> str:
+        """The deployed API."""
+        return self.state.api_url
+
+    @property
+    def issuer(self) -> Issuer:
+        """The issuer whose tokens the API accepts."""
+        return Issuer.load(self.state.issuer_url, self.folder / "issuer.pem")
+
+    def token(
+        self,
+        subject: str,
+        *,
+        scope: str = "",
+        audience: str = AUDIENCE,
+        seconds: float = 3600,
+        claims: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Return a bearer token of the local issuer."""
+        return self.issuer.token(
+            subject, scope=scope, audience=audience, seconds=seconds, claims=claims
+        )
+
+    def status(self) -> dict[str, Any]:
+        """Return the addresses, and how many environments of each function run."""
+        return self._call("GET", "/status")
+
+    def environments(self, function: str, count: int, start: Start = "restored") -> list[int]:
+        """Open environments until `count` are idle; return the process ids of the new ones."""
+        order = {"count": count, "start": start}
+        pids: list[int] = self._call("POST", f"/functions/{function}/environments", order)["pids"]
+        return pids
+
+    def end_environments(self, function: str) -> None:
+        """End all environments of a function."""
+        self._call("DELETE", f"/functions/{function}/environments")
+
+    def invoke(self, function: str, event: Any) -> dict[str, Any]:
+        """Run an event: `{"payload": …, "function_error": …}`."""
+        return self._call("POST", f"/invoke/{quote(function, safe='')}", event)
+
+    def reconcile(self) -> None:
+        """Look at the deployed stacks now."""
+        self._call("POST", "/reconcile")
+
+    def pooler(self, verb: str) -> None:
+        """`start`, `stop` or `restart` the pooler."""
+        self._call("POST", f"/pooler/{verb}")
+
+    def postgres(self, verb: str) -> None:
+        """`start` or `stop` the database."""
+        self._call("POST", f"/postgres/{verb}")
+
+    def deploy(self, app: Path | None = None, override: Mapping[str, Any] | None = None) -> None:
+        """Deploy again; raise `DeploymentError` with what the command line said."""
+        order = {"app": str(app) if app else None, "override": override}
+        result: dict[str, Any] = {}
+        with closing(self._connect()) as connection:
+            connection.request("POST", "/deploy", json.dumps(order).encode())
+            for message in _messages(connection.getresponse()):
+                result = message
+        if "error" in result or not result:
+            raise DeploymentError(str(result.get("error", "the local cloud has ended")))
+
+    def _connect(self) -> http.client.HTTPConnection:
+        address = urlsplit(self.state.control_url)
+        return http.client.HTTPConnection(str(address.hostname), address.port, timeout=960)
+
+    def _call(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
+        with closing(self._connect()) as connection:
+            connection.request(method, path, None if body is None else json.dumps(body).encode())
+            response = connection.getresponse()
+            answer: dict[str, Any] = json.loads(response.read())
+        if response.status != 200:
+            raise CloudError(str(answer.get("error", answer)))
+        return answer
+
+
+def _messages(lines: "IO[bytes] | http.client.HTTPResponse") -> Iterator[dict[str, Any]]:
+    for line in lines:
+        yield json.loads(line)

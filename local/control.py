@@ -1,0 +1,148 @@
+"""The daemon's control endpoint: loopback only, JSON in and out."""
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from local.deployed import Start
+from local.deployment import DeploymentError
+from local.environments.account import UnknownFunctionError
+from local.environments.environment import Outcome
+from local.environments.fleet import ThrottledError
+
+if TYPE_CHECKING:
+    from local.daemon import Daemon
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_MAX_BYTES = 12 * 1024 * 1024
+
+
+def control_application(daemon: "Daemon") -> web.Application:
+    """Build the endpoint of a daemon."""
+    control = Control(daemon)
+    app = web.Application(middlewares=[refuse_browsers, explain], client_max_size=_MAX_BYTES)
+    app.add_routes(
+        [
+            web.get("/status", control.status),
+            web.post("/functions/{folder}/environments", control.open),
+            web.delete("/functions/{folder}/environments", control.end),
+            web.post("/invoke/{name}", control.invoke),
+            web.post("/reconcile", control.reconcile),
+            web.post("/deploy", control.deploy),
+            web.post("/pooler/{verb:start|stop|restart}", control.pooler),
+            web.post("/postgres/{verb:start|stop}", control.postgres),
+            web.post("/database", control.database),
+        ]
+    )
+    return app
+
+
+@web.middleware
+async def refuse_browsers(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse what a web page could send here: a foreign name, or an origin at all."""
+    host = request.host.rsplit(":", 1)[0]
+    if host != "127.0.0.1" or "Origin" in request.headers:
+        return web.json_response({"error": "for programs on this machine only"}, status=403)
+    return await handler(request)
+
+
+@web.middleware
+async def explain(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer errors with their message."""
+    try:
+        return await handler(request)
+    except UnknownFunctionError as error:
+        return web.json_response({"error": str(error)}, status=404)
+    except (KeyError, ValueError) as error:
+        return web.json_response({"error": f"bad request: {error!r}"}, status=400)
+    except (RuntimeError, LookupError, OSError) as error:
+        return web.json_response({"error": str(error)}, status=500)
+
+
+class Control:
+    """The handlers."""
+
+    def __init__(self, daemon: "Daemon") -> None:
+        self._daemon = daemon
+
+    async def status(self, _request: web.Request) -> web.Response:
+        return web.json_response(self._daemon.status())
+
+    async def open(self, request: web.Request) -> web.Response:
+        order = await request.json()
+        start: Start = order.get("start", "restored")
+        if start not in {"cold", "restored"}:
+            raise ValueError(f"start is {start!r}, it can be 'cold' or 'restored'")
+        began = time.perf_counter()
+        folder = request.match_info["folder"]
+        pids = await self._daemon.account.open(folder, int(order["count"]), start)
+        return web.json_response({"pids": pids, "seconds": time.perf_counter() - began})
+
+    async def end(self, request: web.Request) -> web.Response:
+        await self._daemon.account.end(request.match_info["folder"])
+        return web.json_response({})
+
+    async def invoke(self, request: web.Request) -> web.Response:
+        """Run an event; the control plane sends names, and its deployments want the newest code."""
+        name, event = request.match_info["name"], await request.read() or b"{}"
+        try:
+            if name in self._daemon.account.counts():
+                outcome = await self._daemon.account.invoke(name, event)
+            else:
+                outcome = await self._daemon.invoke_deployed(name, event)
+        except ThrottledError as error:
+            return web.json_response({"throttled": str(error)})
+        return web.json_response(_told(outcome))
+
+    async def reconcile(self, _request: web.Request) -> web.Response:
+        await self._daemon.reconcile()
+        return web.json_response({})
+
+    async def deploy(self, request: web.Request) -> web.StreamResponse:
+        """Deploy again, and report while it goes on: a line for every second, then the result."""
+        order = await request.json()
+        app = Path(order["app"]) if order.get("app") else None
+        work = asyncio.ensure_future(self._daemon.deploy(app, order.get("override")))
+        response = web.StreamResponse()
+        await response.prepare(request)
+        result: dict[str, Any] = {"ok": True}
+        try:
+            while not (await asyncio.wait([work], timeout=1))[0]:
+                await response.write(b"{}\n")
+            await work
+        except (DeploymentError, RuntimeError, OSError) as error:
+            result = {"error": str(error)}
+        await response.write(json.dumps(result).encode() + b"\n")
+        return response
+
+    async def pooler(self, request: web.Request) -> web.Response:
+        verb = request.match_info["verb"]
+        if verb in {"stop", "restart"}:
+            await self._daemon.stop_pooler()
+        if verb in {"start", "restart"}:
+            await self._daemon.start_pooler()
+        return web.json_response({})
+
+    async def postgres(self, request: web.Request) -> web.Response:
+        await self._daemon.postgres_do(request.match_info["verb"])
+        return web.json_response({})
+
+    async def database(self, request: web.Request) -> web.Response:
+        """Answer the control plane's question for the address of a DBInstance."""
+        order = await request.json()
+        found = await self._daemon.provide_database(order["user"], order["password"], order["name"])
+        return web.json_response(found)
+
+
+def _told(outcome: Outcome) -> dict[str, Any]:
+    failed = {None: None, "handled": "Unhandled"}.get(outcome.failure, "Unhandled")
+    try:
+        payload = json.loads(outcome.payload)
+    except ValueError:
+        payload = outcome.payload.decode(errors="replace")
+    return {"payload": payload, "function_error": failed}

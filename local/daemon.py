@@ -1,0 +1,473 @@
+"""Run one local cloud: own its servers, its environments and its front ends."""
+
+import asyncio
+import json
+import os
+import secrets
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiohttp
+from aiohttp import web
+
+from local import installed, processes
+from local.control import control_application
+from local.deployed import Deployed, PoolerTask
+from local.deployment import REPOSITORY, STAGE, Cdk, merge
+from local.environments.account import Account
+from local.environments.launcher import Surroundings
+from local.http_api.server import HttpApi
+from local.inventory import CREDENTIALS, Inventory
+from local.issuer import AUDIENCE, Issuer
+from local.options import Options
+from local.pgbouncer import Pooler
+from local.pgbouncer_discovery import PgBouncerBinary, find_pgbouncer
+from local.postgres import Postgres
+from local.postgres_discovery import find_postgres
+from local.progress import Progress
+from local.state import MARK, State
+from stacks.config import Config
+
+T = TypeVar("T")
+_WATCH_SECONDS = 1.0
+_CONTROL_PLANE_SECONDS = 30.0
+_BACKLOG = 4096  # a storm's connections come at once
+
+
+class Daemon:
+    """One local cloud."""
+
+    def __init__(self, folder: Path, options: Options, progress: Progress) -> None:
+        self.folder = folder
+        self.options = options
+        self.progress = progress
+        self.stopping = asyncio.Event()
+        self.override = dict(options.override)
+        self.app = options.app
+        self.account: Account
+        self.postgres: Postgres
+        self.pooler: Pooler | None = None
+        self._issuer: Issuer
+        self._api: HttpApi
+        self._cdk: Cdk
+        self._inventory: Inventory
+        self._state: State
+        self._pgbouncer: PgBouncerBinary
+        self._pooler_task: PoolerTask | None = None
+        self._control_plane: asyncio.subprocess.Process | None = None
+        self._ports = {name: processes.free_port() for name in ("aws", "postgres", "pooler")}
+        self._reconciling = asyncio.Lock()
+        self._deploying = asyncio.Lock()
+        self._signature = ""
+        # The kernel ends servers with the thread that started them, so that thread has to stay.
+        self._thread = ThreadPoolExecutor(1, "servers")
+
+    # Life
+
+    async def run(self) -> None:
+        """Serve until `stopping` is set; everything is ended on the way out."""
+        async with aiohttp.ClientSession() as session:
+            runners = await self._open_front_ends(session)
+            try:
+                await self._until_stopped(self._start())
+                self._announce(ready=True)
+                self.progress.ready()
+                await self._until_stopped(self._serve())
+            finally:
+                await self._close(runners)
+
+    async def _until_stopped(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        stop = asyncio.ensure_future(self.stopping.wait())
+        await asyncio.wait([task, stop], return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if task.done():
+            await task
+            return
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        raise asyncio.CancelledError("stopped")
+
+    async def _start(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._start_postgres())
+            group.create_task(self._find_pgbouncer())
+            group.create_task(self._find_runtime())
+            deployment = [self._synth()] if self.options.deploy else []
+            for step in deployment:
+                group.create_task(step)
+            await self._start_control_plane()
+            if self.options.deploy:
+                await self._step("cdk bootstrap", self._cdk.bootstrap())
+        if self.options.deploy:
+            await self._step("cdk deploy --all", self._cdk.deploy(self.app))
+            await self._step("functions, API and pooler", self.reconcile())
+
+    async def _serve(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.account.expire())
+            group.create_task(self._watch())
+            await self.stopping.wait()
+
+    async def _open_front_ends(self, session: aiohttp.ClientSession) -> list[web.ServerRunner]:
+        region = self._region()
+        self.account = Account(self._surroundings(region), self.options.idle_seconds)
+        self._api = HttpApi(self.account.invoke, session)
+        runners, urls = [], []
+        for server in (web.Server(self._serve_issuer), self._api.server()):
+            runner, url = await _listen(web.ServerRunner(server))
+            runners.append(runner)
+            urls.append(url)
+        control = web.AppRunner(control_application(self), access_log=None)
+        runner, control_url = await _listen(control)
+        self._issuer = Issuer.create(urls[0])
+        self._issuer.save(self.folder / "issuer.pem")
+        settings = self._config()
+        endpoint = f"http://127.0.0.1:{self._ports['aws']}"
+        self._state = State(
+            mark=os.environ[MARK],
+            guardian=os.getppid(),
+            daemon=os.getpid(),
+            control_url=control_url,
+            api_url=urls[1],
+            issuer_url=urls[0],
+            aws_endpoint_url=endpoint,
+            region=settings.region,
+            ready=False,
+        )
+        self._announce(ready=False)
+        cdk_folder = self.folder / "cdk"
+        cdk_folder.mkdir()
+        account = settings.account or "000000000000"
+        self._cdk = Cdk(cdk_folder, endpoint, account, settings.region)
+        self._inventory = Inventory(endpoint, settings.region, self.folder / "code")
+        return [*runners, runner]
+
+    def _announce(self, *, ready: bool) -> None:
+        values = {name: getattr(self._state, name) for name in State.__slots__}
+        self._state = State(**{**values, "ready": ready})
+        self._state.save(self.folder)
+
+    async def _close(self, runners: list[Any]) -> None:
+        for runner in runners:
+            await runner.cleanup()
+        await self.account.close()
+        await self._on_thread(self._stop_servers)
+        if self._control_plane is not None:
+            with suppress(ProcessLookupError):
+                self._control_plane.kill()
+            await self._control_plane.wait()
+        self._thread.shutdown()
+
+    def _stop_servers(self) -> None:
+        if self.pooler is not None:
+            self.pooler.kill()
+        if hasattr(self, "postgres"):
+            self.postgres.stop("fast")
+
+    async def _on_thread(self, work: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
+
+    async def _step(self, name: str, work: Awaitable[T]) -> T:
+        async with self.progress.step(name):
+            return await work
+
+    # Parts
+
+    def _config(self) -> Config:
+        context = json.loads((self.app / "cdk.json").read_text())["context"]
+        asked = {**context, "stage": STAGE, "override": json.dumps(self._full_override())}
+        return Config.from_context(asked.get)
+
+    def _region(self) -> str:
+        context = json.loads((self.app / "cdk.json").read_text())["context"]
+        return str(merge(context["stages"][STAGE], self.override)["region"])
+
+    def _full_override(self) -> dict[str, Any]:
+        """Name the addresses of this cloud; what the caller asked for comes on top."""
+        mine = {
+            "pooler": {"endpoint_host": "127.0.0.1", "port": self._ports["pooler"]},
+            "database": {"ca_file": str(self.folder / "postgres" / "ca.pem")},
+            "identity": {"issuer": self._issuer.url, "audience": [AUDIENCE]},
+        }
+        return merge(mine, self.override)
+
+    def _surroundings(self, region: str) -> Surroundings:
+        temporary = self.folder / "tmp"
+        temporary.mkdir()
+        variables = {
+            **CREDENTIALS,
+            "AWS_REGION": region,
+            "AWS_DEFAULT_REGION": region,
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._ports['aws']}",
+            MARK: os.environ[MARK],
+        }
+        return Surroundings(self.folder / "runtime", temporary, self.folder / "logs", variables)
+
+    async def _find_runtime(self) -> None:
+        folder = await self._step(
+            "Lambda's runtime: awslambdaric, boto3", asyncio.to_thread(installed.runtime_folder)
+        )
+        (self.folder / "runtime").symlink_to(folder)
+
+    async def _find_pgbouncer(self) -> None:
+        find = asyncio.to_thread(find_pgbouncer, report=self.progress.note)
+        self._pgbouncer = await self._step("PgBouncer", find)
+
+    async def _start_postgres(self) -> None:
+        await self._step("PostgreSQL", self._on_thread(self._run_postgres))
+
+    def _run_postgres(self) -> None:
+        settings = self._config().database
+        binaries = find_postgres(settings.major_version, report=self.progress.note)
+        self.postgres = Postgres(
+            binaries,
+            self.folder / "postgres",
+            port=self._ports["postgres"],
+            max_connections=settings.max_connections,
+            durable=False,
+        )
+        self.postgres.start()
+
+    async def _start_control_plane(self) -> None:
+        async with self.progress.step("control plane: MiniStack"):
+            python = await asyncio.to_thread(installed.control_plane_python)
+            home = self.folder / "control-plane"
+            (home / "tmp").mkdir(parents=True)
+            log = home / "ministack.log"
+            with log.open("wb") as output:
+                self._control_plane = await asyncio.create_subprocess_exec(
+                    str(python), "-m", "local.control_plane",
+                    cwd=REPOSITORY, env=self._control_plane_variables(home),
+                    stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
+                    start_new_session=True,
+                )  # fmt: skip
+            await self._control_plane_answers(log)
+
+    def _control_plane_variables(self, home: Path) -> dict[str, str]:
+        return {
+            **processes.base_environment(),
+            "BIND_HOST": "127.0.0.1",
+            "MINISTACK_HOST": "127.0.0.1",
+            "GATEWAY_PORT": str(self._ports["aws"]),
+            "IOT_MTLS_ENABLED": "0",
+            "SFTP_ENABLED": "0",
+            "MINISTACK_ACCOUNT_ID": self._cdk.account,
+            "MINISTACK_REGION": self._cdk.region,
+            "STATE_DIR": str(home / "state"),
+            "S3_DATA_DIR": str(home / "s3"),
+            "TMPDIR": str(home / "tmp"),
+            "DOCKER_HOST": f"unix://{home}/no-docker",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "LAMBDA_PG_CONTROL_URL": self._state.control_url,
+        }
+
+    async def _control_plane_answers(self, log: Path) -> None:
+        assert self._control_plane is not None  # noqa: S101  # just started
+        deadline = time.monotonic() + _CONTROL_PLANE_SECONDS
+        while True:
+            if self._control_plane.returncode is not None:
+                said = processes.last_lines(log)
+                raise RuntimeError(f"the control plane has ended:\n{said}")
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", self._ports["aws"])
+            except ConnectionRefusedError:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(
+                        f"the control plane does not answer:\n{processes.last_lines(log)}"
+                    ) from None
+                await asyncio.sleep(0.02)
+                continue
+            writer.close()
+            return
+
+    async def _serve_issuer(self, request: web.BaseRequest) -> web.Response:
+        documents: Mapping[str, Callable[[], Any]] = {
+            "/.well-known/openid-configuration": self._issuer.discovery,
+            "/.well-known/jwks.json": self._issuer.jwks,
+        }
+        document = documents.get(request.path)
+        return web.json_response(document()) if document else web.Response(status=404)
+
+    # Deployments
+
+    async def _synth(self) -> None:
+        await self._step("cdk synth", self._cdk.synth(self.app, self._full_override()))
+
+    async def deploy(
+        self, app: Path | None = None, override: Mapping[str, Any] | None = None
+    ) -> None:
+        """Synthesise and deploy again; raises `DeploymentError`. What has rolled back is served."""
+        async with self._deploying:
+            self.app = app or self.app
+            self.override = dict(self.override if override is None else override)
+            await self._synth()
+            try:
+                await self._step("cdk deploy --all", self._cdk.deploy(self.app))
+            finally:
+                await self._step("functions, API and pooler", self.reconcile())
+
+    async def provide_database(self, user: str, password: str, name: str) -> dict[str, Any]:
+        """Have the local PostgreSQL be a deployed DBInstance; return its address."""
+        await self._on_thread(self.postgres.create_master, user, password, name or "postgres")
+        return {"host": "127.0.0.1", "port": self._ports["postgres"]}
+
+    async def invoke_deployed(self, name: str, event: bytes) -> Any:
+        """Run an event for the control plane, in the version that it has at this moment."""
+        await self.account.update(await asyncio.to_thread(self._inventory.function, name))
+        return await self.account.invoke(name, event)
+
+    async def reconcile(self) -> None:
+        """Run what is deployed now: functions, API, pooler."""
+        async with self._reconciling:
+            signature = await asyncio.to_thread(self._inventory.signature)
+            deployed: Deployed = await asyncio.to_thread(self._inventory.read)
+            for function in deployed.functions:
+                await self.account.update(function)
+            await self.account.keep_only(function.name for function in deployed.functions)
+            self._api.update(deployed.api)
+            await self._reconcile_pooler(deployed.pooler)
+            self._signature = signature
+
+    async def _reconcile_pooler(self, task: PoolerTask | None) -> None:
+        if task == self._pooler_task:
+            return
+        await self.stop_pooler()
+        self._pooler_task = task
+        if task is not None:
+            await self.start_pooler()
+
+    async def start_pooler(self) -> None:
+        """Start the supervisor with the environment of the deployed task definition."""
+        if self._pooler_task is None:
+            raise LookupError("no pooler is deployed")
+        if self.pooler is not None and self.pooler.running:
+            return
+        variables = {
+            **self._pooler_task.variables,
+            **CREDENTIALS,
+            "AWS_REGION": self._cdk.region,
+            "AWS_DEFAULT_REGION": self._cdk.region,
+            "AWS_ENDPOINT_URL": self._cdk.endpoint,
+        }
+        self.pooler = Pooler(self._pgbouncer, self.folder / "pooler", variables)
+        await self._on_thread(self.pooler.start)
+
+    async def stop_pooler(self) -> None:
+        """Stop the supervisor, with a drain."""
+        pooler, self.pooler = self.pooler, None
+        if pooler is not None:
+            await self._on_thread(pooler.stop)
+
+    async def postgres_do(self, verb: str) -> None:
+        """Start or stop the database."""
+        if verb == "start" and not self.postgres.running:
+            await self._on_thread(self.postgres.start)
+        if verb == "stop":
+            await self._on_thread(self.postgres.stop)
+
+    async def _watch(self) -> None:
+        """Follow changes that others make, with the CDK command line or the AWS APIs."""
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            if self._deploying.locked():
+                continue
+            try:
+                signature = await asyncio.to_thread(self._inventory.signature)
+                if signature != self._signature and "_IN_PROGRESS" not in signature:
+                    await self.reconcile()
+            except Exception as error:  # noqa: BLE001  # it is tried again in a second
+                print(f"reconcile: {error!r}", file=sys.stderr, flush=True)
+
+    def status(self) -> dict[str, Any]:
+        """Return what `status --json` prints."""
+        with suppress(Exception):
+            pooler = self._pooler_status()
+            return {
+                "api_url": self._state.api_url,
+                "aws_endpoint_url": self._state.aws_endpoint_url,
+                "postgres": {
+                    "dsn": self.postgres.dsn,
+                    "max_connections": self.postgres.max_connections,
+                },
+                "pooler": pooler,
+                "functions": self.account.counts(),
+            }
+        return {"api_url": self._state.api_url, "aws_endpoint_url": self._state.aws_endpoint_url}
+
+    def _pooler_status(self) -> dict[str, Any] | None:
+        task = self._pooler_task
+        if task is None:
+            return None
+        running = self.pooler is not None and self.pooler.running
+        return {
+            "host": "127.0.0.1",
+            "port": int(task.variables["LISTEN_PORT"]),
+            "admin_dsn": self.pooler.admin_dsn if self.pooler and running else None,
+            "max_server_connections": int(task.variables["MAX_DB_CONNECTIONS"]),
+        }
+
+
+async def _listen(runner: Any) -> tuple[Any, str]:
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0, backlog=_BACKLOG)
+    await site.start()
+    return runner, f"http://127.0.0.1:{runner.addresses[0][1]}"
+
+
+@asynccontextmanager
+async def _leash(descriptor: int, daemon: Daemon) -> AsyncIterator[None]:
+    """Stop the cloud when the process that started it ends, until it is ready or for ever."""
+    loop = asyncio.get_running_loop()
+
+    def gone() -> None:
+        loop.remove_reader(descriptor)
+        if daemon.options.bound or not daemon.progress.finished:
+            daemon.stopping.set()
+
+    loop.add_reader(descriptor, gone)
+    try:
+        yield
+    finally:
+        loop.remove_reader(descriptor)
+
+
+async def serve(folder: Path, options: Options, leash: int) -> int:
+    """Run a cloud in `folder`; return the exit code."""
+    progress = Progress()
+    daemon = Daemon(folder, options, progress)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        loop.add_signal_handler(number, daemon.stopping.set)
+    async with _leash(leash, daemon):
+        try:
+            await daemon.run()
+        except asyncio.CancelledError:
+            return 0
+        except BaseExceptionGroup as group:
+            progress.fail(_first(group))
+            raise
+        except Exception as error:
+            progress.fail(error)
+            raise
+    return 0
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+if __name__ == "__main__":
+    processes.raise_open_files_limit()
+    os.environ.setdefault(MARK, secrets.token_hex(8))
+    sys.exit(asyncio.run(serve(Path(sys.argv[1]), Options.parse(sys.argv[2]), int(sys.argv[3]))))

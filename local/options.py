@@ -1,0 +1,34 @@
+"""What a local cloud is started with."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from local.deployment import REPOSITORY
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Settings of one cloud.
+
+    `bound`: it ends with the process that started it. `idle_seconds`: after how long an unused
+    execution environment ends.
+    """
+
+    app: Path = REPOSITORY
+    override: Mapping[str, Any] = field(default_factory=dict)
+    bound: bool = False
+    deploy: bool = True
+    idle_seconds: float = 600.0
+
+    def dump(self) -> str:
+        """Write the options for another process."""
+        return json.dumps({**asdict(self), "app": str(self.app)})
+
+    @classmethod
+    def parse(cls, text: str) -> "Options":
+        """Read what `dump` has written."""
+        values = json.loads(text)
+        return cls(**{**values, "app": Path(values["app"])})
