@@ -2,11 +2,20 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import psycopg
 import pytest
-from lambda_pg import CheckoutTimeoutError, ConnectFailedError, Database, Settings
+from lambda_pg import (
+    CheckoutTimeoutError,
+    CommitOutcomeUnknownError,
+    ConnectFailedError,
+    Database,
+    Settings,
+)
+from psycopg import Cursor
 from psycopg.rows import TupleRow
 
 from local.certificates import Authority
@@ -85,18 +94,50 @@ def test_claims_are_gone_for_the_next_client(db: Database[TupleRow], pooler: Poo
     assert not theirs[1]
 
 
-def test_a_rotation_fails_no_request(db: Database[TupleRow], pooler: PoolerFixture) -> None:
-    """The old password is refused at once, and both an open and a new environment go on."""
+def test_a_rotation_fails_no_request(
+    new_pooler: PoolerFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old password is refused everywhere, and open, reconnecting and new clients go on."""
+    pooler = new_pooler.start(REFRESH_INTERVAL="1")
+    for name, value in pooler.service.environment.items():
+        monkeypatch.setenv(name, value)
+    old, db = pooler.login.password, Database(settings_for(pooler))
     with Load(db) as load:
         load.wait_for(20)
         pooler.rotate_password("second-canary")
+        end_backends(pooler)
+        wait_until(lambda: is_refused(pooler, old))
         load.wait_for(20)
     assert not load.errors
-    db.close()
+    db.close()  # its next connect uses the cached, old password first
     assert db.execute("SELECT 1").fetchone() == (1,)
-    fresh = Database(settings_for(pooler))
-    assert fresh.execute("SELECT 2").fetchone() == (2,)
-    fresh.close()
+    db.close()
+
+
+def end_backends(pooler: PoolerFixture) -> None:
+    """End the login's server connections: the pooler has to log in again."""
+    with psycopg.connect(pooler.postgres.superuser_dsn, autocommit=True) as admin:
+        admin.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = %s",
+            [pooler.login.name],
+        )
+
+
+def is_refused(pooler: PoolerFixture, password: str) -> bool:
+    """Tell whether the pooler refuses a password."""
+    try:
+        pooler.connect(password=password).close()
+    except psycopg.OperationalError:
+        return True
+    return False
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Look until it holds, for at most 20 s."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "waited for 20 s"
+        time.sleep(0.05)
 
 
 def test_a_drain_and_a_new_pooler_fail_no_request(
@@ -123,6 +164,36 @@ def test_without_a_pooler_the_answer_comes_in_time(
     assert time.monotonic() - started < 4
     pooler.start()
     assert db.execute("SELECT 1").fetchone() == (1,)
+
+
+def killed_while_it_runs(
+    db: Database[TupleRow], pooler: PoolerFixture, *, idempotent: bool
+) -> Cursor[TupleRow]:
+    """Kill the pooler while it waits for a statement's answer, and start another."""
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(db.execute, "SELECT 7 FROM pg_sleep(1)", idempotent=idempotent)
+        time.sleep(0.5)
+        pooler.process.kill()
+        pooler.start()
+        return running.result()
+
+
+def test_a_lost_statement_is_reported_as_unknown(
+    db: Database[TupleRow], pooler: PoolerFixture
+) -> None:
+    """It was sent and its answer is lost: sending it again could do it twice."""
+    db.execute("SELECT 1")
+    with pytest.raises(CommitOutcomeUnknownError):
+        killed_while_it_runs(db, pooler, idempotent=False)
+    assert db.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_a_lost_idempotent_statement_is_sent_again(
+    db: Database[TupleRow], pooler: PoolerFixture
+) -> None:
+    """Where the caller says that twice is as good as once, a lost connection costs time only."""
+    db.execute("SELECT 1")
+    assert killed_while_it_runs(db, pooler, idempotent=True).fetchone() == (7,)
 
 
 def test_a_busy_pooler_is_waited_for(
