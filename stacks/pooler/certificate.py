@@ -75,7 +75,7 @@ class Certificate(Construct):
             service="ssm", resource="parameter", resource_name=public.name.lstrip("/")
         )
         self.function.add_to_role_policy(
-            iam.PolicyStatement(actions=["ssm:PutParameter"], resources=[arn])
+            iam.PolicyStatement(actions=["ssm:GetParameter", "ssm:PutParameter"], resources=[arn])
         )
 
     def _renew_weekly(self) -> None:
