@@ -74,7 +74,11 @@ class Narrator:
             taken = f"({message['seconds']:.1f} s)"
             print(f"  {elapsed:5.1f} s  ✓ {message['end']} {taken}", flush=True)
         elif "note" in message:
-            print(f"  {elapsed:5.1f} s    {message['note']}", flush=True)
+            self.note(message["note"])
+
+    def note(self, text: str) -> None:
+        """Print one line with the time."""
+        print(f"  {time.monotonic() - self._began:5.1f} s    {text}", flush=True)
 
 
 def up(_: argparse.Namespace) -> int:

@@ -130,7 +130,7 @@ class Cdk:
 
 
 def _reason(log: Path) -> str:
-    """Return the part of a log that says why: from the failed resources on, where they are listed."""
+    """Return what a log says about the cause: the failed resources, where they are listed."""
     said = last_lines(log, 200)
     _, found, failed = said.rpartition("Failed resources:")
     return found + failed if found else last_lines(log, 40)

@@ -66,6 +66,8 @@ class Environment:
         self.pid: int | None = None
         self.idle_since = 0.0
         self.ended = False
+        self.over = asyncio.Event()
+        self.connections: set[_Connection] = set()
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.ready.add_done_callback(_consume)  # nobody may be waiting when it fails
         self.init_error: bytes | None = None
@@ -237,6 +239,7 @@ class Environment:
 
     def lose(self, connection: "_Connection") -> None:
         """Take note that a connection of the process has closed."""
+        self.connections.discard(connection)
         if self._waiting is connection:
             self._waiting = None
         if self._pidfd < 0 and not connection.helper:
@@ -254,6 +257,8 @@ class Environment:
             self._pidfd = -1
         if self._server is not None:
             self._server.close()
+        for connection in list(self.connections):
+            connection.abort()
         if not self.ready.done():
             text = (self.init_error or b"the process ended before it asked for work").decode()
             self.ready.set_exception(
@@ -261,6 +266,7 @@ class Environment:
             )
         self._fail_invocation()
         self._on_end(self)
+        self.over.set()
 
 
 class _Connection(asyncio.Protocol):
@@ -275,6 +281,12 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)  # noqa: S101  # asyncio's promise for TCP
         self._transport = transport
+        self._environment.connections.add(self)
+
+    def abort(self) -> None:
+        """Close at once."""
+        if self._transport is not None:
+            self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -283,8 +295,7 @@ class _Connection(asyncio.Protocol):
                     self.helper = False
                 self._environment.handle(self, request)
         except ProtocolError:
-            if self._transport is not None:
-                self._transport.abort()
+            self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's face
         self._environment.lose(self)

@@ -114,11 +114,14 @@ class Fleet:
                 environment.kill()
 
     async def close(self) -> None:
-        """End every environment now."""
+        """End every environment now, and wait until their processes are gone."""
         self._retired = True
-        for environment in list(self._all):
+        ending = list(self._all)
+        for environment in ending:
             environment.kill()
         await self._launcher.close()
+        for environment in ending:
+            await environment.over.wait()
 
     async def retire(self) -> None:
         """End idle environments now, and each busy one when it has answered."""
