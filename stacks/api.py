@@ -21,6 +21,10 @@ from stacks.identity import Identity
 from stacks.network import NetworkStack
 from stacks.pooler import Pooler
 
+USERS = ["/users", "/users/{id}"]
+HEALTH = ["/health"]
+BASELINE = ["/baseline/users/{id}"]
+
 
 class ApiStack(Stack):
     """Everything that answers requests. Output: `ApiUrl`."""
@@ -55,13 +59,10 @@ class ApiStack(Stack):
             self, "Http", create_default_stage=False, description=self.stack_name
         )
         authorizer = Identity(self, "Identity", config=config).authorizer
-        self._route("users", users, ["/users", "/users/{id}"], authorizer)
-        self._route("health", health, ["/health"], None)
+        self._route("users", users, USERS, authorizer)
+        self._route("health", health, HEALTH, None)
         if config.baseline:
-            baseline = self._in_network("baseline", config.functions.timeout)
-            database.attach(baseline, database.application_secret)
-            self.functions.append(baseline)
-            self._route("baseline", baseline, ["/baseline/users/{id}"], authorizer)
+            self._route("baseline", self._baseline(database), BASELINE, authorizer)
         self.stage = self._stage()
         CfnOutput(self, "ApiUrl", value=self.stage.url, description="Address of the HTTP API")
 
@@ -72,6 +73,14 @@ class ApiStack(Stack):
             folder, self._config.functions.timeout, reserved_concurrent_executions=concurrency
         )
         pooler.attach(function)
+        return function
+
+    def _baseline(self, database: DatabaseStack) -> lambda_.Function:
+        """Add the control of the storm; it knows no layer, so libpq is told where the roots are."""
+        function = self._in_network("baseline", self._config.functions.timeout)
+        database.attach(function, database.application_secret)
+        if self._config.database.ca_file is None:
+            function.add_environment("PGSSLROOTCERT", "/opt/python/lambda_pg/certs/aws.pem")
         return function
 
     def _in_network(self, folder: str, timeout: int, **options: Any) -> lambda_.Function:

@@ -13,6 +13,7 @@ from stacks import published
 from stacks.config import Config
 from stacks.network import NetworkStack
 
+PORT = 5432
 MASTER = "lambda_pg_owner"
 APPLICATION = "lambda_pg_user"
 NO_QUOTING = " %+~`#$&*()|[]{}:;<>?!'/@\"\\,=^-"
@@ -64,12 +65,16 @@ class DatabaseStack(Stack):
             delete_automated_backups=not config.termination_protection,
             deletion_protection=settings.deletion_protection,
             auto_minor_version_upgrade=False,
+            port=PORT,
             publicly_accessible=False,
             enable_performance_insights=True,
             cloudwatch_logs_exports=["postgresql"],
             removal_policy=_removal(config),
         )
-        self.connections = self.instance.connections
+        # The instance's own default port is its endpoint's, and would travel by an export.
+        self.connections = ec2.Connections(
+            security_groups=[self.security_group], default_port=ec2.Port.tcp(PORT)
+        )
         published.database_host(config.stage).write(
             self, self.instance.db_instance_endpoint_address
         )
@@ -77,7 +82,7 @@ class DatabaseStack(Stack):
 
     def attach(self, function: lambda_.Function, secret: secretsmanager.ISecret) -> None:
         """Give a function the direct way to the database, as the user of `secret`."""
-        function.connections.allow_to_default_port(self.instance, "to PostgreSQL")
+        function.connections.allow_to_default_port(self.connections, "to PostgreSQL")
         secret.grant_read(function)
         scope, config = Stack.of(function), self._config
         environment = {

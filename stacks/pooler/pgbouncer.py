@@ -150,7 +150,7 @@ class PgBouncerStack(Stack):
             circuit_breaker=ecs.DeploymentCircuitBreaker(enable=True, rollback=True),
             availability_zone_rebalancing=ecs.AvailabilityZoneRebalancing.DISABLED,
         )
-        service.connections.allow_to_default_port(self._database.instance, "to PostgreSQL")
+        service.connections.allow_to_default_port(self._database.connections, "to PostgreSQL")
         return service
 
     def _balance(self) -> tuple[elb.NetworkLoadBalancer, elb.NetworkTargetGroup]:

@@ -1,0 +1,94 @@
+"""Each stage's templates, synthesised once for all tests."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aws_cdk import App
+from aws_cdk.cx_api import CloudAssembly
+
+from app import build
+
+ROOT = Path(__file__).parents[2]
+STAGES = ("local", "dev", "prod")
+
+Resources = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The templates of one stage, by the last part of the stacks' names."""
+
+    name: str
+    folder: Path
+    templates: Mapping[str, dict[str, Any]]
+
+    def resources(self, stack: str, kind: str) -> Resources:
+        """Find a stack's resources of one type."""
+        found = self.templates[stack].get("Resources", {}).items()
+        return {name: resource for name, resource in found if resource["Type"] == kind}
+
+    def all(self, kind: str) -> Resources:
+        """Find the resources of one type in all stacks."""
+        return {
+            f"{stack}.{name}": resource
+            for stack in self.templates
+            for name, resource in self.resources(stack, kind).items()
+        }
+
+    def functions(self) -> Resources:
+        """Find this app's own functions by their folder."""
+        found = self.all("AWS::Lambda::Function").values()
+        tagged = ((tags(resource).get("lambda-pg:function"), resource) for resource in found)
+        return {folder: resource["Properties"] for folder, resource in tagged if folder}
+
+
+def tags(resource: Mapping[str, Any]) -> dict[str, str]:
+    """Read a resource's tags."""
+    return {tag["Key"]: tag["Value"] for tag in resource["Properties"].get("Tags", [])}
+
+
+def context(stage: str, override: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Read cdk.json's context, with the stage chosen as `-c` does."""
+    settings: dict[str, Any] = json.loads((ROOT / "cdk.json").read_text())["context"]
+    return {**settings, "stage": stage, "override": json.dumps(override or {})}
+
+
+def new_app(stage: str, folder: Path, override: Mapping[str, Any] | None = None) -> App:
+    """Build a stage's app without synthesising it."""
+    return build(App(outdir=str(folder), context=context(stage, override)))
+
+
+def synthesise(stage: str, folder: Path, override: Mapping[str, Any] | None = None) -> Stage:
+    """Synthesise a stage and read its templates."""
+    assembly: CloudAssembly = new_app(stage, folder, override).synth()
+    templates = {stack.stack_name: stack.template for stack in assembly.stacks}
+    prefix = f"LambdaPg-{stage}-"
+    return Stage(stage, folder, {name.removeprefix(prefix): t for name, t in templates.items()})
+
+
+@pytest.fixture(scope="session")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Stage]:
+    """Give all stages."""
+    return {name: synthesise(name, tmp_path_factory.mktemp(name)) for name in STAGES}
+
+
+@pytest.fixture(params=STAGES)
+def stage(request: pytest.FixtureRequest, stages: dict[str, Stage]) -> Stage:
+    """Give one stage after the other."""
+    return stages[request.param]
+
+
+@pytest.fixture
+def local(stages: dict[str, Stage]) -> Stage:
+    """Give the stage that the local cloud deploys."""
+    return stages["local"]
+
+
+@pytest.fixture
+def prod(stages: dict[str, Stage]) -> Stage:
+    """Give the stage with everything on."""
+    return stages["prod"]
