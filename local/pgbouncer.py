@@ -17,7 +17,7 @@ from local.paths import shareable
 from local.pgbouncer_discovery import PgBouncerBinary
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-START_SECONDS = 30.0
+START_SECONDS = 60.0
 
 
 class PoolerError(RuntimeError):

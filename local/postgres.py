@@ -21,7 +21,7 @@ SUPERUSER = "postgres"
 # RDS keeps these out of applications' reach: 3 for superusers, 2 for its own administrators.
 SUPERUSER_RESERVED = 3
 ADMINISTRATOR_RESERVED = 2
-START_SECONDS = 30.0
+START_SECONDS = 60.0
 STOP_SECONDS = 20.0
 STOP_SIGNALS = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT, "smart": signal.SIGTERM}
 # What a member of RDS's administrators' role may do besides creating roles and databases.

@@ -102,7 +102,8 @@ def _installed(environment: Mapping[str, str]) -> Iterator[PostgresBinaries]:
     for place in PLACES:
         folders += Path("/").glob(place.lstrip("/"))
     for folder in dict.fromkeys(folders):
-        if (folder / "initdb").is_file() and (version := _version(folder / "postgres")):
+        # Not is_file(): it raises where PATH names a folder of another account.
+        if os.access(folder / "initdb", os.X_OK) and (version := _version(folder / "postgres")):
             yield PostgresBinaries(folder, version, "installed")
 
 

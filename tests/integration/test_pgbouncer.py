@@ -359,6 +359,16 @@ def test_a_killed_supervisor_takes_pgbouncer_with_it(pooler: PoolerFixture) -> N
     assert not child.is_running()
 
 
+def test_a_pooler_starts_again_where_another_was_killed(pooler: PoolerFixture) -> None:
+    """What a killed one has left, its socket and its files, is in nobody's way."""
+    before = pooler.process.admin_dsn
+    pooler.process.kill()
+    pooler.process.start()
+    assert logs_in(pooler)
+    assert pooler.process.admin_dsn != before
+    assert pooler.process.stop() == 0
+
+
 def test_the_supervisor_ends_with_pgbouncer(pooler: PoolerFixture) -> None:
     """A crash of PgBouncer ends the task, so that a new one is started."""
     os.kill(pgbouncer_of(pooler).pid, signal.SIGKILL)
