@@ -13,6 +13,7 @@ from aws_cdk import aws_lambda as lambda_
 from aws_cdk import aws_logs as logs
 from constructs import Construct
 
+from stacks.acknowledged import accept
 from stacks.assets import Assets
 from stacks.config import API_TIMEOUT, Config
 from stacks.database import DatabaseStack
@@ -147,12 +148,14 @@ class ApiStack(Stack):
             timeout=Duration.seconds(API_TIMEOUT),
         )
         for path in paths:
-            self.api.add_routes(
+            (route,) = self.api.add_routes(
                 path=path,
                 methods=[api.HttpMethod.ANY],
                 integration=integration,
                 authorizer=authorizer,
             )
+            if authorizer is None:
+                accept(route, APIG4="Load balancers and monitors ask it, and it says up or down.")
 
     def _stage(self) -> api.HttpStage:
         limits = self._config.api

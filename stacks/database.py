@@ -10,6 +10,7 @@ from aws_cdk import aws_secretsmanager as secretsmanager
 from constructs import Construct
 
 from stacks import published
+from stacks.acknowledged import accept
 from stacks.config import Config
 from stacks.network import NetworkStack
 
@@ -75,6 +76,7 @@ class DatabaseStack(Stack):
         self.connections = ec2.Connections(
             security_groups=[self.security_group], default_port=ec2.Port.tcp(PORT)
         )
+        self._accept_findings(config)
         published.database_host(config.stage).write(
             self, self.instance.db_instance_endpoint_address
         )
@@ -97,6 +99,20 @@ class DatabaseStack(Stack):
             environment["PGSSLROOTCERT"] = config.database.ca_file
         for name, value in environment.items():
             function.add_environment(name, value)
+
+    def _accept_findings(self, config: Config) -> None:
+        port = "The port is no secret: security groups decide who may reach it."
+        accept(self.instance, RDS11=port)
+        for secret in (self.application_secret, self.master_secret):
+            accept(secret, SMG4="Nothing rotates it yet; pooler and layer follow a change.")
+        settings = config.database
+        if not settings.multi_az:
+            accept(self.instance, RDS3="This stage has database.multi_az off: it may be down.")
+        if not settings.deletion_protection:
+            reason = "This stage has database.deletion_protection off: it is made to be removed."
+            accept(self.instance, RDS10=reason)
+        if settings.backup_days == 0:
+            accept(self.instance, RDS13="This stage has database.backup_days 0: it holds nothing.")
 
     def _secret(self, name: str, user: str) -> secretsmanager.Secret:
         return secretsmanager.Secret(

@@ -7,6 +7,7 @@ from aws_cdk import aws_lambda as lambda_
 from aws_cdk import aws_logs as logs
 from constructs import Construct
 
+from stacks.acknowledged import accept, accept_permission, aws_policy
 from stacks.assets import Assets
 from stacks.config import Config
 from stacks.network import retention
@@ -43,7 +44,23 @@ def new_function(
         **options,
     )
     Tags.of(function).add(TAG, folder)
+    _accept_findings(function, in_network="vpc" in options)
     return function
+
+
+def _accept_findings(function: lambda_.Function, *, in_network: bool) -> None:
+    accept(function, L1="The runtime is a setting; 3.13 is supported until June 2029.")
+    accept_permission(
+        function,
+        aws_policy("AWSLambdaBasicExecutionRole"),
+        "AWS's own policy for writing logs; it grows with what Lambda needs.",
+    )
+    if in_network:
+        accept_permission(
+            function,
+            aws_policy("AWSLambdaVPCAccessExecutionRole"),
+            "AWS's own policy for a function's network interfaces, whose ids nobody knows before.",
+        )
 
 
 def log_group(scope: Construct, name: str, config: Config) -> logs.LogGroup:

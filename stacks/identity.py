@@ -6,6 +6,7 @@ from aws_cdk import aws_apigatewayv2_authorizers as authorizers
 from aws_cdk import aws_cognito as cognito
 from constructs import Construct
 
+from stacks.acknowledged import accept
 from stacks.config import Config
 
 
@@ -42,6 +43,11 @@ class Identity(Construct):
             account_recovery=cognito.AccountRecovery.EMAIL_ONLY,
             deletion_protection=config.termination_protection,
             removal_policy=_removal(config),
+        )
+        accept(
+            pool,
+            COG2="A second factor is offered; asking for it is for those who own the users.",
+            COG8="The plus plan is paid for each user; whoever needs it turns it on.",
         )
         client = pool.add_client(
             "Client",

@@ -8,6 +8,7 @@ from aws_cdk import aws_logs as logs
 from aws_cdk import aws_route53 as route53
 from constructs import Construct
 
+from stacks.acknowledged import accept, accept_by_id
 from stacks.config import Config
 
 INTERFACE_ENDPOINTS = {
@@ -39,6 +40,7 @@ class NetworkStack(Stack):
                 _subnets("Private", private),
             ],
         )
+        self._accept_findings(config)
         self.subnets = ec2.SubnetSelection(subnet_group_name="Private")
         self.zone = route53.PrivateHostedZone(
             self, "Zone", zone_name=config.network.zone, vpc=self.vpc
@@ -52,6 +54,15 @@ class NetworkStack(Stack):
     def availability_zones(self) -> list[str]:
         """Answer with the stage's zones: CDK would ask the account for them during synth."""
         return self._zones
+
+    def _accept_findings(self, config: Config) -> None:
+        accept_by_id(
+            self.vpc,
+            "CloudFormation-Validate::W3010",
+            "The zones are a setting: choosing them during synth would need a look-up.",
+        )
+        if not config.network.flow_logs:
+            accept(self.vpc, VPC7="This stage has network.flow_logs off: it holds no real data.")
 
     def _add_endpoints(self) -> None:
         for name, service in INTERFACE_ENDPOINTS.items():

@@ -1,6 +1,8 @@
 """The pooler's certificate, issued at deployment and renewed every week by a function."""
 
-from aws_cdk import CustomResource, Duration, Stack
+from typing import cast
+
+from aws_cdk import CfnElement, CustomResource, Duration, Stack
 from aws_cdk import aws_events as events
 from aws_cdk import aws_events_targets as events_targets
 from aws_cdk import aws_iam as iam
@@ -9,6 +11,7 @@ from aws_cdk import custom_resources as cr
 from constructs import Construct
 
 from stacks import published
+from stacks.acknowledged import accept, accept_permission, aws_policy
 from stacks.assets import Assets
 from stacks.config import Config
 from stacks.functions import log_group, new_function
@@ -45,6 +48,7 @@ class Certificate(Construct):
         for secret in (authority, self.secret):
             secret.grant_read(self.function)
             secret.grant_write(self.function)
+            accept(secret, SMG4="The certificate function renews what is in it, every week.")
         issued = self._issue(config, names)
         public.write(self, issued.get_att_string("CaCertificate"))
         self._allow_publishing(public)
@@ -61,12 +65,26 @@ class Certificate(Construct):
             on_event_handler=self.function,
             log_group=log_group(self, "ProviderLogs", config),
         )
+        self._accept_findings(provider)
         return CustomResource(
             self,
             "Issued",
             service_token=provider.service_token,
             resource_type="Custom::PoolerCertificate",
             properties={"Names": names},
+        )
+
+    def _accept_findings(self, provider: cr.Provider) -> None:
+        accept_permission(
+            provider,
+            aws_policy("AWSLambdaBasicExecutionRole"),
+            "The role is the CDK's own provider's; the policy lets it write logs.",
+        )
+        function = Stack.of(self).get_logical_id(cast(CfnElement, self.function.node.default_child))
+        accept_permission(
+            provider,
+            f"Resource::<{function}.Arn>:*",
+            "The CDK's own provider may call this function in any of its versions.",
         )
 
     def _allow_publishing(self, public: published.Published) -> None:

@@ -13,6 +13,7 @@ from aws_cdk import aws_route53_targets as targets
 from constructs import Construct
 
 from stacks import published
+from stacks.acknowledged import accept, accept_permission
 from stacks.assets import ROOT, Assets
 from stacks.config import Config
 from stacks.database import DatabaseStack
@@ -93,6 +94,10 @@ class PgBouncerStack(Stack):
         )
         self._database.application_secret.grant_read(task.task_role)
         self.certificate.grant_read(task.task_role)
+        accept(task, ECS2="Addresses, sizes and ARNs only: passwords are read from the secrets.")
+        accept_permission(
+            task, "Resource::*", "ecr:GetAuthorizationToken knows no resource; CDK's grant."
+        )
         return task
 
     def _environment(self) -> dict[str, str]:
@@ -186,6 +191,7 @@ class PgBouncerStack(Stack):
             ),
         )
         balancer.connections.allow_to(self.service, ec2.Port.tcp(self.port), "to PgBouncer")
+        accept(balancer, ELB2="Network load balancers log TLS listeners only; this one is TCP.")
         return balancer, pool
 
     def _name(self) -> None:

@@ -1,0 +1,166 @@
+"""The layer as it is assembled: complete, reproducible, for any target from any machine."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from layer import build
+from layer.build import PYTHONS, BuildError, Target, assemble, build_layer, pinned
+
+HERE = Target.interpreter()
+FOREIGN = next(version for version in PYTHONS[1:] if version != HERE.python)
+
+LOCK = """
+# made by a tool
+plain==1.0 \\
+    --hash=sha256:aa \\
+    --hash=sha256:bb
+    # via something
+old==2.0 ; python_full_version < '3.13' \\
+    --hash=sha256:cc
+arm==3.0 ; platform_machine == 'aarch64' \\
+    --hash=sha256:dd
+windows==4.0 ; sys_platform == 'win32' \\
+    --hash=sha256:ee
+"""
+
+
+def names(target: Target) -> list[str]:
+    """List what of the lock holds for a target."""
+    return [line.partition("==")[0] for line in pinned(LOCK, target)]
+
+
+def test_markers_are_judged_for_the_target() -> None:
+    """Not for the interpreter that builds, as pip would."""
+    assert names(Target("3.11", "x86_64")) == ["plain", "old"]
+    assert names(Target("3.13", "x86_64")) == ["plain"]
+    assert names(Target("3.14", "arm64")) == ["plain", "arm"]
+
+
+def test_hashes_stay_with_their_package() -> None:
+    """Every hash of the lock is handed on."""
+    line = next(pinned(LOCK, Target("3.13", "x86_64")))
+    assert line == "plain==1.0 --hash=sha256:aa --hash=sha256:bb"
+
+
+@pytest.mark.parametrize("architecture", ["arm64", "x86_64"])
+@pytest.mark.parametrize("python", PYTHONS)
+def test_the_layer_can_be_built_for(python: str, architecture: str) -> None:
+    """Every Python on both architectures gets binaries of its own."""
+    target = Target(python, architecture)
+    folder = build_layer(target) / "python"
+    tag = f"cpython-{python.replace('.', '')}-{target.machine}"
+    assert list((folder / "psycopg_binary").glob(f"*{tag}*.so"))
+    assert (folder / "typing_extensions.py").exists() == (python < "3.13")
+    assert (folder / "lambda_pg" / "certs" / "aws.pem").exists()
+    assert (folder / "lambda_pg" / "py.typed").exists()
+
+
+def test_the_same_input_gives_the_same_tree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Built twice, in two places, names, modes and bytes are equal."""
+    target = Target(HERE.python, HERE.architecture)
+    hashes = set()
+    for place in ("one", "another-one"):
+        monkeypatch.setattr(build, "BUILD", tmp_path / place)
+        hashes.add(build.tree_hash(build_layer(target)))
+    assert len(hashes) == 1
+
+
+def test_a_change_of_the_source_gives_another_tree(tmp_path: Path) -> None:
+    """What is kept is keyed by all that it is made of."""
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "handler.py").write_text("one = 1\n")
+    recipe = build.Recipe(name="test", prefix="/var/task", sources=((source, "."),))
+    first = assemble(recipe, HERE)
+    assert assemble(recipe, HERE) == first
+    (source / "handler.py").write_text("two = 2\n")
+    second = assemble(recipe, HERE)
+    assert (second / "handler.py").read_text() == "two = 2\n"
+    for folder in (first, second):
+        shutil.rmtree(folder)
+
+
+def test_a_build_with_nothing_to_do_is_quick() -> None:
+    """Synth runs it every time."""
+    build_layer(HERE)
+    started = time.perf_counter()
+    build_layer(HERE)
+    assert time.perf_counter() - started < 0.3
+
+
+def test_what_is_not_needed_is_left_out() -> None:
+    """No scripts, no installer's notes, no stubs of others, no tests."""
+    folder = build_layer(HERE)
+    left = {path.name for path in folder.rglob("*")}
+    assert not left & {"bin", "RECORD", "INSTALLER", "REQUESTED", "tests", "_psycopg.pyi"}
+
+
+def test_licences_are_carried() -> None:
+    """Each distribution's own text is in the layer."""
+    packages = build_layer(HERE) / "python"
+    for metadata in packages.glob("*.dist-info"):
+        assert list(metadata.rglob("LICENSE*")), metadata.name
+    text = next(packages.glob("psycopg-*/licenses/*")).read_text()
+    assert "GNU LESSER GENERAL PUBLIC LICENSE" in text
+
+
+def test_a_package_without_a_licence_is_refused(tmp_path: Path) -> None:
+    """It is named, since the layer is given to others."""
+    (tmp_path / "thing-1.0.dist-info").mkdir()
+    with pytest.raises(BuildError, match=r"thing-1\.0"):
+        build._require_licences(tmp_path)
+
+
+def test_the_layer_s_bytecode_is_used(tmp_path: Path) -> None:
+    """The target's interpreter imports what is compiled and never looks at the source."""
+    copy = tmp_path / "opt"
+    shutil.copytree(build_layer(HERE), copy)
+    for source in (copy / "python").rglob("*.py"):
+        source.write_text("raise RuntimeError('compiled from source')\n")
+    environment = {"PYTHONPATH": str(copy / "python"), "PATH": os.environ["PATH"]}
+    command = [sys.executable, "-B", "-c", "import psycopg, lambda_pg; print(psycopg.__file__)"]
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert shown.stdout.startswith(str(copy))
+
+
+def test_missing_bytecode_is_said() -> None:
+    """A target of another version gets none, and the builder says so."""
+    target = Target(FOREIGN, "x86_64")
+    assert any("no bytecode" in note for note in build.notes(target))
+    assert not list(build_layer(target).rglob("*.pyc"))
+    assert not list(build.notes(HERE))
+
+
+@pytest.mark.parametrize(("python", "architecture"), [("3.10", "arm64"), ("3.13", "i386")])
+def test_an_unsupported_target_is_refused(python: str, architecture: str) -> None:
+    """The message names what is supported."""
+    with pytest.raises(BuildError, match=r"3\.11|arm64"):
+        Target(python, architecture)
+
+
+def test_wheels_that_cannot_be_had_are_named(tmp_path: Path) -> None:
+    """Pip's own words follow the lock file's name and the target."""
+    lock = tmp_path / "requirements.txt"
+    lock.write_text(f"psycopg==3.3.9 --hash=sha256:{'0' * 64}\n")
+    with pytest.raises(BuildError, match=r"requirements\.txt.*(?s:.)*hash"):
+        build.install(lock, HERE)
+
+
+def test_the_command_line_prints_sizes(tmp_path: Path) -> None:
+    """It copies the result to the output folder and says how large it is."""
+    output = tmp_path / "layer"
+    script = Path(build.__file__)
+    command = [sys.executable, str(script), "--python", HERE.python]
+    command += ["--architecture", HERE.architecture, "--output", str(output)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert "MB in" in shown.stdout
+    assert build.tree_hash(output) in shown.stdout
+    assert (output / "python" / "lambda_pg").is_dir()
