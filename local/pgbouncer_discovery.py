@@ -103,7 +103,7 @@ def _installed(environment: Mapping[str, str]) -> PgBouncerBinary:
 def _debian_version(program: str) -> str | None:
     """Ask dpkg for the full version of the package that a program belongs to."""
     query = shutil.which("dpkg-query")
-    if query is None or program != "/usr/sbin/pgbouncer":
+    if query is None or Path(program).resolve() != Path("/usr/sbin/pgbouncer"):
         return None
     command = [query, "--show", "--showformat=${Version}", "pgbouncer"]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -63,6 +63,10 @@ def raise_open_files(settings: Settings) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed if hard < 0 else hard, hard))
 
 
+class StopRequestedError(BaseException):
+    """Ends a look at the secrets; not an Exception, or the SDK would take it for a failed try."""
+
+
 class Supervisor:
     """One PgBouncer and what it needs."""
 
@@ -81,7 +85,7 @@ class Supervisor:
         self._events: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._content: Content
         self._child: subprocess.Popen[bytes] | None = None
-        self._stopping = False
+        self._stopping = self._looking = False
         self._last_look = self._next_look = 0.0
 
     def run(self) -> int:
@@ -104,7 +108,14 @@ class Supervisor:
     def _take_signals(self) -> None:
         names = {"SIGTERM": "stop", "SIGINT": "stop", "SIGHUP": "look", "SIGCHLD": "child"}
         for name, event in names.items():
-            signal.signal(signal.Signals[name], lambda *_, event=event: self._events.put(event))
+            signal.signal(signal.Signals[name], lambda *_, event=event: self._notice(event))
+
+    def _notice(self, event: str) -> None:
+        """Queue an event; a stop also ends a look, which may wait long for a silent service."""
+        self._events.put(event)
+        if event == "stop" and self._looking:
+            self._looking = False
+            raise StopRequestedError
 
     def _next_event(self, seconds: float) -> None:
         """Wait for an event, at most for some seconds, and note what it asks for."""
@@ -121,11 +132,22 @@ class Supervisor:
 
     # Secrets
 
+    def _refresh(self) -> None:
+        """Look at the secrets, until done or told to stop."""
+        try:
+            self._looking = True
+            try:
+                self._vault.refresh()
+            finally:
+                self._looking = False
+        except StopRequestedError:
+            log.info("told to stop while looking at the secrets")
+
     def _await_secrets(self) -> bool:
         """Look until there are a user and a certificate; False when told to stop before."""
         pause = 1.0
         while not self._stopping:
-            self._vault.refresh()
+            self._refresh()
             if (content := self._vault.content) is not None:
                 self._content = content
                 self._folder.update(content)
@@ -140,7 +162,7 @@ class Supervisor:
 
     def _look(self) -> None:
         """Look at the secrets; when anything has changed, have PgBouncer read it."""
-        self._vault.refresh()
+        self._refresh()
         self._content = self._vault.content or self._content
         if self._folder.update(self._content):
             log.info("users or certificate have changed: reloading PgBouncer")

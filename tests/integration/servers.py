@@ -127,7 +127,7 @@ class PoolerFixture:
             "DRAIN_TIMEOUT": "10",
         }
         self._binary = binary
-        self._folder = folder
+        self.folder = folder / "pooler"
         self._process: Pooler | None = None
 
     @property
@@ -143,7 +143,7 @@ class PoolerFixture:
 
     def prepare(self, **changes: str) -> Pooler:
         """Make the process, with changes to the environment, without starting it."""
-        self._process = Pooler(self._binary, self._folder / "pooler", self.environment | changes)
+        self._process = Pooler(self._binary, self.folder, self.environment | changes)
         return self._process
 
     def start(self, **changes: str) -> PoolerFixture:

@@ -351,6 +351,29 @@ def test_a_drain_ends_although_a_transaction_does_not(new_pooler: PoolerFixture)
     assert "sending SIGQUIT" in pooler.log
 
 
+def test_a_drain_does_not_wait_for_a_silent_secrets_service(new_pooler: PoolerFixture) -> None:
+    """SIGTERM ends a look at secrets that may never be answered."""
+    service = SecretsService()
+    new_pooler.login = create_login(new_pooler.postgres, service, "separate")
+    leaf = service.create(new_pooler.certificate_content("127.0.0.1"))
+    new_pooler.start(
+        **service.environment,
+        USER_SECRET_ARNS=new_pooler.login.arn,
+        CERTIFICATE_SECRET_ARN=leaf,
+        REFRESH_INTERVAL="0.2",
+    )
+    port = int(service.url.rpartition(":")[2])
+    service.stop()
+    with socket.create_server(("127.0.0.1", port)) as silent:
+        silent.settimeout(15)
+        look, _ = silent.accept()
+        with look:
+            begin = time.monotonic()
+            assert new_pooler.process.stop() == 0
+    assert time.monotonic() - begin < 2.5
+    assert "told to stop while looking" in (new_pooler.folder / "pgbouncer.log").read_text()
+
+
 def test_a_killed_supervisor_takes_pgbouncer_with_it(pooler: PoolerFixture) -> None:
     """No PgBouncer is left behind that nobody would reload or drain."""
     child = pgbouncer_of(pooler)
@@ -410,7 +433,7 @@ def test_no_secret_reaches_log_or_command_line(new_pooler: PoolerFixture) -> Non
     wait_until(lambda: "not a JSON object" in pooler.log, 5, "a broken secret")
     canaries.append(pooler.process.admin_dsn.split(":")[2].split("@")[0])
     pooler.process.stop()
-    text = pooler._folder.joinpath("pooler", "pgbouncer.log").read_text() + str(commands)
+    text = (pooler.folder / "pgbouncer.log").read_text() + str(commands)
     assert "PRIVATE KEY" not in text
     assert [canary for canary in canaries if canary in text] == []
     assert DATABASE in text
