@@ -1,0 +1,238 @@
+"""Look, before a deployment, at what it needs of the account and of this machine.
+
+    python -m stacks.preflight --stage dev
+
+Only reads. Every finding says what to do; the exit code is 0 when there is nothing to do.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.exceptions import BotoCoreError, ClientError
+
+from layer.build import Target
+from stacks.budget import BudgetError, budget_of, rolling_tasks
+from stacks.config import Config
+from stacks.settings import ConfigurationError
+
+BOOTSTRAP_PARAMETER = "/cdk-bootstrap/hnb659fds/version"
+BOOTSTRAP_VERSION = 6
+LAMBDA_CONCURRENCY = "L-B99A9384"
+FARGATE_VCPUS = "L-3032A538"
+LEFT_UNRESERVED = 100
+"""Concurrent executions that Lambda keeps for functions without a reservation."""
+USEFUL_CONCURRENCY = 100
+"""Below this a storm is throttled by Lambda before it reaches the pool."""
+BUILDER_SECONDS = 20
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at: what was found and, where it is not enough, what to do."""
+
+    what: str
+    remedy: str = ""
+
+    @property
+    def is_fine(self) -> bool:
+        """Tell whether nothing has to be done."""
+        return not self.remedy
+
+    def __str__(self) -> str:
+        """Write it as a line, and the remedy below it."""
+        if self.is_fine:
+            return f"ok    {self.what}"
+        return f"FAIL  {self.what}\n      {self.remedy}"
+
+
+Clients = Callable[[str], Any]
+Check = Callable[[Config, Clients], Iterator[Finding]]
+
+
+def check_account(config: Config, clients: Clients) -> Iterator[Finding]:
+    """Compare the credentials' account with the stage's."""
+    account = clients("sts").get_caller_identity()["Account"]
+    if config.account in {None, account}:
+        yield Finding(f"account {account}, region {config.region}")
+    else:
+        yield Finding(
+            f"the credentials are of account {account}, the stage's is {config.account}",
+            "Use credentials of that account, or change 'account' of the stage in cdk.json.",
+        )
+
+
+def check_zones(config: Config, clients: Clients) -> Iterator[Finding]:
+    """Ask whether the account has the stage's zones in its region."""
+    zones = clients("ec2").describe_availability_zones()["AvailabilityZones"]
+    there = {zone["ZoneName"] for zone in zones if zone["State"] == "available"}
+    missing = sorted(set(config.availability_zones) - there)
+    if missing:
+        yield Finding(
+            f"{config.region} has no {', '.join(missing)} for this account",
+            f"Choose among {', '.join(sorted(there))} in 'availability_zones' of the stage.",
+        )
+    else:
+        yield Finding(f"zones {', '.join(config.availability_zones)}")
+
+
+def check_bootstrap(config: Config, clients: Clients) -> Iterator[Finding]:
+    """Look for the bootstrap stack that uploads and roles come from."""
+    remedy = f"Run: node_modules/.bin/cdk bootstrap (region {config.region})"
+    try:
+        parameter = clients("ssm").get_parameter(Name=BOOTSTRAP_PARAMETER)["Parameter"]
+    except ClientError as error:
+        if error.response["Error"]["Code"] != "ParameterNotFound":
+            raise
+        yield Finding(f"{config.region} is not bootstrapped for the CDK", remedy)
+        return
+    version = int(parameter["Value"])
+    old = version < BOOTSTRAP_VERSION
+    yield Finding(f"bootstrap version {version}", f"{remedy}, it is too old" if old else "")
+
+
+def check_concurrency(config: Config, clients: Clients) -> Iterator[Finding]:
+    """Compare Lambda's concurrency with what the stage reserves; new accounts have 10."""
+    limits = clients("lambda").get_account_settings()["AccountLimit"]
+    total = limits["ConcurrentExecutions"]
+    free = limits["UnreservedConcurrentExecutions"]
+    reserved = config.functions.reserved_concurrency or 0
+    if reserved and free - reserved < LEFT_UNRESERVED:
+        yield Finding(
+            f"functions.reserved_concurrency = {reserved}, but {free} of {total} concurrent "
+            f"executions are unreserved and Lambda keeps {LEFT_UNRESERVED} of them",
+            f"Ask for more: {_increase(config, 'lambda', LAMBDA_CONCURRENCY)}, or set it to null.",
+        )
+    elif total < USEFUL_CONCURRENCY:
+        yield Finding(
+            f"Lambda runs {total} requests at once here, as in a new account",
+            f"Ask for more: {_increase(config, 'lambda', LAMBDA_CONCURRENCY)}",
+        )
+    else:
+        yield Finding(f"Lambda runs {total} requests at once, {free} of them unreserved")
+
+
+def check_fargate(config: Config, clients: Clients) -> Iterator[Finding]:
+    """Compare Fargate's vCPUs with the pooler in the middle of a deployment."""
+    tasks = rolling_tasks(config.pooler.tasks, config.pooler.maximum_percent)
+    needed = tasks * config.pooler.cpu / 1024
+    quota = clients("service-quotas").get_service_quota(
+        ServiceCode="fargate", QuotaCode=FARGATE_VCPUS
+    )["Quota"]["Value"]
+    what = f"Fargate may use {quota:g} vCPUs, the pooler needs {needed:g} while it is deployed"
+    enough = quota >= needed
+    remedy = f"Ask for more: {_increase(config, 'fargate', FARGATE_VCPUS)}"
+    yield Finding(what, "" if enough else remedy)
+
+
+def check_engine(config: Config, clients: Clients) -> Iterator[Finding]:
+    """Ask whether RDS offers the stage's version of PostgreSQL in the region."""
+    settings = config.database
+    version = f"{settings.major_version}.{settings.minor_version}"
+    known = clients("rds").describe_db_engine_versions(
+        Engine="postgres", DBParameterGroupFamily=f"postgres{settings.major_version}"
+    )["DBEngineVersions"]
+    offered = [entry["EngineVersion"] for entry in known]
+    remedy = f"Choose among {', '.join(offered)}: set database.minor_version in cdk.json."
+    yield Finding(f"PostgreSQL {version}", "" if version in offered else remedy)
+
+
+def check_builder(config: Config, environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Run the container builder that the CDK will run for the pooler's image."""
+    builder = environment.get("CDK_DOCKER") or "docker"
+    path = shutil.which(builder, path=environment.get("PATH"))
+    if path is None:
+        yield Finding(
+            f"there is no container builder {builder!r}, which the pooler's image needs",
+            "Install docker, finch or podman, and name it: export CDK_DOCKER=finch",
+        )
+        return
+    problem = _run_builder([path, "info"])
+    if problem:
+        yield Finding(f"{path} does not work: {problem}", "Start it, or name another in CDK_DOCKER")
+        return
+    yield Finding(f"container builder {path}")
+    if config.architecture not in {"interpreter", Target.interpreter().architecture}:
+        yield Finding(
+            f"note: the image is for {config.architecture} and this machine is "
+            f"{platform.machine()}: the builder has to emulate it (QEMU's binfmt handlers)"
+        )
+
+
+ACCOUNT_CHECKS: tuple[Check, ...] = (
+    check_zones,
+    check_bootstrap,
+    check_concurrency,
+    check_fargate,
+    check_engine,
+)
+
+
+def look(config: Config, clients: Clients, environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Yield all findings; without credentials the account is not asked any further."""
+    yield from check_builder(config, environment)
+    try:
+        yield from check_account(config, clients)
+    except (BotoCoreError, ClientError) as error:
+        yield Finding(f"AWS cannot be asked: {error}", "Sign in, as with: aws sso login")
+        return
+    for check in ACCOUNT_CHECKS:
+        try:
+            yield from check(config, clients)
+        except (BotoCoreError, ClientError) as error:
+            name = check.__name__.removeprefix("check_")
+            yield Finding(f"{name} could not be looked at: {error}", "Allow it, or look yourself.")
+
+
+def _run_builder(command: list[str]) -> str:
+    """Return what is wrong with the builder, or nothing."""
+    try:
+        result = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=BUILDER_SECONDS
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    if result.returncode == 0:
+        return ""
+    lines = result.stderr.strip().splitlines()
+    return lines[-1] if lines else f"exit code {result.returncode}"
+
+
+def _increase(config: Config, service: str, quota: str) -> str:
+    return (
+        f"aws service-quotas request-service-quota-increase --region {config.region} "
+        f"--service-code {service} --quota-code {quota} --desired-value 1000"
+    )
+
+
+def main() -> int:
+    """Print every finding; return 1 when there is something to do."""
+    parser = argparse.ArgumentParser(description="Look at what a deployment needs.")
+    parser.add_argument("--stage", default="dev", help="a stage of cdk.json")
+    stage = parser.parse_args().stage
+    context = json.loads((Path(__file__).parents[1] / "cdk.json").read_text())["context"]
+    try:
+        config = Config.from_context({**context, "stage": stage}.get)
+        budget_of(config).check()
+    except (ConfigurationError, BudgetError) as error:
+        print(error)
+        return 1
+    session = boto3.Session(region_name=config.region)
+    failed = False
+    for finding in look(config, session.client, os.environ):
+        print(finding, flush=True)
+        failed = failed or not finding.is_fine
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""What preflight finds in an account, and what it says to do."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from botocore.stub import Stubber
+
+from stacks import preflight
+from stacks.config import Config
+from stacks.preflight import Finding
+
+CONTEXT = json.loads((Path(__file__).parents[2] / "cdk.json").read_text())["context"]
+Answer = Callable[[Stubber], None]
+
+
+def config(**override: object) -> Config:
+    """Read stage dev with some settings changed."""
+    context = {**CONTEXT, "stage": "dev", "override": json.dumps(override)}
+    return Config.from_context(context.get)
+
+
+def ask(check: preflight.Check, answer: Answer, **override: object) -> list[Finding]:
+    """Run one check against prepared answers."""
+
+    def clients(service: str) -> Any:
+        client = boto3.client(
+            service,
+            region_name="eu-west-1",
+            aws_access_key_id="test",
+            aws_secret_access_key="test",
+        )
+        stubber = Stubber(client)
+        answer(stubber)
+        stubber.activate()
+        return client
+
+    return list(check(config(**override), clients))
+
+
+def answering(operation: str, response: dict[str, Any]) -> Answer:
+    """Prepare an answer."""
+    return lambda stubber: stubber.add_response(operation, response)
+
+
+def refusing(operation: str, code: str) -> Answer:
+    """Prepare an error."""
+    return lambda stubber: stubber.add_client_error(operation, service_error_code=code)
+
+
+def limits(total: int, free: int) -> Answer:
+    """Prepare Lambda's limits."""
+    limit = {"ConcurrentExecutions": total, "UnreservedConcurrentExecutions": free}
+    return answering("get_account_settings", {"AccountLimit": limit})
+
+
+def test_a_new_account_s_concurrency_is_too_low() -> None:
+    """Ten requests at once are a finding, with the command that asks for more."""
+    (finding,) = ask(preflight.check_concurrency, limits(10, 10))
+    assert not finding.is_fine
+    assert "10 requests at once" in finding.what
+    assert "request-service-quota-increase" in finding.remedy
+    assert "L-B99A9384" in finding.remedy
+
+
+def test_a_reservation_leaves_a_hundred() -> None:
+    """Lambda refuses to reserve the last hundred."""
+    functions = {"reserved_concurrency": 901}
+    (finding,) = ask(preflight.check_concurrency, limits(1000, 1000), functions=functions)
+    assert not finding.is_fine
+    functions = {"reserved_concurrency": 900}
+    (finding,) = ask(preflight.check_concurrency, limits(1000, 1000), functions=functions)
+    assert finding.is_fine
+
+
+@pytest.mark.parametrize(("quota", "fine"), [(4.0, True), (3.0, False)])
+def test_fargate_holds_a_deployment(quota: float, fine: bool) -> None:
+    """Two tasks of one vCPU are four while they are replaced."""
+    answer = answering("get_service_quota", {"Quota": {"Value": quota}})
+    (finding,) = ask(preflight.check_fargate, answer)
+    assert finding.is_fine is fine
+    assert "needs 4 while" in finding.what
+
+
+def test_a_missing_bootstrap_is_named() -> None:
+    """The remedy is the command."""
+    answer = refusing("get_parameter", "ParameterNotFound")
+    (finding,) = ask(preflight.check_bootstrap, answer)
+    assert "cdk bootstrap" in finding.remedy
+
+
+@pytest.mark.parametrize(("version", "fine"), [("5", False), ("6", True), ("28", True)])
+def test_an_old_bootstrap_is_refused(version: str, fine: bool) -> None:
+    """Version 6 is the first that the templates accept."""
+    answer = answering("get_parameter", {"Parameter": {"Value": version}})
+    (finding,) = ask(preflight.check_bootstrap, answer)
+    assert finding.is_fine is fine
+
+
+def test_a_zone_that_is_not_there_is_named() -> None:
+    """The remedy lists those there are."""
+    zones = [{"ZoneName": f"eu-west-1{letter}", "State": "available"} for letter in "ac"]
+    answer = answering("describe_availability_zones", {"AvailabilityZones": zones})
+    (finding,) = ask(preflight.check_zones, answer)
+    assert "eu-west-1b" in finding.what
+    assert "eu-west-1a, eu-west-1c" in finding.remedy
+
+
+def test_a_version_that_rds_does_not_offer_is_named() -> None:
+    """The remedy lists those it does."""
+    versions = [{"EngineVersion": "17.8"}, {"EngineVersion": "17.9"}]
+    answer = answering("describe_db_engine_versions", {"DBEngineVersions": versions})
+    (finding,) = ask(preflight.check_engine, answer)
+    assert "17.8, 17.9" in finding.remedy
+    (finding,) = ask(preflight.check_engine, answer, database={"minor_version": 9})
+    assert finding.is_fine
+
+
+def test_another_account_is_refused() -> None:
+    """A stage with an account is not deployed to a different one."""
+    answer = answering("get_caller_identity", {"Account": "111111111111"})
+    (finding,) = ask(preflight.check_account, answer, account="222222222222")
+    assert not finding.is_fine
+    assert ask(preflight.check_account, answer)[0].is_fine
+
+
+def test_without_a_builder_the_remedy_names_some(tmp_path: Path) -> None:
+    """CDK_DOCKER is followed; a builder that is missing or fails is a finding."""
+    environment = {"PATH": str(tmp_path), "CDK_DOCKER": "finch"}
+    (finding,) = preflight.check_builder(config(), environment)
+    assert "finch" in finding.what
+    assert "docker, finch or podman" in finding.remedy
+    program = tmp_path / "finch"
+    program.write_text("#!/bin/sh\necho 'the virtual machine is stopped' >&2\nexit 1\n")
+    program.chmod(0o755)
+    (finding,) = preflight.check_builder(config(), environment)
+    assert "the virtual machine is stopped" in finding.what
+    program.write_text("#!/bin/sh\nexit 0\n")
+    assert all(found.is_fine for found in preflight.check_builder(config(), environment))
+
+
+def test_what_may_not_be_asked_is_a_finding() -> None:
+    """A refusal by IAM does not end the look at the rest."""
+
+    def clients(service: str) -> Any:
+        client = boto3.client(
+            service, region_name="eu-west-1", aws_access_key_id="a", aws_secret_access_key="b"
+        )
+        stubber = Stubber(client)
+        if service == "sts":
+            stubber.add_response("get_caller_identity", {"Account": "1" * 12})
+        else:
+            stubber.add_client_error(OPERATIONS[service], service_error_code="AccessDenied")
+        stubber.activate()
+        return client
+
+    findings = list(preflight.look(config(), clients, {"PATH": ""}))
+    refused = [finding for finding in findings if "could not be looked at" in finding.what]
+    assert len(refused) == len(preflight.ACCOUNT_CHECKS)
+
+
+OPERATIONS = {
+    "ec2": "describe_availability_zones",
+    "ssm": "get_parameter",
+    "lambda": "get_account_settings",
+    "service-quotas": "get_service_quota",
+    "rds": "describe_db_engine_versions",
+}
