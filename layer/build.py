@@ -110,6 +110,8 @@ class Recipe:
     requirements: Path | None = None
     packages: str = "."
     """Where the wheels go, relative to the folder."""
+    bytecode: bool = True
+    """Whether it runs on the target's Python."""
 
 
 LAYER = Recipe(
@@ -158,7 +160,7 @@ def _fill(folder: Path, recipe: Recipe, target: Target, inputs: Sequence[tuple[P
         place = folder / name
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, place)
-    if target.compiles:
+    if recipe.bytecode and target.compiles:
         _compile(folder, recipe.prefix)
     _normalise(folder)
 

@@ -21,12 +21,26 @@ class Assets:
         self.runtime = lambda_.Runtime(f"python{self.target.python}", lambda_.RuntimeFamily.PYTHON)
         self.architecture = lambda_.Architecture.ARM_64 if arm else lambda_.Architecture.X86_64
         platform, cpu = ecr_assets.Platform, ecs.CpuArchitecture
-        self.platform = platform.LINUX_ARM64 if arm else platform.LINUX_AMD64
+        self._platform = platform.LINUX_ARM64 if arm else platform.LINUX_AMD64
         self.cpu = cpu.ARM64 if arm else cpu.X86_64
 
     def layer(self) -> lambda_.Code:
         """Assemble the layer."""
         return lambda_.Code.from_asset(str(build_layer(self.target)))
+
+    def pooler_image(self) -> ecs.AssetImage:
+        """Gather what the Dockerfile copies, and only that: the image is built at deployment."""
+        certificates = "layer/python/lambda_pg/certs/aws.pem"
+        recipe = Recipe(
+            name="pooler-image",
+            prefix="/opt/lambda-pg",
+            sources=((ROOT / "pgbouncer", "pgbouncer"), (ROOT / certificates, certificates)),
+            bytecode=False,
+        )
+        folder = str(assemble(recipe, self.target))
+        return ecs.ContainerImage.from_asset(
+            folder, file="pgbouncer/Dockerfile", platform=self._platform
+        )
 
     def function(self, folder: str, *extra: str) -> lambda_.Code:
         """Assemble a function's folder, its own dependencies and `extra` folders beside it."""

@@ -14,7 +14,7 @@ from constructs import Construct
 
 from stacks import published
 from stacks.acknowledged import accept, accept_permission
-from stacks.assets import ROOT, Assets
+from stacks.assets import Assets
 from stacks.config import Config
 from stacks.database import DatabaseStack
 from stacks.network import NetworkStack, retention
@@ -81,7 +81,7 @@ class PgBouncerStack(Stack):
         )
         container = task.add_container(
             "pgbouncer",
-            image=ecs.ContainerImage.from_asset(str(ROOT / "pgbouncer"), platform=assets.platform),
+            image=assets.pooler_image(),
             environment=self._environment(),
             logging=ecs.LogDrivers.aws_logs(stream_prefix="pgbouncer", log_group=self._logs()),
             port_mappings=[ecs.PortMapping(container_port=self.port)],

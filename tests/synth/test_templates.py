@@ -213,6 +213,20 @@ def test_the_pooler_writes_only_where_it_must(stage: Stage) -> None:
     assert "Secrets" not in container
 
 
+def test_the_image_is_built_from_what_its_dockerfile_copies(prod: Stage) -> None:
+    """The context holds each copied path and little else, whatever lies in the repository."""
+    assets = json.loads((prod.folder / "LambdaPg-prod-Pooler.assets.json").read_text())
+    (image,) = assets["dockerImages"].values()
+    context = prod.folder / image["source"]["directory"]
+    dockerfile = (context / image["source"]["dockerFile"]).read_text()
+    copied = re.findall(r"^COPY (\S+) ", dockerfile, flags=re.MULTILINE)
+    assert copied
+    for pattern in copied:
+        assert list(context.glob(pattern)), pattern
+    assert {path.name for path in context.iterdir()} == {"pgbouncer", "layer"}
+    assert image["source"]["platform"] == "linux/arm64"
+
+
 def test_a_draining_task_is_not_killed(stage: Stage) -> None:
     """ECS waits longer than the drain takes, and Fargate's limit holds."""
     (task,) = stage.all("AWS::ECS::TaskDefinition").values()
