@@ -47,6 +47,10 @@ class Page(BaseModel):
     next: uuid.UUID | None
 
 
+class UnknownUserError(LookupError):
+    """There is no such user for this caller. Not a NotFoundError: that means an unknown route."""
+
+
 @app.get("/users/<user_id>")
 def get_user(user_id: uuid.UUID) -> User:
     """Return one user; another owner's is as unknown as one that does not exist."""
@@ -123,10 +127,16 @@ def unavailable(error: DatabaseUnavailableError) -> Response[dict[str, str]]:
 
 
 @app.exception_handler(CommitOutcomeUnknownError)
-def unknown(error: CommitOutcomeUnknownError) -> Response[dict[str, str]]:
+def unknown_outcome(error: CommitOutcomeUnknownError) -> Response[dict[str, str]]:
     """Answer 503: every write here may be repeated, so the client may simply do so."""
     logger.warning("outcome unknown", reason=str(error))
     return refusal("The answer of the database was lost; try again.", 1)
+
+
+@app.exception_handler(UnknownUserError)
+def unknown_user(_: UnknownUserError) -> Response[dict[str, str]]:
+    """Answer 404, the same for a user who is not there and one who is somebody else's."""
+    return message(HTTPStatus.NOT_FOUND, "no such user", {})
 
 
 @app.not_found
@@ -147,9 +157,9 @@ def subject() -> dict[str, str]:
 
 
 def found(row: DictRow | None) -> User:
-    """Return the row as a user; raises NotFoundError when there is none."""
+    """Return the row as a user; raises UnknownUserError when there is none."""
     if row is None:
-        raise NotFoundError("no such user")
+        raise UnknownUserError
     return User.model_validate(row)
 
 

@@ -1,0 +1,58 @@
+"""The whole story in one command: deploy, call each route, storm, stop."""
+
+import sys
+import time
+import uuid
+
+from benchmarks.report import storm_table
+from benchmarks.storm import conclude, plan, run
+from local.caller import Answer, call
+from local.cli import Narrator
+from local.cloud import LocalCloud
+
+
+def main() -> int:
+    """Run the demo; return 0 only if all of it held."""
+    began = time.monotonic()
+    narrator = Narrator()
+    print("Starting a local cloud and deploying the app to it", flush=True)
+    with LocalCloud(report=narrator) as cloud:
+        print("\nCalling each route", flush=True)
+        problems = call_each_route(cloud)
+        print("\nThe storm", flush=True)
+        result = run(cloud, plan(environments=500, cold=50), narrator.note, command="make demo")
+        print(f"\n{storm_table(result)}\n")
+        print("Stopping everything", flush=True)
+    for problem in problems:
+        print(f"FAILED: {problem}", file=sys.stderr)
+    code = conclude(result) or (1 if problems else 0)
+    verdict = "All of it held" if code == 0 else "Not all of it held"
+    print(f"{verdict}, in {time.monotonic() - began:.0f} s.")
+    return code
+
+
+def call_each_route(cloud: LocalCloud) -> list[str]:
+    """Call every sample route as two users, print the answers, and name what was not expected."""
+    ada, eve = (cloud.token(str(uuid.uuid4())) for _ in range(2))
+    problems: list[str] = []
+
+    def say(
+        expected: int, method: str, path: str, token: str | None, body: object = None
+    ) -> Answer:
+        answer = call(cloud.url, method, path, token, body)
+        who = {ada: "Ada", eve: "Eve", None: "anybody"}[token]
+        print(f"  {who:8} {method:5} {path}  →  {answer.status} {answer.body}", flush=True)
+        if answer.status != expected:
+            problems.append(f"{method} {path} answered {answer.status} instead of {expected}")
+        return answer
+
+    say(200, "GET", "/health", None)
+    user = f"/users/{say(201, 'POST', '/users', ada, {'name': 'Ada'}).json().get('id')}"
+    say(200, "GET", user, ada)
+    say(200, "PATCH", user, ada, {"name": "Countess of Lovelace"})
+    say(200, "GET", "/users", ada)
+    say(404, "GET", user, eve)
+    say(401, "GET", user, None)
+    say(422, "POST", "/users", ada, {"name": ""})
+    say(200, "GET", f"/baseline{user}", ada)
+    return problems
