@@ -60,6 +60,7 @@ def install(cloud: Cloud) -> None:
         table.setdefault(kind, handlers)
     _complete(table["AWS::RDS::DBInstance"], _database_completion(provisioners, cloud))
     _complete(table["AWS::Lambda::Function"], _complete_function)
+    _name_secrets_by_arn(table["AWS::SecretsManager::Secret"])
     camel = provisioners._pascal_to_camel
     _complete(table["AWS::ApiGatewayV2::Api"], _api_completion(camel))
     _complete(table["AWS::ApiGatewayV2::Stage"], _stage_completion(camel))
@@ -98,6 +99,31 @@ def _database_completion(provisioners: Any, cloud: Cloud) -> Callable[[Made, Pro
         return made[0], provisioners._rds_db_instance_attrs(instance)
 
     return complete
+
+
+def _name_secrets_by_arn(handlers: dict[str, Any]) -> None:
+    """Let Ref of a secret be its ARN, as on AWS, where MiniStack gives its name."""
+    create, update, delete = handlers["create"], handlers["update"], handlers["delete"]
+    secrets = importlib.import_module("ministack.services.secretsmanager")._secrets
+
+    def name_of(arn: str) -> str:
+        return next((name for name, each in secrets.items() if each["ARN"] == arn), arn)
+
+    def by_arn(made: Made) -> Made:
+        return str(secrets[made[0]]["ARN"]), made[1]
+
+    def create_by_arn(logical_id: str, props: Properties, stack_name: str) -> Made:
+        return by_arn(create(logical_id, props, stack_name))
+
+    def update_by_arn(
+        arn: str, old: Properties, new: Properties, stack: str, logical_id: str | None = None
+    ) -> Made:
+        return by_arn(update(name_of(arn), old, new, stack, logical_id))
+
+    def delete_by_arn(arn: str, props: Properties) -> None:
+        delete(name_of(arn), props)
+
+    handlers.update(create=create_by_arn, update=update_by_arn, delete=delete_by_arn)
 
 
 def _complete_function(made: Made, props: Properties) -> Made:

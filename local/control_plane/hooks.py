@@ -23,6 +23,9 @@ FUNCTIONS = {
     (PROVISIONERS, "_apigw_v2_api_update"): _UPDATE,
     (PROVISIONERS, "_apigw_v2_stage_create"): _CREATE,
     (PROVISIONERS, "_apigw_v2_stage_update"): _UPDATE,
+    (PROVISIONERS, "_sm_secret_create"): _CREATE,
+    (PROVISIONERS, "_sm_secret_update"): _UPDATE,
+    (PROVISIONERS, "_sm_secret_delete"): ("physical_id", "props"),
     (PROVISIONERS, "_pascal_to_camel"): ("obj",),
     (LAMBDA, "_execute_function_warm"): ("func", "event", "request_id"),
     (LAMBDA, "_throttle_response"): ("reason_code", "msg", "retry_after"),
@@ -32,9 +35,11 @@ TYPES = (
     "AWS::ApiGatewayV2::Stage",
     "AWS::Lambda::Function",
     "AWS::RDS::DBInstance",
+    "AWS::SecretsManager::Secret",
 )
 STORES = (
     ("ministack.services.rds", "_instances"),
+    ("ministack.services.secretsmanager", "_secrets"),
     (LAMBDA, "_functions"),
     ("ministack.services.apigateway", "_apis"),
     ("ministack.services.apigateway", "_stages"),

@@ -58,7 +58,7 @@ class SnapshotClient:
         os._exit(0)  # the cloud is gone, or has retired this template
 
     def _become_environment(self, variables: dict[str, str]) -> None:
-        os.setsid()
+        os.setpgid(0, 0)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)
@@ -131,4 +131,8 @@ def run_template(handler: str) -> None:
 
 
 if __name__ == "__main__":
+    # A storm's environments share this machine with the database and the front ends, which on AWS
+    # have machines of their own: they come last. For the same reason an environment has a process
+    # group but no session of its own, as Linux shares the processor out between sessions first.
+    os.nice(19)
     {"cold": run_cold, "template": run_template}[sys.argv[1]](sys.argv[2])

@@ -1,17 +1,30 @@
 """Keep the environments of one function: scale out on demand, throttle, expire, retire."""
 
 import asyncio
+import functools
 import os
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+
+import psutil
 
 from local.deployed import Function, Start
 from local.environments.environment import Environment, Outcome
 from local.environments.launcher import Launcher, LogFile, Surroundings
 
 ACCOUNT_CONCURRENCY = 1000  # Lambda's default for an account
+COLD_BYTES = 64 * 1024 * 1024  # of a cold environment with psycopg, boto3 and Powertools
 IDLE_SECONDS = 600.0  # AWS does not say; five to fifteen minutes have been seen
+
+
+@functools.cache
+def account_concurrency() -> int:
+    """Return how many environments may be started for requests, within half of the memory.
+
+    Restored ones, opened beforehand, share their memory and are not bounded here.
+    """
+    return min(ACCOUNT_CONCURRENCY, max(20, psutil.virtual_memory().total // 2 // COLD_BYTES))
 
 
 class ThrottledError(Exception):
@@ -60,8 +73,10 @@ class Fleet:
         reserved = self.function.reserved_concurrency
         if reserved is not None and len(self._all) >= reserved:
             raise ThrottledError(f"{self.function.folder}: all {reserved} reserved are busy")
-        if self._running() >= ACCOUNT_CONCURRENCY:
-            raise ThrottledError(f"all {ACCOUNT_CONCURRENCY} environments of the account are busy")
+        if self._running() >= account_concurrency():
+            raise ThrottledError(
+                f"all {account_concurrency()} environments of the account are busy"
+            )
         environment = self._new("cold")
         try:
             await self._launcher.start(environment)
