@@ -10,7 +10,8 @@ from aws_cdk import App
 from lambda_pg import Settings
 
 from stacks.budget import BudgetError
-from tests.synth.conftest import Resources, Stage, new_app, synthesise
+from stacks.config import Config
+from tests.synth.conftest import Resources, Stage, context, new_app, synthesise
 
 SECRET = "AWS::SecretsManager::Secret"
 
@@ -152,10 +153,11 @@ def test_the_layer_understands_each_function_s_environment(local: Stage, folder:
     """What the stacks write is what the layer reads, without a problem."""
     environment = resolved(local.functions()[folder]["Environment"]["Variables"])
     settings = Settings.from_env(environment)
+    config = Config.from_context(context("local").get)
     assert settings.sslmode == "verify-full"
-    assert settings.dbname == "app"
+    assert settings.dbname == config.database.name
     assert settings.application_name == folder
-    assert settings.checkout_timeout == 3
+    assert settings.checkout_timeout == config.functions.checkout_timeout
     assert settings.profile == ("pgbouncer" if folder in {"users", "health"} else "direct")
     assert (settings.ca_pem is not None) == (folder in {"users", "health"})
 
