@@ -4,25 +4,26 @@ A new connection to the database itself for each request. Deployed only where a 
 for it, and outside the connection budget on purpose: it must fail under load.
 """
 
-import functools
 import json
 import os
 import uuid
+from contextlib import closing
 from typing import Any
 
 import boto3
 import psycopg
 from psycopg.rows import dict_row
 
-secrets = boto3.client("secretsmanager")
 
-
-@functools.cache
-def secret() -> dict[str, str]:
-    """Fetch the credentials once for each environment."""
-    text = secrets.get_secret_value(SecretId=os.environ["LAMBDA_PG_SECRET_ARN"])["SecretString"]
-    fields: dict[str, str] = json.loads(text)
+def fetch_secret() -> dict[str, str]:
+    """Read the credentials."""
+    with closing(boto3.client("secretsmanager")) as client:
+        answer = client.get_secret_value(SecretId=os.environ["LAMBDA_PG_SECRET_ARN"])
+    fields: dict[str, str] = json.loads(answer["SecretString"])
     return fields
+
+
+secret = fetch_secret()
 
 
 def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
 def lookup(user_id: uuid.UUID, subject: str) -> dict[str, Any] | None:
     """Connect, ask, and close; the endpoint and TLS come from libpq's own variables."""
     with psycopg.connect(
-        user=secret()["username"], password=secret()["password"], row_factory=dict_row
+        user=secret["username"], password=secret["password"], row_factory=dict_row
     ) as connection:
         connection.execute(
             "SELECT set_config('request.jwt.claims', %s, true)", [json.dumps({"sub": subject})]
