@@ -21,7 +21,7 @@ from local.issuer import AUDIENCE, Issuer
 from local.options import Options
 from local.paths import state_dir
 from local.processes import last_lines
-from local.state import MARK, AlreadyRunningError, NotRunningError, State
+from local.state import CREDENTIALS, MARK, AlreadyRunningError, NotRunningError, State
 
 __all__ = [
     "AlreadyRunningError",
@@ -181,6 +181,15 @@ class LocalCloud:
     def invoke(self, function: str, event: Any) -> dict[str, Any]:
         """Run an event: `{"payload": …, "function_error": …}`."""
         return self._call("POST", f"/invoke/{quote(function, safe='')}", event)
+
+    def client(self, service: str) -> Any:
+        """Return a boto3 client of a service of the control plane."""
+        import boto3  # noqa: PLC0415  # 0.1 s that `status` and `token` need not pay
+
+        keys = {name.lower(): value for name, value in CREDENTIALS.items()}
+        state = self.state
+        endpoint, region = state.aws_endpoint_url, state.region
+        return boto3.client(service, endpoint_url=endpoint, region_name=region, **keys)
 
     def reconcile(self) -> None:
         """Look at the deployed stacks now."""

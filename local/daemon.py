@@ -23,7 +23,7 @@ from local.deployment import REPOSITORY, STAGE, Cdk, merge
 from local.environments.account import Account
 from local.environments.launcher import Surroundings
 from local.http_api.server import HttpApi
-from local.inventory import CREDENTIALS, Inventory
+from local.inventory import Inventory
 from local.issuer import AUDIENCE, Issuer
 from local.options import Options
 from local.pgbouncer import Pooler
@@ -31,7 +31,7 @@ from local.pgbouncer_discovery import PgBouncerBinary, find_pgbouncer
 from local.postgres import Postgres
 from local.postgres_discovery import find_postgres
 from local.progress import Progress
-from local.state import MARK, State
+from local.state import CREDENTIALS, MARK, State
 from stacks.config import Config
 
 T = TypeVar("T")

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from local.inventory import CREDENTIALS
 from local.processes import last_lines
+from local.state import CREDENTIALS
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent

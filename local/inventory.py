@@ -24,12 +24,8 @@ from local.deployed import (
     Route,
     Throttle,
 )
+from local.state import CREDENTIALS
 
-CREDENTIALS = {
-    "AWS_ACCESS_KEY_ID": "local",
-    "AWS_SECRET_ACCESS_KEY": "local",
-    "AWS_SESSION_TOKEN": "local",
-}
 _CHANGING = "_IN_PROGRESS"
 
 

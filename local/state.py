@@ -12,6 +12,12 @@ from typing import Any
 
 import psutil
 
+# The control plane takes any keys; these say in every log whose they are.
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "local",
+    "AWS_SECRET_ACCESS_KEY": "local",
+    "AWS_SESSION_TOKEN": "local",
+}
 MARK = "LAMBDA_PG_CLOUD"  # in the environment of every process of a cloud
 STATE_FILE = "state.json"
 _LOCK_FILE = "lock"

@@ -1,0 +1,95 @@
+"""Deployments to a running cloud: a failed migration, and a changed setting."""
+
+import json
+import shutil
+import subprocess
+import uuid
+from pathlib import Path
+
+import psutil
+import pytest
+
+from local.caller import call
+from local.cloud import DeploymentError, LocalCloud
+
+ROOT = Path(__file__).resolve().parents[2]
+
+RAISING = '''"""Raise, as a migration with a mistake in it does."""
+
+from alembic import op
+
+revision = "9999"
+down_revision = "0001"
+
+
+def upgrade() -> None:
+    """Create something, then fail."""
+    op.execute("CREATE TABLE half_done (id int)")
+    op.execute("DO $$ BEGIN RAISE EXCEPTION 'the canary of the migration'; END $$")
+'''
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A copy of the project that can be deployed."""
+    git = ["git", "ls-files", "-z"]
+    listed = subprocess.run(git, cwd=ROOT, check=True, capture_output=True, text=True)
+    for name in filter(None, listed.stdout.split("\0")):
+        target = tmp_path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, target)
+    (tmp_path / ".venv").symlink_to(ROOT / ".venv")
+    (tmp_path / "node_modules").symlink_to(ROOT / "node_modules")
+    return tmp_path
+
+
+@pytest.mark.timeout(300)
+def test_a_failed_migration_rolls_back_and_a_changed_setting_arrives(
+    cloud: LocalCloud, project: Path
+) -> None:
+    """The failure shows the migration's message, nothing of it stays, and the next deploy works."""
+    token = cloud.token(str(uuid.uuid4()))
+    revision = project / "migrations" / "versions" / "9999_raising.py"
+    revision.write_text(RAISING)
+    with pytest.raises(DeploymentError, match="the canary of the migration") as caught:
+        cloud.deploy(app=project)
+    assert "9999" in str(caught.value)
+    assert call(cloud.url, "GET", "/users", token).status == 200
+    assert stack_status(cloud, "LambdaPg-local-Api") == "UPDATE_ROLLBACK_COMPLETE"
+
+    revision.unlink()
+    change_setting(project / "cdk.json", "log_level", "ERROR")
+    cloud.deploy(app=project)
+    assert stack_status(cloud, "LambdaPg-local-Api") == "UPDATE_COMPLETE"
+    assert call(cloud.url, "GET", "/users", token).status == 200
+    assert variable_of_running(cloud, "users", "POWERTOOLS_LOG_LEVEL") == "ERROR"
+
+    cloud.deploy(app=ROOT)
+    assert call(cloud.url, "GET", "/users", token).status == 200
+    assert variable_of_running(cloud, "users", "POWERTOOLS_LOG_LEVEL") == "INFO"
+
+
+def change_setting(path: Path, name: str, value: str) -> None:
+    """Change one setting of the functions in the stage `local` of a cdk.json."""
+    document = json.loads(path.read_text())
+    document["context"]["stages"]["local"].setdefault("functions", {})[name] = value
+    path.write_text(json.dumps(document, indent=2))
+
+
+def stack_status(cloud: LocalCloud, name: str) -> str:
+    """Ask the control plane how a stack is."""
+    stacks = cloud.client("cloudformation").describe_stacks(StackName=name)["Stacks"]
+    return str(stacks[0]["StackStatus"])
+
+
+def variable_of_running(cloud: LocalCloud, function: str, name: str) -> str | None:
+    """Read a variable out of the process that served the last request."""
+    for process in psutil.process_iter():
+        try:
+            variables = process.environ()
+        except psutil.Error:
+            continue
+        mine = variables.get("LAMBDA_PG_CLOUD") == cloud.state.mark
+        if mine and variables.get("POWERTOOLS_SERVICE_NAME") == function:
+            return variables.get(name)
+    return None
