@@ -45,7 +45,8 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(command=command)
         return added
 
-    add("up", up)
+    starting = add("up", up)
+    starting.add_argument("--no-deploy", action="store_true", help="start the servers only")
     add("down", down)
     add("status", status).add_argument("--json", action="store_true", help="print one JSON object")
     add("psql", psql)
@@ -81,9 +82,10 @@ class Narrator:
         print(f"  {time.monotonic() - self._began:5.1f} s    {text}", flush=True)
 
 
-def up(_: argparse.Namespace) -> int:
+def up(chosen: argparse.Namespace) -> int:
     """Start the local cloud, deploy the app, and leave it running."""
-    cloud = LocalCloud(options=Options(bound=False), report=Narrator())
+    options = Options(bound=False, deploy=not chosen.no_deploy)
+    cloud = LocalCloud(options=options, report=Narrator())
     print(f"starting a local cloud in {cloud.folder}", flush=True)
     cloud.start()
     print(_welcome(cloud))

@@ -1,0 +1,160 @@
+"""The API front end over a socket, with a function and an issuer of the test's own."""
+
+import asyncio
+import io
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from local.deployed import Api, Cors, JwtAuthorizer, Route, Throttle
+from local.environments.environment import Outcome
+from local.environments.fleet import ThrottledError
+from local.http_api.server import HttpApi
+from local.issuer import AUDIENCE, Issuer
+
+OPEN = Route("ANY /open", "f", "2.0", 5.0)
+Answer = tuple[int, dict[str, str], Any]
+Function = Callable[[dict[str, Any]], Awaitable[Outcome]]
+
+
+async def echo(event: dict[str, Any]) -> Outcome:
+    """Return the event."""
+    return Outcome(json.dumps({"statusCode": 200, "body": json.dumps(event)}).encode())
+
+
+async def listen(server: web.Server, closing: list[web.ServerRunner]) -> str:
+    """Serve on a free port."""
+    runner = web.ServerRunner(server)
+    closing.append(runner)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    return f"http://127.0.0.1:{runner.addresses[0][1]}"
+
+
+async def send(session: aiohttp.ClientSession, request: dict[str, Any]) -> Answer:
+    """Send one request."""
+    async with session.request(**request) as response:
+        text = await response.text()
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        return response.status, headers, json.loads(text) if text else None
+
+
+def ask(
+    route: Route = OPEN,
+    function: Function = echo,
+    *,
+    token: Callable[[Issuer], str] | None = None,
+    times: int = 1,
+    cors: Cors | None = None,
+    **request: Any,
+) -> list[Answer]:
+    """Deploy one route and send it requests; a route with scopes gets an authorizer."""
+
+    async def work() -> list[Answer]:
+        closing: list[web.ServerRunner] = []
+        async with aiohttp.ClientSession() as session:
+
+            async def documents(asked: web.BaseRequest) -> web.Response:
+                found = {"openid-configuration": issuer.discovery, "jwks.json": issuer.jwks}
+                return web.json_response(found[asked.path.rpartition("/")[2]]())
+
+            issuer = Issuer.create("")
+            issuer = replace(issuer, url=await listen(web.Server(documents), closing))
+            guard = JwtAuthorizer(issuer.url, (AUDIENCE,)) if token else None
+
+            async def invoke(_name: str, event: bytes) -> Outcome:
+                return await function(json.loads(event))
+
+            api = HttpApi(invoke, session)
+            api.update(Api("a", "$default", (replace(route, authorizer=guard),), cors))
+            url = await listen(api.server(), closing)
+            headers = dict(request.get("headers", {}))
+            if token:
+                headers["Authorization"] = f"Bearer {token(issuer)}"
+            sent = {"method": "GET", "url": f"{url}/open", **request, "headers": headers}
+            try:
+                return [await send(session, sent) for _ in range(times)]
+            finally:
+                for runner in closing:
+                    await runner.cleanup()
+
+    return asyncio.run(work())
+
+
+def test_a_token_without_the_routes_scope_is_403() -> None:
+    """One of the scopes is enough; none is forbidden, not unauthorized."""
+    scoped = replace(OPEN, scopes=("users.read", "users.write"))
+    ((status, _, body),) = ask(scoped, token=lambda issuer: issuer.token("s", scope="other"))
+    assert (status, body) == (403, {"message": "Forbidden"})
+    ((status, _, body),) = ask(scoped, token=lambda issuer: issuer.token("s", scope="users.read x"))
+    assert status == 200
+    assert body["requestContext"]["authorizer"]["jwt"]["claims"]["sub"] == "s"
+
+
+def test_requests_over_the_limit_are_429() -> None:
+    """The burst passes, the next one does not."""
+    limited = replace(OPEN, throttle=Throttle(rate=0.001, burst=2))
+    assert [status for status, _, _ in ask(limited, times=3)] == [200, 200, 429]
+
+
+async def throttled(_event: dict[str, Any]) -> Outcome:
+    """Fail as Lambda does when reserved concurrency is used up."""
+    raise ThrottledError("busy")
+
+
+async def slow(_event: dict[str, Any]) -> Outcome:
+    """Take longer than the integration waits."""
+    await asyncio.sleep(30)
+    raise AssertionError
+
+
+def failing(outcome: Outcome) -> Function:
+    """Make a function with an outcome."""
+
+    async def function(_event: dict[str, Any]) -> Outcome:
+        return outcome
+
+    return function
+
+
+SECRET = Outcome.failed("handled", "ValueError", "canary")
+
+
+@pytest.mark.parametrize(
+    ("function", "status", "message"),
+    [
+        (throttled, 503, "Service Unavailable"),
+        (slow, 503, "Service Unavailable"),
+        (failing(replace(SECRET, failure="timeout")), 503, "Service Unavailable"),
+        (failing(SECRET), 500, "Internal Server Error"),
+        (failing(replace(SECRET, failure="exit")), 500, "Internal Server Error"),
+        (failing(Outcome(b'{"statusCode": "canary"}')), 500, "Internal Server Error"),
+    ],
+    ids=["throttled", "integration timeout", "function timeout", "error", "exit", "malformed"],
+)
+def test_failures_get_api_gateways_answer(function: Function, status: int, message: str) -> None:
+    """None of the function's own words reaches the client."""
+    ((got, _, body),) = ask(replace(OPEN, timeout=0.2), function)
+    assert (got, body) == (status, {"message": message})
+
+
+def test_a_request_of_more_than_10_mb_is_413() -> None:
+    """Refused before a function sees it; so is an event of more than 6 MB."""
+    for size in (11 * 1024 * 1024, 7 * 1024 * 1024):
+        ((status, _, _),) = ask(method="POST", data=io.BytesIO(b"a" * size))
+        assert status == 413
+
+
+def test_cors_is_answered_by_the_api_itself() -> None:
+    """A preflight reaches no function; other answers carry the origin."""
+    cors = Cors(origins=("https://a.example",), methods=("GET",), headers=("x",))
+    origin = {"Origin": "https://a.example"}
+    ((status, headers, _),) = ask(OPEN, throttled, cors=cors, method="OPTIONS", headers=origin)
+    assert (status, headers["access-control-allow-methods"]) == (204, "GET")
+    ((_, headers, _),) = ask(cors=cors, headers=origin)
+    assert headers["access-control-allow-origin"] == "https://a.example"
