@@ -3,6 +3,9 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
+# Node.js 20 is what this project starts at: the CDK library need not say at length that it is old.
+export JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION := 20
+
 PYTHON ?= python3
 STAGE ?= dev
 STAGES := local dev prod
@@ -56,7 +59,7 @@ storm: setup ## run the storm alone and write benchmarks/results/storm.json
 synth: setup ## synthesise every stage and lint the templates
 	@for stage in $(STAGES); do \
 	  echo "synth $$stage"; \
-	  $(CDK) synth --quiet --output build/cdk.out/$$stage --context stage=$$stage || exit 1; \
+	  $(CDK) synth --quiet --no-notices --output build/cdk.out/$$stage --context stage=$$stage || exit 1; \
 	  .venv/bin/cfn-lint build/cdk.out/$$stage/*.template.json || exit 1; \
 	done
 
@@ -105,5 +108,5 @@ node_modules/ready: package-lock.json
 	@$(call need,node,install Node.js 20 or newer - Debian: apt install nodejs npm)
 	@$(call need,npm,it comes with Node.js - Debian: apt install npm)
 	@echo "setting up the AWS CDK command line (once)"
-	@npm ci --silent --no-fund --no-audit
+	@npm ci --loglevel=error
 	@touch $@
