@@ -47,7 +47,7 @@ def _caption(result: dict[str, Any]) -> str:
         f"connections. The baseline's failures: {causes}. Measured {result['date'][:10]} by "
         f"`{result['command']}` on {machine['cores']} cores ({machine['processor']}), "
         f"PostgreSQL {versions['postgresql']}, PgBouncer {versions['pgbouncer']}, "
-        f"Python {versions['python']}; load, functions, pooler and database share the machine."
+        f"Python {versions['python']}. Caveats: {'; '.join(result['caveats'])}."
     )
 
 

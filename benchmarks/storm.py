@@ -38,6 +38,10 @@ CAUSES = (
 )
 
 
+SHARED_MACHINE = "load, functions, pooler and database share one machine and no network"
+WHY = "on AWS each environment has a processor of its own"
+
+
 @dataclass(frozen=True)
 class Row:
     """One line of the plan: which function, how many environments, how they start."""
@@ -82,6 +86,7 @@ def run(cloud: LocalCloud, rows: list[Row], report: Report, command: str) -> dic
         "versions": {**packages(), **servers(status)},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
+        "caveats": caveats(cloud),
         "max_connections": status["postgres"]["max_connections"],
         "budget": status["pooler"]["max_server_connections"],
         "rows": [asdict(result) for result in results],
@@ -142,6 +147,16 @@ def servers(status: dict[str, Any]) -> dict[str, str]:
         row = console.execute("SHOW VERSION").fetchone()
     found = re.search(r"[\d.]+", row[0] if row else "")
     return {"postgresql": postgresql.split(" ")[0], "pgbouncer": found[0] if found else "unknown"}
+
+
+def caveats(cloud: LocalCloud) -> list[str]:
+    """Say what a reader has to know before comparing these numbers with others."""
+    functions = cloud.client("lambda").list_functions()["Functions"]
+    variables = [function["Environment"]["Variables"] for function in functions]
+    timeout = next(
+        v["LAMBDA_PG_CHECKOUT_TIMEOUT"] for v in variables if v.get("PGAPPNAME") == "users"
+    )
+    return [SHARED_MACHINE, f"the checkout timeout is {timeout} s here, not the default 3 s: {WHY}"]
 
 
 def shortfalls(result: dict[str, Any]) -> list[str]:
