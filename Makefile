@@ -21,7 +21,7 @@ help: ## print this list
 
 .PHONY: demo
 demo: setup ## deploy the app to a local cloud, call it, storm it, stop it
-	@$(RUN) -m local demo
+	@$(RUN) -m benchmarks.demo
 
 .PHONY: test
 test: setup ## run all tests

@@ -24,8 +24,8 @@ from benchmarks.machine import machine, packages
 from benchmarks.report import storm_table
 from benchmarks.sampler import BackendSampler
 from local.caller import call
-from local.cli import Narrator
 from local.cloud import LocalCloud, NotRunningError
+from local.narrator import Narrator
 
 Report = Callable[[str], None]
 

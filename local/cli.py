@@ -7,8 +7,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from local.cloud import (
     AlreadyRunningError,
@@ -18,6 +17,7 @@ from local.cloud import (
     NotRunningError,
     Options,
 )
+from local.narrator import Narrator
 
 _INTERRUPTED = 130
 
@@ -57,29 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     asking = add("token", token)
     asking.add_argument("--sub", required=True, type=uuid.UUID, help="whom the token is for")
     asking.add_argument("--scope", default="", help="scopes, with spaces between")
-    add("demo", demo)
     return parser
-
-
-class Narrator:
-    """Print what the cloud is doing, and how long it took."""
-
-    def __init__(self) -> None:
-        self._began = time.monotonic()
-
-    def __call__(self, message: Mapping[str, Any]) -> None:
-        elapsed = time.monotonic() - self._began
-        if "begin" in message:
-            print(f"  {elapsed:5.1f} s  … {message['begin']}", flush=True)
-        elif "end" in message:
-            taken = f"({message['seconds']:.1f} s)"
-            print(f"  {elapsed:5.1f} s  ✓ {message['end']} {taken}", flush=True)
-        elif "note" in message:
-            self.note(message["note"])
-
-    def note(self, text: str) -> None:
-        """Print one line with the time."""
-        print(f"  {time.monotonic() - self._began:5.1f} s    {text}", flush=True)
 
 
 def up(chosen: argparse.Namespace) -> int:
@@ -157,10 +135,3 @@ def deploy(chosen: argparse.Namespace) -> int:
     LocalCloud().deploy(override=chosen.override)
     print(f"deployed in {time.monotonic() - began:.1f} s")
     return 0
-
-
-def demo(_: argparse.Namespace) -> int:
-    """Deploy, call each route, storm it, and stop everything."""
-    from local.demo import main as run  # noqa: PLC0415  # it needs the benchmarks, nothing else does
-
-    return int(run())

@@ -7,8 +7,8 @@ import uuid
 from benchmarks.report import storm_table
 from benchmarks.storm import conclude, plan, run
 from local.caller import Answer, call
-from local.cli import Narrator
-from local.cloud import LocalCloud
+from local.cloud import AlreadyRunningError, CloudError, DeploymentError, LocalCloud
+from local.narrator import Narrator
 
 
 def main() -> int:
@@ -56,3 +56,12 @@ def call_each_route(cloud: LocalCloud) -> list[str]:
     say(422, "POST", "/users", ada, {"name": ""})
     say(200, "GET", f"/baseline{user}", ada)
     return problems
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (AlreadyRunningError, CloudError, DeploymentError) as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("interrupted: everything has been stopped")
