@@ -36,11 +36,21 @@ def test_the_reference_names_no_stage_setting_that_is_gone() -> None:
     assert set(documented) == {name for name, _, _ in describe(Config)}
 
 
+INTERNAL = {"LAMBDA_PG_CLOUD", "LAMBDA_PG_CONTROL_URL"}
+"""What the local cloud says to its own processes."""
+
+
 def test_every_environment_variable_is_documented() -> None:
-    """Each variable that the layer reads stands in the reference."""
-    sources = (ROOT / "layer" / "python" / "lambda_pg").glob("*.py")
-    text = "".join(source.read_text() for source in sources)
-    read = set(re.findall(r'"((?:LAMBDA_PG_|PG|DATABASE_URL|AWS_ENDPOINT)[A-Z_]*)"', text))
-    documented = set(re.findall(r"`([A-Z_]+)`", REFERENCE))
-    assert read
-    assert read <= documented, f"docs/configuration.md lacks {sorted(read - documented)}"
+    """Each variable that the layer or the local cloud reads stands in the reference."""
+    layer = names_in("layer/python/lambda_pg/*.py", r"(?:LAMBDA_PG_|PG|DATABASE_URL|AWS_ENDPOINT)")
+    local = names_in("local/**/*.py", "LAMBDA_PG_")
+    assert "PGSSLROOTCERT" in layer
+    assert "LAMBDA_PG_POSTGRES" in local
+    missing = (layer | local) - set(re.findall(r"`([A-Z_]+)`", REFERENCE)) - INTERNAL
+    assert not missing, f"docs/configuration.md lacks {sorted(missing)}"
+
+
+def names_in(pattern: str, prefix: str) -> set[str]:
+    """Find the quoted names of variables in sources."""
+    text = "".join(source.read_text() for source in ROOT.glob(pattern))
+    return set(re.findall(rf'"({prefix}[A-Z_]*)"', text))
