@@ -111,7 +111,7 @@ class Fleet:
             async with asyncio.TaskGroup() as group:
                 for environment in fresh:
                     group.create_task(self._open_one(environment, width))
-        except* (OSError, RuntimeError) as errors:
+        except ExceptionGroup as errors:
             for environment in fresh:
                 environment.kill()
             raise RuntimeError(f"{self.function.folder}: {errors.exceptions[0]}") from errors

@@ -112,7 +112,15 @@ class Place:
 
 
 @pytest.fixture
-def place() -> Iterator[Place]:
+def interruptible() -> Iterator[None]:
+    """Let children hear Ctrl-C even where the tests run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def place(interruptible: None) -> Iterator[Place]:
     """Give a state folder, and end by force what a failing test has left."""
     base = Path(tempfile.gettempdir()) / f"lpg-{secrets.token_hex(4)}"
     temporary = base / "tmp"

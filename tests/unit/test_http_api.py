@@ -195,7 +195,7 @@ def test_client_id_counts_where_there_is_no_audience() -> None:
         ISSUER.token(SUBJECT, audience="other"),
         ISSUER.token(SUBJECT, seconds=-1),
         ISSUER.token(SUBJECT, claims={"iss": "http://127.0.0.1:2"}),
-        ISSUER.token(SUBJECT, claims={"nbf": time.time() + 100}),
+        ISSUER.token(SUBJECT, claims={"nbf": time.time() + 86_400}),
         Issuer.create(ISSUER.url).token(SUBJECT),
         jwt.encode({"iss": ISSUER.url, "aud": "lambda-pg-local"}, ISSUER.key, "RS256"),
         "not.a.token",
