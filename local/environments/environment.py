@@ -1,4 +1,4 @@
-"""Drive one execution environment through its own Runtime API endpoint."""
+"""Drive one execution environment: give it work, take its answers, freeze, thaw and end it."""
 
 import asyncio
 import json
@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from local.deployed import Start
-from local.environments.protocol import ProtocolError, Request, RequestReader, render_response
+from local.environments.runtime_api import MAX_PAYLOAD_BYTES, RuntimeApi
 
-API_PREFIX = "/2018-06-01/runtime/"
-MAX_PAYLOAD_BYTES = 6_291_556  # of a response: AWS's 6 MB, and its 100 bytes of envelope
 INIT_LIMIT_SECONDS = 60.0  # AWS allows 10 s on a core of its own; here the cores are shared
 
 Failure = Literal["handled", "timeout", "exit", "init"]
@@ -45,6 +43,7 @@ class Invocation:
     timeout: float  # seconds
     request_id: str
     outcome: asyncio.Future[Outcome]
+    deadline: float = 0.0  # since the epoch; known when it is delivered
     answer: Outcome | None = None
 
 
@@ -67,14 +66,13 @@ class Environment:
         self.idle_since = 0.0
         self.ended = False
         self.over = asyncio.Event()
-        self.connections: set[_Connection] = set()
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.ready.add_done_callback(_consume)  # nobody may be waiting when it fails
         self.init_error: bytes | None = None
         self._on_idle = on_idle
         self._on_end = on_end
-        self._server: asyncio.Server | None = None
-        self._waiting: _Connection | None = None
+        self._api = RuntimeApi(self)
+        self._waiting: asyncio.Future[Invocation] | None = None
         self._invocation: Invocation | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._pidfd = -1
@@ -82,11 +80,9 @@ class Environment:
 
     async def listen(self) -> str:
         """Open the Runtime API for this environment; its address identifies it."""
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _Connection(self), "127.0.0.1", 0)
-        self._timer = loop.call_later(INIT_LIMIT_SECONDS, self.kill)
-        port: int = self._server.sockets[0].getsockname()[1]
-        return f"127.0.0.1:{port}"
+        address = await self._api.listen()
+        self._timer = asyncio.get_running_loop().call_later(INIT_LIMIT_SECONDS, self.kill)
+        return address
 
     def watch(self, pid: int, reap: Callable[[], object] = lambda: None) -> None:
         """Follow the process `pid`; `reap` collects it where it is a child of this process."""
@@ -140,21 +136,9 @@ class Environment:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGCONT)
 
-    def handle(self, connection: "_Connection", request: Request) -> None:
-        """Answer one request of the runtime client."""
-        path = request.path.removeprefix(API_PREFIX)
-        if path == "invocation/next":
-            self._ask_next(connection)
-        elif path in {"init/error", "restore/error"}:
-            self.init_error = request.body
-            connection.reply(202, {}, b'{"status":"OK"}')
-        elif path.startswith("invocation/"):
-            self._take_answer(connection, path, request)
-        else:
-            connection.reply(404, {}, b"{}")
-
-    def _ask_next(self, connection: "_Connection") -> None:
-        self._waiting = connection
+    def ask_next(self) -> asyncio.Future[Invocation]:
+        """Take note that it is free; the future comes to its next event."""
+        waiting = self._waiting = asyncio.get_running_loop().create_future()
         if not self.ready.done():
             self._cancel_timer()
             self.ready.set_result(None)
@@ -163,47 +147,40 @@ class Environment:
             self._complete(invocation.answer)
         if self._invocation is not None:
             self._deliver()
-            return
+            return waiting
         self.idle_since = time.monotonic()
         self._on_idle(self)
         if self._invocation is None:
             self.freeze()
+        return waiting
 
     def _deliver(self) -> None:
-        connection, invocation = self._waiting, self._invocation
-        assert connection is not None  # noqa: S101  # the callers look
+        waiting, invocation = self._waiting, self._invocation
+        assert waiting is not None  # noqa: S101  # the callers look
         assert invocation is not None  # noqa: S101
         self._waiting = None
-        deadline = time.time() + invocation.timeout
+        invocation.deadline = time.time() + invocation.timeout
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(invocation.timeout, self._time_out)
-        headers = {
-            "Content-Type": "application/json",
-            "Lambda-Runtime-Aws-Request-Id": invocation.request_id,
-            "Lambda-Runtime-Deadline-Ms": str(int(deadline * 1000)),
-            "Lambda-Runtime-Invoked-Function-Arn": invocation.function_arn,
-        }
-        connection.reply(200, headers, invocation.event)
-        self.thaw()
+        self.thaw()  # first: a frozen process does not read, and a large event fills the socket
+        waiting.set_result(invocation)
 
-    def _take_answer(self, connection: "_Connection", path: str, request: Request) -> None:
-        _, request_id, verb = path.split("/", 2)
+    def take_answer(self, request_id: str, body: bytes | None, *, failed: bool) -> int:
+        """Keep what an invocation came to, None where that is too large; return the HTTP status."""
         invocation = self._invocation
         if invocation is None or request_id != invocation.request_id:
-            connection.reply(400, {}, b'{"errorType":"InvalidRequestID"}')
-            return
-        if verb == "error":
-            invocation.answer = Outcome(request.body, "handled", request_id)
-        elif len(request.body) > MAX_PAYLOAD_BYTES:
-            message = "Response payload size exceeded maximum allowed payload size (6291556 bytes)."
+            return 400
+        if body is None:
+            message = (
+                "Response payload size exceeded maximum allowed payload size "
+                f"({MAX_PAYLOAD_BYTES} bytes)."
+            )
             invocation.answer = Outcome.failed(
                 "handled", "Function.ResponseSizeTooLarge", message, request_id
             )
-            connection.reply(413, {}, b'{"errorType":"RequestEntityTooLarge"}')
-            return
-        else:
-            invocation.answer = Outcome(request.body, None, request_id)
-        connection.reply(202, {}, b'{"status":"OK"}')
+            return 413
+        invocation.answer = Outcome(body, "handled" if failed else None, request_id)
+        return 202
 
     def _time_out(self) -> None:
         invocation = self._invocation
@@ -237,12 +214,10 @@ class Environment:
             self._timer.cancel()
             self._timer = None
 
-    def lose(self, connection: "_Connection") -> None:
-        """Take note that a connection of the process has closed."""
-        self.connections.discard(connection)
-        if self._waiting is connection:
-            self._waiting = None
-        if self._pidfd < 0 and not connection.helper:
+    def lose_client(self) -> None:
+        """Take note that the connection which asks for work has closed."""
+        self._waiting = None
+        if self._pidfd < 0:
             self._end()
 
     def _end(self) -> None:
@@ -255,10 +230,7 @@ class Environment:
             asyncio.get_running_loop().remove_reader(self._pidfd)
             os.close(self._pidfd)
             self._pidfd = -1
-        if self._server is not None:
-            self._server.close()
-        for connection in list(self.connections):
-            connection.abort()
+        self._api.close()
         if not self.ready.done():
             text = (self.init_error or b"the process ended before it asked for work").decode()
             self.ready.set_exception(
@@ -267,43 +239,6 @@ class Environment:
         self._fail_invocation()
         self._on_end(self)
         self.over.set()
-
-
-class _Connection(asyncio.Protocol):
-    """One connection of a runtime client."""
-
-    def __init__(self, environment: Environment) -> None:
-        self.helper = True  # http.client's connections come and go; libcurl's asks for work
-        self._environment = environment
-        self._reader = RequestReader()
-        self._transport: asyncio.Transport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101  # asyncio's promise for TCP
-        self._transport = transport
-        self._environment.connections.add(self)
-
-    def abort(self) -> None:
-        """Close at once."""
-        if self._transport is not None:
-            self._transport.abort()
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            for request in self._reader.feed(data):
-                if request.path.endswith("/invocation/next"):
-                    self.helper = False
-                self._environment.handle(self, request)
-        except ProtocolError:
-            self.abort()
-
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's face
-        self._environment.lose(self)
-
-    def reply(self, status: int, headers: dict[str, str], body: bytes) -> None:
-        """Send one response in one write."""
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(render_response(status, headers, body))
 
 
 def _consume(future: asyncio.Future[None]) -> None:

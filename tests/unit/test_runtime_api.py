@@ -1,57 +1,289 @@
-"""The Runtime API's protocol, without a socket."""
+"""The Runtime API over a socket: the test is the runtime client, and `sleep` its process."""
 
+import asyncio
+import io
+import json
+import logging
+import os
+import subprocess
+import time
+from collections.abc import Awaitable, Callable, Iterator
+
+import aiohttp
+import psutil
 import pytest
 
-from local.environments.protocol import ProtocolError, Request, RequestReader, render_response
+from local.environments.environment import Environment, Failure, Outcome
+from local.environments.runtime_api import API_PREFIX, MAX_PAYLOAD_BYTES
 
-NEXT = b"GET /2018-06-01/runtime/invocation/next HTTP/1.1\r\nHost: 127.0.0.1:9001\r\n\r\n"
-ANSWER = b"POST /x HTTP/1.1\r\nContent-Length: 5\r\nX-Name:  a: b \r\n\r\nhello"
-
-
-def test_a_request_is_complete_when_its_last_byte_is_there() -> None:
-    """Cut at every possible place, the same two requests come out."""
-    stream = NEXT + ANSWER
-    for cut in range(len(stream)):
-        reader = RequestReader()
-        requests = [*reader.feed(stream[:cut]), *reader.feed(stream[cut:])]
-        assert [request.method for request in requests] == ["GET", "POST"]
-        assert requests[1] == Request(
-            "POST", "/x", {"content-length": "5", "x-name": "a: b"}, b"hello"
-        )
+ARN = "arn:aws:lambda:us-east-1:000000000000:function:fn"
+NEXT = f"GET {API_PREFIX}invocation/next HTTP/1.1\r\nHost: x\r\n\r\n".encode()
 
 
-def test_a_body_may_hold_what_looks_like_a_head() -> None:
-    """The length alone decides where a body ends."""
-    body = b"\r\n\r\nGET / HTTP/1.1\r\n\r\n"
-    head = f"POST /x HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-    (request,) = RequestReader().feed(head + body)
-    assert request.body == body
+class Client:
+    """A runtime client with one connection, as awslambdaric has it."""
+
+    def __init__(self, environment: Environment, process: psutil.Process, address: str) -> None:
+        """Take what the test talks to."""
+        self.environment = environment
+        self.process = process
+        self.address = address
+        connector = aiohttp.TCPConnector(limit=1)
+        self._session = aiohttp.ClientSession(f"http://{address}", connector=connector)
+
+    async def next(self) -> tuple[str, bytes]:
+        """Wait for work; return its request id and the event."""
+        async with self._session.get(f"{API_PREFIX}invocation/next") as response:
+            assert response.status == 200
+            self.headers = response.headers
+            return response.headers["Lambda-Runtime-Aws-Request-Id"], await response.read()
+
+    async def post(
+        self, path: str, body: bytes = b"{}", headers: dict[str, str] | None = None
+    ) -> int:
+        """Send something; return the status."""
+        async with self._session.post(
+            f"{API_PREFIX}{path}", data=io.BytesIO(body), headers=headers
+        ) as response:
+            return response.status
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Poll until a condition holds, for at most five seconds."""
+        async with asyncio.timeout(5):
+            while not condition():  # noqa: ASYNC110 - processes and sockets have no event
+                await asyncio.sleep(0.005)
+
+    async def until_idle(self) -> "asyncio.Task[tuple[str, bytes]]":
+        """Ask for work while there is none."""
+        asking = asyncio.create_task(self.next())
+        await self.until(lambda: self.environment.idle)
+        return asking
+
+    def invoke(self, event: bytes = b"{}", seconds: float = 5.0) -> "asyncio.Task[Outcome]":
+        """Give the environment an event."""
+        return asyncio.create_task(self.environment.invoke(event, ARN, seconds))
+
+    @property
+    def frozen(self) -> bool:
+        """Tell whether the process is stopped."""
+        return self.process.status() == psutil.STATUS_STOPPED
+
+    async def close(self) -> None:
+        """Hang up."""
+        await self._session.close()
 
 
-@pytest.mark.parametrize(
-    "bad",
-    [
-        b"\x16\x03\x01\r\n\r\n",
-        b"GET /x\r\n\r\n",
-        b"GET /x HTTP/1.1\r\nnonsense\r\n\r\n",
-        b"POST /x HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
-        b"POST /x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n",
-    ],
-)
-def test_what_no_runtime_client_sends_is_refused(bad: bytes) -> None:
-    """TLS, half a request line, chunks: an error, not a guess."""
-    with pytest.raises(ProtocolError):
-        RequestReader().feed(bad)
+@pytest.fixture
+def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Fail when anything is logged: a developer would find it in the cloud's log."""
+    yield
+    found = [record for record in caplog.get_records("call") if record.levelno >= logging.WARNING]
+    assert found == []
 
 
-def test_a_head_without_end_is_refused() -> None:
-    """A peer cannot make the cloud hold any amount of memory."""
-    with pytest.raises(ProtocolError, match="head"):
-        RequestReader().feed(b"GET /x HTTP/1.1\r\n" + b"a" * 1_300_000)
+def play(work: Callable[[Client], Awaitable[None]]) -> None:
+    """Play the runtime client of one environment; the environment's end has to be clean."""
+    process = subprocess.Popen(["sleep", "60"], process_group=0)
+
+    async def playing() -> None:
+        environment = Environment("cold", lambda _: None, lambda _: None)
+        address = await environment.listen()
+        environment.watch(process.pid, process.wait)
+        client = Client(environment, psutil.Process(process.pid), address)
+        try:
+            await work(client)
+        finally:
+            environment.kill()
+            process.kill()
+            async with asyncio.timeout(5):
+                await environment.over.wait()
+            await client.close()
+            await only_this_task_left()
+
+    asyncio.run(playing())
 
 
-def test_a_response_is_one_buffer() -> None:
-    """One write carries it, so that no half waits for the peer's acknowledgement."""
-    assert render_response(202, {"X-Y": "z"}, b"ok") == (
-        b"HTTP/1.1 202 Accepted\r\nX-Y: z\r\nContent-Length: 2\r\n\r\nok"
-    )
+async def only_this_task_left() -> None:
+    """Wait until no handler of a connection is left, for at most five seconds."""
+    async with asyncio.timeout(5):
+        while len(asyncio.all_tasks()) > 1:  # noqa: ASYNC110 - the tasks are aiohttp's own
+            await asyncio.sleep(0.005)
+
+
+@pytest.mark.usefixtures("quiet")
+def test_an_event_carries_what_a_runtime_needs_to_know() -> None:
+    """Id, function and deadline come as headers, and the event as it was given."""
+
+    async def work(client: Client) -> None:
+        asking = await client.until_idle()
+        client.invoke(b'{"a": 1}', seconds=7.0)
+        request_id, event = await asking
+        assert (request_id != "", event) == (True, b'{"a": 1}')
+        assert client.headers["Lambda-Runtime-Invoked-Function-Arn"] == ARN
+        left = int(client.headers["Lambda-Runtime-Deadline-Ms"]) / 1000 - time.time()
+        assert 5 < left <= 7
+
+    play(work)
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize(("verb", "failure"), [("response", None), ("error", "handled")])
+def test_an_invocation_is_complete_when_the_next_is_asked_for(
+    verb: str, failure: Failure | None
+) -> None:
+    """The answer alone neither frees the caller nor freezes the process."""
+
+    async def work(client: Client) -> None:
+        asking = await client.until_idle()
+        await client.until(lambda: client.frozen)
+        invoked = client.invoke()
+        request_id, _ = await asking
+        await client.until(lambda: not client.frozen)
+        assert await client.post(f"invocation/{request_id}/{verb}", b'"done"') == 202
+        assert not invoked.done()
+        assert not client.frozen
+        asking = await client.until_idle()
+        assert await invoked == Outcome(b'"done"', failure, request_id)
+        await client.until(lambda: client.frozen)
+        asking.cancel()
+
+    play(work)
+
+
+@pytest.mark.usefixtures("quiet")
+def test_work_that_waited_is_delivered_without_a_freeze() -> None:
+    """An event that came while the environment was starting is answered to its first request."""
+
+    async def work(client: Client) -> None:
+        client.invoke(b"early")
+        await asyncio.sleep(0)
+        assert (await client.next())[1] == b"early"
+        assert not client.frozen
+
+    play(work)
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_response_of_lambdas_size_is_taken_and_a_larger_one_refused() -> None:
+    """413 for one byte more, on a connection that stays open, and the caller is told."""
+
+    async def work(client: Client) -> None:
+        asking = await client.until_idle()
+        for size, status in ((MAX_PAYLOAD_BYTES, 202), (MAX_PAYLOAD_BYTES + 1, 413)):
+            invoked = client.invoke(b"x" * MAX_PAYLOAD_BYTES)
+            request_id, event = await asking
+            assert len(event) == MAX_PAYLOAD_BYTES
+            assert await client.post(f"invocation/{request_id}/response", b"x" * size) == status
+            asking = await client.until_idle()
+            outcome = await invoked
+            if status == 202:
+                assert len(outcome.payload) == size
+            else:
+                error = json.loads(outcome.payload)["errorType"]
+                assert (outcome.failure, error) == ("handled", "Function.ResponseSizeTooLarge")
+        asking.cancel()
+
+    play(work)
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_header_of_one_mebibyte_is_taken() -> None:
+    """The X-Ray cause of an error comes from awslambdaric in one, up to that size."""
+
+    async def work(client: Client) -> None:
+        asking = await client.until_idle()
+        client.invoke()
+        request_id, _ = await asking
+        cause = {"Lambda-Runtime-Function-XRay-Error-Cause": "x" * 1_048_576}
+        assert await client.post(f"invocation/{request_id}/error", headers=cause) == 202
+
+    play(work)
+
+
+@pytest.mark.usefixtures("quiet")
+def test_what_is_not_part_of_the_api_is_refused() -> None:
+    """An answer to another invocation is 400, an unknown path 404, and neither ends anything."""
+
+    async def work(client: Client) -> None:
+        assert await client.post("invocation/other/response") == 400
+        for path in ("invocation/next", "invocation/x", "init/other", "nothing"):
+            assert await client.post(path) == 404
+        assert not client.environment.ended
+
+    play(work)
+
+
+@pytest.mark.usefixtures("quiet")
+def test_an_error_of_the_init_phase_is_what_the_invocation_comes_to() -> None:
+    """The process reports it and exits; the caller gets the report."""
+
+    async def work(client: Client) -> None:
+        invoked = client.invoke()
+        assert await client.post("init/error", b'{"errorType": "Broken"}') == 202
+        client.process.kill()
+        outcome = await invoked
+        assert (outcome.failure, outcome.payload) == ("init", b'{"errorType": "Broken"}')
+
+    play(work)
+
+
+@pytest.mark.usefixtures("quiet")
+def test_an_environment_that_is_killed_while_it_waits_ends_quietly() -> None:
+    """Its request for work is gone: no task, no warning, no exception that nobody retrieved."""
+
+    async def work(client: Client) -> None:
+        asking = await client.until_idle()
+        client.environment.kill()
+        with pytest.raises(aiohttp.ClientError):
+            await asking
+        assert (await client.invoke()).failure == "exit"
+
+    play(work)
+
+
+@pytest.mark.usefixtures("quiet")
+def test_an_environment_that_is_killed_while_it_answers_ends_quietly() -> None:
+    """Half a body has come: the invocation fails, and nothing is logged."""
+
+    async def work(client: Client) -> None:
+        asking = await client.until_idle()
+        invoked = client.invoke()
+        request_id, _ = await asking
+        _, writer = await asyncio.open_connection(*client.address.split(":"))
+        path = f"{API_PREFIX}invocation/{request_id}/response"
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
+        writer.write(head.encode() + b"half")
+        await writer.drain()
+        await asyncio.sleep(0.05)  # let it be read
+        client.environment.kill()
+        assert (await invoked).failure == "exit"
+        writer.close()
+
+    play(work)
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
+def test_without_a_pidfd_the_lost_connection_is_the_end(
+    monkeypatch: pytest.MonkeyPatch, busy: bool
+) -> None:
+    """On macOS nothing else tells; connections that never asked for work do not count."""
+    monkeypatch.delattr(os, "pidfd_open", raising=False)
+
+    async def work(client: Client) -> None:
+        host, port = client.address.split(":")
+        _, helper = await asyncio.open_connection(host, port)
+        _, runtime = await asyncio.open_connection(host, port)
+        runtime.write(NEXT)
+        await client.until(lambda: client.environment.idle)
+        invoked = client.invoke() if busy else None
+        helper.close()
+        await helper.wait_closed()
+        await client.post("nothing")  # by then the cloud has noticed
+        assert not client.environment.ended
+        client.process.kill()
+        runtime.close()
+        await client.until(lambda: client.environment.ended)
+        assert invoked is None or (await invoked).failure == "exit"
+
+    play(work)
