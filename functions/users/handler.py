@@ -20,7 +20,11 @@ logger = Logger()
 app = APIGatewayHttpResolver(enable_validation=True)
 db = Database.from_env(row_factory=dict_row)
 
-Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
+Name = Annotated[
+    str,
+    # PostgreSQL's text cannot hold NUL.
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=r"^[^\x00]*$"),
+]
 
 
 class UserFields(BaseModel):
@@ -121,14 +125,18 @@ def rename_user(user_id: uuid.UUID, fields: Annotated[UserFields, Body()]) -> Us
 
 @app.exception_handler(DatabaseUnavailableError)
 def unavailable(error: DatabaseUnavailableError) -> Response[dict[str, str]]:
-    """Answer 503 at once: the client knows when to come back, and nothing was changed."""
+    """Answer 503 at once: the client knows when to come back.
+
+    A rename may be repeated. A POST that was repeated in vain before may have created its user:
+    who cannot live with a second one lists before posting again.
+    """
     logger.warning("database unavailable", error=type(error).__name__, reason=str(error))
     return refusal("The database is busy; try again.", error.retry_after)
 
 
 @app.exception_handler(CommitOutcomeUnknownError)
 def unknown_outcome(error: CommitOutcomeUnknownError) -> Response[dict[str, str]]:
-    """Answer 503: every write here may be repeated, so the client may simply do so."""
+    """Answer 503: a rename whose answer was lost may simply be repeated."""
     logger.warning("outcome unknown", reason=str(error))
     return refusal("The answer of the database was lost; try again.", 1)
 

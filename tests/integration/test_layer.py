@@ -16,6 +16,7 @@ import psycopg
 import pytest
 from lambda_pg import (
     CheckoutTimeoutError,
+    CommitOutcomeUnknownError,
     ConfigurationError,
     ConnectFailedError,
     CredentialsError,
@@ -25,7 +26,7 @@ from lambda_pg import (
     Settings,
 )
 from psycopg.pq import TransactionStatus
-from psycopg.rows import TupleRow
+from psycopg.rows import TupleRow, dict_row
 
 from local.certificates import Authority
 from local.postgres import Postgres
@@ -424,3 +425,163 @@ def test_a_forked_child_never_uses_its_parents_connection(db: Database[TupleRow]
     assert theirs.isdigit()
     assert int(theirs) != mine
     assert scalar(db, "SELECT pg_backend_pid()") == mine
+
+
+def test_nothing_that_a_handler_sets_reaches_the_next_checkout(db: Database[TupleRow]) -> None:
+    """Autocommit, prepared statements, row and cursor factories are as new each time."""
+    with db.connection() as connection:
+        pid = connection.info.backend_pid
+        connection.autocommit = False
+        connection.prepare_threshold = 0
+        connection.cursor_factory = psycopg.ClientCursor
+        connection.row_factory = dict_row  # type: ignore[assignment]  # what a handler might do
+        connection.rollback()
+    assert db.execute("INSERT INTO counter VALUES (%s) RETURNING n", [2]).fetchone() == (2,)
+    assert scalar(db, "SELECT count(*) FROM counter") == 1
+    with db.connection() as connection:
+        assert connection.info.backend_pid == pid
+        assert connection.autocommit
+        assert connection.prepare_threshold is None
+
+
+def test_a_procedure_that_committed_is_not_run_again(
+    db: Database[TupleRow], admin: psycopg.Connection[TupleRow]
+) -> None:
+    """A backend that is told to stop may have committed before: the outcome is unknown."""
+    db.execute(
+        "DO $$ BEGIN EXECUTE 'CREATE TEMP TABLE x (n int)'; END $$"
+    )  # any statement: it opens the connection that is killed below
+    block = "DO $$ BEGIN INSERT INTO counter VALUES (1); COMMIT; PERFORM pg_sleep(5); END $$"
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(db.execute, block)
+        wait_for_row(admin)
+        kill_backends(admin)
+        with pytest.raises(CommitOutcomeUnknownError):
+            running.result()
+    assert scalar(db, "SELECT count(*) FROM counter") == 1
+
+
+def wait_for_row(admin: psycopg.Connection[TupleRow]) -> None:
+    """Look until the table has a row, for at most 10 s."""
+    deadline = time.monotonic() + 10
+    while admin.execute("SELECT count(*) FROM counter").fetchone() == (0,):
+        assert time.monotonic() < deadline, "no row came within 10 s"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("verb", ["commit", "rollback", "with", "COMMIT"])
+def test_work_that_ends_its_own_transaction_is_refused_and_not_rerun(
+    db: Database[TupleRow], verb: str
+) -> None:
+    """The layer began the transaction and alone ends it: a rerun could do its work twice."""
+    runs = []
+
+    def work(connection: psycopg.Connection[TupleRow]) -> None:
+        runs.append(verb)
+        connection.execute("INSERT INTO counter VALUES (1)")
+        if verb == "COMMIT":
+            connection.execute(verb)
+        elif verb == "with":
+            with connection:
+                pass
+        else:
+            getattr(connection, verb)()
+
+    with pytest.raises(psycopg.ProgrammingError, match="transaction"):
+        db.run_transaction(work)
+    assert runs == [verb]
+    assert scalar(db, "SELECT count(*) FROM counter") == (1 if verb == "COMMIT" else 0)
+
+
+def test_savepoints_work_inside_a_transaction(db: Database[TupleRow]) -> None:
+    """connection.transaction() nests, as in psycopg."""
+    with db.transaction() as connection:
+        connection.execute("INSERT INTO counter VALUES (1)")
+        with pytest.raises(psycopg.errors.DivisionByZero), connection.transaction():
+            connection.execute("SELECT 1/0")
+    assert scalar(db, "SELECT count(*) FROM counter") == 1
+
+
+@pytest.mark.parametrize("verb", ["execute", "run_transaction"])
+def test_an_error_before_anything_was_sent_is_passed_on_at_once(
+    db: Database[TupleRow], verb: str
+) -> None:
+    """70,000 parameters are refused on this side: nothing was lost, and nothing is rerun."""
+    query, runs = f"SELECT {','.join(['%s'] * 70_000)}", []
+
+    def work(connection: psycopg.Connection[TupleRow]) -> None:
+        runs.append(verb)
+        connection.execute(query, [1] * 70_000)
+
+    with pytest.raises(psycopg.OperationalError, match="parameters") as caught:
+        db.run_transaction(work) if verb == "run_transaction" else db.execute(query, [1] * 70_000)
+    assert not isinstance(caught.value, DatabaseUnavailableError | CommitOutcomeUnknownError)
+    assert len(runs) <= 1
+
+
+def test_a_stream_left_open_neither_hangs_nor_reaches_the_next_user(
+    db: Database[TupleRow],
+) -> None:
+    """Its generator holds the connection's lock: the transaction fails and is dropped."""
+    kept = []
+
+    def leave_open() -> None:
+        with db.transaction() as connection:
+            rows = connection.cursor().stream("SELECT generate_series(1, 100000)")
+            kept.append(rows)
+            next(rows)
+
+    with pytest.raises(psycopg.ProgrammingError, match="stream"):
+        leave_open()
+    assert scalar(db, "SELECT 1") == 1
+    kept.clear()
+
+
+def test_idle_connections_of_a_stalled_server_cost_one_wait(
+    open_database: Open, admin: psycopg.Connection[TupleRow]
+) -> None:
+    """What one has met, the others have: a checkout does not wait for each of them."""
+    db = open_database(slots=4, idle_check_after=0.01, checkout_timeout=2.0)
+    with ThreadPoolExecutor(4) as threads:
+        pids = [
+            row.result().fetchone() for row in [threads.submit(db.execute, HELD) for _ in range(4)]
+        ]
+    stalled = [pid[0] for pid in pids if pid]
+    assert len(set(stalled)) == 4
+    for pid in stalled:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(0.05)  # longer than idle_check_after
+    try:
+        started = time.monotonic()
+        assert scalar(db, "SELECT 1") == 1
+        assert time.monotonic() - started < 2.0
+    finally:
+        for pid in stalled:
+            os.kill(pid, signal.SIGCONT)
+
+
+HELD = "SELECT pg_backend_pid() FROM pg_sleep(0.3)"
+
+
+def test_a_bound_handler_inside_another_keeps_its_deadline(db: Database[TupleRow]) -> None:
+    """The end of the inner one does not end the outer one's."""
+
+    @db.bind_lambda_context
+    def inner(event: object, context: Context) -> object:
+        return scalar(db, "SELECT 1")
+
+    @db.bind_lambda_context
+    def outer(event: object, context: Context) -> None:
+        inner(event, context)
+        db.execute("SELECT pg_sleep(10)")
+
+    with pytest.raises(DeadlineExceededError):
+        outer(None, Context(1.2))
+
+
+def test_a_wrong_password_of_a_url_is_told_at_once(open_database: Open) -> None:
+    """There is no secret that could hold another one."""
+    started = time.monotonic()
+    with pytest.raises(CredentialsError, match="URL"):
+        open_database(password="wrong").execute("SELECT 1")
+    assert time.monotonic() - started < 2

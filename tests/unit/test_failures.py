@@ -47,8 +47,9 @@ STATEMENT = [
         errors.ProtocolViolation("FATAL:  server login has been failing, cached error: x"),
         Failure.NOT_RUN,
     ),
+    (errors.ProtocolViolation("SASL authentication failed"), Failure.LOGIN_REFUSED),
     (errors.TooManyConnections("sorry, too many clients already"), Failure.NOT_RUN),
-    (errors.AdminShutdown("terminating connection due to administrator command"), Failure.NOT_RUN),
+    (errors.AdminShutdown("terminating connection due to administrator command"), Failure.LOST),
     (errors.InvalidPassword("password authentication failed"), Failure.LOGIN_REFUSED),
     (errors.ProtocolViolation("server conn crashed?"), Failure.LOST),
     (errors.CrashShutdown("terminating connection because of crash"), Failure.LOST),
@@ -56,17 +57,30 @@ STATEMENT = [
     (psycopg.OperationalError("consuming input failed: connection reset"), Failure.LOST),
     (errors.UniqueViolation("duplicate key"), Failure.FINAL),
     (errors.QueryCanceled("canceling statement due to statement timeout"), Failure.FINAL),
-    (psycopg.InterfaceError("the cursor is closed"), Failure.FINAL),
 ]
 
 
 @pytest.mark.parametrize(("error", "expected"), STATEMENT)
 def test_statement_failures(error: psycopg.Error, expected: Failure) -> None:
     """What certainly did not run is told apart from what may have."""
-    assert classify_statement(error) is expected
+    assert classify_statement(error, broken=True) is expected
 
 
-def test_the_text_of_a_refusal_does_not_count_in_an_sql_error() -> None:
-    """A row that quotes a pooler's message does not make its statement repeatable."""
-    error = errors.RaiseException("server shutting down")
-    assert classify_statement(error) is Failure.FINAL
+@pytest.mark.parametrize("text", ["server closed the connection", "too many parameters"])
+def test_an_error_on_a_connection_that_lives_is_not_a_loss(text: str) -> None:
+    """Errors of libpq's own have no SQLSTATE either, and say nothing of the connection."""
+    error = psycopg.OperationalError(text)
+    assert classify_statement(error, broken=False) is Failure.FINAL
+
+
+@pytest.mark.parametrize(
+    "text", ["server shutting down", "password authentication failed", "query_wait_timeout"]
+)
+@pytest.mark.parametrize(
+    "kind", [errors.RaiseException, errors.UniqueViolation, errors.InvalidTextRepresentation]
+)
+def test_a_callers_text_in_an_sql_error_does_not_count(
+    kind: type[psycopg.Error], text: str
+) -> None:
+    """A value that quotes a pooler's message does not make its statement repeatable."""
+    assert classify_statement(kind(text), broken=False) is Failure.FINAL

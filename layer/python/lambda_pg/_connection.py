@@ -8,13 +8,13 @@ import tempfile
 import weakref
 from pathlib import Path
 from time import monotonic
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import psycopg
 from psycopg import pq, waiting
 from psycopg.abc import PQGen
 from psycopg.conninfo import make_conninfo
-from psycopg.rows import Row
+from psycopg.rows import Row, RowFactory
 
 from lambda_pg._credentials import Credentials
 from lambda_pg._errors import ConnectFailedError, DeadlineExceededError
@@ -38,6 +38,9 @@ class Connection(psycopg.Connection[Row]):
     deadline: float = math.inf
     """The time.monotonic() at which waits end; set at each checkout."""
 
+    managed: bool = False
+    """Whether the open transaction is the layer's, which alone may end it."""
+
     idle_since: float = 0.0
     """The wall clock's time of the last return to the pool."""
 
@@ -50,8 +53,8 @@ class Connection(psycopg.Connection[Row]):
         except psycopg.errors._WaitTimeout as error:
             self._abandon()
             raise DeadlineExceededError(
-                "the invocation's deadline passed while the database was at work; "
-                "the statement was cancelled and its connection dropped"
+                "the invocation's deadline passed while the database was at work: its connection "
+                "was dropped, and whether the statement ran to its end is unknown"
             ) from error
 
     def is_alive(self) -> bool:
@@ -76,8 +79,50 @@ class Connection(psycopg.Connection[Row]):
             self.deadline = deadline
         return True
 
+    def prepare(self, deadline: float, row_factory: RowFactory[Row]) -> None:
+        """Make the connection as good as new for the next user, whatever the last one set."""
+        self.deadline = deadline
+        self.row_factory = row_factory
+        self.cursor_factory = psycopg.Cursor
+        self.prepare_threshold = None
+        self._autocommit = True  # the property would refuse nothing here and costs a lock
+
+    def commit(self) -> None:
+        """Commit, where the transaction is the caller's own."""
+        self._refuse_inside("commit()")
+        super().commit()
+
+    def rollback(self) -> None:
+        """Roll back, where the transaction is the caller's own."""
+        self._refuse_inside("rollback()")
+        super().rollback()
+
+    def __enter__(self) -> Self:
+        """Refuse `with connection:`, which would commit and close at its end."""
+        self._refuse_inside("with connection:")
+        return super().__enter__()
+
+    def _refuse_inside(self, what: str) -> None:
+        if self.managed:
+            raise psycopg.ProgrammingError(
+                f"{what} inside a transaction that the layer began: leave its block to commit, "
+                "raise to roll back, and use connection.transaction() for a savepoint"
+            )
+
+    @property
+    def lost(self) -> bool:
+        """Tell whether nothing more can come over this connection.
+
+        One that cannot leave pipeline mode is as good as gone: what a farewell met in the middle
+        of a pipeline (seen as "cannot exit pipeline mode while busy").
+        """
+        return self.broken or self.pgconn.pipeline_status != pq.PipelineStatus.OFF
+
     def clean(self) -> bool:
         """End what was left open; tell whether the connection can be used again."""
+        self.managed = False
+        if self.lost or self.lock.locked():  # a generator, as of stream(), still holds the lock
+            return False
         status = self.pgconn.transaction_status
         if status == pq.TransactionStatus.IDLE:
             return True
@@ -132,9 +177,6 @@ class Connector:
                 f"connection timeout expired: no answer from {self.target(credentials)} "
                 f"within {timeout:.1f} s"
             ) from error
-        # Set directly as connect() does: the property would refuse nothing here and costs a lock.
-        connection._autocommit = True
-        connection.prepare_threshold = None
         return connection
 
     def target(self, credentials: Credentials) -> str:

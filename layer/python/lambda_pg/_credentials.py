@@ -1,17 +1,22 @@
 """Who to log in as: cached, fetched once at a time, refreshed when a login is refused."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
+from time import monotonic
 from typing import Any
 
 from lambda_pg._errors import CredentialsError
-from lambda_pg._secrets import fetch_secret
+from lambda_pg._secrets import SecretsUnavailableError, fetch_secret
 from lambda_pg._settings import Settings
 
 LIFETIME = 900.0
 """Seconds that a fetched secret is used without a look at Secrets Manager."""
+
+PAUSE = 30.0
+"""Seconds until the next look after one that failed, while there is an old copy."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class CredentialCache:
         self._clock = clock
         self._lock = Lock()
         self._cached: Credentials | None = None
-        self._fetched_at = 0.0
+        self._fresh_until = 0.0
 
     def get(self, timeout: float) -> Credentials:
         """Return the credentials, fetching them within `timeout` seconds where it must.
@@ -50,14 +55,15 @@ class CredentialCache:
         """
         if self._settings.secret_arn is None:
             return Credentials(self._settings.user or "", self._settings.password or "")
-        with self._lock:
-            if self._cached is not None and self._clock() - self._fetched_at < LIFETIME:
+        with self._locked(timeout) as left:
+            if self._cached is None:
+                return self._refresh(left)
+            if self._clock() < self._fresh_until:
                 return self._cached
             try:
-                return self._refresh(timeout)
+                return self._refresh(left / 3)
             except CredentialsError:
-                if self._cached is None:
-                    raise
+                self._fresh_until = self._clock() + PAUSE
                 return self._cached
 
     def replace(self, refused: Credentials, timeout: float) -> bool:
@@ -67,15 +73,21 @@ class CredentialCache:
         """
         if self._settings.secret_arn is None:
             return False
-        with self._lock:
+        with self._locked(timeout) as left:
             if self._cached is not None and self._cached != refused:
                 return True  # another thread was faster
-            return self._refresh(timeout) != refused
+            return self._refresh(left) != refused
 
-    def forget(self) -> None:
-        """Drop the cached secret, so that the next use fetches it."""
-        with self._lock:
-            self._cached = None
+    @contextmanager
+    def _locked(self, timeout: float) -> Generator[float, None, None]:
+        """Wait for another thread's fetch; give the seconds that are left then."""
+        until = monotonic() + timeout
+        if not self._lock.acquire(timeout=max(0.0, timeout)):
+            raise SecretsUnavailableError(f"Secrets Manager did not answer within {timeout:.1f} s")
+        try:
+            yield max(0.1, until - monotonic())
+        finally:
+            self._lock.release()
 
     def _refresh(self, timeout: float) -> Credentials:
         arn = self._settings.secret_arn or ""
@@ -92,7 +104,7 @@ class CredentialCache:
             port=_port(arn, secret.get("port")),
             dbname=secret.get("dbname"),
         )
-        self._fetched_at = self._clock()
+        self._fresh_until = self._clock() + LIFETIME
         return self._cached
 
 

@@ -103,10 +103,14 @@ class Database(Generic[Row]):
                     return connection.execute(query, params)
                 return _execute_with_claims(connection, query, params, claims)
             except psycopg.Error as error:
-                failed = error
+                failed, broken = error, connection.lost
             finally:
                 self._pool.give_back(connection)
-            _recover(failed, window, repeat_lost=idempotent, in_transaction=False)
+            failure = classify_statement(failed, broken=broken)
+            if failure is Failure.LOST and idempotent:
+                window.pause(failed)
+            else:
+                _recover(failed, failure, window, in_transaction=False)
 
     def run_transaction(
         self,
@@ -130,19 +134,20 @@ class Database(Generic[Row]):
             try:
                 _begin(connection, claims)
                 result = work(connection)
+                _require_open(connection)
                 committing = True
-                _commit(connection)
+                connection.execute("COMMIT")
             except psycopg.Error as error:
-                failed = error
+                failed, broken = error, connection.lost
             else:
                 return result
             finally:
                 self._pool.give_back(connection)
-            if classify_statement(failed) is Failure.ROLLED_BACK:
+            failure = classify_statement(failed, broken=broken)
+            if failure is Failure.ROLLED_BACK or (failure is Failure.LOST and not committing):
                 window.pause(failed)
             else:
-                before_commit = not committing
-                _recover(failed, window, repeat_lost=before_commit, in_transaction=before_commit)
+                _recover(failed, failure, window, in_transaction=not committing)
 
     @contextmanager
     def connection(self) -> Generator[psycopg.Connection[Row], None, None]:
@@ -155,7 +160,8 @@ class Database(Generic[Row]):
         try:
             yield connection
         except psycopg.Error as error:
-            _translate(error, in_transaction=False)
+            failure = classify_statement(error, broken=connection.lost)
+            _translate(error, failure, in_transaction=False)
         finally:
             self._pool.give_back(connection)
 
@@ -173,26 +179,33 @@ class Database(Generic[Row]):
         try:
             _begin(connection, claims)
             yield connection
+            _require_open(connection)
             committing = True
-            _commit(connection)
+            connection.execute("COMMIT")
         except psycopg.Error as error:
-            _translate(error, in_transaction=not committing)
+            failure = classify_statement(error, broken=connection.lost)
+            _translate(error, failure, in_transaction=not committing)
         finally:
             self._pool.give_back(connection)
 
     def bind_lambda_context(
         self, handler: Callable[Concatenate[Any, Any, P], R]
     ) -> Callable[Concatenate[Any, Any, P], R]:
-        """Decorate a handler: its invocation's remaining time bounds every wait on the database."""
+        """Decorate a handler: its invocation's remaining time bounds every wait on the database.
+
+        An execution environment serves one invocation at a time; threads that the handler starts
+        are bound by the same deadline.
+        """
 
         @functools.wraps(handler)
         def bound(event: Any, context: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
+            before = self._deadline
             remaining = context.get_remaining_time_in_millis() / 1000
             self._deadline = monotonic() + remaining - min(RESERVE, remaining / 2)
             try:
                 return handler(event, context, *args, **kwargs)
             finally:
-                self._deadline = math.inf
+                self._deadline = before
 
         return bound
 
@@ -213,10 +226,9 @@ class Database(Generic[Row]):
             except DatabaseUnavailableError:
                 raise
             except psycopg.OperationalError as error:
-                _recover_connect(error, window)
+                self._recover_connect(error, window)
             else:
-                connection.deadline = window.deadline
-                connection.row_factory = self._row_factory
+                connection.prepare(window.deadline, self._row_factory)
                 return connection
 
     def _connect(self, timeout: float) -> Connection[Any]:
@@ -238,12 +250,16 @@ class Database(Generic[Row]):
         fresh = self._credentials.get(max(0.1, until - monotonic()))
         return self._connector.connect(fresh, max(0.0, until - monotonic()))
 
-
-def _recover_connect(error: psycopg.OperationalError, window: Window) -> None:
-    match classify_connect(error):
-        case Failure.NOT_RUN:
+    def _recover_connect(self, error: psycopg.OperationalError, window: Window) -> None:
+        """Return when another connect may help; raise what the caller gets otherwise."""
+        failure = classify_connect(error)
+        if failure is Failure.NOT_RUN:
             window.pause(error)
-        case Failure.LOGIN_REFUSED:
+        elif failure is not Failure.LOGIN_REFUSED:
+            raise ConnectFailedError(f"cannot connect: {_reason(error)}") from error
+        elif self._settings.secret_arn is None:
+            raise CredentialsError("the login that the URL holds was refused") from error
+        else:
             # A rotation in progress: the database knows the new password, the secret not yet.
             try:
                 window.pause(error)
@@ -251,29 +267,23 @@ def _recover_connect(error: psycopg.OperationalError, window: Window) -> None:
                 raise CredentialsError(
                     "the login was refused, also with the secret's current password"
                 ) from late
-        case _:
-            raise ConnectFailedError(f"cannot connect: {_reason(error)}") from error
 
 
 def _recover(
-    error: psycopg.Error, window: Window, *, repeat_lost: bool, in_transaction: bool
+    error: psycopg.Error, failure: Failure, window: Window, *, in_transaction: bool
 ) -> None:
-    """Return when the unit of work may run again; raise what the caller gets otherwise."""
-    failure = classify_statement(error)
-    again = failure in {Failure.NOT_RUN, Failure.LOGIN_REFUSED}
-    if not isinstance(error, DatabaseUnavailableError) and (
-        again or (failure is Failure.LOST and repeat_lost)
-    ):
+    """Return when the unit of work certainly did not run; raise what the caller gets otherwise."""
+    if failure in {Failure.NOT_RUN, Failure.LOGIN_REFUSED}:
         window.pause(error)
-        return
-    _translate(error, in_transaction=in_transaction)
+    else:
+        _translate(error, failure, in_transaction=in_transaction)
 
 
-def _translate(error: psycopg.Error, *, in_transaction: bool) -> None:
+def _translate(error: psycopg.Error, failure: Failure, *, in_transaction: bool) -> None:
     """Raise what a handler catches: one error for the pooler and the network."""
     if isinstance(error, DatabaseUnavailableError | CommitOutcomeUnknownError):
         raise error
-    match classify_statement(error):
+    match failure:
         case Failure.NOT_RUN | Failure.LOGIN_REFUSED:
             raise DatabaseUnavailableError(f"refused: {_reason(error)}") from error
         case Failure.LOST if in_transaction:
@@ -303,6 +313,7 @@ def _execute_with_claims(
 
 
 def _begin(connection: Connection[Any], claims: Claims | None) -> None:
+    connection.managed = True
     if claims is None:
         connection.execute("BEGIN")
         return
@@ -311,13 +322,22 @@ def _begin(connection: Connection[Any], claims: Claims | None) -> None:
         connection.execute(SET_CLAIMS, [json.dumps(claims)])
 
 
-def _commit(connection: Connection[Any]) -> None:
-    if connection.pgconn.transaction_status == pq.TransactionStatus.INERROR:
-        # COMMIT would answer ROLLBACK without an error, and the caller would believe it.
+def _require_open(connection: Connection[Any]) -> None:
+    """Raise where COMMIT would hang, do nothing, or answer ROLLBACK as if all were well."""
+    status = connection.pgconn.transaction_status
+    if status == pq.TransactionStatus.INERROR:
         raise psycopg.errors.InFailedSqlTransaction(
             "an error inside the transaction was swallowed: nothing was committed"
         )
-    connection.execute("COMMIT")
+    if status == pq.TransactionStatus.ACTIVE:
+        raise psycopg.ProgrammingError(
+            "a stream() or a COPY is still open at the end of the transaction: "
+            "nothing was committed"
+        )
+    if status == pq.TransactionStatus.IDLE:
+        raise psycopg.ProgrammingError("a statement inside the transaction has ended it")
+    if connection.lost:
+        raise psycopg.OperationalError("the connection was lost inside the transaction")
 
 
 def _reason(error: psycopg.Error) -> str:

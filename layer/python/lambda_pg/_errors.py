@@ -2,7 +2,7 @@
 
     ConfigurationError                  every problem of the settings at once
     psycopg.OperationalError
-    ├── DatabaseUnavailableError        nothing was lost: answer 503, retry after `retry_after`
+    ├── DatabaseUnavailableError        answer 503, try again after `retry_after`
     │   ├── CheckoutTimeoutError        no connection within the checkout timeout
     │   ├── ConnectFailedError          a connect that waiting cannot mend
     │   ├── CredentialsError            no credentials, or credentials that are refused
@@ -27,7 +27,10 @@ class ConfigurationError(Exception):
 
 
 class DatabaseUnavailableError(psycopg.OperationalError):
-    """Report that the database cannot serve this request now; nothing was changed.
+    """Report that the database cannot serve this request now.
+
+    Nothing was changed, with two exceptions: a statement that its caller declared idempotent may
+    have run, and so may one that the deadline ended (DeadlineExceededError).
 
     `retry_after` is the number of seconds after which a client may try again, for a
     Retry-After header. `__cause__` holds the error underneath.

@@ -66,10 +66,11 @@ _POOLER_REFUSED: Final = re.compile(
     "|remaining connection slots are reserved"
 )
 
-# A backend that is told to stop while a statement runs rolls it back before it says so: in
-# autocommit the answer to a finished statement always precedes 57P01.
 _ROLLED_BACK: Final = frozenset({"40001", "40P01"})
-_NOT_RUN: Final = frozenset({"53300", "57P01", "57P03"})
+_NOT_RUN: Final = frozenset({"53300", "57P03"})
+# The server ended the connection. It rolled the statement back, but a procedure may have
+# committed before that: this is no NOT_RUN.
+_ENDED: Final = frozenset({"57P01", "57P02", "57P05"})
 
 
 def classify_connect(error: psycopg.Error) -> Failure:
@@ -82,17 +83,18 @@ def classify_connect(error: psycopg.Error) -> Failure:
     return Failure.FINAL
 
 
-def classify_statement(error: psycopg.Error) -> Failure:
-    """Tell what a failed statement on an open connection means."""
-    text, sqlstate = str(error), error.sqlstate
+def classify_statement(error: psycopg.Error, *, broken: bool) -> Failure:
+    """Tell what a failed statement means; `broken` says that its connection is gone since.
+
+    Texts count only in a pooler's own errors: in others a caller's value may stand.
+    """
+    sqlstate = error.sqlstate
+    text = (error.diag.message_primary or str(error)) if sqlstate == "08P01" else ""
     if sqlstate in _ROLLED_BACK:
         return Failure.ROLLED_BACK
     if sqlstate == "28P01" or _LOGIN_REFUSED.search(text):
         return Failure.LOGIN_REFUSED
-    if sqlstate in _NOT_RUN or (sqlstate == "08P01" and _POOLER_REFUSED.search(text)):
+    if sqlstate in _NOT_RUN or _POOLER_REFUSED.search(text):
         return Failure.NOT_RUN
-    if isinstance(error, psycopg.OperationalError) and (
-        sqlstate is None or sqlstate.startswith("08") or sqlstate == "57P02"
-    ):
-        return Failure.LOST
-    return Failure.FINAL
+    ended = sqlstate is None or sqlstate.startswith("08") or sqlstate in _ENDED
+    return Failure.LOST if broken and ended else Failure.FINAL

@@ -58,7 +58,7 @@ class Pool:
             self._leave_to_parent()
         self._take_slot(until, timeout)
         try:
-            connection = self._living() or self._connect(max(0.0, until - monotonic()))
+            connection = self._living(until) or self._connect(max(0.0, until - monotonic()))
         except BaseException:
             self._free_slot()
             raise
@@ -66,6 +66,9 @@ class Pool:
 
     def give_back(self, connection: AnyConnection) -> None:
         """Return a connection; one that cannot be used again is closed."""
+        if self._pid != os.getpid():
+            _PARENTS_CONNECTIONS.append(connection)
+            return
         try:
             if not connection.closed and connection.clean():
                 connection.idle_since = self._clock()
@@ -77,17 +80,21 @@ class Pool:
 
     def close(self) -> None:
         """Close the idle connections; the next checkout opens a new one."""
+        if self._pid != os.getpid():
+            self._leave_to_parent()
         while self._idle:
             self._idle.pop().close()
 
-    def _living(self) -> AnyConnection | None:
+    def _living(self, until: float) -> AnyConnection | None:
         while self._idle:
             connection = self._idle.pop()
             idle_for = self._clock() - connection.idle_since
-            if connection.is_alive() and (
-                idle_for < self._idle_check_after or connection.answers(CHECK_TIMEOUT)
-            ):
-                return connection
+            if connection.is_alive():
+                if idle_for < self._idle_check_after:
+                    return connection
+                if connection.answers(min(CHECK_TIMEOUT, (until - monotonic()) / 2)):
+                    return connection
+                self.close()  # what one has met, the others have: do not wait for each
             logger.info("replaced a connection that was lost after %.0f s idle", idle_for)
             connection.close()
         return None

@@ -6,6 +6,7 @@ import json
 import os
 import ssl
 from collections.abc import Mapping
+from time import monotonic
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -37,7 +38,8 @@ def fetch_secret(arn: str, *, timeout: float) -> dict[str, Any]:
 
 def _is_usual(arn: str, environ: Mapping[str, str]) -> bool:
     """Tell whether the keys are in the environment and the secret is in the aws partition."""
-    return arn.startswith("arn:aws:secretsmanager:") and "AWS_SECRET_ACCESS_KEY" in environ
+    keys = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+    return arn.startswith("arn:aws:secretsmanager:") and keys <= environ.keys()
 
 
 def _fetch_signed(arn: str, timeout: float) -> str:
@@ -71,6 +73,8 @@ def _fetch_signed(arn: str, timeout: float) -> str:
         raise SecretsUnavailableError(
             f"Secrets Manager did not answer for {arn}: {error}"
         ) from error
+    if status >= 500 or not isinstance(document, dict):
+        raise SecretsUnavailableError(f"Secrets Manager failed for {arn}: status {status}")
     if status != 200:
         # "__type" may be prefixed by a namespace; the message of AWS names the ARN, no secret.
         kind = str(document.get("__type", status)).rpartition("#")[2]
@@ -84,6 +88,7 @@ def _fetch_signed(arn: str, timeout: float) -> str:
 def _post(
     scheme: str, netloc: str, body: bytes, headers: dict[str, str], timeout: float
 ) -> tuple[int, bytes]:
+    until = monotonic() + timeout
     connection: http.client.HTTPConnection
     if scheme == "https":
         context = ssl.create_default_context()
@@ -92,8 +97,15 @@ def _post(
         connection = http.client.HTTPConnection(netloc, timeout=timeout)
     try:
         connection.request("POST", "/", body, headers)
+        wire = connection.sock
+        wire.settimeout(max(0.001, until - monotonic()))
         response = connection.getresponse()
-        return response.status, response.read()
+        answer = b""
+        # A timeout of http.client is one of each read: an answer in drips would never meet it.
+        while part := response.read1(65536):
+            answer += part
+            wire.settimeout(max(0.001, until - monotonic()))
+        return response.status, answer
     finally:
         connection.close()
 
@@ -102,15 +114,22 @@ def _fetch_boto3(arn: str, timeout: float) -> str:
     """Ask through boto3: it knows every source of keys and every partition."""
     import boto3  # noqa: PLC0415  # 200 ms of a cold start, paid only on this path
     from botocore.config import Config  # noqa: PLC0415
-    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
-
-    config = Config(
-        connect_timeout=timeout, read_timeout=timeout, retries={"total_max_attempts": 1}
+    from botocore.exceptions import (  # noqa: PLC0415
+        BotoCoreError,
+        ClientError,
+        HTTPClientError,
     )
+
+    each = timeout / 2  # connecting and reading have a timeout of their own
+    config = Config(connect_timeout=each, read_timeout=each, retries={"total_max_attempts": 1})
     region = arn.split(":")[3] if arn.startswith("arn:") else None
     try:
         client = boto3.client("secretsmanager", region_name=region, config=config)
         return _text(arn, client.get_secret_value(SecretId=arn))
+    except HTTPClientError as error:
+        raise SecretsUnavailableError(
+            f"Secrets Manager did not answer for {arn}: {error}"
+        ) from error
     except (BotoCoreError, ClientError) as error:
         raise CredentialsError(f"Secrets Manager did not answer for {arn}: {error}") from error
 

@@ -22,8 +22,8 @@ INSECURE_TLS: Final = "LAMBDA_PG_ALLOW_UNVERIFIED_TLS"
 class Settings:
     """Where the database is and how to wait for it; durations are seconds.
 
-    `user` and `password` are set only by a URL; otherwise they come from the secret. Without
-    `host` the secret must name one.
+    Without a secret, `user` and `password` are those of the URL (PGUSER beats it); with one they
+    come from the secret. Without `host` the secret must name one.
     """
 
     host: str | None = None
@@ -110,7 +110,7 @@ class _Reader:
         text = self._choice("PGSSLMODE", get_args(SslMode), url.sslmode or "verify-full")
         if text not in get_args(SslMode):
             self.problems.append(
-                f"DATABASE_URL has sslmode={text!r}, not one of {_listed(get_args(SslMode))}"
+                f"DATABASE_URL has an sslmode that is not one of {_listed(get_args(SslMode))}"
             )
         elif text != "verify-full" and not self._allowed(INSECURE_TLS):
             self.problems.append(
@@ -194,6 +194,10 @@ class _Url:
         except ValueError:
             # The error of urlsplit may quote the password: leave its text out.
             raise ValueError("cannot be read: is there a port that is no number?") from None
+        if parts.fragment or "@" in parts.path + parts.query:
+            raise ValueError(
+                "has an unescaped character in its password: write / ? # @ as %2F %3F %23 %40"
+            )
         if parts.scheme not in {"postgres", "postgresql"}:
             raise ValueError("does not begin with postgresql://")
         if not parts.hostname:
@@ -210,9 +214,9 @@ class _Url:
     @staticmethod
     def _sslmode(query: str) -> str | None:
         options = dict(pair.partition("=")[::2] for pair in query.split("&") if pair)
-        unknown = sorted(options.keys() - {"sslmode"})
-        if unknown:
-            raise ValueError(f"has the parameter {unknown[0]!r}: only sslmode is understood")
+        if options.keys() - {"sslmode"}:
+            # Not quoted: of a password with an unescaped ? it would be a part.
+            raise ValueError("has parameters other than sslmode, the only one understood")
         return options.get("sslmode")
 
 

@@ -10,6 +10,7 @@ from lambda_pg._errors import CheckoutTimeoutError, DatabaseUnavailableError, De
 
 FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 0.5
+DOUBLINGS: Final = 4
 """Bounds of the pause between attempts in seconds, with full jitter: a fleet does not march."""
 
 
@@ -39,7 +40,7 @@ class Window:
 
     def pause(self, cause: Exception) -> None:
         """Sleep before the next attempt; raises from `cause` when there is no time for one."""
-        longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2**self._attempts)
+        longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._attempts, DOUBLINGS))
         self._attempts += 1
         pause = random.uniform(0, longest)  # noqa: S311  # jitter, not a secret
         if monotonic() + pause >= min(self._until, self._deadline):
@@ -54,7 +55,7 @@ class Window:
                 f"the last one failed: {_first_line(cause)}"
             )
         return CheckoutTimeoutError(
-            f"no connection within {self._seconds:.1f} s ({tried}); "
+            f"no success within {self._seconds:.1f} s ({tried}); "
             f"the last one failed: {_first_line(cause)}"
         )
 
