@@ -1,17 +1,13 @@
 """Execution environments of the deployed functions, and what a deployment does to them."""
 
-import shutil
 import uuid
-from pathlib import Path
 
 import psutil
-import psycopg
 import pytest
 
 from local.caller import call
-from local.cloud import CloudError, DeploymentError, LocalCloud
+from local.cloud import CloudError, LocalCloud
 from local.deployed import Start
-from local.deployment import REPOSITORY
 
 SUBJECT = str(uuid.uuid4())
 TOO_BIG = {".git", ".venv", "node_modules", "build", "cdk.out"}
@@ -79,43 +75,3 @@ def test_a_function_can_be_invoked_directly(cloud: LocalCloud) -> None:
     assert cloud.invoke("migrate", {})["function_error"] is None
     failed = cloud.invoke("users", {"nothing": "of an HTTP event"})
     assert failed["function_error"] == "Unhandled"
-
-
-def test_a_deployed_setting_reaches_the_running_function(cloud: LocalCloud) -> None:
-    """Environments with the old setting are gone after the deployment, new ones have the new."""
-    (old,) = cloud.environments("health", 1)[:1] or [0]
-    cloud.deploy(override={"functions": {"log_level": "ERROR"}})
-    assert not psutil.pid_exists(old)
-    (new,) = cloud.environments("health", 1, "cold")
-    assert psutil.Process(new).environ()["POWERTOOLS_LOG_LEVEL"] == "ERROR"
-    cloud.deploy(override={})
-
-
-def copy_project(folder: Path) -> Path:
-    """Copy the project without what is built or installed."""
-    ignore = shutil.ignore_patterns(*TOO_BIG, "__pycache__", ".*_cache", "results")
-    return Path(shutil.copytree(REPOSITORY, folder / "project", ignore=ignore))
-
-
-def head_of(cloud: LocalCloud) -> str:
-    """Return the revision of the schema."""
-    with psycopg.connect(cloud.status()["postgres"]["dsn"]) as connection:
-        row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-    assert row is not None
-    return str(row[0])
-
-
-def test_a_broken_migration_rolls_back_and_shows_its_message(
-    cloud: LocalCloud, tmp_path: Path
-) -> None:
-    """The deployment fails with the migration's words, the API goes on, a good one succeeds."""
-    copy = copy_project(tmp_path)
-    head = head_of(cloud)
-    broken = copy / "migrations" / "versions" / "zzzz_broken.py"
-    broken.write_text(BROKEN_MIGRATION.format(revision="zzzz", previous=head))
-    with pytest.raises(DeploymentError, match="the canary of a broken migration"):
-        cloud.deploy(copy)
-    assert head_of(cloud) == head
-    assert users_answer(cloud) == 200
-    cloud.deploy(REPOSITORY)
-    assert users_answer(cloud) == 200

@@ -159,19 +159,6 @@ def test_secrets_are_readable_by_their_owner_only(cloud: LocalCloud) -> None:
         assert Path(cloud.folder / name).stat().st_mode & 0o077 == 0
 
 
-def test_a_stopped_pooler_is_a_503_with_retry_after(cloud: LocalCloud) -> None:
-    """The client is told when to come back; after the start it is served again."""
-    token = cloud.token(SUBJECT)
-    cloud.pooler("stop")
-    try:
-        answer = get(cloud, "/users", token)
-        assert answer.status == 503
-        assert int(answer.headers["retry-after"]) >= 1
-    finally:
-        cloud.pooler("start")
-    assert get(cloud, "/users", token).status == 200
-
-
 def test_the_discovery_documents_are_public(cloud: LocalCloud) -> None:
     """Any verifier finds the key from the issuer's address, as with a real provider."""
     found = call(cloud.state.issuer_url, "GET", "/.well-known/openid-configuration").json()
