@@ -10,18 +10,6 @@ from local.cloud import CloudError, LocalCloud
 from local.deployed import Start
 
 SUBJECT = str(uuid.uuid4())
-TOO_BIG = {".git", ".venv", "node_modules", "build", "cdk.out"}
-BROKEN_MIGRATION = '''"""A migration that cannot work."""
-
-revision = "{revision}"
-down_revision = "{previous}"
-branch_labels = None
-depends_on = None
-
-
-def upgrade() -> None:
-    raise RuntimeError("the canary of a broken migration")
-'''
 
 
 def users_answer(cloud: LocalCloud) -> int:
