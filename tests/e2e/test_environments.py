@@ -1,4 +1,4 @@
-"""Execution environments of the deployed functions, and what a deployment does to them."""
+"""Execution environments of the deployed functions."""
 
 import uuid
 
