@@ -6,6 +6,7 @@ from aws_cdk import Duration, RemovalPolicy, Stack
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_lambda as lambda_
 from aws_cdk import aws_rds as rds
+from aws_cdk import aws_route53 as route53
 from aws_cdk import aws_secretsmanager as secretsmanager
 from constructs import Construct
 
@@ -75,6 +76,15 @@ class DatabaseStack(Stack):
         # The instance's own default port is its endpoint's, and would travel by an export.
         self.connections = ec2.Connections(
             security_groups=[self.security_group], default_port=ec2.Port.tcp(PORT)
+        )
+        # For people and tools: RDS's certificate does not carry this name, so it takes verify-ca.
+        route53.CnameRecord(
+            self,
+            "Name",
+            zone=network.zone,
+            record_name="database",
+            domain_name=self.instance.db_instance_endpoint_address,
+            ttl=Duration.seconds(30),
         )
         self._accept_findings(config)
         published.database_host(config.stage).write(

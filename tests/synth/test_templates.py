@@ -94,6 +94,14 @@ def test_no_export_depends_on_the_database_instance(stage: Stage) -> None:
     assert "CaCertificate" not in outputs
 
 
+def test_pooler_and_database_have_names_in_the_private_zone(stage: Stage) -> None:
+    """Both names are fixed, whatever is behind them is replaced."""
+    records = stage.all("AWS::Route53::RecordSet").values()
+    names = {(record["Properties"]["Name"], record["Properties"]["Type"]) for record in records}
+    zone = "lambda-pg.internal."
+    assert names == {(f"pooler.{zone}", "A"), (f"database.{zone}", "CNAME")}
+
+
 def test_the_api_routes(local: Stage, prod: Stage) -> None:
     """Every route but health asks for a token; the control of the storm is local only."""
     expected = {
