@@ -125,9 +125,10 @@ def test_latency_delays_both_directions_and_keeps_the_order(wire: Wire) -> None:
         server.sendall(b"b")
         assert receive(client, 1) == b"b"
         assert 0.2 <= time.monotonic() - started < 1
-    with wire.proxy.latency(0.1):
+    under_way = threading.Event()
+    with wire.proxy.latency(0.3), wire.proxy.on_client_data(lambda _: under_way.set()):
         client.sendall(b"1")
-        wait_until(lambda: is_quiet(server))
+        assert under_way.wait(5)
     client.sendall(b"2")
     assert receive(server, 2) == b"12"
 
