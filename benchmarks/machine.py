@@ -18,9 +18,8 @@ def machine() -> dict[str, str | int]:
     }
 
 
-def packages() -> dict[str, str]:
-    """Name the versions of what runs in a function."""
-    names = ("psycopg", "aws-lambda-powertools", "awslambdaric", "boto3")
+def packages(*names: str) -> dict[str, str]:
+    """Name the versions of Python and of distributions."""
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 

@@ -38,6 +38,7 @@ CAUSES = (
 )
 
 
+RUNS_IN_A_FUNCTION = ("psycopg", "aws-lambda-powertools", "awslambdaric", "boto3")
 SHARED_MACHINE = "load, functions, pooler and database share one machine and no network"
 WHY = "on AWS each environment has a processor of its own"
 
@@ -83,7 +84,7 @@ def run(cloud: LocalCloud, rows: list[Row], report: Report, command: str) -> dic
     ]
     return {
         "machine": machine(),
-        "versions": {**packages(), **servers(status)},
+        "versions": {**packages(*RUNS_IN_A_FUNCTION), **servers(status)},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
         "caveats": caveats(cloud),

@@ -1,0 +1,174 @@
+"""What the layer costs: a warm lookup through it, as a ratio to the same on a raw connection.
+
+Real servers, TLS, and everything on one core. psycopg_pool is the control: a run in which it does
+not lose measures nothing.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks import ratios
+from benchmarks.machine import machine, packages
+from benchmarks.servers import ROOT, ROWS, Endpoint, Servers, cores, on_core, running
+
+MEASURED: Final = "lambda-pg"
+CONTROL: Final = "psycopg_pool"
+SAME: Final = "raw again"
+GOALS: Final = {
+    "direct": {"median": 1.08, "every_run": 1.10},
+    "pgbouncer": {"median": 1.03, "every_run": 1.05},
+}
+CONTROL_LOSES: Final = 1.5
+NOISE: Final = 0.015
+"""How far raw may be from itself, as a ratio, before the machine is too noisy to judge by."""
+
+METHOD: Final = (
+    "One process for each run and path; client, PostgreSQL and PgBouncer pinned to the same core; "
+    "the same conninfo (TLS, verify-full), statement and parameters for every row; nothing "
+    "prepared. Each row is a Lambda handler that looks up one row of 10,000 by its primary key. "
+    "The variants take turns in rounds of {calls} calls ({few} where each connects), in a new "
+    "order each time; ratio: median over {rounds} rounds of the time against that of raw in the "
+    "same round, then the median of the runs. lambda-pg is the whole bound handler, one "
+    "invocation for each lookup; 'within an invocation' leaves the binding out, 'raw again' is "
+    "raw on a second connection and shows the noise. psycopg_pool keeps one connection and its "
+    "defaults otherwise."
+)
+CAVEATS: Final = (
+    "loopback: a real network adds to every row, which makes all ratios smaller",
+    "one core for client and server: on two the same lookup takes about twice as long",
+)
+
+
+def run(servers: Servers, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure both paths, run by run in turn; return the rows."""
+    runs: dict[str, list[ratios.Rounds]] = {path: [] for path in arguments.paths}
+    for number in range(arguments.runs):
+        for endpoint in servers.endpoints:
+            if endpoint.path in runs:
+                rounds = _one_run(servers, endpoint, arguments, seed=number)
+                runs[endpoint.path].append(rounds)
+                _show(number, endpoint.path, rounds)
+    return [
+        {**row, "path": path}
+        for path, path_runs in runs.items()
+        for row in ratios.rows("raw", path_runs, "us")
+    ]
+
+
+def _one_run(
+    servers: Servers, endpoint: Endpoint, arguments: argparse.Namespace, seed: int
+) -> ratios.Rounds:
+    plan = {
+        "rows": ROWS,
+        "rounds": arguments.rounds,
+        "calls": arguments.calls,
+        "seed": seed,
+        "only": arguments.only,
+    }
+    with on_core(cores()[0]):
+        child = subprocess.run(
+            [sys.executable, "-m", "benchmarks.lookups"],
+            input=json.dumps(plan),
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=ROOT,
+            env=servers.function_environment(endpoint, [ROOT / "layer" / "python", ROOT]),
+        )
+    if child.returncode:
+        raise SystemExit(f"the run over {endpoint.path} failed:\n{child.stderr}")
+    times: ratios.Rounds = json.loads(child.stdout)
+    return times
+
+
+def _show(number: int, path: str, rounds: ratios.Rounds) -> None:
+    shown = "  ".join(
+        f"{name} {row['ratio']:.3f}"
+        for name in rounds
+        for row in [ratios.row(name, "raw", [rounds], "us")]
+        if name in {MEASURED, SAME, CONTROL}
+    )
+    print(f"run {number + 1} {path}: {shown}", flush=True)
+
+
+def shortfalls(result: dict[str, Any]) -> list[str]:
+    """Name every promise that this result breaks; none is a passed run."""
+    broken = []
+    for path, goal in result["goals"].items():
+        found = {row["name"]: row for row in result["rows"] if row["path"] == path}
+        if MEASURED in found:
+            broken += _over_goal(found[MEASURED], goal, path)
+        if CONTROL in found and found[CONTROL]["ratio"] < CONTROL_LOSES:
+            broken.append(
+                f"{path}: {CONTROL} took only {found[CONTROL]['ratio']} times raw: "
+                "a control that does not lose proves nothing"
+            )
+        if SAME in found and abs(found[SAME]["ratio"] - 1) > NOISE:
+            broken.append(
+                f"{path}: raw took {found[SAME]['ratio']} times raw: the machine is too noisy"
+            )
+    return broken
+
+
+def _over_goal(row: dict[str, Any], goal: dict[str, float], path: str) -> list[str]:
+    broken = []
+    if row["ratio"] > goal["median"]:
+        broken.append(f"{path}: lambda-pg took {row['ratio']} times raw, not {goal['median']}")
+    if max(row["ratios"]) > goal["every_run"]:
+        broken.append(
+            f"{path}: a run of lambda-pg took {max(row['ratios'])} times raw, "
+            f"above {goal['every_run']}"
+        )
+    return broken
+
+
+def main() -> int:
+    """Measure; exit code 0 only if the goals are met."""
+    arguments = parse(sys.argv[1:])
+    with running(core=cores()[0]) as servers:
+        rows = run(servers, arguments)
+        result = {
+            "machine": machine(),
+            "versions": {**packages("psycopg", "psycopg-pool", "awslambdaric"), **servers.versions},
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": "make bench",
+            "method": METHOD.format(calls=arguments.calls, rounds=arguments.rounds, few=4),
+            "runs": arguments.runs,
+            "caveats": list(CAVEATS),
+            "goals": {path: GOALS[path] for path in arguments.paths},
+            "rows": rows,
+        }
+    for row in rows:
+        print(f"{row['path']:10} {row['name']:32} {row['median_us']:9.1f} µs {row['ratio']:8.3f}")
+    if arguments.output:
+        arguments.output.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    broken = shortfalls(result)
+    for promise in broken:
+        print(f"FAILED: {promise}", file=sys.stderr)
+    return 1 if broken else 0
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, help="where to write the result as JSON")
+    parser.add_argument("--runs", type=int, default=5, help="processes for each path")
+    parser.add_argument("--rounds", type=int, default=100, help="of each run")
+    parser.add_argument("--calls", type=int, default=200, help="of each variant in a round")
+    parser.add_argument("--only", type=_names, default=[], help="variants besides raw, by comma")
+    parser.add_argument("--paths", type=_names, default=list(GOALS), help="direct,pgbouncer")
+    return parser.parse_args(words)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,219 @@
+"""The servers of a measurement: PostgreSQL, PgBouncer and Secrets Manager, started and stopped."""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+from urllib.parse import urlencode
+
+import psycopg
+
+from local import processes
+from local.certificates import Authority
+from local.pgbouncer import Pooler
+from local.pgbouncer_discovery import find_pgbouncer
+from local.postgres import Postgres
+from local.postgres_discovery import find_postgres
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+MAJOR: Final = 17
+DATABASE: Final = "app"
+USER: Final = "bench"
+REGION: Final = "us-east-1"
+ROWS: Final = 10_000
+START_SECONDS: Final = 10.0
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where clients connect to: straight to the database, or to the pooler."""
+
+    path: Literal["direct", "pgbouncer"]
+    port: int
+    ca_file: Path
+    password: str = field(repr=False)
+
+    @property
+    def url(self) -> str:
+        """The address with user and password, verified in full."""
+        query = urlencode({"sslmode": "verify-full"})
+        return f"postgresql://{USER}:{self.password}@127.0.0.1:{self.port}/{DATABASE}?{query}"
+
+
+@dataclass(frozen=True)
+class Servers:
+    """Servers that run, the endpoints of both paths, and the secret with the login."""
+
+    direct: Endpoint
+    pgbouncer: Endpoint
+    secrets_url: str
+    secret_arn: str
+    versions: dict[str, str]
+
+    @property
+    def endpoints(self) -> tuple[Endpoint, Endpoint]:
+        """Both paths, the database first."""
+        return self.direct, self.pgbouncer
+
+    def function_environment(self, endpoint: Endpoint, path: Sequence[Path]) -> dict[str, str]:
+        """Give the environment of a function that uses the layer, as Lambda would."""
+        return {
+            "PATH": os.environ["PATH"],
+            "LANG": "en_US.UTF-8",
+            "TZ": ":UTC",
+            "PYTHONPATH": os.pathsep.join(map(str, path)),
+            "AWS_LAMBDA_FUNCTION_NAME": "benchmark",
+            "AWS_REGION": REGION,
+            "AWS_DEFAULT_REGION": REGION,
+            "AWS_ACCESS_KEY_ID": "bench",
+            "AWS_SECRET_ACCESS_KEY": "bench",
+            "AWS_SESSION_TOKEN": "bench",
+            "AWS_ENDPOINT_URL": self.secrets_url,
+            "PGHOST": "127.0.0.1",
+            "PGPORT": str(endpoint.port),
+            "PGDATABASE": DATABASE,
+            "PGSSLROOTCERT": str(endpoint.ca_file),
+            "LAMBDA_PG_PROFILE": endpoint.path,
+            "LAMBDA_PG_SECRET_ARN": self.secret_arn,
+        }
+
+
+@contextmanager
+def running(core: int) -> Iterator[Servers]:
+    """Start the servers on one core, with a table of ROWS users, and stop them at the end."""
+    folder = Path(tempfile.mkdtemp(prefix="lpg-", dir="/tmp"))
+    folder.chmod(0o711)
+    password = secrets.token_urlsafe(12)
+    postgres = Postgres(find_postgres(MAJOR), folder / "pg", port=processes.free_port())
+    service: subprocess.Popen[bytes] | None = None
+    pooler: Pooler | None = None
+    try:
+        with on_core(core):
+            postgres.start()
+            postgres.create_master(USER, password, DATABASE)
+            _fill(postgres.dsn)
+            authority = Authority.create("benchmark CA")
+            vault = _vault(password, authority)
+            service_port = processes.free_port()
+            service = _start_service(service_port, vault, folder)
+            pooler = _pooler(folder, postgres, service_port)
+            pooler.start()
+        (folder / "ca.pem").write_text(authority.pem)
+        yield Servers(
+            direct=Endpoint("direct", postgres.port, postgres.ca_file, password),
+            pgbouncer=Endpoint("pgbouncer", pooler.port, folder / "ca.pem", password),
+            secrets_url=f"http://127.0.0.1:{service_port}",
+            secret_arn=LOGIN_ARN,
+            versions=versions(postgres.dsn, pooler.admin_dsn),
+        )
+    finally:
+        if pooler is not None:
+            pooler.kill()
+        if service is not None:
+            processes.stop(service, signal.SIGTERM, 5)
+        postgres.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def on_core(core: int) -> Iterator[None]:
+    """Keep this process, and what it starts meanwhile, on one core."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def cores() -> tuple[int, int]:
+    """Choose the core of the client and another for the servers, the same where there is one.
+
+    The last ones: interrupts usually go to the first.
+    """
+    allowed = sorted(os.sched_getaffinity(0))
+    return allowed[-1], allowed[-2] if len(allowed) > 1 else allowed[-1]
+
+
+LOGIN_ARN: Final = f"arn:aws:secretsmanager:{REGION}:000000000000:secret:login-abcdef"
+CERTIFICATE_ARN: Final = f"arn:aws:secretsmanager:{REGION}:000000000000:secret:certificate-abcdef"
+
+
+def _fill(dsn: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("CREATE TABLE users (id bigint PRIMARY KEY, name text NOT NULL)")
+        connection.execute(
+            "INSERT INTO users SELECT n, 'user ' || n FROM generate_series(1, %s) AS n", [ROWS]
+        )
+        connection.execute("VACUUM ANALYZE users")
+
+
+def _vault(password: str, authority: Authority) -> dict[str, Any]:
+    issued = authority.issue(("127.0.0.1",))
+    return {
+        LOGIN_ARN: {"username": USER, "password": password},
+        CERTIFICATE_ARN: {"private_key": issued.private_key, "certificate_chain": issued.chain},
+    }
+
+
+def _start_service(port: int, vault: dict[str, Any], folder: Path) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.secrets_service", str(port)],
+        stdin=subprocess.PIPE,
+        stderr=(folder / "secrets.log").open("wb"),
+        cwd=ROOT,
+    )
+    if process.stdin is not None:
+        process.stdin.write(json.dumps(vault).encode())
+        process.stdin.close()
+    processes.wait_until(lambda: _listens(port), START_SECONDS, "the secrets service")
+    return process
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _pooler(folder: Path, postgres: Postgres, service_port: int) -> Pooler:
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{service_port}",
+        "AWS_REGION": REGION,
+        "AWS_ACCESS_KEY_ID": "bench",
+        "AWS_SECRET_ACCESS_KEY": "bench",
+        "LISTEN_PORT": str(processes.free_port()),
+        "DATABASE_HOST": "127.0.0.1",
+        "DATABASE_PORT": str(postgres.port),
+        "DATABASE_NAME": DATABASE,
+        "USER_SECRET_ARNS": LOGIN_ARN,
+        "CERTIFICATE_SECRET_ARN": CERTIFICATE_ARN,
+        "SERVER_TLS_CA_FILE": str(postgres.ca_file),
+        "MAX_CLIENT_CONN": "200",
+        "DEFAULT_POOL_SIZE": "10",
+        "MAX_DB_CONNECTIONS": "20",
+        "REFRESH_INTERVAL": "3600",
+    }
+    return Pooler(find_pgbouncer(), folder / "pooler", environment)
+
+
+def versions(dsn: str, admin_dsn: str) -> dict[str, str]:
+    """Ask PostgreSQL and PgBouncer for their versions."""
+    with psycopg.connect(dsn) as connection:
+        postgresql = connection.info.parameter_status("server_version") or "unknown"
+    with psycopg.connect(admin_dsn, autocommit=True) as console:
+        row = console.execute("SHOW VERSION").fetchone()
+    return {
+        "postgresql": postgresql.split(" ")[0],
+        "pgbouncer": (row[0] if row else "unknown").removeprefix("PgBouncer ").split(" ")[0],
+        "libpq": ".".join(map(str, divmod(psycopg.pq.version(), 10_000))),
+    }
