@@ -1,11 +1,12 @@
 """Run-time settings: what is read, what is refused, and that nothing leaks."""
 
+import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lambda_pg import ConfigurationError, Settings
+from lambda_pg import ConfigurationError, Settings, _settings
 
 SECRET = {"LAMBDA_PG_SECRET_ARN": "arn:aws:secretsmanager:us-east-1:000000000000:secret:app"}
 CANARY = "canary-Pa55word"
@@ -14,7 +15,10 @@ CANARY = "canary-Pa55word"
 def test_public_defaults_are_pinned() -> None:
     """A secret alone is enough, and every default is the documented one."""
     settings = Settings.from_env(SECRET)
-    assert (settings.profile, settings.sslmode) == ("direct", "verify-full")
+    assert (settings.profile, settings.sslmode) == (None, "verify-full")
+    assert (settings.auth, settings.direct, settings.options) == ("password", False, None)
+    assert (settings.max_lifetime, settings.max_idle) == (None, None)
+    assert (settings.strict, settings.metrics) == (False, False)
     assert (settings.checkout_timeout, settings.idle_check_after, settings.slots) == (3.0, 30.0, 1)
     assert settings.host is None
     assert settings.port is None
@@ -71,10 +75,140 @@ def test_unverified_tls_needs_a_setting_that_says_so(mode: str) -> None:
     assert Settings.from_env(environ).sslmode == mode
 
 
+@pytest.mark.parametrize("mode", ["require", "prefer", "allow", "verify-ca", "verify-full"])
+def test_a_copied_url_is_raised_to_verified_tls(mode: str) -> None:
+    """Consoles show sslmode=require: the layer verifies all the same, unless told not to."""
+    environ = {"DATABASE_URL": f"postgresql://me:pw@db.example/app?sslmode={mode}"}
+    assert Settings.from_env(environ).sslmode == "verify-full"
+    environ["LAMBDA_PG_ALLOW_UNVERIFIED_TLS"] = "1"
+    assert Settings.from_env(environ).sslmode == mode
+
+
+def test_a_url_that_wants_no_tls_is_refused() -> None:
+    """Who asks for no TLS would not get a connection with it: that is said, not tried."""
+    environ = {"DATABASE_URL": "postgresql://me:pw@db.example/app?sslmode=disable"}
+    with pytest.raises(ConfigurationError, match="the sslmode of DATABASE_URL is 'disable'"):
+        Settings.from_env(environ)
+    environ["LAMBDA_PG_ALLOW_UNVERIFIED_TLS"] = "1"
+    assert Settings.from_env(environ).sslmode == "disable"
+
+
+def test_neons_url_keeps_its_channel_binding() -> None:
+    """What the URL asks for beyond TLS is kept for the connect."""
+    url = (
+        "postgresql://me:pw@ep-a-1-pooler.aws.neon.tech/app?sslmode=require&channel_binding=require"
+    )
+    settings = Settings.from_env({"DATABASE_URL": url})
+    assert (settings.sslmode, settings.channel_binding) == ("verify-full", "require")
+
+
+PROXY = "app.proxy-c9akciq32.eu-west-1.rds.amazonaws.com"
+
+
+def test_iam_needs_host_user_and_region_and_no_secret() -> None:
+    """The region is the database's own where its host tells it, else the function's."""
+    environ = {"LAMBDA_PG_AUTH": "iam", "PGHOST": PROXY, "PGUSER": "app", "AWS_REGION": "us-east-1"}
+    settings = Settings.from_env(environ)
+    assert (settings.auth, settings.host, settings.user) == ("iam", PROXY, "app")
+    assert settings.region == "eu-west-1"
+    assert Settings.from_env(environ | {"PGHOST": "db.internal"}).region == "us-east-1"
+
+
+def test_what_iam_lacks_is_named() -> None:
+    """Each missing part is a problem of its own, and so are a secret and a password."""
+    with pytest.raises(ConfigurationError) as caught:
+        Settings.from_env({"LAMBDA_PG_AUTH": "iam", **SECRET})
+    told = "; ".join(caught.value.problems)
+    assert len(caught.value.problems) == 4
+    assert all(name in told for name in ("PGHOST", "PGUSER", "AWS_REGION", "LAMBDA_PG_SECRET_ARN"))
+    with pytest.raises(ConfigurationError, match="DATABASE_URL holds a password"):
+        Settings.from_env(
+            {"LAMBDA_PG_AUTH": "iam", "DATABASE_URL": f"postgresql://me:pw@{PROXY}/app"}
+        )
+
+
+def test_direct_takes_the_direct_url_alone() -> None:
+    """Nothing that describes the pooler's endpoint bends the direct one towards it."""
+    environ = {
+        "DATABASE_URL": "postgresql://me:pw@pooler.example:6543/app",
+        "DIRECT_URL": "postgresql://admin:pw@db.example/app",
+        "PGHOST": "pooler.example",
+        "PGPORT": "6543",
+        "PGUSER": "me",
+        "PGDATABASE": "other",
+        "LAMBDA_PG_PROFILE": "pgbouncer",
+    }
+    settings = Settings.from_env(environ, direct=True)
+    assert (settings.host, settings.port) == ("db.example", None)
+    assert (settings.user, settings.dbname) == ("admin", "app")
+    assert (settings.direct, settings.profile) == (True, None)
+    assert Settings.from_env(environ).host == "pooler.example"
+
+
+def test_direct_with_a_secret_leaves_the_endpoint_to_the_secret() -> None:
+    """The secret's direct_url is read at the first fetch; PGHOST is the pooler's."""
+    settings = Settings.from_env({**SECRET, "PGHOST": "pooler.example"}, direct=True)
+    assert (settings.host, settings.secret_arn) == (None, SECRET["LAMBDA_PG_SECRET_ARN"])
+
+
+def test_direct_without_a_direct_url_is_refused_by_name() -> None:
+    """A migration must not go through the pooler because a variable was forgotten."""
+    with pytest.raises(ConfigurationError, match="DIRECT_URL"):
+        Settings.from_env({"DATABASE_URL": "postgresql://db.example/app"}, direct=True)
+
+
+@pytest.mark.parametrize(
+    ("environ", "problem"),
+    [
+        ({"PGHOST": PROXY, "PGOPTIONS": "-c x=1"}, "PGOPTIONS .*rds-proxy refuses"),
+        ({"LAMBDA_PG_PROFILE": "pgbouncer", "PGOPTIONS": "-c x=1"}, "PGOPTIONS .*pgbouncer"),
+        (
+            {"DATABASE_URL": "postgresql://ep-a-1-pooler.aws.neon.tech/d?options=-c%20x%3D1"},
+            "DATABASE_URL sets options: the profile neon",
+        ),
+    ],
+)
+def test_options_are_refused_where_they_certainly_fail(
+    environ: dict[str, str], problem: str
+) -> None:
+    """A pooler that refuses startup options is known before the first connect."""
+    with pytest.raises(ConfigurationError, match=problem):
+        Settings.from_env({**SECRET, **environ} if "DATABASE_URL" not in environ else environ)
+
+
+def test_options_are_kept_where_they_may_work() -> None:
+    """A direct address takes them; where the secret names the host, the connect decides."""
+    for environ in (SECRET, {**SECRET, "PGHOST": "db.example"}):
+        assert Settings.from_env({**environ, "PGOPTIONS": "-c x=1"}).options == "-c x=1"
+    url = "postgresql://db.example/app?options=-c%20x%3D1"
+    assert Settings.from_env({"DATABASE_URL": url}).options == "-c x=1"
+
+
+def test_the_pools_ages_can_be_set() -> None:
+    """Both are seconds up to a day, and the profile's where nothing is set."""
+    environ = {**SECRET, "LAMBDA_PG_MAX_LIFETIME": "3600", "LAMBDA_PG_MAX_IDLE": "50.5"}
+    settings = Settings.from_env(environ)
+    assert (settings.max_lifetime, settings.max_idle) == (3600.0, 50.5)
+    with pytest.raises(ConfigurationError, match=r"LAMBDA_PG_MAX_IDLE is '86401'.*86400"):
+        Settings.from_env({**SECRET, "LAMBDA_PG_MAX_IDLE": "86401"})
+
+
+def test_a_switch_is_on_or_off() -> None:
+    """What is neither 0 nor 1 is a mistake, not off."""
+    environ = {**SECRET, "LAMBDA_PG_STRICT": "1", "LAMBDA_PG_METRICS": "1"}
+    settings = Settings.from_env(environ)
+    assert (settings.strict, settings.metrics) == (True, True)
+    assert not Settings.from_env({**SECRET, "LAMBDA_PG_STRICT": "0"}).strict
+    with pytest.raises(ConfigurationError, match="LAMBDA_PG_STRICT is 'true'"):
+        Settings.from_env({**SECRET, "LAMBDA_PG_STRICT": "true"})
+
+
 def test_a_missing_root_certificate_is_named(tmp_path: Path) -> None:
     """A PGSSLROOTCERT that is no file is a problem of the settings, not of the first request."""
     with pytest.raises(ConfigurationError, match=r"PGSSLROOTCERT is .*no such file"):
         Settings.from_env({**SECRET, "PGSSLROOTCERT": str(tmp_path / "none.pem")})
+    with pytest.raises(ConfigurationError, match="PGSSLROOTCERT is 5000 characters long"):
+        Settings.from_env({**SECRET, "PGSSLROOTCERT": "x" * 5000})
 
 
 def test_repr_masks_the_password() -> None:
@@ -83,13 +217,41 @@ def test_repr_masks_the_password() -> None:
     assert CANARY not in repr(settings)
 
 
-@given(st.text(max_size=60))
-def test_any_url_gives_settings_or_a_configuration_error(text: str) -> None:
-    """DATABASE_URL makes nothing but a ConfigurationError, which never shows the password."""
-    url = f"postgresql://u:{CANARY}@{text}"
-    told = ""
+NAMES = sorted(
+    set(re.findall(r'"((?:LAMBDA_PG_|PG|AWS_R)[A-Z_]*)"', Path(_settings.__file__).read_text()))
+    | {"DATABASE_URL", "DIRECT_URL", "AWS_LAMBDA_FUNCTION_NAME"}
+)
+URLS = st.one_of(
+    st.text(max_size=20).map(lambda text: f"postgresql://u:{CANARY}@{text}"),
+    st.text(max_size=20).map(lambda text: f"postgresql://u:{text}{CANARY}@h:5/d"),
+    st.sampled_from(["sslmode", "options", "pgbouncer", "channel_binding", "x"]).map(
+        lambda name: f"postgres://u:{CANARY}@{PROXY}/d?{name}={CANARY}"
+    ),
+    st.just(f"  https://u:{CANARY}@h\n"),
+)
+VALUES = st.one_of(
+    URLS,
+    st.text(max_size=10),
+    st.sampled_from(["1", "0", "-1", "nan", "inf", "1e400", "٣", "9" * 5000, "iam", "neon"]),
+    st.sampled_from(["verify-full", "disable", "pgbouncer", "supabase", "-----BEGIN CERT", "\0"]),
+)
+
+
+@given(st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=6), st.booleans())
+def test_any_environment_gives_settings_or_a_configuration_error(
+    environ: dict[str, str], direct: bool
+) -> None:
+    """Each problem holds a variable's name, and no message or repr holds the password."""
+    problems: tuple[str, ...] = ()
     try:
-        Settings.from_env({"DATABASE_URL": url})
+        told = repr(Settings.from_env(environ, direct=direct))
     except ConfigurationError as error:
-        told = str(error)
+        problems = error.problems
+        told = f"{error} {error!r} {error.__cause__!r} {error.__context__!r}"
     assert CANARY not in told
+    assert all(any(name in problem for name in NAMES) for problem in problems)
+
+
+def test_the_fuzz_knows_every_variable() -> None:
+    """A variable that is added is fuzzed without being listed here."""
+    assert {"PGOPTIONS", "LAMBDA_PG_AUTH", "LAMBDA_PG_SECRET_ARN", "AWS_REGION"} <= set(NAMES)

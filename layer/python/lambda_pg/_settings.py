@@ -6,16 +6,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, cast, get_args
-from urllib.parse import unquote, urlsplit
 
 from lambda_pg._errors import ConfigurationError
+from lambda_pg._profiles import AWS_ROOTS as AWS_ROOTS  # noqa: PLC0414
+from lambda_pg._profiles import ProfileName, options_refused, profile_for, region_of
+from lambda_pg._url import ChannelBinding, SslMode, Url
 
-Profile = Literal["direct", "pgbouncer"]
-SslMode = Literal["verify-full", "verify-ca", "require", "prefer", "allow", "disable"]
+Auth = Literal["password", "iam"]
 
-AWS_ROOTS: Final = Path(__file__).parent / "certs" / "aws.pem"
 PASSWORD_IN_ENVIRONMENT: Final = "LAMBDA_PG_ALLOW_PASSWORD_IN_ENVIRONMENT"  # noqa: S105  # a setting's name
 INSECURE_TLS: Final = "LAMBDA_PG_ALLOW_UNVERIFIED_TLS"
+
+LONGEST_TIMEOUT: Final = 900.0
+"""Seconds that an invocation can last at most."""
+
+LONGEST_AGE: Final = 86400.0
+"""Seconds that RDS Proxy lets a client connection live at most."""
+
+_TELLING: Final[tuple[ProfileName, ...]] = ("direct", "pgbouncer", "rds-proxy")
+"""Profiles that are the same at every host and port."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +32,9 @@ class Settings:
     """Where the database is and how to wait for it; durations are seconds.
 
     Without a secret, `user` and `password` are those of the URL (PGUSER beats it); with one they
-    come from the secret. Without `host` the secret must name one.
+    come from the secret. Without `host` the secret must name one, as `host` or in `url`
+    (`direct_url` where `direct` is set). A `profile`, `max_lifetime` or `max_idle` of None is told
+    by host and port at each connect.
     """
 
     host: str | None = None
@@ -32,22 +43,36 @@ class Settings:
     user: str | None = None
     password: str | None = field(default=None, repr=False)
     secret_arn: str | None = None
-    profile: Profile = "direct"
+    auth: Auth = "password"
+    region: str | None = None
+    direct: bool = False
+    profile: ProfileName | None = None
+    options: str | None = None
     sslmode: SslMode = "verify-full"
+    channel_binding: ChannelBinding | None = None
     sslrootcert: Path | None = None
     ca_pem: str | None = field(default=None, repr=False)
     application_name: str = "lambda_pg"
     checkout_timeout: float = 3.0
     idle_check_after: float = 30.0
+    max_lifetime: float | None = None
+    max_idle: float | None = None
     slots: int = 1
+    strict: bool = False
+    metrics: bool = False
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str] | None = None) -> "Settings":
-        """Read PG*, LAMBDA_PG_* and, without PGHOST and a secret, DATABASE_URL.
+    def from_env(
+        cls, environ: Mapping[str, str] | None = None, *, direct: bool = False
+    ) -> "Settings":
+        """Read PG*, LAMBDA_PG_* and, where there is no secret, DATABASE_URL.
 
-        Raises ConfigurationError that names every wrong variable, never a password.
+        With `direct` the endpoint is the database itself, past any pooler: DIRECT_URL in the
+        place of DATABASE_URL, the secret's `direct_url` in the place of its `url`, and PGHOST,
+        PGPORT, PGDATABASE, PGUSER and LAMBDA_PG_PROFILE, which describe the other one, are left
+        out. Raises ConfigurationError that names every wrong variable, never a password.
         """
-        reader = _Reader(os.environ if environ is None else environ)
+        reader = _Reader(os.environ if environ is None else environ, direct=direct)
         settings = reader.settings()
         if reader.problems:
             raise ConfigurationError(reader.problems)
@@ -57,74 +82,144 @@ class Settings:
 class _Reader:
     """Collect settings and every problem found on the way."""
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
+    def __init__(self, environ: Mapping[str, str], *, direct: bool) -> None:
         self.environ = environ
+        self.direct = direct
+        self.url_name = "DIRECT_URL" if direct else "DATABASE_URL"
         self.problems: list[str] = []
 
     def settings(self) -> Settings:
-        secret_arn = self.environ.get("LAMBDA_PG_SECRET_ARN") or None
-        url = self._url() if secret_arn is None else _NO_URL
-        host = self.environ.get("PGHOST") or url.host
-        if secret_arn is None and host is None:
-            self.problems.append(
-                "no database: set LAMBDA_PG_SECRET_ARN to the ARN of a secret, or, outside Lambda, "
-                "DATABASE_URL to postgresql://user@host/db"
-            )
-        return Settings(
+        secret_arn = self._text("LAMBDA_PG_SECRET_ARN")
+        url = self._url() if secret_arn is None else Url()
+        host = self._host() or url.host
+        settings = Settings(
             host=host,
             port=self._port() or url.port,
-            dbname=self.environ.get("PGDATABASE") or url.dbname,
-            user=self.environ.get("PGUSER") or url.user,
+            dbname=self._endpoint("PGDATABASE") or url.dbname,
+            user=self._endpoint("PGUSER") or url.user,
             password=url.password,
             secret_arn=secret_arn,
-            profile=cast(Profile, self._choice("LAMBDA_PG_PROFILE", get_args(Profile), "direct")),
+            auth=cast(Auth, self._choice("LAMBDA_PG_AUTH", get_args(Auth)) or "password"),
+            region=region_of(host or "") or self._text("AWS_REGION"),
+            direct=self.direct,
+            profile=self._profile(),
+            options=self._text("PGOPTIONS") or url.options,
             sslmode=self._sslmode(url),
+            channel_binding=url.channel_binding,
             sslrootcert=self._root_certificate(),
             ca_pem=self._ca_pem(),
-            application_name=self.environ.get("PGAPPNAME") or "lambda_pg",
-            checkout_timeout=self._seconds("LAMBDA_PG_CHECKOUT_TIMEOUT", 3.0),
-            idle_check_after=self._seconds("LAMBDA_PG_IDLE_CHECK_AFTER", 30.0),
-            slots=self._count("LAMBDA_PG_SLOTS", 1),
+            application_name=self._text("PGAPPNAME") or "lambda_pg",
+            checkout_timeout=self._seconds("LAMBDA_PG_CHECKOUT_TIMEOUT", LONGEST_TIMEOUT) or 3.0,
+            idle_check_after=self._seconds("LAMBDA_PG_IDLE_CHECK_AFTER", LONGEST_TIMEOUT) or 30.0,
+            max_lifetime=self._seconds("LAMBDA_PG_MAX_LIFETIME", LONGEST_AGE),
+            max_idle=self._seconds("LAMBDA_PG_MAX_IDLE", LONGEST_AGE),
+            slots=self._count("LAMBDA_PG_SLOTS") or 1,
+            strict=self._flag("LAMBDA_PG_STRICT"),
+            metrics=self._flag("LAMBDA_PG_METRICS"),
         )
+        self._check_endpoint(settings)
+        self._check_options(settings)
+        return settings
 
-    def _url(self) -> "_Url":
-        text = self.environ.get("DATABASE_URL", "")
+    def _check_endpoint(self, settings: Settings) -> None:
+        if settings.auth == "iam":
+            self._check_iam(settings)
+        elif not self._names_endpoint():
+            self.problems.append(
+                "no database: set LAMBDA_PG_SECRET_ARN to the ARN of a secret, or, outside Lambda, "
+                f"{self.url_name} to postgresql://user@host/db"
+            )
+
+    def _names_endpoint(self) -> bool:
+        names = {"LAMBDA_PG_SECRET_ARN", self.url_name} | (set() if self.direct else {"PGHOST"})
+        return any(self.environ.get(name) for name in names)
+
+    def _check_iam(self, settings: Settings) -> None:
+        missing = {
+            "a host (PGHOST)": settings.host,
+            "a user (PGUSER)": settings.user,
+            "a region (AWS_REGION)": settings.region,
+        }
+        for what, value in missing.items():
+            if value is None:
+                self.problems.append(f"LAMBDA_PG_AUTH is 'iam', which needs {what}")
+        if settings.secret_arn is not None:
+            self.problems.append(
+                "LAMBDA_PG_AUTH is 'iam', which needs no secret: unset LAMBDA_PG_SECRET_ARN"
+            )
+        if settings.password is not None:
+            self.problems.append(
+                f"LAMBDA_PG_AUTH is 'iam', and {self.url_name} holds a password: remove it there"
+            )
+
+    def _check_options(self, settings: Settings) -> None:
+        """Refuse startup options where they certainly fail; else the connect decides."""
+        if settings.options is None:
+            return
+        if settings.host is None and settings.profile not in _TELLING:
+            return
+        profile = profile_for(settings.profile, settings.host or "", settings.port or 5432)
+        if not profile.startup_options:
+            name = "PGOPTIONS" if self.environ.get("PGOPTIONS") else self.url_name
+            self.problems.append(f"{name} sets options: {options_refused(profile)}")
+
+    def _url(self) -> Url:
+        text = self.environ.get(self.url_name, "")
         if not text:
-            return _NO_URL
+            return Url()
         try:
-            url = _Url.parse(text)
+            url = Url.parse(text)
         except ValueError as error:
             self.problems.append(
-                f"DATABASE_URL {error}; the form is postgresql://user@host:5432/db"
+                f"{self.url_name} {error}; the form is postgresql://user@host:5432/db"
             )
-            return _NO_URL
-        if url.password and self._in_lambda() and not self._allowed(PASSWORD_IN_ENVIRONMENT):
+            return Url()
+        if url.password and self._in_lambda() and not self._flag(PASSWORD_IN_ENVIRONMENT):
             self.problems.append(
-                "DATABASE_URL holds a password and is an environment variable of a function: "
+                f"{self.url_name} holds a password and is an environment variable of a function: "
                 "everyone who may read its configuration can read it. Put the URL into a secret "
                 f"and set LAMBDA_PG_SECRET_ARN, or accept it with {PASSWORD_IN_ENVIRONMENT}=1"
             )
         return url
 
-    def _sslmode(self, url: "_Url") -> SslMode:
-        text = self._choice("PGSSLMODE", get_args(SslMode), url.sslmode or "verify-full")
-        if text not in get_args(SslMode):
+    def _sslmode(self, url: Url) -> SslMode:
+        """Take PGSSLMODE or the URL's.
+
+        Consoles show URLs with sslmode=require; they get more than they ask for, verify-full.
+        """
+        unverified = self._flag(INSECURE_TLS)
+        asked = self._choice("PGSSLMODE", get_args(SslMode))
+        name = "PGSSLMODE" if asked else f"the sslmode of {self.url_name}"
+        if asked is None and (unverified or url.sslmode == "disable"):
+            asked = url.sslmode
+        if asked not in {None, "verify-full"} and not unverified:
             self.problems.append(
-                f"DATABASE_URL has an sslmode that is not one of {_listed(get_args(SslMode))}"
-            )
-        elif text != "verify-full" and not self._allowed(INSECURE_TLS):
-            self.problems.append(
-                f"PGSSLMODE is {text!r}, which does not verify who answers; use 'verify-full', "
+                f"{name} is {asked!r}, which does not verify who answers; use 'verify-full', "
                 f"or accept it with {INSECURE_TLS}=1"
             )
-        return cast(SslMode, text)
+        return cast(SslMode, asked or "verify-full")
+
+    def _profile(self) -> ProfileName | None:
+        name = self._choice("LAMBDA_PG_PROFILE", get_args(ProfileName))
+        return None if self.direct else cast(ProfileName | None, name)
+
+    def _host(self) -> str | None:
+        host = self._endpoint("PGHOST")
+        if host is not None and (" " in host or "@" in host):
+            self.problems.append("PGHOST is not the name or the address of a host")
+            return None
+        return host
+
+    def _endpoint(self, name: str) -> str | None:
+        text = self._text(name)
+        return None if self.direct else text
 
     def _root_certificate(self) -> Path | None:
-        text = self.environ.get("PGSSLROOTCERT")
-        if not text:
+        text = self._text("PGSSLROOTCERT")
+        if text is None:
             return None
-        if not Path(text).is_file():
-            self.problems.append(f"PGSSLROOTCERT is {text!r}: there is no such file")
+        if not _is_file(text):
+            self.problems.append(f"PGSSLROOTCERT is {_shown(text)}: there is no such file")
         return Path(text)
 
     def _ca_pem(self) -> str | None:
@@ -134,94 +229,78 @@ class _Reader:
         return text
 
     def _port(self) -> int | None:
-        text = self.environ.get("PGPORT")
-        if not text:
+        text = self._endpoint("PGPORT")
+        if text is None:
             return None
-        if text.isascii() and text.isdigit() and 1 <= int(text) <= 65535:
+        if _is_whole(text) and 1 <= int(text) <= 65535:
             return int(text)
-        self.problems.append(f"PGPORT is {text!r}, not a port from 1 to 65535")
+        self.problems.append(f"PGPORT is {_shown(text)}, not a port from 1 to 65535")
         return None
 
-    def _count(self, name: str, default: int) -> int:
-        text = self.environ.get(name) or str(default)
-        if text.isascii() and text.isdigit() and 1 <= int(text) <= 100:
+    def _count(self, name: str) -> int | None:
+        text = self._text(name)
+        if text is None:
+            return None
+        if _is_whole(text) and 1 <= int(text) <= 100:
             return int(text)
-        self.problems.append(f"{name} is {text!r}, not a whole number from 1 to 100")
-        return default
+        self.problems.append(f"{name} is {_shown(text)}, not a whole number from 1 to 100")
+        return None
 
-    def _seconds(self, name: str, default: float) -> float:
-        text = self.environ.get(name) or str(default)
+    def _seconds(self, name: str, longest: float) -> float | None:
+        text = self._text(name)
+        if text is None:
+            return None
         try:
             seconds = float(text)
         except ValueError:
             seconds = math.nan
-        if 0 < seconds <= 900:
+        if 0 < seconds <= longest:
             return seconds
-        self.problems.append(f"{name} is {text!r}, not a number of seconds above 0 and at most 900")
-        return default
+        self.problems.append(
+            f"{name} is {_shown(text)}, not a number of seconds above 0 and at most {longest:g}"
+        )
+        return None
 
-    def _choice(self, name: str, allowed: tuple[str, ...], default: str) -> str:
-        text = self.environ.get(name) or default
-        if text in allowed or text == default:
+    def _choice(self, name: str, allowed: tuple[str, ...]) -> str | None:
+        text = self._text(name)
+        if text is None or text in allowed:
             return text
-        self.problems.append(f"{name} is {text!r}, not one of {_listed(allowed)}")
-        return default
+        listed = ", ".join(map(repr, allowed))
+        self.problems.append(f"{name} is {_shown(text)}, not one of {listed}")
+        return None
+
+    def _flag(self, name: str) -> bool:
+        return self._choice(name, ("0", "1")) == "1"
+
+    def _text(self, name: str) -> str | None:
+        """Return a variable, or None where it is empty or cannot be what it should."""
+        text = self.environ.get(name) or None
+        if text is None:
+            return None
+        if not text.isprintable():
+            self.problems.append(f"{name} holds a character that cannot be printed")
+            return None
+        if "://" in text:
+            # Not quoted: it may hold a password.
+            self.problems.append(f"{name} holds a URL, which belongs into {self.url_name}")
+            return None
+        return text
 
     def _in_lambda(self) -> bool:
         return "AWS_LAMBDA_FUNCTION_NAME" in self.environ
 
-    def _allowed(self, name: str) -> bool:
-        return self.environ.get(name) == "1"
+
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).is_file()
+    except OSError:  # too long for a name, or below a folder that is closed to us
+        return False
 
 
-@dataclass(frozen=True)
-class _Url:
-    """The parts of a postgresql:// URL that the layer understands."""
-
-    host: str | None = None
-    port: int | None = None
-    dbname: str | None = None
-    user: str | None = None
-    password: str | None = field(default=None, repr=False)
-    sslmode: str | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> "_Url":
-        """Split a URL; raises ValueError whose text names the part and holds no secret."""
-        try:
-            parts = urlsplit(text)
-            port = parts.port
-        except ValueError:
-            # The error of urlsplit may quote the password: leave its text out.
-            raise ValueError("cannot be read: is there a port that is no number?") from None
-        if parts.fragment or "@" in parts.path + parts.query:
-            raise ValueError(
-                "has an unescaped character in its password: write / ? # @ as %2F %3F %23 %40"
-            )
-        if parts.scheme not in {"postgres", "postgresql"}:
-            raise ValueError("does not begin with postgresql://")
-        if not parts.hostname:
-            raise ValueError("names no host")
-        return cls(
-            host=parts.hostname,
-            port=port,
-            dbname=unquote(parts.path.lstrip("/")) or None,
-            user=unquote(parts.username) if parts.username else None,
-            password=unquote(parts.password) if parts.password else None,
-            sslmode=cls._sslmode(parts.query),
-        )
-
-    @staticmethod
-    def _sslmode(query: str) -> str | None:
-        options = dict(pair.partition("=")[::2] for pair in query.split("&") if pair)
-        if options.keys() - {"sslmode"}:
-            # Not quoted: of a password with an unescaped ? it would be a part.
-            raise ValueError("has parameters other than sslmode, the only one understood")
-        return options.get("sslmode")
+def _is_whole(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 9
 
 
-_NO_URL: Final = _Url()
-
-
-def _listed(allowed: tuple[str, ...]) -> str:
-    return ", ".join(map(repr, allowed))
+def _shown(text: str) -> str:
+    """Quote a wrong value, unless it looks like something that was pasted into the wrong place."""
+    return repr(text) if len(text) <= 80 and "@" not in text else f"{len(text)} characters long"

@@ -1,0 +1,174 @@
+"""What stands at the other end, and what that decides. Pure: nothing here connects.
+
+A profile is named by LAMBDA_PG_PROFILE or told from host and port. docs/pooling.md says the same
+for readers, with sources; a test holds both together.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, Literal
+
+ProfileName = Literal["direct", "pgbouncer", "rds-proxy", "supabase", "neon"]
+
+_CERTS: Final = Path(__file__).parent / "certs"
+AWS_ROOTS: Final = _CERTS / "aws.pem"
+"""The private CAs of RDS, and Amazon's public roots, which RDS Proxy's certificates chain to."""
+
+SUPABASE_ROOTS: Final = _CERTS / "supabase.pem"
+"""Supabase's own root, which no public trust store holds."""
+
+LETSENCRYPT_ROOTS: Final = _CERTS / "letsencrypt.pem"
+"""ISRG's roots: Let's Encrypt signs the certificates of Neon."""
+
+FLOW_IDLE: Final = 340.0
+"""Network Load Balancers, NAT gateways and interface endpoints forget a TCP flow that was idle
+for 350 s, as does the connection tracking of Nitro v6 instances (AWS documentation): 10 s less."""
+
+RDS_PROXY_IDLE: Final = 1740.0
+"""RDS Proxy closes a client connection idle for 1800 s (IdleClientTimeout's default): 60 s less."""
+
+NEON_IDLE: Final = 290.0
+"""A Neon compute without a query for 300 s is suspended, which ends its connections (default of
+"scale to zero"): 10 s less."""
+
+FOLLOW: Final = 600.0
+"""A client connection stays with the pooler it was opened to; renewed every ten minutes, a fleet
+spreads over poolers that were added. 2000 environments make 3.3 logins a second of this, and one
+PgBouncer takes 450 (measured)."""
+
+RENEW: Final = 1800.0
+"""A server connection outlives a change of its password and of the DNS name it was opened by
+(failover, blue/green switch): half an hour bounds how long it serves under the old ones. RDS Proxy
+allows 24 hours; there this also bounds how long an accidental pin holds a server connection."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What the layer may do at an endpoint; durations are seconds.
+
+    session: the server connection is this client's alone, so SET, LISTEN, temporary tables and
+        the like work.
+    cancel: a cancel request reaches the running statement.
+    prepared: a caller may prepare statements (psycopg's `prepare=True`); the layer never does.
+    startup_options: `options=` may be sent on connecting.
+    max_lifetime: age at which a connection is replaced at its next checkout.
+    max_idle: idle time after which it is replaced without being asked.
+    roots: file of the TLS roots that are trusted unless a setting names others.
+    """
+
+    name: ProfileName
+    session: bool
+    cancel: bool
+    prepared: bool
+    startup_options: bool
+    max_lifetime: float
+    max_idle: float
+    roots: Path
+
+
+DIRECT: Final = Profile(
+    name="direct",
+    session=True,
+    cancel=True,
+    prepared=True,
+    startup_options=True,
+    max_lifetime=RENEW,
+    max_idle=FLOW_IDLE,
+    roots=AWS_ROOTS,
+)
+PGBOUNCER: Final = Profile(
+    name="pgbouncer",
+    session=False,
+    cancel=True,
+    prepared=True,
+    startup_options=False,
+    max_lifetime=FOLLOW,
+    max_idle=FLOW_IDLE,
+    roots=AWS_ROOTS,
+)
+RDS_PROXY: Final = Profile(
+    name="rds-proxy",
+    session=False,
+    cancel=False,
+    prepared=False,
+    startup_options=False,
+    max_lifetime=RENEW,
+    max_idle=RDS_PROXY_IDLE,
+    roots=AWS_ROOTS,
+)
+SUPABASE_DIRECT: Final = replace(DIRECT, name="supabase", roots=SUPABASE_ROOTS)
+SUPABASE_SESSION: Final = replace(
+    SUPABASE_DIRECT, startup_options=False, max_lifetime=FOLLOW, roots=SUPABASE_ROOTS
+)
+SUPABASE_TRANSACTION: Final = replace(SUPABASE_SESSION, session=False, prepared=False)
+NEON_DIRECT: Final = replace(DIRECT, name="neon", max_idle=NEON_IDLE, roots=LETSENCRYPT_ROOTS)
+NEON_POOLED: Final = replace(NEON_DIRECT, session=False, startup_options=False, max_lifetime=FOLLOW)
+
+_RDS_PROXY_HOST: Final = re.compile(
+    r"\.proxy-[0-9a-z]+\.(?:[0-9a-z-]+\.rds\.amazonaws\.com|rds\.[0-9a-z-]+\.amazonaws\.com\.cn)"
+)
+_RDS_HOST: Final = re.compile(
+    r".+\.(?:([0-9a-z-]+)\.rds\.amazonaws\.com|rds\.([0-9a-z-]+)\.amazonaws\.com\.cn)"
+)
+_SUPABASE_SUFFIXES: Final = (".supabase.co", ".supabase.com")
+_TRANSACTION_PORT: Final = 6543
+
+
+def profile_for(name: ProfileName | None, host: str, port: int) -> Profile:
+    """Choose the profile of an endpoint; a `name` beats what host and port tell.
+
+    Supabase and Neon have poolers in two modes and a direct address: host and port decide which,
+    and one that they do not tell is taken for a pooler in transaction mode, where less is allowed.
+    """
+    host = host.lower().rstrip(".")
+    match name or _detect(host):
+        case "pgbouncer":
+            return PGBOUNCER
+        case "rds-proxy":
+            return RDS_PROXY
+        case "supabase":
+            return _supabase(host, port)
+        case "neon":
+            return _neon(host)
+        case _:
+            return DIRECT
+
+
+def region_of(host: str) -> str | None:
+    """Read the region out of the name of an RDS endpoint; None for any other host."""
+    match = _RDS_HOST.fullmatch(host.lower().rstrip("."))
+    return (match[1] or match[2]) if match else None
+
+
+def options_refused(profile: Profile) -> str:
+    """Say why `options` cannot be sent at this profile's endpoint, and what to do instead."""
+    return (
+        f"the profile {profile.name} refuses startup options: put them on the database or the "
+        "role (ALTER DATABASE … SET …), or use the direct address"
+    )
+
+
+def _detect(host: str) -> ProfileName:
+    if _RDS_PROXY_HOST.search(host):
+        return "rds-proxy"
+    if host.endswith(_SUPABASE_SUFFIXES):
+        return "supabase"
+    if host.endswith(".neon.tech"):
+        return "neon"
+    return "direct"
+
+
+def _supabase(host: str, port: int) -> Profile:
+    """Tell Supavisor's two ports and the direct address, whose 6543 is a PgBouncer, apart."""
+    if port == _TRANSACTION_PORT:
+        return SUPABASE_TRANSACTION
+    if host.endswith(".pooler.supabase.com"):
+        return SUPABASE_SESSION
+    return SUPABASE_DIRECT if host.endswith(_SUPABASE_SUFFIXES) else SUPABASE_TRANSACTION
+
+
+def _neon(host: str) -> Profile:
+    first = host.partition(".")[0]
+    direct = host.endswith(".neon.tech") and not first.endswith("-pooler")
+    return NEON_DIRECT if direct else NEON_POOLED

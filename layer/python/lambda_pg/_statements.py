@@ -1,0 +1,296 @@
+"""What a statement does to the session it runs in, read from its text. Pure.
+
+Through a pooler the session belongs to whoever comes next. Nothing here is a parser: comments and
+literals are stripped, and what is left is looked at by its first words and by its calls. What a
+function or a DO block does inside cannot be seen.
+"""
+
+import functools
+import re
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from lambda_pg._profiles import Profile
+
+PINNING_SIZE: Final = 16 * 1024
+"""Bytes of a statement above which RDS Proxy pins (AWS documentation)."""
+
+_CACHED_SIZE: Final = 8 * 1024
+"""Characters up to which a statement is remembered: long ones are rarely sent twice."""
+
+_SUSPECT: Final = (
+    *("set", "discard", "listen", "load", "prepare", "execute", "deallocate", "declare"),
+    *("temp", "currval", "lastval", "nextval", "advisory"),
+)
+"""Without any of these a statement has no effect, and need not be taken apart."""
+
+_TOKEN: Final = re.compile(
+    r"""
+      (?P<nothing> \s+ | --[^\r\n]* )
+    | (?P<comment> /\* )
+    | (?P<text>
+          [eE]'(?: [^'\\]++ | '' | \\(?:.|\Z) )*+ (?:'|\Z)
+        | (?: [bBnNxX] | [uU]& )?' (?: [^']++ | '' )*+ (?:'|\Z)
+        | (?P<tag> \$ (?:[A-Za-z_\x80-\U0010ffff][0-9A-Za-z_\x80-\U0010ffff]*)? \$ )
+          .*? (?: (?P=tag) | \Z )
+      )
+    | (?P<quoted> " (?: [^"]++ | "" )*+ (?:"|\Z) )
+    | (?P<word> [A-Za-z_\x80-\U0010ffff][0-9A-Za-z_$\x80-\U0010ffff]* )
+    | (?P<number> \$?[0-9][0-9A-Za-z_.]* )
+    | (?P<sign> . )
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_COMMENT_MARK: Final = re.compile(r"/\*|\*/")
+
+_LEADING: Final = {
+    name: name.upper()
+    for name in ("reset", "discard", "listen", "unlisten", "load", "execute", "deallocate")
+}
+_LOCAL_SETS: Final = frozenset({"local", "transaction", "constraints"})
+_NO_CALLS: Final = frozenset({"alter", "comment", "drop", "grant", "revoke"})
+"""Statements in which a function's name and parentheses stand without a call."""
+
+_ADVISORY: Final = re.compile(r"pg_(?:try_)?advisory_(?:lock|lock_shared|unlock\w*)")
+_TEMPORARY: Final = frozenset({"temp", "temporary"})
+_CREATE_NOISE: Final = frozenset({"or", "replace", "global", "local", "unlogged", "recursive"})
+
+
+def session_effect(query: str) -> str | None:
+    """Name what in a statement sets or needs state of the session, or return None.
+
+    A value that ends with its transaction is none: SET LOCAL, set_config(…, true),
+    pg_advisory_xact_lock, a temporary table ON COMMIT DROP.
+    """
+    return (_remembered(query) if len(query) <= _CACHED_SIZE else _look_at(query))[0]
+
+
+def refusal(
+    query: str, profile: Profile, *, prepare: bool = False, named_cursor: bool = False
+) -> str | None:
+    """Say why a statement would pin or leak at this profile's endpoint, or return None.
+
+    `prepare` is psycopg's argument of that name; `named_cursor` says that the query is declared
+    as a cursor on the server.
+    """
+    if profile.session:
+        return None
+    if prepare and not profile.prepared:
+        return f"a prepared statement {_consequence(profile)}: leave out prepare=True"
+    effect, only_rds_proxy = _look_at(query) if len(query) > _CACHED_SIZE else _remembered(query)
+    if effect is None and profile.name == "rds-proxy":
+        effect = _pins(query, only_rds_proxy, named_cursor=named_cursor)
+    if effect is None:
+        return None
+    return f"{effect} {_consequence(profile)}: docs/pooling.md says what to do instead"
+
+
+def _consequence(profile: Profile) -> str:
+    if profile.name == "rds-proxy":
+        return "pins a server connection of RDS Proxy until this client leaves"
+    return (
+        f"needs a session of its own, and in the profile {profile.name} the next statement may "
+        "run on another server connection, and another client on this one"
+    )
+
+
+def _pins(query: str, found: str | None, *, named_cursor: bool) -> str | None:
+    if len(query) * 4 > PINNING_SIZE and len(query.encode(errors="replace")) > PINNING_SIZE:
+        return "a statement of more than 16 KB"
+    return "a cursor" if named_cursor else found
+
+
+def _look_at(query: str) -> tuple[str | None, str | None]:
+    """Return the effect on any session, and what RDS Proxy alone would mind."""
+    lowered = query.lower()
+    if not any(part in lowered for part in _SUSPECT):
+        return None, None
+    only_rds_proxy = None
+    for statement in _statements(query):
+        effect = _effect(statement)
+        if effect is not None:
+            return effect, None
+        only_rds_proxy = only_rds_proxy or _proxy_effect(statement)
+    return None, only_rds_proxy
+
+
+_remembered: Final = functools.lru_cache(maxsize=512)(_look_at)
+
+
+def _effect(tokens: Sequence[str]) -> str | None:
+    first = tokens[0]
+    if first in _LEADING:
+        return _LEADING[first]
+    rest = tokens[1:]
+    match first:
+        case "set":
+            return "SET" if rest and rest[0] not in _LOCAL_SETS else None
+        case "prepare":
+            return "PREPARE" if rest[:1] != ["transaction"] else None
+        case "declare":
+            return "a cursor WITH HOLD" if _follow(tokens, "with", "hold") else _calls(tokens)
+        case "create":
+            return _created(tokens)
+        case _:
+            return _selected_into(tokens) or _calls(tokens)
+
+
+def _proxy_effect(tokens: Sequence[str]) -> str | None:
+    if tokens[0] == "declare":
+        return "a cursor"
+    if tokens[0] == "create":
+        return _temporary(tokens)
+    return "a call of nextval or setval" if {"nextval", "setval"} & set(_called(tokens)) else None
+
+
+def _created(tokens: Sequence[str]) -> str | None:
+    what = _temporary(tokens)
+    if what is not None:
+        return None if _follow(tokens, "on", "commit", "drop") else what
+    return None if {"function", "procedure"} & set(tokens[:4]) else _calls(tokens)
+
+
+def _temporary(tokens: Sequence[str]) -> str | None:
+    """Name the temporary object that a CREATE makes, or return None."""
+    place = 1
+    temporary = False
+    while place < len(tokens) and tokens[place] in _TEMPORARY | _CREATE_NOISE:
+        temporary = temporary or tokens[place] in _TEMPORARY
+        place += 1
+    if place == len(tokens):
+        return None
+    name = tokens[place + 1 :]
+    if name[:3] == ["if", "not", "exists"]:
+        name = name[3:]
+    if temporary or [piece.strip('"') for piece in name[:2]] == ["pg_temp", "."]:
+        kind = tokens[place]
+        return f"a temporary {kind if kind in {'table', 'view', 'sequence'} else 'object'}"
+    return None
+
+
+def _selected_into(tokens: Sequence[str]) -> str | None:
+    """Find SELECT … INTO TEMP …, which is no INSERT INTO temp …."""
+    for place in range(1, len(tokens) - 1):
+        if (
+            tokens[place] == "into"
+            and tokens[place + 1] in _TEMPORARY
+            and tokens[place - 1] not in {"insert", "merge"}
+        ):
+            return "a temporary table"
+    return None
+
+
+def _calls(tokens: Sequence[str]) -> str | None:
+    """Find a call of a function that reads or writes state of the session."""
+    if tokens[0] in _NO_CALLS:
+        return None
+    for place in _call_places(tokens):
+        name = tokens[place].strip('"')
+        if name == "set_config":
+            effect = _set_config(_arguments(tokens, place + 1))
+            if effect is not None:
+                return effect
+        elif name in {"currval", "lastval"}:
+            return f"{name}()"
+        elif _ADVISORY.fullmatch(name):
+            return "a session advisory lock"
+    return None
+
+
+def _set_config(arguments: Sequence[Sequence[str]]) -> str | None:
+    named = [argument[3:] for argument in arguments if argument[:1] == ["is_local"]]
+    is_local = named[0] if named else arguments[2] if len(arguments) == 3 else []
+    if is_local == ["true"]:
+        return None
+    return "set_config(…, false)" if is_local == ["false"] else "set_config(…) that may be lasting"
+
+
+def _called(tokens: Sequence[str]) -> Iterator[str]:
+    return (tokens[place].strip('"') for place in _call_places(tokens))
+
+
+def _call_places(tokens: Sequence[str]) -> Iterator[int]:
+    """Yield where a name is followed by parentheses, in pg_catalog or without a schema."""
+    for place in range(len(tokens) - 1):
+        if tokens[place + 1] == "(" and len(tokens[place]) > 1:
+            qualified = place >= 2 and tokens[place - 1] == "."
+            if not qualified or tokens[place - 2].strip('"') == "pg_catalog":
+                yield place
+
+
+def _arguments(tokens: Sequence[str], opening: int) -> list[list[str]]:
+    """Split what stands between a parenthesis and its partner at its commas."""
+    arguments: list[list[str]] = [[]]
+    depth = 0
+    for piece in tokens[opening:]:
+        depth += (piece == "(") - (piece == ")")
+        if depth == 0:
+            break
+        if depth == 1 and piece == ",":
+            arguments.append([])
+        elif depth > 1 or piece != "(":
+            arguments[-1].append(piece)
+    return arguments
+
+
+def _follow(tokens: Sequence[str], *words: str) -> bool:
+    size = len(words)
+    return any(
+        tuple(tokens[place : place + size]) == words for place in range(len(tokens) - size + 1)
+    )
+
+
+def _statements(query: str) -> Iterator[list[str]]:
+    """Split at semicolons outside parentheses; a function's BEGIN ATOMIC ends what can be seen."""
+    tokens: list[str] = []
+    depth = 0
+    for piece in _tokens(query):
+        if piece == "atomic" and tokens[-1:] == ["begin"]:
+            break
+        if piece == ";" and depth == 0:
+            yield from _started(tokens)
+            tokens = []
+            continue
+        depth = max(0, depth + (piece == "(") - (piece == ")"))
+        tokens.append(piece)
+    yield from _started(tokens)
+
+
+def _started(tokens: list[str]) -> Iterator[list[str]]:
+    """Leave out what may stand before the first word that counts."""
+    place = 0
+    while place < len(tokens) and tokens[place] == "(":
+        place += 1
+    if tokens[place : place + 1] == ["explain"]:
+        place += 1
+        if tokens[place : place + 1] == ["("]:
+            place = tokens.index(")", place) + 1 if ")" in tokens[place:] else len(tokens)
+        while tokens[place : place + 1] in (["analyze"], ["analyse"], ["verbose"]):
+            place += 1
+    if place < len(tokens):
+        yield tokens[place:]
+
+
+def _tokens(query: str) -> Iterator[str]:
+    """Yield words in lower case, quoted names with their quotes, signs, and ' for each literal."""
+    place = 0
+    while match := _TOKEN.match(query, place):
+        place = match.end()
+        match match.lastgroup:
+            case "word":
+                yield match[0].lower()
+            case "quoted" | "sign" | "number":
+                yield match[0]
+            case "text":
+                yield "'"
+            case "comment":
+                place = _after_comment(query, place)
+
+
+def _after_comment(query: str, place: int) -> int:
+    """Find the end of a comment that has begun; comments nest."""
+    depth = 1
+    while depth and (mark := _COMMENT_MARK.search(query, place)):
+        depth += 1 if mark[0] == "/*" else -1
+        place = mark.end()
+    return len(query) if depth else place

@@ -1,0 +1,134 @@
+"""A postgresql:// URL, as consoles show it and people copy it."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal, cast, get_args
+from urllib.parse import unquote, urlsplit
+
+SslMode = Literal["verify-full", "verify-ca", "require", "prefer", "allow", "disable"]
+ChannelBinding = Literal["require", "prefer", "disable"]
+
+_HOST: Final = re.compile(r"[0-9A-Za-z._:-]+")
+_PLACEHOLDER: Final = "[YOUR-PASSWORD]"
+"""What Supabase's console shows in the password's place."""
+
+_UNDERSTOOD: Final = frozenset({"sslmode", "channel_binding", "options"})
+_MARKS: Final = frozenset({"supa", "workaround"})
+"""What Vercel's integration adds to Supabase's URLs; no driver understands it, none needs it."""
+
+_PRISMA: Final = frozenset(
+    {"pgbouncer", "connection_limit", "pool_timeout", "schema", "socket_timeout"}
+    | {"statement_cache_size", "sslaccept", "sslidentity", "sslpassword"}
+)
+_ELSEWHERE: Final = {
+    "application_name": "PGAPPNAME",
+    "connect_timeout": "LAMBDA_PG_CHECKOUT_TIMEOUT",
+    "sslrootcert": "PGSSLROOTCERT",
+}
+
+
+@dataclass(frozen=True)
+class Url:
+    """The parts of a URL that the layer understands; None where the URL does not say."""
+
+    host: str | None = None
+    port: int | None = None
+    dbname: str | None = None
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+    sslmode: SslMode | None = None
+    channel_binding: ChannelBinding | None = None
+    options: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "Url":
+        """Split a URL; raises ValueError whose text names the part and holds no secret."""
+        text = text.strip()
+        if not text.isprintable():
+            # urlsplit would drop line ends silently, also those inside a password.
+            raise ValueError("holds a character that cannot be printed, a line end perhaps")
+        if _PLACEHOLDER in text:
+            raise ValueError(f"still holds {_PLACEHOLDER}: put the password there")
+        try:
+            parts = urlsplit(text)
+            port = parts.port
+        except ValueError:
+            # The error of urlsplit may quote the password: leave its text out.
+            raise ValueError(
+                "cannot be read: its port is no number from 1 to 65535, or its password has "
+                "an unescaped character: write / ? # [ ] as %2F %3F %23 %5B %5D"
+            ) from None
+        if parts.scheme not in {"postgres", "postgresql"}:
+            raise ValueError("does not begin with postgresql://")
+        if parts.fragment or "@" in parts.path + parts.query:
+            raise ValueError(
+                "has an unescaped character in its password: write / ? # @ as %2F %3F %23 %40"
+            )
+        parameters = _parameters(parts.query)
+        return cls(
+            host=_host(parts.hostname),
+            port=_port(port),
+            dbname=_decoded(parts.path.lstrip("/"), "database"),
+            user=_decoded(parts.username, "user"),
+            password=_decoded(parts.password, "password"),
+            sslmode=cast(SslMode | None, _choice(parameters, "sslmode", get_args(SslMode))),
+            channel_binding=cast(
+                ChannelBinding | None,
+                _choice(parameters, "channel_binding", get_args(ChannelBinding)),
+            ),
+            options=_decoded(parameters.get("options"), "options"),
+        )
+
+
+def _host(name: str | None) -> str:
+    if not name:
+        raise ValueError("names no host")
+    if not _HOST.fullmatch(name):
+        raise ValueError("names a host with a character that no host name or address has")
+    return name
+
+
+def _port(number: int | None) -> int | None:
+    if number == 0:
+        raise ValueError("has the port 0; ports go from 1 to 65535")
+    return number
+
+
+def _decoded(text: str | None, part: str) -> str | None:
+    """Resolve %XX; the error of a wrong one would quote it, so it is left out."""
+    try:
+        decoded = unquote(text, errors="strict") if text else None
+    except UnicodeDecodeError:
+        raise ValueError(f"has a {part} with %XX that is not UTF-8") from None
+    if decoded and "\0" in decoded:
+        raise ValueError(f"has a {part} with %00, which PostgreSQL cannot take")
+    return decoded
+
+
+def _parameters(query: str) -> Mapping[str, str]:
+    """Split what follows the question mark; raises for whatever would be ignored otherwise.
+
+    Only known names are quoted: of a password with an unescaped ? the others would be a part.
+    """
+    parameters = dict(pair.partition("=")[::2] for pair in query.split("&") if pair)
+    unknown = parameters.keys() - _UNDERSTOOD - _MARKS
+    prisma = sorted(unknown & _PRISMA)
+    if prisma:
+        raise ValueError(f"has Prisma's {', '.join(prisma)}, which mean nothing here: remove them")
+    for name in sorted(unknown & _ELSEWHERE.keys()):
+        raise ValueError(f"has {name}: remove it and set {_ELSEWHERE[name]}")
+    if unknown:
+        raise ValueError(f"has parameters other than {_listed(sorted(_UNDERSTOOD))}: remove them")
+    return parameters
+
+
+def _choice(parameters: Mapping[str, str], name: str, allowed: tuple[str, ...]) -> str | None:
+    text = parameters.get(name) or None
+    if text is not None and text not in allowed:
+        raise ValueError(f"has a value of {name} that is not one of {_listed(allowed)}")
+    return text
+
+
+def _listed(names: tuple[str, ...] | list[str]) -> str:
+    return ", ".join(map(repr, names))

@@ -1,0 +1,140 @@
+"""URLs: what consoles hand out works, and what cannot work is named without a secret."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lambda_pg._url import Url
+
+CANARY = "canary-Pa55word"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        pytest.param(
+            "postgresql://postgres.abcdefghij:pw@aws-0-eu-central-1.pooler.supabase.com:6543/postgres",
+            Url(
+                "aws-0-eu-central-1.pooler.supabase.com",
+                6543,
+                "postgres",
+                "postgres.abcdefghij",
+                "pw",
+            ),
+            id="supabase",
+        ),
+        pytest.param(
+            "postgres://postgres.abcdefghij:pw@aws-0-eu-central-1.pooler.supabase.com:6543/postgres"
+            "?sslmode=require&supa=base-pooler.x",
+            Url(
+                "aws-0-eu-central-1.pooler.supabase.com",
+                6543,
+                "postgres",
+                "postgres.abcdefghij",
+                "pw",
+                "require",
+            ),
+            id="vercel-supabase",
+        ),
+        pytest.param(
+            "postgresql://neondb_owner:npg_x@ep-cool-darkness-123456-pooler.us-east-2.aws.neon.tech"
+            "/neondb?sslmode=require&channel_binding=require",
+            Url(
+                "ep-cool-darkness-123456-pooler.us-east-2.aws.neon.tech",
+                None,
+                "neondb",
+                "neondb_owner",
+                "npg_x",
+                "require",
+                "require",
+            ),
+            id="neon",
+        ),
+        pytest.param(
+            "postgresql://me@app.c9akciq32.eu-west-1.rds.amazonaws.com:5432/app"
+            "?options=-c%20statement_timeout%3D5000",
+            Url(
+                "app.c9akciq32.eu-west-1.rds.amazonaws.com",
+                5432,
+                "app",
+                "me",
+                options="-c statement_timeout=5000",
+            ),
+            id="rds-options",
+        ),
+        pytest.param(
+            "  postgresql://me:p%40s%2Fs%25@[::1]:5433/my%20db\n",
+            Url("::1", 5433, "my db", "me", "p@s/s%"),
+            id="escapes-ipv6-line-end",
+        ),
+        pytest.param("postgres://localhost", Url("localhost"), id="shortest"),
+    ],
+)
+def test_a_copied_url_is_understood(text: str, expected: Url) -> None:
+    """Each form that a console or a tutorial shows gives its parts."""
+    assert Url.parse(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (f"mysql://u:{CANARY}@h/d", "does not begin with postgresql://"),
+        (f"u:{CANARY}@h/d", "does not begin with postgresql://"),
+        (f"postgresql://u:{CANARY}@/d", "names no host"),
+        (f"postgresql://u:{CANARY}@h1,h2/d", "names a host with a character"),
+        (f"postgresql://u:{CANARY}@h:{CANARY}/d", "its port is no number"),
+        (f"postgresql://u:{CANARY}@h:0/d", "has the port 0"),
+        (f"postgresql://u:{CANARY}@h:65536/d", "its port is no number"),
+        (f"postgresql://u:{CANARY}#x@h/d", "write / \\? # "),
+        (f"postgresql://u:1#{CANARY}@h/d", "its port|unescaped"),
+        (f"postgresql://u@h/{CANARY}@h/d", "write / \\? # @ as %2F %3F %23 %40"),
+        (f"postgresql://u:{CANARY}/x@h/d", "its port is no number"),
+        (f"postgresql://u:{CANARY}\n@h/d", "cannot be printed"),
+        (f"postgresql://u:{CANARY}%ff@h/d", "a password with %XX that is not UTF-8"),
+        (f"postgresql://u:{CANARY}%00@h/d", "a password with %00"),
+        ("postgresql://u:[YOUR-PASSWORD]@h/d", "put the password there"),
+        (f"postgresql://u:{CANARY}@h/d?sslmode={CANARY}", "a value of sslmode that is not one of"),
+        (f"postgresql://u:{CANARY}@h/d?channel_binding=1", "a value of channel_binding"),
+        (
+            f"postgresql://u:{CANARY}@h/d?pgbouncer=true&connection_limit=1",
+            "Prisma's connection_limit, pgbouncer.* remove them",
+        ),
+        (f"postgresql://u:{CANARY}@h/d?schema=public", "Prisma's schema"),
+        (f"postgresql://u:{CANARY}@h/d?pool_timeout=3", "Prisma's pool_timeout"),
+        (f"postgresql://u:{CANARY}@h/d?connect_timeout=3", "set LAMBDA_PG_CHECKOUT_TIMEOUT"),
+        (f"postgresql://u:{CANARY}@h/d?sslrootcert=x", "set PGSSLROOTCERT"),
+        (f"postgresql://u:{CANARY}@h/d?{CANARY}=1", "has parameters other than"),
+    ],
+)
+def test_what_cannot_work_is_named(text: str, problem: str) -> None:
+    """The error names the part that is wrong and what to do, never a part of the secret."""
+    with pytest.raises(ValueError, match=problem) as caught:
+        Url.parse(text)
+    assert CANARY not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+def test_repr_masks_the_password() -> None:
+    """A URL can be printed."""
+    assert CANARY not in repr(Url.parse(f"postgresql://u:{CANARY}@h/d"))
+
+
+PIECES = st.sampled_from(
+    [
+        *":/?#@&=%[]., \n\t\0é\udc80",
+        *("%00", "%ff", "%zz", "::1", "sslmode", "options", "channel_binding", "require"),
+        *("pgbouncer", "postgresql://", "h", "6543"),
+    ]
+)
+
+
+@given(st.lists(PIECES | st.text(max_size=5), max_size=12).map("".join), st.booleans())
+def test_any_text_gives_a_url_or_a_value_error(text: str, before: bool) -> None:
+    """Parsing raises nothing but ValueError, and no text or repr holds the password."""
+    password = f"{CANARY}{text}" if before else f"{text}{CANARY}"
+    for url in (f"postgresql://u:{password}@h/d", f"postgresql://u:{CANARY}@{text}", text):
+        try:
+            shown = repr(Url.parse(url).password is None)
+        except ValueError as error:
+            shown = f"{error} {error!r}"
+        assert CANARY not in shown
