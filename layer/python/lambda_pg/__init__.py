@@ -1,7 +1,13 @@
 """PostgreSQL connections for AWS Lambda that do not run out."""
 
-from lambda_pg._database import Database
-from lambda_pg._errors import (
+import os
+
+from lambda_pg._secrets import prefetch
+
+prefetch(os.environ)  # the secret comes while psycopg is imported: docs/decisions/0006
+
+from lambda_pg._database import Database  # noqa: E402
+from lambda_pg._errors import (  # noqa: E402
     CheckoutTimeoutError,
     CommitOutcomeUnknownError,
     ConfigurationError,
@@ -9,8 +15,9 @@ from lambda_pg._errors import (
     CredentialsError,
     DatabaseUnavailableError,
     DeadlineExceededError,
+    StatementRefusedError,
 )
-from lambda_pg._settings import Settings
+from lambda_pg._settings import Settings  # noqa: E402
 
 __all__ = [
     "CheckoutTimeoutError",
@@ -22,4 +29,5 @@ __all__ = [
     "DatabaseUnavailableError",
     "DeadlineExceededError",
     "Settings",
+    "StatementRefusedError",
 ]

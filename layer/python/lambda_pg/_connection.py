@@ -6,19 +6,30 @@ import select
 import sys
 import tempfile
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final, Self, TypeVar
 
 import psycopg
 from psycopg import pq, waiting
-from psycopg.abc import PQGen
+from psycopg._preparing import PrepareManager
+from psycopg.abc import Params, PQGen, Query
 from psycopg.conninfo import make_conninfo
-from psycopg.rows import Row, RowFactory
+from psycopg.rows import Row, RowFactory, tuple_row
 
+from lambda_pg._address import resolve
 from lambda_pg._credentials import Credentials
-from lambda_pg._errors import ConnectFailedError, DeadlineExceededError
-from lambda_pg._settings import AWS_ROOTS, Settings
+from lambda_pg._cursor import Cursor
+from lambda_pg._errors import (
+    ConnectFailedError,
+    DeadlineExceededError,
+    StatementRefusedError,
+)
+from lambda_pg._flight import Statement, fly
+from lambda_pg._profiles import Profile, profile_for
+from lambda_pg._settings import Settings
+from lambda_pg._statements import refusal, session_effect
 
 RV = TypeVar("RV")
 
@@ -31,9 +42,18 @@ CANCEL_TIMEOUT: Final = 0.25
 # A half-open connection ends after this many milliseconds instead of 15 minutes (measured: 3.4 s).
 TCP_USER_TIMEOUT: Final = 3000
 
+SET_CLAIMS: Final = "SELECT set_config('request.jwt.claims', %s, true)"
+TRANSACTION_ID: Final = "SELECT pg_current_xact_id_if_assigned()::text"
+
 
 class Connection(psycopg.Connection[Row]):
     """A psycopg connection whose every wait ends at `deadline`."""
+
+    profile: Profile
+    """What may be sent over it."""
+
+    strict: bool = False
+    """Whether statements that pin or leak are refused before they are sent."""
 
     deadline: float = math.inf
     """The time.monotonic() at which waits end; set at each checkout."""
@@ -41,51 +61,173 @@ class Connection(psycopg.Connection[Row]):
     managed: bool = False
     """Whether the open transaction is the layer's, which alone may end it."""
 
+    opening: list[Statement] | None = None
+    """What begins the layer's transaction: it leaves together with the first statement."""
+
+    transaction_id: str | None = None
+    """The id of the layer's transaction, once it is known to have one: it writes."""
+
+    touched: bool = False
+    """Whether it may carry session state, and the invocation that left it."""
+
+    used_by: int | None = None
+
+    reclaimed: bool = False
+    """Whether the pool took it back while a caller still had it."""
+
+    orphaned: bool = False
+    """Whether it belongs to the parent of this process; its socket here is a dead one."""
+
+    fresh_until: float = 0.0
+    """The wall clock's time until which a checkout takes it after one look at its socket."""
+
     idle_since: float = 0.0
-    """The wall clock's time of the last return to the pool."""
+    """The wall clock's time of its last return."""
+
+    expires_at: float = math.inf
+    """The wall clock's time at which its lifetime ends."""
+
+    renew_at: float = math.inf
+    """The wall clock's time at which its credentials are to be looked at, or its lifetime ends."""
+
+    generation: int = 0
+    """Of its credentials."""
+
+    max_idle: float = math.inf
+    """Seconds idle after which it is replaced without being asked."""
+
+    _poll: Callable[[int], list[tuple[int, int]]] | None = None
 
     def wait(self, gen: PQGen[RV], interval: float = INTERVAL, timeout: float | None = None) -> RV:
-        """Wait as psycopg does, at most until the deadline."""
-        if self.deadline == math.inf or timeout is not None:
-            return super().wait(gen, interval, timeout)
+        """Wait as psycopg does, at most until the deadline.
+
+        Everything that psycopg sends passes here, so this is also where a transaction begins.
+        """
+        if self.opening is not None:
+            self._open_first()
+        if timeout is None and self.deadline != math.inf:
+            timeout = self.deadline - monotonic()
+            if timeout <= 0:
+                raise DeadlineExceededError(
+                    "the invocation's deadline passed before the statement was sent"
+                )
         try:
-            return super().wait(gen, interval, max(0.0, self.deadline - monotonic()))
+            # Not super().wait(): on the way of every statement each call counts.
+            return waiting.wait(gen, self.pgconn.socket, interval, timeout)
         except psycopg.errors._WaitTimeout as error:
             self._abandon()
             raise DeadlineExceededError(
                 "the invocation's deadline passed while the database was at work: its connection "
-                "was dropped, and whether the statement ran to its end is unknown"
+                "was dropped, and whether the statement ran to its end is unknown",
+                may_have_run=True,
             ) from error
+        except KeyboardInterrupt:
+            self._abandon()
+            raise
+
+    def fly(self, statements: list[Statement]) -> None:
+        """Run statements in one round trip; BEGIN and COMMIT must be among them."""
+        with self.lock:
+            self.wait(fly(statements))
+
+    def begin(self, claims: str | None) -> None:
+        """Make the next statement open a transaction of the layer's, with JSON `claims`."""
+        self.managed = True
+        self.transaction_id = None
+        self.opening = self.opening_statements(claims)
+
+    def opening_statements(self, claims: str | None) -> list[Statement]:
+        """Return BEGIN, and what sets the claims for the transaction."""
+        begin = Statement(psycopg.Cursor(self, row_factory=tuple_row), "BEGIN")
+        if claims is None:
+            return [begin]
+        return [begin, Statement(psycopg.Cursor(self, row_factory=tuple_row), SET_CLAIMS, [claims])]
+
+    def open_with(self, cursor: psycopg.Cursor[Any], query: Query, params: Params | None) -> None:
+        """Begin the transaction in one round trip with its first statement.
+
+        The id comes along for nothing: where the first statement writes, a lost answer to COMMIT
+        can be resolved later.
+        """
+        opening = self.opening or []
+        asked = Statement(psycopg.Cursor(self, row_factory=tuple_row), TRANSACTION_ID)
+        self.opening = None
+        self.fly([*opening, Statement(cursor, query, params), asked])  # type: ignore[arg-type]
+        (self.transaction_id,) = asked.cursor.fetchone() or (None,)
+
+    def _open_first(self) -> None:
+        """Begin the transaction on its own, before something that is not a plain statement."""
+        pipeline = self._pipeline
+        if pipeline is not None and not pipeline.level:
+            return  # psycopg enters its pipeline mode: nothing is sent yet
+        opening, self.opening = self.opening or [], None
+        if pipeline is None:
+            self.wait(fly(opening))
+            return
+        for cursor, query, params in opening:
+            self.wait(cursor._execute_gen(query, params))
+
+    def inspect(self, query: Query, *, prepare: bool = False, named_cursor: bool = False) -> bool:
+        """Note session state that a statement leaves; tell whether it leaves none.
+
+        Raises StatementRefusedError in strict mode, and ProgrammingError for a NUL: libpq would
+        silently cut the statement there.
+        """
+        text = self._text(query)
+        if "\0" in text:
+            raise psycopg.ProgrammingError("the statement holds a NUL character")
+        if self.strict:
+            reason = refusal(text, self.profile, prepare=prepare, named_cursor=named_cursor)
+            if reason is not None:
+                raise StatementRefusedError(reason)
+        if not self.profile.session or session_effect(text) is None:
+            return True
+        self.touched = True
+        return False
+
+    def _text(self, query: Query) -> str:
+        if isinstance(query, str):
+            return query
+        if isinstance(query, bytes):
+            return query.decode(errors="replace")
+        return psycopg.sql.as_string(query, self)
 
     def is_alive(self) -> bool:
         """Look at the socket without a round trip: an idle connection has nothing to say.
 
         Whatever there is to read on it is a farewell, and a hang-up shows even unread.
         """
-        if self.closed:
-            return False
-        poller = select.poll()
-        poller.register(self.pgconn.socket, _IDLE_EVENTS)
-        return not poller.poll(0)
+        if self._poll is None:
+            poller = select.poll()
+            poller.register(self.pgconn.socket, _IDLE_EVENTS)
+            self._poll = poller.poll
+        return not self._poll(0)
+
+    def close(self) -> None:
+        """Close the connection; a pool that still knows it takes it for dead."""
+        self._poll = _always
+        super().close()
 
     def answers(self, timeout: float) -> bool:
-        """Make one round trip of at most `timeout` seconds."""
+        """Make one round trip of at most `timeout` seconds, which also ends session state."""
         deadline, self.deadline = self.deadline, monotonic() + timeout
         try:
-            self.execute("")
+            psycopg.Cursor(self).execute("DISCARD ALL" if self.touched else "")
         except psycopg.Error:
             return False
         finally:
             self.deadline = deadline
+        if self.touched:
+            self._prepared = PrepareManager()  # those that psycopg knew of are gone
+            self.prepare_threshold = None
+            self.touched = False
         return True
 
-    def prepare(self, deadline: float, row_factory: RowFactory[Row]) -> None:
-        """Make the connection as good as new for the next user, whatever the last one set."""
-        self.deadline = deadline
+    def lend(self, row_factory: RowFactory[Row]) -> None:
+        """Make the connection ready for the caller who gets it in his hands."""
         self.row_factory = row_factory
-        self.cursor_factory = psycopg.Cursor
-        self.prepare_threshold = None
-        self._autocommit = True  # the property would refuse nothing here and costs a lock
+        self.cursor_factory = Cursor
+        self.server_cursor_factory = psycopg.ServerCursor
 
     def commit(self) -> None:
         """Commit, where the transaction is the caller's own."""
@@ -119,8 +261,10 @@ class Connection(psycopg.Connection[Row]):
         return self.broken or self.pgconn.pipeline_status != pq.PipelineStatus.OFF
 
     def clean(self) -> bool:
-        """End what was left open; tell whether the connection can be used again."""
+        """End what was left open, and undo what was set; tell whether it can be used again."""
         self.managed = False
+        self.opening = None
+        self._undo_settings()
         if self.lost or self.lock.locked():  # a generator, as of stream(), still holds the lock
             return False
         status = self.pgconn.transaction_status
@@ -129,19 +273,33 @@ class Connection(psycopg.Connection[Row]):
         if status not in {pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR}:
             return False
         try:
-            self.execute("ROLLBACK")
+            psycopg.Cursor(self).execute("ROLLBACK")
         except psycopg.Error:
             return False
         return self.pgconn.transaction_status == pq.TransactionStatus.IDLE
 
+    def _undo_settings(self) -> None:
+        self._autocommit = True  # the properties would send nothing here, and each takes a lock
+        self._isolation_level = self._read_only = self._deferrable = None
+        self._begin_statement = b""
+        self.prepare_threshold = None
+        self._adapters = None
+        self._notice_handlers.clear()
+        self._notify_handlers.clear()
+
     def _abandon(self) -> None:
-        """Cancel what runs, then shut the socket, whatever becomes of the cancel."""
+        """Cancel what runs where a cancel reaches it, then shut the socket in any case."""
         try:
-            self.cancel_safe(timeout=CANCEL_TIMEOUT)
+            if self.profile.cancel:
+                self.cancel_safe(timeout=CANCEL_TIMEOUT)
         except psycopg.Error:
             pass  # the peer has stalled: closing the socket is all that is left
         finally:
             self.close()
+
+
+def _always(_: int) -> list[tuple[int, int]]:
+    return [(-1, select.POLLNVAL)]
 
 
 # macOS has no POLLRDHUP; there a hang-up makes the socket readable.
@@ -151,6 +309,22 @@ _IDLE_EVENTS: Final = (
     | select.POLLERR
     | (0 if sys.platform == "darwin" else select.POLLRDHUP)
 )
+
+_OPEN: Final[weakref.WeakSet[Connection[Any]]] = weakref.WeakSet()
+
+
+def _orphan() -> None:
+    """Cut a forked child off its parent's sockets: not even a farewell may be sent on them."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for connection in list(_OPEN):
+        if not connection.closed:
+            os.dup2(null, connection.fileno())
+        connection.orphaned = True
+    _OPEN.clear()
+    os.close(null)
+
+
+os.register_at_fork(after_in_child=_orphan)
 
 
 class Connector:
@@ -166,54 +340,72 @@ class Connector:
 
         Raises psycopg.OperationalError, or ConnectFailedError when there is no host.
         """
-        conninfo = self._conninfo(credentials)
+        until = monotonic() + timeout
+        host, port = self._endpoint(credentials)
+        profile = profile_for(self._settings.profile, host, port)
+        addresses = resolve(host, timeout)
+        conninfo = self._conninfo(credentials, host, port, addresses, profile)
         try:
             # Connection.connect() rounds timeouts up to at least 2 s: too coarse for a deadline.
             connection: Connection[Any] = waiting.wait_conn(
-                Connection._connect_gen(conninfo), interval=INTERVAL, timeout=timeout
+                Connection._connect_gen(conninfo),
+                interval=INTERVAL,
+                timeout=max(0.0, until - monotonic()),
             )
         except psycopg.errors._WaitTimeout as error:
             raise psycopg.errors.ConnectionTimeout(
-                f"connection timeout expired: no answer from {self.target(credentials)} "
+                f"connection timeout expired: no answer from {profile.name} {host}:{port} "
                 f"within {timeout:.1f} s"
             ) from error
+        connection._undo_settings()
+        connection.profile = profile
+        connection.strict = self._settings.strict
+        _OPEN.add(connection)
         return connection
 
-    def target(self, credentials: Credentials) -> str:
-        """Name the endpoint for messages: profile, host and port, never a user or a password."""
-        settings = self._settings
-        host, port = settings.host or credentials.host, settings.port or credentials.port or 5432
-        return f"{settings.profile} {host}:{port}"
-
-    def _conninfo(self, credentials: Credentials) -> str:
+    def _endpoint(self, credentials: Credentials) -> tuple[str, int]:
         settings = self._settings
         host = settings.host or credentials.host
         if host is None:
             raise ConnectFailedError(
-                "no host to connect to: set PGHOST, or give the secret a field 'host'"
+                "no host to connect to: set PGHOST, or give the secret a field 'host' or 'url'"
             )
+        return host, settings.port or credentials.port or 5432
+
+    def _conninfo(
+        self,
+        credentials: Credentials,
+        host: str,
+        port: int,
+        addresses: list[str],
+        profile: Profile,
+    ) -> str:
+        settings = self._settings
         return make_conninfo(
             "",
-            host=host,
-            port=settings.port or credentials.port or 5432,
+            host=",".join([host] * len(addresses)),
+            hostaddr=",".join(addresses),
+            port=port,
             dbname=settings.dbname or credentials.dbname or "postgres",
             user=credentials.user,
             password=credentials.password,
+            options=settings.options or credentials.options,
             sslmode=settings.sslmode,
-            sslrootcert=str(self._root_certificate()),
+            sslrootcert=str(self._root_certificate(profile)),
+            channel_binding=settings.channel_binding,
             application_name=settings.application_name,
             client_encoding="UTF8",
             gssencmode="disable",
             tcp_user_timeout=TCP_USER_TIMEOUT,
         )
 
-    def _root_certificate(self) -> Path:
+    def _root_certificate(self, profile: Profile) -> Path:
         """Return the file with the roots to trust; libpq takes them only from a file."""
         settings = self._settings
         if settings.sslrootcert is not None:
             return settings.sslrootcert
         if settings.ca_pem is None:
-            return AWS_ROOTS
+            return profile.roots
         if self._ca_file is None or not self._ca_file.exists():
             self._ca_file = _write_temporary(settings.ca_pem)
             weakref.finalize(self, _remove, self._ca_file, os.getpid())

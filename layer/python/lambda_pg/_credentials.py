@@ -1,22 +1,41 @@
 """Who to log in as: cached, fetched once at a time, refreshed when a login is refused."""
 
+import json
+import random
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
 from time import monotonic
-from typing import Any
+from typing import Any, Final
 
-from lambda_pg._errors import CredentialsError
-from lambda_pg._secrets import SecretsUnavailableError, fetch_secret
+from lambda_pg._errors import ConfigurationError, CredentialsError
+from lambda_pg._iam import auth_token
+from lambda_pg._profiles import options_refused, profile_for
+from lambda_pg._secrets import Fetch, SecretError, take_prefetched
 from lambda_pg._settings import Settings
+from lambda_pg._url import Url
 
-LIFETIME = 900.0
-"""Seconds that a fetched secret is used without a look at Secrets Manager."""
+LIFETIME: Final = 900.0
+"""Seconds that credentials are used without another look, less up to a fifth of jitter.
 
-PAUSE = 30.0
+An IAM token is valid for 900 s (AWS's own limit) at the moment of a connect.
+"""
+
+PAUSE: Final = 30.0
 """Seconds until the next look after one that failed, while there is an old copy."""
+
+REFUSED_PAUSE: Final = 0.5
+"""Seconds between two looks for a new version while logins are refused: a rotation takes its time,
+and Secrets Manager is asked by a whole fleet then."""
+
+# No state that a snapshot or a fork could copy into many environments.
+_jitter = random.SystemRandom()
+
+
+class SecretsUnavailableError(CredentialsError):
+    """Report that Secrets Manager failed or throttled: asking again may succeed."""
 
 
 @dataclass(frozen=True)
@@ -28,55 +47,153 @@ class Credentials:
     host: str | None = None
     port: int | None = None
     dbname: str | None = None
+    options: str | None = None
+
+    @classmethod
+    def from_secret(cls, arn: str, text: str, *, direct: bool = False) -> "Credentials":
+        """Read a secret as RDS writes it, or with `url` and `direct_url`.
+
+        Raises ConfigurationError that names the field, never its content.
+        """
+        try:
+            secret = json.loads(text)
+        except ValueError:
+            secret = None
+        if not isinstance(secret, dict):
+            raise ConfigurationError([f"the secret {arn} is not a JSON object"])
+        if "url" in secret or "direct_url" in secret:
+            return cls._from_url(arn, "direct_url" if direct else "url", secret)
+        problems = [
+            f"the secret {arn} has no text in its field {name!r}"
+            for name in ("username", "password")
+            if not _is_text(secret.get(name))
+        ]
+        problems += [
+            f"the secret {arn} has a field {name!r} that is not a text"
+            for name in ("host", "dbname")
+            if secret.get(name) is not None and not _is_text(secret[name])
+        ]
+        port = _port(secret.get("port"))
+        if port == 0:
+            problems.append(f"the secret {arn} has a field 'port' that is no port from 1 to 65535")
+        if problems:
+            raise ConfigurationError(problems)
+        return cls(
+            secret["username"], secret["password"], secret.get("host"), port, secret.get("dbname")
+        )
+
+    @classmethod
+    def _from_url(cls, arn: str, name: str, secret: dict[str, Any]) -> "Credentials":
+        text = secret.get(name)
+        if not isinstance(text, str):
+            raise ConfigurationError([f"the secret {arn} has no text in its field {name!r}"])
+        try:
+            url = Url.parse(text)
+        except ValueError as error:
+            raise ConfigurationError([f"the secret {arn}: its field {name!r} {error}"]) from None
+        if url.user is None or url.password is None or url.host is None:
+            raise ConfigurationError(
+                [f"the secret {arn}: its field {name!r} names no user or no password"]
+            )
+        return cls(url.user, url.password, url.host, url.port, url.dbname, url.options)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value != "" and "\0" not in value
+
+
+def _port(value: object) -> int | None:
+    """Take a port as a number or, as CloudFormation writes it, as digits; 0 is none of them."""
+    if value is None:
+        return None
+    text = str(value)
+    if isinstance(value, bool) or not (text.isascii() and text.isdigit() and len(text) <= 5):
+        return 0
+    return int(text) if 1 <= int(text) <= 65535 else 0
 
 
 class CredentialCache:
-    """Hold the credentials of one secret; threads that need a fetch wait for one."""
+    """Hold the credentials; threads that need a fetch wait for one."""
 
     def __init__(
         self,
         settings: Settings,
-        fetch: Callable[..., dict[str, Any]] = fetch_secret,
+        start_fetch: Callable[[str, str], Fetch] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Read nothing yet. The clock is the wall's: others stand still in a frozen environment."""
         self._settings = settings
-        self._fetch = fetch
+        self._start_fetch = start_fetch or _start_fetch
         self._clock = clock
+        self.refreshes = 0
+        self.forget()
+
+    def forget(self) -> None:
+        """Know nothing, as a new environment does."""
         self._lock = Lock()
         self._cached: Credentials | None = None
-        self._fresh_until = 0.0
+        self._asked_at = 0.0
+        self._previous: Credentials | None = None
+        self._previous_asked_at = 0.0
+        self.generation = 0
+        """Counts the changes: what was opened under an older one is to be replaced."""
+        self.fresh_until = 0.0
+        """The wall clock's time until which `get` returns what it has."""
 
     def get(self, timeout: float) -> Credentials:
         """Return the credentials, fetching them within `timeout` seconds where it must.
 
         An expired copy is still used when Secrets Manager fails: it may well be valid.
-        Raises CredentialsError.
+        Raises CredentialsError, and ConfigurationError for a secret that cannot be used.
         """
-        if self._settings.secret_arn is None:
-            return Credentials(self._settings.user or "", self._settings.password or "")
+        cached = self._cached
+        if cached is not None and self._clock() < self.fresh_until:
+            return cached
         with self._locked(timeout) as left:
             if self._cached is None:
                 return self._refresh(left)
-            if self._clock() < self._fresh_until:
+            if self._clock() < self.fresh_until:
                 return self._cached
             try:
                 return self._refresh(left / 3)
-            except CredentialsError:
-                self._fresh_until = self._clock() + PAUSE
+            except (CredentialsError, ConfigurationError):
+                self.fresh_until = self._clock() + PAUSE
                 return self._cached
 
-    def replace(self, refused: Credentials, timeout: float) -> bool:
-        """Fetch the secret after `refused` was refused; tell whether it differs now.
+    def accepted(self, credentials: Credentials) -> None:
+        """Go on with credentials that a login has just shown to be right."""
+        if credentials != self._cached:
+            self._cached = credentials
+            self.fresh_until = self._clock() + PAUSE
 
-        Raises CredentialsError.
+    def after_refusal(self, refused: Credentials, timeout: float) -> Credentials | None:
+        """Look for other credentials than those that were refused; None when there are none now.
+
+        First the current version is fetched anew. When that is refused too, the previous one may
+        still be right: a pooler need not know the new password yet.
         """
-        if self._settings.secret_arn is None:
-            return False
+        if self._settings.secret_arn is None and self._settings.auth == "password":
+            return None
         with self._locked(timeout) as left:
+            if refused == self._previous:
+                return None
             if self._cached is not None and self._cached != refused:
-                return True  # another thread was faster
-            return self._refresh(left) != refused
+                return self._cached  # another thread was faster
+            if self._clock() - self._asked_at >= REFUSED_PAUSE:
+                current = self._refresh(left)
+                if current != refused:
+                    return current
+            return self._look_at_previous(refused, left)
+
+    def _look_at_previous(self, refused: Credentials, timeout: float) -> Credentials | None:
+        if self._settings.secret_arn is None or self._clock() - self._previous_asked_at < PAUSE:
+            return None
+        self._previous_asked_at = self._clock()
+        try:
+            self._previous = self._fetch("AWSPREVIOUS", timeout)
+        except (CredentialsError, ConfigurationError):
+            return None  # a secret that was never rotated has none
+        return None if self._previous == refused else self._previous
 
     @contextmanager
     def _locked(self, timeout: float) -> Generator[float, None, None]:
@@ -90,28 +207,50 @@ class CredentialCache:
             self._lock.release()
 
     def _refresh(self, timeout: float) -> Credentials:
+        self._asked_at = self._clock()
+        fresh = self._current(timeout)
+        if self._cached is not None and fresh != self._cached and self._settings.auth != "iam":
+            self.generation += 1  # a new token is no change: it matters at a connect only
+        self._cached = fresh
+        self.fresh_until = self._asked_at + LIFETIME * _jitter.uniform(0.8, 1.0)
+        self.refreshes += 1
+        return fresh
+
+    def _current(self, timeout: float) -> Credentials:
+        settings = self._settings
+        if settings.auth == "iam":
+            return Credentials(settings.user or "", auth_token(settings))
+        if settings.secret_arn is None:
+            return Credentials(settings.user or "", settings.password or "")
+        return self._fetch("AWSCURRENT", timeout)
+
+    def _fetch(self, stage: str, timeout: float) -> Credentials:
         arn = self._settings.secret_arn or ""
-        secret = self._fetch(arn, timeout=timeout)
-        missing = [
-            name for name in ("username", "password") if not isinstance(secret.get(name), str)
-        ]
-        if missing:
-            raise CredentialsError(f"the secret {arn} has no text field {' and '.join(missing)}")
-        self._cached = Credentials(
-            user=secret["username"],
-            password=secret["password"],
-            host=secret.get("host"),
-            port=_port(arn, secret.get("port")),
-            dbname=secret.get("dbname"),
+        try:
+            text = self._start_fetch(arn, stage).result(timeout)
+        except SecretError as error:
+            kind = SecretsUnavailableError if error.passing else CredentialsError
+            raise kind(str(error)) from error
+        credentials = Credentials.from_secret(arn, text, direct=self._settings.direct)
+        if credentials.options:
+            self._require_options(credentials)
+        return credentials
+
+    def _require_options(self, credentials: Credentials) -> None:
+        profile = profile_for(
+            self._settings.profile, credentials.host or "", credentials.port or 5432
         )
-        self._fresh_until = self._clock() + LIFETIME
-        return self._cached
+        if not profile.startup_options:
+            raise ConfigurationError(
+                [f"the URL in the secret has options: {options_refused(profile)}"]
+            )
 
 
-def _port(arn: str, value: object) -> int | None:
-    """Take a port as a number or, as CloudFormation writes it, as digits."""
-    if value is None:
-        return None
-    if str(value).isascii() and str(value).isdigit():
-        return int(str(value))
-    raise CredentialsError(f"the secret {arn} has the port {value!r}, which is not a number")
+def _start_fetch(arn: str, stage: str) -> Fetch:
+    """Begin a fetch, or take the one that began with the environment, while it is young."""
+    early = take_prefetched(arn) if stage == "AWSCURRENT" else None
+    if early is not None and time.time() - early.started_at < PAUSE:
+        return early
+    fetch = Fetch(arn, stage)
+    fetch.start()
+    return fetch

@@ -2,9 +2,14 @@
 
 import functools
 import json
+import logging
 import math
+import os
+import random
+import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from time import monotonic
 from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar, overload
 
@@ -13,18 +18,22 @@ from psycopg import pq
 from psycopg.abc import Params, QueryNoTemplate
 from psycopg.rows import Row, RowFactory, TupleRow, tuple_row
 
-from lambda_pg._connection import Connection, Connector
-from lambda_pg._credentials import CredentialCache, Credentials
+from lambda_pg._connection import TRANSACTION_ID, Connection, Connector
+from lambda_pg._credentials import CredentialCache, SecretsUnavailableError
 from lambda_pg._errors import (
     CommitOutcomeUnknownError,
     ConnectFailedError,
     CredentialsError,
     DatabaseUnavailableError,
+    DeadlineExceededError,
 )
 from lambda_pg._failures import Failure, classify_connect, classify_statement
+from lambda_pg._flight import Statement
+from lambda_pg._overload import Breaker, RetryBudget
 from lambda_pg._pool import Pool
-from lambda_pg._secrets import SecretsUnavailableError
 from lambda_pg._settings import Settings
+from lambda_pg._snapshot import register_snapshot_hooks
+from lambda_pg._stats import MetricLines, Stats
 from lambda_pg._window import Window
 
 P = ParamSpec("P")
@@ -33,10 +42,19 @@ Claims = Mapping[str, Any]
 
 _TUPLES: Final[RowFactory[Any]] = tuple_row
 
-SET_CLAIMS: Final = "SELECT set_config('request.jwt.claims', %s, true)"
-
 RESERVE: Final = 0.5
 """Seconds of the invocation kept back to answer in after its deadline has ended a wait."""
+
+REMEMBERED: Final = 1000
+"""Statements whose text is known to leave no session state."""
+
+STATUS: Final = "SELECT pg_xact_status(%s::xid8)"
+"""What became of a transaction: committed, aborted, in progress, or NULL (too long ago)."""
+
+# No state that a snapshot or a fork could copy into many environments.
+_jitter = random.SystemRandom()
+
+logger = logging.getLogger("lambda_pg")
 
 
 class Database(Generic[Row]):
@@ -54,25 +72,44 @@ class Database(Generic[Row]):
         """Take settings and psycopg's row factory for the rows of every verb."""
         self._settings = settings
         self._row_factory = row_factory
+        self._stats = Stats()
         self._credentials = CredentialCache(settings)
         self._connector = Connector(settings)
         self._pool = Pool(
-            self._connect, slots=settings.slots, idle_check_after=settings.idle_check_after
+            self._connect,
+            slots=settings.slots,
+            idle_check_after=settings.idle_check_after,
+            stats=self._stats,
+            is_current=self._is_current,
         )
+        self._breaker = Breaker()
+        self._budget = RetryBudget()
         self._deadline = math.inf
+        self._own_deadline: ContextVar[float] = ContextVar("deadline", default=math.inf)
+        self._own_deadlines = 0
+        self._invocation: int | None = None
+        self._invocations = 0
+        self._harmless: set[QueryNoTemplate] = set()
+        self._metrics = MetricLines(os.environ.get("AWS_LAMBDA_FUNCTION_NAME", "local"))
+        register_snapshot_hooks(self)
 
     @overload
     @classmethod
-    def from_env(cls) -> "Database[TupleRow]": ...
+    def from_env(cls, *, direct: bool = False) -> "Database[TupleRow]": ...
 
     @overload
     @classmethod
-    def from_env(cls, *, row_factory: RowFactory[Row]) -> "Database[Row]": ...
+    def from_env(cls, *, row_factory: RowFactory[Row], direct: bool = False) -> "Database[Row]": ...
 
     @classmethod
-    def from_env(cls, *, row_factory: RowFactory[Any] = tuple_row) -> "Database[Any]":
-        """Read the settings from the environment; raises ConfigurationError."""
-        return Database(Settings.from_env(), row_factory=row_factory)
+    def from_env(
+        cls, *, row_factory: RowFactory[Any] = tuple_row, direct: bool = False
+    ) -> "Database[Any]":
+        """Read the settings from the environment; raises ConfigurationError.
+
+        `direct` takes the address of the database itself, past any pooler: for migrations.
+        """
+        return Database(Settings.from_env(direct=direct), row_factory=row_factory)
 
     def __repr__(self) -> str:
         """Show the settings, which hold no secret."""
@@ -95,22 +132,42 @@ class Database(Generic[Row]):
 
         Raises DatabaseUnavailableError, CommitOutcomeUnknownError, and psycopg's SQL errors.
         """
-        window = self._window()
+        began = time.time()
+        connection = None if self._breaker.failures else self._pool.take()
+        window = None
         while True:
-            connection = self._checkout(window)
+            if connection is None:
+                window = window or self._window(began)
+                connection = self._checkout(window)
+            connection.deadline = self._earliest() if self._own_deadlines else self._deadline
             try:
+                if query not in self._harmless:
+                    self._inspect(connection, query)
+                cursor = psycopg.Cursor(connection, row_factory=self._row_factory)
                 if claims is None:
-                    return connection.execute(query, params)
-                return _execute_with_claims(connection, query, params, claims)
+                    # What cursor.execute() does, less a lock: nobody else has the connection.
+                    connection.wait(cursor._execute_gen(query, params))
+                else:
+                    _fly_with_claims(connection, cursor, query, params, claims)
             except psycopg.Error as error:
                 failed, broken = error, connection.lost
-            finally:
                 self._pool.give_back(connection)
+            except BaseException:
+                self._pool.discard(connection)
+                raise
+            else:
+                self._stats.requests_num += 1
+                if self._breaker.failures:
+                    self._breaker.succeeded()
+                self._pool.put(connection)
+                return cursor
+            connection = None
+            window = window or self._window(began)
             failure = classify_statement(failed, broken=broken)
             if failure is Failure.LOST and idempotent:
-                window.pause(failed)
+                self._pause(window, failed)
             else:
-                _recover(failed, failure, window, in_transaction=False)
+                self._recover(failed, failure, window, in_transaction=False)
 
     def run_transaction(
         self,
@@ -122,32 +179,40 @@ class Database(Generic[Row]):
 
         The whole is run again, within the checkout timeout, after a serialization failure, a
         deadlock, a refusal by the pooler, or a connection lost before COMMIT was sent: `work`
-        must have no other effects than those of its connection.
+        must have no other effects than those of its connection. When the answer to COMMIT is
+        lost, `pg_xact_status` is asked what became of it.
 
-        Raises DatabaseUnavailableError, CommitOutcomeUnknownError when the answer to COMMIT was
-        lost, psycopg's SQL errors, and whatever `work` raises.
+        Raises DatabaseUnavailableError, CommitOutcomeUnknownError when that cannot be found out,
+        psycopg's SQL errors, and whatever `work` raises.
         """
-        window = self._window()
+        window = self._window(time.time())
         while True:
-            connection = self._checkout(window)
+            connection = self._lent(window)
             committing = False
             try:
-                _begin(connection, claims)
+                connection.begin(_json(claims))
                 result = work(connection)
                 _require_open(connection)
+                _learn_transaction_id(connection)
                 committing = True
-                connection.execute("COMMIT")
+                _commit(connection)
             except psycopg.Error as error:
                 failed, broken = error, connection.lost
             else:
+                self._answered()
                 return result
             finally:
                 self._pool.give_back(connection)
             failure = classify_statement(failed, broken=broken)
-            if failure is Failure.ROLLED_BACK or (failure is Failure.LOST and not committing):
-                window.pause(failed)
+            if failure is Failure.ROLLED_BACK:
+                self._pause(window, failed, absent=False)
+            elif failure is Failure.LOST and not committing:
+                self._pause(window, failed)
+            elif failure is Failure.LOST:
+                if self._was_committed(connection.transaction_id, failed, window):
+                    return result
             else:
-                _recover(failed, failure, window, in_transaction=not committing)
+                self._recover(failed, failure, window, in_transaction=not committing)
 
     @contextmanager
     def connection(self) -> Generator[psycopg.Connection[Row], None, None]:
@@ -156,14 +221,17 @@ class Database(Generic[Row]):
         Nothing is retried. On leaving, refusals by the pooler become DatabaseUnavailableError,
         and a connection lost outside a transaction CommitOutcomeUnknownError.
         """
-        connection = self._checkout(self._window())
+        connection = self._lent(self._window(time.time()))
+        connection.touched = connection.profile.session  # whatever it does with it
         try:
             yield connection
         except psycopg.Error as error:
             failure = classify_statement(error, broken=connection.lost)
-            _translate(error, failure, in_transaction=False)
+            self._translate(error, failure, in_transaction=False)
+        else:
+            self._answered()
         finally:
-            self._pool.give_back(connection)
+            self._take_back(connection)
 
     @contextmanager
     def transaction(
@@ -171,27 +239,64 @@ class Database(Generic[Row]):
     ) -> Generator[psycopg.Connection[Row], None, None]:
         """Hand out a connection between BEGIN and COMMIT, or ROLLBACK on an exception.
 
+        BEGIN and the claims leave together with the first statement; without one nothing is sent.
         Nothing is retried. On leaving, refusals by the pooler and lost connections become
         DatabaseUnavailableError, a lost answer to COMMIT CommitOutcomeUnknownError.
         """
-        connection = self._checkout(self._window())
+        connection = self._lent(self._window(time.time()))
         committing = False
         try:
-            _begin(connection, claims)
+            connection.begin(_json(claims))
             yield connection
             _require_open(connection)
             committing = True
-            connection.execute("COMMIT")
+            _commit(connection)
         except psycopg.Error as error:
             failure = classify_statement(error, broken=connection.lost)
-            _translate(error, failure, in_transaction=not committing)
+            self._translate(
+                error, failure, in_transaction=not committing, xid=connection.transaction_id
+            )
+        else:
+            self._answered()
         finally:
             self._pool.give_back(connection)
+
+    def getconn(self) -> psycopg.Connection[Row]:
+        """Take a connection in autocommit out of the pool; `putconn` must follow.
+
+        For adapters to libraries that keep the connection themselves: handlers use connection().
+        """
+        connection = self._lent(self._window(time.time()))
+        connection.touched = connection.profile.session
+        return connection
+
+    def putconn(self, connection: psycopg.Connection[Any]) -> None:
+        """Return what `getconn` gave; what is open on it is rolled back."""
+        if not isinstance(connection, Connection):
+            raise TypeError(f"not a connection of this pool: {type(connection).__name__}")
+        self._pool.give_back(connection)
+
+    @contextmanager
+    def deadline(self, seconds: float) -> Generator[None, None, None]:
+        """Bound every wait on the database inside by `seconds` from now, in this thread.
+
+        What bind_lambda_context does for an invocation, for a script, a test or a part of a
+        handler; of several deadlines the earliest holds.
+        """
+        token = self._own_deadline.set(min(self._own_deadline.get(), monotonic() + seconds))
+        self._own_deadlines += 1
+        try:
+            yield
+        finally:
+            self._own_deadlines -= 1
+            self._own_deadline.reset(token)
 
     def bind_lambda_context(
         self, handler: Callable[Concatenate[Any, Any, P], R]
     ) -> Callable[Concatenate[Any, Any, P], R]:
         """Decorate a handler: its invocation's remaining time bounds every wait on the database.
+
+        Connections that the handler has left open are closed when it ends, and reported.
 
         An execution environment serves one invocation at a time; threads that the handler starts
         are bound by the same deadline.
@@ -199,132 +304,291 @@ class Database(Generic[Row]):
 
         @functools.wraps(handler)
         def bound(event: Any, context: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
-            before = self._deadline
+            before = self._deadline, self._invocation
             remaining = context.get_remaining_time_in_millis() / 1000
             self._deadline = monotonic() + remaining - min(RESERVE, remaining / 2)
+            if before[1] is None:
+                self._invocations += 1
+                self._invocation = self._invocations
             try:
                 return handler(event, context, *args, **kwargs)
             finally:
-                self._deadline = before
+                self._deadline, self._invocation = before
+                if before[1] is None:
+                    self._end(getattr(context, "aws_request_id", ""))
 
         return bound
+
+    def stats(self) -> dict[str, int]:
+        """Count what the pool has done since the environment began; times are milliseconds.
+
+        The names are those of psycopg_pool's get_stats(), and besides `retries` (attempts after a
+        first one), `refreshes` (fetches of credentials), `deadline_cancels` (statements that a
+        deadline has ended) and `leaks` (connections that a handler left open).
+        """
+        return {
+            "pool_min": 0,
+            "pool_max": self._settings.slots,
+            "pool_size": self._pool.size,
+            "pool_available": self._pool.available,
+            "requests_waiting": self._pool.waiting,
+            **self._stats.counters(),
+            "refreshes": self._credentials.refreshes,
+        }
 
     def close(self) -> None:
         """Close the idle connections; the next checkout opens a new one."""
         self._pool.close()
 
-    def _window(self) -> Window:
-        return Window(self._settings.checkout_timeout, self._deadline)
+    def forget(self) -> None:
+        """Close the idle connections and know no credentials: a snapshot is about to be taken."""
+        self._pool.close()
+        self._credentials.forget()
+
+    def _end(self, request_id: str) -> None:
+        """Finish an invocation: nothing stays open, and what it cost is told."""
+        leaked = self._pool.reclaim()
+        if leaked:
+            self._stats.leaks += leaked
+            logger.warning(
+                "the handler left %d connection(s) checked out: closed, and what was open on them "
+                "rolled back",
+                leaked,
+                extra={"event": "leak", "aws_request_id": request_id},
+            )
+        if self._settings.metrics:
+            line = self._metrics.line(self.stats(), request_id)
+            if line is not None:
+                print(line)  # CloudWatch reads metrics from standard output
+
+    def _earliest(self) -> float:
+        return min(self._deadline, self._own_deadline.get())
+
+    def _window(self, began: float) -> Window:
+        """Open the window of a request that began at the wall clock's time `began`."""
+        return Window(
+            self._settings.checkout_timeout,
+            self._earliest(),
+            spent=time.time() - began,
+            breaker=self._breaker,
+            budget=self._budget,
+        )
+
+    def _pause(self, window: Window, error: Exception, *, absent: bool = True) -> None:
+        window.pause(error, absent=absent)
+        self._stats.retries += 1
 
     def _checkout(self, window: Window) -> Connection[Row]:
         """Take a connection, connecting again while the window lasts and it may help."""
         while True:
             try:
-                connection: Connection[Row] = self._pool.checkout(window.remaining())
+                connection: Connection[Row] = self._pool.checkout(
+                    window.remaining(), self._invocation
+                )
             except SecretsUnavailableError as error:
-                window.pause(error)
+                self._pause(window, error)
             except DatabaseUnavailableError:
+                self._stats.requests_errors += 1
                 raise
             except psycopg.OperationalError as error:
                 self._recover_connect(error, window)
             else:
-                connection.prepare(window.deadline, self._row_factory)
                 return connection
+
+    def _lent(self, window: Window) -> Connection[Row]:
+        """Take a connection for a caller's hands."""
+        connection = self._checkout(window)
+        self._stats.requests_num += 1
+        connection.deadline = window.deadline
+        connection.used_by = self._invocation
+        connection.lend(self._row_factory)
+        self._pool.lend(connection)
+        return connection
+
+    def _take_back(self, connection: Connection[Row]) -> None:
+        """Return a connection whose caller may have left a transaction open, and say so."""
+        if connection.pgconn.transaction_status == pq.TransactionStatus.INTRANS:
+            self._stats.leaks += 1
+            logger.warning("a transaction was left open: rolled back", extra={"event": "leak"})
+        self._pool.give_back(connection)
+
+    def _inspect(self, connection: Connection[Row], query: QueryNoTemplate) -> None:
+        if not connection.inspect(query):
+            connection.used_by = self._invocation
+        elif isinstance(query, str):
+            if len(self._harmless) >= REMEMBERED:
+                self._harmless.clear()
+            self._harmless.add(query)
 
     def _connect(self, timeout: float) -> Connection[Any]:
         until = monotonic() + timeout
+        began = monotonic()
         credentials = self._credentials.get(timeout)
-        try:
-            return self._connector.connect(credentials, max(0.0, until - monotonic()))
-        except psycopg.OperationalError as error:
-            if classify_connect(error) is not Failure.LOGIN_REFUSED:
-                raise
-            return self._connect_after_refusal(error, credentials, until)
+        while True:
+            self._stats.connections_num += 1
+            try:
+                connection = self._connector.connect(credentials, max(0.0, until - monotonic()))
+            except psycopg.OperationalError as error:
+                self._stats.connections_errors += 1
+                if classify_connect(error) is not Failure.LOGIN_REFUSED:
+                    raise
+                other = self._credentials.after_refusal(credentials, max(0.1, until - monotonic()))
+                if other is None:
+                    raise
+                credentials = other
+            else:
+                break
+        self._credentials.accepted(credentials)
+        self._stats.connections_ms += (monotonic() - began) * 1000
+        self._date(connection)
+        return connection
 
-    def _connect_after_refusal(
-        self, error: psycopg.OperationalError, refused: Credentials, until: float
-    ) -> Connection[Any]:
-        """Refresh the secret once; raises the refusal again when it holds nothing new."""
-        if not self._credentials.replace(refused, max(0.1, until - monotonic())):
-            raise error
-        fresh = self._credentials.get(max(0.1, until - monotonic()))
-        return self._connector.connect(fresh, max(0.0, until - monotonic()))
+    def _date(self, connection: Connection[Any]) -> None:
+        """Say how long a new connection may live; a fleet's do not end together."""
+        settings, profile = self._settings, connection.profile
+        lifetime = settings.max_lifetime or profile.max_lifetime
+        connection.idle_since = time.time()
+        connection.expires_at = connection.idle_since + lifetime * _jitter.uniform(0.8, 1.0)
+        connection.max_idle = settings.max_idle or profile.max_idle
+        connection.generation = self._credentials.generation
+        connection.renew_at = min(connection.expires_at, self._credentials.fresh_until)
+
+    def _is_current(self, connection: Connection[Any], timeout: float) -> bool:
+        """Look at the credentials again; tell whether they are those of the connection."""
+        self._credentials.get(timeout)
+        connection.renew_at = min(connection.expires_at, self._credentials.fresh_until)
+        return connection.generation == self._credentials.generation
 
     def _recover_connect(self, error: psycopg.OperationalError, window: Window) -> None:
         """Return when another connect may help; raise what the caller gets otherwise."""
         failure = classify_connect(error)
         if failure is Failure.NOT_RUN:
-            window.pause(error)
+            self._pause(window, error)
         elif failure is not Failure.LOGIN_REFUSED:
             raise ConnectFailedError(f"cannot connect: {_reason(error)}") from error
-        elif self._settings.secret_arn is None:
+        elif self._settings.secret_arn is None and self._settings.auth == "password":
             raise CredentialsError("the login that the URL holds was refused") from error
         else:
             # A rotation in progress: the database knows the new password, the secret not yet.
             try:
-                window.pause(error)
+                self._pause(window, error)
             except DatabaseUnavailableError as late:
                 raise CredentialsError(
-                    "the login was refused, also with the secret's current password"
+                    "the login was refused, also with the credentials as they are now"
                 ) from late
 
+    def _was_committed(self, xid: str | None, lost: psycopg.Error, window: Window) -> bool:
+        """Find out what became of a transaction whose COMMIT got no answer.
 
-def _recover(
-    error: psycopg.Error, failure: Failure, window: Window, *, in_transaction: bool
-) -> None:
-    """Return when the unit of work certainly did not run; raise what the caller gets otherwise."""
-    if failure in {Failure.NOT_RUN, Failure.LOGIN_REFUSED}:
-        window.pause(error)
-    else:
-        _translate(error, failure, in_transaction=in_transaction)
+        A transaction without an id has written nothing: it counts as not committed. Raises
+        CommitOutcomeUnknownError from `lost` when there is no answer within the window.
+        """
+        unknown = CommitOutcomeUnknownError(
+            "the answer to COMMIT was lost, and whether the transaction was committed could not "
+            "be found out in time",
+            xid=xid,
+        )
+        while True:
+            try:
+                self._pause(window, lost)
+                status = "aborted" if xid is None else self._status(xid, window)
+            except psycopg.Error as error:
+                raise unknown from error
+            if status is None:
+                raise unknown from lost
+            if status != "in progress":
+                return status == "committed"
 
+    def _status(self, xid: str, window: Window) -> str | None:
+        connection = self._checkout(window)
+        connection.deadline = window.deadline
+        try:
+            row = (
+                psycopg.Cursor(connection, row_factory=tuple_row).execute(STATUS, [xid]).fetchone()
+            )
+        finally:
+            self._pool.give_back(connection)
+        return row[0] if row else None
 
-def _translate(error: psycopg.Error, failure: Failure, *, in_transaction: bool) -> None:
-    """Raise what a handler catches: one error for the pooler and the network."""
-    if isinstance(error, DatabaseUnavailableError | CommitOutcomeUnknownError):
-        raise error
-    match failure:
-        case Failure.NOT_RUN | Failure.LOGIN_REFUSED:
-            raise DatabaseUnavailableError(f"refused: {_reason(error)}") from error
-        case Failure.LOST if in_transaction:
-            raise DatabaseUnavailableError(
-                "the connection was lost inside a transaction, which was rolled back"
-            ) from error
-        case Failure.LOST:
-            raise CommitOutcomeUnknownError(
-                "the connection was lost after the statement was sent: whether it was "
-                "committed is unknown"
-            ) from error
-        case _:
+    def _answered(self) -> None:
+        """Note that the database answers."""
+        if self._breaker.failures:
+            self._breaker.succeeded()
+
+    def _recover(
+        self, error: psycopg.Error, failure: Failure, window: Window, *, in_transaction: bool
+    ) -> None:
+        """Return when the work certainly did not run; raise what the caller gets otherwise."""
+        if failure in {Failure.NOT_RUN, Failure.LOGIN_REFUSED}:
+            self._pause(window, error)
+        else:
+            self._translate(error, failure, in_transaction=in_transaction)
+
+    def _translate(
+        self,
+        error: psycopg.Error,
+        failure: Failure,
+        *,
+        in_transaction: bool,
+        xid: str | None = None,
+    ) -> None:
+        """Raise what a handler catches: one error for the pooler and the network."""
+        if isinstance(error, DeadlineExceededError) and error.may_have_run:
+            self._stats.deadline_cancels += 1
+        if isinstance(error, DatabaseUnavailableError | CommitOutcomeUnknownError):
             raise error
+        match failure:
+            case Failure.NOT_RUN | Failure.LOGIN_REFUSED:
+                self._breaker.failed()
+                raise DatabaseUnavailableError(f"refused: {_reason(error)}") from error
+            case Failure.LOST if in_transaction:
+                raise DatabaseUnavailableError(
+                    "the connection was lost inside a transaction, which was rolled back"
+                ) from error
+            case Failure.LOST:
+                raise CommitOutcomeUnknownError(
+                    "the connection was lost after the statement was sent: whether it was "
+                    "committed is unknown",
+                    xid=xid,
+                ) from error
+            case _:
+                self._answered()
+                raise error
 
 
-def _execute_with_claims(
-    connection: Connection[Row], query: QueryNoTemplate, params: Params | None, claims: Claims
-) -> psycopg.Cursor[Row]:
-    # BEGIN and COMMIT are explicit: an error that comes only at the Sync of an implicit
-    # transaction leaves psycopg's connection stuck in pipeline mode (measured on 3.3.9).
-    with connection.pipeline():
-        connection.execute("BEGIN")
-        connection.execute(SET_CLAIMS, [json.dumps(claims)])
-        cursor = connection.execute(query, params)
-        connection.execute("COMMIT")
-    return cursor
+def _json(claims: Claims | None) -> str | None:
+    return None if claims is None else json.dumps(claims)
 
 
-def _begin(connection: Connection[Any], claims: Claims | None) -> None:
-    connection.managed = True
-    if claims is None:
-        connection.execute("BEGIN")
-        return
-    with connection.pipeline():
-        connection.execute("BEGIN")
-        connection.execute(SET_CLAIMS, [json.dumps(claims)])
+def _fly_with_claims(
+    connection: Connection[Row],
+    cursor: psycopg.Cursor[Row],
+    query: QueryNoTemplate,
+    params: Params | None,
+    claims: Claims,
+) -> None:
+    opening = connection.opening_statements(json.dumps(claims))
+    commit = Statement(psycopg.Cursor(connection, row_factory=tuple_row), "COMMIT")
+    connection.fly([*opening, Statement(cursor, query, params), commit])
+
+
+def _commit(connection: Connection[Any]) -> None:
+    if connection.opening is None:  # else nothing was sent, BEGIN neither
+        psycopg.Cursor(connection).execute("COMMIT")
+
+
+def _learn_transaction_id(connection: Connection[Any]) -> None:
+    """Ask for the id, unless the first statement has brought it: one that writes has it then."""
+    if connection.opening is None and connection.transaction_id is None:
+        cursor = psycopg.Cursor(connection, row_factory=tuple_row).execute(TRANSACTION_ID)
+        (connection.transaction_id,) = cursor.fetchone() or (None,)
 
 
 def _require_open(connection: Connection[Any]) -> None:
     """Raise where COMMIT would hang, do nothing, or answer ROLLBACK as if all were well."""
     status = connection.pgconn.transaction_status
+    if connection.opening is not None and not connection.lost:
+        return  # nothing was sent yet
     if status == pq.TransactionStatus.INERROR:
         raise psycopg.errors.InFailedSqlTransaction(
             "an error inside the transaction was swallowed: nothing was committed"

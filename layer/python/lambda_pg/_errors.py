@@ -8,6 +8,8 @@
     │   ├── CredentialsError            no credentials, or credentials that are refused
     │   └── DeadlineExceededError       the invocation ran out of time
     └── CommitOutcomeUnknownError       a write was sent and its answer was lost
+    psycopg.NotSupportedError
+    └── StatementRefusedError           strict mode: the statement would pin or leak
 
 SQL errors stay psycopg's own.
 """
@@ -30,7 +32,7 @@ class DatabaseUnavailableError(psycopg.OperationalError):
     """Report that the database cannot serve this request now.
 
     Nothing was changed, with two exceptions: a statement that its caller declared idempotent may
-    have run, and so may one that the deadline ended (DeadlineExceededError).
+    have run, and so may one that the deadline ended (DeadlineExceededError.may_have_run).
 
     `retry_after` is the number of seconds after which a client may try again, for a
     Retry-After header. `__cause__` holds the error underneath.
@@ -55,14 +57,38 @@ class CredentialsError(DatabaseUnavailableError):
 
 
 class DeadlineExceededError(DatabaseUnavailableError):
-    """Report that the invocation's deadline ended a wait; the connection was dropped.
+    """Report that the deadline ended a wait.
 
-    A write that was running may or may not have been committed, as after any lost answer.
+    `may_have_run` tells whether a statement was at work: its connection was dropped, and it may
+    or may not have been committed, as after any lost answer. Otherwise nothing was sent.
     """
+
+    def __init__(
+        self, message: str, *, retry_after: float = 1.0, may_have_run: bool = False
+    ) -> None:
+        """Take a message without secrets, the seconds to wait, and what became of the statement."""
+        super().__init__(message, retry_after=retry_after)
+        self.may_have_run = may_have_run
 
 
 class CommitOutcomeUnknownError(psycopg.OperationalError):
     """Report that the answer to a write was lost: it may or may not have been committed.
 
     Nothing was retried. Find out before repeating it, or make the write idempotent.
+
+    `xid` is the id of the transaction where it is known, else None. On any connection to
+    the same database, `SELECT pg_xact_status('<xid>'::xid8)` answers `committed`,
+    `aborted`, `in progress` (ask again), or NULL when it is too long ago.
+    """
+
+    def __init__(self, message: str, *, xid: str | None = None) -> None:
+        """Take a message without secrets and the id to ask with."""
+        super().__init__(message)
+        self.xid = xid
+
+
+class StatementRefusedError(psycopg.NotSupportedError):
+    """Report a statement that strict mode (LAMBDA_PG_STRICT=1) refused before it was sent.
+
+    It needs session state, which pins or leaks through the pooler of the profile.
     """

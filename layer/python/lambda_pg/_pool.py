@@ -4,17 +4,23 @@ import logging
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from time import monotonic
 from typing import Any, Final
 
+from psycopg import pq
+
 from lambda_pg._connection import Connection
 from lambda_pg._errors import CheckoutTimeoutError, ConfigurationError
+from lambda_pg._stats import Stats
 
 AnyConnection = Connection[Any]
 
 CHECK_TIMEOUT: Final = 1.0
 """Seconds that the round trip of a long idle connection may take before it is replaced."""
+
+_IDLE: Final = pq.TransactionStatus.IDLE
 
 _NESTED: Final = (
     "this thread already holds all {} slots of the pool, so a nested checkout can never "
@@ -33,95 +39,226 @@ class Pool:
         *,
         slots: int,
         idle_check_after: float,
+        stats: Stats,
+        is_current: Callable[[AnyConnection, float], bool] = lambda _connection, _timeout: True,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Open nothing. `clock` is the wall's: a frozen environment's other clocks stand still."""
+        """Open nothing.
+
+        `connect` and `is_current` get the seconds that they may take; the second tells whether a
+        connection whose `renew_at` has passed is still what a new one would be.
+        `clock` is the wall's: a frozen environment's other clocks stand still.
+        """
         self._connect = connect
         self._slots = slots
         self._idle_check_after = idle_check_after
+        self._stats = stats
+        self._is_current = is_current
         self._clock = clock
-        self._reset()
+        self._forget()
+        _POOLS.add(self)
 
-    def _reset(self) -> None:
-        self._pid = os.getpid()
+    def _forget(self) -> None:
         self._free = threading.Condition()
+        self._waiting = 0
+        self._size = 0
         self._idle: list[AnyConnection] = []
-        self._holders: list[int] = []
+        self._lent: dict[AnyConnection, int] = {}
 
-    def checkout(self, timeout: float) -> AnyConnection:
+    @property
+    def size(self) -> int:
+        """Connections that are open or being opened."""
+        return self._size
+
+    @property
+    def available(self) -> int:
+        """Connections that nobody uses."""
+        return len(self._idle)
+
+    @property
+    def waiting(self) -> int:
+        """Threads that wait for a slot."""
+        return self._waiting
+
+    def take(self) -> AnyConnection | None:
+        """Take an idle connection that one look at its socket shows to be alive; else None.
+
+        The usual path: a pop, the clock, one poll(), and no lock.
+        """
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            return None
+        if self._clock() < connection.fresh_until and connection.is_alive():
+            return connection
+        self._idle.append(connection)
+        return None
+
+    def put(self, connection: AnyConnection) -> None:
+        """Return what `take` or `checkout` gave after one statement in autocommit."""
+        if connection.pgconn.transaction_status != _IDLE:
+            self.give_back(connection)
+            return
+        now = connection.idle_since = self._clock()
+        check_at = now + self._idle_check_after
+        renew_at = connection.renew_at
+        connection.fresh_until = check_at if check_at < renew_at else renew_at  # noqa: FURB136  # quicker
+        if connection.touched:
+            connection.fresh_until = 0.0
+        self._idle.append(connection)
+        if self._waiting:
+            self._notify()
+
+    def checkout(self, timeout: float, invocation: int | None = None) -> AnyConnection:
         """Take a living connection within `timeout` seconds.
 
+        A connection that may carry session state is reset, unless the same `invocation` left it.
         Raises CheckoutTimeoutError when every slot stays taken, and whatever a connect raises.
         """
         until = monotonic() + timeout
-        if self._pid != os.getpid():
-            self._leave_to_parent()
-        self._take_slot(until, timeout)
+        connection = self._take_slot(until, timeout)
         try:
-            connection = self._living(until) or self._connect(max(0.0, until - monotonic()))
+            return self._good_or_new(connection, until, invocation)
         except BaseException:
             self._free_slot()
             raise
-        return connection
+
+    def _good_or_new(
+        self, connection: AnyConnection | None, until: float, invocation: int | None
+    ) -> AnyConnection:
+        while connection is not None and not self._is_good(connection, until, invocation):
+            connection.close()
+            if (other := self._next_idle()) is not None:
+                self._free_slot()  # the other one has a slot of its own
+            connection = other
+        return connection or self._connect(max(0.0, until - monotonic()))
+
+    def lend(self, connection: AnyConnection) -> None:
+        """Note that a caller has the connection in his hands."""
+        self._lent[connection] = threading.get_ident()
 
     def give_back(self, connection: AnyConnection) -> None:
-        """Return a connection; one that cannot be used again is closed."""
-        if self._pid != os.getpid():
-            _PARENTS_CONNECTIONS.append(connection)
+        """Return a connection in whatever state; one that cannot be used again is closed."""
+        if connection.orphaned:
+            connection.close()  # the parent's: its socket in this process is a dead one
             return
-        try:
-            if not connection.closed and connection.clean():
-                connection.idle_since = self._clock()
-                self._idle.append(connection)
-            else:
-                connection.close()
-        finally:
-            self._free_slot()
+        self._lent.pop(connection, None)
+        if connection.reclaimed:
+            return
+        if connection.closed or not connection.clean():
+            self._stats.returns_bad += 1
+            self.discard(connection)
+            return
+        self.put(connection)
+
+    def discard(self, connection: AnyConnection) -> None:
+        """Close a connection and free its slot."""
+        connection.close()
+        self._free_slot()
+
+    def reclaim(self) -> int:
+        """Close every connection that is still lent, and free its slot; return how many."""
+        lent, self._lent = self._lent, {}
+        for connection in lent:
+            connection.reclaimed = True
+            self.discard(connection)
+        return len(lent)
 
     def close(self) -> None:
         """Close the idle connections; the next checkout opens a new one."""
-        if self._pid != os.getpid():
-            self._leave_to_parent()
-        while self._idle:
-            self._idle.pop().close()
+        while (connection := self._next_idle()) is not None:
+            self.discard(connection)
 
-    def _living(self, until: float) -> AnyConnection | None:
-        while self._idle:
-            connection = self._idle.pop()
-            idle_for = self._clock() - connection.idle_since
-            if connection.is_alive():
-                if idle_for < self._idle_check_after:
-                    return connection
-                if connection.answers(min(CHECK_TIMEOUT, (until - monotonic()) / 2)):
-                    return connection
-                self.close()  # what one has met, the others have: do not wait for each
-            logger.info("replaced a connection that was lost after %.0f s idle", idle_for)
-            connection.close()
-        return None
+    def _next_idle(self) -> AnyConnection | None:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return None
 
-    def _take_slot(self, until: float, timeout: float) -> None:
-        me = threading.get_ident()
+    def _is_good(self, connection: AnyConnection, until: float, invocation: int | None) -> bool:
+        now = self._clock()
+        idle_for = now - connection.idle_since
+        timeout = (until - monotonic()) / 2
+        if not connection.is_alive():
+            reason = "was lost"
+        elif idle_for >= connection.max_idle or now >= connection.expires_at:
+            reason = "was old"
+        elif now >= connection.renew_at and not self._is_current(connection, timeout):
+            reason = "had the credentials of before"
+        elif not self._answers(connection, idle_for, timeout, invocation):
+            reason = "did not answer"
+            self.close()  # what one has met, the others have: do not wait for each
+        else:
+            return True
+        self._stats.connections_lost += reason in {"was lost", "did not answer"}
+        logger.info(
+            "replaced a connection that %s, after %.0f s idle",
+            reason,
+            idle_for,
+            extra={"event": "replaced", "reason": reason},
+        )
+        return False
+
+    def _answers(
+        self, connection: AnyConnection, idle_for: float, timeout: float, invocation: int | None
+    ) -> bool:
+        """Ask a connection that was idle for long, or that another invocation has touched."""
+        mine = invocation is not None and connection.used_by == invocation
+        if idle_for < self._idle_check_after and (mine or not connection.touched):
+            return True
+        return connection.answers(min(CHECK_TIMEOUT, timeout))
+
+    def _take_slot(self, until: float, timeout: float) -> AnyConnection | None:
+        """Return an idle connection, or None for the right to open one."""
+        if (connection := self._next_idle()) is not None:
+            return connection
         with self._free:
-            while len(self._holders) >= self._slots:
-                if self._holders.count(me) == self._slots:
-                    raise ConfigurationError([_NESTED.format(self._slots)])
+            if self._size < self._slots:
+                self._size += 1
+                return None
+            return self._wait_for_slot(until, timeout)
+
+    def _wait_for_slot(self, until: float, timeout: float) -> AnyConnection | None:
+        if list(self._lent.values()).count(threading.get_ident()) == self._slots:
+            raise ConfigurationError([_NESTED.format(self._slots)])
+        began = monotonic()
+        self._stats.requests_queued += 1
+        self._waiting += 1  # before the look: who returns appends first and looks at this then
+        try:
+            while True:
+                if (connection := self._next_idle()) is not None:
+                    return connection
+                if self._size < self._slots:
+                    self._size += 1
+                    return None
                 if not self._free.wait(max(0.0, until - monotonic())):
                     raise CheckoutTimeoutError(
                         f"all {self._slots} slots of the pool stayed taken for {timeout:.1f} s"
                     )
-            self._holders.append(me)
+        finally:
+            self._waiting -= 1
+            self._stats.requests_wait_ms += (monotonic() - began) * 1000
 
     def _free_slot(self) -> None:
         with self._free:
-            me = threading.get_ident()
-            self._holders.remove(me if me in self._holders else self._holders[0])
+            self._size -= 1
             self._free.notify()
 
-    def _leave_to_parent(self) -> None:
-        """Forget the parent's connections without a farewell on their sockets."""
-        _PARENTS_CONNECTIONS.extend(self._idle)
-        self._reset()
+    def _notify(self) -> None:
+        with self._free:
+            self._free.notify()
 
 
-# Never closed: closing would send Terminate on a socket that the parent process still uses.
-_PARENTS_CONNECTIONS: Final[list[AnyConnection]] = []
+_POOLS: Final[weakref.WeakSet[Pool]] = weakref.WeakSet()
+
+
+def _start_anew() -> None:
+    """Leave a forked child without connections: its parent's sockets are dead in it."""
+    for pool in list(_POOLS):
+        idle = pool._idle
+        pool._forget()
+        for connection in idle:
+            connection.close()
+
+
+os.register_at_fork(after_in_child=_start_anew)

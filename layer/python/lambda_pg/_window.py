@@ -7,6 +7,7 @@ from time import monotonic
 from typing import Final
 
 from lambda_pg._errors import CheckoutTimeoutError, DatabaseUnavailableError, DeadlineExceededError
+from lambda_pg._overload import Breaker, RetryBudget
 
 FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 0.5
@@ -14,14 +15,33 @@ DOUBLINGS: Final = 4
 """Bounds of the pause between attempts in seconds, with full jitter: a fleet does not march."""
 
 
+# No state that a snapshot or a fork could copy into many environments.
+_jitter = random.SystemRandom()
+
+
 class Window:
     """The time in which one request may try again, counted from its first attempt."""
 
-    def __init__(self, seconds: float, deadline: float) -> None:
-        """Take the checkout timeout and the time.monotonic() of the deadline, or infinity."""
-        self._seconds = seconds
-        self._until = monotonic() + seconds
+    def __init__(
+        self,
+        seconds: float,
+        deadline: float,
+        *,
+        breaker: Breaker,
+        budget: RetryBudget,
+        spent: float = 0.0,
+    ) -> None:
+        """Take the checkout timeout and the time.monotonic() of the deadline, or infinity.
+
+        `spent` are the seconds since the request began.
+
+        Raises DatabaseUnavailableError when the breaker admits no request now.
+        """
+        self._seconds = breaker.admit(seconds)
+        self._until = monotonic() + self._seconds - spent
         self._deadline = deadline
+        self._breaker = breaker
+        self._budget = budget
         self._attempts = 0
 
     @property
@@ -38,17 +58,28 @@ class Window:
             )
         return max(0.0, left)
 
-    def pause(self, cause: Exception) -> None:
-        """Sleep before the next attempt; raises from `cause` when there is no time for one."""
+    def pause(self, cause: Exception, *, absent: bool = True) -> None:
+        """Sleep before the next attempt; raises from `cause` when there is none to be had.
+
+        `absent` says that the database was not there to answer, which the breaker counts.
+        """
         longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._attempts, DOUBLINGS))
         self._attempts += 1
-        pause = random.uniform(0, longest)  # noqa: S311  # jitter, not a secret
-        if monotonic() + pause >= min(self._until, self._deadline):
-            raise self._error(cause) from cause
+        pause = _jitter.uniform(0, longest)
+        in_time = monotonic() + pause < min(self._until, self._deadline)
+        if not (in_time and self._budget.spend()):
+            if absent:
+                self._breaker.failed()
+            raise self._error(cause, in_time=in_time) from cause
         time.sleep(pause)
 
-    def _error(self, cause: Exception) -> DatabaseUnavailableError:
+    def _error(self, cause: Exception, *, in_time: bool) -> DatabaseUnavailableError:
         tried = f"{self._attempts} attempt{'s' if self._attempts > 1 else ''}"
+        if in_time:
+            return DatabaseUnavailableError(
+                f"this environment has spent its budget of retries (after {tried}); "
+                f"the last one failed: {_first_line(cause)}"
+            )
         if self._deadline <= self._until and not math.isinf(self._deadline):
             return DeadlineExceededError(
                 f"the invocation's deadline passed after {tried}; "

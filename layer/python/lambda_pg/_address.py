@@ -1,0 +1,54 @@
+"""The addresses of a host, within a time: libpq would wait for the resolver without limit."""
+
+import socket
+import threading
+
+import psycopg
+
+
+def resolve(host: str, timeout: float) -> list[str]:
+    """Return the addresses of `host` in the resolver's order; one that is an address is its own.
+
+    The lookup runs in a thread of its own, which is left behind when it does not come back in
+    time. Raises psycopg.OperationalError.
+    """
+    if _is_address(host):
+        return [host]
+    lookup = _Lookup(host)
+    lookup.start()
+    lookup.join(timeout)
+    if lookup.error is not None:
+        raise psycopg.OperationalError(f"cannot resolve {host}: {lookup.error.strerror}")
+    if lookup.addresses is None:
+        raise psycopg.errors.ConnectionTimeout(
+            f"the resolver did not answer for {host} within {timeout:.1f} s"
+        )
+    return lookup.addresses
+
+
+class _Lookup(threading.Thread):
+    def __init__(self, host: str) -> None:
+        super().__init__(name=f"resolve {host}", daemon=True)
+        self.host = host
+        self.addresses: list[str] | None = None
+        self.error: socket.gaierror | None = None
+
+    def run(self) -> None:
+        try:
+            found = socket.getaddrinfo(self.host, None, type=socket.SOCK_STREAM)
+        except socket.gaierror as error:
+            self.error = error
+        except UnicodeError as error:
+            self.error = socket.gaierror(socket.EAI_NONAME, f"is no host name: {error.args[-1]}")
+        else:
+            self.addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
+def _is_address(host: str) -> bool:
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            socket.inet_pton(family, host)
+        except OSError:
+            continue
+        return True
+    return False

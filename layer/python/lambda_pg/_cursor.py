@@ -1,0 +1,72 @@
+"""The cursor of the connections that callers are handed."""
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Self, cast
+
+import psycopg
+from psycopg.abc import Params, Query
+from psycopg.rows import Row
+
+if TYPE_CHECKING:
+    from lambda_pg._connection import Connection
+
+
+class Cursor(psycopg.Cursor[Row]):
+    """A psycopg cursor that lets a transaction begin together with its first statement.
+
+    This saves a round trip and nothing hangs on it: whatever else goes over the connection makes
+    the transaction begin first, in `Connection.wait`.
+    """
+
+    def execute(
+        self,
+        query: Any,  # psycopg's overloads differ only for template strings
+        params: Params | None = None,
+        *,
+        prepare: bool | None = None,
+        binary: bool | None = None,
+    ) -> Self:
+        """Execute one query; the first of a transaction takes BEGIN along."""
+        connection = cast("Connection[Any]", self._conn)
+        connection.inspect(query, prepare=bool(prepare))
+        if connection.opening is None or prepare or not _is_single(query):
+            return super().execute(query, params, prepare=prepare, binary=binary)
+        if binary is not None:
+            self.format = psycopg.pq.Format(binary)
+        connection.open_with(self, query, params)
+        return self
+
+    def executemany(
+        self, query: Query, params_seq: Iterable[Params], *, returning: bool = False
+    ) -> None:
+        """Execute one query for each of the parameters."""
+        cast("Connection[Any]", self._conn).inspect(query)
+        super().executemany(query, params_seq, returning=returning)
+
+    def stream(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        binary: bool | None = None,
+        size: int = 1,
+    ) -> Iterator[Row]:
+        """Yield the rows of one query as they come."""
+        cast("Connection[Any]", self._conn).inspect(query)
+        return super().stream(query, params, binary=binary, size=size)
+
+    def copy(
+        self,
+        statement: Any,  # as in execute
+        params: Params | None = None,
+        *,
+        writer: Any = None,
+    ) -> Any:
+        """Run a COPY."""
+        cast("Connection[Any]", self._conn).inspect(statement)
+        return super().copy(statement, params, writer=writer)
+
+
+def _is_single(query: Query) -> bool:
+    """Tell whether a query is certainly one statement: only such may share a flight."""
+    return isinstance(query, str) and ";" not in query

@@ -1,0 +1,90 @@
+"""When to stop trying: a budget for retries, and a breaker for a database that is away."""
+
+import random
+import time
+from collections.abc import Callable
+from typing import Final
+
+from lambda_pg._errors import DatabaseUnavailableError
+
+BUDGET: Final = 60
+"""Retries that an environment may spend at once: five requests' worth of a whole window each."""
+
+EARNED: Final = 1.0
+"""Retries that come back each second: one, about what a window's longest pauses spend."""
+
+FAILURES: Final = 3
+"""Requests in a row that the database had to fail before the breaker opens."""
+
+PROBE: Final = 1.0
+"""Seconds that the one request may try which looks whether the database is back."""
+
+PROBE_PAUSE: Final = (0.25, 0.75)
+"""Bounds of the seconds between two probes. With PROBE they keep the promise that the first
+success follows at most 2 s after a fault has ended."""
+
+# No state that a snapshot or a fork could copy into many environments.
+_jitter = random.SystemRandom()
+
+
+class RetryBudget:
+    """Bound the retries of one environment, whatever happens to it."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        """Start with all of it."""
+        self._clock = clock
+        self._left = float(BUDGET)
+        self._at = clock()
+
+    def spend(self) -> bool:
+        """Take one retry; tell whether there was one left."""
+        now = self._clock()
+        self._left = min(BUDGET, self._left + max(0.0, now - self._at) * EARNED)
+        self._at = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+
+class Breaker:
+    """Fail fast after several failures in a row, but for one probe at a time."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        """Start closed. The clock is the wall's: a thawed environment probes at once."""
+        self._clock = clock
+        self.failures = 0
+        """Requests in a row that were failed by the database's absence."""
+        self._probe_at = 0.0
+
+    @property
+    def is_open(self) -> bool:
+        """Tell whether requests fail without a try."""
+        return self.failures >= FAILURES
+
+    def admit(self, seconds: float) -> float:
+        """Return the seconds that a request may try, out of those that it would.
+
+        Raises DatabaseUnavailableError while the breaker is open and another request probes, or
+        has just done so in vain.
+        """
+        if not self.is_open:
+            return seconds
+        now = self._clock()
+        if now < self._probe_at <= now + PROBE + PROBE_PAUSE[1]:  # later: the clock was set back
+            raise DatabaseUnavailableError(
+                f"the database failed the last {self.failures} requests: the next try is in "
+                f"{self._probe_at - now:.1f} s",
+                retry_after=max(0.1, self._probe_at - now),
+            )
+        self._probe_at = now + PROBE + PROBE_PAUSE[1]  # others wait while this one looks
+        return min(PROBE, seconds)
+
+    def failed(self) -> None:
+        """Count a request that found no database."""
+        self.failures += 1
+        self._probe_at = self._clock() + _jitter.uniform(*PROBE_PAUSE)
+
+    def succeeded(self) -> None:
+        """Close: the database answers."""
+        self.failures = 0

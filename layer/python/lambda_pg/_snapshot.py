@@ -1,0 +1,39 @@
+"""What SnapStart needs: a snapshot holds no connection and no secret.
+
+Everything else that must differ between restored environments is made without state that a
+snapshot could copy: jitter comes from the operating system, and connections are opened by the
+first checkout.
+"""
+
+import os
+import weakref
+from typing import Protocol
+
+
+class Forgetful(Protocol):
+    """What can be made to know nothing, as it was when it was made."""
+
+    def forget(self) -> None:
+        """Close what is open and know no credentials."""
+
+
+def register_snapshot_hooks(database: Forgetful) -> None:
+    """Make `database` forget before a snapshot is taken and again after one was restored.
+
+    The second time for what a handler module has done between the hook and the snapshot.
+    """
+    if os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE") != "snap-start":
+        return
+    try:
+        import snapshot_restore_py  # noqa: PLC0415  # part of Lambda's runtimes since Python 3.12
+    except ImportError:
+        return
+    reference = weakref.ref(database)
+
+    def forget() -> None:
+        known = reference()
+        if known is not None:
+            known.forget()
+
+    snapshot_restore_py.register_before_snapshot(forget)
+    snapshot_restore_py.register_after_restore(forget)
