@@ -31,6 +31,7 @@ PROFILES = {
         ("APP.proxy-c9akciq32.eu-west-1.rds.amazonaws.com.", 5432, "rds_proxy"),
         ("ro.endpoint.proxy-c9akciq32.eu-west-1.rds.amazonaws.com", 5432, "rds_proxy"),
         ("app.proxy-c9akciq32.rds.cn-north-1.amazonaws.com.cn", 5432, "rds_proxy"),
+        ("app.proxy-c9akciq32.eu-west-1.rds.amazonaws.com.example.com", 5432, "direct"),
         ("my-proxy-for-rds.example.com", 5432, "direct"),
         ("aws-0-eu-central-1.pooler.supabase.com", 5432, "supabase_session"),
         ("aws-0-eu-central-1.pooler.supabase.com", 6543, "supabase_transaction"),

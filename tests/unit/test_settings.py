@@ -252,6 +252,19 @@ def test_any_environment_gives_settings_or_a_configuration_error(
     assert all(any(name in problem for name in NAMES) for problem in problems)
 
 
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"LAMBDA_PG_CA_PEM"}))
+def test_a_url_in_the_wrong_variable_is_not_shown(name: str) -> None:
+    """A URL with a password, pasted anywhere, shows in no message and no repr."""
+    for text in (f"postgresql://u:{CANARY}@h/d", f"u:{CANARY}@h/d"):
+        environ = {**SECRET, "AWS_LAMBDA_FUNCTION_NAME": "f", name: text}
+        try:
+            settings = Settings.from_env(environ)
+            told = repr(settings) if "://" in text else ""  # a user may be called u:x@h
+        except ConfigurationError as error:
+            told = f"{error!r} {error}"
+        assert CANARY not in told
+
+
 def test_the_fuzz_knows_every_variable() -> None:
     """A variable that is added is fuzzed without being listed here."""
     assert {"PGOPTIONS", "LAMBDA_PG_AUTH", "LAMBDA_PG_SECRET_ARN", "AWS_REGION"} <= set(NAMES)

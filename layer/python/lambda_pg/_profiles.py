@@ -106,7 +106,7 @@ NEON_DIRECT: Final = replace(DIRECT, name="neon", max_idle=NEON_IDLE, roots=LETS
 NEON_POOLED: Final = replace(NEON_DIRECT, session=False, startup_options=False, max_lifetime=FOLLOW)
 
 _RDS_PROXY_HOST: Final = re.compile(
-    r"\.proxy-[0-9a-z]+\.(?:[0-9a-z-]+\.rds\.amazonaws\.com|rds\.[0-9a-z-]+\.amazonaws\.com\.cn)"
+    r".+\.proxy-[0-9a-z]+\.(?:[0-9a-z-]+\.rds\.amazonaws\.com|rds\.[0-9a-z-]+\.amazonaws\.com\.cn)"
 )
 _RDS_HOST: Final = re.compile(
     r".+\.(?:([0-9a-z-]+)\.rds\.amazonaws\.com|rds\.([0-9a-z-]+)\.amazonaws\.com\.cn)"
@@ -150,7 +150,7 @@ def options_refused(profile: Profile) -> str:
 
 
 def _detect(host: str) -> ProfileName:
-    if _RDS_PROXY_HOST.search(host):
+    if _RDS_PROXY_HOST.fullmatch(host):
         return "rds-proxy"
     if host.endswith(_SUPABASE_SUFFIXES):
         return "supabase"

@@ -241,19 +241,17 @@ def _follow(tokens: Sequence[str], *words: str) -> bool:
 
 
 def _statements(query: str) -> Iterator[list[str]]:
-    """Split at semicolons outside parentheses; a function's BEGIN ATOMIC ends what can be seen."""
-    tokens: list[str] = []
-    depth = 0
+    """Split at semicolons; a function's BEGIN ATOMIC ends what can be seen."""
+    pieces: list[str] = []
     for piece in _tokens(query):
-        if piece == "atomic" and tokens[-1:] == ["begin"]:
+        if piece == "atomic" and pieces[-1:] == ["begin"]:
             break
-        if piece == ";" and depth == 0:
-            yield from _started(tokens)
-            tokens = []
-            continue
-        depth = max(0, depth + (piece == "(") - (piece == ")"))
-        tokens.append(piece)
-    yield from _started(tokens)
+        if piece == ";":
+            yield from _started(pieces)
+            pieces = []
+        else:
+            pieces.append(piece)
+    yield from _started(pieces)
 
 
 def _started(tokens: list[str]) -> Iterator[list[str]]:
