@@ -1,8 +1,13 @@
-"""URLs: what consoles hand out works, and what cannot work is named without a secret."""
+"""URLs, alone and in secrets: what consoles hand out works, the rest is named without a secret."""
+
+import dataclasses
+import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from lambda_pg import ConfigurationError
+from lambda_pg._credentials import Credentials
 from lambda_pg._url import Url
 
 CANARY = "canary-Pa55word"
@@ -138,3 +143,32 @@ def test_any_text_gives_a_url_or_a_value_error(text: str, before: bool) -> None:
         except ValueError as error:
             shown = f"{error} {error!r}"
         assert CANARY not in shown
+
+
+ARN = "arn:aws:secretsmanager:us-east-1:000000000000:secret:app"
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just(CANARY),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=3,
+)
+FIELDS = ["username", "password", "host", "port", "dbname", "url", "direct_url"]
+URLS = st.sampled_from(["u:", "u", "", ":"]).flatmap(
+    lambda user: PIECES.map(lambda piece: f"postgresql://{user}{CANARY}{piece}@h/d{piece}")
+)
+SECRETS = st.dictionaries(st.sampled_from(FIELDS), JSON | URLS | st.just(f"{CANARY}\0"))
+
+
+@given(SECRETS.map(json.dumps) | JSON.map(json.dumps) | st.text(max_size=20), st.booleans())
+def test_any_secret_gives_credentials_or_a_configuration_error(text: str, direct: bool) -> None:
+    """A secret that cannot be used is told by its ARN and its field, never by its content."""
+    problems: tuple[str, ...] = ()
+    try:
+        credentials = Credentials.from_secret(ARN, text, direct=direct)
+        told = repr(dataclasses.replace(credentials, user="", host=None, dbname=None, options=None))
+    except ConfigurationError as error:
+        problems = error.problems
+        told = f"{error} {error!r} {error.__cause__!r}"
+    assert CANARY not in told
+    for problem in problems:
+        assert ARN in problem
+        assert "JSON" in problem or any(repr(name) in problem for name in FIELDS)

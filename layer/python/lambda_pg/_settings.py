@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Final, Literal, cast, get_args
 
 from lambda_pg._errors import ConfigurationError
-from lambda_pg._profiles import AWS_ROOTS as AWS_ROOTS  # noqa: PLC0414
 from lambda_pg._profiles import ProfileName, options_refused, profile_for, region_of
 from lambda_pg._url import ChannelBinding, SslMode, Url
 
