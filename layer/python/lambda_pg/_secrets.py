@@ -4,17 +4,15 @@ Nothing here imports psycopg: the first fetch of an environment runs while psyco
 """
 
 import datetime
-import http.client
 import json
 import os
-import ssl
 import threading
 import time
 from collections.abc import Mapping
-from time import monotonic
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from lambda_pg._http import UnusualAnswerError, post
 from lambda_pg._signature import Keys, sign
 
 FETCH_TIMEOUT: Final = 5.0
@@ -114,6 +112,7 @@ def _is_usual(arn: str, environ: Mapping[str, str]) -> bool:
 
 
 def _fetch_signed(ask: Mapping[str, str], timeout: float) -> str:
+    """Ask with a signature of our own; what comes back in an unusual form is left to boto3."""
     environ, arn = os.environ, ask["SecretId"]
     region = arn.split(":")[3]
     endpoint = (
@@ -138,9 +137,11 @@ def _fetch_signed(ask: Mapping[str, str], timeout: float) -> str:
         keys, region=region, service="secretsmanager", headers=headers, body=body, now=now
     )
     try:
-        status, answer = _post(url.scheme, url.netloc, body, signed, timeout)
+        status, answer = post(endpoint, body, signed, timeout)
         document = json.loads(answer)
-    except (OSError, http.client.HTTPException, ValueError) as error:
+    except UnusualAnswerError:
+        return _fetch_boto3(ask, timeout)
+    except (OSError, ValueError) as error:
         raise SecretError(
             f"Secrets Manager did not answer for {arn}: {error}", passing=True
         ) from error
@@ -154,31 +155,6 @@ def _fetch_signed(ask: Mapping[str, str], timeout: float) -> str:
             passing=kind in _PASSING,
         )
     return _text(arn, document)
-
-
-def _post(
-    scheme: str, netloc: str, body: bytes, headers: dict[str, str], timeout: float
-) -> tuple[int, bytes]:
-    until = monotonic() + timeout
-    connection: http.client.HTTPConnection
-    if scheme == "https":
-        context = ssl.create_default_context()
-        connection = http.client.HTTPSConnection(netloc, timeout=timeout, context=context)
-    else:
-        connection = http.client.HTTPConnection(netloc, timeout=timeout)
-    try:
-        connection.request("POST", "/", body, headers)
-        wire = connection.sock
-        wire.settimeout(max(0.001, until - monotonic()))
-        response = connection.getresponse()
-        answer = b""
-        # A timeout of http.client is one of each read: an answer in drips would never meet it.
-        while part := response.read1(65536):
-            answer += part
-            wire.settimeout(max(0.001, until - monotonic()))
-        return response.status, answer
-    finally:
-        connection.close()
 
 
 def _fetch_boto3(ask: Mapping[str, str], timeout: float) -> str:

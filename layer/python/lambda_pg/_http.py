@@ -1,0 +1,82 @@
+"""One POST over a connection of its own, read up to the length that the answer names.
+
+http.client would cost a cold start 10 ms of imports (measured: benchmarks/results/cold_start.json
+holds what the layer costs in all). Only the plain case is handled here; anything else is left to
+who asks.
+"""
+
+import os
+import socket
+import ssl
+from time import monotonic
+from typing import Final
+from urllib.parse import urlsplit
+
+LONGEST: Final = 1024 * 1024
+"""Bytes of an answer at most: a secret has 64 KiB."""
+
+
+class UnusualAnswerError(Exception):
+    """Report an answer that is not status, headers and a body of a known length."""
+
+
+def post(url: str, body: bytes, headers: dict[str, str], timeout: float) -> tuple[int, bytes]:
+    """Send `body` to `url` and return status and body of the answer within `timeout` seconds.
+
+    Raises OSError, and UnusualAnswerError for what a fuller client has to look at.
+    """
+    until = monotonic() + timeout
+    parts = urlsplit(url)
+    host, secure = parts.hostname or "", parts.scheme == "https"
+    lines = ["POST / HTTP/1.1"]
+    fields = headers | {"content-length": str(len(body)), "connection": "close"}
+    lines += [f"{name}: {value}" for name, value in fields.items()]
+    port = parts.port or (443 if secure else 80)
+    with socket.create_connection((host, port), timeout=timeout) as plain:
+        plain.settimeout(_left(until))
+        wire = _trusting().wrap_socket(plain, server_hostname=host) if secure else plain
+        wire.sendall("\r\n".join([*lines, "", ""]).encode("ascii") + body)
+        return _answer(wire, until)
+
+
+def _trusting() -> ssl.SSLContext:
+    """Trust what the system trusts; AWS_CA_BUNDLE names another file, as for AWS's SDKs."""
+    return ssl.create_default_context(cafile=os.environ.get("AWS_CA_BUNDLE") or None)
+
+
+def _answer(wire: socket.socket, until: float) -> tuple[int, bytes]:
+    received = b""
+    while b"\r\n\r\n" not in received:
+        received += _more(wire, until, len(received))
+    head, _, body = received.partition(b"\r\n\r\n")
+    status, *lines = head.decode("latin-1").split("\r\n")
+    fields = {name.strip().lower(): value.strip() for name, _, value in _split(lines)}
+    length = fields.get("content-length", "")
+    version, _, rest = status.partition(" ")
+    if not (version.startswith("HTTP/1.") and rest[:3].isdigit() and length.isdigit()):
+        raise UnusualAnswerError(status[:100])
+    while len(body) < int(length):
+        body += _more(wire, until, len(body))
+    return int(rest[:3]), body[: int(length)]
+
+
+def _split(lines: list[str]) -> list[tuple[str, str, str]]:
+    return [line.partition(":") for line in lines]
+
+
+def _more(wire: socket.socket, until: float, so_far: int) -> bytes:
+    # A timeout of the socket is one of each read: an answer in drips would never meet it.
+    wire.settimeout(_left(until))
+    part = wire.recv(65536)
+    if not part:
+        raise ConnectionError("the connection ended before the answer did")
+    if so_far > LONGEST:
+        raise UnusualAnswerError("an answer of more than 1 MiB")
+    return part
+
+
+def _left(until: float) -> float:
+    left = until - monotonic()
+    if left <= 0:
+        raise TimeoutError("no complete answer in time")
+    return left
