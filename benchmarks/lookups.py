@@ -136,7 +136,8 @@ def pooled(pool: ConnectionPool[Any]) -> Handler:
 
     def lookup(event: Event, _: LambdaContext) -> Found:
         with pool.connection() as connection:
-            return connection.execute(LOOKUP, (event["id"],)).fetchone()
+            found: Found = connection.execute(LOOKUP, (event["id"],)).fetchone()
+            return found
 
     return lookup
 

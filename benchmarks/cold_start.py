@@ -1,0 +1,252 @@
+"""What the layer costs a cold start: process start to first row, as a ratio to bare psycopg.
+
+Each start is a new interpreter with the layer as it is built for Lambda; the secret comes over
+HTTP. boto3 with psycopg_pool is the control: a run in which it does not lose measures nothing.
+"""
+
+import argparse
+import http.client
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+import venv
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from benchmarks import ratios
+from benchmarks.machine import machine, packages
+from benchmarks.secrets_service import GET, JSON_TYPE
+from benchmarks.servers import USER, Servers, cores, on_core, running
+from layer.build import Target, build_layer
+
+PROGRAMS: Final = Path(__file__).parent / "first_row"
+FLOOR: Final = "floor"
+MEASURED: Final = "lambda-pg"
+CONTROL: Final = "boto3+psycopg_pool"
+GOAL: Final = 1.10
+CONTROL_LOSES: Final = 1.5
+SERVICE_MS: Final = 3.0
+"""Milliseconds that an answer of the secrets service may take, or it is what is measured."""
+
+IMPORTS: Final = ("psycopg", "lambda_pg")
+
+METHOD: Final = (
+    "Each start is a new interpreter without packages of its own, timed from before its spawn to "
+    "its first row by the machine's monotonic clock. Layer and psycopg are those of the built "
+    "layer with its bytecode; boto3 and psycopg_pool those of the development environment, with "
+    "bytecode. The client has one core, as a function with 1,769 MB has one vCPU; PostgreSQL and "
+    "the secrets service have {place}. The connection is direct, by TLS (verify-full) and SCRAM. "
+    "floor: bare psycopg with its credentials given; lambda-pg: a bound handler, the secret "
+    "fetched; boto3+psycopg_pool: the usual way. Variants take turns in a new order in each of "
+    "{rounds} rounds of {runs} runs; ratio: median over rounds of the time against the floor's of "
+    "the same round, then the median of the runs. Imports: a new interpreter each, medians; "
+    "lambda_pg's holds what it imports of psycopg. Memory: after the first row, medians."
+)
+CAVEATS: Final = (
+    "files come from the page cache: on Lambda code and layer are read from a network first",
+    "what Lambda itself does before Python starts is not in it, nor is the runtime client",
+    "loopback: a real Secrets Manager answers in 5 to 50 ms and by TLS",
+)
+
+
+@dataclass(frozen=True)
+class Start:
+    """One way to a first row: a program of first_row/ and its environment."""
+
+    interpreter: str
+    program: str
+    environment: dict[str, str]
+    argument: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one start took, and its memory at the end in KiB."""
+
+    milliseconds: float
+    rss: int
+    pss: int
+
+
+def starts(servers: Servers, layer: Path, python: str, folder: Path) -> dict[str, Start]:
+    """Make every variant; their environments differ in nothing that is not named here."""
+    function = servers.function_environment(servers.direct, [layer])
+    function |= {"PGSSLMODE": "verify-full", "PGGSSENCMODE": "disable"}
+    login = {"PGUSER": USER, "PGPASSWORD": servers.direct.password}
+    development = {"PYTHONPATH": os.pathsep.join([str(layer), sysconfig.get_path("purelib")])}
+    return {
+        "python": Start(python, "python.py", function),
+        FLOOR: Start(python, "floor.py", function | login),
+        MEASURED: Start(python, "layer.py", function),
+        "lambda-pg by boto3": Start(
+            python, "layer.py", _keys_in_file(function, folder) | development
+        ),
+        CONTROL: Start(python, "usual.py", function | development),
+    }
+
+
+def _keys_in_file(environment: dict[str, str], folder: Path) -> dict[str, str]:
+    """Move the keys to where only boto3 finds them: what is unusual takes the long way."""
+    file = folder / "credentials"
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+    lines = [f"{name.lower()} = {environment[name]}" for name in names]
+    file.write_text("\n".join(["[default]", *lines, ""]))
+    others = {name: value for name, value in environment.items() if name not in names}
+    return others | {"AWS_SHARED_CREDENTIALS_FILE": str(file)}
+
+
+def bare_interpreter(folder: Path) -> str:
+    """Make an interpreter without packages: what a machine has installed may run at each start."""
+    venv.create(folder / "bare", symlinks=True)
+    return str(folder / "bare" / "bin" / "python")
+
+
+def start(way: Start) -> Answer:
+    """Start a program on the client's core and time it to its first row."""
+    command = [way.interpreter, str(PROGRAMS / way.program), *filter(None, [way.argument])]
+    with on_core(cores()[0]):
+        began = time.monotonic_ns()
+        child = subprocess.run(
+            command, env=way.environment, capture_output=True, text=True, check=False
+        )
+    if child.returncode:
+        raise SystemExit(f"{way.program} failed:\n{child.stderr}")
+    said = json.loads(child.stdout)
+    if said["row"] not in (None, [7, "user 7"]):
+        raise SystemExit(f"{way.program} found {said['row']}, not the user it looked for")
+    taken = said["finished"] - (said["started"] or began)
+    return Answer(taken / 1e6, said["kib"]["rss"], said["kib"]["pss"])
+
+
+def measure(ways: dict[str, Start], rounds: int, seed: int) -> dict[str, list[Answer]]:
+    """Start every variant once in each round, in a new order each time; the first warms up."""
+    chance = random.Random(seed)  # noqa: S311 - an order, not a secret
+    answers: dict[str, list[Answer]] = {name: [] for name in ways}
+    for number in range(rounds + 1):
+        for name in chance.sample(list(ways), len(ways)):
+            answer = start(ways[name])
+            if number:
+                answers[name].append(answer)
+    return answers
+
+
+def rows(runs: list[dict[str, list[Answer]]]) -> list[dict[str, Any]]:
+    """Build the rows, each with its memory."""
+    times = [
+        {name: [answer.milliseconds for answer in answers] for name, answers in run.items()}
+        for run in runs
+    ]
+    return [
+        row | {"memory_mib": _memory([a for run in runs for a in run[row["name"]]])}
+        for row in ratios.rows(FLOOR, times, "ms")
+    ]
+
+
+def _memory(answers: list[Answer]) -> dict[str, float]:
+    return {
+        "rss": round(statistics.median(answer.rss for answer in answers) / 1024, 1),
+        "pss": round(statistics.median(answer.pss for answer in answers) / 1024, 1),
+    }
+
+
+def imports(servers: Servers, layer: Path, python: str, rounds: int) -> dict[str, float]:
+    """Time the imports, in milliseconds."""
+    environment = servers.function_environment(servers.direct, [layer])
+    ways = {name: Start(python, "importing.py", environment, name) for name in IMPORTS}
+    return {
+        name: round(statistics.median(answer.milliseconds for answer in answers), 1)
+        for name, answers in measure(ways, rounds, seed=0).items()
+    }
+
+
+def service_milliseconds(servers: Servers, requests: int = 100) -> float:
+    """Ask the secrets service as a function does, on a new connection each time."""
+    netloc = urlsplit(servers.secrets_url).netloc
+    body = json.dumps({"SecretId": servers.secret_arn})
+    headers = {"Content-Type": JSON_TYPE, "X-Amz-Target": GET}
+    times = []
+    with on_core(cores()[0]):
+        for _ in range(requests):
+            began = time.perf_counter()
+            connection = http.client.HTTPConnection(netloc, timeout=5)
+            connection.request("POST", "/", body, headers)
+            connection.getresponse().read()
+            connection.close()
+            times.append((time.perf_counter() - began) * 1000)
+    return round(statistics.median(times), 2)
+
+
+def shortfalls(result: dict[str, Any]) -> list[str]:
+    """Name every promise that this result breaks; none is a passed run."""
+    found = {row["name"]: row["ratio"] for row in result["rows"]}
+    broken = []
+    if found[MEASURED] > result["goal"]:
+        broken.append(f"lambda-pg took {found[MEASURED]} times the floor, not {result['goal']}")
+    if found[CONTROL] < CONTROL_LOSES:
+        broken.append(
+            f"{CONTROL} took only {found[CONTROL]} times the floor: "
+            "a control that does not lose proves nothing"
+        )
+    if result["secrets_service_ms"] > SERVICE_MS:
+        broken.append(
+            f"the secrets service took {result['secrets_service_ms']} ms: it is what was measured"
+        )
+    return broken
+
+
+def run(servers: Servers, runs: int, rounds: int, folder: Path) -> dict[str, Any]:
+    """Measure everything and return the whole result."""
+    layer = build_layer(Target.interpreter()) / "python"
+    python = bare_interpreter(folder)
+    ways = starts(servers, layer, python, folder)
+    measured = [measure(ways, rounds, seed=number) for number in range(runs)]
+    client, server = cores()
+    return {
+        "machine": machine(),
+        "versions": {**packages("psycopg", "psycopg-pool", "boto3"), **servers.versions},
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": "make bench",
+        "method": METHOD.format(
+            runs=runs, rounds=rounds, place="the other" if client != server else "the same one"
+        ),
+        "caveats": list(CAVEATS),
+        "goal": GOAL,
+        "secrets_service_ms": service_milliseconds(servers),
+        "imports_ms": imports(servers, layer, python, rounds),
+        "rows": rows(measured),
+    }
+
+
+def main() -> int:
+    """Measure; exit code 0 only if the goal is met."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, help="where to write the result as JSON")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=12, help="starts of each variant in a run")
+    arguments = parser.parse_args()
+    with running(core=cores()[1]) as servers, tempfile.TemporaryDirectory() as folder:
+        result = run(servers, arguments.runs, arguments.rounds, Path(folder))
+    for row in result["rows"]:
+        print(
+            f"{row['name']:22} {row['median_ms']:7.1f} ms {row['ratio']:7.3f} {row['memory_mib']}"
+        )
+    print(f"imports {result['imports_ms']}, secrets service {result['secrets_service_ms']} ms")
+    if arguments.output:
+        arguments.output.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    broken = shortfalls(result)
+    for promise in broken:
+        print(f"FAILED: {promise}", file=sys.stderr)
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
