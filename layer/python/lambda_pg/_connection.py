@@ -12,9 +12,10 @@ from time import monotonic
 from typing import Any, Final, Self, TypeVar
 
 import psycopg
-from psycopg import pq, waiting
+from psycopg import generators, pq, waiting
 from psycopg._preparing import PrepareManager
 from psycopg.abc import Params, PQGen, Query
+from psycopg.adapt import Transformer
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import Row, RowFactory, tuple_row
 
@@ -95,7 +96,12 @@ class Connection(psycopg.Connection[Row]):
     max_idle: float = math.inf
     """Seconds idle after which it is replaced without being asked."""
 
-    _poll: Callable[[int], list[tuple[int, int]]] | None = None
+    poll: Callable[[int], list[tuple[int, int]]]
+    """Look at the socket without a round trip, for events that tell that it is of no use.
+
+    An idle connection has nothing to say: whatever there is to read is a farewell, and a hang-up
+    shows even unread.
+    """
 
     def wait(self, gen: PQGen[RV], interval: float = INTERVAL, timeout: float | None = None) -> RV:
         """Wait as psycopg does, at most until the deadline.
@@ -123,6 +129,25 @@ class Connection(psycopg.Connection[Row]):
         except KeyboardInterrupt:
             self._abandon()
             raise
+
+    def run(self, cursor: psycopg.Cursor[Any], query: Query, params: Params | None) -> None:
+        """Run one statement for a new cursor, while nobody else has the connection.
+
+        What cursor.execute() does in autocommit and without prepared statements, less the lock
+        and the bookkeeping for the rest: 3 of 40 µs (measured: benchmarks/results/overhead.json
+        holds what is left).
+        """
+        cursor._tx = Transformer(cursor)
+        cursor._query = ready = cursor._convert_query(query, params)
+        if ready.params:
+            self.pgconn.send_query_params(
+                ready.query, ready.params, param_formats=ready.formats, param_types=ready.types
+            )
+        else:
+            self.pgconn.send_query(ready.query)
+        results = self.wait(generators.execute(self.pgconn))
+        cursor._check_results(results)
+        cursor._set_results(results)
 
     def fly(self, statements: list[Statement]) -> None:
         """Run statements in one round trip; BEGIN and COMMIT must be among them."""
@@ -194,20 +219,9 @@ class Connection(psycopg.Connection[Row]):
             return query.decode(errors="replace")
         return psycopg.sql.as_string(query, self)
 
-    def is_alive(self) -> bool:
-        """Look at the socket without a round trip: an idle connection has nothing to say.
-
-        Whatever there is to read on it is a farewell, and a hang-up shows even unread.
-        """
-        if self._poll is None:
-            poller = select.poll()
-            poller.register(self.pgconn.socket, _IDLE_EVENTS)
-            self._poll = poller.poll
-        return not self._poll(0)
-
     def close(self) -> None:
         """Close the connection; a pool that still knows it takes it for dead."""
-        self._poll = _always
+        self.poll = _always
         super().close()
 
     def answers(self, timeout: float) -> bool:
@@ -359,6 +373,9 @@ class Connector:
                 f"connection timeout expired: no answer from {profile.name} {host}:{port} "
                 f"within {timeout:.1f} s"
             ) from error
+        poller = select.poll()
+        poller.register(connection.pgconn.socket, _IDLE_EVENTS)
+        connection.poll = poller.poll
         connection._undo_settings()
         connection.profile = profile
         connection.strict = self._settings.strict

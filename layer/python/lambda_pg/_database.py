@@ -6,11 +6,10 @@ import logging
 import math
 import os
 import random
-import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from time import monotonic
+from time import monotonic, time
 from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar, overload
 
 import psycopg
@@ -90,6 +89,7 @@ class Database(Generic[Row]):
         self._invocation: int | None = None
         self._invocations = 0
         self._harmless: set[QueryNoTemplate] = set()
+        self._emits = settings.metrics
         self._metrics = MetricLines(os.environ.get("AWS_LAMBDA_FUNCTION_NAME", "local"))
         register_snapshot_hooks(self)
 
@@ -132,7 +132,7 @@ class Database(Generic[Row]):
 
         Raises DatabaseUnavailableError, CommitOutcomeUnknownError, and psycopg's SQL errors.
         """
-        began = time.time()
+        began = time()
         connection = None if self._breaker.failures else self._pool.take()
         window = None
         while True:
@@ -145,8 +145,7 @@ class Database(Generic[Row]):
                     self._inspect(connection, query)
                 cursor = psycopg.Cursor(connection, row_factory=self._row_factory)
                 if claims is None:
-                    # What cursor.execute() does, less a lock: nobody else has the connection.
-                    connection.wait(cursor._execute_gen(query, params))
+                    connection.run(cursor, query, params)
                 else:
                     _fly_with_claims(connection, cursor, query, params, claims)
             except psycopg.Error as error:
@@ -185,7 +184,7 @@ class Database(Generic[Row]):
         Raises DatabaseUnavailableError, CommitOutcomeUnknownError when that cannot be found out,
         psycopg's SQL errors, and whatever `work` raises.
         """
-        window = self._window(time.time())
+        window = self._window(time())
         while True:
             connection = self._lent(window)
             committing = False
@@ -221,7 +220,7 @@ class Database(Generic[Row]):
         Nothing is retried. On leaving, refusals by the pooler become DatabaseUnavailableError,
         and a connection lost outside a transaction CommitOutcomeUnknownError.
         """
-        connection = self._lent(self._window(time.time()))
+        connection = self._lent(self._window(time()))
         connection.touched = connection.profile.session  # whatever it does with it
         try:
             yield connection
@@ -243,7 +242,7 @@ class Database(Generic[Row]):
         Nothing is retried. On leaving, refusals by the pooler and lost connections become
         DatabaseUnavailableError, a lost answer to COMMIT CommitOutcomeUnknownError.
         """
-        connection = self._lent(self._window(time.time()))
+        connection = self._lent(self._window(time()))
         committing = False
         try:
             connection.begin(_json(claims))
@@ -266,7 +265,7 @@ class Database(Generic[Row]):
 
         For adapters to libraries that keep the connection themselves: handlers use connection().
         """
-        connection = self._lent(self._window(time.time()))
+        connection = self._lent(self._window(time()))
         connection.touched = connection.profile.session
         return connection
 
@@ -304,20 +303,32 @@ class Database(Generic[Row]):
 
         @functools.wraps(handler)
         def bound(event: Any, context: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
-            before = self._deadline, self._invocation
             remaining = context.get_remaining_time_in_millis() / 1000
-            self._deadline = monotonic() + remaining - min(RESERVE, remaining / 2)
-            if before[1] is None:
-                self._invocations += 1
-                self._invocation = self._invocations
+            until = monotonic() + (
+                remaining - RESERVE if remaining > 2 * RESERVE else remaining / 2
+            )
+            if self._invocation is not None:  # called by another bound handler
+                return self._within(until, handler, event, context, *args, **kwargs)
+            self._deadline = until
+            self._invocation = self._invocations = self._invocations + 1
             try:
                 return handler(event, context, *args, **kwargs)
             finally:
-                self._deadline, self._invocation = before
-                if before[1] is None:
+                self._deadline = math.inf
+                self._invocation = None
+                if self._pool.lent or self._emits:
                     self._end(getattr(context, "aws_request_id", ""))
 
         return bound
+
+    def _within(self, until: float, handler: Callable[..., R], /, *args: Any, **kwargs: Any) -> R:
+        """Call a handler that another one has called: of their deadlines the earlier holds."""
+        before = self._deadline
+        self._deadline = min(before, until)
+        try:
+            return handler(*args, **kwargs)
+        finally:
+            self._deadline = before
 
     def stats(self) -> dict[str, int]:
         """Count what the pool has done since the environment began; times are milliseconds.
@@ -356,7 +367,7 @@ class Database(Generic[Row]):
                 leaked,
                 extra={"event": "leak", "aws_request_id": request_id},
             )
-        if self._settings.metrics:
+        if self._emits:
             line = self._metrics.line(self.stats(), request_id)
             if line is not None:
                 print(line)  # CloudWatch reads metrics from standard output
@@ -369,7 +380,7 @@ class Database(Generic[Row]):
         return Window(
             self._settings.checkout_timeout,
             self._earliest(),
-            spent=time.time() - began,
+            spent=time() - began,
             breaker=self._breaker,
             budget=self._budget,
         )
@@ -447,7 +458,7 @@ class Database(Generic[Row]):
         """Say how long a new connection may live; a fleet's do not end together."""
         settings, profile = self._settings, connection.profile
         lifetime = settings.max_lifetime or profile.max_lifetime
-        connection.idle_since = time.time()
+        connection.idle_since = time()
         connection.expires_at = connection.idle_since + lifetime * _jitter.uniform(0.8, 1.0)
         connection.max_idle = settings.max_idle or profile.max_idle
         connection.generation = self._credentials.generation

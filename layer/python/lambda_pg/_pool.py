@@ -63,7 +63,8 @@ class Pool:
         self._waiting = 0
         self._size = 0
         self._idle: list[AnyConnection] = []
-        self._lent: dict[AnyConnection, int] = {}
+        self.lent: dict[AnyConnection, int] = {}
+        """What callers have in their hands, and in which thread."""
 
     @property
     def size(self) -> int:
@@ -89,7 +90,7 @@ class Pool:
             connection = self._idle.pop()
         except IndexError:
             return None
-        if self._clock() < connection.fresh_until and connection.is_alive():
+        if self._clock() < connection.fresh_until and not connection.poll(0):
             return connection
         self._idle.append(connection)
         return None
@@ -135,14 +136,14 @@ class Pool:
 
     def lend(self, connection: AnyConnection) -> None:
         """Note that a caller has the connection in his hands."""
-        self._lent[connection] = threading.get_ident()
+        self.lent[connection] = threading.get_ident()
 
     def give_back(self, connection: AnyConnection) -> None:
         """Return a connection in whatever state; one that cannot be used again is closed."""
         if connection.orphaned:
             connection.close()  # the parent's: its socket in this process is a dead one
             return
-        self._lent.pop(connection, None)
+        self.lent.pop(connection, None)
         if connection.reclaimed:
             return
         if connection.closed or not connection.clean():
@@ -158,7 +159,7 @@ class Pool:
 
     def reclaim(self) -> int:
         """Close every connection that is still lent, and free its slot; return how many."""
-        lent, self._lent = self._lent, {}
+        lent, self.lent = self.lent, {}
         for connection in lent:
             connection.reclaimed = True
             self.discard(connection)
@@ -179,7 +180,7 @@ class Pool:
         now = self._clock()
         idle_for = now - connection.idle_since
         timeout = (until - monotonic()) / 2
-        if not connection.is_alive():
+        if connection.poll(0):
             reason = "was lost"
         elif idle_for >= connection.max_idle or now >= connection.expires_at:
             reason = "was old"
@@ -219,7 +220,7 @@ class Pool:
             return self._wait_for_slot(until, timeout)
 
     def _wait_for_slot(self, until: float, timeout: float) -> AnyConnection | None:
-        if list(self._lent.values()).count(threading.get_ident()) == self._slots:
+        if list(self.lent.values()).count(threading.get_ident()) == self._slots:
             raise ConfigurationError([_NESTED.format(self._slots)])
         began = monotonic()
         self._stats.requests_queued += 1
