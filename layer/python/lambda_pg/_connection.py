@@ -30,6 +30,7 @@ from lambda_pg._errors import (
 from lambda_pg._flight import Statement, fly
 from lambda_pg._profiles import Profile, profile_for
 from lambda_pg._settings import Settings
+from lambda_pg._statements import refusal, session_effect
 
 RV = TypeVar("RV")
 
@@ -202,9 +203,6 @@ class Connection(psycopg.Connection[Row]):
             raise psycopg.ProgrammingError("the statement holds a NUL character")
         if not (self.strict or self.profile.session):
             return True
-        # 8 ms of regular expressions, which a cold start that sets nothing need not pay.
-        from lambda_pg._statements import refusal, session_effect  # noqa: PLC0415
-
         if self.strict:
             reason = refusal(text, self.profile, prepare=prepare, named_cursor=named_cursor)
             if reason is not None:

@@ -21,41 +21,40 @@ class Failure(enum.Enum):
     FINAL = "waiting changes nothing: the caller gets the error as it is"
 
 
-_LOGIN_REFUSED: Final = re.compile(r"password authentication failed|SASL authentication failed")
+# Patterns, not compiled ones: a cold start pays for none of them, and re keeps those that are used.
+_LOGIN_REFUSED: Final = r"password authentication failed|SASL authentication failed"
 
-_CONNECT_AGAIN: Final = re.compile(
-    "|".join(
-        [
-            # exhaustion: PostgreSQL (two texts), PgBouncer
-            "too many clients already",
-            "remaining connection slots are reserved",
-            "too many connections for",
-            "no more connections allowed",
-            # a server that starts, stops or fails over
-            "the database system is (starting up|shutting down|in recovery mode|not accepting)",
-            "terminating connection due to",
-            "server shutting down",
-            "pgbouncer cannot connect to server",
-            "server login has been failing",
-            "query_wait_timeout",
-            # the network
-            "[Cc]onnection refused",
-            "[Cc]onnection reset",
-            "[Cc]onnection timed out",
-            "connection timeout expired",
-            "server closed the connection unexpectedly",
-            "SSL SYSCALL error",
-            "unexpected eof while reading",
-            "SSL connection has been closed unexpectedly",
-            "could not (receive data from|send data to) server",
-            "Network is unreachable",
-            "No route to host",
-            "Temporary failure in name resolution",
-        ]
-    )
+_CONNECT_AGAIN: Final = "|".join(
+    [
+        # exhaustion: PostgreSQL (two texts), PgBouncer
+        "too many clients already",
+        "remaining connection slots are reserved",
+        "too many connections for",
+        "no more connections allowed",
+        # a server that starts, stops or fails over
+        "the database system is (starting up|shutting down|in recovery mode|not accepting)",
+        "terminating connection due to",
+        "server shutting down",
+        "pgbouncer cannot connect to server",
+        "server login has been failing",
+        "query_wait_timeout",
+        # the network
+        "[Cc]onnection refused",
+        "[Cc]onnection reset",
+        "[Cc]onnection timed out",
+        "connection timeout expired",
+        "server closed the connection unexpectedly",
+        "SSL SYSCALL error",
+        "unexpected eof while reading",
+        "SSL connection has been closed unexpectedly",
+        "could not (receive data from|send data to) server",
+        "Network is unreachable",
+        "No route to host",
+        "Temporary failure in name resolution",
+    ]
 )
 
-_POOLER_REFUSED: Final = re.compile(
+_POOLER_REFUSED: Final = (
     "server shutting down"
     "|query_wait_timeout"
     "|server login has been failing"
@@ -76,9 +75,9 @@ _ENDED: Final = frozenset({"57P01", "57P02", "57P05"})
 def classify_connect(error: psycopg.Error) -> Failure:
     """Tell what a failed connect means; nothing can have run."""
     text = str(error)
-    if _LOGIN_REFUSED.search(text):
+    if re.search(_LOGIN_REFUSED, text):
         return Failure.LOGIN_REFUSED
-    if isinstance(error, psycopg.errors.ConnectionTimeout) or _CONNECT_AGAIN.search(text):
+    if isinstance(error, psycopg.errors.ConnectionTimeout) or re.search(_CONNECT_AGAIN, text):
         return Failure.NOT_RUN
     return Failure.FINAL
 
@@ -92,9 +91,9 @@ def classify_statement(error: psycopg.Error, *, broken: bool) -> Failure:
     text = (error.diag.message_primary or str(error)) if sqlstate == "08P01" else ""
     if sqlstate in _ROLLED_BACK:
         return Failure.ROLLED_BACK
-    if sqlstate == "28P01" or _LOGIN_REFUSED.search(text):
+    if sqlstate == "28P01" or re.search(_LOGIN_REFUSED, text):
         return Failure.LOGIN_REFUSED
-    if sqlstate in _NOT_RUN or _POOLER_REFUSED.search(text):
+    if sqlstate in _NOT_RUN or re.search(_POOLER_REFUSED, text):
         return Failure.NOT_RUN
     ended = sqlstate is None or sqlstate.startswith("08") or sqlstate in _ENDED
     return Failure.LOST if broken and ended else Failure.FINAL

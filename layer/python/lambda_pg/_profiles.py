@@ -105,10 +105,11 @@ SUPABASE_TRANSACTION: Final = replace(SUPABASE_SESSION, session=False, prepared=
 NEON_DIRECT: Final = replace(DIRECT, name="neon", max_idle=NEON_IDLE, roots=LETSENCRYPT_ROOTS)
 NEON_POOLED: Final = replace(NEON_DIRECT, session=False, startup_options=False, max_lifetime=FOLLOW)
 
-_RDS_PROXY_HOST: Final = re.compile(
+_RDS_PROXY_HOST: Final = (
     r".+\.proxy-[0-9a-z]+\.(?:[0-9a-z-]+\.rds\.amazonaws\.com|rds\.[0-9a-z-]+\.amazonaws\.com\.cn)"
 )
-_RDS_HOST: Final = re.compile(
+# Not compiled: most hosts of a cold start are looked at once, or never.
+_RDS_HOST: Final = (
     r".+\.(?:([0-9a-z-]+)\.rds\.amazonaws\.com|rds\.([0-9a-z-]+)\.amazonaws\.com\.cn)"
 )
 _SUPABASE_SUFFIXES: Final = (".supabase.co", ".supabase.com")
@@ -137,7 +138,7 @@ def profile_for(name: ProfileName | None, host: str, port: int) -> Profile:
 
 def region_of(host: str) -> str | None:
     """Read the region out of the name of an RDS endpoint; None for any other host."""
-    match = _RDS_HOST.fullmatch(host.lower().rstrip("."))
+    match = re.fullmatch(_RDS_HOST, host.lower().rstrip("."))
     return (match[1] or match[2]) if match else None
 
 
@@ -150,7 +151,7 @@ def options_refused(profile: Profile) -> str:
 
 
 def _detect(host: str) -> ProfileName:
-    if _RDS_PROXY_HOST.fullmatch(host):
+    if re.fullmatch(_RDS_PROXY_HOST, host):
         return "rds-proxy"
     if host.endswith(_SUPABASE_SUFFIXES):
         return "supabase"

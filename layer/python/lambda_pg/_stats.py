@@ -2,7 +2,6 @@
 
 import json
 import time
-from dataclasses import asdict, dataclass
 
 NAMESPACE = "LambdaPg"
 
@@ -21,38 +20,39 @@ METRICS = {
 """What goes to CloudWatch: the counter, the metric's name and its unit."""
 
 
-@dataclass
 class Stats:
     """Counts since the environment began; times are milliseconds."""
 
-    requests_num: int = 0
-    """Checkouts."""
-    requests_queued: int = 0
-    """Checkouts that waited for a slot."""
-    requests_wait_ms: float = 0
-    """Time spent waiting for a slot."""
-    requests_errors: int = 0
-    """Checkouts that failed."""
-    returns_bad: int = 0
-    """Connections that came back unusable."""
-    connections_num: int = 0
-    """Attempts to connect."""
-    connections_ms: float = 0
-    """Time spent connecting."""
-    connections_errors: int = 0
-    """Attempts to connect that failed."""
-    connections_lost: int = 0
-    """Connections found dead at a checkout."""
-    retries: int = 0
-    """Attempts after a first one."""
-    deadline_cancels: int = 0
-    """Statements ended by a deadline."""
-    leaks: int = 0
-    """Connections and transactions that a handler left open."""
+    def __init__(self) -> None:
+        """Start at nothing."""
+        self.requests_num = 0
+        """Checkouts."""
+        self.requests_queued = 0
+        """Checkouts that waited for a slot."""
+        self.requests_wait_ms = 0.0
+        """Time spent waiting for a slot."""
+        self.requests_errors = 0
+        """Checkouts that failed."""
+        self.returns_bad = 0
+        """Connections that came back unusable."""
+        self.connections_num = 0
+        """Attempts to connect."""
+        self.connections_ms = 0.0
+        """Time spent connecting."""
+        self.connections_errors = 0
+        """Attempts to connect that failed."""
+        self.connections_lost = 0
+        """Connections found dead at a checkout."""
+        self.retries = 0
+        """Attempts after a first one."""
+        self.deadline_cancels = 0
+        """Statements ended by a deadline."""
+        self.leaks = 0
+        """Connections and transactions that a handler left open."""
 
     def counters(self) -> dict[str, int]:
         """Return the counts, times rounded to whole milliseconds."""
-        return {name: round(value) for name, value in asdict(self).items()}
+        return {name: round(value) for name, value in vars(self).items()}
 
 
 class MetricLines:

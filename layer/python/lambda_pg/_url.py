@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 SslMode = Literal["verify-full", "verify-ca", "require", "prefer", "allow", "disable"]
 ChannelBinding = Literal["require", "prefer", "disable"]
 
-_HOST: Final = re.compile(r"[0-9A-Za-z._:-]+")
+_HOST: Final = r"[0-9A-Za-z._:-]+"
 _PLACEHOLDER: Final = "[YOUR-PASSWORD]"
 """What Supabase's console shows in the password's place."""
 
@@ -84,7 +84,7 @@ class Url:
 def _host(name: str | None) -> str:
     if not name:
         raise ValueError("names no host")
-    if not _HOST.fullmatch(name):
+    if not re.fullmatch(_HOST, name):
         raise ValueError("names a host with a character that no host name or address has")
     return name
 
