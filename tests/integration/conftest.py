@@ -5,14 +5,21 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
+from lambda_pg import Database, Settings
+from psycopg.rows import TupleRow
 
 from local import processes
 from local.pgbouncer_discovery import PgBouncerBinary, find_pgbouncer
 from local.postgres import Postgres
 from local.postgres_discovery import find_postgres
+from tests.integration.layer import APPLICATION, PASSWORD, Admin, Open
 from tests.integration.servers import DATABASE, PoolerFixture, SecretsService
 
 MAJOR = 17
@@ -83,3 +90,56 @@ def new_pooler(
 def pooler(new_pooler: PoolerFixture) -> PoolerFixture:
     """A fresh PgBouncer under its supervisor, verified on both hops."""
     return new_pooler.start()
+
+
+@pytest.fixture
+def admin(postgres: Postgres) -> Iterator[Admin]:
+    """A superuser's connection, for looking and for killing; one table for the test's rows."""
+    with psycopg.connect(postgres.superuser_dsn, autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE layer_test LOGIN PASSWORD '{PASSWORD}'")
+        connection.execute("CREATE TABLE counter (n int)")
+        connection.execute("GRANT ALL ON counter TO layer_test")
+        yield connection
+    with psycopg.connect(postgres.superuser_dsn, autocommit=True) as connection:
+        connection.execute("DROP TABLE counter")
+        connection.execute("DROP ROLE layer_test")
+
+
+@pytest.fixture
+def settings(postgres: Postgres, admin: Admin) -> Settings:
+    """Where the server is, as a URL would say it."""
+    return Settings(
+        host="127.0.0.1",
+        port=postgres.port,
+        dbname="postgres",
+        user="layer_test",
+        password=PASSWORD,
+        sslrootcert=postgres.ca_file,
+        application_name=APPLICATION,
+    )
+
+
+@pytest.fixture
+def open_database(settings: Settings) -> Iterator[Open]:
+    """Make databases with other settings than the defaults; they are closed at the end."""
+    with ExitStack() as opened:
+
+        def make(**changes: Any) -> Database[TupleRow]:
+            database = Database(replace(settings, **changes))
+            opened.callback(database.close)
+            return database
+
+        yield make
+
+
+@pytest.fixture
+def db(open_database: Open) -> Database[TupleRow]:
+    """A database with the defaults of the layer."""
+    return open_database()
+
+
+@pytest.fixture
+def secrets_environment(secrets_service: SecretsService, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What leads the layer to the test's Secrets Manager."""
+    for name, value in secrets_service.environment.items():
+        monkeypatch.setenv(name, value)

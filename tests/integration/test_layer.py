@@ -5,12 +5,9 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
@@ -30,84 +27,7 @@ from psycopg.rows import TupleRow, dict_row
 
 from local.certificates import Authority
 from local.postgres import Postgres
-
-PASSWORD = "canary-Pa55word"
-
-
-class Context:
-    """The part of Lambda's context that the layer reads."""
-
-    def __init__(self, seconds: float) -> None:
-        """Start an invocation that may take `seconds`."""
-        self._until = time.monotonic() + seconds
-
-    def get_remaining_time_in_millis(self) -> int:
-        """Return what is left."""
-        return max(0, int((self._until - time.monotonic()) * 1000))
-
-
-@pytest.fixture
-def admin(postgres: Postgres) -> Iterator[psycopg.Connection[TupleRow]]:
-    """A superuser's connection, for looking and for killing; one table for the test's rows."""
-    with psycopg.connect(postgres.superuser_dsn, autocommit=True) as connection:
-        connection.execute(f"CREATE ROLE layer_test LOGIN PASSWORD '{PASSWORD}'")
-        connection.execute("CREATE TABLE counter (n int)")
-        connection.execute("GRANT ALL ON counter TO layer_test")
-        yield connection
-    with psycopg.connect(postgres.superuser_dsn, autocommit=True) as connection:
-        connection.execute("DROP TABLE counter")
-        connection.execute("DROP ROLE layer_test")
-
-
-@pytest.fixture
-def settings(postgres: Postgres, admin: psycopg.Connection[TupleRow]) -> Settings:
-    """Where the server is, as a URL would say it."""
-    return Settings(
-        host="127.0.0.1",
-        port=postgres.port,
-        dbname="postgres",
-        user="layer_test",
-        password=PASSWORD,
-        sslrootcert=postgres.ca_file,
-        application_name="layer-test",
-    )
-
-
-Open = Callable[..., Database[TupleRow]]
-
-
-@pytest.fixture
-def open_database(settings: Settings) -> Iterator[Open]:
-    """Make databases with other settings than the defaults; they are closed at the end."""
-    with ExitStack() as opened:
-
-        def make(**changes: Any) -> Database[TupleRow]:
-            database = Database(replace(settings, **changes))
-            opened.callback(database.close)
-            return database
-
-        yield make
-
-
-@pytest.fixture
-def db(open_database: Open) -> Database[TupleRow]:
-    """A database with the defaults of the layer."""
-    return open_database()
-
-
-def kill_backends(admin: psycopg.Connection[TupleRow]) -> int:
-    """End the layer's backends, as a failover does; wait until they are gone."""
-    ended = admin.execute(
-        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
-        " WHERE application_name = 'layer-test'"
-    ).fetchall()
-    return len(ended)
-
-
-def scalar(db: Database[TupleRow], query: str) -> object:
-    """Return the first column of the first row."""
-    row = db.execute(query).fetchone()
-    return row[0] if row else None
+from tests.integration.layer import PASSWORD, Context, Open, kill_backends, scalar
 
 
 def test_a_statement_with_claims_sees_them_and_leaves_nothing(db: Database[TupleRow]) -> None:

@@ -1,0 +1,121 @@
+"""What the tests of the layer share: an invocation's context, and a few questions."""
+
+import threading
+import time
+from collections.abc import Callable
+
+import psycopg
+from lambda_pg import Database, Settings
+from psycopg.rows import TupleRow
+
+from tests.integration.servers import DATABASE, PoolerFixture
+
+PASSWORD = "canary-Pa55word"
+APPLICATION = "layer-test"
+
+Admin = psycopg.Connection[TupleRow]
+Open = Callable[..., Database[TupleRow]]
+"""Makes a database with other settings than the defaults."""
+
+
+class Context:
+    """The part of Lambda's context that the layer reads."""
+
+    def __init__(self, seconds: float, request_id: str = "") -> None:
+        """Start an invocation that may take `seconds`."""
+        self.aws_request_id = request_id
+        self._until = time.monotonic() + seconds
+
+    def get_remaining_time_in_millis(self) -> int:
+        """Return what is left."""
+        return max(0, int((self._until - time.monotonic()) * 1000))
+
+
+def kill_backends(admin: Admin) -> int:
+    """End the layer's backends, as a failover does; wait until they are gone."""
+    ended = admin.execute(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = %s",
+        [APPLICATION],
+    ).fetchall()
+    return len(ended)
+
+
+def scalar(db: Database[TupleRow], query: str) -> object:
+    """Return the first column of the first row."""
+    row = db.execute(query).fetchone()
+    return row[0] if row else None
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    """Look until it holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited for {seconds:g} s"
+        time.sleep(0.02)
+
+
+def settings_for(pooler: PoolerFixture) -> Settings:
+    """Say what the stacks say to a function: endpoint, CA and the ARN of the secret."""
+    return Settings(
+        host="127.0.0.1",
+        port=pooler.port,
+        dbname=DATABASE,
+        secret_arn=pooler.login.arn,
+        profile="pgbouncer",
+        ca_pem=pooler.authority.pem,
+    )
+
+
+class Load:
+    """Statements one after the other from a thread, until told to stop."""
+
+    def __init__(self, db: Database[TupleRow]) -> None:
+        """Start nothing yet."""
+        self._db = db
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.served = 0
+        self.errors: list[Exception] = []
+
+    def __enter__(self) -> "Load":
+        """Start."""
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop and wait."""
+        self._stop.set()
+        self._thread.join()
+
+    def wait_for(self, more: int) -> None:
+        """Wait until so many more statements were served, or one failed."""
+        goal, deadline = self.served + more, time.monotonic() + 20
+        while self.served < goal and not self.errors:
+            assert time.monotonic() < deadline, f"{goal - self.served} statements are missing"
+            time.sleep(0.01)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._db.execute("SELECT 1", claims={"sub": "a"}, idempotent=True)
+                self.served += 1
+            except Exception as error:  # noqa: BLE001 - whatever comes is what the test counts
+                self.errors.append(error)
+
+
+def end_backends(pooler: PoolerFixture) -> None:
+    """End the login's server connections: the pooler has to log in again."""
+    with psycopg.connect(pooler.postgres.superuser_dsn, autocommit=True) as admin:
+        admin.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = %s",
+            [pooler.login.name],
+        )
+
+
+def is_refused(pooler: PoolerFixture, password: str) -> bool:
+    """Tell whether the pooler refuses a password."""
+    try:
+        pooler.connect(password=password).close()
+    except psycopg.OperationalError:
+        return True
+    return False
