@@ -26,6 +26,7 @@ from lambda_pg._errors import (
     DatabaseUnavailableError,
     DeadlineExceededError,
 )
+from lambda_pg._events import Events
 from lambda_pg._failures import Failure, classify_connect, classify_statement
 from lambda_pg._flight import Statement
 from lambda_pg._overload import Breaker, RetryBudget
@@ -53,8 +54,6 @@ STATUS: Final = "SELECT pg_xact_status(%s::xid8)"
 # No state that a snapshot or a fork could copy into many environments.
 _jitter = random.SystemRandom()
 
-logger = logging.getLogger("lambda_pg")
-
 
 class Database(Generic[Row]):
     """One database, its pool and its credentials: make one for each environment, at import.
@@ -72,6 +71,7 @@ class Database(Generic[Row]):
         self._settings = settings
         self._row_factory = row_factory
         self._stats = Stats()
+        self._events = Events()
         self._credentials = CredentialCache(settings)
         self._connector = Connector(settings)
         self._pool = Pool(
@@ -79,6 +79,7 @@ class Database(Generic[Row]):
             slots=settings.slots,
             idle_check_after=settings.idle_check_after,
             stats=self._stats,
+            events=self._events,
             is_current=self._is_current,
         )
         self._breaker = Breaker()
@@ -310,6 +311,7 @@ class Database(Generic[Row]):
             if self._invocation is not None:  # called by another bound handler
                 return self._within(until, handler, event, context, *args, **kwargs)
             self._deadline = until
+            self._events.context = context
             self._invocation = self._invocations = self._invocations + 1
             try:
                 return handler(event, context, *args, **kwargs)
@@ -317,7 +319,8 @@ class Database(Generic[Row]):
                 self._deadline = math.inf
                 self._invocation = None
                 if self._pool.lent or self._emits:
-                    self._end(getattr(context, "aws_request_id", ""))
+                    self._end()
+                self._events.context = None
 
         return bound
 
@@ -356,19 +359,20 @@ class Database(Generic[Row]):
         self._pool.close()
         self._credentials.forget()
 
-    def _end(self, request_id: str) -> None:
+    def _end(self) -> None:
         """Finish an invocation: nothing stays open, and what it cost is told."""
         leaked = self._pool.reclaim()
         if leaked:
             self._stats.leaks += leaked
-            logger.warning(
+            self._events.report(
+                logging.WARNING,
+                "leak",
                 "the handler left %d connection(s) checked out: closed, and what was open on them "
                 "rolled back",
                 leaked,
-                extra={"event": "leak", "aws_request_id": request_id},
             )
         if self._emits:
-            line = self._metrics.line(self.stats(), request_id)
+            line = self._metrics.line(self.stats(), self._events.request_id)
             if line is not None:
                 print(line)  # CloudWatch reads metrics from standard output
 
@@ -388,6 +392,7 @@ class Database(Generic[Row]):
     def _pause(self, window: Window, error: Exception, *, absent: bool = True) -> None:
         window.pause(error, absent=absent)
         self._stats.retries += 1
+        self._events.report(logging.INFO, "retry", "trying again after: %s", _reason(error))
 
     def _checkout(self, window: Window) -> Connection[Row]:
         """Take a connection, connecting again while the window lasts and it may help."""
@@ -420,7 +425,7 @@ class Database(Generic[Row]):
         """Return a connection whose caller may have left a transaction open, and say so."""
         if connection.pgconn.transaction_status == pq.TransactionStatus.INTRANS:
             self._stats.leaks += 1
-            logger.warning("a transaction was left open: rolled back", extra={"event": "leak"})
+            self._events.report(logging.WARNING, "leak", "a transaction was left open: rolled back")
         self._pool.give_back(connection)
 
     def _inspect(self, connection: Connection[Row], query: QueryNoTemplate) -> None:
@@ -446,6 +451,9 @@ class Database(Generic[Row]):
                 other = self._credentials.after_refusal(credentials, max(0.1, until - monotonic()))
                 if other is None:
                     raise
+                self._events.report(
+                    logging.INFO, "refresh", "the login was refused: trying newer credentials"
+                )
                 credentials = other
             else:
                 break
@@ -615,5 +623,5 @@ def _require_open(connection: Connection[Any]) -> None:
         raise psycopg.OperationalError("the connection was lost inside the transaction")
 
 
-def _reason(error: psycopg.Error) -> str:
+def _reason(error: Exception) -> str:
     return str(error).partition("\n")[0]

@@ -13,6 +13,7 @@ from psycopg import pq
 
 from lambda_pg._connection import Connection
 from lambda_pg._errors import CheckoutTimeoutError, ConfigurationError
+from lambda_pg._events import Events
 from lambda_pg._stats import Stats
 
 AnyConnection = Connection[Any]
@@ -27,8 +28,6 @@ _NESTED: Final = (
     "succeed: use the connection at hand, or raise LAMBDA_PG_SLOTS"
 )
 
-logger = logging.getLogger("lambda_pg")
-
 
 class Pool:
     """Hand out at most `slots` connections; connects happen in the calling thread."""
@@ -40,6 +39,7 @@ class Pool:
         slots: int,
         idle_check_after: float,
         stats: Stats,
+        events: Events,
         is_current: Callable[[AnyConnection, float], bool] = lambda _connection, _timeout: True,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -53,6 +53,7 @@ class Pool:
         self._slots = slots
         self._idle_check_after = idle_check_after
         self._stats = stats
+        self._events = events
         self._is_current = is_current
         self._clock = clock
         self._forget()
@@ -192,11 +193,12 @@ class Pool:
         else:
             return True
         self._stats.connections_lost += reason in {"was lost", "did not answer"}
-        logger.info(
+        self._events.report(
+            logging.INFO,
+            "replaced",
             "replaced a connection that %s, after %.0f s idle",
             reason,
             idle_for,
-            extra={"event": "replaced", "reason": reason},
         )
         return False
 
