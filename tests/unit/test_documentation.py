@@ -42,7 +42,7 @@ INTERNAL = {"LAMBDA_PG_CLOUD", "LAMBDA_PG_CONTROL_URL"}
 
 def test_every_environment_variable_is_documented() -> None:
     """Each variable that the layer or the local cloud reads stands in the reference."""
-    prefixes = "(?:LAMBDA_PG_|PG|DATABASE_URL|DIRECT_URL|AWS_ENDPOINT|AWS_REGION)"
+    prefixes = "(?:LAMBDA_PG_[A-Z]|PG[A-Z]|DATABASE_URL|DIRECT_URL|AWS_ENDPOINT|AWS_REGION)"
     layer = names_in("layer/python/lambda_pg/*.py", prefixes)
     local = names_in("local/**/*.py", "LAMBDA_PG_")
     assert "PGSSLROOTCERT" in layer
