@@ -1,73 +1,101 @@
-"""Credentials against Secrets Manager's API (moto's server): cache, refresh, failure."""
+"""Credentials: cached, fetched once at a time, renewed by refusals, kept through outages."""
 
 import json
-from collections.abc import Iterator
+import multiprocessing
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import quote
 
-import boto3
 import pytest
-from lambda_pg import CredentialsError, Settings
-from lambda_pg._credentials import LIFETIME, CredentialCache
-from lambda_pg._secrets import SecretsUnavailableError, fetch_secret
-from moto.server import ThreadedMotoServer
+from hypothesis import given
+from hypothesis import strategies as st
+from lambda_pg import ConfigurationError, CredentialsError, Settings
+from lambda_pg._credentials import (
+    LIFETIME,
+    PAUSE,
+    REFUSED_PAUSE,
+    CredentialCache,
+    Credentials,
+    SecretsUnavailableError,
+)
+from lambda_pg._secrets import Fetch, SecretError
+
+from tests.integration.servers import SecretsService
+
+CANARY = "canary-Pa55word"
+DOWN = "http://127.0.0.1:1"
+"""Nothing listens on port 1: a service that is down refuses the connection."""
 
 
 class Clock:
     """A wall clock that the test moves."""
 
-    now = 1000.0
+    now = 1_000_000.0
 
     def __call__(self) -> float:
         """Return the time."""
         return self.now
 
 
-class Vault:
-    """One secret in a real HTTP Secrets Manager, and a count of the fetches."""
+class Fetches:
+    """The layer's own fetches, counted; a test may hold them back."""
 
-    def __init__(self, endpoint: str) -> None:
-        """Create the secret."""
-        self.client = boto3.client("secretsmanager", "us-east-1", endpoint_url=endpoint)
-        self.fetches = 0
-        self.down = False
-        secret = self.client.create_secret(Name="app", SecretString=self.text("first"))
-        self.arn: str = secret["ARN"]
+    def __init__(self) -> None:
+        """Let every fetch through at once."""
+        self.stages: list[str] = []
+        self.let_through = threading.Event()
+        self.let_through.set()
 
-    @staticmethod
-    def text(password: str) -> str:
-        """Write a secret as RDS does."""
-        return json.dumps({"username": "app", "password": password, "port": "5432"})
+    def __call__(self, arn: str, stage: str) -> Fetch:
+        """Begin a fetch."""
+        self.stages.append(stage)
+        fetch = HeldBack(arn, stage, self.let_through)
+        fetch.start()
+        return fetch
 
-    def rotate(self, password: str) -> None:
-        """Put a new current version."""
-        self.client.put_secret_value(SecretId=self.arn, SecretString=self.text(password))
 
-    def fetch(self, arn: str, *, timeout: float) -> dict[str, object]:
-        """Fetch as the layer does, counted; or fail as a service that is down."""
-        self.fetches += 1
-        if self.down:
-            raise SecretsUnavailableError("down")
-        return fetch_secret(arn, timeout=timeout)
+class HeldBack(Fetch):
+    """A fetch that waits for an event before it asks, as one of a slow service does."""
+
+    def __init__(self, arn: str, stage: str, let_through: threading.Event) -> None:
+        """Take what Fetch takes, and the event."""
+        super().__init__(arn, stage)
+        self._let_through = let_through
+
+    def run(self) -> None:
+        """Wait, then ask."""
+        self._let_through.wait(10)
+        super().run()
 
 
 @pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
+def service() -> Iterator[SecretsService]:
     """A Secrets Manager on loopback."""
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    service = SecretsService()
+    yield service
+    service.stop()
 
 
 @pytest.fixture
-def vault(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vault]:
-    """A fresh secret, and the environment of a function that may read it."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    vault = Vault(endpoint)
-    yield vault
-    vault.client.delete_secret(SecretId=vault.arn, ForceDeleteWithoutRecovery=True)
+def environment(service: SecretsService, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The environment of a function that may read the service."""
+    for name, value in service.environment.items():
+        monkeypatch.setenv(name, value)
+    return monkeypatch
+
+
+def login(password: str, **fields: str) -> dict[str, str]:
+    """Write a secret as RDS does."""
+    return {"username": "app", "password": password, "port": "5432"} | fields
+
+
+@pytest.fixture
+def arn(service: SecretsService, environment: pytest.MonkeyPatch) -> str:
+    """A secret that was never rotated."""
+    return service.create(login("first"))
 
 
 @pytest.fixture
@@ -77,86 +105,536 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def cache(vault: Vault, clock: Clock) -> CredentialCache:
-    """A cache over the vault."""
-    return CredentialCache(Settings(secret_arn=vault.arn), vault.fetch, clock)
+def fetches() -> Iterator[Fetches]:
+    """A count of the fetches; what is held back is let through at the end."""
+    fetches = Fetches()
+    yield fetches
+    fetches.let_through.set()
 
 
-def test_a_secret_is_fetched_once(cache: CredentialCache, vault: Vault, clock: Clock) -> None:
+@pytest.fixture
+def cache(arn: str, fetches: Fetches, clock: Clock) -> CredentialCache:
+    """A cache over the secret that knows nothing yet."""
+    return CredentialCache(Settings(secret_arn=arn), fetches, clock)
+
+
+# --- the copy and its life
+
+
+def test_a_secret_is_fetched_once_in_its_life(
+    cache: CredentialCache, fetches: Fetches, clock: Clock
+) -> None:
     """Within its life a secret is fetched once; after it, again."""
-    assert cache.get(3).password == "first"
-    assert cache.get(3).port == 5432
-    assert vault.fetches == 1
-    clock.now += LIFETIME + 1
+    credentials = cache.get(3)
+    assert (credentials.user, credentials.password, credentials.port) == ("app", "first", 5432)
+    clock.now += LIFETIME * 0.8 - 1
+    assert cache.get(3) is credentials
+    assert len(fetches.stages) == 1
+    clock.now += LIFETIME * 0.2 + 1
     cache.get(3)
-    assert vault.fetches == 2
+    assert fetches.stages == ["AWSCURRENT", "AWSCURRENT"]
+    assert cache.refreshes == 2
 
 
-def test_a_refused_login_fetches_the_new_password(cache: CredentialCache, vault: Vault) -> None:
-    """After a rotation, a refusal of the old password brings the new one."""
-    old = cache.get(3)
-    vault.rotate("second")
-    assert cache.get(3) == old
-    assert cache.replace(old, 3)
-    assert cache.get(3).password == "second"
-
-
-def test_a_refusal_without_a_rotation_says_so(cache: CredentialCache) -> None:
-    """When the secret still holds what was refused, there is nothing new to try."""
-    assert not cache.replace(cache.get(3), 3)
+def test_a_fleets_copies_do_not_expire_together(clock: Clock) -> None:
+    """The life of a copy is between four fifths and the whole of the lifetime, and never equal."""
+    lives = set()
+    for _ in range(50):
+        cache = CredentialCache(Settings(user="app", password="p"), clock=clock)
+        cache.get(3)
+        lives.add(cache.fresh_until - clock.now)
+    assert all(LIFETIME * 0.8 <= life <= LIFETIME for life in lives)
+    assert len(lives) > 40
 
 
 def test_an_expired_copy_outlives_an_outage(
-    cache: CredentialCache, vault: Vault, clock: Clock
+    cache: CredentialCache, fetches: Fetches, clock: Clock, environment: pytest.MonkeyPatch
 ) -> None:
-    """When Secrets Manager fails, the old value is kept in use."""
+    """While the service is down the old copy is used, and the next look comes after a pause."""
     old = cache.get(3)
-    vault.down = True
-    clock.now += LIFETIME + 1
-    assert cache.get(3) == old
+    environment.setenv("AWS_ENDPOINT_URL", DOWN)
+    clock.now += LIFETIME
+    assert cache.get(3) is old
+    clock.now += PAUSE - 1
+    assert cache.get(3) is old
+    assert len(fetches.stages) == 2
+    clock.now += 1
+    assert cache.get(3) is old
+    assert len(fetches.stages) == 3
+    assert cache.refreshes == 1
 
 
-def test_without_a_copy_an_outage_is_an_error(cache: CredentialCache, vault: Vault) -> None:
-    """The first fetch cannot be replaced by anything."""
-    vault.down = True
-    with pytest.raises(CredentialsError):
+def test_what_changed_in_an_outage_is_seen_after_it(
+    cache: CredentialCache,
+    service: SecretsService,
+    arn: str,
+    clock: Clock,
+    environment: pytest.MonkeyPatch,
+) -> None:
+    """The first look after an outage brings the version of now."""
+    cache.get(3)
+    environment.setenv("AWS_ENDPOINT_URL", DOWN)
+    clock.now += LIFETIME
+    cache.get(3)
+    service.put(arn, login("second"))
+    environment.setenv("AWS_ENDPOINT_URL", service.url)
+    clock.now += PAUSE
+    assert cache.get(3).password == "second"
+
+
+def test_a_malformed_new_version_keeps_the_old_copy(
+    cache: CredentialCache, service: SecretsService, arn: str, fetches: Fetches, clock: Clock
+) -> None:
+    """A slip in the secret does not take a working function down; its repair is seen soon."""
+    old = cache.get(3)
+    service.put(arn, {"user": "app"})
+    clock.now += LIFETIME
+    assert cache.get(3) is old
+    service.put(arn, login("third"))
+    assert cache.get(3) is old
+    clock.now += PAUSE
+    assert cache.get(3).password == "third"
+
+
+def test_without_a_copy_an_outage_is_an_error(
+    cache: CredentialCache, service: SecretsService, environment: pytest.MonkeyPatch
+) -> None:
+    """The first fetch cannot be replaced by anything; the next get asks again."""
+    environment.setenv("AWS_ENDPOINT_URL", DOWN)
+    with pytest.raises(SecretsUnavailableError):
         cache.get(3)
+    environment.setenv("AWS_ENDPOINT_URL", service.url)
+    assert cache.get(3).password == "first"
 
 
-def test_an_unknown_secret_is_named(vault: Vault) -> None:
-    """A refusal by Secrets Manager names the secret and AWS's reason, and is final."""
-    arn = vault.arn.replace("secret:app", "secret:other")
+def test_a_secret_that_is_not_there_is_final(
+    service: SecretsService, environment: pytest.MonkeyPatch, arn: str
+) -> None:
+    """A refusal by Secrets Manager names the secret and the reason; waiting would not mend it."""
+    other = arn.replace("secret:", "secret:other-")
     with pytest.raises(CredentialsError, match="ResourceNotFoundException") as caught:
-        fetch_secret(arn, timeout=3)
-    assert arn in str(caught.value)
+        CredentialCache(Settings(secret_arn=other)).get(3)
+    assert other in str(caught.value)
     assert not isinstance(caught.value, SecretsUnavailableError)
+    assert isinstance(caught.value.__cause__, SecretError)
 
 
-@pytest.mark.parametrize("text", ["no json", "[]", '{"username": "app"}', '{"password": 5}'])
-def test_a_malformed_secret_is_an_error_without_its_text(text: str, vault: Vault) -> None:
-    """A secret that is no object with username and password is named, not shown."""
-    vault.client.put_secret_value(SecretId=vault.arn, SecretString=text)
-    with pytest.raises(CredentialsError, match="secret") as caught:
-        CredentialCache(Settings(secret_arn=vault.arn)).get(3)
-    assert text not in str(caught.value)
-
-
-def test_boto3_is_the_way_when_the_keys_are_elsewhere(
-    vault: Vault, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+def test_forgetting_is_knowing_nothing(
+    cache: CredentialCache, service: SecretsService, arn: str, fetches: Fetches
 ) -> None:
-    """Without keys in the environment, boto3's chain finds them."""
-    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    shared = tmp_path_factory.mktemp("aws") / "credentials"
-    shared.write_text("[default]\naws_access_key_id = test\naws_secret_access_key = test\n")
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(shared))
-    assert fetch_secret(vault.arn, timeout=3)["password"] == "first"
+    """After forget() the next get asks anew, and no copy stands in for an outage."""
+    cache.get(3)
+    service.put(arn, login("second"))
+    cache.forget()
+    assert cache.fresh_until == 0
+    assert cache.get(3).password == "second"
+    assert len(fetches.stages) == 2
 
 
-def test_a_service_that_does_not_listen_is_a_passing_failure(
-    vault: Vault, monkeypatch: pytest.MonkeyPatch
+def test_what_was_opened_before_forgetting_is_not_current_after_it(
+    cache: CredentialCache, service: SecretsService, arn: str, clock: Clock
 ) -> None:
-    """A refused connection to Secrets Manager may be tried again."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    with pytest.raises(SecretsUnavailableError, match="did not answer"):
-        fetch_secret(vault.arn, timeout=3)
+    """A restored environment does not take a connection of before the snapshot for its own."""
+    cache.get(3)
+    before = cache.generation
+    cache.forget()
+    cache.get(3)
+    assert cache.generation != before
+
+
+# --- one fetch at a time
+
+
+def test_threads_share_one_fetch(cache: CredentialCache, fetches: Fetches) -> None:
+    """Several threads that need the credentials at once wait for one fetch."""
+    fetches.let_through.clear()
+    with ThreadPoolExecutor(8) as threads:
+        results = [threads.submit(cache.get, 5) for _ in range(8)]
+        until(lambda: len(fetches.stages) == 1)
+        fetches.let_through.set()
+        assert {result.result().password for result in results} == {"first"}
+    assert len(fetches.stages) == 1
+
+
+def test_each_thread_waits_at_most_its_own_time(cache: CredentialCache, fetches: Fetches) -> None:
+    """Neither the fetch nor another thread's holds up a caller for longer than it allows."""
+    fetches.let_through.clear()
+
+    def waited(timeout: float) -> float:
+        began = time.monotonic()
+        with pytest.raises(SecretsUnavailableError, match="did not answer"):
+            cache.get(timeout)
+        return time.monotonic() - began
+
+    with ThreadPoolExecutor(2) as threads:
+        longer = threads.submit(waited, 0.6)
+        until(lambda: len(fetches.stages) == 1)
+        assert 0.2 <= threads.submit(waited, 0.2).result() < 0.45
+        assert 0.6 <= longer.result() < 0.85
+
+
+def test_nobody_waits_for_a_look_that_an_old_copy_can_bridge(
+    cache: CredentialCache, fetches: Fetches, clock: Clock
+) -> None:
+    """One thread looks for a newer version in a third of its time; the others use the old copy."""
+    old = cache.get(3)
+    clock.now += LIFETIME
+    fetches.let_through.clear()
+    with ThreadPoolExecutor(1) as threads:
+        looking = threads.submit(cache.get, 1.5)
+        until(lambda: len(fetches.stages) == 2)
+        assert cache.get(0.01) is old
+        began = time.monotonic()
+        assert looking.result() is old
+        assert time.monotonic() - began < 1
+
+
+def test_forgetting_during_a_fetch_harms_nobody(cache: CredentialCache, fetches: Fetches) -> None:
+    """Who waits for the fetch gets it, and the next get works."""
+    fetches.let_through.clear()
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(cache.get, 5)
+        until(lambda: len(fetches.stages) == 1)
+        cache.forget()
+        fetches.let_through.set()
+        assert waiting.result().password == "first"
+    assert cache.get(3).password == "first"
+
+
+def test_a_child_forked_during_a_fetch_can_fetch(
+    cache: CredentialCache, fetches: Fetches, arn: str
+) -> None:
+    """The lock that a thread of the parent holds is not left locked in the child."""
+    fetches.let_through.clear()
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(cache.get, 5)
+        until(lambda: len(fetches.stages) == 1)
+
+        def child() -> None:
+            cache._start_fetch = Fetches()  # the parent's event is nobody's to set here
+            theirs.send(cache.get(3).password)
+
+        process = context.Process(target=child)
+        process.start()
+        try:
+            assert ours.poll(10)
+            assert ours.recv() == "first"
+        finally:
+            process.kill()
+            process.join()
+            fetches.let_through.set()
+        waiting.result()
+
+
+# --- a refused login
+
+
+def test_a_refusal_after_a_rotation_brings_the_new_version(
+    cache: CredentialCache, service: SecretsService, arn: str, clock: Clock
+) -> None:
+    """The copy is not trusted further when the database does not take it."""
+    old = cache.get(3)
+    service.put(arn, login("second"))
+    clock.now += REFUSED_PAUSE
+    new = cache.after_refusal(old, 3)
+    assert new is not None
+    assert new.password == "second"
+    assert cache.get(3) is new
+
+
+def test_a_refusal_of_the_version_of_now_brings_the_previous_one_once(
+    cache: CredentialCache, service: SecretsService, arn: str, fetches: Fetches, clock: Clock
+) -> None:
+    """A pooler may not know the new password yet: the old one is tried, and not for ever."""
+    service.put(arn, login("second"))
+    current = cache.get(3)
+    clock.now += REFUSED_PAUSE
+    previous = cache.after_refusal(current, 3)
+    assert previous is not None
+    assert previous.password == "first"
+    assert fetches.stages[-1] == "AWSPREVIOUS"
+    assert cache.after_refusal(previous, 3) is None
+    clock.now += REFUSED_PAUSE
+    assert cache.after_refusal(current, 3) is None
+    clock.now += PAUSE
+    assert cache.after_refusal(current, 3) == previous
+
+
+def test_a_secret_that_was_never_rotated_has_nothing_to_try(
+    cache: CredentialCache, fetches: Fetches, clock: Clock
+) -> None:
+    """When the current version is refused and there is no other, the caller hears it."""
+    current = cache.get(3)
+    clock.now += REFUSED_PAUSE
+    assert cache.after_refusal(current, 3) is None
+    assert fetches.stages == ["AWSCURRENT", "AWSCURRENT", "AWSPREVIOUS"]
+
+
+def test_refusals_do_not_ask_more_often_than_the_pause(
+    cache: CredentialCache, fetches: Fetches, clock: Clock
+) -> None:
+    """A fleet whose logins are refused does not hammer Secrets Manager."""
+    current = cache.get(3)
+    clock.now += REFUSED_PAUSE
+    for _ in range(20):
+        cache.after_refusal(current, 3)
+        clock.now += REFUSED_PAUSE / 10
+    assert fetches.stages.count("AWSCURRENT") == 1 + 2
+    assert fetches.stages.count("AWSPREVIOUS") == 1
+
+
+def test_a_refusal_that_another_thread_has_answered_asks_nobody(
+    cache: CredentialCache, service: SecretsService, arn: str, fetches: Fetches, clock: Clock
+) -> None:
+    """Who comes second with the same stale login gets what the first one has fetched."""
+    old = cache.get(3)
+    service.put(arn, login("second"))
+    clock.now += REFUSED_PAUSE
+    new = cache.after_refusal(old, 3)
+    assert cache.after_refusal(old, 3) is new
+    assert len(fetches.stages) == 2
+
+
+def test_an_accepted_previous_version_is_used_for_a_while(
+    cache: CredentialCache, service: SecretsService, arn: str, clock: Clock
+) -> None:
+    """What a login has shown to be right is used, until the pause ends and the new one is tried."""
+    service.put(arn, login("second"))
+    current = cache.get(3)
+    clock.now += REFUSED_PAUSE
+    previous = cache.after_refusal(current, 3)
+    assert previous is not None
+    cache.accepted(previous)
+    assert cache.get(3) is previous
+    clock.now += PAUSE
+    assert cache.get(3).password == "second"
+
+
+def test_an_accepted_previous_version_that_is_refused_later_brings_the_new_one(
+    cache: CredentialCache, service: SecretsService, arn: str, clock: Clock
+) -> None:
+    """Once the pooler has learnt the new password, the next refusal already leads to it."""
+    service.put(arn, login("second"))
+    current = cache.get(3)
+    clock.now += REFUSED_PAUSE
+    previous = cache.after_refusal(current, 3)
+    assert previous is not None
+    cache.accepted(previous)
+    clock.now += REFUSED_PAUSE
+    assert cache.after_refusal(previous, 3) == current
+    clock.now += REFUSED_PAUSE
+    assert cache.after_refusal(current, 3) is None
+
+
+def test_credentials_without_a_secret_cannot_be_renewed(clock: Clock) -> None:
+    """A URL's login that is refused stays refused: nothing is asked."""
+    cache = CredentialCache(Settings(user="app", password="p"), clock=clock)
+    assert cache.after_refusal(cache.get(3), 3) is None
+
+
+def test_an_outage_during_a_refusal_is_an_outage(
+    cache: CredentialCache, clock: Clock, environment: pytest.MonkeyPatch
+) -> None:
+    """When nobody can say whether there is a new version, that is the error, and a passing one."""
+    old = cache.get(3)
+    environment.setenv("AWS_ENDPOINT_URL", DOWN)
+    clock.now += REFUSED_PAUSE
+    with pytest.raises(SecretsUnavailableError):
+        cache.after_refusal(old, 3)
+
+
+# --- what was opened under older credentials
+
+
+def test_a_changed_secret_starts_a_new_generation(
+    cache: CredentialCache, service: SecretsService, arn: str, clock: Clock
+) -> None:
+    """Only a change of content counts: connections of before it are to be replaced."""
+    cache.get(3)
+    first = cache.generation
+    clock.now += LIFETIME
+    cache.get(3)
+    assert cache.generation == first
+    service.put(arn, login("second"))
+    clock.now += LIFETIME
+    cache.get(3)
+    assert cache.generation == first + 1
+
+
+IAM = Settings(auth="iam", host="db.example", user="app", region="us-east-1")
+
+
+def test_a_new_token_replaces_no_connection(
+    clock: Clock, environment: pytest.MonkeyPatch, service: SecretsService
+) -> None:
+    """IAM tokens matter at a connect only; each is another one, in the same generation."""
+    made = iter(["token-1", "token-2"])
+    environment.setattr("lambda_pg._credentials.auth_token", lambda _: next(made))
+    cache = CredentialCache(IAM, clock=clock)
+    assert cache.get(3) == Credentials("app", "token-1")
+    first = cache.generation
+    clock.now += LIFETIME
+    assert cache.get(3) == Credentials("app", "token-2")
+    assert (cache.generation, cache.refreshes) == (first, 2)
+
+
+def test_a_refused_token_is_made_anew(clock: Clock, environment: pytest.MonkeyPatch) -> None:
+    """A token of keys that were changed meanwhile is replaced; there is no previous one."""
+    made = iter(["token-1", "token-2", "token-2"])
+    environment.setattr("lambda_pg._credentials.auth_token", lambda _: next(made))
+    cache = CredentialCache(IAM, clock=clock)
+    refused = cache.get(3)
+    clock.now += REFUSED_PAUSE
+    assert cache.after_refusal(refused, 3) == Credentials("app", "token-2")
+    clock.now += REFUSED_PAUSE
+    assert cache.after_refusal(Credentials("app", "token-2"), 3) is None
+
+
+# --- what a secret may hold
+
+ARN = "arn:aws:secretsmanager:us-east-1:000000000000:secret:app"
+
+
+def read(document: object, *, direct: bool = False) -> Credentials:
+    """Read a secret with this content."""
+    return Credentials.from_secret(ARN, json.dumps(document), direct=direct)
+
+
+def test_a_secret_of_rds_names_the_endpoint_too() -> None:
+    """RDS writes host, port and dbname beside user and password; more fields do no harm."""
+    secret = login(CANARY, host="db.example", dbname="app", engine="postgres")
+    assert read(secret | {"port": 6543}) == Credentials("app", CANARY, "db.example", 6543, "app")
+    assert read({"username": "app", "password": CANARY}) == Credentials("app", CANARY)
+
+
+def test_a_secret_may_hold_urls() -> None:
+    """`url` is the pooler's address, `direct_url` the database's own, both with a login."""
+    password = "p@ss:/?#"
+    secret = {
+        "url": f"postgresql://app:{quote(password, safe='')}@pooler.example:6543/app",
+        "direct_url": "postgresql://owner:o@db.example/app?options=-csearch_path%3Dx",
+    }
+    assert read(secret) == Credentials("app", password, "pooler.example", 6543, "app")
+    assert read(secret, direct=True) == Credentials(
+        "owner", "o", "db.example", None, "app", "-csearch_path=x"
+    )
+
+
+def test_options_of_a_secrets_url_are_refused_where_they_cannot_work(
+    service: SecretsService, environment: pytest.MonkeyPatch
+) -> None:
+    """A pooler that does not take startup options is told at the fetch, not as a failed connect."""
+    url = "postgresql://app:p@pooler.example/app?options=-csearch_path%3Dx"
+    arn = service.create({"url": url})
+    with pytest.raises(ConfigurationError, match="options"):
+        CredentialCache(Settings(secret_arn=arn, profile="pgbouncer")).get(3)
+    got = CredentialCache(Settings(secret_arn=arn, profile="direct")).get(3)
+    assert got.options == "-csearch_path=x"
+
+
+MALFORMED = [
+    ("username", {"password": CANARY}),
+    ("username", {"username": "", "password": CANARY}),
+    ("username", {"username": ["app"], "password": CANARY}),
+    ("password", {"username": "app"}),
+    ("password", {"username": "app", "password": None}),
+    ("password", {"username": "app", "password": ""}),
+    ("password", {"username": "app", "password": f"{CANARY}\0"}),
+    ("password", {"username": "app", "password": f"{CANARY}\ud800"}),
+    ("host", login(CANARY) | {"host": 5}),
+    ("host", login(CANARY) | {"host": ""}),
+    ("dbname", login(CANARY) | {"dbname": {"name": "app"}}),
+    ("port", login(CANARY) | {"port": CANARY}),
+    ("port", login(CANARY) | {"port": 0}),
+    ("port", login(CANARY) | {"port": 65536}),
+    ("port", login(CANARY) | {"port": True}),
+    ("port", login(CANARY) | {"port": 5432.0}),
+    ("port", login(CANARY) | {"port": "٥٤٣٢"}),
+    ("'url'", {"url": 5}),
+    ("'url'", {"url": f"mysql://app:{CANARY}@db.example/app"}),
+    ("'url'", {"url": f"postgresql://app:{CANARY}@db.example:port/app"}),
+    ("'url'", {"url": "postgresql://db.example/app"}),
+    ("'url'", {"url": "postgresql://app@db.example/app"}),
+    ("'url'", {"direct_url": f"postgresql://app:{CANARY}@db.example/app"}),
+]
+
+
+@pytest.mark.parametrize(("name", "document"), MALFORMED)
+def test_a_malformed_field_is_named_and_not_shown(name: str, document: object) -> None:
+    """Each field that cannot be what it should is an error that names it, never its content."""
+    with pytest.raises(ConfigurationError, match=name) as caught:
+        read(document)
+    assert ARN in str(caught.value)
+    assert_nowhere(CANARY, caught.value)
+
+
+def test_every_malformed_field_is_reported_at_once() -> None:
+    """Four wrong fields give one error with four sentences."""
+    with pytest.raises(ConfigurationError) as caught:
+        read({"username": 1, "password": 2, "host": 3, "dbname": 4, "port": "x"})
+    assert len(caught.value.problems) == 5
+
+
+@pytest.mark.parametrize("text", [CANARY, f'["{CANARY}"]', f'"{CANARY}"', "", "5", "[" * 60_000])
+def test_a_secret_that_is_no_object_is_an_error_without_its_text(text: str) -> None:
+    """A secret as plain text, as other applications keep them, is named and not shown."""
+    with pytest.raises(ConfigurationError, match="is not a JSON object") as caught:
+        Credentials.from_secret(ARN, text)
+    assert_nowhere(CANARY, caught.value)
+
+
+def test_credentials_are_masked() -> None:
+    """A repr shows no password."""
+    assert CANARY not in repr(read(login(CANARY)))
+
+
+LEAF = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.text().map(lambda text: text + CANARY)
+    | st.sampled_from([CANARY, f"postgresql://u:{CANARY}@h/d", f"postgresql://{CANARY}", "5432"])
+)
+VALUE = st.recursive(LEAF, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
+FIELD = st.sampled_from(["username", "password", "host", "port", "dbname", "url", "direct_url"])
+DOCUMENT = (
+    VALUE
+    | st.dictionaries(FIELD | st.text(), VALUE)
+    | st.fixed_dictionaries(
+        {"username": st.text(), "password": st.text()},
+        optional={"host": LEAF, "port": st.integers() | LEAF, "dbname": LEAF},
+    )
+)
+
+
+@given(document=DOCUMENT, cut=st.integers(0, 400) | st.none(), direct=st.booleans())
+def test_no_secret_whatsoever_does_harm(document: Any, cut: int | None, direct: bool) -> None:
+    """Any document gives credentials that can be sent, or an error of the layer without content."""
+    try:
+        text = json.dumps(document)[:cut]
+        credentials = Credentials.from_secret(ARN, text, direct=direct)
+    except ConfigurationError as error:
+        assert_nowhere(CANARY, error)
+    else:
+        for part in (credentials.user, credentials.password, credentials.host, credentials.dbname):
+            assert b"\0" not in (part or "").encode()
+
+
+def assert_nowhere(canary: str, error: BaseException) -> None:
+    """Look for the canary in everything that a log could show of an error and of its causes."""
+    seen: BaseException | None = error
+    while seen is not None:
+        assert canary not in f"{seen} {seen!r} {vars(seen)}"
+        seen = seen.__cause__ or seen.__context__
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition, at most 5 s."""
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)

@@ -1,8 +1,11 @@
 """Who to log in as: cached, fetched once at a time, refreshed when a login is refused."""
 
 import json
+import os
 import random
+import re
 import time
+import weakref
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -57,7 +60,7 @@ class Credentials:
         """
         try:
             secret = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             secret = None
         if not isinstance(secret, dict):
             raise ConfigurationError([f"the secret {arn} is not a JSON object"])
@@ -99,7 +102,8 @@ class Credentials:
 
 
 def _is_text(value: object) -> bool:
-    return isinstance(value, str) and value != "" and "\0" not in value
+    """Tell what can be sent: no NUL, and no half of a character, which JSON can name."""
+    return isinstance(value, str) and re.fullmatch(r"[^\0\ud800-\udfff]+", value) is not None
 
 
 def _port(value: object) -> int | None:
@@ -126,17 +130,19 @@ class CredentialCache:
         self._start_fetch = start_fetch or _start_fetch
         self._clock = clock
         self.refreshes = 0
+        self.generation = 0
+        """Counts the changes: what was opened under an older one is to be replaced."""
+        self._lock = Lock()
         self.forget()
+        _CACHES.add(self)
 
     def forget(self) -> None:
         """Know nothing, as a new environment does."""
-        self._lock = Lock()
+        self.generation += 1
         self._cached: Credentials | None = None
         self._asked_at = 0.0
         self._previous: Credentials | None = None
         self._previous_asked_at = 0.0
-        self.generation = 0
-        """Counts the changes: what was opened under an older one is to be replaced."""
         self.fresh_until = 0.0
         """The wall clock's time until which `get` returns what it has."""
 
@@ -147,8 +153,8 @@ class CredentialCache:
         Raises CredentialsError, and ConfigurationError for a secret that cannot be used.
         """
         cached = self._cached
-        if cached is not None and self._clock() < self.fresh_until:
-            return cached
+        if cached is not None and (self._clock() < self.fresh_until or self._lock.locked()):
+            return cached  # fresh, or another thread is looking already
         with self._locked(timeout) as left:
             if self._cached is None:
                 return self._refresh(left)
@@ -175,7 +181,7 @@ class CredentialCache:
         if self._settings.secret_arn is None and self._settings.auth == "password":
             return None
         with self._locked(timeout) as left:
-            if refused == self._previous:
+            if refused == self._previous and refused != self._cached:
                 return None
             if self._cached is not None and self._cached != refused:
                 return self._cached  # another thread was faster
@@ -244,6 +250,18 @@ class CredentialCache:
             raise ConfigurationError(
                 [f"the URL in the secret has options: {options_refused(profile)}"]
             )
+
+
+_CACHES: Final[weakref.WeakSet[CredentialCache]] = weakref.WeakSet()
+
+
+def _unlock() -> None:
+    """Free a forked child of what a thread of its parent holds."""
+    for cache in list(_CACHES):
+        cache._lock = Lock()
+
+
+os.register_at_fork(after_in_child=_unlock)
 
 
 def _start_fetch(arn: str, stage: str) -> Fetch:
