@@ -1,0 +1,113 @@
+"""The module that Django loads for `"ENGINE": "lambda_pg.django"`."""
+
+from functools import cached_property
+from typing import Any, Final
+
+from django.conf import settings as django_settings
+from django.core.exceptions import ImproperlyConfigured
+from django.db.backends.postgresql import base
+from django.db.backends.postgresql.psycopg_any import IsolationLevel, get_adapters_template
+from psycopg.adapt import AdaptersMap
+from psycopg.rows import TupleRow, tuple_row
+
+from lambda_pg._database import Database
+from lambda_pg._settings import Settings
+from lambda_pg.django import pooled
+
+UTC_NAMES: Final = frozenset({"UTC", "Etc/UTC", "Etc/UCT", "UCT", "Etc/Zulu", "Zulu", "GMT"})
+"""One zone under several names: to a server that has one, Django need not send another."""
+
+NOT_HERE: Final = ("HOST", "PORT", "USER", "PASSWORD", "CONN_MAX_AGE")
+
+
+class Cursor(base.Cursor):
+    """Django's cursor, whose statements strict mode looks at before they are sent."""
+
+    def execute(self, query: Any, params: Any = None, **options: Any) -> Any:
+        """Execute one statement; raises StatementRefusedError in strict mode."""
+        self.connection.inspect(query)
+        return super().execute(query, params, **options)
+
+
+class DatabaseWrapper(base.DatabaseWrapper):
+    """Django's PostgreSQL connection: opened by the layer's pool, and put back where it closes."""
+
+    connection: Any
+
+    def get_connection_params(self) -> dict[str, Any]:
+        """Check what settings.DATABASES says; what to connect to comes from the environment."""
+        options = self.settings_dict["OPTIONS"].keys() - {"direct"}
+        wrong = [name for name in NOT_HERE if self.settings_dict.get(name)]
+        wrong += [f"OPTIONS[{name!r}]" for name in sorted(options)]
+        if wrong:
+            raise ImproperlyConfigured(
+                f"DATABASES[{self.alias!r}] sets {', '.join(wrong)}: lambda_pg.django takes "
+                "endpoint and login from the environment (LAMBDA_PG_SECRET_ARN, DATABASE_URL), "
+                "keeps connections itself, and knows only OPTIONS['direct']"
+            )
+        return {}
+
+    def get_new_connection(self, _: dict[str, Any]) -> Any:
+        """Take a connection out of the layer's pool, as Django expects a new one to be."""
+        self.isolation_level = IsolationLevel.READ_COMMITTED
+        self._lender = self._layer
+        connection: Any = self._lender.getconn()
+        template = get_adapters_template(django_settings.USE_TZ, self.timezone)
+        connection._adapters = AdaptersMap(template)
+        connection.row_factory = tuple_row
+        connection.cursor_factory = Cursor
+        return connection
+
+    def connect(self) -> None:
+        """Connect, and keep no connection that could not be made ready."""
+        try:
+            super().connect()
+        except BaseException:
+            self.close()
+            raise
+
+    def ensure_connection(self) -> None:
+        """Connect again where the end of an invocation has closed what Django still held."""
+        if self.connection is not None and self.connection.closed and not self.in_atomic_block:
+            self.close()
+        super().ensure_connection()
+
+    def chunked_cursor(self) -> Any:
+        """Read by a server-side cursor only where the server connection is this client's own."""
+        self.ensure_connection()
+        return super().chunked_cursor() if self.connection.profile.session else self.cursor()
+
+    def close_pool(self) -> None:
+        """Close the idle connections: Django is about to drop or to copy the database."""
+        self._layer.close()
+
+    @property
+    def _layer(self) -> Database[TupleRow]:
+        name = self.settings_dict["NAME"]
+        return pooled(self._settings, "postgres" if name is None else name or None)
+
+    @cached_property
+    def _settings(self) -> Settings:
+        return Settings.from_env(direct=bool(self.settings_dict["OPTIONS"].get("direct")))
+
+    def _close(self) -> None:
+        connection, self.connection = self.connection, None
+        with self.wrap_database_errors:
+            self._lender.putconn(connection)
+
+    def _configure_timezone(self, connection: Any) -> bool:
+        """Have the server's TimeZone be Django's; returns whether a statement was sent.
+
+        Django reads timestamps in the belief that it is. Where a server connection is not this
+        client's own, setting it would reach other clients, or pin.
+        """
+        server, mine = connection.info.parameter_status("TimeZone"), self.timezone_name
+        if mine in {None, server} or {mine, server} <= UTC_NAMES:
+            return False
+        if connection.profile.session:
+            return bool(super()._configure_timezone(connection))
+        raise ImproperlyConfigured(
+            f"the server's TimeZone is {server!r} and Django's {mine!r}; through a pooler it "
+            f"cannot be set on the connection: ALTER DATABASE … SET timezone TO '{mine}', "
+            "or let TIME_ZONE of this database name the server's"
+        )

@@ -1,0 +1,105 @@
+"""pytest fixtures for handlers that use the layer: `pytest_plugins = ["lambda_pg.testing"]`.
+
+A test that names `lambda_pg_environment` runs its handler against a real PostgreSQL, in strict
+mode: what would pin or leak through a pooler is refused here too.
+
+PYTEST_DONT_REWRITE: it asserts nothing, so a conftest.py may import from it too.
+"""
+
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+import pytest
+
+from lambda_pg._throwaway import ServerError, running
+from lambda_pg._url import Url
+
+LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+"""Hosts to which a connection needs no TLS, as it leaves no machine."""
+
+ALLOWED: Final = (
+    "LAMBDA_PG_STRICT",
+    "LAMBDA_PG_ALLOW_PASSWORD_IN_ENVIRONMENT",
+    "LAMBDA_PG_ALLOW_UNVERIFIED_TLS",
+)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A PostgreSQL server for tests; `url` is its superuser's, or what LAMBDA_PG_TEST_URL says."""
+
+    url: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class LambdaContext:
+    """What Lambda hands to a handler beside its event, for an invocation of `seconds` from now."""
+
+    seconds: float = 30.0
+    aws_request_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    function_name: str = "function-under-test"
+    function_version: str = "$LATEST"
+    memory_limit_in_mb: str = "512"
+    invoked_function_arn: str = (
+        "arn:aws:lambda:eu-central-1:123456789012:function:function-under-test"
+    )
+    log_group_name: str = "/aws/lambda/function-under-test"
+    log_stream_name: str = "2026/01/01/[$LATEST]0"
+    identity: None = None
+    client_context: None = None
+    tenant_id: None = None
+    _began: float = field(default_factory=time.time, repr=False)
+
+    def get_remaining_time_in_millis(self) -> int:
+        """Return the milliseconds that are left, by the wall clock, as Lambda's does."""
+        return max(0, int((self._began + self.seconds - time.time()) * 1000))
+
+
+@pytest.fixture(scope="session")
+def lambda_pg_server() -> Iterator[Server]:
+    """A PostgreSQL server for the session: LAMBDA_PG_TEST_URL's, or one that is thrown away.
+
+    The latter is started from the binaries of this machine and listens on 127.0.0.1 only.
+    """
+    url = os.environ.get("LAMBDA_PG_TEST_URL")
+    if url:
+        yield Server(url)
+        return
+    try:
+        with running() as url:
+            yield Server(url)
+    except ServerError as error:
+        pytest.fail(f"lambda_pg.testing: {error}", pytrace=False)
+
+
+@pytest.fixture
+def lambda_pg_environment(lambda_pg_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set the variables that a handler's module reads when the test imports it.
+
+    DATABASE_URL and DIRECT_URL name the server, the profile is `pgbouncer`, strict mode is on; of
+    the shell's settings for the layer and for libpq none is left.
+    """
+    try:
+        url = Url.parse(lambda_pg_server.url)
+    except ValueError as error:
+        pytest.fail(f"LAMBDA_PG_TEST_URL {error}", pytrace=False)
+    for name in list(os.environ):
+        if name.startswith(("PG", "LAMBDA_PG_")):
+            monkeypatch.delenv(name)
+    for name in ("DATABASE_URL", "DIRECT_URL"):
+        monkeypatch.setenv(name, lambda_pg_server.url)
+    if url.sslmode is None and url.host in LOOPBACK:
+        monkeypatch.setenv("PGSSLMODE", "disable")
+    for name in ALLOWED:
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("LAMBDA_PG_PROFILE", "pgbouncer")
+
+
+@pytest.fixture
+def lambda_context(request: pytest.FixtureRequest) -> LambdaContext:
+    """The context of an invocation that may take 30 s, or the seconds of an indirect parameter."""
+    return LambdaContext(getattr(request, "param", LambdaContext.seconds))

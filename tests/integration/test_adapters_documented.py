@@ -1,0 +1,130 @@
+"""The examples of docs/integrations.md, run as they stand there."""
+
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import psycopg
+import pytest
+from lambda_pg.testing import LambdaContext, Server
+
+pytest_plugins = ["lambda_pg.testing"]
+
+DOCUMENTED = Path(__file__).resolve().parents[1] / "documented"
+LAYER = DOCUMENTED.parents[1] / "layer" / "python"
+
+
+@pytest.fixture
+def admin(lambda_pg_server: Server) -> Iterator[psycopg.Connection[Any]]:
+    """The superuser's connection; its tables go with the test."""
+    with psycopg.connect(lambda_pg_server.url, autocommit=True) as connection:
+        yield connection
+        connection.execute("DROP SCHEMA public CASCADE")
+        connection.execute("CREATE SCHEMA public")
+
+
+@pytest.fixture
+def example(lambda_pg_environment: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Import an example in the environment of the test."""
+    monkeypatch.syspath_prepend(str(DOCUMENTED))
+    imported: list[ModuleType] = []
+
+    def load(name: str) -> ModuleType:
+        imported.append(importlib.import_module(name))
+        return imported[-1]
+
+    yield load
+    for module in imported:
+        module.db.close()
+        del sys.modules[module.__name__]
+
+
+def run(command: list[str], folder: Path) -> str:
+    """Run a command that must succeed, with the layer on its path; return what it prints."""
+    environment = os.environ | {"PYTHONPATH": f"{LAYER}:{folder}"}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_handler_s_test_runs_as_documented(tmp_path: Path) -> None:
+    """Three files in an empty folder, and pytest: that is all."""
+    folder = tmp_path / "project"
+    shutil.copytree(DOCUMENTED / "handler_test", folder)
+    assert "1 passed" in run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider"], folder)
+
+
+def test_the_sqlalchemy_handler(
+    example: Any, admin: psycopg.Connection[Any], lambda_context: LambdaContext
+) -> None:
+    """It answers, and answers 503 with Retry-After when the deadline has passed."""
+    admin.execute("CREATE TABLE stock (sku text, units int)")
+    admin.execute("INSERT INTO stock VALUES ('a', 3)")
+    handler = example("sqlalchemy_handler").handler
+    assert handler({"sku": "a"}, lambda_context) == {"statusCode": 200, "body": "2"}
+    late = handler({"sku": "a"}, LambdaContext(seconds=0))
+    assert (late["statusCode"], late["headers"]) == (503, {"Retry-After": "1"})
+
+
+def test_the_django_project(
+    lambda_pg_environment: None,
+    admin: psycopg.Connection[Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It migrates through the direct URL, and its handler reads through the other."""
+    folder = tmp_path / "project"
+    shutil.copytree(DOCUMENTED / "django_project", folder)
+    monkeypatch.setenv("DJANGO_SETTINGS_MODULE", "settings")
+    run([sys.executable, "-m", "django", "migrate", "--database=direct"], folder)
+    probe = (
+        "from handler import handler; from lambda_pg.testing import LambdaContext;"
+        "print([handler({}, LambdaContext())['body'] for _ in range(2)])"
+    )
+    assert run([sys.executable, "-c", probe], folder) == "['1', '1']\n"
+
+
+def test_the_pool_s_style(example: Any, admin: psycopg.Connection[Any]) -> None:
+    """The three ways of psycopg_pool do what they did."""
+    admin.execute("CREATE TABLE users (name text)")
+    admin.execute("CREATE TABLE accounts (name text, balance int CHECK (balance >= 0))")
+    admin.execute("INSERT INTO accounts VALUES ('ann', 10), ('bob', 0)")
+    style = example("pool_style")
+    style.load([("bob",), ("ann",)])
+    assert style.names() == ["ann", "bob"]
+    style.move("ann", "bob", 4)
+    with pytest.raises(psycopg.errors.CheckViolation):
+        style.move("ann", "bob", 100)
+    balances = admin.execute("SELECT name, balance FROM accounts ORDER BY name").fetchall()
+    assert balances == [("ann", 6), ("bob", 4)]
+
+
+def test_the_powertools_handler(
+    example: Any,
+    admin: psycopg.Connection[Any],
+    lambda_context: LambdaContext,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The layer's events are lines of the handler's log, with its service and its request."""
+    admin.execute("CREATE TABLE orders (id int)")
+    module = example("powertools_handler")
+    assert module.handler({}, lambda_context)["body"] == "0"
+    admin.execute(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+        " WHERE application_name = 'lambda_pg'"
+    )
+    assert module.handler({}, lambda_context)["body"] == "0"
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    (event,) = [line for line in lines if line.get("event") == "replaced"]
+    assert event["service"] == "orders"
+    assert event["function_request_id"] == lambda_context.aws_request_id
+    assert lines[-1]["database"]["connections_lost"] == 1

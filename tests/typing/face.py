@@ -1,0 +1,106 @@
+"""The typed face of the layer, for mypy and pyright; never executed.
+
+What a user's editor infers is a promise like any other: each line here is one.
+"""
+
+from dataclasses import dataclass
+from typing import Any, assert_type
+
+import psycopg
+from lambda_pg import (
+    CheckoutTimeoutError,
+    CommitOutcomeUnknownError,
+    ConfigurationError,
+    ConnectFailedError,
+    CredentialsError,
+    Database,
+    DatabaseUnavailableError,
+    DeadlineExceededError,
+    Settings,
+)
+from psycopg.rows import DictRow, TupleRow, class_row, dict_row, scalar_row
+
+
+@dataclass
+class User:
+    """A row as an object."""
+
+    name: str
+
+
+# A database's type is the type of its rows.
+assert_type(Database.from_env(), Database[TupleRow])
+assert_type(Database.from_env(row_factory=dict_row), Database[DictRow])
+assert_type(Database.from_env(row_factory=class_row(User)), Database[User])
+assert_type(Database(Settings(host="db.internal")), Database[TupleRow])
+assert_type(Database(Settings.from_env(), row_factory=class_row(User)), Database[User])
+assert_type(Settings.from_env({"PGHOST": "db.internal"}), Settings)
+
+tuples = Database.from_env()
+users = Database.from_env(row_factory=class_row(User))
+scalars: Database[Any] = Database.from_env(row_factory=scalar_row)
+
+
+def execute_returns_a_cursor_of_rows() -> None:
+    """The cursor is psycopg's, its rows are the database's."""
+    assert_type(tuples.execute("SELECT 1"), psycopg.Cursor[TupleRow])
+    assert_type(users.execute("SELECT name FROM users", claims={"sub": "a"}), psycopg.Cursor[User])
+    assert_type(users.execute("SELECT 'a' AS name", idempotent=True).fetchone(), User | None)
+    assert_type(users.execute("SELECT %(n)s AS name", {"n": "a"}).fetchall(), list[User])
+    for user in users.execute("SELECT %s AS name", ("a",)):
+        assert_type(user, User)
+
+
+def run_transaction_returns_what_its_work_returns() -> None:
+    """Be it a function or a lambda, with claims or without."""
+
+    def rename(connection: psycopg.Connection[User]) -> int:
+        return connection.execute("UPDATE users SET name = 'b'").rowcount
+
+    assert_type(users.run_transaction(rename), int)
+    assert_type(users.run_transaction(rename, claims={"sub": "a"}), int)
+    assert_type(
+        users.run_transaction(lambda connection: connection.execute("SELECT 1").fetchone()),
+        User | None,
+    )
+
+
+def blocks_hand_out_psycopg_s_connection() -> None:
+    """With the rows of the database."""
+    with users.connection() as connection:
+        assert_type(connection, psycopg.Connection[User])
+    with users.transaction(claims={"sub": "a"}) as connection:
+        assert_type(connection, psycopg.Connection[User])
+    assert_type(tuples.close(), None)
+
+
+@tuples.bind_lambda_context
+def handler(event: dict[str, str], context: object, *, verbose: bool = False) -> list[str]:
+    """Take what Lambda gives, and an argument of its own."""
+    return [*event, str(context), str(verbose)]
+
+
+def a_bound_handler_keeps_its_signature() -> None:
+    """Its keyword arguments and what it returns are known to its callers."""
+    assert_type(handler({"id": "1"}, None, verbose=True), list[str])
+
+
+def errors_are_psycopg_s(error: Exception) -> float | tuple[str, ...] | None:
+    """One `except` for all that is unavailable; the settings' error stands alone."""
+    operational: tuple[type[psycopg.OperationalError], ...] = (
+        DatabaseUnavailableError,
+        CommitOutcomeUnknownError,
+    )
+    unavailable: tuple[type[DatabaseUnavailableError], ...] = (
+        CheckoutTimeoutError,
+        ConnectFailedError,
+        CredentialsError,
+        DeadlineExceededError,
+    )
+    if isinstance(error, (*operational, *unavailable)) and isinstance(
+        error, DatabaseUnavailableError
+    ):
+        return assert_type(error.retry_after, float)
+    if isinstance(error, ConfigurationError):
+        return assert_type(error.problems, tuple[str, ...])
+    return None
