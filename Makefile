@@ -55,6 +55,14 @@ storm: setup ## run the storm alone and write benchmarks/results/storm.json
 	@$(RUN) -m benchmarks.storm --output benchmarks/results/storm.json
 	@$(RUN) -m benchmarks.report --write
 
+.PHONY: bench
+bench: setup ## measure what the layer costs, warm and cold, and write benchmarks/results
+	@code=0; \
+	$(RUN) -m benchmarks.overhead --output benchmarks/results/overhead.json || code=1; \
+	$(RUN) -m benchmarks.cold_start --output benchmarks/results/cold_start.json || code=1; \
+	$(RUN) -m benchmarks.report --write || code=1; \
+	exit $$code
+
 .PHONY: synth
 synth: setup ## synthesise every stage and lint the templates
 	@for stage in $(STAGES); do \
@@ -72,7 +80,7 @@ deploy: preflight ## deploy to the AWS account of the shell's credentials: make 
 	$(CDK) deploy --all --context stage=$(STAGE)
 
 .PHONY: layer
-layer: setup ## build the layer's folder under build/ and show its size
+layer: setup ## build the layer under build/ and show its sizes and import time
 	@$(RUN) layer/build.py
 
 .PHONY: format

@@ -37,6 +37,9 @@ CONTROL_LOSES: Final = 1.5
 SERVICE_MS: Final = 3.0
 """Milliseconds that an answer of the secrets service may take, or it is what is measured."""
 
+UNREST: Final = 1.25
+"""How far the floor's median may be above its quiet rounds, before the machine is too busy."""
+
 IMPORTS: Final = ("psycopg", "lambda_pg")
 
 METHOD: Final = (
@@ -139,7 +142,16 @@ def measure(ways: dict[str, Start], rounds: int, seed: int) -> dict[str, list[An
     return answers
 
 
-def rows(runs: list[dict[str, list[Answer]]]) -> list[dict[str, Any]]:
+Run = dict[str, list[Answer]]
+
+
+def unrest(runs: list[Run]) -> float:
+    """Say how restless the machine was, by the floor's own times."""
+    times = [answer.milliseconds for run in runs for answer in run[FLOOR]]
+    return round(ratios.unrest(times), 3)
+
+
+def rows(runs: list[Run]) -> list[dict[str, Any]]:
     """Build the rows, each with its memory."""
     times = [
         {name: [answer.milliseconds for answer in answers] for name, answers in run.items()}
@@ -200,6 +212,11 @@ def shortfalls(result: dict[str, Any]) -> list[str]:
         broken.append(
             f"the secrets service took {result['secrets_service_ms']} ms: it is what was measured"
         )
+    if result["unrest"] > UNREST:
+        broken.append(
+            f"the floor took {result['unrest']} times its own quiet rounds: "
+            "something else uses this machine"
+        )
     return broken
 
 
@@ -222,6 +239,7 @@ def run(servers: Servers, runs: int, rounds: int, folder: Path) -> dict[str, Any
         "goal": GOAL,
         "secrets_service_ms": service_milliseconds(servers),
         "imports_ms": imports(servers, layer, python, rounds),
+        "unrest": unrest(measured),
         "rows": rows(measured),
     }
 

@@ -6,6 +6,7 @@ not lose measures nothing.
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -27,6 +28,8 @@ GOALS: Final = {
 CONTROL_LOSES: Final = 1.5
 NOISE: Final = 0.015
 """How far raw may be from itself, as a ratio, before the machine is too noisy to judge by."""
+UNREST: Final = 1.25
+"""How far raw's median round may be above its quiet ones, before the machine is too busy."""
 
 METHOD: Final = (
     "One process for each run and path; client, PostgreSQL and PgBouncer pinned to the same core; "
@@ -45,8 +48,8 @@ CAVEATS: Final = (
 )
 
 
-def run(servers: Servers, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measure both paths, run by run in turn; return the rows."""
+def run(servers: Servers, arguments: argparse.Namespace) -> dict[str, list[ratios.Rounds]]:
+    """Measure both paths, run by run in turn."""
     runs: dict[str, list[ratios.Rounds]] = {path: [] for path in arguments.paths}
     for number in range(arguments.runs):
         for endpoint in servers.endpoints:
@@ -54,11 +57,23 @@ def run(servers: Servers, arguments: argparse.Namespace) -> list[dict[str, Any]]
                 rounds = _one_run(servers, endpoint, arguments, seed=number)
                 runs[endpoint.path].append(rounds)
                 _show(number, endpoint.path, rounds)
-    return [
-        {**row, "path": path}
-        for path, path_runs in runs.items()
-        for row in ratios.rows("raw", path_runs, "us")
-    ]
+    return runs
+
+
+def result_of(runs: dict[str, list[ratios.Rounds]]) -> dict[str, Any]:
+    """Condense the runs of each path to its rows, and to how restless the machine was."""
+    return {
+        "goals": {path: GOALS[path] for path in runs},
+        "unrest": {
+            path: round(statistics.median(ratios.unrest(run["raw"]) for run in of_path), 3)
+            for path, of_path in runs.items()
+        },
+        "rows": [
+            {**row, "path": path}
+            for path, of_path in runs.items()
+            for row in ratios.rows("raw", of_path, "us")
+        ],
+    }
 
 
 def _one_run(
@@ -113,6 +128,11 @@ def shortfalls(result: dict[str, Any]) -> list[str]:
             broken.append(
                 f"{path}: raw took {found[SAME]['ratio']} times raw: the machine is too noisy"
             )
+        if result["unrest"][path] > UNREST:
+            broken.append(
+                f"{path}: raw took {result['unrest'][path]} times its own quiet rounds: "
+                "something else uses this machine, which makes every ratio look smaller"
+            )
     return broken
 
 
@@ -132,7 +152,6 @@ def main() -> int:
     """Measure; exit code 0 only if the goals are met."""
     arguments = parse(sys.argv[1:])
     with running(core=cores()[0]) as servers:
-        rows = run(servers, arguments)
         result = {
             "machine": machine(),
             "versions": {**packages("psycopg", "psycopg-pool", "awslambdaric"), **servers.versions},
@@ -141,10 +160,9 @@ def main() -> int:
             "method": METHOD.format(calls=arguments.calls, rounds=arguments.rounds, few=4),
             "runs": arguments.runs,
             "caveats": list(CAVEATS),
-            "goals": {path: GOALS[path] for path in arguments.paths},
-            "rows": rows,
+            **result_of(run(servers, arguments)),
         }
-    for row in rows:
+    for row in result["rows"]:
         print(f"{row['path']:10} {row['name']:32} {row['median_us']:9.1f} µs {row['ratio']:8.3f}")
     if arguments.output:
         arguments.output.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")

@@ -16,6 +16,15 @@ def paired_ratio(times: Sequence[float], base: Sequence[float]) -> float:
     return statistics.median(time / floor for time, floor in zip(times, base, strict=True))
 
 
+def unrest(times: Sequence[float]) -> float:
+    """Return how far the median round is above the quiet ones, as a ratio.
+
+    On a machine that others use it is far above: everything takes longer, ratios look smaller.
+    """
+    quiet = statistics.quantiles(times, n=10, method="inclusive")[0]
+    return statistics.median(times) / quiet
+
+
 def row(name: str, base: str, runs: Sequence[Rounds], unit: str) -> dict[str, Any]:
     """Build a row: the median run, by time and by ratio, and the ratio of each run."""
     ratios = [round(paired_ratio(run[name], run[base]), 4) for run in runs]

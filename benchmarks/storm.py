@@ -6,7 +6,6 @@ must not), in one run against one database. A run whose baseline does not fail h
 
 import argparse
 import json
-import re
 import sys
 import uuid
 from collections import Counter
@@ -17,12 +16,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import psycopg
-
 from benchmarks.load import Summary, fire, summarise
 from benchmarks.machine import machine, packages
 from benchmarks.report import storm_table
 from benchmarks.sampler import BackendSampler
+from benchmarks.servers import versions
 from local.caller import call
 from local.cloud import LocalCloud, NotRunningError
 from local.narrator import Narrator
@@ -79,12 +77,12 @@ def run(cloud: LocalCloud, rows: list[Row], report: Report, command: str) -> dic
     token = cloud.token(subject)
     status = cloud.status()
     user = json.loads(call(cloud.url, "POST", "/users", token, {"name": "Ada"}).body)
-    results = [
-        storm(cloud, row, token, user["id"], status["postgres"]["dsn"], report) for row in rows
-    ]
+    dsn = status["postgres"]["dsn"]
+    results = [storm(cloud, row, token, user["id"], dsn, report) for row in rows]
+    servers = versions(dsn, status["pooler"]["admin_dsn"])
     return {
         "machine": machine(),
-        "versions": {**packages(*RUNS_IN_A_FUNCTION), **servers(status)},
+        "versions": {**packages(*RUNS_IN_A_FUNCTION), **servers},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
         "caveats": caveats(cloud),
@@ -138,16 +136,6 @@ class FunctionLog:
         if sum(explained.values()) == summary.failed:
             return explained
         return {**summary.failures}
-
-
-def servers(status: dict[str, Any]) -> dict[str, str]:
-    """Ask PostgreSQL and PgBouncer for their versions."""
-    with psycopg.connect(status["postgres"]["dsn"]) as connection:
-        postgresql = connection.info.parameter_status("server_version") or "unknown"
-    with psycopg.connect(status["pooler"]["admin_dsn"], autocommit=True) as console:
-        row = console.execute("SHOW VERSION").fetchone()
-    found = re.search(r"[\d.]+", row[0] if row else "")
-    return {"postgresql": postgresql.split(" ")[0], "pgbouncer": found[0] if found else "unknown"}
 
 
 def caveats(cloud: LocalCloud) -> list[str]:

@@ -8,6 +8,7 @@ tree, byte for byte. Results are kept under build/, keyed by a hash of everythin
 
 import argparse
 import hashlib
+import io
 import os
 import platform
 import shutil
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,8 @@ NEWEST_GLIBC = 34
 UNUSED = ("*.pyi", "*.pyx", "*.pxd", "*.c", "*.h")
 UNUSED_METADATA = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json")
 KEEP_SECONDS = 24 * 3600
+IMPORTS = ("psycopg", "lambda_pg")
+"""Modules whose import is timed; psycopg is part of lambda_pg's."""
 
 
 class BuildError(RuntimeError):
@@ -341,7 +345,7 @@ def notes(target: Target) -> Iterator[str]:
 
 
 def main() -> None:
-    """Build the layer and print where it is and how large."""
+    """Build the layer; print where it is, how large, and how long its import takes."""
     parser = argparse.ArgumentParser(description="Assemble the layer.")
     parser.add_argument("--python", choices=PYTHONS, default="3.13")
     parser.add_argument("--architecture", choices=tuple(MACHINES), default="arm64")
@@ -356,12 +360,41 @@ def main() -> None:
         print(line)
 
 
+def zipped_bytes(folder: Path) -> int:
+    """Return the size of the folder as a zip file: what is uploaded, and fetched by Lambda."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                archive.writestr(path.relative_to(folder).as_posix(), path.read_bytes())
+    return buffer.tell()
+
+
+def import_milliseconds(module: str, starts: int = 5) -> float:
+    """Return how long this interpreter takes to import a module of its own layer, at best.
+
+    Each time in a new process that runs no code of other installed packages (`-S`).
+    """
+    program = (
+        "import time; began = time.perf_counter(); "
+        f"import {module}; print((time.perf_counter() - began) * 1000)"
+    )
+    environment = {"PYTHONPATH": str(build_layer(Target.interpreter()) / "python")}
+    command = [sys.executable, "-S", "-c", program]
+    return min(
+        float(subprocess.check_output(command, env=environment, text=True)) for _ in range(starts)
+    )
+
+
 def _report(folder: Path) -> Iterator[str]:
     sizes = {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
-    yield f"{folder}  {sum(sizes.values()) / 1e6:.1f} MB in {len(sizes)} files"
     bytecode = sum(size for path, size in sizes.items() if path.suffix == ".pyc")
-    yield f"  of it bytecode {bytecode / 1e6:.1f} MB"
-    yield f"  sha256 {tree_hash(folder)}"
+    yield f"{folder}  {len(sizes)} files"
+    yield f"  zipped    {zipped_bytes(folder) / 1e6:.1f} MB"
+    yield f"  unpacked  {sum(sizes.values()) / 1e6:.1f} MB, of it bytecode {bytecode / 1e6:.1f} MB"
+    imports = (f"{module} {import_milliseconds(module):.0f} ms" for module in IMPORTS)
+    yield f"  imports   {', '.join(imports)} (Python {platform.python_version()}, this machine)"
+    yield f"  sha256    {tree_hash(folder)}"
 
 
 if __name__ == "__main__":

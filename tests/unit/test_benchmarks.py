@@ -1,11 +1,25 @@
 """The arithmetic of the benchmarks, and the check that keeps the README honest."""
 
+import copy
 import json
+from http import HTTPStatus
+from typing import Any
 
 import pytest
 
+from benchmarks import cold_start, overhead, ratios
 from benchmarks.load import Outcome, summarise
-from benchmarks.report import BEGIN, END, STORM, filled, storm_table
+from benchmarks.report import OVERHEAD_TITLES, README, TABLES, between, overhead_table, storm_table
+from benchmarks.secrets_service import GET, answer
+
+MARKS = ("<!-- begin -->", "<!-- end -->")
+ORIGIN = {
+    "machine": {"cores": 2, "processor": "a processor"},
+    "versions": {"postgresql": "17.1", "pgbouncer": "1.24.1", "python": "3.11.2"},
+    "date": "2026-01-02T03:04:05+00:00",
+    "command": "make bench",
+    "caveats": ["one", "two"],
+}
 
 
 def test_a_summary_counts_every_request() -> None:
@@ -20,17 +34,180 @@ def test_a_summary_counts_every_request() -> None:
     assert summary.throughput_rps == 2.0
 
 
-def test_the_table_shows_every_row_of_the_committed_result() -> None:
+def test_a_ratio_compares_within_a_round() -> None:
+    """A machine that slows down for a while slows both, and changes no ratio."""
+    base = [10.0, 30.0, 10.0, 50.0, 10.0]
+    assert ratios.paired_ratio([time * 1.1 for time in base], base) == pytest.approx(1.1)
+    with pytest.raises(ValueError, match="longer"):
+        ratios.paired_ratio(base[1:], base)
+
+
+def test_a_row_is_the_median_run_and_keeps_all() -> None:
+    """One disturbed run of five is not what is reported, nor is it left out."""
+    factors = (1.05, 1.07, 1.06, 1.9, 1.04)
+    runs = [{"raw": [10.0, 10.0, 10.0], "layer": [10 * factor] * 3} for factor in factors]
+    raw, layer = ratios.rows("raw", runs, "us")
+    assert (raw["ratio"], raw["median_us"]) == (1.0, 10.0)
+    assert layer == {
+        "name": "layer",
+        "median_us": 10.6,
+        "ratio": 1.06,
+        "ratios": list(factors),
+    }
+
+
+def test_a_busy_machine_shows() -> None:
+    """Rounds that are mostly far above the quiet ones are told from an even run."""
+    assert ratios.unrest([10.0] * 10) == 1
+    assert ratios.unrest([10.0] * 3 + [40.0] * 7) > overhead.UNREST
+
+
+def overhead_result(**found: float) -> dict[str, Any]:
+    """Make a result of five runs on both paths, with ratios that meet every goal but for these."""
+    wanted = {"raw": 1.0, "raw again": 1.001, "lambda-pg": 1.02, "psycopg_pool": 2.2} | found
+    run: ratios.Rounds = {name: [50 * ratio] * 3 for name, ratio in wanted.items()}
+    runs = [run] * 5
+    return ORIGIN | {"runs": 5} | overhead.result_of({"direct": runs, "pgbouncer": runs})
+
+
+def test_a_result_within_its_goals_breaks_no_promise() -> None:
+    """Silence means that everything held."""
+    assert overhead.shortfalls(overhead_result()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "ratio", "complaint"),
+    [
+        ("lambda-pg", 1.09, "direct: lambda-pg took 1.09 times raw, not 1.08"),
+        ("lambda-pg", 1.04, "pgbouncer: lambda-pg took 1.04 times raw, not 1.03"),
+        ("psycopg_pool", 1.2, "direct: psycopg_pool took only 1.2 times raw"),
+        ("raw again", 1.05, "direct: raw took 1.05 times raw: the machine is too noisy"),
+    ],
+)
+def test_a_broken_promise_is_named(name: str, ratio: float, complaint: str) -> None:
+    """Too slow, a control that does not lose, and a base that differs from itself all fail."""
+    broken = overhead.shortfalls(overhead_result(**{name: ratio}))
+    assert any(promise.startswith(complaint) for promise in broken)
+
+
+def test_one_bad_run_breaks_the_ceiling() -> None:
+    """The median alone does not say that a run was never above the ceiling."""
+    result = overhead_result()
+    next(row for row in result["rows"] if row["name"] == "lambda-pg")["ratios"][0] = 1.2
+    assert overhead.shortfalls(result) == [
+        "direct: a run of lambda-pg took 1.2 times raw, above 1.1"
+    ]
+
+
+def test_a_result_from_a_busy_machine_is_refused() -> None:
+    """What takes long for everyone makes ratios look small."""
+    result = overhead_result()
+    result["unrest"]["pgbouncer"] = 3.0
+    assert "something else uses this machine" in overhead.shortfalls(result)[0]
+
+
+COLD: dict[str, Any] = {
+    "goal": cold_start.GOAL,
+    "secrets_service_ms": 0.3,
+    "unrest": 1.02,
+    "rows": [
+        {"name": "floor", "ratio": 1.0},
+        {"name": "lambda-pg", "ratio": 1.05},
+        {"name": "boto3+psycopg_pool", "ratio": 2.2},
+    ],
+}
+
+
+def test_a_cold_start_within_its_goal_breaks_no_promise() -> None:
+    """Silence means that everything held."""
+    assert cold_start.shortfalls(COLD) == []
+
+
+@pytest.mark.parametrize(
+    ("row", "ratio", "complaint"),
+    [(1, 1.11, "lambda-pg took 1.11 times the floor"), (2, 1.2, "proves nothing")],
+)
+def test_a_slow_cold_start_is_named(row: int, ratio: float, complaint: str) -> None:
+    """Above the goal, or with a control that does not lose, the run fails."""
+    result = copy.deepcopy(COLD)
+    result["rows"][row]["ratio"] = ratio
+    assert complaint in cold_start.shortfalls(result)[0]
+
+
+def test_a_slow_secrets_service_is_named() -> None:
+    """It would be what is measured, on both sides of the ratio."""
+    assert (
+        "the secrets service took 9 ms"
+        in cold_start.shortfalls(COLD | {"secrets_service_ms": 9})[0]
+    )
+
+
+def test_the_secrets_service_answers_as_the_real_one() -> None:
+    """The current version of what is there, as JSON text, and an error for anything else."""
+    secrets = {"arn:one": {"username": "ada"}}
+    status, document = answer(secrets, GET, b'{"SecretId": "arn:one"}')
+    assert (status, json.loads(document["SecretString"])) == (HTTPStatus.OK, {"username": "ada"})
+    for target, body in [
+        (GET, b'{"SecretId": "arn:two"}'),
+        (GET, b'{"SecretId": "arn:one", "VersionStage": "AWSPREVIOUS"}'),
+        ("secretsmanager.DeleteSecret", b'{"SecretId": "arn:one"}'),
+    ]:
+        status, document = answer(secrets, target, body)
+        assert (status, document["__type"]) == (400, "ResourceNotFoundException")
+
+
+def drawn(name: str) -> tuple[list[str], str]:
+    """Return the names in a committed result, and its table."""
+    table = next(table for table in TABLES if table.name == name)
+    result = json.loads(table.result.read_text())
+    return [row["name"] for row in result["rows"]], table.draw(result)
+
+
+@pytest.mark.parametrize("name", ["storm", "cold_start"])
+def test_the_table_shows_every_row_of_the_committed_result(name: str) -> None:
     """No row is left out, whatever it looks like."""
-    result = json.loads(STORM.read_text())
-    table = storm_table(result)
-    assert table.count("\n| ") == len(result["rows"])
+    names, table = drawn(name)
+    assert table.count("\n| ") == len(names)
+
+
+def test_the_lookups_that_are_shown_were_all_measured() -> None:
+    """A committed result holds every row of the table on both paths: no cell is empty."""
+    names, table = drawn("overhead")
+    assert all(names.count(name) == 2 for name in OVERHEAD_TITLES)
+    assert table.count("\n| ") == len(OVERHEAD_TITLES)
+    assert "|  |" not in table
+
+
+def test_the_storm_s_table_counts_what_was_served() -> None:
+    """Each row says how many of its requests were served."""
+    result = json.loads(TABLES[0].result.read_text())
     for row in result["rows"]:
-        assert f"{row['served']} of {row['requests']}" in table
+        assert f"{row['served']} of {row['requests']}" in storm_table(result)
+
+
+def test_both_paths_of_a_lookup_share_a_line() -> None:
+    """Direct comes first, and a path that was not measured leaves its cells empty."""
+    result = overhead_result()
+    assert "| **lambda-pg**, a whole bound invocation | 51.0 | 1.02 | 51.0 | 1.02 |" in (
+        overhead_table(result)
+    )
+    result["rows"] = [row for row in result["rows"] if row["path"] == "pgbouncer"]
+    assert "| **lambda-pg**, a whole bound invocation |  |  | 51.0 | 1.02 |" in (
+        overhead_table(result)
+    )
 
 
 def test_a_number_typed_by_hand_is_noticed() -> None:
     """The check compares the README with what the results make of it."""
-    readme = f"intro\n{BEGIN}\n| typed by hand |\n{END}\nrest"
-    assert filled(readme, "| measured |") == f"intro\n{BEGIN}\n| measured |\n{END}\nrest"
-    assert filled(readme, "| measured |") != readme
+    readme = f"intro\n{MARKS[0]}\n| typed by hand |\n{MARKS[1]}\nrest"
+    made = between(readme, MARKS, "| measured |")
+    assert made == f"intro\n{MARKS[0]}\n| measured |\n{MARKS[1]}\nrest"
+    assert made != readme
+
+
+def test_every_table_has_its_place() -> None:
+    """A README without a table's marks is an error, not a table left out."""
+    for table in TABLES:
+        assert all(mark in README.read_text() for mark in table.marks)
+    with pytest.raises(SystemExit, match="no place"):
+        between("no marks", MARKS, "| measured |")

@@ -131,6 +131,32 @@ def test_the_layer_s_bytecode_is_used(tmp_path: Path) -> None:
     assert shown.stdout.startswith(str(copy))
 
 
+@pytest.mark.parametrize("architecture", ["arm64", "x86_64"])
+@pytest.mark.parametrize("python", PYTHONS)
+def test_the_layer_is_small(python: str, architecture: str) -> None:
+    """Lambda fetches it before each cold start: at most 7 MB zipped."""
+    assert build.zipped_bytes(build_layer(Target(python, architecture))) < 7e6
+
+
+def test_the_layer_imports_little_besides_psycopg() -> None:
+    """No boto3, no HTTP client, and nothing that is not on this list: each costs a cold start."""
+    program = (
+        "import sys, psycopg; before = set(sys.modules); import lambda_pg; "
+        "print(*set(sys.modules) - before)"
+    )
+    environment = {"PYTHONPATH": str(build_layer(HERE) / "python")}
+    command = [sys.executable, "-S", "-c", program]
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    others = {name for name in shown.stdout.split() if name.partition(".")[0] != "lambda_pg"}
+    assert others <= {"hashlib", "_hashlib", "_blake2", "hmac"}
+
+
+def test_the_import_is_timed_in_the_layer() -> None:
+    """What is timed is the import of a whole module, in milliseconds."""
+    nothing, everything = (build.import_milliseconds(m, starts=2) for m in ("sys", "lambda_pg"))
+    assert nothing < 5 < everything < 5000
+
+
 def test_missing_bytecode_is_said() -> None:
     """A target of another version gets none, and the builder says so."""
     target = Target(FOREIGN, "x86_64")
@@ -155,12 +181,13 @@ def test_wheels_that_cannot_be_had_are_named(tmp_path: Path) -> None:
 
 
 def test_the_command_line_prints_sizes(tmp_path: Path) -> None:
-    """It copies the result to the output folder and says how large it is."""
+    """It copies the result to the output folder and says how large and how quick it is."""
     output = tmp_path / "layer"
     script = Path(build.__file__)
     command = [sys.executable, str(script), "--python", HERE.python]
     command += ["--architecture", HERE.architecture, "--output", str(output)]
     shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert "MB in" in shown.stdout
+    for word in ("zipped", "unpacked", "imports"):
+        assert word in shown.stdout
     assert build.tree_hash(output) in shown.stdout
     assert (output / "python" / "lambda_pg").is_dir()
