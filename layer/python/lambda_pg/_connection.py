@@ -6,6 +6,7 @@ import select
 import sys
 import tempfile
 import weakref
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
@@ -21,7 +22,7 @@ from psycopg.rows import Row, RowFactory, tuple_row
 
 from lambda_pg._address import resolve
 from lambda_pg._credentials import Credentials
-from lambda_pg._cursor import Cursor
+from lambda_pg._cursor import Cursor, ServerCursor
 from lambda_pg._errors import (
     ConnectFailedError,
     DeadlineExceededError,
@@ -73,6 +74,9 @@ class Connection(psycopg.Connection[Row]):
 
     used_by: int | None = None
 
+    block: object = None
+    """The block that a caller has entered and that must not end before he leaves it."""
+
     reclaimed: bool = False
     """Whether the pool took it back while a caller still had it."""
 
@@ -111,16 +115,21 @@ class Connection(psycopg.Connection[Row]):
         """
         if self.opening is not None:
             self._open_first()
-        if timeout is None and self.deadline != math.inf:
-            timeout = self.deadline - monotonic()
-            if timeout <= 0:
+        asked = timeout  # by notifies(), which expects to hear of its end
+        if self.deadline != math.inf:
+            left = self.deadline - monotonic()
+            if left <= 0:
                 raise DeadlineExceededError(
                     "the invocation's deadline passed before the statement was sent"
                 )
+            if timeout is None or left < timeout:
+                timeout = left
         try:
             # Not super().wait(): on the way of every statement each call counts.
             return waiting.wait(gen, self.pgconn.socket, interval, timeout)
         except psycopg.errors._WaitTimeout as error:
+            if asked is not None and timeout == asked:
+                raise
             self._abandon()
             raise DeadlineExceededError(
                 "the invocation's deadline passed while the database was at work: its connection "
@@ -207,7 +216,8 @@ class Connection(psycopg.Connection[Row]):
             reason = refusal(text, self.profile, prepare=prepare, named_cursor=named_cursor)
             if reason is not None:
                 raise StatementRefusedError(reason)
-        self.touched = self.touched or session_effect(text) is not None
+        if self.profile.session and (prepare or session_effect(text) is not None):
+            self.touched = True
         return not self.touched
 
     def _text(self, query: Query) -> str:
@@ -241,7 +251,7 @@ class Connection(psycopg.Connection[Row]):
         """Make the connection ready for the caller who gets it in his hands."""
         self.row_factory = row_factory
         self.cursor_factory = Cursor
-        self.server_cursor_factory = psycopg.ServerCursor
+        self.server_cursor_factory = ServerCursor
 
     def commit(self) -> None:
         """Commit, where the transaction is the caller's own."""
@@ -300,6 +310,7 @@ class Connection(psycopg.Connection[Row]):
         self._adapters = None
         self._notice_handlers.clear()
         self._notify_handlers.clear()
+        self._notifies_backlog = deque()
 
     def _abandon(self) -> None:
         """Cancel what runs where a cancel reaches it, then shut the socket in any case."""

@@ -28,7 +28,7 @@ class Cursor(psycopg.Cursor[Row]):
     ) -> Self:
         """Execute one query; the first of a transaction takes BEGIN along."""
         connection = cast("Connection[Any]", self._conn)
-        connection.inspect(query, prepare=bool(prepare))
+        connection.inspect(query, prepare=_may_prepare(connection, prepare))
         if connection.opening is None or prepare or not _is_single(query):
             return super().execute(query, params, prepare=prepare, binary=binary)
         if binary is not None:
@@ -40,7 +40,8 @@ class Cursor(psycopg.Cursor[Row]):
         self, query: Query, params_seq: Iterable[Params], *, returning: bool = False
     ) -> None:
         """Execute one query for each of the parameters."""
-        cast("Connection[Any]", self._conn).inspect(query)
+        connection = cast("Connection[Any]", self._conn)
+        connection.inspect(query, prepare=_may_prepare(connection))
         super().executemany(query, params_seq, returning=returning)
 
     def stream(
@@ -65,6 +66,28 @@ class Cursor(psycopg.Cursor[Row]):
         """Run a COPY."""
         cast("Connection[Any]", self._conn).inspect(statement)
         return super().copy(statement, params, writer=writer)
+
+
+class ServerCursor(psycopg.ServerCursor[Row]):
+    """A psycopg server cursor whose DECLARE is looked at as any other statement is."""
+
+    def execute(
+        self,
+        query: Any,  # as in Cursor.execute
+        params: Params | None = None,
+        *,
+        binary: bool | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Declare the cursor for one query."""
+        declaration = self._make_declare_statement(query)
+        cast("Connection[Any]", self._conn).inspect(declaration, named_cursor=True)
+        return super().execute(query, params, binary=binary, **kwargs)
+
+
+def _may_prepare(connection: "Connection[Any]", prepare: bool | None = None) -> bool:
+    """Tell whether psycopg may prepare a statement: never without a threshold."""
+    return bool(prepare) or (prepare is None and connection.prepare_threshold is not None)
 
 
 def _is_single(query: Query) -> bool:

@@ -7,7 +7,7 @@ import math
 import os
 import random
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from time import monotonic, time
 from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar, overload
@@ -50,6 +50,12 @@ REMEMBERED: Final = 1000
 
 STATUS: Final = "SELECT pg_xact_status(%s::xid8)"
 """What became of a transaction: committed, aborted, in progress, or NULL (too long ago)."""
+
+_LEFT_OPEN: Final[dict[int, str]] = {
+    pq.TransactionStatus.INTRANS: "a transaction was left open: rolled back",
+    pq.TransactionStatus.ACTIVE: "a stream() or a COPY was left open: its connection is closed",
+}
+"""What is said of what a caller has not ended. A failed transaction was told by its error."""
 
 # No state that a snapshot or a fork could copy into many environments.
 _jitter = random.SystemRandom()
@@ -214,13 +220,16 @@ class Database(Generic[Row]):
             else:
                 self._recover(failed, failure, window, in_transaction=not committing)
 
-    @contextmanager
-    def connection(self) -> Generator[psycopg.Connection[Row], None, None]:
+    def connection(self) -> AbstractContextManager[psycopg.Connection[Row]]:
         """Hand out a psycopg connection in autocommit, for what execute() cannot express.
 
         Nothing is retried. On leaving, refusals by the pooler become DatabaseUnavailableError,
         and a connection lost outside a transaction CommitOutcomeUnknownError.
         """
+        return _Block(self._connection())
+
+    @contextmanager
+    def _connection(self) -> Generator[Connection[Row], None, None]:
         connection = self._lent(self._window(time()))
         connection.touched = connection.profile.session  # whatever it does with it
         try:
@@ -233,16 +242,19 @@ class Database(Generic[Row]):
         finally:
             self._take_back(connection)
 
-    @contextmanager
     def transaction(
         self, *, claims: Claims | None = None
-    ) -> Generator[psycopg.Connection[Row], None, None]:
+    ) -> AbstractContextManager[psycopg.Connection[Row]]:
         """Hand out a connection between BEGIN and COMMIT, or ROLLBACK on an exception.
 
         BEGIN and the claims leave together with the first statement; without one nothing is sent.
         Nothing is retried. On leaving, refusals by the pooler and lost connections become
         DatabaseUnavailableError, a lost answer to COMMIT CommitOutcomeUnknownError.
         """
+        return _Block(self._transaction(claims))
+
+    @contextmanager
+    def _transaction(self, claims: Claims | None) -> Generator[Connection[Row], None, None]:
         connection = self._lent(self._window(time()))
         committing = False
         try:
@@ -422,10 +434,11 @@ class Database(Generic[Row]):
         return connection
 
     def _take_back(self, connection: Connection[Row]) -> None:
-        """Return a connection whose caller may have left a transaction open, and say so."""
-        if connection.pgconn.transaction_status == pq.TransactionStatus.INTRANS:
+        """Return a connection whose caller may have left something open, and say so."""
+        left_open = _LEFT_OPEN.get(connection.pgconn.transaction_status)
+        if left_open is not None:
             self._stats.leaks += 1
-            self._events.report(logging.WARNING, "leak", "a transaction was left open: rolled back")
+            self._events.report(logging.WARNING, "leak", left_open)
         self._pool.give_back(connection)
 
     def _inspect(self, connection: Connection[Row], query: QueryNoTemplate) -> None:
@@ -573,6 +586,25 @@ class Database(Generic[Row]):
             case _:
                 self._answered()
                 raise error
+
+
+class _Block(AbstractContextManager[Connection[Row]]):
+    """A block that ends only where it is left.
+
+    A generator would also end when nobody refers to it any more, and give a connection back that
+    its caller, who has entered the block by hand, still uses.
+    """
+
+    def __init__(self, block: AbstractContextManager[Connection[Row]]) -> None:
+        self._block = block
+
+    def __enter__(self) -> Connection[Row]:
+        connection = self._block.__enter__()
+        connection.block = self
+        return connection
+
+    def __exit__(self, *raised: Any) -> bool | None:
+        return self._block.__exit__(*raised)
 
 
 def _json(claims: Claims | None) -> str | None:
