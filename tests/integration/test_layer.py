@@ -22,6 +22,7 @@ from lambda_pg import (
     DeadlineExceededError,
     Settings,
 )
+from psycopg import sql
 from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow, dict_row
 
@@ -507,3 +508,18 @@ def test_a_wrong_password_of_a_url_is_told_at_once(open_database: Open) -> None:
     with pytest.raises(CredentialsError, match="URL"):
         open_database(password="wrong").execute("SELECT 1")
     assert time.monotonic() - started < 2
+
+
+def test_a_composed_statement_is_as_good_as_a_text(db: Database[TupleRow]) -> None:
+    """psycopg.sql builds statements that have no hash."""
+    statement = sql.SQL("SELECT {} + {}").format(sql.Literal(1), sql.Placeholder())
+    assert db.execute(statement, [2]).fetchone() == (3,)
+    assert db.execute(b"SELECT %s", [4], claims={"sub": "a"}).fetchone() == (4,)
+
+
+def test_claims_that_are_no_json_cost_no_connection(db: Database[TupleRow]) -> None:
+    """What cannot be written down is refused before a connection is taken."""
+    pid = scalar(db, "SELECT pg_backend_pid()")
+    with pytest.raises(TypeError, match="JSON"):
+        db.execute("SELECT 1", claims={"sub": object()})
+    assert scalar(db, "SELECT pg_backend_pid()") == pid

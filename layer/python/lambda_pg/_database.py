@@ -95,7 +95,7 @@ class Database(Generic[Row]):
         self._own_deadlines = 0
         self._invocation: int | None = None
         self._invocations = 0
-        self._harmless: set[QueryNoTemplate] = set()
+        self._harmless: set[str] = set()
         self._emits = settings.metrics
         self._metrics = MetricLines(os.environ.get("AWS_LAMBDA_FUNCTION_NAME", "local"))
         register_snapshot_hooks(self)
@@ -140,6 +140,7 @@ class Database(Generic[Row]):
         Raises DatabaseUnavailableError, CommitOutcomeUnknownError, and psycopg's SQL errors.
         """
         began = time()
+        claimed = _json(claims)
         connection = None if self._breaker.failures else self._pool.take()
         window = None
         while True:
@@ -148,13 +149,13 @@ class Database(Generic[Row]):
                 connection = self._checkout(window)
             connection.deadline = self._earliest() if self._own_deadlines else self._deadline
             try:
-                if query not in self._harmless:
+                if query.__class__ is not str or query not in self._harmless:  # others have no hash
                     self._inspect(connection, query)
                 cursor = psycopg.Cursor(connection, row_factory=self._row_factory)
-                if claims is None:
+                if claimed is None:
                     connection.run(cursor, query, params)
                 else:
-                    _fly_with_claims(connection, cursor, query, params, claims)
+                    _fly_with_claims(connection, cursor, query, params, claimed)
             except psycopg.Error as error:
                 failed, broken = error, connection.lost
                 self._pool.give_back(connection)
@@ -616,9 +617,9 @@ def _fly_with_claims(
     cursor: psycopg.Cursor[Row],
     query: QueryNoTemplate,
     params: Params | None,
-    claims: Claims,
+    claims: str,
 ) -> None:
-    opening = connection.opening_statements(json.dumps(claims))
+    opening = connection.opening_statements(claims)
     commit = Statement(psycopg.Cursor(connection, row_factory=tuple_row), "COMMIT")
     connection.fly([*opening, Statement(cursor, query, params), commit])
 
