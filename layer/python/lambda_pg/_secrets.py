@@ -30,6 +30,14 @@ class SecretError(Exception):
 
 _PASSING: Final = {"ThrottlingException", "InternalServiceError", "ServiceUnavailable"}
 
+_KEYS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+_UNUSUAL: Final = (
+    "HTTPS_PROXY",
+    "https_proxy",
+    "AWS_USE_FIPS_ENDPOINT",
+    "AWS_USE_DUALSTACK_ENDPOINT",
+)
+
 
 class Fetch(threading.Thread):
     """One fetch, in a thread of its own: no resolver and no slow answer can hold up who waits."""
@@ -82,9 +90,12 @@ def prefetch(environ: Mapping[str, str]) -> None:
 
 def take_prefetched(arn: str) -> Fetch | None:
     """Return the fetch that was begun early, once."""
-    global _prefetched
-    fetch, _prefetched = _prefetched, None
-    return fetch if fetch is not None and fetch.arn == arn else None
+    global _prefetched  # noqa: PLW0603
+    fetch = _prefetched
+    if fetch is None or fetch.arn != arn:
+        return None
+    _prefetched = None
+    return fetch
 
 
 def _drop_prefetched() -> None:
@@ -106,52 +117,74 @@ def fetch_secret(arn: str, *, timeout: float, stage: str = "AWSCURRENT") -> str:
 
 
 def _is_usual(arn: str, environ: Mapping[str, str]) -> bool:
-    """Tell whether the keys are in the environment and the secret is in the aws partition."""
-    keys = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
-    return arn.startswith("arn:aws:secretsmanager:") and keys <= environ.keys()
+    """Tell whether the keys are in the environment, and the plain endpoint is the one to ask."""
+    return (
+        arn.startswith("arn:aws:secretsmanager:")
+        and all(environ.get(name) for name in _KEYS)
+        and not any(environ.get(name) for name in _UNUSUAL)
+    )
 
 
 def _fetch_signed(ask: Mapping[str, str], timeout: float) -> str:
     """Ask with a signature of our own; what comes back in an unusual form is left to boto3."""
-    environ, arn = os.environ, ask["SecretId"]
-    region = arn.split(":")[3]
+    arn = ask["SecretId"]
+    try:
+        status, answer = _ask_signed(ask, timeout)
+    except UnusualAnswerError:
+        return _fetch_boto3(ask, timeout)
+    except OSError as error:
+        raise SecretError(
+            f"Secrets Manager did not answer for {arn}: {error}", passing=True
+        ) from error
+    except ValueError:  # its arguments hold the request, with the token
+        raise SecretError(
+            f"the request for {arn} cannot be sent: look at AWS_ENDPOINT_URL and at the keys in "
+            "the environment"
+        ) from None
+    return _read(arn, status, answer)
+
+
+def _ask_signed(ask: Mapping[str, str], timeout: float) -> tuple[int, bytes]:
+    environ = os.environ
+    region = ask["SecretId"].split(":")[3]
     endpoint = (
         environ.get("AWS_ENDPOINT_URL_SECRETS_MANAGER")
         or environ.get("AWS_ENDPOINT_URL")
         or f"https://secretsmanager.{region}.amazonaws.com"
     )
-    keys = Keys(
-        environ["AWS_ACCESS_KEY_ID"],
-        environ["AWS_SECRET_ACCESS_KEY"],
-        environ.get("AWS_SESSION_TOKEN"),
-    )
-    url = urlsplit(endpoint)
+    access_key, secret_key = (environ[name] for name in _KEYS)
     body = json.dumps(ask).encode()
-    headers = {
-        "host": url.netloc,
-        "content-type": "application/x-amz-json-1.1",
-        "x-amz-target": "secretsmanager.GetSecretValue",
-    }
-    now = datetime.datetime.now(datetime.UTC)
     signed = sign(
-        keys, region=region, service="secretsmanager", headers=headers, body=body, now=now
+        Keys(access_key, secret_key, environ.get("AWS_SESSION_TOKEN")),
+        region=region,
+        service="secretsmanager",
+        headers={
+            "host": urlsplit(endpoint).netloc,
+            "content-type": "application/x-amz-json-1.1",
+            "x-amz-target": "secretsmanager.GetSecretValue",
+        },
+        body=body,
+        now=datetime.datetime.now(datetime.UTC),
     )
+    return post(endpoint, body, signed, timeout)
+
+
+def _read(arn: str, status: int, answer: bytes) -> str:
     try:
-        status, answer = post(endpoint, body, signed, timeout)
         document = json.loads(answer)
-    except UnusualAnswerError:
-        return _fetch_boto3(ask, timeout)
-    except (OSError, ValueError) as error:
+    except (ValueError, RecursionError):  # their arguments hold the answer
+        document = None
+    if status >= 500 or status == 429 or not isinstance(document, dict):
         raise SecretError(
-            f"Secrets Manager did not answer for {arn}: {error}", passing=True
-        ) from error
-    if status >= 500 or not isinstance(document, dict):
-        raise SecretError(f"Secrets Manager failed for {arn}: status {status}", passing=True)
+            f"Secrets Manager failed for {arn}: no answer that makes sense, status {status}",
+            passing=True,
+        )
     if status != 200:
         # "__type" may be prefixed by a namespace; the message of AWS names the ARN, no secret.
         kind = str(document.get("__type", status)).rpartition("#")[2]
+        message = document.get("message") or document.get("Message") or ""
         raise SecretError(
-            f"Secrets Manager refused {arn}: {kind} {document.get('message', '')}".rstrip(),
+            f"Secrets Manager refused {arn}: {kind} {message}".rstrip(),
             passing=kind in _PASSING,
         )
     return _text(arn, document)
@@ -162,12 +195,8 @@ def _fetch_boto3(ask: Mapping[str, str], timeout: float) -> str:
     arn = ask["SecretId"]
     try:
         import boto3  # noqa: PLC0415  # 200 ms of a cold start, paid only on this path
+        from botocore import exceptions  # noqa: PLC0415
         from botocore.config import Config  # noqa: PLC0415
-        from botocore.exceptions import (  # noqa: PLC0415
-            BotoCoreError,
-            ClientError,
-            HTTPClientError,
-        )
     except ImportError as error:
         raise SecretError(
             f"the secret {arn} needs boto3, which Lambda has and this environment has not: "
@@ -177,14 +206,19 @@ def _fetch_boto3(ask: Mapping[str, str], timeout: float) -> str:
     config = Config(connect_timeout=each, read_timeout=each, retries={"total_max_attempts": 1})
     region = arn.split(":")[3] if arn.startswith("arn:") else None
     try:
-        client = boto3.client("secretsmanager", region_name=region, config=config)
+        # A session of its own: the default one is not for several threads.
+        client = boto3.Session().client("secretsmanager", region_name=region, config=config)
         return _text(arn, client.get_secret_value(**ask))
-    except HTTPClientError as error:
+    except exceptions.ClientError as error:
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        kind = error.response.get("Error", {}).get("Code")
+        passing = kind in _PASSING or status >= 500 or status == 429
+        raise SecretError(f"Secrets Manager refused {arn}: {error}", passing=passing) from error
+    except exceptions.BotoCoreError as error:
+        passing = isinstance(error, exceptions.HTTPClientError | exceptions.ConnectionError)
         raise SecretError(
-            f"Secrets Manager did not answer for {arn}: {error}", passing=True
+            f"Secrets Manager did not answer for {arn}: {error}", passing=passing
         ) from error
-    except (BotoCoreError, ClientError) as error:
-        raise SecretError(f"Secrets Manager did not answer for {arn}: {error}") from error
 
 
 def _text(arn: str, document: Mapping[str, Any]) -> str:
