@@ -523,3 +523,31 @@ def test_claims_that_are_no_json_cost_no_connection(db: Database[TupleRow]) -> N
     with pytest.raises(TypeError, match="JSON"):
         db.execute("SELECT 1", claims={"sub": object()})
     assert scalar(db, "SELECT pg_backend_pid()") == pid
+
+
+def test_a_long_work_is_rerun_too(open_database: Open) -> None:
+    """Time in which the database was at work does not count against the checkout timeout."""
+    db, runs = open_database(checkout_timeout=0.5), []
+
+    def work(connection: psycopg.Connection[TupleRow]) -> int:
+        runs.append(connection.execute("SELECT FROM pg_sleep(0.6)"))
+        if len(runs) == 1:
+            connection.execute("DO $$BEGIN RAISE SQLSTATE '40001'; END$$")
+        return len(runs)
+
+    assert db.run_transaction(work) == 2
+
+
+@pytest.mark.parametrize(("verb", "may_have_run"), [("execute", True), ("transaction", False)])
+def test_the_deadline_says_whether_a_write_may_have_been_committed(
+    db: Database[TupleRow], verb: str, *, may_have_run: bool
+) -> None:
+    """A transaction that the deadline ends before COMMIT is certainly rolled back."""
+    slow = "INSERT INTO counter SELECT 1 FROM pg_sleep(5)"
+    with pytest.raises(DeadlineExceededError) as caught, db.deadline(0.3):
+        if verb == "execute":
+            db.execute(slow)
+        else:
+            with db.transaction() as connection:
+                connection.execute(slow)
+    assert caught.value.may_have_run is may_have_run

@@ -117,11 +117,7 @@ class Connection(psycopg.Connection[Row]):
             self._open_first()
         asked = timeout  # by notifies(), which expects to hear of its end
         if self.deadline != math.inf:
-            left = self.deadline - monotonic()
-            if left <= 0:
-                raise DeadlineExceededError(
-                    "the invocation's deadline passed before the statement was sent"
-                )
+            left = self._left()
             if timeout is None or left < timeout:
                 timeout = left
         try:
@@ -133,12 +129,19 @@ class Connection(psycopg.Connection[Row]):
             self._abandon()
             raise DeadlineExceededError(
                 "the invocation's deadline passed while the database was at work: its connection "
-                "was dropped, and whether the statement ran to its end is unknown",
-                may_have_run=True,
+                "was dropped",
+                may_have_run=not self.managed,  # what the layer began and did not commit is undone
             ) from error
         except KeyboardInterrupt:
             self._abandon()
             raise
+
+    def _left(self) -> float:
+        """Return the seconds until the deadline; raises DeadlineExceededError when none are."""
+        left = self.deadline - monotonic()
+        if left <= 0:
+            raise DeadlineExceededError("the deadline passed before the statement was sent")
+        return left
 
     def run(self, cursor: psycopg.Cursor[Any], query: Query, params: Params | None) -> None:
         """Run one statement for a new cursor, while nobody else has the connection.
@@ -149,6 +152,8 @@ class Connection(psycopg.Connection[Row]):
         """
         cursor._tx = Transformer(cursor)
         cursor._query = ready = cursor._convert_query(query, params)
+        if self.deadline != math.inf:
+            self._left()  # wait() would look too late: libpq sends at once
         if ready.params:
             self.pgconn.send_query_params(
                 ready.query, ready.params, param_formats=ready.formats, param_types=ready.types

@@ -172,6 +172,7 @@ class Database(Generic[Row]):
             window = window or self._window(began)
             failure = classify_statement(failed, broken=broken)
             if failure is Failure.LOST and idempotent:
+                window.begin_anew()
                 self._pause(window, failed)
             else:
                 self._recover(failed, failure, window, in_transaction=False)
@@ -192,12 +193,13 @@ class Database(Generic[Row]):
         Raises DatabaseUnavailableError, CommitOutcomeUnknownError when that cannot be found out,
         psycopg's SQL errors, and whatever `work` raises.
         """
+        claimed = _json(claims)
         window = self._window(time())
         while True:
             connection = self._lent(window)
             committing = False
             try:
-                connection.begin(_json(claims))
+                connection.begin(claimed)
                 result = work(connection)
                 _require_open(connection)
                 _learn_transaction_id(connection)
@@ -211,6 +213,8 @@ class Database(Generic[Row]):
             finally:
                 self._pool.give_back(connection)
             failure = classify_statement(failed, broken=broken)
+            if failure in {Failure.ROLLED_BACK, Failure.LOST}:
+                window.begin_anew()
             if failure is Failure.ROLLED_BACK:
                 self._pause(window, failed, absent=False)
             elif failure is Failure.LOST and not committing:
@@ -256,10 +260,11 @@ class Database(Generic[Row]):
 
     @contextmanager
     def _transaction(self, claims: Claims | None) -> Generator[Connection[Row], None, None]:
+        claimed = _json(claims)
         connection = self._lent(self._window(time()))
         committing = False
         try:
-            connection.begin(_json(claims))
+            connection.begin(claimed)
             yield connection
             _require_open(connection)
             committing = True
@@ -625,6 +630,7 @@ def _fly_with_claims(
 
 
 def _commit(connection: Connection[Any]) -> None:
+    connection.managed = False
     if connection.opening is None:  # else nothing was sent, BEGIN neither
         psycopg.Cursor(connection).execute("COMMIT")
 

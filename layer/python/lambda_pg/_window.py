@@ -43,6 +43,7 @@ class Window:
         self._breaker = breaker
         self._budget = budget
         self._attempts = 0
+        self._anew = False
 
     @property
     def deadline(self) -> float:
@@ -57,6 +58,12 @@ class Window:
                 "the invocation's deadline passed before the database was asked"
             )
         return max(0.0, left)
+
+    def begin_anew(self) -> None:
+        """Count the seconds from now, once: until now the database was at work, not away."""
+        if not self._anew:
+            self._anew = True
+            self._until = monotonic() + self._seconds
 
     def pause(self, cause: Exception, *, absent: bool = True) -> None:
         """Sleep before the next attempt; raises from `cause` when there is none to be had.
