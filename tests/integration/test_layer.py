@@ -538,16 +538,23 @@ def test_a_long_work_is_rerun_too(open_database: Open) -> None:
     assert db.run_transaction(work) == 2
 
 
-@pytest.mark.parametrize(("verb", "may_have_run"), [("execute", True), ("transaction", False)])
+SLOW_WRITE = "INSERT INTO counter SELECT 1 FROM pg_sleep(5)"
+
+
+def write_in_transaction(db: Database[TupleRow]) -> None:
+    """Write slowly between BEGIN and COMMIT."""
+    with db.transaction() as connection:
+        connection.execute(SLOW_WRITE)
+
+
+@pytest.mark.parametrize(
+    ("write", "may_have_run"),
+    [(lambda db: db.execute(SLOW_WRITE), True), (write_in_transaction, False)],
+)
 def test_the_deadline_says_whether_a_write_may_have_been_committed(
-    db: Database[TupleRow], verb: str, *, may_have_run: bool
+    db: Database[TupleRow], write: Callable[[Database[TupleRow]], object], *, may_have_run: bool
 ) -> None:
     """A transaction that the deadline ends before COMMIT is certainly rolled back."""
-    slow = "INSERT INTO counter SELECT 1 FROM pg_sleep(5)"
-    with pytest.raises(DeadlineExceededError) as caught, db.deadline(0.3):
-        if verb == "execute":
-            db.execute(slow)
-        else:
-            with db.transaction() as connection:
-                connection.execute(slow)
+    with db.deadline(0.3), pytest.raises(DeadlineExceededError) as caught:
+        write(db)
     assert caught.value.may_have_run is may_have_run
