@@ -57,7 +57,7 @@ METHOD: Final = (
 CAVEATS: Final = (
     "files come from the page cache: on Lambda code and layer are read from a network first",
     "what Lambda itself does before Python starts is not in it, nor is the runtime client",
-    "loopback: a real Secrets Manager answers in 5 to 50 ms and by TLS",
+    "the secrets service is on loopback and speaks HTTP: the real one is further away, and by TLS",
 )
 
 
