@@ -39,7 +39,7 @@ class _Lookup(threading.Thread):
             found = socket.getaddrinfo(self.host.encode("ascii"), None, type=socket.SOCK_STREAM)
         except socket.gaierror as error:
             self.error = error
-        except UnicodeError as error:
+        except ValueError as error:  # of the idna codec, or a NUL
             self.error = socket.gaierror(socket.EAI_NONAME, f"is no host name: {error.args[-1]}")
         else:
             self.addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
@@ -49,7 +49,7 @@ def _is_address(host: str) -> bool:
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
             socket.inet_pton(family, host)
-        except OSError:
+        except (OSError, ValueError):
             continue
         return True
     return False

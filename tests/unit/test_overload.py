@@ -1,0 +1,178 @@
+"""When to stop trying: a budget of retries, and a breaker for a database that is away."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lambda_pg import DatabaseUnavailableError
+from lambda_pg._overload import (
+    BUDGET,
+    EARNED,
+    FAILURES,
+    PROBE,
+    PROBE_PAUSE,
+    Breaker,
+    RetryBudget,
+)
+
+WINDOW = 3.0
+
+
+class Clock:
+    """A wall clock that the test moves."""
+
+    now = 1_000_000.0
+
+    def __call__(self) -> float:
+        """Return the time."""
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """A clock at an arbitrary time."""
+    return Clock()
+
+
+def spent(budget: RetryBudget) -> int:
+    """Spend what there is; return how much it was."""
+    count = 0
+    while budget.spend():
+        count += 1
+        assert count <= BUDGET
+    return count
+
+
+def test_a_budget_can_be_spent_once(clock: Clock) -> None:
+    """A new environment has the whole budget, and then nothing."""
+    budget = RetryBudget(clock)
+    assert spent(budget) == BUDGET
+    assert not budget.spend()
+
+
+def test_a_budget_comes_back_with_time(clock: Clock) -> None:
+    """What was spent comes back second by second, also by halves, and never more than all."""
+    budget = RetryBudget(clock)
+    spent(budget)
+    clock.now += 5.5 / EARNED
+    assert spent(budget) == 5
+    clock.now += 0.5 / EARNED
+    assert spent(budget) == 1
+    clock.now += 86_400
+    assert spent(budget) == BUDGET
+
+
+def test_a_clock_that_is_set_back_gives_and_takes_nothing(clock: Clock) -> None:
+    """The budget is what it was, and comes back from the new time on."""
+    budget = RetryBudget(clock)
+    spent(budget)
+    clock.now -= 3600
+    assert not budget.spend()
+    clock.now += 2 / EARNED
+    assert spent(budget) == 2
+
+
+@given(st.lists(st.tuples(st.floats(-10, 100), st.integers(0, 100)), max_size=30))
+def test_a_budget_bounds_the_retries_of_any_time(steps: list[tuple[float, int]]) -> None:
+    """However time goes, no more is spent than the budget and what came back."""
+    clock = Clock()
+    budget = RetryBudget(clock)
+    total, earned = 0, 0.0
+    for step, wanted in steps:
+        clock.now += step
+        earned += max(0.0, step) * EARNED
+        total += sum(budget.spend() for _ in range(wanted))
+        assert total <= BUDGET + earned + 0.001
+
+
+def opened(clock: Clock) -> Breaker:
+    """Open a breaker; the pause before its first probe runs."""
+    breaker = Breaker(clock)
+    for _ in range(FAILURES):
+        assert breaker.admit(WINDOW) == WINDOW
+        breaker.failed()
+    return breaker
+
+
+def refusal(breaker: Breaker) -> DatabaseUnavailableError:
+    """Expect that a request is failed at once."""
+    with pytest.raises(DatabaseUnavailableError, match="the next try is in") as caught:
+        breaker.admit(WINDOW)
+    return caught.value
+
+
+def test_a_breaker_opens_after_failures_in_a_row(clock: Clock) -> None:
+    """The first failures are tried in full; then requests fail at once and say how long for."""
+    breaker = opened(clock)
+    assert breaker.is_open
+    error = refusal(breaker)
+    assert PROBE_PAUSE[0] <= error.retry_after <= PROBE_PAUSE[1]
+    assert f"last {FAILURES} requests" in str(error)
+
+
+def test_a_success_between_failures_keeps_it_closed(clock: Clock) -> None:
+    """Only failures in a row count."""
+    breaker = Breaker(clock)
+    for _ in range(10):
+        for _ in range(FAILURES - 1):
+            breaker.failed()
+        breaker.succeeded()
+    assert breaker.admit(WINDOW) == WINDOW
+
+
+def test_one_request_at_a_time_looks_for_the_database(clock: Clock) -> None:
+    """After the pause one request is a probe, which is short; the others still fail at once."""
+    breaker = opened(clock)
+    clock.now += PROBE_PAUSE[1]
+    assert breaker.admit(WINDOW) == PROBE
+    for _ in range(5):
+        assert refusal(breaker).retry_after <= PROBE + PROBE_PAUSE[1]
+    breaker.failed()
+    refusal(breaker)
+    clock.now += PROBE_PAUSE[1]
+    assert breaker.admit(0.5) == 0.5
+
+
+def test_a_probe_that_finds_the_database_closes_it(clock: Clock) -> None:
+    """From then on every request is tried in full, and it takes as many failures to open again."""
+    breaker = opened(clock)
+    clock.now += PROBE_PAUSE[1]
+    breaker.admit(WINDOW)
+    breaker.succeeded()
+    assert not breaker.is_open
+    assert breaker.admit(WINDOW) == breaker.admit(WINDOW) == WINDOW
+
+
+def test_a_probe_that_never_reports_is_followed_by_another(clock: Clock) -> None:
+    """An invocation may end without a word: the breaker does not wait for it."""
+    breaker = opened(clock)
+    clock.now += PROBE_PAUSE[1]
+    breaker.admit(WINDOW)
+    clock.now += PROBE + PROBE_PAUSE[1]
+    assert breaker.admit(WINDOW) == PROBE
+
+
+def test_a_clock_that_is_set_back_lets_a_probe_through(clock: Clock) -> None:
+    """No hour of failing fast follows an hour that the clock is set back."""
+    breaker = opened(clock)
+    clock.now -= 3600
+    assert breaker.admit(WINDOW) == PROBE
+    refusal(breaker)
+
+
+def test_a_thawed_environment_probes_at_once(clock: Clock) -> None:
+    """Frozen while open, an environment looks again with its first request."""
+    breaker = opened(clock)
+    clock.now += 3600
+    assert breaker.admit(WINDOW) == PROBE
+
+
+def test_probes_of_a_fleet_do_not_march(clock: Clock) -> None:
+    """The pause before a probe is spread over its bounds."""
+    pauses = {refusal(opened(clock)).retry_after for _ in range(50)}
+    assert len(pauses) > 40
+    assert min(pauses) < sum(PROBE_PAUSE) / 2 < max(pauses)
+
+
+def test_the_promise_of_the_first_success_holds() -> None:
+    """A probe that has just begun when the fault ends fails, and the next one still is in time."""
+    assert PROBE + PROBE_PAUSE[1] < 2
