@@ -123,6 +123,10 @@ def test_the_orm_works_through_a_pooler(model: Any, recorder: Recorder) -> None:
     assert (entry.amount, entry.booked_at, entry.details) == (1, WHEN, {"by": ["card"]})
     assert model.objects.filter(details__by__contains="card").count() == 1
     assert model.objects.filter(booked_at__date=WHEN.date()).count() == 4
+    with connection.cursor() as cursor:
+        cursor.execute("COMMENT ON TABLE ledger_entry IS %s", ["Django fills in parameters"])
+        cursor.callproc("upper", ["a"])
+        assert cursor.fetchone() == ("A",)
     assert not recorder.violations("rds-proxy")
 
 

@@ -8,7 +8,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db.backends.postgresql import base
 from django.db.backends.postgresql.psycopg_any import IsolationLevel, get_adapters_template
 from psycopg.adapt import AdaptersMap
-from psycopg.rows import TupleRow, tuple_row
+from psycopg.rows import TupleRow
 
 from lambda_pg._database import Database
 from lambda_pg._settings import Settings
@@ -54,7 +54,6 @@ class DatabaseWrapper(base.DatabaseWrapper):
         connection: Any = self._lender.getconn()
         template = get_adapters_template(django_settings.USE_TZ, self.timezone)
         connection._adapters = AdaptersMap(template)
-        connection.row_factory = tuple_row
         connection.cursor_factory = Cursor
         return connection
 
