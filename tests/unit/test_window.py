@@ -62,13 +62,15 @@ def window(breaker: Breaker, budget: RetryBudget) -> Window:
 
 def give_up(window: Window, *, absent: bool = True) -> DatabaseUnavailableError:
     """Fail until the window lets no further attempt."""
-    for _ in range(1000):
-        try:
+
+    def fail_again() -> None:
+        for _ in range(1000):
             window.pause(CAUSE, absent=absent)
-        except DatabaseUnavailableError as error:
-            assert error.__cause__ is CAUSE
-            return error
-    pytest.fail("the window has no end")
+
+    with pytest.raises(DatabaseUnavailableError) as caught:
+        fail_again()
+    assert caught.value.__cause__ is CAUSE
+    return caught.value
 
 
 def test_a_request_tries_until_its_window_ends(window: Window, time: Time) -> None:
