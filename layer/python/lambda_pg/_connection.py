@@ -7,7 +7,8 @@ import sys
 import tempfile
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final, Self, TypeVar
@@ -18,7 +19,8 @@ from psycopg._preparing import PrepareManager
 from psycopg.abc import Params, PQGen, Query
 from psycopg.adapt import Transformer
 from psycopg.conninfo import make_conninfo
-from psycopg.rows import Row, RowFactory, tuple_row
+from psycopg.pq.abc import PGresult
+from psycopg.rows import Row, RowFactory
 
 from lambda_pg._address import resolve
 from lambda_pg._credentials import Credentials
@@ -28,8 +30,8 @@ from lambda_pg._errors import (
     DeadlineExceededError,
     StatementRefusedError,
 )
-from lambda_pg._flight import Statement, fly
-from lambda_pg._profiles import Profile, profile_for
+from lambda_pg._flight import Command, Request, fly
+from lambda_pg._profiles import Profile, profile_for, roots_for
 from lambda_pg._settings import Settings
 from lambda_pg._statements import refusal, session_effect
 
@@ -44,8 +46,15 @@ CANCEL_TIMEOUT: Final = 0.25
 # A half-open connection ends after this many milliseconds instead of 15 minutes (measured: 3.4 s).
 TCP_USER_TIMEOUT: Final = 3000
 
-SET_CLAIMS: Final = "SELECT set_config('request.jwt.claims', %s, true)"
-TRANSACTION_ID: Final = "SELECT pg_current_xact_id_if_assigned()::text"
+BEGIN: Final = Command(b"BEGIN")
+COMMIT: Final = Command(b"COMMIT")
+TRANSACTION_ID: Final = Command(b"SELECT pg_current_xact_id_if_assigned()::text")
+SET_CLAIMS: Final = b"SELECT set_config('request.jwt.claims', $1, true)"
+
+
+def opening(claims: str | None) -> list[Command]:
+    """Return what begins a transaction, with JSON `claims` that end with it."""
+    return [BEGIN] if claims is None else [BEGIN, Command(SET_CLAIMS, [claims.encode()])]
 
 
 class Connection(psycopg.Connection[Row]):
@@ -63,7 +72,7 @@ class Connection(psycopg.Connection[Row]):
     managed: bool = False
     """Whether the open transaction is the layer's, which alone may end it."""
 
-    opening: list[Statement] | None = None
+    opening: list[Command] | None = None
     """What begins the layer's transaction: it leaves together with the first statement."""
 
     transaction_id: str | None = None
@@ -164,23 +173,19 @@ class Connection(psycopg.Connection[Row]):
         cursor._check_results(results)
         cursor._set_results(results)
 
-    def fly(self, statements: list[Statement]) -> None:
-        """Run statements in one round trip; BEGIN and COMMIT must be among them."""
-        with self.lock:
-            self.wait(fly(statements))
+    def command(self, text: bytes) -> None:
+        """Run a command of the layer's own, as COMMIT."""
+        self.wait(self._exec_command(text))
+
+    def fly(self, statements: Sequence[Command | Request]) -> list[PGresult]:
+        """Run statements in one round trip and return the last one's answer."""
+        return self.wait(fly(self.pgconn, statements))
 
     def begin(self, claims: str | None) -> None:
         """Make the next statement open a transaction of the layer's, with JSON `claims`."""
         self.managed = True
         self.transaction_id = None
-        self.opening = self.opening_statements(claims)
-
-    def opening_statements(self, claims: str | None) -> list[Statement]:
-        """Return BEGIN, and what sets the claims for the transaction."""
-        begin = Statement(psycopg.Cursor(self, row_factory=tuple_row), "BEGIN")
-        if claims is None:
-            return [begin]
-        return [begin, Statement(psycopg.Cursor(self, row_factory=tuple_row), SET_CLAIMS, [claims])]
+        self.opening = opening(claims)
 
     def open_with(self, cursor: psycopg.Cursor[Any], query: Query, params: Params | None) -> None:
         """Begin the transaction in one round trip with its first statement.
@@ -188,23 +193,30 @@ class Connection(psycopg.Connection[Row]):
         The id comes along for nothing: where the first statement writes, a lost answer to COMMIT
         can be resolved later.
         """
-        opening = self.opening or []
-        asked = Statement(psycopg.Cursor(self, row_factory=tuple_row), TRANSACTION_ID)
+        begin, request = self.opening or [], Request.of(cursor, query, params)
         self.opening = None
-        self.fly([*opening, Statement(cursor, query, params), asked])  # type: ignore[arg-type]
-        (self.transaction_id,) = asked.cursor.fetchone() or (None,)
+        with self.lock:
+            (answer,) = self.fly([*begin, request, TRANSACTION_ID])
+        self.transaction_id = _text_of(answer)
+
+    def learn_transaction_id(self) -> None:
+        """Ask for the id, unless the first statement has written and brought it."""
+        if self.opening is None and self.transaction_id is None:
+            answer = self.wait(self._exec_command(TRANSACTION_ID.text))
+            self.transaction_id = None if answer is None else _text_of(answer)
 
     def _open_first(self) -> None:
         """Begin the transaction on its own, before something that is not a plain statement."""
         pipeline = self._pipeline
         if pipeline is not None and not pipeline.level:
             return  # psycopg enters its pipeline mode: nothing is sent yet
-        opening, self.opening = self.opening or [], None
+        begin, self.opening = self.opening or [], None
         if pipeline is None:
-            self.wait(fly(opening))
+            self.fly(begin)
             return
-        for cursor, query, params in opening:
-            self.wait(cursor._execute_gen(query, params))
+        for command in begin:
+            pipeline.command_queue.append(partial(command.send, self.pgconn))
+            pipeline.result_queue.append(None)
 
     def inspect(self, query: Query, *, prepare: bool = False, named_cursor: bool = False) -> bool:
         """Note session state that a statement leaves; tell whether it leaves none.
@@ -302,7 +314,7 @@ class Connection(psycopg.Connection[Row]):
         if status not in {pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR}:
             return False
         try:
-            psycopg.Cursor(self).execute("ROLLBACK")
+            self.command(b"ROLLBACK")
         except psycopg.Error:
             return False
         return self.pgconn.transaction_status == pq.TransactionStatus.IDLE
@@ -326,6 +338,11 @@ class Connection(psycopg.Connection[Row]):
             pass  # the peer has stalled: closing the socket is all that is left
         finally:
             self.close()
+
+
+def _text_of(result: PGresult) -> str | None:
+    value = result.get_value(0, 0)
+    return None if value is None else value.decode()
 
 
 def _always(_: int) -> list[tuple[int, int]]:
@@ -424,7 +441,7 @@ class Connector:
             password=credentials.password,
             options=settings.options or credentials.options,
             sslmode=settings.sslmode,
-            sslrootcert=str(self._root_certificate(profile)),
+            sslrootcert=str(self._root_certificate(profile, host)),
             channel_binding=settings.channel_binding,
             application_name=settings.application_name,
             client_encoding="UTF8",
@@ -432,13 +449,13 @@ class Connector:
             tcp_user_timeout=TCP_USER_TIMEOUT,
         )
 
-    def _root_certificate(self, profile: Profile) -> Path:
+    def _root_certificate(self, profile: Profile, host: str) -> Path:
         """Return the file with the roots to trust; libpq takes them only from a file."""
         settings = self._settings
         if settings.sslrootcert is not None:
             return settings.sslrootcert
         if settings.ca_pem is None:
-            return profile.roots
+            return roots_for(profile, host)
         if self._ca_file is None or not self._ca_file.exists():
             self._ca_file = _write_temporary(settings.ca_pem)
             weakref.finalize(self, _remove, self._ca_file, os.getpid())

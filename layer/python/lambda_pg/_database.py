@@ -17,7 +17,7 @@ from psycopg import pq
 from psycopg.abc import Params, QueryNoTemplate
 from psycopg.rows import Row, RowFactory, TupleRow, tuple_row
 
-from lambda_pg._connection import TRANSACTION_ID, Connection, Connector
+from lambda_pg._connection import COMMIT, Connection, Connector, opening
 from lambda_pg._credentials import CredentialCache, SecretsUnavailableError
 from lambda_pg._errors import (
     CommitOutcomeUnknownError,
@@ -28,7 +28,7 @@ from lambda_pg._errors import (
 )
 from lambda_pg._events import Events
 from lambda_pg._failures import Failure, classify_connect, classify_statement
-from lambda_pg._flight import Statement
+from lambda_pg._flight import Request
 from lambda_pg._overload import Breaker, RetryBudget
 from lambda_pg._pool import Pool
 from lambda_pg._settings import Settings
@@ -92,7 +92,7 @@ class Database(Generic[Row]):
         self._budget = RetryBudget()
         self._deadline = math.inf
         self._own_deadline: ContextVar[float] = ContextVar("deadline", default=math.inf)
-        self._own_deadlines = 0
+        self._has_own_deadlines = False
         self._invocation: int | None = None
         self._invocations = 0
         self._harmless: set[str] = set()
@@ -147,7 +147,7 @@ class Database(Generic[Row]):
             if connection is None:
                 window = window or self._window(began)
                 connection = self._checkout(window)
-            connection.deadline = self._earliest() if self._own_deadlines else self._deadline
+            connection.deadline = self._earliest() if self._has_own_deadlines else self._deadline
             try:
                 if query.__class__ is not str or query not in self._harmless:  # others have no hash
                     self._inspect(connection, query)
@@ -155,7 +155,8 @@ class Database(Generic[Row]):
                 if claimed is None:
                     connection.run(cursor, query, params)
                 else:
-                    _fly_with_claims(connection, cursor, query, params, claimed)
+                    request = Request.of(cursor, query, params)
+                    connection.fly([*opening(claimed), request, COMMIT])
             except psycopg.Error as error:
                 failed, broken = error, connection.lost
                 self._pool.give_back(connection)
@@ -202,7 +203,7 @@ class Database(Generic[Row]):
                 connection.begin(claimed)
                 result = work(connection)
                 _require_open(connection)
-                _learn_transaction_id(connection)
+                connection.learn_transaction_id()
                 committing = True
                 _commit(connection)
             except psycopg.Error as error:
@@ -299,15 +300,17 @@ class Database(Generic[Row]):
         """Bound every wait on the database inside by `seconds` from now, in this thread.
 
         What bind_lambda_context does for an invocation, for a script, a test or a part of a
-        handler; of several deadlines the earliest holds.
+        handler; of several deadlines the earliest holds. It bounds the connections that the
+        thread has checked out already, too.
         """
+        self._has_own_deadlines = True  # for good: threads cannot count together without a lock
         token = self._own_deadline.set(min(self._own_deadline.get(), monotonic() + seconds))
-        self._own_deadlines += 1
+        self._pool.bind(self._earliest())
         try:
             yield
         finally:
-            self._own_deadlines -= 1
             self._own_deadline.reset(token)
+            self._pool.bind(self._earliest())
 
     def bind_lambda_context(
         self, handler: Callable[Concatenate[Any, Any, P], R]
@@ -423,6 +426,7 @@ class Database(Generic[Row]):
                 self._pause(window, error)
             except DatabaseUnavailableError:
                 self._stats.requests_errors += 1
+                window.remaining()  # raises where the deadline has ended the wait for a slot
                 raise
             except psycopg.OperationalError as error:
                 self._recover_connect(error, window)
@@ -617,29 +621,10 @@ def _json(claims: Claims | None) -> str | None:
     return None if claims is None else json.dumps(claims)
 
 
-def _fly_with_claims(
-    connection: Connection[Row],
-    cursor: psycopg.Cursor[Row],
-    query: QueryNoTemplate,
-    params: Params | None,
-    claims: str,
-) -> None:
-    opening = connection.opening_statements(claims)
-    commit = Statement(psycopg.Cursor(connection, row_factory=tuple_row), "COMMIT")
-    connection.fly([*opening, Statement(cursor, query, params), commit])
-
-
 def _commit(connection: Connection[Any]) -> None:
     connection.managed = False
     if connection.opening is None:  # else nothing was sent, BEGIN neither
-        psycopg.Cursor(connection).execute("COMMIT")
-
-
-def _learn_transaction_id(connection: Connection[Any]) -> None:
-    """Ask for the id, unless the first statement has brought it: one that writes has it then."""
-    if connection.opening is None and connection.transaction_id is None:
-        cursor = psycopg.Cursor(connection, row_factory=tuple_row).execute(TRANSACTION_ID)
-        (connection.transaction_id,) = cursor.fetchone() or (None,)
+        connection.command(COMMIT.text)
 
 
 def _require_open(connection: Connection[Any]) -> None:

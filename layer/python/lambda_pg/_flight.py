@@ -4,72 +4,97 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import psycopg
-from psycopg import generators
+from psycopg import generators, pq
 from psycopg._queries import PostgresQuery
-from psycopg.abc import Params, PQGen, QueryNoTemplate
+from psycopg.abc import Params, PQGen, Query
+from psycopg.adapt import Transformer
+from psycopg.pq.abc import PGconn, PGresult
 
 
-class Statement(NamedTuple):
-    """One statement of a flight and the cursor that gets its result."""
+class Command(NamedTuple):
+    """A statement of the layer's own, ready to be sent."""
+
+    text: bytes
+    params: Sequence[bytes] | None = None
+
+    def send(self, pgconn: PGconn) -> None:
+        """Hand it to libpq."""
+        pgconn.send_query_params(self.text, self.params)
+
+    def receive(self, pgconn: PGconn, results: list[PGresult]) -> None:
+        """Raise the error that the answer is."""
+        for result in results:
+            if result.status == pq.ExecStatus.FATAL_ERROR:
+                raise psycopg.errors.error_from_result(result, encoding=pgconn._encoding)
+
+
+class Request(NamedTuple):
+    """A caller's statement, ready to be sent, and the cursor that gets its rows."""
 
     cursor: psycopg.Cursor[Any]
-    query: QueryNoTemplate
-    params: Params | None = None
+    ready: PostgresQuery
+
+    @classmethod
+    def of(cls, cursor: psycopg.Cursor[Any], query: Query, params: Params | None) -> "Request":
+        """Convert the parameters; raises psycopg.Error for what cannot be converted."""
+        if cursor.closed:
+            raise psycopg.InterfaceError("the cursor is closed")
+        cursor._reset()
+        cursor._last_query = None
+        cursor._tx = Transformer(cursor)
+        cursor._query = ready = cursor._convert_query(query, params)
+        return cls(cursor, ready)
+
+    def send(self, pgconn: PGconn) -> None:
+        """Hand it to libpq."""
+        ready = self.ready
+        pgconn.send_query_params(
+            ready.query,
+            ready.params,
+            param_formats=ready.formats,
+            param_types=ready.types,
+            result_format=self.cursor.format,
+        )
+
+    def receive(self, _: PGconn, results: list[PGresult]) -> None:
+        """Give the cursor its rows, or raise the error that the answer is."""
+        self.cursor._check_results(results)
+        self.cursor._set_results(results)
 
 
-def fly(statements: Sequence[Statement]) -> PQGen[None]:
-    """Send `statements`, wait for all the answers, and raise the first error among them.
+def fly(pgconn: PGconn, statements: Sequence[Command | Request]) -> PQGen[list[PGresult]]:
+    """Send `statements`, wait for all the answers, and return the last one's.
 
-    BEGIN and COMMIT must be among them: an error that comes only at the Sync of an implicit
-    transaction would leave the connection stuck in pipeline mode (measured on psycopg 3.3.9).
+    Raises the first error among them. There must be a transaction, begun by the first of them or
+    before: an error that comes only at the Sync of an implicit one would leave the connection stuck
+    in pipeline mode (measured on psycopg 3.3.9).
 
     psycopg's own pipeline() flushes once for each statement; this writes once for all.
     """
-    converted = []  # first, so that a parameter that cannot be sent sends nothing
-    for cursor, query, params in statements:
-        yield from cursor._start_query(query)
-        cursor._query = cursor._convert_query(query, params)
-        converted.append((cursor, cursor._query))
-    pgconn = statements[0].cursor.connection.pgconn
     pgconn.enter_pipeline_mode()
     unsent: psycopg.Error | None = None
     sent = []
-    for cursor, ready in converted:
+    for statement in statements:
         try:
-            _send(cursor, ready)
+            statement.send(pgconn)
         except psycopg.Error as refused:
             unsent = refused
             break
-        sent.append(cursor)
+        sent.append(statement)
     pgconn.pipeline_sync()
     yield from generators.send(pgconn)
-    failure = yield from _answers(sent)
+    failure: psycopg.Error | None = None
+    results: list[PGresult] = []
+    for statement in sent:
+        results = yield from generators.fetch_many(pgconn)
+        try:
+            statement.receive(pgconn, results)
+        except psycopg.Error as error:
+            failure = failure or error  # the later ones fail because of the first
+            if pgconn.status == pq.ConnStatus.BAD:
+                raise failure from None
     yield from generators.fetch_many(pgconn)  # the Sync's own
     pgconn.exit_pipeline_mode()
-    if (error := failure or unsent) is not None:
-        raise error
-
-
-def _send(cursor: psycopg.Cursor[Any], query: PostgresQuery) -> None:
-    cursor.connection.pgconn.send_query_params(
-        query.query,
-        query.params,
-        param_formats=query.formats,
-        param_types=query.types,
-        result_format=cursor.format,
-    )
-
-
-def _answers(cursors: Sequence[psycopg.Cursor[Any]]) -> PQGen[psycopg.Error | None]:
-    """Give each cursor its result; return the first error, which made the later ones fail."""
-    failure: psycopg.Error | None = None
-    for cursor in cursors:
-        results = yield from generators.fetch_many(cursor.connection.pgconn)
-        try:
-            cursor._check_results(results)
-            cursor._set_results(results)
-        except psycopg.Error as error:
-            failure = failure or error
-            if cursor.connection.broken:
-                raise failure from None
-    return failure
+    if (first := failure or unsent) is not None:
+        raise first
+    return results
