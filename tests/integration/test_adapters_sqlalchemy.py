@@ -144,6 +144,10 @@ def test_nothing_that_pins_crosses_the_wire(pooled: tuple[Database[Any], Recorde
     with engine.connect() as connection:
         connection.execute(text("SELECT body FROM note"))
     assert recorder.queries == ["BEGIN", "SELECT body FROM note", "ROLLBACK"]
+    recorder.clear()
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("SELECT body FROM note"))
+    assert recorder.queries == ["SELECT body FROM note"]
 
 
 def test_strict_mode_holds_for_the_engine(pooled: tuple[Database[Any], Recorder]) -> None:
