@@ -24,7 +24,6 @@ from lambda_pg._errors import (
     ConnectFailedError,
     CredentialsError,
     DatabaseUnavailableError,
-    DeadlineExceededError,
 )
 from lambda_pg._events import Events
 from lambda_pg._failures import Failure, classify_connect, classify_statement
@@ -575,7 +574,7 @@ class Database(Generic[Row]):
         xid: str | None = None,
     ) -> None:
         """Raise what a handler catches: one error for the pooler and the network."""
-        if isinstance(error, DeadlineExceededError) and error.may_have_run:
+        if isinstance(error.__cause__, psycopg.errors._WaitTimeout):  # it was at work
             self._stats.deadline_cancels += 1
         if isinstance(error, DatabaseUnavailableError | CommitOutcomeUnknownError):
             raise error

@@ -139,6 +139,13 @@ class Pool:
         """Note that a caller has the connection in his hands."""
         self.lent[connection] = threading.get_ident()
 
+    def bind(self, deadline: float) -> None:
+        """Let the connections that this thread has in its hands wait no longer than `deadline`."""
+        mine = threading.get_ident()
+        for connection, holder in list(self.lent.items()):
+            if holder == mine:
+                connection.deadline = deadline
+
     def give_back(self, connection: AnyConnection) -> None:
         """Return a connection in whatever state; one that cannot be used again is closed."""
         if connection.orphaned:
