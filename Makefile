@@ -32,6 +32,7 @@ check: setup ## lint, format, types, and the README's numbers
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy .
+	node_modules/.bin/pyright
 	$(RUN) -m benchmarks.report --check
 
 .PHONY: up

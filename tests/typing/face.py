@@ -4,7 +4,7 @@ What a user's editor infers is a promise like any other: each line here is one.
 """
 
 from dataclasses import dataclass
-from typing import Any, assert_type
+from typing import assert_type
 
 import psycopg
 from lambda_pg import (
@@ -17,8 +17,12 @@ from lambda_pg import (
     DatabaseUnavailableError,
     DeadlineExceededError,
     Settings,
+    StatementRefusedError,
 )
-from psycopg.rows import DictRow, TupleRow, class_row, dict_row, scalar_row
+from lambda_pg.django import database
+from lambda_pg.sqlalchemy import create_engine
+from psycopg.rows import DictRow, TupleRow, class_row, dict_row
+from sqlalchemy import Engine
 
 
 @dataclass
@@ -30,15 +34,15 @@ class User:
 
 # A database's type is the type of its rows.
 assert_type(Database.from_env(), Database[TupleRow])
-assert_type(Database.from_env(row_factory=dict_row), Database[DictRow])
-assert_type(Database.from_env(row_factory=class_row(User)), Database[User])
+assert_type(Database[DictRow].from_env(row_factory=dict_row), Database[DictRow])
+assert_type(Database[User].from_env(row_factory=class_row(User)), Database[User])
 assert_type(Database(Settings(host="db.internal")), Database[TupleRow])
 assert_type(Database(Settings.from_env(), row_factory=class_row(User)), Database[User])
-assert_type(Settings.from_env({"PGHOST": "db.internal"}), Settings)
+assert_type(Settings.from_env({"PGHOST": "db.internal"}, direct=True), Settings)
+assert_type(database(direct=True), Database[TupleRow])
 
 tuples = Database.from_env()
-users = Database.from_env(row_factory=class_row(User))
-scalars: Database[Any] = Database.from_env(row_factory=scalar_row)
+users = Database(Settings.from_env(), row_factory=class_row(User))
 
 
 def execute_returns_a_cursor_of_rows() -> None:
@@ -71,7 +75,22 @@ def blocks_hand_out_psycopg_s_connection() -> None:
         assert_type(connection, psycopg.Connection[User])
     with users.transaction(claims={"sub": "a"}) as connection:
         assert_type(connection, psycopg.Connection[User])
+    assert_type(users.getconn(), psycopg.Connection[User])
+    users.putconn(users.getconn())
+    assert_type(create_engine(users, echo=True), Engine)
+
+
+def a_deadline_is_a_block() -> str:
+    """What is returned from inside of it is known to be returned."""
+    with tuples.deadline(1.5):
+        return str(tuples.execute("SELECT 1").fetchone())
+
+
+def the_rest_counts_and_closes() -> None:
+    """In psycopg_pool's names."""
+    assert_type(tuples.stats(), dict[str, int])
     assert_type(tuples.close(), None)
+    assert_type(tuples.forget(), None)
 
 
 @tuples.bind_lambda_context
@@ -101,6 +120,11 @@ def errors_are_psycopg_s(error: Exception) -> float | tuple[str, ...] | None:
         error, DatabaseUnavailableError
     ):
         return assert_type(error.retry_after, float)
+    if isinstance(error, CommitOutcomeUnknownError):
+        assert_type(error.xid, str | None)
+    if isinstance(error, StatementRefusedError):
+        not_supported: psycopg.NotSupportedError = error
+        raise not_supported
     if isinstance(error, ConfigurationError):
         return assert_type(error.problems, tuple[str, ...])
     return None

@@ -95,7 +95,8 @@ def test_it_holds_the_package_and_nothing_else(installed: Path) -> None:
         if path.is_file() and path.suffix != ".pyc"
     }
     assert files == set(sources())
-    assert {"lambda_pg/py.typed", "lambda_pg/certs/aws.pem"} <= files
+    assert "lambda_pg/py.typed" in files
+    assert any(name.startswith("lambda_pg/certs/") and name.endswith(".pem") for name in files)
     assert {path.name.partition("-")[0] for path in installed.iterdir()} == {"lambda_pg"}
 
 

@@ -33,6 +33,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
     """Django's PostgreSQL connection: opened by the layer's pool, and put back where it closes."""
 
     connection: Any
+    isolation_level: Any
 
     def get_connection_params(self) -> dict[str, Any]:
         """Check what settings.DATABASES says; what to connect to comes from the environment."""
