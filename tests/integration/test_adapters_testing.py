@@ -19,7 +19,7 @@ from lambda_pg.testing import LambdaContext, Server
 
 pytest_plugins = ["lambda_pg.testing"]
 
-LAYER = Path(_throwaway.__file__).parents[1]
+PATHS = os.pathsep.join(map(str, sys.path))
 ONE_TEST = """
 import psycopg
 
@@ -53,7 +53,7 @@ def run_tests(folder: Path, **environment: str) -> str:
     done = subprocess.run(
         command,
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(LAYER)} | environment,
+        env=os.environ | {"PYTHONPATH": PATHS} | environment,
         capture_output=True,
         text=True,
         check=False,
@@ -169,12 +169,14 @@ def test_a_killed_test_run_leaves_no_server() -> None:
     )
     killed = subprocess.run(
         [sys.executable, "-c", probe],
-        env=os.environ | {"PYTHONPATH": str(LAYER)},
+        env=os.environ | {"PYTHONPATH": PATHS},
         capture_output=True,
         text=True,
         check=False,
     )
+    assert killed.returncode == -9, killed.stderr
     folder = Path(killed.stdout.strip())
+    assert folder.name.startswith("lambda-pg-")
     deadline = time.monotonic() + 20
     while (folder / "data" / "postmaster.pid").exists():  # it goes last
         assert time.monotonic() < deadline, "the server has survived"
