@@ -522,16 +522,26 @@ def test_a_secret_may_hold_urls() -> None:
     )
 
 
-def test_options_of_a_secrets_url_are_refused_where_they_cannot_work(
-    service: SecretsService, environment: pytest.MonkeyPatch
-) -> None:
-    """A pooler that does not take startup options is told at the fetch, not as a failed connect."""
-    url = "postgresql://app:p@pooler.example/app?options=-csearch_path%3Dx"
-    arn = service.create({"url": url})
-    with pytest.raises(ConfigurationError, match="options"):
-        CredentialCache(Settings(secret_arn=arn, profile="pgbouncer")).get(3)
-    got = CredentialCache(Settings(secret_arn=arn, profile="direct")).get(3)
-    assert got.options == "-csearch_path=x"
+def test_a_secrets_url_keeps_its_channel_binding() -> None:
+    """Neon's URL asks for it: whoever sits in between could not answer for the server."""
+    url = "postgresql://app:p@ep-a-1-pooler.aws.neon.tech/app?sslmode=require"
+    assert read({"url": f"{url}&channel_binding=require"}).channel_binding == "require"
+    assert read({"url": url}).channel_binding is None
+
+
+def test_a_direct_url_may_stand_beside_a_secret_of_rds() -> None:
+    """The fields say how to reach the pooler, `direct_url` how to reach the database."""
+    secret = login("first", host="pooler.example", direct_url="postgresql://owner:o@db.example/app")
+    assert read(secret) == Credentials("app", "first", "pooler.example", 5432)
+    assert read(secret, direct=True) == Credentials("owner", "o", "db.example", None, "app")
+
+
+def test_a_url_beside_the_fields_of_rds_goes_before_them() -> None:
+    """`url` says everything; a migration never takes the fields for its direct address."""
+    secret = login("first", url="postgresql://app:second@pooler.example/app")
+    assert read(secret).password == "second"
+    with pytest.raises(ConfigurationError, match="direct_url"):
+        read(secret, direct=True)
 
 
 MALFORMED = [
@@ -543,6 +553,11 @@ MALFORMED = [
     ("password", {"username": "app", "password": ""}),
     ("password", {"username": "app", "password": f"{CANARY}\0"}),
     ("password", {"username": "app", "password": f"{CANARY}\ud800"}),
+    ("username", {"username": f"{CANARY}\ud800", "password": "p"}),
+    ("host", login(CANARY) | {"host": f"{CANARY}\udfff"}),
+    ("dbname", login(CANARY) | {"dbname": f"{CANARY}\udc80"}),
+    ("'url'", {"url": f"postgresql://app:{CANARY}\ud800@db.example/app"}),
+    ("'url'", {"url": f"postgresql://app:{CANARY}%ED%A0%80@db.example/app"}),
     ("host", login(CANARY) | {"host": 5}),
     ("host", login(CANARY) | {"host": ""}),
     ("dbname", login(CANARY) | {"dbname": {"name": "app"}}),

@@ -26,12 +26,13 @@ from lambda_pg._address import resolve
 from lambda_pg._credentials import Credentials
 from lambda_pg._cursor import Cursor, ServerCursor
 from lambda_pg._errors import (
+    ConfigurationError,
     ConnectFailedError,
     DeadlineExceededError,
     StatementRefusedError,
 )
 from lambda_pg._flight import Command, Request, fly
-from lambda_pg._profiles import Profile, profile_for, roots_for
+from lambda_pg._profiles import Profile, options_refused, profile_for, roots_for
 from lambda_pg._settings import Settings
 from lambda_pg._statements import refusal, session_effect
 
@@ -385,7 +386,8 @@ class Connector:
     def connect(self, credentials: Credentials, timeout: float) -> Connection[Any]:
         """Connect within `timeout` seconds.
 
-        Raises psycopg.OperationalError, or ConnectFailedError when there is no host.
+        Raises psycopg.OperationalError, ConnectFailedError when there is no host, and
+        ConfigurationError for startup options that cannot work there.
         """
         until = monotonic() + timeout
         host, port = self._endpoint(credentials)
@@ -439,15 +441,26 @@ class Connector:
             dbname=settings.dbname or credentials.dbname or "postgres",
             user=credentials.user,
             password=credentials.password,
-            options=settings.options or credentials.options,
+            options=self._options(credentials, profile),
             sslmode=settings.sslmode,
             sslrootcert=str(self._root_certificate(profile, host)),
-            channel_binding=settings.channel_binding,
+            channel_binding=settings.channel_binding or credentials.channel_binding,
             application_name=settings.application_name,
             client_encoding="UTF8",
             gssencmode="disable",
             tcp_user_timeout=TCP_USER_TIMEOUT,
         )
+
+    def _options(self, credentials: Credentials, profile: Profile) -> str:
+        """Return the startup options, empty where there are none: for None libpq takes PGOPTIONS.
+
+        Raises ConfigurationError where the profile, which may hang on the secret, refuses them.
+        """
+        options = self._settings.options or credentials.options or ""
+        if options and not profile.startup_options:
+            source = "the settings have" if self._settings.options else "the URL in the secret has"
+            raise ConfigurationError([f"{source} startup options: {options_refused(profile)}"])
+        return options
 
     def _root_certificate(self, profile: Profile, host: str) -> Path:
         """Return the file with the roots to trust; libpq takes them only from a file."""

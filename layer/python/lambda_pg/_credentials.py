@@ -15,10 +15,9 @@ from typing import Any, Final
 
 from lambda_pg._errors import ConfigurationError, CredentialsError
 from lambda_pg._iam import auth_token
-from lambda_pg._profiles import options_refused, profile_for
 from lambda_pg._secrets import Fetch, SecretError, take_prefetched
 from lambda_pg._settings import Settings
-from lambda_pg._url import Url
+from lambda_pg._url import ChannelBinding, Url
 
 LIFETIME: Final = 900.0
 """Seconds that credentials are used without another look, less up to a fifth of jitter.
@@ -51,11 +50,13 @@ class Credentials:
     port: int | None = None
     dbname: str | None = None
     options: str | None = None
+    channel_binding: ChannelBinding | None = None
 
     @classmethod
     def from_secret(cls, arn: str, text: str, *, direct: bool = False) -> "Credentials":
         """Read a secret as RDS writes it, or with `url` and `direct_url`.
 
+        A `direct_url` alone may stand beside the fields of RDS, which are the pooler's then.
         Raises ConfigurationError that names the field, never its content.
         """
         try:
@@ -64,7 +65,7 @@ class Credentials:
             secret = None
         if not isinstance(secret, dict):
             raise ConfigurationError([f"the secret {arn} is not a JSON object"])
-        if "url" in secret or "direct_url" in secret:
+        if "url" in secret or ("direct_url" in secret and (direct or "username" not in secret)):
             return cls._from_url(arn, "direct_url" if direct else "url", secret)
         problems = [
             f"the secret {arn} has no text in its field {name!r}"
@@ -98,7 +99,15 @@ class Credentials:
             raise ConfigurationError(
                 [f"the secret {arn}: its field {name!r} names no user or no password"]
             )
-        return cls(url.user, url.password, url.host, url.port, url.dbname, url.options)
+        return cls(
+            url.user,
+            url.password,
+            url.host,
+            url.port,
+            url.dbname,
+            url.options,
+            url.channel_binding,
+        )
 
 
 def _is_text(value: object) -> bool:
@@ -237,19 +246,7 @@ class CredentialCache:
         except SecretError as error:
             kind = SecretsUnavailableError if error.passing else CredentialsError
             raise kind(str(error)) from error
-        credentials = Credentials.from_secret(arn, text, direct=self._settings.direct)
-        if credentials.options:
-            self._require_options(credentials)
-        return credentials
-
-    def _require_options(self, credentials: Credentials) -> None:
-        profile = profile_for(
-            self._settings.profile, credentials.host or "", credentials.port or 5432
-        )
-        if not profile.startup_options:
-            raise ConfigurationError(
-                [f"the URL in the secret has options: {options_refused(profile)}"]
-            )
+        return Credentials.from_secret(arn, text, direct=self._settings.direct)
 
 
 _CACHES: Final[weakref.WeakSet[CredentialCache]] = weakref.WeakSet()
