@@ -29,7 +29,8 @@ class Cursor(psycopg.Cursor[Row]):
         """Execute one query; the first of a transaction takes BEGIN along."""
         connection = cast("Connection[Any]", self._conn)
         connection.inspect(query, prepare=_may_prepare(connection, prepare))
-        if connection.opening is None or prepare or not _is_single(query):
+        alone = prepare or connection._pipeline is not None or not _is_single(query)
+        if connection.opening is None or alone:
             return super().execute(query, params, prepare=prepare, binary=binary)
         if binary is not None:
             self.format = psycopg.pq.Format(binary)

@@ -160,7 +160,7 @@ class Database(Generic[Row]):
                 failed, broken = error, connection.lost
                 self._pool.give_back(connection)
             except BaseException:
-                self._pool.discard(connection)
+                self._pool.give_back(connection)  # nothing was sent, or it is closed there
                 raise
             else:
                 self._stats.requests_num += 1
