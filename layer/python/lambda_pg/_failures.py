@@ -2,6 +2,10 @@
 
 psycopg's connect errors carry no SQLSTATE, and PgBouncer reports most of its own refusals as
 08P01, so both are told apart by text. Whatever the table does not know is not retried.
+
+The texts of RDS Proxy are those of its troubleshooting page in the RDS User Guide, Supavisor's
+those of its lib/supavisor/errors and of the versions before, Neon's those of its proxy/src
+(control_plane, auth, compute). The others were captured.
 """
 
 import enum
@@ -22,62 +26,101 @@ class Failure(enum.Enum):
 
 
 # Patterns, not compiled ones: a cold start pays for none of them, and re keeps those that are used.
-_LOGIN_REFUSED: Final = r"password authentication failed|SASL authentication failed"
-
-_CONNECT_AGAIN: Final = "|".join(
-    [
-        # exhaustion: PostgreSQL (two texts), PgBouncer
-        "too many clients already",
-        "remaining connection slots are reserved",
-        "too many connections for",
-        "no more connections allowed",
-        # a server that starts, stops or fails over
-        "the database system is (starting up|shutting down|in recovery mode|not accepting)",
-        "terminating connection due to",
-        "server shutting down",
-        "pgbouncer cannot connect to server",
-        "server login has been failing",
-        "query_wait_timeout",
-        # the network
-        "[Cc]onnection refused",
-        "[Cc]onnection reset",
-        "[Cc]onnection timed out",
-        "connection timeout expired",
-        "server closed the connection unexpectedly",
-        "SSL SYSCALL error",
-        "unexpected eof while reading",
-        "SSL connection has been closed unexpectedly",
-        "could not (receive data from|send data to) server",
-        "Network is unreachable",
-        "No route to host",
-        "Temporary failure in name resolution",
-    ]
+LOGIN_REFUSED: Final = (
+    "password authentication failed",  # PostgreSQL, Supavisor, Neon
+    "SASL authentication failed",  # PgBouncer
+    "PAM authentication failed",  # RDS, of an IAM token
+    "IAM authentication failed for ",  # RDS Proxy
+    "The password that was provided for the role .* is wrong",
+    "This RDS proxy has no credentials for the role",
 )
+"""Texts of a login that is refused with these credentials: others may be right by now."""
 
-_POOLER_REFUSED: Final = (
-    "server shutting down"
-    "|query_wait_timeout"
-    "|server login has been failing"
-    "|server login failed"
-    "|pgbouncer cannot connect to server"
-    "|no more connections allowed"
-    "|too many clients already"
-    "|remaining connection slots are reserved"
+CONNECT_AGAIN: Final = (
+    # exhaustion: PostgreSQL (two texts), its limits for a database or a role, PgBouncer
+    "too many clients already",
+    "remaining connection slots are reserved",
+    "too many connections for",
+    "no more connections allowed",
+    "client connections exceeded",
+    # a server that starts, stops or fails over
+    "the database system is (starting up|shutting down|in recovery mode)",
+    "the database system is not (yet )?accepting connections",
+    "terminating connection due to",
+    "server shutting down",
+    "pgbouncer cannot connect to server",
+    "server login has been failing",
+    "query_wait_timeout",
+    r"client_login_timeout \(server down\)",
+    # RDS Proxy
+    "Timed-out waiting to acquire database connection",
+    "The maximum number of client connections to the proxy exceeded",
+    "Rate of connection to proxy exceeded",
+    "IAM authentication failed because of too many competing requests",
+    # Supavisor, with a code and before it had any
+    r"\(EMAX(CLIENT|PROXY)?CONN(SESSION)?\)",
+    r"\(EMAXCLIENTSESSION\)",
+    "[Mm]ax client connections reached",
+    "MaxClientsInSessionMode: max clients reached",
+    r"\(ECHECKOUTTIMEOUT\)",
+    "Unable to check out process from the pool due to timeout",
+    r"\(EDBHANDLEREXITED\)",
+    "DbHandler exited",
+    r"\(EAUTHQUERY\) authentication query failed: connection to database not available",
+    # Neon; its "request failed: endpoint is disabled" is another matter
+    "Couldn't connect to compute node",
+    "(?m:(Console|Control plane) request failed$)",
+    "Failed to acquire permit to connect to the database",
+    "Too many connections attempts",
+    "Too many connections to this endpoint",
+    # the network
+    "[Cc]onnection refused",
+    "[Cc]onnection reset",
+    "[Cc]onnection timed out",
+    "connection timeout expired",
+    "server closed the connection unexpectedly",
+    "SSL SYSCALL error",
+    "unexpected eof while reading",
+    "SSL connection has been closed unexpectedly",
+    "could not (receive data from|send data to) server",
+    "Network is unreachable",
+    "No route to host",
+    "Temporary failure in name resolution",
 )
+"""Texts of a connect that may succeed in a moment."""
+
+NOT_RUN: Final = (
+    ("08P01", "server shutting down"),
+    ("08P01", "query_wait_timeout"),
+    ("08P01", "server login has been failing"),
+    ("08P01", "server login failed"),
+    ("08P01", "pgbouncer cannot connect to server"),
+    ("08P01", "no more connections allowed"),
+    ("08P01", "too many clients already"),
+    ("08P01", "remaining connection slots are reserved"),
+    ("08000", "Timed-out waiting to acquire database connection"),  # RDS Proxy
+    ("XX000", r"\(ECHECKOUTTIMEOUT\)"),  # Supavisor, which has no server connection then
+    ("XX000", "Unable to check out process from the pool due to timeout"),
+    ("53300", ""),
+    ("57P03", ""),
+)
+"""SQLSTATE and text of a statement that a pooler had no server connection for."""
 
 _ROLLED_BACK: Final = frozenset({"40001", "40P01"})
-_NOT_RUN: Final = frozenset({"53300", "57P03"})
 # The server ended the connection. It rolled the statement back, but a procedure may have
 # committed before that: this is no NOT_RUN.
 _ENDED: Final = frozenset({"57P01", "57P02", "57P05"})
+# So it did with the severity FATAL in these classes: lack of resources, system and internal
+# errors. Supavisor has XX000 for a server connection that was lost at whatever time.
+_ENDED_IF_FATAL: Final = frozenset({"53", "57", "58", "XX"})
 
 
 def classify_connect(error: psycopg.Error) -> Failure:
     """Tell what a failed connect means; nothing can have run."""
     text = str(error)
-    if re.search(_LOGIN_REFUSED, text):
+    if _matches(LOGIN_REFUSED, text):
         return Failure.LOGIN_REFUSED
-    if isinstance(error, psycopg.errors.ConnectionTimeout) or re.search(_CONNECT_AGAIN, text):
+    if isinstance(error, psycopg.errors.ConnectionTimeout) or _matches(CONNECT_AGAIN, text):
         return Failure.NOT_RUN
     return Failure.FINAL
 
@@ -85,15 +128,27 @@ def classify_connect(error: psycopg.Error) -> Failure:
 def classify_statement(error: psycopg.Error, *, broken: bool) -> Failure:
     """Tell what a failed statement means; `broken` says that its connection is gone since.
 
-    Texts count only in a pooler's own errors: in others a caller's value may stand.
+    A pooler that refuses ends the connection: its severity is FATAL. What has the severity ERROR
+    comes from within a statement, where a caller's value or another server's error may stand.
     """
     sqlstate = error.sqlstate
-    text = (error.diag.message_primary or str(error)) if sqlstate == "08P01" else ""
+    severity = error.diag.severity_nonlocalized or error.diag.severity
     if sqlstate in _ROLLED_BACK:
         return Failure.ROLLED_BACK
-    if sqlstate == "28P01" or re.search(_LOGIN_REFUSED, text):
-        return Failure.LOGIN_REFUSED
-    if sqlstate in _NOT_RUN or re.search(_POOLER_REFUSED, text):
-        return Failure.NOT_RUN
-    ended = sqlstate is None or sqlstate.startswith("08") or sqlstate in _ENDED
+    if sqlstate is not None and (severity != "ERROR" or sqlstate == "08000"):
+        text = error.diag.message_primary or str(error)
+        if sqlstate == "28P01" or (sqlstate == "08P01" and _matches(LOGIN_REFUSED, text)):
+            return Failure.LOGIN_REFUSED
+        if any(sqlstate == known and re.search(pattern, text) for known, pattern in NOT_RUN):
+            return Failure.NOT_RUN
+    ended = (
+        sqlstate is None
+        or sqlstate.startswith("08")
+        or sqlstate in _ENDED
+        or (severity in {"FATAL", "PANIC"} and sqlstate[:2] in _ENDED_IF_FATAL)
+    )
     return Failure.LOST if broken and ended else Failure.FINAL
+
+
+def _matches(patterns: tuple[str, ...], text: str) -> bool:
+    return re.search("|".join(patterns), text) is not None
