@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -490,6 +491,16 @@ def test_a_refused_token_is_made_anew(clock: Clock, environment: pytest.MonkeyPa
     assert cache.after_refusal(refused, 3) == Credentials("app", "token-2")
     clock.now += REFUSED_PAUSE
     assert cache.after_refusal(Credentials("app", "token-2"), 3) is None
+
+
+def test_a_token_without_keys_and_boto3_is_explained(
+    environment: pytest.MonkeyPatch,
+) -> None:
+    """Where boto3 is needed and missing, the error says what to install or to set."""
+    environment.delenv("AWS_ACCESS_KEY_ID")
+    environment.setitem(sys.modules, "boto3", None)
+    with pytest.raises(CredentialsError, match="pip install boto3"):
+        CredentialCache(IAM).get(3)
 
 
 # --- what a secret may hold

@@ -56,8 +56,14 @@ def _keys() -> Keys:
 
 
 def _keys_of_boto3() -> Keys:
-    import boto3  # noqa: PLC0415  # 200 ms of a cold start, paid only on this path
-    from botocore.exceptions import BotoCoreError  # noqa: PLC0415
+    try:
+        import boto3  # noqa: PLC0415  # 200 ms of a cold start, paid only on this path
+        from botocore.exceptions import BotoCoreError  # noqa: PLC0415
+    except ImportError as error:
+        raise CredentialsError(
+            "an IAM token needs boto3 to find keys, which Lambda has and this environment has not: "
+            "pip install boto3, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        ) from error
 
     try:
         found = boto3.Session().get_credentials()
