@@ -34,8 +34,8 @@ class User:
 
 # A database's type is the type of its rows.
 assert_type(Database.from_env(), Database[TupleRow])
-assert_type(Database[DictRow].from_env(row_factory=dict_row), Database[DictRow])
-assert_type(Database[User].from_env(row_factory=class_row(User)), Database[User])
+assert_type(Database.from_env(row_factory=dict_row), Database[DictRow])
+assert_type(Database.from_env(row_factory=class_row(User)), Database[User])
 assert_type(Database(Settings(host="db.internal")), Database[TupleRow])
 assert_type(Database(Settings.from_env(), row_factory=class_row(User)), Database[User])
 assert_type(Settings.from_env({"PGHOST": "db.internal"}, direct=True), Settings)

@@ -37,6 +37,7 @@ from lambda_pg._window import Window
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Other = TypeVar("Other")  # psycopg's Row has a default, which pyright takes for the class's own
 Claims = Mapping[str, Any]
 
 _TUPLES: Final[RowFactory[Any]] = tuple_row
@@ -105,7 +106,9 @@ class Database(Generic[Row]):
 
     @overload
     @classmethod
-    def from_env(cls, *, row_factory: RowFactory[Row], direct: bool = False) -> "Database[Row]": ...
+    def from_env(
+        cls, *, row_factory: RowFactory[Other], direct: bool = False
+    ) -> "Database[Other]": ...
 
     @classmethod
     def from_env(

@@ -24,7 +24,7 @@ class ConfigurationError(Exception):
 
     def __init__(self, problems: Sequence[str]) -> None:
         """Keep every problem, so that one deployment mends them all."""
-        self.problems = tuple(problems)
+        self.problems: tuple[str, ...] = tuple(problems)
         super().__init__("; ".join(self.problems))
 
 
