@@ -19,7 +19,7 @@ from local import processes
 from local.pgbouncer_discovery import PgBouncerBinary, find_pgbouncer
 from local.postgres import Postgres
 from local.postgres_discovery import find_postgres
-from tests.integration.layer import APPLICATION, PASSWORD, Admin, Open
+from tests.integration.layer import APPLICATION, PASSWORD, Admin, Clock, Open
 from tests.integration.servers import DATABASE, PoolerFixture, SecretsService
 
 MAJOR = 17
@@ -136,6 +136,14 @@ def open_database(settings: Settings) -> Iterator[Open]:
 def db(open_database: Open) -> Database[TupleRow]:
     """A database with the defaults of the layer."""
     return open_database()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """A clock of the wall's for new connections, and for the databases that it governs."""
+    clock = Clock()
+    monkeypatch.setattr("lambda_pg._database.time", clock)
+    return clock
 
 
 @pytest.fixture

@@ -31,6 +31,24 @@ class Context:
         return max(0, int((self._until - time.monotonic()) * 1000))
 
 
+class Clock:
+    """The wall's clock, which can be set."""
+
+    def __init__(self) -> None:
+        """Begin with the right time."""
+        self.shift = 0.0
+
+    def __call__(self) -> float:
+        """Tell the time."""
+        return time.time() + self.shift
+
+    def govern(self, db: Database[TupleRow]) -> Database[TupleRow]:
+        """Let a database live by this clock."""
+        for part in (db._pool, db._credentials, db._breaker, db._budget):
+            part._clock = self
+        return db
+
+
 def kill_backends(admin: Admin) -> int:
     """End the layer's backends, as a failover does; wait until they are gone."""
     ended = admin.execute(

@@ -9,7 +9,7 @@ from lambda_pg import Database
 from psycopg.adapt import Loader
 from psycopg.rows import TupleRow, dict_row
 
-from tests.integration.layer import Admin, Context, Open, scalar
+from tests.integration.layer import Admin, Clock, Context, scalar
 
 Connection = psycopg.Connection[TupleRow]
 Action = Callable[[Connection], object]
@@ -193,14 +193,16 @@ def test_outside_of_invocations_each_checkout_is_a_new_one(db: Database[TupleRow
     assert there(db, condition)[0] is False
 
 
-def test_state_stays_through_a_long_pause_of_its_invocation(open_database: Open) -> None:
+def test_state_stays_through_a_long_pause_of_its_invocation(
+    db: Database[TupleRow], clock: Clock
+) -> None:
     """The round trip that an idle connection is asked for does not reset what is in use."""
-    db = open_database(idle_check_after=0.001)
+    clock.govern(db)
     statement, condition = STATES["SET"]
 
     def set_wait_and_look() -> object:
         db.execute(statement)
-        db.execute("SELECT pg_sleep(0.01)")
+        clock.shift += 60
         return there(db, condition)[0]
 
     assert invoke(db, set_wait_and_look) is True

@@ -250,16 +250,16 @@ class Connection(psycopg.Connection[Row]):
         self.poll = _always
         super().close()
 
-    def answers(self, timeout: float) -> bool:
-        """Make one round trip of at most `timeout` seconds, which also ends session state."""
+    def answers(self, timeout: float, *, reset: bool) -> bool:
+        """Make one round trip of at most `timeout` seconds, which may also end session state."""
         deadline, self.deadline = self.deadline, monotonic() + timeout
         try:
-            psycopg.Cursor(self).execute("DISCARD ALL" if self.touched else "")
+            psycopg.Cursor(self).execute("DISCARD ALL" if reset else "")
         except psycopg.Error:
             return False
         finally:
             self.deadline = deadline
-        if self.touched:
+        if reset:
             self._prepared = PrepareManager()  # those that psycopg knew of are gone
             self.prepare_threshold = None
             self.touched = False

@@ -214,9 +214,10 @@ class Pool:
     ) -> bool:
         """Ask a connection that was idle for long, or that another invocation has touched."""
         mine = invocation is not None and connection.used_by == invocation
-        if idle_for < self._idle_check_after and (mine or not connection.touched):
+        reset = connection.touched and not mine
+        if idle_for < self._idle_check_after and not reset:
             return True
-        return connection.answers(min(CHECK_TIMEOUT, timeout))
+        return connection.answers(min(CHECK_TIMEOUT, timeout), reset=reset)
 
     def _take_slot(self, until: float, timeout: float) -> AnyConnection | None:
         """Return an idle connection, or None for the right to open one."""
