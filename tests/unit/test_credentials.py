@@ -221,15 +221,23 @@ def test_a_secret_that_is_not_there_is_final(
 
 
 def test_forgetting_is_knowing_nothing(
-    cache: CredentialCache, service: SecretsService, arn: str, fetches: Fetches
+    cache: CredentialCache,
+    service: SecretsService,
+    arn: str,
+    fetches: Fetches,
+    environment: pytest.MonkeyPatch,
 ) -> None:
     """After forget() the next get asks anew, and no copy stands in for an outage."""
     cache.get(3)
     service.put(arn, login("second"))
     cache.forget()
     assert cache.fresh_until == 0
+    environment.setenv("AWS_ENDPOINT_URL", DOWN)
+    with pytest.raises(SecretsUnavailableError):
+        cache.get(3)
+    environment.setenv("AWS_ENDPOINT_URL", service.url)
     assert cache.get(3).password == "second"
-    assert len(fetches.stages) == 2
+    assert len(fetches.stages) == 3
 
 
 def test_what_was_opened_before_forgetting_is_not_current_after_it(
@@ -302,6 +310,7 @@ def test_forgetting_during_a_fetch_harms_nobody(cache: CredentialCache, fetches:
     assert cache.get(3).password == "first"
 
 
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # Python 3.12, of threads
 def test_a_child_forked_during_a_fetch_can_fetch(
     cache: CredentialCache, fetches: Fetches, arn: str
 ) -> None:
@@ -371,6 +380,16 @@ def test_a_secret_that_was_never_rotated_has_nothing_to_try(
     clock.now += REFUSED_PAUSE
     assert cache.after_refusal(current, 3) is None
     assert fetches.stages == ["AWSCURRENT", "AWSCURRENT", "AWSPREVIOUS"]
+
+
+def test_a_previous_version_that_says_the_same_is_nothing_to_try(
+    cache: CredentialCache, service: SecretsService, arn: str, clock: Clock
+) -> None:
+    """A new version with the old content changes nothing for a login that is refused."""
+    service.put(arn, login("first"))
+    current = cache.get(3)
+    clock.now += REFUSED_PAUSE
+    assert cache.after_refusal(current, 3) is None
 
 
 def test_refusals_do_not_ask_more_often_than_the_pause(
