@@ -20,7 +20,7 @@ import pytest
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
-from lambda_pg import _credentials, _secrets
+from lambda_pg import _credentials, _http, _secrets
 from lambda_pg._secrets import (
     Fetch,
     SecretError,
@@ -202,18 +202,28 @@ def test_what_is_sent_is_signed_as_botocore_signs_it(
     assert sent.get("x-amz-security-token", "") == token
 
 
-def test_https_is_verified(
-    service: Service, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """A certificate of a CA that AWS_CA_BUNDLE names is trusted for its names and no others."""
+AWS = "secretsmanager.us-east-1.amazonaws.com"
+
+
+@pytest.fixture
+def ca_file(service: Service, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The CA of a service that speaks TLS from now on, as localhost and as AWS."""
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
     authority = Authority.create("test CA")
-    issued = authority.issue(["localhost"])
+    issued = authority.issue(["localhost", AWS])
     (tmp_path / "server.pem").write_text(issued.chain + issued.private_key)
     (tmp_path / "ca.pem").write_text(authority.pem)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(tmp_path / "server.pem")
     service.secure(context)
-    monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "ca.pem"))
+    return tmp_path / "ca.pem"
+
+
+def test_https_is_verified(
+    service: Service, monkeypatch: pytest.MonkeyPatch, ca_file: Path
+) -> None:
+    """A certificate of a CA that AWS_CA_BUNDLE names is trusted for its names and no others."""
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(ca_file))
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"https://localhost:{service.port}")
     assert fetch_secret(ARN, timeout=3) == SECRET
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"https://127.0.0.1:{service.port}")
@@ -221,6 +231,45 @@ def test_https_is_verified(
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"https://localhost:{service.port}")
     monkeypatch.delenv("AWS_CA_BUNDLE")
     assert "certificate verify failed" in str(refused())
+
+
+@pytest.fixture
+def as_aws(service: Service, monkeypatch: pytest.MonkeyPatch, ca_file: Path) -> Path:
+    """The CA of a service that is reached by AWS's own name."""
+    connect = socket.create_connection
+    monkeypatch.setattr(
+        socket, "create_connection", lambda at, **options: connect(("127.0.0.1", at[1]), **options)
+    )
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"https://{AWS}:{service.port}")
+    return ca_file
+
+
+def test_aws_is_verified_against_amazons_own_roots(
+    service: Service, monkeypatch: pytest.MonkeyPatch, as_aws: Path
+) -> None:
+    """Whether the system knows them or not; a few are read sooner than all of the system's."""
+    assert "certificate verify failed" in str(refused())
+    monkeypatch.setattr(_http, "AMAZON_ROOTS", str(as_aws))
+    assert fetch_secret(ARN, timeout=3) == SECRET
+
+
+def test_a_ca_that_only_the_system_knows_is_trusted_too(
+    service: Service, monkeypatch: pytest.MonkeyPatch, as_aws: Path
+) -> None:
+    """A proxy may inspect what goes to AWS: the request is sent once, to who was verified."""
+    monkeypatch.setattr(_http, "_trusting", lambda: ssl.create_default_context(cafile=as_aws))
+    assert fetch_secret(ARN, timeout=3) == SECRET
+    assert len(service.requests) == 1
+
+
+@pytest.mark.parametrize("name", ["AWS_CA_BUNDLE", "SSL_CERT_FILE"])
+def test_a_setting_that_names_the_roots_is_followed(
+    service: Service, monkeypatch: pytest.MonkeyPatch, as_aws: Path, name: str
+) -> None:
+    """Who says which roots to trust has them trusted, and no others."""
+    monkeypatch.setattr(_http, "AMAZON_ROOTS", os.devnull)
+    monkeypatch.setenv(name, str(as_aws))
+    assert fetch_secret(ARN, timeout=3) == SECRET
 
 
 def test_an_endpoint_of_its_own_goes_before_the_one_for_all(
