@@ -276,10 +276,10 @@ def test_each_thread_waits_at_most_its_own_time(cache: CredentialCache, fetches:
         return time.monotonic() - began
 
     with ThreadPoolExecutor(2) as threads:
-        longer = threads.submit(waited, 0.6)
+        longer = threads.submit(waited, 1.0)
         until(lambda: len(fetches.stages) == 1)
-        assert 0.2 <= threads.submit(waited, 0.2).result() < 0.45
-        assert 0.6 <= longer.result() < 0.85
+        assert 0.2 <= threads.submit(waited, 0.2).result() < 0.8
+        assert 1.0 <= longer.result() < 3
 
 
 def test_nobody_waits_for_a_look_that_an_old_copy_can_bridge(
@@ -290,12 +290,12 @@ def test_nobody_waits_for_a_look_that_an_old_copy_can_bridge(
     clock.now += LIFETIME
     fetches.let_through.clear()
     with ThreadPoolExecutor(1) as threads:
-        looking = threads.submit(cache.get, 1.5)
+        looking = threads.submit(cache.get, 1.8)
         until(lambda: len(fetches.stages) == 2)
         assert cache.get(0.01) is old
         began = time.monotonic()
         assert looking.result() is old
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 1.6
 
 
 def test_forgetting_during_a_fetch_harms_nobody(cache: CredentialCache, fetches: Fetches) -> None:
