@@ -139,6 +139,11 @@ FAULTS: dict[str, Callable[[FaultProxy], Fault | None]] = {
 }
 STALLS = {"stalled", "answer stalled", "blackhole"}
 
+LINUX = sys.platform == "linux"
+"""Whether packets can be lost on a socket."""
+
+SILENCES = ["stall", "blackhole"] if LINUX else ["stall"]
+
 ROWS = {"acknowledged": {1}, "unknown": {0, 1}, "refused": {0}, "refused, idempotent": {0, 1}}
 """How often a write may be there after each outcome."""
 
@@ -175,6 +180,7 @@ CASES = [
     for fault in FAULTS
     if not (moment.startswith("commit") and verb in {execute, execute_idempotent})
     if not (moment == "commit lost" and fault == "answer cut")  # there is no answer
+    if fault != "blackhole" or (LINUX and moment in {"idle", "commit sent"})  # else as stalled
 ]
 
 
@@ -333,9 +339,9 @@ def test_an_outcome_that_stays_unknown_can_be_found_out_later(
         with pytest.raises(CommitOutcomeUnknownError) as caught:
             verb(db, 1)
         assert time.monotonic() - started < 1.5
+    assert line.rows()[1] == (status == "committed")
     xid = caught.value.xid
     assert line.admin.execute("SELECT pg_xact_status(%s::xid8)", [xid]).fetchone() == (status,)
-    assert line.rows()[1] == (status == "committed")
 
 
 # Answers and logins that are cut anywhere
@@ -352,11 +358,14 @@ def test_rows_that_are_cut_are_read_again_whole(line: Line, sslmode: str, count:
     assert rows == [(n,) for n in range(1, 1001)]
 
 
-def test_a_reset_behind_half_an_answer_is_a_lost_connection(line: Line) -> None:
-    """However psycopg words it: in 1 of 9 cases poll() tells it before libpq has read it."""
-    for _ in range(40):
-        with line.network.cut_after(4, connections="open"):
-            assert line.db.execute("SELECT 7", idempotent=True).fetchone() == (7,)
+def test_a_reset_behind_half_an_answer_leaves_the_outcome_unknown(line: Line) -> None:
+    """However it is noticed: now and then poll() tells of a RST before libpq has read it."""
+    for count in range(100):
+        line.db.execute("SELECT 1")
+        with line.network.cut_after(count % 50, connections="open"):
+            with pytest.raises(psycopg.OperationalError) as caught:
+                line.db.execute("SELECT 2")
+            assert isinstance(caught.value, CommitOutcomeUnknownError), caught.value
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 700, 1500, 2200])
@@ -385,14 +394,14 @@ def test_a_refusal_shorter_than_the_checkout_timeout_is_survived(line: Line) -> 
 
 
 def test_latency_costs_round_trips_and_nothing_else(line: Line) -> None:
-    """With 50 ms each way a write with claims takes one round trip and a transaction three."""
-    with line.network.latency(0.05):
+    """With 0.1 s each way a write with claims takes one round trip, a transaction one more."""
+    with line.network.latency(0.1):
         started = time.monotonic()
         execute_with_claims(line.db, 1)
-        assert 0.1 <= time.monotonic() - started < 0.19
+        assert 0.2 <= time.monotonic() - started < 0.4
         started = time.monotonic()
-        transaction(line.db, 2)
-        assert 0.3 <= time.monotonic() - started < 0.39
+        write_first(line.db, 2)
+        assert 0.4 <= time.monotonic() - started < 0.6
     assert line.rows() == {1: 1, 2: 1}
 
 
@@ -421,7 +430,7 @@ def connect(db: Database[TupleRow]) -> None:
 
 
 @pytest.mark.parametrize("use", [read, read_later, send_much, connect])
-@pytest.mark.parametrize("fault", ["stall", "blackhole"])
+@pytest.mark.parametrize("fault", SILENCES)
 def test_an_invocation_ends_in_time_whoever_is_silent(
     line: Line, fault: str, use: Callable[[Database[TupleRow]], None]
 ) -> None:
@@ -441,19 +450,19 @@ def test_an_invocation_ends_in_time_whoever_is_silent(
     assert time.monotonic() - started < 1.0
 
 
-def test_a_silent_connection_is_replaced_where_new_ones_work(line: Line) -> None:
-    """After a thaw: one that was idle for long is asked, for at most a second, and replaced."""
+@pytest.mark.parametrize("fault", SILENCES)
+def test_a_silent_connection_is_replaced_where_new_ones_work(line: Line, fault: str) -> None:
+    """One that was idle for long is asked, for at most a second, and replaced."""
     db = line.open(idle_check_after=0.01)
-    for fault in (line.network.stall, line.network.blackhole):
-        db.execute("SELECT 1")
-        with fault(connections="open"):
-            time.sleep(0.02)  # longer than idle_check_after
-            started = time.monotonic()
-            execute(db, 1)
-            assert time.monotonic() - started < 1.5
+    db.execute("SELECT 1")
+    with getattr(line.network, fault)(connections="open"):
+        time.sleep(0.02)  # longer than idle_check_after
+        started = time.monotonic()
+        execute(db, 1)
+        assert time.monotonic() - started < 1.5
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can lose packets on a socket")
+@pytest.mark.skipif(not LINUX, reason="only Linux can lose packets on a socket")
 def test_lost_packets_end_a_wait_without_a_deadline(line: Line) -> None:
     """TCP's user timeout of 3 s ends what would else take a quarter of an hour."""
     with line.network.blackhole(connections="open"):
@@ -544,6 +553,8 @@ FREEZES: dict[str, Callable[[Line], Fault | int | None]] = {
     "stalled": lambda line: line.network.stall(connections="open"),
     "blackhole": lambda line: line.network.blackhole(connections="open"),
 }
+if not LINUX:
+    del FREEZES["blackhole"]
 
 
 @pytest.mark.parametrize("fault", FREEZES)
@@ -620,7 +631,8 @@ def test_the_ledger_is_right_after_any_mix_of_faults(line: Line) -> None:
         for _ in range(40):
             disturb(line.network, generator)
         ledger.stop.set()
-    assert all(thread.exception() is None for thread in writing)
+    for thread in writing:
+        thread.result()
     for db in [*databases, line.db]:
         wait_until(lambda: outcome(execute, db, 0) == "acknowledged", 2.0)  # noqa: B023
         db.close()
