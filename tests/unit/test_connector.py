@@ -5,7 +5,8 @@ from pathlib import Path
 import psycopg
 import pytest
 from lambda_pg import ConfigurationError, Settings
-from lambda_pg._connection import Connection, Connector
+from lambda_pg._connection import Connection
+from lambda_pg._connector import Connector
 from lambda_pg._credentials import Credentials
 from psycopg.conninfo import conninfo_to_dict
 
@@ -37,7 +38,7 @@ def connect(monkeypatch: pytest.MonkeyPatch) -> Connect:
     """Connects that end before they begin; every name has an address."""
     connect = Connect()
     monkeypatch.setattr(Connection, "_connect_gen", connect)
-    monkeypatch.setattr("lambda_pg._connection.resolve", lambda *_: ["127.0.0.1"])
+    monkeypatch.setattr("lambda_pg._connector.resolve", lambda *_: ["127.0.0.1"])
     return connect
 
 

@@ -4,12 +4,10 @@ import math
 import os
 import select
 import sys
-import tempfile
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from time import monotonic
 from typing import Any, Final, Self, TypeVar
 
@@ -18,22 +16,16 @@ from psycopg import generators, pq, waiting
 from psycopg._preparing import PrepareManager
 from psycopg.abc import Params, PQGen, Query
 from psycopg.adapt import Transformer
-from psycopg.conninfo import make_conninfo
 from psycopg.pq.abc import PGresult
 from psycopg.rows import Row, RowFactory
 
-from lambda_pg._address import resolve
-from lambda_pg._credentials import Credentials
 from lambda_pg._cursor import Cursor, ServerCursor
 from lambda_pg._errors import (
-    ConfigurationError,
-    ConnectFailedError,
     DeadlineExceededError,
     StatementRefusedError,
 )
 from lambda_pg._flight import Command, Request, fly
-from lambda_pg._profiles import Profile, options_refused, profile_for, roots_for
-from lambda_pg._settings import Settings
+from lambda_pg._profiles import Profile
 from lambda_pg._statements import refusal, session_effect
 
 RV = TypeVar("RV")
@@ -43,9 +35,6 @@ INTERVAL: Final = 0.1
 
 CANCEL_TIMEOUT: Final = 0.25
 """Seconds that the cancel of an overdue statement may take; it comes out of the reserve."""
-
-# A half-open connection ends after this many milliseconds instead of 15 minutes (measured: 3.4 s).
-TCP_USER_TIMEOUT: Final = 3000
 
 BEGIN: Final = Command(b"BEGIN")
 COMMIT: Final = Command(b"COMMIT")
@@ -117,6 +106,16 @@ class Connection(psycopg.Connection[Row]):
     An idle connection has nothing to say: whatever there is to read is a farewell, and a hang-up
     shows even unread.
     """
+
+    def equip(self, profile: Profile, *, strict: bool) -> None:
+        """Make a connection that was just opened one of the layer's."""
+        self.profile = profile
+        self.strict = strict
+        poller = select.poll()
+        poller.register(self.pgconn.socket, _IDLE_EVENTS)
+        self.poll = poller.poll
+        self._undo_settings()
+        _OPEN.add(self)
 
     def wait(self, gen: PQGen[RV], interval: float = INTERVAL, timeout: float | None = None) -> RV:
         """Wait as psycopg does, at most until the deadline.
@@ -199,6 +198,31 @@ class Connection(psycopg.Connection[Row]):
         with self.lock:
             (answer,) = self.fly([*begin, request, TRANSACTION_ID])
         self.transaction_id = _text_of(answer)
+
+    def require_open(self) -> None:
+        """Raise where COMMIT would hang, do nothing, or answer ROLLBACK as if all were well."""
+        status = self.pgconn.transaction_status
+        if self.opening is not None and not self.lost:
+            return  # nothing was sent yet
+        if status == pq.TransactionStatus.INERROR:
+            raise psycopg.errors.InFailedSqlTransaction(
+                "an error inside the transaction was swallowed: nothing was committed"
+            )
+        if status == pq.TransactionStatus.ACTIVE:
+            raise psycopg.ProgrammingError(
+                "a stream() or a COPY is still open at the end of the transaction: "
+                "nothing was committed"
+            )
+        if status == pq.TransactionStatus.IDLE:
+            raise psycopg.ProgrammingError("a statement inside the transaction has ended it")
+        if self.lost:
+            raise psycopg.OperationalError("the connection was lost inside the transaction")
+
+    def finish(self) -> None:
+        """Commit the layer's transaction; where nothing was sent, BEGIN neither, nothing is."""
+        self.managed = False
+        if self.opening is None:
+            self.command(COMMIT.text)
 
     def learn_transaction_id(self) -> None:
         """Ask for the id, unless the first statement has written and brought it."""
@@ -373,115 +397,3 @@ def _orphan() -> None:
 
 
 os.register_at_fork(after_in_child=_orphan)
-
-
-class Connector:
-    """Open connections as the settings say, with credentials given at each connect."""
-
-    def __init__(self, settings: Settings) -> None:
-        """Write nothing yet: an environment may still be copied."""
-        self._settings = settings
-        self._ca_file: Path | None = None
-
-    def connect(self, credentials: Credentials, timeout: float) -> Connection[Any]:
-        """Connect within `timeout` seconds.
-
-        Raises psycopg.OperationalError, ConnectFailedError when there is no host, and
-        ConfigurationError for startup options that cannot work there.
-        """
-        until = monotonic() + timeout
-        host, port = self._endpoint(credentials)
-        profile = profile_for(self._settings.profile, host, port)
-        addresses = resolve(host, timeout)
-        conninfo = self._conninfo(credentials, host, port, addresses, profile)
-        try:
-            # Connection.connect() rounds timeouts up to at least 2 s: too coarse for a deadline.
-            connection: Connection[Any] = waiting.wait_conn(
-                Connection._connect_gen(conninfo),
-                interval=INTERVAL,
-                timeout=max(0.0, until - monotonic()),
-            )
-        except psycopg.errors._WaitTimeout as error:
-            raise psycopg.errors.ConnectionTimeout(
-                f"connection timeout expired: no answer from {profile.name} {host}:{port} "
-                f"within {timeout:.1f} s"
-            ) from error
-        poller = select.poll()
-        poller.register(connection.pgconn.socket, _IDLE_EVENTS)
-        connection.poll = poller.poll
-        connection._undo_settings()
-        connection.profile = profile
-        connection.strict = self._settings.strict
-        _OPEN.add(connection)
-        return connection
-
-    def _endpoint(self, credentials: Credentials) -> tuple[str, int]:
-        settings = self._settings
-        host = settings.host or credentials.host
-        if host is None:
-            raise ConnectFailedError(
-                "no host to connect to: set PGHOST, or give the secret a field 'host' or 'url'"
-            )
-        return host, settings.port or credentials.port or 5432
-
-    def _conninfo(
-        self,
-        credentials: Credentials,
-        host: str,
-        port: int,
-        addresses: list[str],
-        profile: Profile,
-    ) -> str:
-        settings = self._settings
-        return make_conninfo(
-            "",
-            host=",".join([host] * len(addresses)),
-            hostaddr=",".join(addresses),
-            port=port,
-            dbname=settings.dbname or credentials.dbname or "postgres",
-            user=credentials.user,
-            password=credentials.password,
-            options=self._options(credentials, profile),
-            sslmode=settings.sslmode,
-            sslrootcert=str(self._root_certificate(profile, host)),
-            channel_binding=settings.channel_binding or credentials.channel_binding,
-            application_name=settings.application_name,
-            client_encoding="UTF8",
-            gssencmode="disable",
-            tcp_user_timeout=TCP_USER_TIMEOUT,
-        )
-
-    def _options(self, credentials: Credentials, profile: Profile) -> str:
-        """Return the startup options, empty where there are none: for None libpq takes PGOPTIONS.
-
-        Raises ConfigurationError where the profile, which may hang on the secret, refuses them.
-        """
-        options = self._settings.options or credentials.options or ""
-        if options and not profile.startup_options:
-            source = "the settings have" if self._settings.options else "the URL in the secret has"
-            raise ConfigurationError([f"{source} startup options: {options_refused(profile)}"])
-        return options
-
-    def _root_certificate(self, profile: Profile, host: str) -> Path:
-        """Return the file with the roots to trust; libpq takes them only from a file."""
-        settings = self._settings
-        if settings.sslrootcert is not None:
-            return settings.sslrootcert
-        if settings.ca_pem is None:
-            return roots_for(profile, host)
-        if self._ca_file is None or not self._ca_file.exists():
-            self._ca_file = _write_temporary(settings.ca_pem)
-            weakref.finalize(self, _remove, self._ca_file, os.getpid())
-        return self._ca_file
-
-
-def _write_temporary(text: str) -> Path:
-    descriptor, name = tempfile.mkstemp(prefix="lambda-pg-", suffix=".pem")
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-    return Path(name)
-
-
-def _remove(path: Path, owner: int) -> None:
-    if os.getpid() == owner:  # a forked child leaves its parent's file alone
-        path.unlink(missing_ok=True)

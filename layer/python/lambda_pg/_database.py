@@ -17,7 +17,7 @@ from psycopg import pq
 from psycopg.abc import Params, QueryNoTemplate
 from psycopg.rows import Row, RowFactory, TupleRow, tuple_row
 
-from lambda_pg._connection import COMMIT, Connection, Connector, opening
+from lambda_pg._connection import COMMIT, Connection, opening
 from lambda_pg._credentials import CredentialCache, SecretsUnavailableError
 from lambda_pg._errors import (
     CommitOutcomeUnknownError,
@@ -28,8 +28,10 @@ from lambda_pg._errors import (
 from lambda_pg._events import Events
 from lambda_pg._failures import Failure, classify_connect, classify_statement
 from lambda_pg._flight import Request
+from lambda_pg._login import Login
 from lambda_pg._overload import Breaker, RetryBudget
 from lambda_pg._pool import Pool
+from lambda_pg._recovery import Recovery, reason
 from lambda_pg._settings import Settings
 from lambda_pg._snapshot import register_snapshot_hooks
 from lambda_pg._stats import MetricLines, Stats
@@ -79,16 +81,17 @@ class Database(Generic[Row]):
         self._stats = Stats()
         self._events = Events()
         self._credentials = CredentialCache(settings)
-        self._connector = Connector(settings)
+        self._login = Login(settings, self._credentials, stats=self._stats, events=self._events)
         self._pool = Pool(
-            self._connect,
+            self._login.connect,
             slots=settings.slots,
             idle_check_after=settings.idle_check_after,
             stats=self._stats,
             events=self._events,
-            is_current=self._is_current,
+            is_current=self._login.is_current,
         )
         self._breaker = Breaker()
+        self._recovery = Recovery(breaker=self._breaker, stats=self._stats, events=self._events)
         self._budget = RetryBudget()
         self._deadline = math.inf
         self._own_deadline: ContextVar[float] = ContextVar("deadline", default=math.inf)
@@ -176,9 +179,9 @@ class Database(Generic[Row]):
             failure = classify_statement(failed, broken=broken)
             if failure is Failure.LOST and idempotent:
                 window.begin_anew()
-                self._pause(window, failed)
+                self._recovery.pause(window, failed)
             else:
-                self._recover(failed, failure, window, in_transaction=False)
+                self._recovery.recover(failed, failure, window, in_transaction=False)
 
     def run_transaction(
         self,
@@ -204,10 +207,10 @@ class Database(Generic[Row]):
             try:
                 connection.begin(claimed)
                 result = work(connection)
-                _require_open(connection)
+                connection.require_open()
                 connection.learn_transaction_id()
                 committing = True
-                _commit(connection)
+                connection.finish()
             except psycopg.Error as error:
                 failed, broken = error, connection.lost
             else:
@@ -219,14 +222,14 @@ class Database(Generic[Row]):
             if failure in {Failure.ROLLED_BACK, Failure.LOST}:
                 window.begin_anew()
             if failure is Failure.ROLLED_BACK:
-                self._pause(window, failed, absent=False)
+                self._recovery.pause(window, failed, absent=False)
             elif failure is Failure.LOST and not committing:
-                self._pause(window, failed)
+                self._recovery.pause(window, failed)
             elif failure is Failure.LOST:
                 if self._was_committed(connection.transaction_id, failed, window):
                     return result
             else:
-                self._recover(failed, failure, window, in_transaction=not committing)
+                self._recovery.recover(failed, failure, window, in_transaction=not committing)
 
     def connection(self) -> AbstractContextManager[psycopg.Connection[Row]]:
         """Hand out a psycopg connection in autocommit, for what execute() cannot express.
@@ -244,7 +247,7 @@ class Database(Generic[Row]):
             yield connection
         except psycopg.Error as error:
             failure = classify_statement(error, broken=connection.lost)
-            self._translate(error, failure, in_transaction=False)
+            self._recovery.translate(error, failure, in_transaction=False)
         else:
             self._answered()
         finally:
@@ -269,12 +272,12 @@ class Database(Generic[Row]):
         try:
             connection.begin(claimed)
             yield connection
-            _require_open(connection)
+            connection.require_open()
             committing = True
-            _commit(connection)
+            connection.finish()
         except psycopg.Error as error:
             failure = classify_statement(error, broken=connection.lost)
-            self._translate(
+            self._recovery.translate(
                 error, failure, in_transaction=not committing, xid=connection.transaction_id
             )
         else:
@@ -412,11 +415,6 @@ class Database(Generic[Row]):
             budget=self._budget,
         )
 
-    def _pause(self, window: Window, error: Exception, *, absent: bool = True) -> None:
-        window.pause(error, absent=absent)
-        self._stats.retries += 1
-        self._events.report(logging.INFO, "retry", "trying again after: %s", _reason(error))
-
     def _checkout(self, window: Window) -> Connection[Row]:
         """Take a connection, connecting again while the window lasts and it may help."""
         while True:
@@ -425,7 +423,7 @@ class Database(Generic[Row]):
                     window.remaining(), self._invocation
                 )
             except SecretsUnavailableError as error:
-                self._pause(window, error)
+                self._recovery.pause(window, error)
             except DatabaseUnavailableError:
                 self._stats.requests_errors += 1
                 window.remaining()  # raises where the deadline has ended the wait for a slot
@@ -461,61 +459,19 @@ class Database(Generic[Row]):
                 self._harmless.clear()
             self._harmless.add(query)
 
-    def _connect(self, timeout: float) -> Connection[Any]:
-        until = monotonic() + timeout
-        began = monotonic()
-        credentials = self._credentials.get(timeout)
-        while True:
-            self._stats.connections_num += 1
-            try:
-                connection = self._connector.connect(credentials, max(0.0, until - monotonic()))
-            except psycopg.OperationalError as error:
-                self._stats.connections_errors += 1
-                if classify_connect(error) is not Failure.LOGIN_REFUSED:
-                    raise
-                other = self._credentials.after_refusal(credentials, max(0.1, until - monotonic()))
-                if other is None:
-                    raise
-                self._events.report(
-                    logging.INFO, "refresh", "the login was refused: trying newer credentials"
-                )
-                credentials = other
-            else:
-                break
-        self._credentials.accepted(credentials)
-        self._stats.connections_ms += (monotonic() - began) * 1000
-        self._date(connection)
-        return connection
-
-    def _date(self, connection: Connection[Any]) -> None:
-        """Say how long a new connection may live; a fleet's do not end together."""
-        settings, profile = self._settings, connection.profile
-        lifetime = settings.max_lifetime or profile.max_lifetime
-        connection.idle_since = time()
-        connection.expires_at = connection.idle_since + lifetime * _jitter.uniform(0.8, 1.0)
-        connection.max_idle = settings.max_idle or profile.max_idle
-        connection.generation = self._credentials.generation
-        connection.renew_at = min(connection.expires_at, self._credentials.fresh_until)
-
-    def _is_current(self, connection: Connection[Any], timeout: float) -> bool:
-        """Look at the credentials again; tell whether they are those of the connection."""
-        self._credentials.get(timeout)
-        connection.renew_at = min(connection.expires_at, self._credentials.fresh_until)
-        return connection.generation == self._credentials.generation
-
     def _recover_connect(self, error: psycopg.OperationalError, window: Window) -> None:
         """Return when another connect may help; raise what the caller gets otherwise."""
         failure = classify_connect(error)
         if failure is Failure.NOT_RUN:
-            self._pause(window, error)
+            self._recovery.pause(window, error)
         elif failure is not Failure.LOGIN_REFUSED:
-            raise ConnectFailedError(f"cannot connect: {_reason(error)}") from error
+            raise ConnectFailedError(f"cannot connect: {reason(error)}") from error
         elif self._settings.secret_arn is None and self._settings.auth == "password":
             raise CredentialsError("the login that the URL holds was refused") from error
         else:
             # A rotation in progress: the database knows the new password, the secret not yet.
             try:
-                self._pause(window, error)
+                self._recovery.pause(window, error)
             except DatabaseUnavailableError as late:
                 raise CredentialsError(
                     "the login was refused, also with the credentials as they are now"
@@ -534,7 +490,7 @@ class Database(Generic[Row]):
         )
         while True:
             try:
-                self._pause(window, lost)
+                self._recovery.pause(window, lost)
                 status = "aborted" if xid is None else self._status(xid, window)
             except psycopg.Error as error:
                 raise unknown from error
@@ -559,46 +515,6 @@ class Database(Generic[Row]):
         if self._breaker.failures:
             self._breaker.succeeded()
 
-    def _recover(
-        self, error: psycopg.Error, failure: Failure, window: Window, *, in_transaction: bool
-    ) -> None:
-        """Return when the work certainly did not run; raise what the caller gets otherwise."""
-        if failure in {Failure.NOT_RUN, Failure.LOGIN_REFUSED}:
-            self._pause(window, error)
-        else:
-            self._translate(error, failure, in_transaction=in_transaction)
-
-    def _translate(
-        self,
-        error: psycopg.Error,
-        failure: Failure,
-        *,
-        in_transaction: bool,
-        xid: str | None = None,
-    ) -> None:
-        """Raise what a handler catches: one error for the pooler and the network."""
-        if isinstance(error.__cause__, psycopg.errors._WaitTimeout):  # it was at work
-            self._stats.deadline_cancels += 1
-        if isinstance(error, DatabaseUnavailableError | CommitOutcomeUnknownError):
-            raise error
-        match failure:
-            case Failure.NOT_RUN | Failure.LOGIN_REFUSED:
-                self._breaker.failed()
-                raise DatabaseUnavailableError(f"refused: {_reason(error)}") from error
-            case Failure.LOST if in_transaction:
-                raise DatabaseUnavailableError(
-                    "the connection was lost inside a transaction, which was rolled back"
-                ) from error
-            case Failure.LOST:
-                raise CommitOutcomeUnknownError(
-                    "the connection was lost after the statement was sent: whether it was "
-                    "committed is unknown",
-                    xid=xid,
-                ) from error
-            case _:
-                self._answered()
-                raise error
-
 
 class _Block(AbstractContextManager[Connection[Row]]):
     """A block that ends only where it is left.
@@ -621,33 +537,3 @@ class _Block(AbstractContextManager[Connection[Row]]):
 
 def _json(claims: Claims | None) -> str | None:
     return None if claims is None else json.dumps(claims)
-
-
-def _commit(connection: Connection[Any]) -> None:
-    connection.managed = False
-    if connection.opening is None:  # else nothing was sent, BEGIN neither
-        connection.command(COMMIT.text)
-
-
-def _require_open(connection: Connection[Any]) -> None:
-    """Raise where COMMIT would hang, do nothing, or answer ROLLBACK as if all were well."""
-    status = connection.pgconn.transaction_status
-    if connection.opening is not None and not connection.lost:
-        return  # nothing was sent yet
-    if status == pq.TransactionStatus.INERROR:
-        raise psycopg.errors.InFailedSqlTransaction(
-            "an error inside the transaction was swallowed: nothing was committed"
-        )
-    if status == pq.TransactionStatus.ACTIVE:
-        raise psycopg.ProgrammingError(
-            "a stream() or a COPY is still open at the end of the transaction: "
-            "nothing was committed"
-        )
-    if status == pq.TransactionStatus.IDLE:
-        raise psycopg.ProgrammingError("a statement inside the transaction has ended it")
-    if connection.lost:
-        raise psycopg.OperationalError("the connection was lost inside the transaction")
-
-
-def _reason(error: Exception) -> str:
-    return str(error).partition("\n")[0]

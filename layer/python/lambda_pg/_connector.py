@@ -1,0 +1,128 @@
+"""Open connections as the settings say."""
+
+import os
+import tempfile
+import weakref
+from pathlib import Path
+from time import monotonic
+from typing import Any, Final
+
+import psycopg
+from psycopg import waiting
+from psycopg.conninfo import make_conninfo
+
+from lambda_pg._address import resolve
+from lambda_pg._connection import INTERVAL, Connection
+from lambda_pg._credentials import Credentials
+from lambda_pg._errors import ConfigurationError, ConnectFailedError
+from lambda_pg._profiles import Profile, options_refused, profile_for, roots_for
+from lambda_pg._settings import Settings
+
+# A half-open connection ends after this many milliseconds instead of 15 minutes (measured: 3.4 s).
+TCP_USER_TIMEOUT: Final = 3000
+
+
+class Connector:
+    """Open connections as the settings say, with credentials given at each connect."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Write nothing yet: an environment may still be copied."""
+        self._settings = settings
+        self._ca_file: Path | None = None
+
+    def connect(self, credentials: Credentials, timeout: float) -> Connection[Any]:
+        """Connect within `timeout` seconds.
+
+        Raises psycopg.OperationalError, ConnectFailedError when there is no host, and
+        ConfigurationError for startup options that cannot work there.
+        """
+        until = monotonic() + timeout
+        host, port = self._endpoint(credentials)
+        profile = profile_for(self._settings.profile, host, port)
+        addresses = resolve(host, timeout)
+        conninfo = self._conninfo(credentials, host, port, addresses, profile)
+        try:
+            # Connection.connect() rounds timeouts up to at least 2 s: too coarse for a deadline.
+            connection: Connection[Any] = waiting.wait_conn(
+                Connection._connect_gen(conninfo),
+                interval=INTERVAL,
+                timeout=max(0.0, until - monotonic()),
+            )
+        except psycopg.errors._WaitTimeout as error:
+            raise psycopg.errors.ConnectionTimeout(
+                f"connection timeout expired: no answer from {profile.name} {host}:{port} "
+                f"within {timeout:.1f} s"
+            ) from error
+        connection.equip(profile, strict=self._settings.strict)
+        return connection
+
+    def _endpoint(self, credentials: Credentials) -> tuple[str, int]:
+        settings = self._settings
+        host = settings.host or credentials.host
+        if host is None:
+            raise ConnectFailedError(
+                "no host to connect to: set PGHOST, or give the secret a field 'host' or 'url'"
+            )
+        return host, settings.port or credentials.port or 5432
+
+    def _conninfo(
+        self,
+        credentials: Credentials,
+        host: str,
+        port: int,
+        addresses: list[str],
+        profile: Profile,
+    ) -> str:
+        settings = self._settings
+        return make_conninfo(
+            "",
+            host=",".join([host] * len(addresses)),
+            hostaddr=",".join(addresses),
+            port=port,
+            dbname=settings.dbname or credentials.dbname or "postgres",
+            user=credentials.user,
+            password=credentials.password,
+            options=self._options(credentials, profile),
+            sslmode=settings.sslmode,
+            sslrootcert=str(self._root_certificate(profile, host)),
+            channel_binding=settings.channel_binding or credentials.channel_binding,
+            application_name=settings.application_name,
+            client_encoding="UTF8",
+            gssencmode="disable",
+            tcp_user_timeout=TCP_USER_TIMEOUT,
+        )
+
+    def _options(self, credentials: Credentials, profile: Profile) -> str:
+        """Return the startup options, empty where there are none: for None libpq takes PGOPTIONS.
+
+        Raises ConfigurationError where the profile, which may hang on the secret, refuses them.
+        """
+        options = self._settings.options or credentials.options or ""
+        if options and not profile.startup_options:
+            source = "the settings have" if self._settings.options else "the URL in the secret has"
+            raise ConfigurationError([f"{source} startup options: {options_refused(profile)}"])
+        return options
+
+    def _root_certificate(self, profile: Profile, host: str) -> Path:
+        """Return the file with the roots to trust; libpq takes them only from a file."""
+        settings = self._settings
+        if settings.sslrootcert is not None:
+            return settings.sslrootcert
+        if settings.ca_pem is None:
+            return roots_for(profile, host)
+        if self._ca_file is None or not self._ca_file.exists():
+            self._ca_file = _write_temporary(settings.ca_pem)
+            weakref.finalize(self, _remove, self._ca_file, os.getpid())
+        return self._ca_file
+
+
+def _write_temporary(text: str) -> Path:
+    descriptor, name = tempfile.mkstemp(prefix="lambda-pg-", suffix=".pem")
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+    return Path(name)
+
+
+def _remove(path: Path, owner: int) -> None:
+    if os.getpid() == owner:  # a forked child leaves its parent's file alone
+        path.unlink(missing_ok=True)

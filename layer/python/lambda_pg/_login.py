@@ -1,0 +1,79 @@
+"""New connections with the credentials as they are now, and how long each may live."""
+
+import logging
+import random
+from time import monotonic, time
+from typing import Any
+
+import psycopg
+
+from lambda_pg._connection import Connection
+from lambda_pg._connector import Connector
+from lambda_pg._credentials import CredentialCache
+from lambda_pg._events import Events
+from lambda_pg._failures import Failure, classify_connect
+from lambda_pg._settings import Settings
+from lambda_pg._stats import Stats
+
+# No state that a snapshot or a fork could copy into many environments.
+_jitter = random.SystemRandom()
+
+
+class Login:
+    """Open connections, and tell which are still as a new one would be."""
+
+    def __init__(
+        self, settings: Settings, credentials: CredentialCache, *, stats: Stats, events: Events
+    ) -> None:
+        """Open nothing yet."""
+        self._settings = settings
+        self._credentials = credentials
+        self._connector = Connector(settings)
+        self._stats = stats
+        self._events = events
+
+    def connect(self, timeout: float) -> Connection[Any]:
+        """Connect within `timeout` seconds, with other credentials where the first are refused.
+
+        Raises psycopg.OperationalError, and what the credentials and the settings raise.
+        """
+        until = monotonic() + timeout
+        began = monotonic()
+        credentials = self._credentials.get(timeout)
+        while True:
+            self._stats.connections_num += 1
+            try:
+                connection = self._connector.connect(credentials, max(0.0, until - monotonic()))
+            except psycopg.OperationalError as error:
+                self._stats.connections_errors += 1
+                if classify_connect(error) is not Failure.LOGIN_REFUSED:
+                    raise
+                other = self._credentials.after_refusal(credentials, max(0.1, until - monotonic()))
+                if other is None:
+                    raise
+                self._events.report(
+                    logging.INFO, "refresh", "the login was refused: trying newer credentials"
+                )
+                credentials = other
+            else:
+                break
+        self._credentials.accepted(credentials)
+        self._stats.connections_ms += (monotonic() - began) * 1000
+        self._date(connection)
+        return connection
+
+    def _date(self, connection: Connection[Any]) -> None:
+        """Say how long a new connection may live; a fleet's do not end together."""
+        settings, profile = self._settings, connection.profile
+        lifetime = settings.max_lifetime or profile.max_lifetime
+        connection.idle_since = time()
+        connection.expires_at = connection.idle_since + lifetime * _jitter.uniform(0.8, 1.0)
+        connection.max_idle = settings.max_idle or profile.max_idle
+        connection.generation = self._credentials.generation
+        connection.renew_at = min(connection.expires_at, self._credentials.fresh_until)
+
+    def is_current(self, connection: Connection[Any], timeout: float) -> bool:
+        """Look at the credentials again; tell whether they are those of the connection."""
+        self._credentials.get(timeout)
+        connection.renew_at = min(connection.expires_at, self._credentials.fresh_until)
+        return connection.generation == self._credentials.generation

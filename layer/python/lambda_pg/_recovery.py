@@ -1,0 +1,76 @@
+"""What follows from a failure: another try, or the error that a handler catches."""
+
+import logging
+
+import psycopg
+
+from lambda_pg._errors import (
+    CommitOutcomeUnknownError,
+    DatabaseUnavailableError,
+)
+from lambda_pg._events import Events
+from lambda_pg._failures import Failure
+from lambda_pg._overload import Breaker
+from lambda_pg._stats import Stats
+from lambda_pg._window import Window
+
+
+class Recovery:
+    """Decide by the kind of a failure; counts and reports what it decides."""
+
+    def __init__(self, *, breaker: Breaker, stats: Stats, events: Events) -> None:
+        """Take what is told of it."""
+        self._breaker = breaker
+        self._stats = stats
+        self._events = events
+
+    def pause(self, window: Window, error: Exception, *, absent: bool = True) -> None:
+        """Wait for another try; raises what the caller gets when there is no time for one."""
+        window.pause(error, absent=absent)
+        self._stats.retries += 1
+        self._events.report(logging.INFO, "retry", "trying again after: %s", reason(error))
+
+    def recover(
+        self, error: psycopg.Error, failure: Failure, window: Window, *, in_transaction: bool
+    ) -> None:
+        """Wait for another try when the work certainly did not run; else raise as `translate`."""
+        if failure in {Failure.NOT_RUN, Failure.LOGIN_REFUSED}:
+            self.pause(window, error)
+        else:
+            self.translate(error, failure, in_transaction=in_transaction)
+
+    def translate(
+        self,
+        error: psycopg.Error,
+        failure: Failure,
+        *,
+        in_transaction: bool,
+        xid: str | None = None,
+    ) -> None:
+        """Raise what a handler catches: one error for the pooler and the network."""
+        if isinstance(error.__cause__, psycopg.errors._WaitTimeout):  # it was at work
+            self._stats.deadline_cancels += 1
+        if isinstance(error, DatabaseUnavailableError | CommitOutcomeUnknownError):
+            raise error
+        match failure:
+            case Failure.NOT_RUN | Failure.LOGIN_REFUSED:
+                self._breaker.failed()
+                raise DatabaseUnavailableError(f"refused: {reason(error)}") from error
+            case Failure.LOST if in_transaction:
+                raise DatabaseUnavailableError(
+                    "the connection was lost inside a transaction, which was rolled back"
+                ) from error
+            case Failure.LOST:
+                raise CommitOutcomeUnknownError(
+                    "the connection was lost after the statement was sent: whether it was "
+                    "committed is unknown",
+                    xid=xid,
+                ) from error
+            case _:
+                self._breaker.succeeded()  # the database has answered
+                raise error
+
+
+def reason(error: Exception) -> str:
+    """Return the first line of an error's text."""
+    return str(error).partition("\n")[0]
