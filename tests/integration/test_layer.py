@@ -332,6 +332,7 @@ def test_slots_bound_the_connections_of_threads(open_database: Open) -> None:
     assert 1 <= len(pids) <= 2
 
 
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # Python 3.12, of threads
 def test_a_forked_child_never_uses_its_parents_connection(db: Database[TupleRow]) -> None:
     """The child connects anew, and its end does not end the parent's backend."""
     mine = scalar(db, "SELECT pg_backend_pid()")

@@ -37,7 +37,6 @@ class Pool:
         connect: Callable[[float], AnyConnection],
         *,
         slots: int,
-        idle_check_after: float,
         stats: Stats,
         events: Events,
         is_current: Callable[[AnyConnection, float], bool] = lambda _connection, _timeout: True,
@@ -51,7 +50,6 @@ class Pool:
         """
         self._connect = connect
         self._slots = slots
-        self._idle_check_after = idle_check_after
         self._stats = stats
         self._events = events
         self._is_current = is_current
@@ -102,7 +100,7 @@ class Pool:
             self.give_back(connection)
             return
         now = connection.idle_since = self._clock()
-        check_at = now + self._idle_check_after
+        check_at = now + connection.ask_after
         renew_at = connection.renew_at
         connection.fresh_until = check_at if check_at < renew_at else renew_at  # noqa: FURB136  # quicker
         if connection.touched:
@@ -128,12 +126,19 @@ class Pool:
     def _good_or_new(
         self, connection: AnyConnection | None, until: float, invocation: int | None
     ) -> AnyConnection:
-        while connection is not None and not self._is_good(connection, until, invocation):
-            connection.close()
+        while connection is not None:
+            good = False
+            try:
+                good = self._is_good(connection, until, invocation)
+            finally:
+                if not good:
+                    connection.close()
+            if good:
+                return connection
             if (other := self._next_idle()) is not None:
                 self._free_slot()  # the other one has a slot of its own
             connection = other
-        return connection or self._connect(max(0.0, until - monotonic()))
+        return self._connect(max(0.0, until - monotonic()))
 
     def lend(self, connection: AnyConnection) -> None:
         """Note that a caller has the connection in his hands."""
@@ -215,7 +220,7 @@ class Pool:
         """Ask a connection that was idle for long, or that another invocation has touched."""
         mine = invocation is not None and connection.used_by == invocation
         reset = connection.touched and not mine
-        if idle_for < self._idle_check_after and not reset:
+        if idle_for < connection.ask_after and not reset:
             return True
         return connection.answers(min(CHECK_TIMEOUT, timeout), reset=reset)
 
