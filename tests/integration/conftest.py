@@ -142,7 +142,8 @@ def db(open_database: Open) -> Database[TupleRow]:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """A clock of the wall's for new connections, and for the databases that it governs."""
     clock = Clock()
-    monkeypatch.setattr("lambda_pg._database.time", clock)
+    for module in ("_database", "_login"):
+        monkeypatch.setattr(f"lambda_pg.{module}.time", clock)
     return clock
 
 

@@ -97,6 +97,9 @@ class Connection(psycopg.Connection[Row]):
     generation: int = 0
     """Of its credentials."""
 
+    ask_after: float = math.inf
+    """Seconds idle after which one look at its socket is not enough."""
+
     max_idle: float = math.inf
     """Seconds idle after which it is replaced without being asked."""
 

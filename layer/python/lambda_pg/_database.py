@@ -85,7 +85,6 @@ class Database(Generic[Row]):
         self._pool = Pool(
             self._login.connect,
             slots=settings.slots,
-            idle_check_after=settings.idle_check_after,
             stats=self._stats,
             events=self._events,
             is_current=self._login.is_current,
@@ -298,6 +297,12 @@ class Database(Generic[Row]):
         """Return what `getconn` gave; what is open on it is rolled back."""
         if not isinstance(connection, Connection):
             raise TypeError(f"not a connection of this pool: {type(connection).__name__}")
+        gone = connection.reclaimed or connection.orphaned
+        if connection not in self._pool.lent and not gone:
+            raise ValueError(
+                "the connection is not checked out of this pool: it was returned before, or it is "
+                "another pool's"
+            )
         self._pool.give_back(connection)
 
     @contextmanager
@@ -381,7 +386,8 @@ class Database(Generic[Row]):
         self._pool.close()
 
     def forget(self) -> None:
-        """Close the idle connections and know no credentials: a snapshot is about to be taken."""
+        """Close every connection and know no credentials: a snapshot is about to be taken."""
+        self._pool.reclaim()
         self._pool.close()
         self._credentials.forget()
 

@@ -69,6 +69,7 @@ class Login:
         connection.idle_since = time()
         connection.expires_at = connection.idle_since + lifetime * _jitter.uniform(0.8, 1.0)
         connection.max_idle = settings.max_idle or profile.max_idle
+        connection.ask_after = min(settings.idle_check_after, connection.max_idle)
         connection.generation = self._credentials.generation
         connection.renew_at = min(connection.expires_at, self._credentials.fresh_until)
 
