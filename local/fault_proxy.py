@@ -93,13 +93,16 @@ class FaultProxy:
         return self._begin(_Stall(direction), connections)
 
     def blackhole(self, *, connections: Connections = "all") -> Fault:
-        """Lose every packet of the clients before the kernel can acknowledge it (Linux only).
+        """Lose every packet of the clients before the kernel can acknowledge it.
 
         So do a flow that a load balancer has dropped and a machine without power. New clients get
-        no answer to their SYN.
+        no answer to their SYN. Raises OSError where `can_blackhole` says no.
         """
-        if sys.platform != "linux":
-            raise OSError("a blackhole needs Linux's socket filters; stall() works everywhere")
+        if not can_blackhole():
+            raise OSError(
+                "a blackhole needs Linux's socket filters and, on newer kernels, CAP_NET_ADMIN: "
+                "run as root; stall() works everywhere"
+            )
         return self._begin(_Blackhole(), connections)
 
     def cut_after(
@@ -497,11 +500,18 @@ class _Cut(_Effect):
         super().lift(link)
 
 
-def _drop_packets(sock: socket.socket, *, dropped: bool) -> None:
-    """Have the kernel drop what arrives for a socket before TCP sees it, or no longer.
+def can_blackhole() -> bool:
+    """Tell whether this kernel lets this process drop the packets of its own sockets."""
+    with socket.socket() as sock:
+        try:
+            _drop_packets(sock, dropped=True)
+        except OSError:
+            return False
+    return sys.platform == "linux"
 
-    A filter on a socket of one's own needs no rights.
-    """
+
+def _drop_packets(sock: socket.socket, *, dropped: bool) -> None:
+    """Have the kernel drop what arrives for a socket before TCP sees it, or no longer."""
     if dropped:
         code = ctypes.create_string_buffer(DROP_EVERYTHING)
         program = struct.pack("HP", 1, ctypes.addressof(code))
