@@ -15,7 +15,7 @@ import psycopg
 import pytest
 import snapshot_restore_py
 from awslambdaric.lambda_runtime_hooks_runner import run_after_restore, run_before_snapshot
-from lambda_pg import ConfigurationError, Database, DatabaseUnavailableError
+from lambda_pg import ConfigurationError, Database, DatabaseUnavailableError, Settings
 from psycopg.rows import TupleRow
 
 from local.postgres import Postgres
@@ -191,6 +191,17 @@ def test_a_clock_that_is_set_back_does_no_harm(
         assert connection.execute("SELECT 1").fetchone() == (1,)
     clock.shift += DAY
     assert pid_of(db) != before
+
+
+def test_a_database_that_nobody_has_any_more_takes_its_connections_along(
+    settings: Settings, admin: Admin
+) -> None:
+    """Without a warning: nobody closes the one of a function, or of a test."""
+    db: Database[TupleRow] = Database(settings)
+    pid_of(db)
+    del db
+    gc.collect()
+    wait_until(lambda: not backends(admin))
 
 
 # Snapshots

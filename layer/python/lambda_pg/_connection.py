@@ -73,6 +73,9 @@ class Connection(psycopg.Connection[Row]):
 
     used_by: int | None = None
 
+    _pool: None = None
+    """What tells psycopg that it may end with the program, open and without a warning."""
+
     block: object = None
     """The block that a caller has entered and that must not end before he leaves it."""
 
