@@ -203,3 +203,15 @@ def test_conflicts_do_not_open_the_breaker(
     for _ in range(FAILURES + 1):
         give_up(Window(3, math.inf, breaker=breaker, budget=budget, spent=3), absent=False)
     assert not breaker.is_open
+
+
+def test_the_deadline_says_that_an_earlier_attempt_may_have_run(
+    time: Time, breaker: Breaker, budget: RetryBudget
+) -> None:
+    """An idempotent statement that was lost once is not certainly undone by what follows."""
+    for may_have_run in (False, True):
+        window = Window(3, time.now + 1, breaker=breaker, budget=budget)
+        window.may_have_run = may_have_run
+        error = give_up(window)
+        assert isinstance(error, DeadlineExceededError)
+        assert error.may_have_run is may_have_run

@@ -30,6 +30,8 @@ from lambda_pg._statements import refusal, session_effect
 
 RV = TypeVar("RV")
 
+_ACTIVE: Final = pq.TransactionStatus.ACTIVE
+
 INTERVAL: Final = 0.1
 """Seconds between two looks at signals while a wait goes on (psycopg's own value)."""
 
@@ -147,6 +149,11 @@ class Connection(psycopg.Connection[Row]):
                 "was dropped",
                 may_have_run=not self.managed,  # what the layer began and did not commit is undone
             ) from error
+        except psycopg.OperationalError as error:
+            # poll() may tell of a reset before libpq has read what came before it.
+            if error.sqlstate is None and self.pgconn.transaction_status == _ACTIVE:
+                self.pgconn.finish()
+            raise
         except KeyboardInterrupt:
             self._abandon()
             raise

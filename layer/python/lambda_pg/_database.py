@@ -177,6 +177,7 @@ class Database(Generic[Row]):
             window = window or self._window(began)
             failure = classify_statement(failed, broken=broken)
             if failure is Failure.LOST and idempotent:
+                window.may_have_run = True
                 window.begin_anew()
                 self._recovery.pause(window, failed)
             else:
@@ -193,7 +194,8 @@ class Database(Generic[Row]):
         The whole is run again, within the checkout timeout, after a serialization failure, a
         deadlock, a refusal by the pooler, or a connection lost before COMMIT was sent: `work`
         must have no other effects than those of its connection. When the answer to COMMIT is
-        lost, `pg_xact_status` is asked what became of it.
+        lost, `pg_xact_status` is asked what became of it; for that, the transaction's id comes with
+        the first statement, or, where only a later one writes, by a round trip before COMMIT.
 
         Raises DatabaseUnavailableError, CommitOutcomeUnknownError when that cannot be found out,
         psycopg's SQL errors, and whatever `work` raises.

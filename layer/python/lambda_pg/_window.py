@@ -44,6 +44,8 @@ class Window:
         self._budget = budget
         self._attempts = 0
         self._anew = False
+        self.may_have_run = False
+        """Whether an attempt was lost of which nobody knows what it did."""
 
     @property
     def deadline(self) -> float:
@@ -55,7 +57,8 @@ class Window:
         left = min(self._until, self._deadline) - monotonic()
         if left <= 0 and self._deadline <= self._until:
             raise DeadlineExceededError(
-                "the invocation's deadline passed before the database was asked"
+                "the invocation's deadline passed before the database was asked",
+                may_have_run=self.may_have_run,
             )
         return max(0.0, left)
 
@@ -90,7 +93,8 @@ class Window:
         if self._deadline <= self._until and not math.isinf(self._deadline):
             return DeadlineExceededError(
                 f"the invocation's deadline passed after {tried}; "
-                f"the last one failed: {_first_line(cause)}"
+                f"the last one failed: {_first_line(cause)}",
+                may_have_run=self.may_have_run,
             )
         return CheckoutTimeoutError(
             f"no success within {self._seconds:.1f} s ({tried}); "
