@@ -37,6 +37,7 @@ class Window:
 
         Raises DatabaseUnavailableError when the breaker admits no request now.
         """
+        self._probes = breaker.is_open
         self._seconds = breaker.admit(seconds)
         self._until = monotonic() + self._seconds - spent
         self._deadline = deadline
@@ -71,8 +72,14 @@ class Window:
     def pause(self, cause: Exception, *, absent: bool = True) -> None:
         """Sleep before the next attempt; raises from `cause` when there is none to be had.
 
-        `absent` says that the database was not there to answer, which the breaker counts.
+        `absent` says that the database was not there to answer, which the breaker counts. A probe
+        tries once: with a whole fleet it would hammer a server that is about to come back.
         """
+        if absent and self._probes:
+            self._breaker.failed()
+            raise DatabaseUnavailableError(
+                f"the database is still away: {_first_line(cause)}"
+            ) from cause
         longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._attempts, DOUBLINGS))
         self._attempts += 1
         pause = _jitter.uniform(0, longest)
