@@ -142,8 +142,7 @@ def db(open_database: Open) -> Database[TupleRow]:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """A clock of the wall's for new connections, and for the databases that it governs."""
     clock = Clock()
-    for module in ("_database", "_login"):
-        monkeypatch.setattr(f"lambda_pg.{module}.time", clock)
+    monkeypatch.setattr("lambda_pg._login.time", clock)
     return clock
 
 

@@ -3,10 +3,12 @@
 import math
 import os
 import select
+import socket
 import sys
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from time import monotonic
 from typing import Any, Final, Self, TypeVar
@@ -31,6 +33,7 @@ from lambda_pg._statements import refusal, session_effect
 RV = TypeVar("RV")
 
 _ACTIVE: Final = pq.TransactionStatus.ACTIVE
+_IDLE: Final = pq.TransactionStatus.IDLE
 
 INTERVAL: Final = 0.1
 """Seconds between two looks at signals while a wait goes on (psycopg's own value)."""
@@ -102,6 +105,9 @@ class Connection(psycopg.Connection[Row]):
     generation: int = 0
     """Of its credentials."""
 
+    harmless: set[str]
+    """Statements that were inspected for its profile, and leave no session state."""
+
     ask_after: float = math.inf
     """Seconds idle after which one look at its socket is not enough."""
 
@@ -119,6 +125,7 @@ class Connection(psycopg.Connection[Row]):
         """Make a connection that was just opened one of the layer's."""
         self.profile = profile
         self.strict = strict
+        self.harmless = set()
         poller = select.poll()
         poller.register(self.pgconn.socket, _IDLE_EVENTS)
         self.poll = poller.poll
@@ -128,10 +135,14 @@ class Connection(psycopg.Connection[Row]):
     def wait(self, gen: PQGen[RV], interval: float = INTERVAL, timeout: float | None = None) -> RV:
         """Wait as psycopg does, at most until the deadline.
 
-        Everything that psycopg sends passes here, so this is also where a transaction begins.
+        Everything that psycopg sends passes here, so this is also where a transaction begins, and
+        where nothing passes that would run outside of one.
         """
-        if self.opening is not None:
-            self._open_first()
+        if self.managed:
+            self._hold_transaction()
+        return self._wait(gen, interval, timeout)
+
+    def _wait(self, gen: PQGen[RV], interval: float = INTERVAL, timeout: float | None = None) -> RV:
         asked = timeout  # by notifies(), which expects to hear of its end
         if self.deadline != math.inf:
             left = self._left()
@@ -143,12 +154,7 @@ class Connection(psycopg.Connection[Row]):
         except psycopg.errors._WaitTimeout as error:
             if asked is not None and timeout == asked:
                 raise
-            self._abandon()
-            raise DeadlineExceededError(
-                "the invocation's deadline passed while the database was at work: its connection "
-                "was dropped",
-                may_have_run=not self.managed,  # what the layer began and did not commit is undone
-            ) from error
+            raise self._overdue() from error
         except psycopg.OperationalError as error:
             # poll() may tell of a reset before libpq has read what came before it.
             if error.sqlstate is None and self.pgconn.transaction_status == _ACTIVE:
@@ -162,8 +168,19 @@ class Connection(psycopg.Connection[Row]):
         """Return the seconds until the deadline; raises DeadlineExceededError when none are."""
         left = self.deadline - monotonic()
         if left <= 0:
+            if self.pgconn.transaction_status == _ACTIVE:  # libpq has sent it already
+                raise self._overdue() from psycopg.errors._WaitTimeout("no time left to wait")
             raise DeadlineExceededError("the deadline passed before the statement was sent")
         return left
+
+    def _overdue(self) -> DeadlineExceededError:
+        """Drop the connection while a statement is at work; return what tells of it."""
+        self._abandon()
+        return DeadlineExceededError(
+            "the invocation's deadline passed while the database was at work: its connection "
+            "was dropped",
+            may_have_run=not self.managed,  # what the layer began and did not commit is undone
+        )
 
     def run(self, cursor: psycopg.Cursor[Any], query: Query, params: Params | None) -> None:
         """Run one statement for a new cursor, while nobody else has the connection.
@@ -182,17 +199,18 @@ class Connection(psycopg.Connection[Row]):
             )
         else:
             self.pgconn.send_query(ready.query)
-        results = self.wait(generators.execute(self.pgconn))
+        results = self._wait(generators.execute(self.pgconn))
         cursor._check_results(results)
         cursor._set_results(results)
 
     def command(self, text: bytes) -> None:
         """Run a command of the layer's own, as COMMIT."""
-        self.wait(self._exec_command(text))
+        with self.lock:
+            self._wait(self._exec_command(text))
 
     def fly(self, statements: Sequence[Command | Request]) -> list[PGresult]:
         """Run statements in one round trip and return the last one's answer."""
-        return self.wait(fly(self.pgconn, statements))
+        return self._wait(fly(self.pgconn, statements))
 
     def begin(self, claims: str | None) -> None:
         """Make the next statement open a transaction of the layer's, with JSON `claims`."""
@@ -200,13 +218,19 @@ class Connection(psycopg.Connection[Row]):
         self.transaction_id = None
         self.opening = opening(claims)
 
-    def open_with(self, cursor: psycopg.Cursor[Any], query: Query, params: Params | None) -> None:
+    def open_with(
+        self,
+        cursor: psycopg.Cursor[Any],
+        query: Query,
+        params: Params | None,
+        result: pq.Format | None,
+    ) -> None:
         """Begin the transaction in one round trip with its first statement.
 
         The id comes along for nothing: where the first statement writes, a lost answer to COMMIT
         can be resolved later.
         """
-        begin, request = self.opening or [], Request.of(cursor, query, params)
+        begin, request = self.opening or [], Request.of(cursor, query, params, result)
         self.opening = None
         with self.lock:
             (answer,) = self.fly([*begin, request, TRANSACTION_ID])
@@ -240,8 +264,19 @@ class Connection(psycopg.Connection[Row]):
     def learn_transaction_id(self) -> None:
         """Ask for the id, unless the first statement has written and brought it."""
         if self.opening is None and self.transaction_id is None:
-            answer = self.wait(self._exec_command(TRANSACTION_ID.text))
+            with self.lock:
+                answer = self._wait(self._exec_command(TRANSACTION_ID.text))
             self.transaction_id = None if answer is None else _text_of(answer)
+
+    def _hold_transaction(self) -> None:
+        """Begin the layer's transaction, or refuse what would run after its end."""
+        if self.opening is not None:
+            self._open_first()
+        elif self._pipeline is None and self.pgconn.transaction_status == _IDLE:
+            raise psycopg.ProgrammingError(
+                "the transaction of this block is not open: it could not be begun, or a statement "
+                "inside it has ended it; nothing is sent outside of it"
+            )
 
     def _open_first(self) -> None:
         """Begin the transaction on its own, before something that is not a plain statement."""
@@ -286,6 +321,29 @@ class Connection(psycopg.Connection[Row]):
         """Close the connection; a pool that still knows it takes it for dead."""
         self.poll = _always
         super().close()
+
+    def cut(self) -> None:
+        """End the connection, which another thread may be using.
+
+        That thread would go on in memory that libpq has freed: only the socket is shut then, which
+        it hears of at once, and the thread closes the rest.
+        """
+        if self.lock.acquire(blocking=False):
+            try:
+                self.close()
+            finally:
+                self.lock.release()
+            return
+        with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(self.fileno())) as twin:
+            twin.shutdown(socket.SHUT_RDWR)
+
+    def _try_cancel(self, *, timeout: float = CANCEL_TIMEOUT) -> None:
+        """Cancel what a stream() or a COPY has left at work, as psycopg does, where that may be.
+
+        psycopg would take 5 s for it, whatever the deadline; and it reads the rest in any case.
+        """
+        if self.profile.cancel and not self.reclaimed:
+            super()._try_cancel(timeout=min(timeout, CANCEL_TIMEOUT))
 
     def answers(self, timeout: float, *, reset: bool) -> bool:
         """Make one round trip of at most `timeout` seconds, which may also end session state."""
@@ -345,6 +403,8 @@ class Connection(psycopg.Connection[Row]):
         self.opening = None
         self._undo_settings()
         if self.lost or self.lock.locked():  # a generator, as of stream(), still holds the lock
+            return False
+        if self._num_transactions or self._tpc:  # psycopg would end them in the next one's hands
             return False
         status = self.pgconn.transaction_status
         if status == pq.TransactionStatus.IDLE:

@@ -40,11 +40,13 @@ class Connector:
         host, port = self._endpoint(credentials)
         profile = profile_for(self._settings.profile, host, port)
         addresses = resolve(host, timeout)
-        conninfo = self._conninfo(credentials, host, port, addresses, profile)
+        # Connection.connect() rounds timeouts up to at least 2 s: too coarse for a deadline.
+        opening = Connection._connect_gen(
+            self._conninfo(credentials, host, port, addresses, profile)
+        )
         try:
-            # Connection.connect() rounds timeouts up to at least 2 s: too coarse for a deadline.
             connection: Connection[Any] = waiting.wait_conn(
-                Connection._connect_gen(conninfo),
+                opening,
                 interval=INTERVAL,
                 timeout=max(0.0, until - monotonic()),
             )
@@ -53,6 +55,9 @@ class Connector:
                 f"connection timeout expired: no answer from {profile.name} {host}:{port} "
                 f"within {timeout:.1f} s"
             ) from error
+        except psycopg.Error as error:
+            error._pgconn = None  # which has the password, as a frame of psycopg's has
+            raise error.with_traceback(None)  # noqa: B904  # the same error
         connection.equip(profile, strict=self._settings.strict)
         return connection
 

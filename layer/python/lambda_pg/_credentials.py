@@ -194,14 +194,16 @@ class CredentialCache:
                 return None
             if self._cached is not None and self._cached != refused:
                 return self._cached  # another thread was faster
-            if self._clock() - self._asked_at >= REFUSED_PAUSE:
+            if not 0 <= self._clock() - self._asked_at < REFUSED_PAUSE:  # a clock may be set back
                 current = self._refresh(left)
                 if current != refused:
                     return current
             return self._look_at_previous(refused, left)
 
     def _look_at_previous(self, refused: Credentials, timeout: float) -> Credentials | None:
-        if self._settings.secret_arn is None or self._clock() - self._previous_asked_at < PAUSE:
+        if self._settings.secret_arn is None:
+            return None
+        if 0 <= self._clock() - self._previous_asked_at < PAUSE:
             return None
         self._previous_asked_at = self._clock()
         try:
@@ -241,12 +243,14 @@ class CredentialCache:
 
     def _fetch(self, stage: str, timeout: float) -> Credentials:
         arn = self._settings.secret_arn or ""
+        fetch = self._start_fetch(arn, stage)
         try:
-            text = self._start_fetch(arn, stage).result(timeout)
+            return Credentials.from_secret(arn, fetch.result(timeout), direct=self._settings.direct)
+        except ConfigurationError as error:
+            raise error.with_traceback(None) from None  # its frames have the secret
         except SecretError as error:
             kind = SecretsUnavailableError if error.passing else CredentialsError
             raise kind(str(error)) from error
-        return Credentials.from_secret(arn, text, direct=self._settings.direct)
 
 
 _CACHES: Final[weakref.WeakSet[CredentialCache]] = weakref.WeakSet()

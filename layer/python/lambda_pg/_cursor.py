@@ -32,9 +32,8 @@ class Cursor(psycopg.Cursor[Row]):
         alone = prepare or connection._pipeline is not None or not _is_single(query)
         if connection.opening is None or alone:
             return super().execute(query, params, prepare=prepare, binary=binary)
-        if binary is not None:
-            self.format = psycopg.pq.Format(binary)
-        connection.open_with(self, query, params)
+        result = None if binary is None else psycopg.pq.Format(binary)
+        connection.open_with(self, query, params, result)
         return self
 
     def executemany(

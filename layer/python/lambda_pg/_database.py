@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from time import monotonic, time
+from time import monotonic
 from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar, overload
 
 import psycopg
@@ -21,6 +21,7 @@ from lambda_pg._connection import COMMIT, Connection, opening
 from lambda_pg._credentials import CredentialCache, SecretsUnavailableError
 from lambda_pg._errors import (
     CommitOutcomeUnknownError,
+    ConfigurationError,
     ConnectFailedError,
     CredentialsError,
     DatabaseUnavailableError,
@@ -48,7 +49,7 @@ RESERVE: Final = 0.5
 """Seconds of the invocation kept back to answer in after its deadline has ended a wait."""
 
 REMEMBERED: Final = 1000
-"""Statements whose text is known to leave no session state."""
+"""Statements whose text is known to leave no session state, for each connection."""
 
 STATUS: Final = "SELECT pg_xact_status(%s::xid8)"
 """What became of a transaction: committed, aborted, in progress, or NULL (too long ago)."""
@@ -97,7 +98,6 @@ class Database(Generic[Row]):
         self._has_own_deadlines = False
         self._invocation: int | None = None
         self._invocations = 0
-        self._harmless: set[str] = set()
         self._emits = settings.metrics
         self._metrics = MetricLines(os.environ.get("AWS_LAMBDA_FUNCTION_NAME", "local"))
         register_snapshot_hooks(self)
@@ -143,7 +143,7 @@ class Database(Generic[Row]):
 
         Raises DatabaseUnavailableError, CommitOutcomeUnknownError, and psycopg's SQL errors.
         """
-        began = time()
+        began = monotonic()
         claimed = _json(claims)
         connection = None if self._breaker.failures else self._pool.take()
         window = None
@@ -153,7 +153,7 @@ class Database(Generic[Row]):
                 connection = self._checkout(window)
             connection.deadline = self._earliest() if self._has_own_deadlines else self._deadline
             try:
-                if query.__class__ is not str or query not in self._harmless:  # others have no hash
+                if query.__class__ is not str or query not in connection.harmless:  # or no hash
                     self._inspect(connection, query)
                 cursor = psycopg.Cursor(connection, row_factory=self._row_factory)
                 if claimed is None:
@@ -201,7 +201,7 @@ class Database(Generic[Row]):
         psycopg's SQL errors, and whatever `work` raises.
         """
         claimed = _json(claims)
-        window = self._window(time())
+        window = self._window(monotonic())
         while True:
             connection = self._lent(window)
             committing = False
@@ -218,7 +218,7 @@ class Database(Generic[Row]):
                 self._answered()
                 return result
             finally:
-                self._pool.give_back(connection)
+                self._pool.take_back(connection)
             failure = classify_statement(failed, broken=broken)
             if failure in {Failure.ROLLED_BACK, Failure.LOST}:
                 window.begin_anew()
@@ -242,7 +242,7 @@ class Database(Generic[Row]):
 
     @contextmanager
     def _connection(self) -> Generator[Connection[Row], None, None]:
-        connection = self._lent(self._window(time()))
+        connection = self._lent(self._window(monotonic()))
         connection.touched = connection.profile.session  # whatever it does with it
         try:
             yield connection
@@ -268,7 +268,7 @@ class Database(Generic[Row]):
     @contextmanager
     def _transaction(self, claims: Claims | None) -> Generator[Connection[Row], None, None]:
         claimed = _json(claims)
-        connection = self._lent(self._window(time()))
+        connection = self._lent(self._window(monotonic()))
         committing = False
         try:
             connection.begin(claimed)
@@ -284,14 +284,14 @@ class Database(Generic[Row]):
         else:
             self._answered()
         finally:
-            self._pool.give_back(connection)
+            self._pool.take_back(connection)
 
     def getconn(self) -> psycopg.Connection[Row]:
         """Take a connection in autocommit out of the pool; `putconn` must follow.
 
         For adapters to libraries that keep the connection themselves: handlers use connection().
         """
-        connection = self._lent(self._window(time()))
+        connection = self._lent(self._window(monotonic()))
         connection.touched = connection.profile.session
         return connection
 
@@ -305,7 +305,7 @@ class Database(Generic[Row]):
                 "the connection is not checked out of this pool: it was returned before, or it is "
                 "another pool's"
             )
-        self._pool.give_back(connection)
+        self._pool.take_back(connection)
 
     @contextmanager
     def deadline(self, seconds: float) -> Generator[None, None, None]:
@@ -414,11 +414,11 @@ class Database(Generic[Row]):
         return min(self._deadline, self._own_deadline.get())
 
     def _window(self, began: float) -> Window:
-        """Open the window of a request that began at the wall clock's time `began`."""
+        """Open the window of a request that began at the time.monotonic() of `began`."""
         return Window(
             self._settings.checkout_timeout,
             self._earliest(),
-            spent=time() - began,
+            spent=monotonic() - began,
             breaker=self._breaker,
             budget=self._budget,
         )
@@ -457,15 +457,15 @@ class Database(Generic[Row]):
         if left_open is not None:
             self._stats.leaks += 1
             self._events.report(logging.WARNING, "leak", left_open)
-        self._pool.give_back(connection)
+        self._pool.take_back(connection)
 
     def _inspect(self, connection: Connection[Row], query: QueryNoTemplate) -> None:
         if not connection.inspect(query):
             connection.used_by = self._invocation
         elif isinstance(query, str):
-            if len(self._harmless) >= REMEMBERED:
-                self._harmless.clear()
-            self._harmless.add(query)
+            if len(connection.harmless) >= REMEMBERED:
+                connection.harmless.clear()
+            connection.harmless.add(query)
 
     def _recover_connect(self, error: psycopg.OperationalError, window: Window) -> None:
         """Return when another connect may help; raise what the caller gets otherwise."""
@@ -500,7 +500,7 @@ class Database(Generic[Row]):
             try:
                 self._recovery.pause(window, lost)
                 status = "aborted" if xid is None else self._status(xid, window)
-            except psycopg.Error as error:
+            except (psycopg.Error, ConfigurationError) as error:
                 raise unknown from error
             if status is None:
                 raise unknown from lost

@@ -33,9 +33,16 @@ class Request(NamedTuple):
 
     cursor: psycopg.Cursor[Any]
     ready: PostgresQuery
+    format: pq.Format
 
     @classmethod
-    def of(cls, cursor: psycopg.Cursor[Any], query: Query, params: Params | None) -> "Request":
+    def of(
+        cls,
+        cursor: psycopg.Cursor[Any],
+        query: Query,
+        params: Params | None,
+        format: pq.Format | None = None,  # noqa: A002  # as psycopg's own
+    ) -> "Request":
         """Convert the parameters; raises psycopg.Error for what cannot be converted."""
         if cursor.closed:
             raise psycopg.InterfaceError("the cursor is closed")
@@ -43,7 +50,7 @@ class Request(NamedTuple):
         cursor._last_query = None
         cursor._tx = Transformer(cursor)
         cursor._query = ready = cursor._convert_query(query, params)
-        return cls(cursor, ready)
+        return cls(cursor, ready, cursor.format if format is None else format)
 
     def send(self, pgconn: PGconn) -> None:
         """Hand it to libpq."""
@@ -53,7 +60,7 @@ class Request(NamedTuple):
             ready.params,
             param_formats=ready.formats,
             param_types=ready.types,
-            result_format=self.cursor.format,
+            result_format=self.format,
         )
 
     def receive(self, _: PGconn, results: list[PGresult]) -> None:

@@ -92,6 +92,8 @@ class Pool:
         if self._clock() < connection.fresh_until and not connection.poll(0):
             return connection
         self._idle.append(connection)
+        if self._waiting:
+            self._notify()
         return None
 
     def put(self, connection: AnyConnection) -> None:
@@ -151,19 +153,24 @@ class Pool:
             if holder == mine:
                 connection.deadline = deadline
 
+    def take_back(self, connection: AnyConnection) -> None:
+        """Return what a caller had in his hands, unless it is no longer his to return."""
+        if self.lent.pop(connection, None) is not None:  # or `reclaim` has popped it: one can
+            self.give_back(connection)
+        elif connection.reclaimed or connection.orphaned:
+            connection.close()
+
     def give_back(self, connection: AnyConnection) -> None:
         """Return a connection in whatever state; one that cannot be used again is closed."""
-        if connection.orphaned:
-            connection.close()  # the parent's: its socket in this process is a dead one
-            return
-        self.lent.pop(connection, None)
-        if connection.reclaimed:
-            return
-        if connection.closed or not connection.clean():
-            self._stats.returns_bad += 1
-            self.discard(connection)
-            return
-        self.put(connection)
+        clean = False
+        try:
+            clean = not connection.closed and connection.clean()
+        finally:
+            if not clean:
+                self._stats.returns_bad += 1
+                self.discard(connection)
+        if clean:
+            self.put(connection)
 
     def discard(self, connection: AnyConnection) -> None:
         """Close a connection and free its slot."""
@@ -171,12 +178,15 @@ class Pool:
         self._free_slot()
 
     def reclaim(self) -> int:
-        """Close every connection that is still lent, and free its slot; return how many."""
-        lent, self.lent = self.lent, {}
-        for connection in lent:
-            connection.reclaimed = True
-            self.discard(connection)
-        return len(lent)
+        """Cut every connection that is still lent, and free its slot; return how many."""
+        reclaimed = 0
+        for connection in list(self.lent):
+            if self.lent.pop(connection, None) is not None:  # or its caller has just returned it
+                connection.reclaimed = True
+                connection.cut()
+                self._free_slot()
+                reclaimed += 1
+        return reclaimed
 
     def close(self) -> None:
         """Close the idle connections; the next checkout opens a new one."""
@@ -238,6 +248,7 @@ class Pool:
         if list(self.lent.values()).count(threading.get_ident()) == self._slots:
             raise ConfigurationError([_NESTED.format(self._slots)])
         began = monotonic()
+        in_time = True
         self._stats.requests_queued += 1
         self._waiting += 1  # before the look: who returns appends first and looks at this then
         try:
@@ -247,10 +258,11 @@ class Pool:
                 if self._size < self._slots:
                     self._size += 1
                     return None
-                if not self._free.wait(max(0.0, until - monotonic())):
+                if not in_time:  # only after a last look: a notice may have come too late to wake
                     raise CheckoutTimeoutError(
                         f"all {self._slots} slots of the pool stayed taken for {timeout:.1f} s"
                     )
+                in_time = self._free.wait(max(0.0, until - monotonic()))
         finally:
             self._waiting -= 1
             self._stats.requests_wait_ms += (monotonic() - began) * 1000

@@ -56,7 +56,7 @@ class Fetch(threading.Thread):
         try:
             self._secret = fetch_secret(self.arn, stage=self._stage, timeout=FETCH_TIMEOUT)
         except SecretError as error:
-            self._error = error
+            self._error = error.with_traceback(None)  # its frames have keys, or an answer
 
     def result(self, timeout: float) -> str:
         """Wait at most `timeout` seconds for the secret; raises SecretError."""
@@ -135,7 +135,7 @@ def _fetch_signed(ask: Mapping[str, str], timeout: float) -> str:
     except OSError as error:
         raise SecretError(
             f"Secrets Manager did not answer for {arn}: {error}", passing=True
-        ) from error
+        ) from error.with_traceback(None)  # its frames have the keys
     except ValueError:  # its arguments hold the request, with the token
         raise SecretError(
             f"the request for {arn} cannot be sent: look at AWS_ENDPOINT_URL and at the keys in "
@@ -213,12 +213,14 @@ def _fetch_boto3(ask: Mapping[str, str], timeout: float) -> str:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         kind = error.response.get("Error", {}).get("Code")
         passing = kind in _PASSING or status >= 500 or status == 429
-        raise SecretError(f"Secrets Manager refused {arn}: {error}", passing=passing) from error
+        raise SecretError(
+            f"Secrets Manager refused {arn}: {error}", passing=passing
+        ) from error.with_traceback(None)
     except exceptions.BotoCoreError as error:
         passing = isinstance(error, exceptions.HTTPClientError | exceptions.ConnectionError)
         raise SecretError(
             f"Secrets Manager did not answer for {arn}: {error}", passing=passing
-        ) from error
+        ) from error.with_traceback(None)
 
 
 def _text(arn: str, document: Mapping[str, Any]) -> str:
