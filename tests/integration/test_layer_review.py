@@ -288,15 +288,14 @@ def test_nothing_is_sent_in_a_block_whose_transaction_was_not_begun(
 
 
 @pytest.mark.parametrize("end", ["COMMIT", "ROLLBACK"])
-@pytest.mark.parametrize("factory", [None, psycopg.ClientCursor])
 def test_nothing_is_sent_after_a_statement_has_ended_the_transaction(
-    db: Database[TupleRow], admin: Admin, end: str, factory: Any
+    db: Database[TupleRow], admin: Admin, end: str
 ) -> None:
     """It would run in autocommit, be there in spite of the error, and know no tenant."""
 
     def act() -> None:
         with db.transaction(claims={"sub": "a"}) as connection:
-            cursor = connection.cursor() if factory is None else factory(connection)
+            cursor = psycopg.ClientCursor(connection)  # nobody looks at its statements
             cursor.execute("SELECT 1")
             cursor.execute(end)
             cursor.execute("INSERT INTO counter VALUES (1)")
@@ -304,6 +303,44 @@ def test_nothing_is_sent_after_a_statement_has_ended_the_transaction(
     with pytest.raises(psycopg.ProgrammingError, match="has ended it"):
         act()
     assert rows(admin) == []
+
+
+ENDS = [
+    "COMMIT",
+    "commit and chain",
+    "END",
+    "/* by hand */ Abort",
+    "INSERT INTO counter VALUES (2); ROLLBACK",
+    "-- done\nPREPARE TRANSACTION 'x'",
+]
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_statement_that_ends_the_transaction_is_refused(
+    db: Database[TupleRow], admin: Admin, end: str
+) -> None:
+    """A unit of work that commits by itself would be rerun when the answer to that is lost."""
+
+    def work(connection: psycopg.Connection[TupleRow]) -> None:
+        connection.execute("INSERT INTO counter VALUES (1)")
+        connection.execute(end)
+
+    with pytest.raises(psycopg.ProgrammingError, match="leave its block to commit"):
+        db.run_transaction(work)
+    assert rows(admin) == []
+
+
+def test_a_savepoint_may_be_ended(db: Database[TupleRow], admin: Admin) -> None:
+    """And what only looks like an end is none."""
+    with db.transaction() as connection:
+        connection.execute("SAVEPOINT s")
+        connection.execute("INSERT INTO counter VALUES (1)")
+        connection.execute("ROLLBACK TO SAVEPOINT s")
+        connection.execute("INSERT INTO counter SELECT CASE WHEN true THEN 2\nEND")
+        connection.execute("SELECT ';\ncommit'")
+        connection.execute("ROLLBACK WORK TO s")
+        connection.execute("INSERT INTO counter VALUES (3)")
+    assert rows(admin) == [3]
 
 
 def test_psycopgs_blocks_work_inside_a_transaction(db: Database[TupleRow], admin: Admin) -> None:

@@ -28,7 +28,7 @@ from lambda_pg._errors import (
 )
 from lambda_pg._flight import Command, Request, fly
 from lambda_pg._profiles import Profile
-from lambda_pg._statements import refusal, session_effect
+from lambda_pg._statements import ends_transaction, refusal, session_effect
 
 RV = TypeVar("RV")
 
@@ -294,12 +294,15 @@ class Connection(psycopg.Connection[Row]):
     def inspect(self, query: Query, *, prepare: bool = False, named_cursor: bool = False) -> bool:
         """Note session state that a statement leaves; tell whether it leaves none.
 
-        Raises StatementRefusedError in strict mode, and ProgrammingError for a NUL: libpq would
-        silently cut the statement there.
+        Raises StatementRefusedError in strict mode, and ProgrammingError for what ends the layer's
+        transaction, which could be rerun, and for a NUL: libpq would silently cut the statement
+        there.
         """
         text = self._text(query)
         if "\0" in text:
             raise psycopg.ProgrammingError("the statement holds a NUL character")
+        if self.managed and ends_transaction(text):
+            self._refuse_inside("a statement that ends it")
         if not (self.strict or self.profile.session):
             return True
         if self.strict:

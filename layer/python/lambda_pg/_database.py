@@ -147,6 +147,7 @@ class Database(Generic[Row]):
         claimed = _json(claims)
         connection = None if self._breaker.failures else self._pool.take()
         window = None
+        self._stats.requests_num += 1
         while True:
             if connection is None:
                 window = window or self._window(began)
@@ -168,7 +169,6 @@ class Database(Generic[Row]):
                 self._pool.give_back(connection)  # nothing was sent, or it is closed there
                 raise
             else:
-                self._stats.requests_num += 1
                 if self._breaker.failures:
                     self._breaker.succeeded()
                 self._pool.put(connection)
@@ -196,12 +196,14 @@ class Database(Generic[Row]):
         must have no other effects than those of its connection. When the answer to COMMIT is
         lost, `pg_xact_status` is asked what became of it; for that, the transaction's id comes with
         the first statement, or, where only a later one writes, by a round trip before COMMIT.
+        A transaction without an id has written to no table of its database and is run again: what
+        it did by NOTIFY or to foreign tables may be there twice.
 
         Raises DatabaseUnavailableError, CommitOutcomeUnknownError when that cannot be found out,
         psycopg's SQL errors, and whatever `work` raises.
         """
         claimed = _json(claims)
-        window = self._window(monotonic())
+        window = self._request()
         while True:
             connection = self._lent(window)
             committing = False
@@ -242,7 +244,7 @@ class Database(Generic[Row]):
 
     @contextmanager
     def _connection(self) -> Generator[Connection[Row], None, None]:
-        connection = self._lent(self._window(monotonic()))
+        connection = self._lent(self._request())
         connection.touched = connection.profile.session  # whatever it does with it
         try:
             yield connection
@@ -268,7 +270,7 @@ class Database(Generic[Row]):
     @contextmanager
     def _transaction(self, claims: Claims | None) -> Generator[Connection[Row], None, None]:
         claimed = _json(claims)
-        connection = self._lent(self._window(monotonic()))
+        connection = self._lent(self._request())
         committing = False
         try:
             connection.begin(claimed)
@@ -291,7 +293,7 @@ class Database(Generic[Row]):
 
         For adapters to libraries that keep the connection themselves: handlers use connection().
         """
-        connection = self._lent(self._window(monotonic()))
+        connection = self._lent(self._request())
         connection.touched = connection.profile.session
         return connection
 
@@ -413,18 +415,34 @@ class Database(Generic[Row]):
     def _earliest(self) -> float:
         return min(self._deadline, self._own_deadline.get())
 
+    def _request(self) -> Window:
+        """Open the window of a request that begins now."""
+        self._stats.requests_num += 1
+        return self._window(monotonic())
+
     def _window(self, began: float) -> Window:
         """Open the window of a request that began at the time.monotonic() of `began`."""
-        return Window(
-            self._settings.checkout_timeout,
-            self._earliest(),
-            spent=monotonic() - began,
-            breaker=self._breaker,
-            budget=self._budget,
-        )
+        try:
+            return Window(
+                self._settings.checkout_timeout,
+                self._earliest(),
+                spent=monotonic() - began,
+                breaker=self._breaker,
+                budget=self._budget,
+            )
+        except DatabaseUnavailableError:
+            self._stats.requests_errors += 1
+            raise
 
     def _checkout(self, window: Window) -> Connection[Row]:
         """Take a connection, connecting again while the window lasts and it may help."""
+        try:
+            return self._connected(window)
+        except (DatabaseUnavailableError, ConfigurationError):
+            self._stats.requests_errors += 1
+            raise
+
+    def _connected(self, window: Window) -> Connection[Row]:
         while True:
             try:
                 connection: Connection[Row] = self._pool.checkout(
@@ -433,7 +451,6 @@ class Database(Generic[Row]):
             except SecretsUnavailableError as error:
                 self._recovery.pause(window, error)
             except DatabaseUnavailableError:
-                self._stats.requests_errors += 1
                 window.remaining()  # raises where the deadline has ended the wait for a slot
                 raise
             except psycopg.OperationalError as error:
@@ -444,7 +461,6 @@ class Database(Generic[Row]):
     def _lent(self, window: Window) -> Connection[Row]:
         """Take a connection for a caller's hands."""
         connection = self._checkout(window)
-        self._stats.requests_num += 1
         connection.deadline = window.deadline
         connection.used_by = self._invocation
         connection.lend(self._row_factory)

@@ -40,6 +40,8 @@ _LEXEME: Final = r"""(?xs)
     | (?P<sign> . )
     """
 _COMMENT_MARK: Final = r"/\*|\*/"
+_END: Final = r"(?i)(?:\A|[;\n\r]|\*/)\s*(?:commit|end|abort|rollback|prepare\s+transaction)\b"
+"""Without this nothing ends a transaction: most statements need not be taken apart."""
 
 _LEADING: Final = {
     name: name.upper()
@@ -81,6 +83,17 @@ def refusal(
     if effect is None:
         return None
     return f"{effect} {_consequence(profile)}: docs/pooling.md says what to do instead"
+
+
+def ends_transaction(query: str) -> bool:
+    """Tell whether a statement would end the transaction that it runs in, not a savepoint's."""
+    return re.search(_END, query) is not None and any(map(_ends, _statements(query)))
+
+
+def _ends(tokens: Sequence[str]) -> bool:
+    if tokens[0] == "prepare":
+        return tokens[1:2] == ["transaction"]
+    return tokens[0] in {"commit", "end", "abort", "rollback"} and "to" not in tokens[1:3]
 
 
 def _consequence(profile: Profile) -> str:
