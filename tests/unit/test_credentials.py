@@ -512,6 +512,18 @@ def test_a_refused_token_is_made_anew(clock: Clock, environment: pytest.MonkeyPa
     assert cache.after_refusal(Credentials("app", "token-2"), 3) is None
 
 
+def test_a_refused_token_is_made_anew_also_by_a_clock_that_was_set_back(
+    clock: Clock, environment: pytest.MonkeyPatch
+) -> None:
+    """Else every login would be refused until the clock shows again what it once showed."""
+    made = iter(["token-1", "token-2"])
+    environment.setattr("lambda_pg._credentials.auth_token", lambda _: next(made))
+    cache = CredentialCache(IAM, clock=clock)
+    refused = cache.get(3)
+    clock.now -= 3600
+    assert cache.after_refusal(refused, 3) == Credentials("app", "token-2")
+
+
 def test_a_token_without_keys_and_boto3_is_explained(
     environment: pytest.MonkeyPatch,
 ) -> None:
