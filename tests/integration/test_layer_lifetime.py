@@ -478,6 +478,31 @@ def test_a_thread_that_waits_gets_the_slot_as_soon_as_it_is_free(
     assert db.stats()["requests_wait_ms"] > 0
 
 
+def test_a_thread_that_asks_again_and_again_lets_others_pass(db: Database[TupleRow]) -> None:
+    """Who waits is next, or the busiest thread would have the slot for ever."""
+    stop = threading.Event()
+
+    def hog() -> None:
+        while not stop.is_set():
+            db.execute("SELECT 1")
+
+    with ThreadPoolExecutor(2) as threads:
+        hogs = [threads.submit(hog) for _ in range(2)]
+        waits = []
+        try:
+            for _ in range(20):
+                started = time.monotonic()
+                with db.connection() as connection:
+                    connection.execute("SELECT 1")
+                waits.append(time.monotonic() - started)
+        finally:
+            stop.set()
+        for each in hogs:
+            each.result()
+    assert sorted(waits)[10] < 0.1
+    assert max(waits) < 1.0
+
+
 def nested_execute(db: Database[TupleRow]) -> None:
     """Run a statement."""
     db.execute("SELECT 1")

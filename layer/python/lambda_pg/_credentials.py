@@ -230,7 +230,7 @@ class CredentialCache:
             self.generation += 1  # a new token is no change: it matters at a connect only
         self._cached = fresh
         self.fresh_until = self._asked_at + LIFETIME * _jitter.uniform(0.8, 1.0)
-        self.refreshes += 1
+        self.refreshes += self._settings.password is None  # else nobody was asked
         return fresh
 
     def _current(self, timeout: float) -> Credentials:

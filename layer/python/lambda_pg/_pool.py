@@ -83,8 +83,11 @@ class Pool:
     def take(self) -> AnyConnection | None:
         """Take an idle connection that one look at its socket shows to be alive; else None.
 
-        The usual path: a pop, the clock, one poll(), and no lock.
+        The usual path: a pop, the clock, one poll(), and no lock. Not past threads that wait: one
+        that asks again and again would let them wait for ever.
         """
+        if self._waiting:
+            return None
         try:
             connection = self._idle.pop()
         except IndexError:
@@ -236,10 +239,10 @@ class Pool:
 
     def _take_slot(self, until: float, timeout: float) -> AnyConnection | None:
         """Return an idle connection, or None for the right to open one."""
-        if (connection := self._next_idle()) is not None:
+        if not self._waiting and (connection := self._next_idle()) is not None:
             return connection
         with self._free:
-            if self._size < self._slots:
+            if not self._waiting and self._size < self._slots:
                 self._size += 1
                 return None
             return self._wait_for_slot(until, timeout)
@@ -248,14 +251,14 @@ class Pool:
         if list(self.lent.values()).count(threading.get_ident()) == self._slots:
             raise ConfigurationError([_NESTED.format(self._slots)])
         began = monotonic()
-        in_time = True
+        in_time, is_first = True, not self._waiting  # the others wait in their order
         self._stats.requests_queued += 1
         self._waiting += 1  # before the look: who returns appends first and looks at this then
         try:
             while True:
-                if (connection := self._next_idle()) is not None:
+                if is_first and (connection := self._next_idle()) is not None:
                     return connection
-                if self._size < self._slots:
+                if is_first and self._size < self._slots:
                     self._size += 1
                     return None
                 if not in_time:  # only after a last look: a notice may have come too late to wake
@@ -263,8 +266,11 @@ class Pool:
                         f"all {self._slots} slots of the pool stayed taken for {timeout:.1f} s"
                     )
                 in_time = self._free.wait(max(0.0, until - monotonic()))
+                is_first = True
         finally:
             self._waiting -= 1
+            if self._waiting and self._idle:  # who was woken has not taken it
+                self._free.notify()
             self._stats.requests_wait_ms += (monotonic() - began) * 1000
 
     def _free_slot(self) -> None:

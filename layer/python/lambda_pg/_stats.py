@@ -26,7 +26,7 @@ class Stats:
     def __init__(self) -> None:
         """Start at nothing."""
         self.requests_num = 0
-        """Checkouts."""
+        """Checkouts, those that failed too; a request that is tried again is one."""
         self.requests_queued = 0
         """Checkouts that waited for a slot."""
         self.requests_wait_ms = 0.0
