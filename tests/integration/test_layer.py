@@ -415,7 +415,7 @@ def test_work_that_ends_its_own_transaction_is_refused_and_not_rerun(
     with pytest.raises(psycopg.ProgrammingError, match="transaction"):
         db.run_transaction(work)
     assert runs == [verb]
-    assert scalar(db, "SELECT count(*) FROM counter") == (1 if verb == "COMMIT" else 0)
+    assert scalar(db, "SELECT count(*) FROM counter") == 0
 
 
 def test_savepoints_work_inside_a_transaction(db: Database[TupleRow]) -> None:
