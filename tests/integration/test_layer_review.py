@@ -24,10 +24,13 @@ from lambda_pg import (
     Settings,
 )
 from lambda_pg._connection import Connection
+from lambda_pg._overload import FAILURES
 from lambda_pg._profiles import DIRECT
 from psycopg.rows import TupleRow
 
 from local import processes
+from local.fault_proxy import FaultProxy
+from local.postgres import Postgres
 from tests.integration.layer import Admin, Context, Open, wait_until
 from tests.integration.servers import SecretsService
 from tests.unit.canary import CANARY, assert_in_no_frame
@@ -416,6 +419,35 @@ def test_a_clock_that_is_set_back_during_a_request_does_not_prolong_it(
     with pytest.raises(DatabaseUnavailableError):
         db.execute("SELECT 1")
     assert time.monotonic() - began < 2
+
+
+# The breaker
+
+
+def test_a_breaker_closes_where_a_connect_takes_longer_than_a_probe(
+    settings: Settings, postgres: Postgres
+) -> None:
+    """A database far away is found again after an outage, too."""
+    with FaultProxy("127.0.0.1", postgres.port) as network, ExitStack() as later:
+        db = Database(replace(settings, port=network.port))
+        later.callback(db.close)
+        later.enter_context(network.latency(0.1))
+        db.execute("SELECT 1")
+        assert db.stats()["connections_ms"] > 1000
+        with network.refuse():
+            network.reset()
+            for _ in range(FAILURES):
+                db._breaker.failed()
+        wait_until(lambda: answers(db), 10)
+
+
+def answers(db: Database[TupleRow]) -> bool:
+    """Tell whether the database can be reached."""
+    try:
+        db.execute("SELECT 1")
+    except DatabaseUnavailableError:
+        return False
+    return True
 
 
 # What a logger that prints the variables of a traceback could show

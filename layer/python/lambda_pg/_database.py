@@ -82,7 +82,14 @@ class Database(Generic[Row]):
         self._stats = Stats()
         self._events = Events()
         self._credentials = CredentialCache(settings)
-        self._login = Login(settings, self._credentials, stats=self._stats, events=self._events)
+        self._breaker = Breaker()
+        self._login = Login(
+            settings,
+            self._credentials,
+            breaker=self._breaker,
+            stats=self._stats,
+            events=self._events,
+        )
         self._pool = Pool(
             self._login.connect,
             slots=settings.slots,
@@ -90,7 +97,6 @@ class Database(Generic[Row]):
             events=self._events,
             is_current=self._login.is_current,
         )
-        self._breaker = Breaker()
         self._recovery = Recovery(breaker=self._breaker, stats=self._stats, events=self._events)
         self._budget = RetryBudget()
         self._deadline = math.inf

@@ -12,6 +12,7 @@ from lambda_pg._connector import Connector
 from lambda_pg._credentials import CredentialCache
 from lambda_pg._events import Events
 from lambda_pg._failures import Failure, classify_connect
+from lambda_pg._overload import Breaker
 from lambda_pg._settings import Settings
 from lambda_pg._stats import Stats
 
@@ -23,12 +24,19 @@ class Login:
     """Open connections, and tell which are still as a new one would be."""
 
     def __init__(
-        self, settings: Settings, credentials: CredentialCache, *, stats: Stats, events: Events
+        self,
+        settings: Settings,
+        credentials: CredentialCache,
+        *,
+        breaker: Breaker,
+        stats: Stats,
+        events: Events,
     ) -> None:
         """Open nothing yet."""
         self._settings = settings
         self._credentials = credentials
         self._connector = Connector(settings)
+        self._breaker = breaker
         self._stats = stats
         self._events = events
 
@@ -58,7 +66,8 @@ class Login:
             else:
                 break
         self._credentials.accepted(credentials)
-        self._stats.connections_ms += (monotonic() - began) * 1000
+        self._breaker.connect_seconds = monotonic() - began
+        self._stats.connections_ms += self._breaker.connect_seconds * 1000
         self._date(connection)
         return connection
 

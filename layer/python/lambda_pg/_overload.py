@@ -17,7 +17,8 @@ FAILURES: Final = 3
 """Requests in a row that the database had to fail before the breaker opens."""
 
 PROBE: Final = 1.0
-"""Seconds that the one request may try which looks whether the database is back."""
+"""Seconds that the one request may try which looks whether the database is back, or twice what the
+last connect took: far away it would never come through otherwise."""
 
 PROBE_PAUSE: Final = (0.25, 0.75)
 """Bounds of the seconds between two probes. With PROBE they keep the promise that the first
@@ -55,6 +56,8 @@ class Breaker:
         self._clock = clock
         self.failures = 0
         """Requests in a row that were failed by the database's absence."""
+        self.connect_seconds = 0.0
+        """What the last connect took."""
         self._probe_at = 0.0
 
     @property
@@ -71,14 +74,16 @@ class Breaker:
         if not self.is_open:
             return seconds
         now = self._clock()
-        if now < self._probe_at <= now + PROBE + PROBE_PAUSE[1]:  # later: the clock was set back
+        probe = min(max(PROBE, 2 * self.connect_seconds), seconds)
+        busy = probe + PROBE_PAUSE[1]
+        if now < self._probe_at <= now + busy:  # later: the clock was set back
             raise DatabaseUnavailableError(
                 f"the database failed the last {self.failures} requests: the next try is in "
                 f"{self._probe_at - now:.1f} s",
                 retry_after=max(0.1, self._probe_at - now),
             )
-        self._probe_at = now + PROBE + PROBE_PAUSE[1]  # others wait while this one looks
-        return min(PROBE, seconds)
+        self._probe_at = now + busy  # others wait while this one looks
+        return probe
 
     def failed(self) -> None:
         """Count a request that found no database."""
