@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -448,6 +449,17 @@ def answers(db: Database[TupleRow]) -> bool:
     except DatabaseUnavailableError:
         return False
     return True
+
+
+def test_a_silent_address_is_not_waited_for_again_where_there_are_others(
+    open_database: Open, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of a load balancer's zones is away: it costs one request, not each."""
+    monkeypatch.setattr("lambda_pg._connector.resolve", lambda *_: ["127.0.0.2", "127.0.0.1"])
+    db = open_database(checkout_timeout=0.5)
+    with socket.create_server(("127.0.0.2", settings.port or 0)):
+        assert not answers(db)
+        assert answers(db)
 
 
 # What a logger that prints the variables of a traceback could show

@@ -29,6 +29,8 @@ class Connector:
         """Write nothing yet: an environment may still be copied."""
         self._settings = settings
         self._ca_file: Path | None = None
+        self._silent: str | None = None
+        """The address that the last connect waited for in vain: libpq would wait for it again."""
 
     def connect(self, credentials: Credentials, timeout: float) -> Connection[Any]:
         """Connect within `timeout` seconds.
@@ -39,7 +41,7 @@ class Connector:
         until = monotonic() + timeout
         host, port = self._endpoint(credentials)
         profile = profile_for(self._settings.profile, host, port)
-        addresses = resolve(host, timeout)
+        addresses = sorted(resolve(host, timeout), key=lambda address: address == self._silent)
         # Connection.connect() rounds timeouts up to at least 2 s: too coarse for a deadline.
         opening = Connection._connect_gen(
             self._conninfo(credentials, host, port, addresses, profile)
@@ -51,6 +53,7 @@ class Connector:
                 timeout=max(0.0, until - monotonic()),
             )
         except psycopg.errors._WaitTimeout as error:
+            self._silent = addresses[0]
             raise psycopg.errors.ConnectionTimeout(
                 f"connection timeout expired: no answer from {profile.name} {host}:{port} "
                 f"within {timeout:.1f} s"
