@@ -3,6 +3,8 @@
 import gc
 import multiprocessing
 import os
+import select
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -260,6 +262,8 @@ def in_child(action: Callable[[], object]) -> str:
             os._exit(status)
     os.close(write_end)
     with os.fdopen(read_end) as pipe:
+        if not select.select([pipe], [], [], 20)[0]:
+            os.kill(child, signal.SIGKILL)
         result = pipe.read()
     os.waitpid(child, 0)
     return result
@@ -343,13 +347,20 @@ def in_child_raise(action: Callable[[], None]) -> str:
 
 
 def test_the_threads_of_a_parent_go_on_while_it_forks(open_database: Open) -> None:
-    """Whatever they hold at that moment, child and parent are served."""
+    """Whatever they hold of the layer's at that moment, child and parent are served.
+
+    They are connected before: OpenSSL's locks are not for forks, and a child of a process in which
+    another thread shakes hands may wait for one for ever.
+    """
     db = open_database(slots=4)
     stop = threading.Event()
+    connected = threading.Barrier(4)
     served: list[int] = []
 
     def work() -> None:
         count = 0
+        with db.connection():
+            connected.wait(10)
         while not stop.is_set():
             assert scalar(db, "SELECT 7") == 7
             with db.transaction() as connection:
@@ -360,6 +371,7 @@ def test_the_threads_of_a_parent_go_on_while_it_forks(open_database: Open) -> No
     with ThreadPoolExecutor(3) as threads:
         workers = [threads.submit(work) for _ in range(3)]
         try:
+            connected.wait(10)
             children = [in_child(lambda: scalar(db, "SELECT 8")) for _ in range(10)]
         finally:
             stop.set()
