@@ -67,8 +67,8 @@ def variants(db: Database[Any], conninfo: str, stack: ExitStack) -> dict[str, Ba
     return {
         "raw": batch(raw(connect(conninfo, stack))),
         "raw again": batch(raw(connect(conninfo, stack))),
-        "lambda-pg": batch(bind(lookup)),
-        "lambda-pg within an invocation": bind(batch(lookup)),
+        "lambda-pg": bind(batch(lookup)),
+        "lambda-pg, invocation and all": batch(bind(lookup)),
         "lambda-pg without deadline": batch(lookup),
         "raw in a transaction": batch(raw_in_transaction(connect(conninfo, stack))),
         "psycopg_pool": batch(pooled(open_pool(conninfo, stack))),

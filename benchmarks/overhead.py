@@ -37,9 +37,9 @@ METHOD: Final = (
     "prepared. Each row is a Lambda handler that looks up one row of 10,000 by its primary key. "
     "The variants take turns in rounds of {calls} calls ({few} where each connects), in a new "
     "order each time; ratio: median over {rounds} rounds of the time against that of raw in the "
-    "same round, then the median of the runs. lambda-pg is the whole bound handler, one "
-    "invocation for each lookup; 'within an invocation' leaves the binding out, 'raw again' is "
-    "raw on a second connection and shows the noise. psycopg_pool keeps one connection and its "
+    "same round, then the median of the runs. lambda-pg is checkout, lookup and return with the "
+    "invocation's deadline bound; 'invocation and all' binds one for each lookup, too; 'raw again' "
+    "is raw on a second connection and shows the noise. psycopg_pool keeps one connection and its "
     "defaults otherwise."
 )
 CAVEATS: Final = (

@@ -21,7 +21,8 @@ STORM_TITLES = {
 }
 OVERHEAD_TITLES = {
     "raw": "psycopg, an open connection (raw)",
-    "lambda-pg": "**lambda-pg**, a whole bound invocation",
+    "lambda-pg": "**lambda-pg**, with the invocation's deadline",
+    "lambda-pg, invocation and all": "**lambda-pg**, binding the invocation included",
     "psycopg_pool": "psycopg_pool, its defaults",
     "psycopg_pool in autocommit": "psycopg_pool in autocommit",
     "psycopg_pool with check": "psycopg_pool with `check_connection`",

@@ -211,16 +211,17 @@ class Steps:
         return time.monotonic() + (0 if self._left >= 0 else 3600)
 
 
-def test_a_deadline_that_passes_while_libpq_sends_leaves_the_outcome_open(
+def test_a_deadline_that_passes_while_libpq_sends_does_not_deny_that_it_was_sent(
     db: Database[TupleRow], admin: Admin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A thread that gets the processor too late must not say that nothing was sent."""
+    """A thread that gets the processor too late takes the answer, or leaves the outcome open."""
     db.execute("SELECT 1")
     with db.deadline(60):
         monkeypatch.setattr("lambda_pg._connection.monotonic", Steps(1))
-        with pytest.raises(DeadlineExceededError) as raised:
+        try:
             db.execute("INSERT INTO counter VALUES (1)")
-    assert raised.value.may_have_run
+        except DeadlineExceededError as error:
+            assert error.may_have_run
     wait_until(lambda: rows(admin) == [1])
 
 

@@ -188,11 +188,11 @@ def test_the_storm_s_table_counts_what_was_served() -> None:
 def test_both_paths_of_a_lookup_share_a_line() -> None:
     """Direct comes first, and a path that was not measured leaves its cells empty."""
     result = overhead_result()
-    assert "| **lambda-pg**, a whole bound invocation | 51.0 | 1.02 | 51.0 | 1.02 |" in (
+    assert "| **lambda-pg**, with the invocation's deadline | 51.0 | 1.02 | 51.0 | 1.02 |" in (
         overhead_table(result)
     )
     result["rows"] = [row for row in result["rows"] if row["path"] == "pgbouncer"]
-    assert "| **lambda-pg**, a whole bound invocation |  |  | 51.0 | 1.02 |" in (
+    assert "| **lambda-pg**, with the invocation's deadline |  |  | 51.0 | 1.02 |" in (
         overhead_table(result)
     )
 

@@ -143,16 +143,29 @@ class Connection(psycopg.Connection[Row]):
         return self._wait(gen, interval, timeout)
 
     def _wait(self, gen: PQGen[RV], interval: float = INTERVAL, timeout: float | None = None) -> RV:
-        asked = timeout  # by notifies(), which expects to hear of its end
-        if self.deadline != math.inf:
-            left = self._left()
-            if timeout is None or left < timeout:
-                timeout = left
+        left = None if self.deadline == math.inf else self._left()
+        if timeout is None or (left is not None and left < timeout):
+            return self._await(gen, left, interval)
+        return self._await(gen, timeout, interval, asked=True)
+
+    def _await(
+        self,
+        gen: PQGen[RV],
+        timeout: float | None,
+        interval: float = INTERVAL,
+        *,
+        asked: bool = False,
+    ) -> RV:
+        """Wait for `timeout` seconds; at their end raise what tells of the deadline.
+
+        `asked` says that the time is the caller's, as in notifies(), who expects to hear of its
+        end by psycopg's own error.
+        """
         try:
             # Not super().wait(): on the way of every statement each call counts.
             return waiting.wait(gen, self.pgconn.socket, interval, timeout)
         except psycopg.errors._WaitTimeout as error:
-            if asked is not None and timeout == asked:
+            if asked:
                 raise
             raise self._overdue() from error
         except psycopg.OperationalError as error:
@@ -191,15 +204,14 @@ class Connection(psycopg.Connection[Row]):
         """
         cursor._tx = Transformer(cursor)
         cursor._query = ready = cursor._convert_query(query, params)
-        if self.deadline != math.inf:
-            self._left()  # wait() would look too late: libpq sends at once
+        left = None if self.deadline == math.inf else self._left()  # first: libpq sends at once
         if ready.params:
             self.pgconn.send_query_params(
                 ready.query, ready.params, param_formats=ready.formats, param_types=ready.types
             )
         else:
             self.pgconn.send_query(ready.query)
-        results = self._wait(generators.execute(self.pgconn))
+        results = self._await(generators.execute(self.pgconn), left)
         cursor._check_results(results)
         cursor._set_results(results)
 

@@ -150,7 +150,7 @@ class Database(Generic[Row]):
         Raises DatabaseUnavailableError, CommitOutcomeUnknownError, and psycopg's SQL errors.
         """
         began = monotonic()
-        claimed = _json(claims)
+        claimed = None if claims is None else json.dumps(claims)
         connection = None if self._breaker.failures else self._pool.take()
         window = None
         self._stats.requests_num += 1
