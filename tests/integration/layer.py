@@ -115,10 +115,13 @@ class Load:
     def _run(self) -> None:
         while not self._stop.is_set():
             try:
-                self._db.execute("SELECT 1", claims={"sub": "a"}, idempotent=True)
+                self._request()
                 self.served += 1
             except Exception as error:  # noqa: BLE001 - whatever comes is what the test counts
                 self.errors.append(error)
+
+    def _request(self) -> None:
+        self._db.execute("SELECT 1", claims={"sub": "a"}, idempotent=True)
 
 
 def end_backends(pooler: PoolerFixture) -> None:
