@@ -341,6 +341,33 @@ def test_a_transaction_left_open_is_rolled_back_and_reported(
     assert scalar(db, "SELECT count(*) FROM counter") == 0
 
 
+@pytest.mark.parametrize(
+    "query", ["BEGIN", "START TRANSACTION", "INSERT INTO counter VALUES (1); BEGIN"]
+)
+def test_a_statement_that_leaves_a_transaction_open_is_an_error(
+    db: Database[TupleRow], query: str
+) -> None:
+    """The next statement would not be in it: better not to pretend."""
+    with pytest.raises(psycopg.ProgrammingError, match="rolled back"):
+        db.execute(query)
+    db.execute("INSERT INTO counter VALUES (2)")
+    assert scalar(db, "SELECT count(*) FROM counter WHERE n = 2") == 1
+    assert db.stats()["connections_num"] == 1
+
+
+def test_a_write_in_a_transaction_that_was_left_open_is_not_lost_in_silence(
+    db: Database[TupleRow],
+) -> None:
+    """A cursor still leads to its connection, which is nobody's any more."""
+    cursor = db.execute("SELECT 1")
+    cursor.connection.execute("BEGIN")
+    with pytest.raises(psycopg.ProgrammingError, match="rolled back"):
+        db.execute("INSERT INTO counter VALUES (1)")
+    assert scalar(db, "SELECT count(*) FROM counter") == 0
+    db.execute("INSERT INTO counter VALUES (2)")
+    assert scalar(db, "SELECT n FROM counter") == 2
+
+
 def test_a_cursor_left_open_is_closed_with_its_transaction(
     db: Database[TupleRow], caplog: pytest.LogCaptureFixture
 ) -> None:

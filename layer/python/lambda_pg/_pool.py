@@ -9,6 +9,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any, Final
 
+import psycopg
 from psycopg import pq
 
 from lambda_pg._connection import Connection
@@ -100,10 +101,19 @@ class Pool:
         return None
 
     def put(self, connection: AnyConnection) -> None:
-        """Return what `take` or `checkout` gave after one statement in autocommit."""
-        if connection.pgconn.transaction_status != _IDLE:
+        """Return what `take` or `checkout` gave after one statement in autocommit.
+
+        Raises ProgrammingError when it has not been that.
+        """
+        status = connection.pgconn.transaction_status
+        if status != _IDLE:
             self.give_back(connection)
-            return
+            if status == pq.TransactionStatus.UNKNOWN:
+                return  # its answer came, and then the connection was lost
+            raise psycopg.ProgrammingError(
+                "the statement left a transaction open, or ran in one that was left open: it was "
+                "rolled back; use transaction() or run_transaction()"
+            )
         now = connection.idle_since = self._clock()
         check_at = now + connection.ask_after
         renew_at = connection.renew_at
