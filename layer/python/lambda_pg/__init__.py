@@ -7,8 +7,10 @@ from lambda_pg._secrets import prefetch
 
 prefetch(os.environ)  # the secret comes while psycopg is imported: docs/decisions/0006
 
-_collecting = gc.isenabled()
-gc.disable()  # 7 of the 90 ms that psycopg takes: what an import makes is there to stay (measured)
+# In a function what was imported stays: docs/decisions/0009.
+_freeze = "AWS_LAMBDA_FUNCTION_NAME" in os.environ and gc.isenabled()
+if _freeze:
+    gc.disable()
 try:
     from lambda_pg._database import Database
     from lambda_pg._errors import (
@@ -23,7 +25,8 @@ try:
     )
     from lambda_pg._settings import Settings
 finally:
-    if _collecting:
+    if _freeze:
+        gc.freeze()
         gc.enable()
 
 __all__ = [

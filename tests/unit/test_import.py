@@ -1,0 +1,34 @@
+"""What `import lambda_pg` does to the process it happens in."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LAYER = Path(__file__).parents[2] / "layer" / "python"
+
+LOOK = "import lambda_pg; print(gc.isenabled(), gc.get_freeze_count() > 0)"
+
+
+@pytest.mark.parametrize(
+    ("before", "environment", "after"),
+    [
+        ("import gc", {"AWS_LAMBDA_FUNCTION_NAME": "users"}, "True True"),
+        ("import gc; gc.disable()", {"AWS_LAMBDA_FUNCTION_NAME": "users"}, "False False"),
+        ("import gc", {}, "True False"),
+    ],
+)
+def test_the_collector_leaves_imports_alone_in_a_function_only(
+    before: str, environment: dict[str, str], after: str
+) -> None:
+    """What is imported in Lambda is set aside; who has switched the collector off keeps it off."""
+    said = subprocess.run(
+        [sys.executable, "-c", f"{before}; {LOOK}"],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(LAYER), **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert said.stdout.strip() == after
