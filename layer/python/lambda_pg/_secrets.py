@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 from lambda_pg._http import UnusualAnswerError, post
 from lambda_pg._signature import Keys, sign
 
-FETCH_TIMEOUT: Final = 5.0
-"""Seconds after which a fetch gives up, whoever waits for it."""
+FETCH_TIMEOUT: Final = 30.0
+"""Seconds after which a fetch gives up. Who waits for it waits for less: his checkout timeout."""
 
 
 class SecretError(Exception):
