@@ -20,10 +20,10 @@ from lambda_pg._settings import Settings
 from lambda_pg._url import ChannelBinding, Url
 
 LIFETIME: Final = 900.0
-"""Seconds that credentials are used without another look, less up to a fifth of jitter.
+"""Seconds that a secret is used without another look, less up to a fifth of jitter."""
 
-An IAM token is valid for 900 s (AWS's own limit) at the moment of a connect.
-"""
+TOKEN_LIFETIME: Final = 840.0
+"""The same for an IAM token: a minute less than it is valid for at a connect (AWS's own limit)."""
 
 PAUSE: Final = 30.0
 """Seconds until the next look after one that failed, while there is an old copy."""
@@ -229,7 +229,8 @@ class CredentialCache:
         if self._cached is not None and fresh != self._cached and self._settings.auth != "iam":
             self.generation += 1  # a new token is no change: it matters at a connect only
         self._cached = fresh
-        self.fresh_until = self._asked_at + LIFETIME * _jitter.uniform(0.8, 1.0)
+        lifetime = TOKEN_LIFETIME if self._settings.auth == "iam" else LIFETIME
+        self.fresh_until = self._asked_at + lifetime * _jitter.uniform(0.8, 1.0)
         self.refreshes += self._settings.password is None  # else nobody was asked
         return fresh
 
