@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -108,11 +109,21 @@ def test_the_pool_s_style(example: Any, admin: psycopg.Connection[Any]) -> None:
     assert balances == [("ann", 6), ("bob", 4)]
 
 
+@pytest.fixture
+def layers_logger() -> Iterator[logging.Logger]:
+    """The layer's logger, which is afterwards as it was: other tests' output is elsewhere."""
+    logger = logging.getLogger("lambda_pg")
+    before = logger.handlers[:], logger.level, logger.propagate
+    yield logger
+    logger.handlers[:], logger.level, logger.propagate = before
+
+
 def test_the_powertools_handler(
     example: Any,
     admin: psycopg.Connection[Any],
     lambda_context: LambdaContext,
     capsys: pytest.CaptureFixture[str],
+    layers_logger: logging.Logger,
 ) -> None:
     """The layer's events are lines of the handler's log, with its service and its request."""
     admin.execute("CREATE TABLE orders (id int)")
