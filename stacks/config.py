@@ -123,7 +123,7 @@ class Pooler:
         20, "server connections for each user in a task", minimum=1, maximum=4000
     )
     query_wait_timeout: int = setting(
-        2, "longest wait in the pooler's queue", unit="seconds", minimum=1, maximum=20
+        1, "longest wait in the pooler's queue", unit="seconds", minimum=1, maximum=20
     )
     maximum_percent: int = setting(
         200, "tasks that may run during a rolling deployment", unit="percent", choices=(150, 200)

@@ -111,7 +111,7 @@ def test_an_override_that_is_no_json_is_refused() -> None:
     ("override", "expected"),
     [
         ({"pooler": {"query_wait_timeout": 3}}, "pooler.query_wait_timeout = 3"),
-        ({"functions": {"checkout_timeout": 2}}, "pooler.query_wait_timeout = 2"),
+        ({"functions": {"checkout_timeout": 1}}, "pooler.query_wait_timeout = 1"),
         ({"functions": {"checkout_timeout": 20}}, "functions.checkout_timeout = 20"),
         ({"functions": {"timeout": 3}}, "functions.checkout_timeout = 3"),
         ({"functions": {"timeout": 29}}, "functions.timeout = 29"),
