@@ -17,6 +17,7 @@ import socket
 import struct
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -433,12 +434,12 @@ class _End(asyncio.Protocol):
             cut.carry_out(self._link)
 
 
-class _Effect:
+class _Effect(ABC):
     """What a fault does to a link while it lasts."""
 
+    @abstractmethod
     def apply(self, link: _Link) -> None:
         """Begin on one link."""
-        raise NotImplementedError
 
     def lift(self, link: _Link) -> None:
         """End on one link, also on one to which it was not applied."""

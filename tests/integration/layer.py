@@ -2,7 +2,9 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import psycopg
 from lambda_pg import Database, Settings
@@ -47,6 +49,26 @@ class Clock:
         for part in (db._pool, db._credentials, db._breaker, db._budget):
             part._clock = self
         return db
+
+
+@contextmanager
+def slot_taken(db: Database[TupleRow]) -> Iterator[None]:
+    """Let another thread have a connection of the pool."""
+    taken, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with db.connection():
+            taken.set()
+            release.wait()
+
+    with ThreadPoolExecutor(1) as threads:
+        holder = threads.submit(hold)
+        taken.wait()
+        try:
+            yield
+        finally:
+            release.set()
+        holder.result()
 
 
 def kill_backends(admin: Admin) -> int:

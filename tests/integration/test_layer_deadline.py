@@ -15,7 +15,15 @@ from psycopg.rows import TupleRow
 
 from local import processes
 from local.postgres import Postgres
-from tests.integration.layer import Admin, Context, Open, scalar, settings_for, wait_until
+from tests.integration.layer import (
+    Admin,
+    Context,
+    Open,
+    scalar,
+    settings_for,
+    slot_taken,
+    wait_until,
+)
 from tests.integration.recorder import Recorder
 from tests.integration.servers import PoolerFixture
 from tests.integration.test_recorder import socket_of
@@ -229,22 +237,8 @@ def test_a_deadline_that_has_passed_sends_nothing(
 def test_a_deadline_ends_the_wait_for_a_slot(open_database: Open) -> None:
     """Another thread has the only connection."""
     db = open_database()
-    taken, release = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with db.connection():
-            taken.set()
-            release.wait()
-
-    with ThreadPoolExecutor(1) as threads:
-        holder = threads.submit(hold)
-        taken.wait()
-        try:
-            with ends_within(0.5, at_least=0.2), db.deadline(0.2):
-                db.execute("SELECT 1")
-        finally:
-            release.set()
-        holder.result()
+    with slot_taken(db), ends_within(0.5, at_least=0.2), db.deadline(0.2):
+        db.execute("SELECT 1")
 
 
 def test_a_deadline_ends_the_sleeps_between_attempts(

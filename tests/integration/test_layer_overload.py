@@ -16,7 +16,7 @@ from psycopg.rows import TupleRow
 
 from local.fault_proxy import FaultProxy
 from local.postgres import Postgres
-from tests.integration.layer import Load, Open, scalar, settings_for
+from tests.integration.layer import Load, Open, scalar, settings_for, slot_taken
 from tests.integration.servers import PoolerFixture
 
 AT_ONCE: Final = 0.25
@@ -380,22 +380,8 @@ def error_of_the_handler(db: Database[TupleRow]) -> None:
 
 def slots_taken(db: Database[TupleRow]) -> None:
     """Find every slot taken by another thread."""
-    taken, release = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with db.connection():
-            taken.set()
-            release.wait()
-
-    with ThreadPoolExecutor(1) as threads:
-        holder = threads.submit(hold)
-        taken.wait()
-        try:
-            with pytest.raises(DatabaseUnavailableError, match="slots"):
-                db.execute("SELECT 1")
-        finally:
-            release.set()
-        holder.result()
+    with slot_taken(db), pytest.raises(DatabaseUnavailableError, match="slots"):
+        db.execute("SELECT 1")
 
 
 @pytest.mark.parametrize(
