@@ -1,8 +1,10 @@
-"""One function of this app: its code, its log group and its tag."""
+"""One function: its code, its logs, its tag; and how any function gets layer and network."""
 
-from typing import Any
+from typing import Any, cast
 
-from aws_cdk import Duration, RemovalPolicy, Tags
+from aws_cdk import Duration, RemovalPolicy, Stack, Tags
+from aws_cdk import aws_ec2 as ec2
+from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda as lambda_
 from aws_cdk import aws_logs as logs
 from constructs import Construct
@@ -11,8 +13,13 @@ from stacks.acknowledged import accept, accept_permission, aws_policy
 from stacks.assets import Assets
 from stacks.config import Config
 from stacks.network import retention
+from stacks.published import published
 
 TAG = "lambda-pg:function"
+
+
+class AttachError(ValueError):
+    """A function cannot be attached as it is; says what to change."""
 
 
 def new_function(
@@ -44,23 +51,13 @@ def new_function(
         **options,
     )
     Tags.of(function).add(TAG, folder)
-    _accept_findings(function, in_network="vpc" in options)
-    return function
-
-
-def _accept_findings(function: lambda_.Function, *, in_network: bool) -> None:
     accept(function, L1="The runtime is a setting; 3.13 is supported until June 2029.")
     accept_permission(
         function,
         aws_policy("AWSLambdaBasicExecutionRole"),
         "AWS's own policy for writing logs; it grows with what Lambda needs.",
     )
-    if in_network:
-        accept_permission(
-            function,
-            aws_policy("AWSLambdaVPCAccessExecutionRole"),
-            "AWS's own policy for a function's network interfaces, whose ids nobody knows before.",
-        )
+    return function
 
 
 def log_group(scope: Construct, name: str, config: Config) -> logs.LogGroup:
@@ -70,4 +67,64 @@ def log_group(scope: Construct, name: str, config: Config) -> logs.LogGroup:
         name,
         retention=retention(config.log_retention_days),
         removal_policy=RemovalPolicy.DESTROY,
+    )
+
+
+def add_layer(function: lambda_.Function, config: Config) -> None:
+    """Add the stage's newest layer."""
+    arn = published(config, "layer/arn").read(Stack.of(function))
+    function.add_layers(lambda_.LayerVersion.from_layer_version_arn(function, "LambdaPg", arn))
+
+
+def read_secret(function: lambda_.Function, arn: str) -> None:
+    """Let a function read exactly one secret."""
+    function.add_to_role_policy(
+        iam.PolicyStatement(actions=["secretsmanager:GetSecretValue"], resources=[arn])
+    )
+
+
+def join_network(function: lambda_.Function, config: Config) -> ec2.SecurityGroup:
+    """Put a function into the stage's private subnets, in a group of its own that reaches AWS.
+
+    Raise `AttachError` for a function that is in a VPC already.
+    """
+    if function.is_bound_to_vpc:
+        raise AttachError(
+            f"{function.node.path} is in a VPC already: leave vpc, vpc_subnets and security_groups"
+            " out, attaching puts it into the stage's"
+        )
+    stack = Stack.of(function)
+    vpc = ec2.Vpc.from_vpc_attributes(
+        function,
+        "Vpc",
+        vpc_id=published(config, "network/vpc").read(stack),
+        availability_zones=list(config.availability_zones),
+    )
+    group = ec2.SecurityGroup(
+        function,
+        "Group",
+        vpc=vpc,
+        description=f"Function {function.node.id}",
+        allow_all_outbound=False,
+    )
+    group.add_egress_rule(ec2.Peer.any_ipv4(), ec2.Port.tcp(443), "to the AWS APIs")
+    cast(
+        lambda_.CfnFunction, function.node.default_child
+    ).vpc_config = lambda_.CfnFunction.VpcConfigProperty(
+        subnet_ids=published(config, "network/subnets").read_list(stack),
+        security_group_ids=[group.security_group_id],
+    )
+    _allow_interfaces(function)
+    return group
+
+
+def _allow_interfaces(function: lambda_.Function) -> None:
+    name = "AWSLambdaVPCAccessExecutionRole"
+    policy = iam.ManagedPolicy.from_aws_managed_policy_name(f"service-role/{name}")
+    if function.role is not None:
+        function.role.add_managed_policy(policy)
+    accept_permission(
+        function,
+        aws_policy(name),
+        "AWS's own policy for a function's network interfaces, whose ids nobody knows before.",
     )

@@ -10,11 +10,11 @@ from aws_cdk import aws_secretsmanager as secretsmanager
 from aws_cdk import custom_resources as cr
 from constructs import Construct
 
-from stacks import published
 from stacks.acknowledged import accept, accept_permission, aws_policy
 from stacks.assets import Assets
 from stacks.config import Config
 from stacks.functions import log_group, new_function
+from stacks.published import Published, published
 
 
 class Certificate(Construct):
@@ -36,7 +36,7 @@ class Certificate(Construct):
         self.secret = secretsmanager.Secret(
             self, "Leaf", description="The pooler's certificate: key, chain and CA"
         )
-        public = published.pooler_ca(config.stage)
+        public = published(config, "pooler/ca")
         self.function = new_function(self, "certificate", config=config, assets=assets, timeout=60)
         for name, value in {
             "AUTHORITY_SECRET_ARN": authority.secret_arn,
@@ -87,7 +87,7 @@ class Certificate(Construct):
             "The CDK's own provider may call this function in any of its versions.",
         )
 
-    def _allow_publishing(self, public: published.Published) -> None:
+    def _allow_publishing(self, public: Published) -> None:
         """Let the function publish a renewed CA: the next deployment takes it to the functions."""
         arn = Stack.of(self).format_arn(
             service="ssm", resource="parameter", resource_name=public.name.lstrip("/")
