@@ -1,4 +1,4 @@
-"""Findings of the rule set that are accepted, each with its reason, on the construct concerned."""
+"""Findings of the rule sets that are accepted, each with its reason, on the construct concerned."""
 
 from aws_cdk import Acknowledgment, Validations
 from constructs import IConstruct
@@ -8,6 +8,12 @@ def accept(construct: IConstruct, **reasons: str) -> None:
     """Accept findings of AwsSolutions by their short names, as in `RDS11="…"`."""
     for rule, reason in reasons.items():
         accept_by_id(construct, f"AwsSolutions::AwsSolutions-{rule}", reason)
+
+
+def accept_serverless(construct: IConstruct, **reasons: str) -> None:
+    """Accept findings of Serverless by their short names, as in `LambdaDLQ="…"`."""
+    for rule, reason in reasons.items():
+        accept_by_id(construct, f"Serverless::Serverless-{rule}", reason)
 
 
 def accept_by_id(construct: IConstruct, finding: str, reason: str) -> None:

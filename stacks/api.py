@@ -27,6 +27,9 @@ USERS = ["/users", "/users/{id}"]
 HEALTH = ["/health"]
 BASELINE = ["/baseline/users/{id}"]
 
+BY_API = "The API invokes it and hands its answer on: there is no event that could be lost."
+BY_DEPLOYMENT = "The deployment invokes it, waits for it, and rolls back when it fails."
+
 HEALTH_CONCURRENCY = 5
 """Environments reserved for health checks, where anything is reserved."""
 
@@ -51,7 +54,10 @@ class ApiStack(Stack):
         users = self._pooled("users", reserved)
         health = self._pooled("health", reserved and HEALTH_CONCURRENCY)
         self.functions = [users, health]
-        live = [release(function, config) for function in self.functions]
+        live = [
+            release(function, config, clients.version_inputs(function))
+            for function in self.functions
+        ]
         self.migrate = self._migrate(database, before=[*self.functions, *live])
         self.api = api.HttpApi(
             self, "Http", create_default_stage=False, description=self.stack_name
@@ -64,9 +70,17 @@ class ApiStack(Stack):
         self.stage = self._stage()
         CfnOutput(self, "ApiUrl", value=self.stage.url, description="Address of the HTTP API")
 
-    def _new(self, folder: str, timeout: int, **options: Any) -> lambda_.Function:
+    def _new(
+        self, folder: str, timeout: int, invoked: str = BY_API, **options: Any
+    ) -> lambda_.Function:
         return new_function(
-            self, folder, config=self._config, assets=self._assets, timeout=timeout, **options
+            self,
+            folder,
+            config=self._config,
+            assets=self._assets,
+            timeout=timeout,
+            invoked=invoked,
+            **options,
         )
 
     def _pooled(self, folder: str, reserved: int | None) -> lambda_.Function:
@@ -91,7 +105,7 @@ class ApiStack(Stack):
     def _migrate(self, database: DatabaseStack | None, before: list[Construct]) -> lambda_.Function:
         """Run the migration before the functions get their new code; its failure rolls back."""
         timeout = self._config.functions.migration_timeout
-        function = self._new("migrate", timeout, extra=("migrations",))
+        function = self._new("migrate", timeout, BY_DEPLOYMENT, extra=("migrations",))
         add_layer(function, self._config)
         if database is None:
             self._take_direct_url(function)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import cast
 
-from aws_cdk import Stack, Token
+from aws_cdk import Fn, Stack, Token
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda as lambda_
@@ -84,6 +84,24 @@ class Clients:
         for name, value in self._environment(function, slots).items():
             function.add_environment(name, value)
         return self._connect(function) if self._config.in_network else None
+
+    def version_inputs(self, function: lambda_.Function) -> str:
+        """Say in a few words what a version of the function takes from other stacks.
+
+        CDK publishes a new version when the template of its function changes. What comes as
+        published values does not show there: as the version's description, it does.
+        """
+        words = [Fn.select(6, Fn.split(":", self._read(function, "layer/arn")))]
+        words.append(Fn.select(7, Fn.split(":", self._read(function, "layer/arn"))))
+        if not self._config.by_token:
+            secret = self._read(function, "pooler/secret-arn")
+            words.append(Fn.select(6, Fn.split(":", secret)))
+        if self._config.pooler != "external":
+            words.append(self._read(function, "pooler/host"))
+        if self._config.pooler == "pgbouncer":
+            ca = self._read(function, "pooler/ca")
+            words.append(Fn.select(0, Fn.split("\n", ca)))
+        return Fn.join(" ", words)
 
     def _check(self, function: lambda_.Function, resource: lambda_.CfnFunction) -> None:
         path, checkout = function.node.path, self._config.functions.checkout_timeout

@@ -8,6 +8,7 @@ from aws_cdk import aws_route53 as route53
 from aws_cdk import aws_secretsmanager as secretsmanager
 from constructs import Construct
 
+from stacks.acknowledged import accept_permission
 from stacks.assets import Assets
 from stacks.config import Config
 from stacks.functions import add_layer, join_network, new_function, read_secret
@@ -78,6 +79,7 @@ class DatabaseStack(Stack):
             "PGSSLMODE": "verify-full",
             "PGAPPNAME": function.node.id.lower(),
             "LAMBDA_PG_PROFILE": "direct",
+            "LAMBDA_PG_CHECKOUT_TIMEOUT": str(self._config.functions.checkout_timeout),
             "LAMBDA_PG_SECRET_ARN": arn,
         }
         if self._config.database.ca_file:
@@ -99,6 +101,7 @@ class DatabaseStack(Stack):
             config=config,
             assets=assets,
             timeout=ROTATION_SECONDS,
+            invoked="Secrets Manager runs a failed rotation again; its failure raises an alarm.",
             extra=("migrations",),
         )
         add_layer(function, config)
@@ -106,6 +109,9 @@ class DatabaseStack(Stack):
         function.add_environment("ROTATION", config.database.rotation)
         secret.grant_read(function)
         secret.grant_write(function)
+        accept_permission(
+            function, "Resource::*", "X-Ray's and GetRandomPassword's permissions know no resource."
+        )
         secret.add_rotation_schedule(
             "Rotation",
             rotation_lambda=function,

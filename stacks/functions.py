@@ -2,14 +2,27 @@
 
 from typing import Any, cast
 
-from aws_cdk import Duration, RemovalPolicy, Stack, Tags
+import jsii
+from aws_cdk import (
+    Duration,
+    IStableListProducer,
+    Lazy,
+    RemovalPolicy,
+    Stack,
+    Tags,
+)
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda as lambda_
 from aws_cdk import aws_logs as logs
 from constructs import Construct
 
-from stacks.acknowledged import accept, accept_permission, aws_policy
+from stacks.acknowledged import (
+    accept,
+    accept_permission,
+    accept_serverless,
+    aws_policy,
+)
 from stacks.assets import Assets
 from stacks.config import Config
 from stacks.network import retention
@@ -29,10 +42,14 @@ def new_function(
     config: Config,
     assets: Assets,
     timeout: int,
+    invoked: str,
     extra: tuple[str, ...] = (),
     **options: Any,
 ) -> lambda_.Function:
-    """Make the function of `functions/<folder>`; `extra` folders go into its zip as well."""
+    """Make the function of `functions/<folder>`; `extra` folders go into its zip as well.
+
+    `invoked` says who invokes it, and what becomes of a failure: why no queue keeps its events.
+    """
     function = lambda_.Function(
         scope,
         folder.title(),
@@ -44,6 +61,7 @@ def new_function(
         timeout=Duration.seconds(timeout),
         log_group=log_group(scope, f"{folder.title()}Logs", config),
         logging_format=lambda_.LoggingFormat.JSON,
+        tracing=lambda_.Tracing.ACTIVE,
         environment={
             "POWERTOOLS_SERVICE_NAME": folder,
             "POWERTOOLS_LOG_LEVEL": config.functions.log_level,
@@ -51,7 +69,10 @@ def new_function(
         **options,
     )
     Tags.of(function).add(TAG, folder)
-    accept(function, L1="The runtime is a setting; 3.13 is supported until June 2029.")
+    version = "The runtime is a setting; 3.13 is supported until June 2029."
+    accept(function, L1=version)
+    accept_serverless(function, LambdaLatestVersion=version, LambdaDLQ=invoked)
+    accept_permission(function, "Resource::*", "X-Ray's permissions know no resource.")
     accept_permission(
         function,
         aws_policy("AWSLambdaBasicExecutionRole"),
@@ -71,9 +92,26 @@ def log_group(scope: Construct, name: str, config: Config) -> logs.LogGroup:
 
 
 def add_layer(function: lambda_.Function, config: Config) -> None:
-    """Add the stage's newest layer."""
+    """Add the stage's newest layer to those that the function has.
+
+    Not by `add_layers`: CDK would put the token, which is another one in each synthesis, into the
+    hash that names the function's version.
+    """
+    resource = cast(lambda_.CfnFunction, function.node.default_child)
     arn = published(config, "layer/arn").read(Stack.of(function))
-    function.add_layers(lambda_.LayerVersion.from_layer_version_arn(function, "LambdaPg", arn))
+    resource.layers = Lazy.list(_Layers(function, resource.layers, arn))
+
+
+@jsii.implements(IStableListProducer)
+class _Layers:
+    """A function's own layers, as they are when its template is written, and one more."""
+
+    def __init__(self, function: lambda_.Function, own: list[str] | None, arn: str) -> None:
+        self._function, self._own, self._arn = function, own, arn
+
+    def produce(self) -> list[str]:
+        """Resolve the others and append ours."""
+        return [*(Stack.of(self._function).resolve(self._own) or []), self._arn]
 
 
 def read_secret(function: lambda_.Function, arn: str) -> None:

@@ -103,8 +103,15 @@ class NetworkStack(Stack):
         services: dict[str, ec2.IInterfaceVpcEndpointService] = dict(ENDPOINTS)
         if config.pooler == "pgbouncer":
             services["Peers"] = ec2.InterfaceVpcEndpointAwsService(PEERS_ENDPOINT)
+        # By the addresses as they are set: CDK's own rule names them by a reference, which no
+        # rule set can judge.
+        group = ec2.SecurityGroup(
+            self, "Endpoints", vpc=vpc, description="Interface endpoints", allow_all_outbound=False
+        )
+        inside = ec2.Peer.ipv4(config.network.cidr)
+        group.add_ingress_rule(inside, ec2.Port.tcp(443), "from the VPC")
         for name, service in services.items():
-            vpc.add_interface_endpoint(name, service=service)
+            vpc.add_interface_endpoint(name, service=service, open=False, security_groups=[group])
         vpc.add_gateway_endpoint("S3", service=ec2.GatewayVpcEndpointAwsService.S3)
 
     def _log_flows(self, vpc: ec2.Vpc, days: int) -> None:

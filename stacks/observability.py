@@ -147,6 +147,8 @@ class ObservabilityStack(Stack):
     ) -> None:
         self._board.monitor_api_gateway_v2_http_api(
             api=api.api,
+            human_readable_name="API",
+            alarm_friendly_name="Api",
             add5xx_count_alarm={"Warning": self._errors(5, "requests-fail")},
         )
         seconds = self._config.functions.timeout / 2

@@ -1,10 +1,13 @@
 """How a function's new version gets its traffic: behind an alias, at once or little by little."""
 
+from typing import cast
+
 from aws_cdk import Duration
 from aws_cdk import aws_cloudwatch as cloudwatch
 from aws_cdk import aws_codedeploy as codedeploy
 from aws_cdk import aws_lambda as lambda_
 
+from stacks.acknowledged import accept_permission, aws_policy
 from stacks.config import Config
 
 ALIAS = "live"
@@ -24,16 +27,27 @@ _DEPLOYMENTS = {
 }
 
 
-def release(function: lambda_.Function, config: Config) -> lambda_.Alias:
-    """Publish the function's version and let the alias follow, as the stage wants it."""
+def release(function: lambda_.Function, config: Config, inputs: str) -> lambda_.Alias:
+    """Publish the function's version and let the alias follow, as the stage wants it.
+
+    `inputs` is what the version depends on besides the function's template; another text makes
+    CloudFormation publish another version.
+    """
+    version = cast(lambda_.CfnVersion, function.current_version.node.default_child)
+    version.description = inputs
     alias = lambda_.Alias(function, "Live", alias_name=ALIAS, version=function.current_version)
     if config.functions.deployment != "AllAtOnce":
-        codedeploy.LambdaDeploymentGroup(
+        group = codedeploy.LambdaDeploymentGroup(
             function,
             "Deployment",
             alias=alias,
             deployment_config=_DEPLOYMENTS[config.functions.deployment],
             alarms=[_alarm(function, alias)],
+        )
+        accept_permission(
+            group,
+            aws_policy("AWSCodeDeployRoleForLambdaLimited"),
+            "AWS's own policy for moving an alias; CodeDeploy's role is for nothing else.",
         )
     return alias
 

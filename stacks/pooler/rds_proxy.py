@@ -90,7 +90,12 @@ class RdsProxyStack(Stack):
         config, identifier = self._config, published(self._config, "database/identifier").read(self)
         if self._database.server.cluster:
             cluster = rds.DatabaseCluster.from_database_cluster_attributes(
-                self, "Cluster", cluster_identifier=identifier, engine=cluster_engine(config)
+                self,
+                "Cluster",
+                cluster_identifier=identifier,
+                port=self._database.server.rule_port,
+                security_groups=[],
+                engine=cluster_engine(config),
             )
             return rds.ProxyTarget.from_cluster(cluster)
         instance = rds.DatabaseInstance.from_database_instance_attributes(
