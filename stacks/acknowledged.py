@@ -21,6 +21,12 @@ def accept_by_id(construct: IConstruct, finding: str, reason: str) -> None:
     Validations.of(construct).acknowledge(Acknowledgment(id=finding, reason=reason))
 
 
+def accept_zones(construct: IConstruct) -> None:
+    """Accept that zones are named: they are a setting."""
+    reason = "The zones are a setting: choosing them during synth would need a look-up."
+    accept_by_id(construct, "CloudFormation-Validate::W3010", reason)
+
+
 def accept_permission(construct: IConstruct, permission: str, reason: str) -> None:
     """Accept one permission that is AWS's own policy (IAM4) or has a wildcard (IAM5)."""
     kind = "IAM4" if permission.startswith("Policy::") else "IAM5"

@@ -51,6 +51,9 @@ class Network:
         pattern=HOST,
         shape="a DNS name",
     )
+    bastion: bool = setting(
+        False, "whether an instance lets administrators reach the database by Session Manager"
+    )
     vpc_id: str | None = setting(
         None,
         "VPC that exists already; null: a new one",

@@ -3,12 +3,13 @@
 from typing import Any
 
 from aws_cdk import Duration, RemovalPolicy, Stack
+from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_lambda as lambda_
 from aws_cdk import aws_route53 as route53
 from aws_cdk import aws_secretsmanager as secretsmanager
 from constructs import Construct
 
-from stacks.acknowledged import accept_permission
+from stacks.acknowledged import accept, accept_permission, accept_zones
 from stacks.assets import Assets
 from stacks.config import Config
 from stacks.functions import add_layer, join_network, new_function, read_secret
@@ -43,6 +44,8 @@ class DatabaseStack(Stack):
         self.rotation: lambda_.Function | None = None
         if self.application_secret is not None:
             self.rotation = self._rotate(self.application_secret, assets)
+        if config.network.bastion:
+            self._let_people_in(network)
         # For people and tools: RDS's certificate does not carry this name, so it takes verify-ca.
         route53.CnameRecord(
             self,
@@ -91,6 +94,44 @@ class DatabaseStack(Stack):
         """Give a value of this stack: as it is in the stack itself, elsewhere as published."""
         stack = Stack.of(function)
         return value if stack is self else published(self._config, name).read(stack)
+
+    def _let_people_in(self, network: NetworkStack) -> None:
+        """Add a small instance without any way in but Session Manager, which logs who came."""
+        group = ec2.SecurityGroup(
+            self, "BastionGroup", vpc=network.vpc, description="Bastion", allow_all_outbound=False
+        )
+        group.add_egress_rule(ec2.Peer.any_ipv4(), ec2.Port.tcp(443), "to Session Manager")
+        let_in(group, self.server.group_id, self.server.rule_port, "PostgreSQL")
+        bastion = ec2.Instance(
+            self,
+            "Bastion",
+            vpc=network.vpc,
+            vpc_subnets=network.subnets,
+            security_group=group,
+            instance_type=ec2.InstanceType("t4g.nano"),
+            machine_image=ec2.MachineImage.latest_amazon_linux2023(
+                cpu_type=ec2.AmazonLinuxCpuType.ARM_64
+            ),
+            block_devices=[
+                ec2.BlockDevice(
+                    device_name="/dev/xvda", volume=ec2.BlockDeviceVolume.ebs(8, encrypted=True)
+                )
+            ],
+            require_imdsv2=True,
+            ssm_session_permissions=True,
+        )
+        accept_zones(bastion)
+        accept(
+            bastion,
+            EC28="Nobody waits for its metrics: it only passes a tunnel on.",
+            EC29="It holds nothing, and a new one takes its place.",
+        )
+        accept_permission(
+            bastion,
+            "Policy::arn:<AWS::Partition>:iam::aws:policy/AmazonSSMManagedInstanceCore",
+            "AWS's own policy for instances that Session Manager reaches.",
+        )
+        published(self._config, "network/bastion").write(self, bastion.instance_id)
 
     def _rotate(self, secret: secretsmanager.Secret, assets: Assets) -> lambda_.Function:
         """Rotate with a function of our own: it takes the direct way and verifies TLS."""

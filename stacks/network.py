@@ -8,7 +8,7 @@ from aws_cdk import aws_logs as logs
 from aws_cdk import aws_route53 as route53
 from constructs import Construct
 
-from stacks.acknowledged import accept, accept_by_id
+from stacks.acknowledged import accept, accept_zones
 from stacks.config import Config
 from stacks.published import published
 
@@ -91,11 +91,7 @@ class NetworkStack(Stack):
         return vpc
 
     def _accept_findings(self, vpc: ec2.Vpc, config: Config) -> None:
-        accept_by_id(
-            vpc,
-            "CloudFormation-Validate::W3010",
-            "The zones are a setting: choosing them during synth would need a look-up.",
-        )
+        accept_zones(vpc)
         if not config.network.flow_logs:
             accept(vpc, VPC7="This stage has network.flow_logs off: it holds no real data.")
 

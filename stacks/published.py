@@ -13,7 +13,7 @@ from constructs import Construct
 
 from stacks.config import Config
 
-VALUES = {
+FOR_CLIENTS = {
     "layer/arn": "newest version of the layer lambda_pg",
     "pooler/host": "name of the pooler, as its certificate has it",
     "pooler/port": "port of the pooler",
@@ -23,16 +23,22 @@ VALUES = {
     "pooler/secret-arn": "secret that functions log in with",
     "pooler/user": "user that functions log in as with a token of their role",
     "pooler/connect-arn": "what rds-db:connect has to allow for that user",
-    "database/host": "direct address of the database",
-    "database/port": "port of the database",
     "database/name": "name of the database",
-    "database/owner-secret-arn": "secret of the database's owner, for migrations and rotation",
-    "database/identifier": "name of the DB instance or cluster",
-    "database/resource-id": "what IAM policies call it",
     "network/vpc": "VPC of pooler and functions",
     "network/subnets": "private subnets for functions",
 }
-"""Everything that a stage may publish. Which of them there are depends on its pooler."""
+"""What functions of any app need; which of them there are depends on the stage's pooler."""
+
+VALUES = {
+    **FOR_CLIENTS,
+    "database/host": "direct address of the database",
+    "database/port": "port of the database",
+    "database/owner-secret-arn": "secret of the database's owner, for migrations and rotation",
+    "database/identifier": "name of the DB instance or cluster",
+    "database/resource-id": "what IAM policies call it",
+    "network/bastion": "instance through which Session Manager reaches the database",
+}
+"""Everything that a stage may publish."""
 
 
 @dataclass(frozen=True)

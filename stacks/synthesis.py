@@ -15,6 +15,7 @@ from typing import Any
 from aws_cdk import App
 
 from app import build
+from stacks.clients import Clients
 from stacks.config import CDK_JSON
 
 ROOT = CDK_JSON.parent
@@ -63,6 +64,7 @@ COMBINATIONS: Mapping[str, Mapping[str, Any]] = {
     "external": _EXTERNAL,
     "external-in-network": {**_EXTERNAL, "network": _NETWORK},
     "instance-pgbouncer-without-nat": {"network": {"egress": "endpoints"}},
+    "instance-pgbouncer-with-bastion": {"network": {"bastion": True}},
 }
 """What a stage can be made of, as overrides of the stage `dev`."""
 
@@ -74,11 +76,20 @@ def stages() -> tuple[str, ...]:
 
 def new_app(stage: str, folder: Path, override: Mapping[str, Any] | None = None) -> App:
     """Build a stage's app, with cdk.json's context as the command line gives it, unsynthesised."""
-    context = json.loads(CDK_JSON.read_text())["context"]
-    chosen = {**context, "stage": stage, "override": json.dumps(override or {})}
-    app = App(outdir=str(folder), context=chosen)
+    app = _app(stage, folder, override)
     build(app)
     return app
+
+
+def attached(stage: str, folder: Path) -> Clients:
+    """Build a stage's app and return the functions that it attaches."""
+    return build(_app(stage, folder, None))
+
+
+def _app(stage: str, folder: Path, override: Mapping[str, Any] | None) -> App:
+    context = json.loads(CDK_JSON.read_text())["context"]
+    chosen = {**context, "stage": stage, "override": json.dumps(override or {})}
+    return App(outdir=str(folder), context=chosen)
 
 
 def everything() -> Iterator[tuple[str, str, Mapping[str, Any]]]:

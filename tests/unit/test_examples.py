@@ -13,27 +13,12 @@ import pytest
 from lambda_pg import Settings
 
 from stacks.config import Config
+from stacks.published import FOR_CLIENTS
 from tests import examples
 from tests.examples import CA, SECRET, VALUES, Example
 
-PUBLISHED = frozenset(
-    f"/lambda-pg/dev/{name}"
-    for name in (
-        "layer/arn",
-        "pooler/host",
-        "pooler/port",
-        "pooler/profile",
-        "pooler/ca",
-        "pooler/security-group",
-        "pooler/secret-arn",
-        "pooler/user",
-        "pooler/connect-arn",
-        "database/name",
-        "network/vpc",
-        "network/subnets",
-    )
-)
-"""The names that a stage publishes."""
+PUBLISHED = frozenset(f"/lambda-pg/dev/{name}" for name in FOR_CLIENTS)
+"""The names that a stage publishes for functions of other apps."""
 
 Read = Callable[..., Example]
 READERS = [examples.sam, examples.serverless, examples.terraform]
