@@ -592,6 +592,23 @@ def test_every_alarm_leads_to_a_runbook_that_exists(stage: Stage, combination: S
             assert set(links) <= anchors, name
 
 
+@pytest.mark.parametrize("name", ["dev", "prod"])
+def test_the_costs_page_counts_what_is_deployed(stages: dict[str, Stage], name: str) -> None:
+    """Secrets (the owner's, which RDS makes, too), private zones and alarms."""
+    page = (Path(__file__).parents[2] / "docs" / "costs.md").read_text()
+    rows = page.partition(f"### {name}\n")[2].partition("\n#")[0]
+    stage = stages[name]
+    policies = len(stage.all("AWS::ApplicationAutoScaling::ScalingPolicy"))
+    zones = ("AWS::Route53::HostedZone", "AWS::ServiceDiscovery::PrivateDnsNamespace")
+    counted = {
+        "secret": len(stage.all(SECRET)) + 1,
+        "zone": sum(len(stage.all(kind)) for kind in zones),
+        "alarm": len(stage.all("AWS::CloudWatch::Alarm")) + 2 * policies,
+    }
+    for word, count in counted.items():
+        assert f"`{count} \N{MULTIPLICATION SIGN} {word}`" in rows, (word, count)
+
+
 def test_without_nat_the_endpoints_are_there(tmp_path: Path) -> None:
     """Private subnets without NAT reach the registry, the logs and the secrets."""
     stage = synthesise("dev", tmp_path, {"network": {"egress": "endpoints"}})

@@ -154,7 +154,7 @@ def test_the_stages_are_those_of_cdk_json(stage: str) -> None:
     config = Config.from_context({**context, "stage": stage}.get)
     (rows,) = [rows for rows in tables() if rows[-1].what == f"**{stage}**"]
     written = {row.what: row.arithmetic.replace(TIMES, "*") for row in rows}
-    tasks, zones = config.pooler, "_multi_az" if config.database.multi_az else ""
+    tasks, zones = config.pgbouncer, "_multi_az" if config.database.multi_az else ""
     size = config.database.instance_class.replace(".", "_")
     gateways = "NAT gateways" if config.network.nat_gateways > 1 else "NAT gateway"
     assert config.network.egress == "nat"
