@@ -134,7 +134,7 @@ The smallest change that fits: pgbouncer.max_client_conn = 2220 (it is 2000); or
 the concurrency of users = 890 (it is 1000).""",
     ),
     "sessions": (
-        {"pgbouncer": {"pool_mode": "session"}},
+        {"pgbouncer": {"pool_mode": "session"}, "functions": {"other_clients": 0}},
         (Client("users", 20),),
         """\
 stage 'dev': the sessions that can exist are 20 more than server connections for sessions: \
@@ -210,10 +210,10 @@ def test_where_nothing_fits_no_setting_is_named() -> None:
 
 def test_sessions_fit_where_every_client_has_a_server_connection() -> None:
     """Session pooling is refused only where it can leave somebody waiting for ever."""
-    session = {"pool_mode": "session"}
-    budget("dev", Client("users", 10), pgbouncer=session).check()
+    alone = {"pgbouncer": {"pool_mode": "session"}, "functions": {"other_clients": 0}}
+    budget("dev", Client("users", 10), **alone).check()
     with pytest.raises(BudgetError, match="the sessions that can exist"):
-        budget("dev", Client("users", 11), pgbouncer=session).check()
+        budget("dev", Client("users", 11), **alone).check()
 
 
 def test_a_function_without_a_reservation_takes_what_is_left() -> None:
