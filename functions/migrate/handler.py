@@ -15,22 +15,28 @@ from lambda_pg import Database
 from migrations.roles import Login, Timeouts
 from migrations.run import migrate
 
+ANSWERING = 2.0
+"""Seconds kept back from the wait for another migration, to tell who it was."""
+
 logger = logging.getLogger("migrate")
 logger.setLevel(logging.INFO)
 db = Database.from_env()
 
 
 @db.bind_lambda_context
-def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
+def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
     """Migrate, and answer with the revision reached and those applied on the way."""
+    patience = context.get_remaining_time_in_millis() / 1000 - ANSWERING
     with db.connection() as connection:
-        outcome = migrate(connection, read_login(), read_timeouts())
+        outcome = migrate(connection, read_login, read_timeouts(), patience=patience)
     logger.info("schema is at revision %s, applied %s", outcome.revision, outcome.applied)
     return {"revision": outcome.revision, "applied": outcome.applied}
 
 
 def read_login() -> Login:
-    """Fetch the application's user from its secret."""
+    """Name the application's user: APP_USER logs in by IAM, another one is in its secret."""
+    if user := os.environ.get("APP_USER"):
+        return Login(user)
     secrets = boto3.client("secretsmanager")
     text = secrets.get_secret_value(SecretId=os.environ["APP_SECRET_ARN"])["SecretString"]
     fields = json.loads(text)
@@ -43,4 +49,5 @@ def read_timeouts() -> Timeouts:
         statement=int(os.environ["STATEMENT_TIMEOUT"]),
         lock=int(os.environ["LOCK_TIMEOUT"]),
         idle_in_transaction=int(os.environ["IDLE_IN_TRANSACTION_TIMEOUT"]),
+        transaction=int(os.environ.get("TRANSACTION_TIMEOUT", "0")),
     )
