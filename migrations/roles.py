@@ -49,12 +49,35 @@ class Timeouts:
     transaction: int = 0
 
 
-def prepare(connection: Connection[Any], login: Login, timeouts: Timeouts) -> None:
-    """Create or alter everything, in one transaction."""
+class UnboundLoginError(ValueError):
+    """The application's user would see every row, whatever the policies say."""
+
+
+def prepare(
+    connection: Connection[Any], login: Login, timeouts: Timeouts, *, shared: bool = False
+) -> None:
+    """Create or alter everything, in one transaction; raise `UnboundLoginError`.
+
+    In a database that is `shared` with others nothing changes for them: it stays open to whom it
+    was, and the limits are the login's own.
+    """
     with connection.transaction():
         admit(connection, login)
-        _open_database(connection)
-        _limit(connection, timeouts)
+        _check_bound(connection, login)
+        _open_database(connection, shared=shared)
+        _limit(connection, timeouts, login.name if shared else None)
+
+
+def _check_bound(connection: Connection[Any], login: Login) -> None:
+    unbound = connection.execute(
+        "SELECT FROM pg_roles WHERE rolname = %s AND (rolsuper OR rolbypassrls)", [login.name]
+    )
+    if unbound.fetchone() is not None:
+        raise UnboundLoginError(
+            f"the application logs in as {login.name}, whom row-level security does not bind "
+            "(superuser or BYPASSRLS): every caller would see everybody's rows. Give the "
+            "application a user of its own"
+        )
 
 
 def admit(connection: Connection[Any], login: Login) -> None:
@@ -113,16 +136,20 @@ def _let_in_by_iam(connection: Connection[Any], name: str) -> None:
         )
 
 
-def _open_database(connection: Connection[Any]) -> None:
-    """Let the group in, and nobody else."""
+def _open_database(connection: Connection[Any], *, shared: bool) -> None:
+    """Let the group in, and nobody else unless the database is shared."""
     database = connection.info.dbname
-    _run(connection, "REVOKE ALL ON DATABASE {} FROM PUBLIC", database)
+    if not shared:
+        _run(connection, "REVOKE ALL ON DATABASE {} FROM PUBLIC", database)
     _run(connection, "GRANT CONNECT ON DATABASE {} TO {}", database, GROUP)
     _run(connection, "GRANT USAGE ON SCHEMA public TO {}", GROUP)
 
 
-def _limit(connection: Connection[Any], timeouts: Timeouts) -> None:
-    """Set timeouts on the database: on a role, the second user of a rotation would lack them."""
+def _limit(connection: Connection[Any], timeouts: Timeouts, only: str | None) -> None:
+    """Set timeouts on the database: on a role, the second user of a rotation would lack them.
+
+    Where others use the database too, they are set for one role in it: nothing rotates that.
+    """
     limits = {
         "statement_timeout": timeouts.statement,
         "lock_timeout": timeouts.lock,
@@ -130,10 +157,13 @@ def _limit(connection: Connection[Any], timeouts: Timeouts) -> None:
     }
     if connection.info.server_version >= LIMITS_TRANSACTIONS:
         limits["transaction_timeout"] = timeouts.transaction
+    database = sql.Identifier(connection.info.dbname)
+    whose = sql.SQL("DATABASE {}").format(database)
+    if only is not None:
+        whose = sql.SQL("ROLE {} IN DATABASE {}").format(sql.Identifier(only), database)
     for name, seconds in limits.items():
-        statement = sql.SQL("ALTER DATABASE {} SET {} = {}")
-        database = sql.Identifier(connection.info.dbname)
-        connection.execute(statement.format(database, sql.Identifier(name), f"{seconds}s"))
+        statement = sql.SQL("ALTER {} SET {} = {}")
+        connection.execute(statement.format(whose, sql.Identifier(name), f"{seconds}s"))
 
 
 def _run(connection: Connection[Any], statement: LiteralString, *names: str) -> None:

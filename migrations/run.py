@@ -29,6 +29,7 @@ def migrate(
     scripts: Path = SCRIPTS,
     *,
     patience: float,
+    shared: bool = False,
 ) -> Outcome:
     """Migrate over a direct connection in autocommit, which is closed at the end.
 
@@ -40,7 +41,7 @@ def migrate(
         _lift_limits(connection)
         _take_lock(connection, patience)
         _limit_locks(connection, timeouts.lock)
-        prepare(connection, read_login(), timeouts)
+        prepare(connection, read_login(), timeouts, shared=shared)
         return upgrade(connection, scripts)
     finally:
         connection.close()

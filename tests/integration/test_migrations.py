@@ -17,7 +17,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from local.postgres import Postgres
-from migrations.roles import GROUP, IAM, Login, Timeouts, admit
+from migrations.roles import GROUP, IAM, Login, Timeouts, UnboundLoginError, admit
 from migrations.run import LOCK, migrate
 from migrations.upgrade import SCRIPTS, MigrationError, Outcome
 from tests.integration.functions import load_function
@@ -52,10 +52,13 @@ class Target:
         *,
         timeouts: Timeouts = TIMEOUTS,
         patience: float = 60.0,
+        shared: bool = False,
     ) -> Outcome:
         """Run the migration as the function does."""
         connection = psycopg.connect(self.dsn, autocommit=True)
-        return migrate(connection, lambda: self.login, timeouts, scripts, patience=patience)
+        return migrate(
+            connection, lambda: self.login, timeouts, scripts, patience=patience, shared=shared
+        )
 
     def connect(self) -> psycopg.Connection[tuple[object, ...]]:
         """Log in as the application."""
@@ -221,6 +224,62 @@ def test_the_database_s_timeouts_are_not_the_migration_s(target: Target, scripts
     target.migrate(scripts, timeouts=timeouts)
     add(scripts, "a2", HEAD, "SELECT pg_sleep(1.5)")
     assert target.migrate(scripts, timeouts=timeouts).applied == ["a2"]
+
+
+def test_in_a_shared_database_nothing_changes_for_others(
+    target: Target, postgres: Postgres
+) -> None:
+    """Whoever could connect still can, without the limits that the application's user has."""
+    target.migrate(shared=True)
+    with target.connect() as connection:
+        limited = connection.execute("SHOW statement_timeout").fetchone()
+    assert limited == ("7s",)
+    other = f"other_{secrets.token_hex(4)}"
+    with psycopg.connect(postgres.superuser_dsn, autocommit=True) as admin:
+        create = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}")
+        admin.execute(create.format(sql.Identifier(other), PASSWORD))
+        try:
+            with psycopg.connect(target.dsn, user=other, password=PASSWORD) as connection:
+                assert connection.execute("SHOW statement_timeout").fetchone() == ("0",)
+        finally:
+            admin.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(other)))
+
+
+@pytest.mark.parametrize("attribute", ["BYPASSRLS", "SUPERUSER"])
+def test_a_user_whom_no_policy_binds_is_refused(
+    target: Target, postgres: Postgres, attribute: str
+) -> None:
+    """Every caller would see everybody's rows; nothing of the migration stays."""
+    with psycopg.connect(postgres.superuser_dsn, autocommit=True) as admin:
+        create = sql.SQL("CREATE ROLE {} LOGIN {}")
+        admin.execute(create.format(sql.Identifier(target.login.name), sql.SQL(attribute)))
+        master = sql.Identifier(str(conninfo_to_dict(postgres.dsn)["user"]))
+        admin.execute(
+            sql.SQL("GRANT {} TO {} WITH ADMIN OPTION").format(
+                sql.Identifier(target.login.name), master
+            )
+        )
+    with pytest.raises((UnboundLoginError, psycopg.errors.InsufficientPrivilege)) as refused:
+        target.migrate()
+    if attribute == "BYPASSRLS":
+        assert target.login.name in str(refused.value)
+        assert "a user of its own" in str(refused.value)
+    assert target.tables() == set()
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("postgresql://app:p%40ss@pooler.example.com:6432/app", "app"),
+        ("postgresql://app.abcdef:p%40ss@aws-0-eu-west-1.pooler.supabase.com:6543/postgres", "app"),
+        ("postgresql://a.b:p%40ss@ep-x-pooler.eu-west-1.aws.neon.tech/app", "a.b"),
+    ],
+)
+def test_an_external_pooler_s_url_names_the_user(
+    target: Target, function: ModuleType, url: str, name: str
+) -> None:
+    """As the database knows it: Supabase's pooler wants the project behind it."""
+    assert function.login_of(url) == Login(name, "p@ss")
 
 
 def test_a_new_password_is_taken_over(target: Target) -> None:
