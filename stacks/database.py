@@ -160,6 +160,10 @@ class DatabaseStack(Stack):
             # The users come with the first migration, which is after this.
             rotate_immediately_on_update=False,
         )
+        # CDK lets the service in whoever's secret it is for.
+        for child in function.node.find_all():
+            if isinstance(child, lambda_.CfnPermission):
+                child.source_account = self.account
         return function
 
     def _secret(self) -> secretsmanager.Secret:

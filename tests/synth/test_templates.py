@@ -393,6 +393,13 @@ def test_no_policy_names_all_secrets_or_all_users(stage: Stage, combination: Sta
                         assert "*" not in resources, name
 
 
+def test_services_invoke_functions_for_this_account_only(stage: Stage) -> None:
+    """Each permission of a service names the account, or the rule or API that it is for."""
+    for name, permission in stage.all("AWS::Lambda::Permission").items():
+        properties = permission["Properties"]
+        assert "SourceArn" in properties or "SourceAccount" in properties, name
+
+
 def test_layers_reach_only_functions_of_the_same_python(combination: Stage) -> None:
     """Every function with the layer runs the Python that the layer is built for."""
     (layer,) = combination.all("AWS::Lambda::LayerVersion").values()
