@@ -107,6 +107,8 @@ def status(chosen: argparse.Namespace) -> int:
     if pooler := found.get("pooler"):
         limit = pooler["max_server_connections"]
         print(f"pooler   {pooler['host']}:{pooler['port']}, at most {limit} server connections")
+        for task in pooler["tasks"]:
+            print(f"task     {task['address']}: {task['state']}, {task['flows']} flows")
     for name, count in sorted(found.get("functions", {}).items()):
         print(f"function {name}: {count} environments")
     return 0

@@ -185,19 +185,37 @@ class LocalCloud:
     def client(self, service: str) -> Any:
         """Return a boto3 client of a service of the control plane."""
         import boto3  # noqa: PLC0415  # 0.1 s that `status` and `token` need not pay
+        from botocore.config import Config  # noqa: PLC0415
 
         keys = {name.lower(): value for name, value in CREDENTIALS.items()}
         state = self.state
         endpoint, region = state.aws_endpoint_url, state.region
-        return boto3.client(service, endpoint_url=endpoint, region_name=region, **keys)
+        config = Config(inject_host_prefix=False)  # no name can stand in front of an address
+        return boto3.client(
+            service, endpoint_url=endpoint, region_name=region, config=config, **keys
+        )
 
     def reconcile(self) -> None:
-        """Look at the deployed stacks now."""
+        """Look at the deployed stacks now, and wait until everything runs."""
         self._call("POST", "/reconcile")
 
     def pooler(self, verb: str) -> None:
-        """`start`, `stop` or `restart` the pooler."""
+        """`start`, `stop` or `restart` the pooler: all its tasks at once."""
         self._call("POST", f"/pooler/{verb}")
+
+    def scale_pooler(self, count: int) -> None:
+        """Have the pooler's ECS service run `count` tasks; return when it is stable."""
+        self._update_pooler(desiredCount=count)
+
+    def replace_pooler_tasks(self) -> None:
+        """Have ECS replace all tasks of the pooler by new ones; return when it is stable."""
+        self._update_pooler(forceNewDeployment=True)
+
+    def _update_pooler(self, **changes: Any) -> None:
+        arn = str(self.status()["pooler"]["service"])
+        cluster = arn.split("/")[-2]
+        self.client("ecs").update_service(cluster=cluster, service=arn, **changes)
+        self.reconcile()
 
     def postgres(self, verb: str) -> None:
         """`start` or `stop` the database."""

@@ -14,6 +14,7 @@ from local.deployment import DeploymentError
 from local.environments.account import UnknownFunctionError
 from local.environments.environment import Outcome
 from local.environments.fleet import ThrottledError
+from local.pooler_service.task import Task
 
 if TYPE_CHECKING:
     from local.daemon import Daemon
@@ -35,6 +36,8 @@ def control_application(daemon: "Daemon") -> web.Application:
             web.post("/reconcile", control.reconcile),
             web.post("/deploy", control.deploy),
             web.post("/pooler/{verb:start|stop|restart}", control.pooler),
+            web.get("/v4/{task}", control.container_metadata),
+            web.get("/v4/{task}/task", control.task_metadata),
             web.post("/postgres/{verb:start|stop}", control.postgres),
             web.post("/database", control.database),
         ]
@@ -71,7 +74,7 @@ class Control:
         self._daemon = daemon
 
     async def status(self, _request: web.Request) -> web.Response:
-        return web.json_response(self._daemon.status())
+        return web.json_response(await self._daemon.status())
 
     async def open(self, request: web.Request) -> web.Response:
         order = await request.json()
@@ -88,19 +91,24 @@ class Control:
         return web.json_response({})
 
     async def invoke(self, request: web.Request) -> web.Response:
-        """Run an event; the control plane sends names, and its deployments want the newest code."""
+        """Run an event by a function's name or folder, or in the version that is asked for.
+
+        The control plane asks for one: its deployments want the newest code, as it then is.
+        """
         name, event = request.match_info["name"], await request.read() or b"{}"
+        version = request.query.get("version")
         try:
-            if name in self._daemon.account.counts():
+            if version is None and self._daemon.account.has(name):
                 outcome = await self._daemon.account.invoke(name, event)
             else:
-                outcome = await self._daemon.invoke_deployed(name, event)
+                outcome = await self._daemon.invoke_version(name, version or "$LATEST", event)
         except ThrottledError as error:
             return web.json_response({"throttled": str(error)})
         return web.json_response(_told(outcome))
 
     async def reconcile(self, _request: web.Request) -> web.Response:
-        await self._daemon.reconcile()
+        """Look at the deployed stacks now, and answer when everything runs."""
+        await self._daemon.run_what_is_deployed()
         return web.json_response({})
 
     async def deploy(self, request: web.Request) -> web.StreamResponse:
@@ -123,10 +131,24 @@ class Control:
     async def pooler(self, request: web.Request) -> web.Response:
         verb = request.match_info["verb"]
         if verb in {"stop", "restart"}:
-            await self._daemon.stop_pooler()
+            await self._daemon.pooler.stop()
         if verb in {"start", "restart"}:
-            await self._daemon.start_pooler()
+            await self._daemon.pooler.start()
         return web.json_response({})
+
+    async def container_metadata(self, request: web.Request) -> web.Response:
+        """Answer as ECS's metadata endpoint does, to a task that asks about itself."""
+        return web.json_response(self._task(request).container())
+
+    async def task_metadata(self, request: web.Request) -> web.Response:
+        task = self._task(request)
+        return web.json_response(task.metadata(self._daemon.pooler.arn_of(task)))
+
+    def _task(self, request: web.Request) -> Task:
+        task = self._daemon.pooler.task(request.match_info["task"])
+        if task is None:
+            raise web.HTTPNotFound
+        return task
 
     async def postgres(self, request: web.Request) -> web.Response:
         await self._daemon.postgres_do(request.match_info["verb"])

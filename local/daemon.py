@@ -6,7 +6,6 @@ import os
 import secrets
 import signal
 import sys
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -18,25 +17,29 @@ from aiohttp import web
 
 from local import installed, processes
 from local.control import control_application
-from local.deployed import Deployed, PoolerTask
-from local.deployment import REPOSITORY, STAGE, Cdk, merge
+from local.deployed import Deployed
+from local.deployed import PoolerService as DeployedPooler
+from local.deployment import STAGE, Cdk, merge
 from local.environments.account import Account
 from local.environments.launcher import Surroundings
 from local.http_api.server import HttpApi
 from local.inventory import Inventory
 from local.issuer import AUDIENCE, Issuer
+from local.ministack import ControlPlane
 from local.options import Options
 from local.pgbouncer import Pooler
 from local.pgbouncer_discovery import PgBouncerBinary, find_pgbouncer
+from local.pooler_service.cloud_map import CloudMap
+from local.pooler_service.front import Front
+from local.pooler_service.service import PoolerService
 from local.postgres import Postgres
 from local.postgres_discovery import find_postgres
 from local.progress import Progress
-from local.state import CREDENTIALS, MARK, State
+from local.state import MARK, State, sdk_variables
 from stacks.config import Config
 
 T = TypeVar("T")
 _WATCH_SECONDS = 1.0
-_CONTROL_PLANE_SECONDS = 30.0
 _BACKLOG = 4096  # a storm's connections come at once
 
 
@@ -52,16 +55,17 @@ class Daemon:
         self.app = options.app
         self.account: Account
         self.postgres: Postgres
-        self.pooler: Pooler | None = None
+        self.pooler: PoolerService
         self._issuer: Issuer
         self._api: HttpApi
         self._cdk: Cdk
         self._inventory: Inventory
         self._state: State
         self._pgbouncer: PgBouncerBinary
-        self._pooler_task: PoolerTask | None = None
-        self._control_plane: asyncio.subprocess.Process | None = None
         self._ports = {name: processes.free_port() for name in ("aws", "postgres", "pooler")}
+        self._control_plane = ControlPlane(folder / "control-plane", self._ports["aws"])
+        self._front = Front(folder / "balancer.log", self._ports["pooler"])
+        self._following: asyncio.Task[None] | None = None
         self._reconciling = asyncio.Lock()
         self._deploying = asyncio.Lock()
         self._signature = ""
@@ -106,9 +110,10 @@ class Daemon:
             await self._start_control_plane()
             if self.options.deploy:
                 await self._step("cdk bootstrap", self._cdk.bootstrap())
+        self._following = asyncio.create_task(self.pooler.run())
         if self.options.deploy:
             await self._step("cdk deploy --all", self._cdk.deploy(self.app))
-            await self._step("functions, API and pooler", self.reconcile())
+            await self._step("functions, API and pooler", self.run_what_is_deployed())
 
     async def _serve(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -148,6 +153,9 @@ class Daemon:
         account = settings.account or "000000000000"
         self._cdk = Cdk(cdk_folder, endpoint, account, settings.region)
         self._inventory = Inventory(endpoint, settings.region, self.folder / "code")
+        names = CloudMap(endpoint, settings.region)
+        self.pooler = PoolerService(self._front, names, self._new_pooler, self._on_thread)
+        await self._front.start()
         return [*runners, runner]
 
     def _announce(self, *, ready: bool) -> None:
@@ -159,16 +167,16 @@ class Daemon:
         for runner in runners:
             await runner.cleanup()
         await self.account.close()
+        if self._following is not None:
+            self._following.cancel()
+        await self.pooler.close()
         await self._on_thread(self._stop_servers)
-        if self._control_plane is not None:
-            with suppress(ProcessLookupError):
-                self._control_plane.kill()
-            await self._control_plane.wait()
+        await self._front.close()
+        await self._control_plane.close()
         self._thread.shutdown()
 
     def _stop_servers(self) -> None:
-        if self.pooler is not None:
-            self.pooler.kill()
+        self.pooler.kill()
         if hasattr(self, "postgres"):
             self.postgres.stop("fast")
 
@@ -202,13 +210,8 @@ class Daemon:
     def _surroundings(self, region: str) -> Surroundings:
         temporary = self.folder / "tmp"
         temporary.mkdir()
-        variables = {
-            **CREDENTIALS,
-            "AWS_REGION": region,
-            "AWS_DEFAULT_REGION": region,
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._ports['aws']}",
-            MARK: os.environ[MARK],
-        }
+        endpoint = f"http://127.0.0.1:{self._ports['aws']}"
+        variables = {**sdk_variables(endpoint, region), MARK: os.environ[MARK]}
         return Surroundings(self.folder / "runtime", temporary, self.folder / "logs", variables)
 
     async def _find_runtime(self) -> None:
@@ -238,55 +241,9 @@ class Daemon:
 
     async def _start_control_plane(self) -> None:
         async with self.progress.step("control plane: MiniStack"):
-            python = await asyncio.to_thread(installed.control_plane_python)
-            home = self.folder / "control-plane"
-            (home / "tmp").mkdir(parents=True)
-            log = home / "ministack.log"
-            with log.open("wb") as output:
-                self._control_plane = await asyncio.create_subprocess_exec(
-                    str(python), "-m", "local.control_plane",
-                    cwd=REPOSITORY, env=self._control_plane_variables(home),
-                    stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
-                    start_new_session=True,
-                )  # fmt: skip
-            await self._control_plane_answers(log)
-
-    def _control_plane_variables(self, home: Path) -> dict[str, str]:
-        return {
-            **processes.base_environment(),
-            "BIND_HOST": "127.0.0.1",
-            "MINISTACK_HOST": "127.0.0.1",
-            "GATEWAY_PORT": str(self._ports["aws"]),
-            "IOT_MTLS_ENABLED": "0",
-            "SFTP_ENABLED": "0",
-            "MINISTACK_ACCOUNT_ID": self._cdk.account,
-            "MINISTACK_REGION": self._cdk.region,
-            "STATE_DIR": str(home / "state"),
-            "S3_DATA_DIR": str(home / "s3"),
-            "TMPDIR": str(home / "tmp"),
-            "DOCKER_HOST": f"unix://{home}/no-docker",
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "LAMBDA_PG_CONTROL_URL": self._state.control_url,
-        }
-
-    async def _control_plane_answers(self, log: Path) -> None:
-        assert self._control_plane is not None  # noqa: S101  # just started
-        deadline = time.monotonic() + _CONTROL_PLANE_SECONDS
-        while True:
-            if self._control_plane.returncode is not None:
-                said = processes.last_lines(log)
-                raise RuntimeError(f"the control plane has ended:\n{said}")
-            try:
-                _, writer = await asyncio.open_connection("127.0.0.1", self._ports["aws"])
-            except ConnectionRefusedError:
-                if time.monotonic() > deadline:
-                    raise TimeoutError(
-                        f"the control plane does not answer:\n{processes.last_lines(log)}"
-                    ) from None
-                await asyncio.sleep(0.02)
-                continue
-            writer.close()
-            return
+            await self._control_plane.start(
+                self._cdk.account, self._cdk.region, self._state.control_url
+            )
 
     async def _serve_issuer(self, request: web.BaseRequest) -> web.Response:
         documents: Mapping[str, Callable[[], Any]] = {
@@ -312,20 +269,26 @@ class Daemon:
             try:
                 await self._step("cdk deploy --all", self._cdk.deploy(self.app))
             finally:
-                await self._step("functions, API and pooler", self.reconcile())
+                await self._step("functions, API and pooler", self.run_what_is_deployed())
 
     async def provide_database(self, user: str, password: str, name: str) -> dict[str, Any]:
         """Have the local PostgreSQL be a deployed DBInstance; return its address."""
         await self._on_thread(self.postgres.create_master, user, password, name or "postgres")
         return {"host": "127.0.0.1", "port": self._ports["postgres"]}
 
-    async def invoke_deployed(self, name: str, event: bytes) -> Any:
-        """Run an event for the control plane, in the version that it has at this moment."""
-        await self.account.update(await asyncio.to_thread(self._inventory.function, name))
-        return await self.account.invoke(name, event)
+    async def invoke_version(self, name: str, version: str, event: bytes) -> Any:
+        """Run an event for the control plane, in a version as it is at this moment."""
+        qualifier = None if version == "$LATEST" else version
+        function = await asyncio.to_thread(self._inventory.function, name, qualifier)
+        return await self.account.invoke(await self.account.update_version(function), event)
+
+    async def run_what_is_deployed(self) -> None:
+        """Look at the deployed stacks, and wait for the pooler's tasks."""
+        await self.reconcile()
+        await self.pooler.settle()
 
     async def reconcile(self) -> None:
-        """Run what is deployed now: functions, API, pooler."""
+        """Run what is deployed now: functions and API at once; the pooler gets there by itself."""
         async with self._reconciling:
             signature = await asyncio.to_thread(self._inventory.signature)
             deployed: Deployed = await asyncio.to_thread(self._inventory.read)
@@ -333,38 +296,19 @@ class Daemon:
                 await self.account.update(function)
             await self.account.keep_only(function.name for function in deployed.functions)
             self._api.update(deployed.api)
-            await self._reconcile_pooler(deployed.pooler)
+            self.pooler.follow(deployed.pooler)
             self._signature = signature
 
-    async def _reconcile_pooler(self, task: PoolerTask | None) -> None:
-        if task == self._pooler_task:
-            return
-        await self.stop_pooler()
-        self._pooler_task = task
-        if task is not None:
-            await self.start_pooler()
-
-    async def start_pooler(self) -> None:
-        """Start the supervisor with the environment of the deployed task definition."""
-        if self._pooler_task is None:
-            raise LookupError("no pooler is deployed")
-        if self.pooler is not None and self.pooler.running:
-            return
+    def _new_pooler(self, task: str, address: str, service: DeployedPooler) -> Pooler:
+        """Make a task of the pooler: its environment is the deployed task definition's."""
         variables = {
-            **self._pooler_task.variables,
-            **CREDENTIALS,
-            "AWS_REGION": self._cdk.region,
-            "AWS_DEFAULT_REGION": self._cdk.region,
-            "AWS_ENDPOINT_URL": self._cdk.endpoint,
+            **service.task.variables,
+            **sdk_variables(self._cdk.endpoint, self._cdk.region),
+            "ECS_CONTAINER_METADATA_URI_V4": f"{self._state.control_url}/v4/{task}",
         }
-        self.pooler = Pooler(self._pgbouncer, self.folder / "pooler", variables)
-        await self._on_thread(self.pooler.start)
-
-    async def stop_pooler(self) -> None:
-        """Stop the supervisor, with a drain."""
-        pooler, self.pooler = self.pooler, None
-        if pooler is not None:
-            await self._on_thread(pooler.stop)
+        folder = self.folder / "pooler" / address.rpartition(".")[2]  # short, for its socket
+        folder.mkdir(parents=True, exist_ok=True)
+        return Pooler(self._pgbouncer, folder, variables, address)
 
     async def postgres_do(self, verb: str) -> None:
         """Start or stop the database."""
@@ -386,10 +330,9 @@ class Daemon:
             except Exception as error:  # noqa: BLE001  # it is tried again in a second
                 print(f"reconcile: {error!r}", file=sys.stderr, flush=True)
 
-    def status(self) -> dict[str, Any]:
+    async def status(self) -> dict[str, Any]:
         """Return what `status --json` prints."""
         with suppress(Exception):
-            pooler = self._pooler_status()
             return {
                 "api_url": self._state.api_url,
                 "aws_endpoint_url": self._state.aws_endpoint_url,
@@ -397,22 +340,10 @@ class Daemon:
                     "dsn": self.postgres.dsn,
                     "max_connections": self.postgres.max_connections,
                 },
-                "pooler": pooler,
+                "pooler": await self.pooler.status(),
                 "functions": self.account.counts(),
             }
         return {"api_url": self._state.api_url, "aws_endpoint_url": self._state.aws_endpoint_url}
-
-    def _pooler_status(self) -> dict[str, Any] | None:
-        task = self._pooler_task
-        if task is None:
-            return None
-        running = self.pooler is not None and self.pooler.running
-        return {
-            "host": "127.0.0.1",
-            "port": int(task.variables["LISTEN_PORT"]),
-            "admin_dsn": self.pooler.admin_dsn if self.pooler and running else None,
-            "max_server_connections": int(task.variables["MAX_DB_CONNECTIONS"]),
-        }
 
 
 async def _listen(runner: Any) -> tuple[Any, str]:

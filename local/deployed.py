@@ -28,14 +28,17 @@ class Function:
     variables: Mapping[str, str]
     log_group: str
     reserved_concurrency: int | None = None
+    version: str = "$LATEST"  # or the number of a published one
 
     @property
     def fingerprint(self) -> str:
         """Name this configuration: a change retires the environments that run the old one.
 
-        Reserved concurrency is left out, as it applies to running environments too.
+        Reserved concurrency is left out, as it applies to running environments too, and so is the
+        ARN: an alias and the version that it points at share their environments.
         """
         told = [self.name, self.handler, self.runtime, self.timeout, self.memory, str(self.code)]
+        told.append(self.version)
         content = [*told, [str(layer) for layer in self.layers], sorted(self.variables.items())]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -93,10 +96,45 @@ class Api:
 
 @dataclass(frozen=True, slots=True)
 class PoolerTask:
-    """The container of the ECS service that is the pooler: its environment."""
+    """The container of the ECS service that is the pooler: its environment and its patience."""
 
     task_definition: str
     variables: Mapping[str, str]
+    stop_timeout: float  # seconds from SIGTERM to SIGKILL
+
+    @property
+    def port(self) -> int:
+        """The port that every task listens on."""
+        return int(self.variables["LISTEN_PORT"])
+
+    @property
+    def family(self) -> str:
+        """The task definition's name, without its revision."""
+        return self.task_definition.rpartition("/")[2].partition(":")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class PoolerService:
+    """The ECS service that is the pooler, and how it replaces its tasks."""
+
+    arn: str
+    deployment: str  # a new one replaces all tasks, with another task definition or the same
+    task: PoolerTask
+    desired: int
+    minimum_percent: int = 100
+    maximum_percent: int = 200
+    deregistration_delay: float = 300.0  # seconds between the last new flow and SIGTERM
+    registries: tuple[str, ...] = ()  # services of Cloud Map, by id
+
+    @property
+    def cluster(self) -> str:
+        """The cluster's name."""
+        return self.arn.split("/")[-2]
+
+    @property
+    def name(self) -> str:
+        """The service's name."""
+        return self.arn.split("/")[-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,4 +143,4 @@ class Deployed:
 
     functions: tuple[Function, ...] = ()
     api: Api | None = None
-    pooler: PoolerTask | None = None
+    pooler: PoolerService | None = None

@@ -6,7 +6,7 @@ import json
 import re
 import urllib.request
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from local.deployed import (
     Deployed,
     Function,
     JwtAuthorizer,
+    PoolerService,
     PoolerTask,
     Route,
     Throttle,
@@ -27,55 +28,110 @@ from local.deployed import (
 from local.state import CREDENTIALS
 
 _CHANGING = "_IN_PROGRESS"
+_POOLER_VARIABLE = "USER_SECRET_ARNS"  # only the supervisor's container has it
+_STOP_SECONDS = 30.0  # ECS's default from SIGTERM to SIGKILL
+_SERVICES_AT_ONCE = 10  # that DescribeServices takes
 
 
 class Inventory:
-    """The deployed functions, API and pooler task; code and layers are unpacked into a folder."""
+    """The deployed functions, API and pooler; code and layers are unpacked into a folder.
+
+    One cloud may hold several apps: all their functions, but the first API, and the first service
+    that is a pooler of this project.
+    """
 
     def __init__(self, endpoint: str, region: str, folder: Path) -> None:
         self._folder = folder
         keys = {name.lower(): value for name, value in CREDENTIALS.items()}
         session = boto3.Session(region_name=region, **keys)
         config = Config(retries={"max_attempts": 2}, connect_timeout=5, read_timeout=30, proxies={})
-        names = ("lambda", "apigatewayv2", "ecs", "cloudformation")
+        names = ("lambda", "apigatewayv2", "ecs", "elbv2", "cloudformation")
         self._clients = {
             name: session.client(name, endpoint_url=endpoint, config=config) for name in names
         }
+        # What `signature` follows besides stacks and functions, as `read` has found it.
+        self._aliases: dict[str, str] = {}
+        self._pooler_arn: str | None = None
 
     def signature(self) -> str:
-        """Return a text that changes when a stack or a function does."""
-        stacks = self._clients["cloudformation"].describe_stacks()["Stacks"]
-        told = [
+        """Return a text that changes when a stack, a function, an alias or the pooler does."""
+        told: list[tuple[str, ...]] = [
             (stack["StackName"], stack["StackStatus"], str(stack.get("LastUpdatedTime")))
-            for stack in stacks
+            for stack in self._stacks()
         ]
-        functions = self._clients["lambda"].list_functions()["Functions"]
         told += [
-            (each["FunctionName"], each["CodeSha256"], each["RevisionId"]) for each in functions
+            (each["FunctionName"], each["CodeSha256"], each["RevisionId"])
+            for each in self._functions()
         ]
+        told += [(name, *self._version_of(name, each)) for name, each in self._aliases.items()]
+        if self._pooler_arn is not None:
+            told += [_signature_of(each) for each in self._describe([self._pooler_arn])]
         return json.dumps(sorted(told))
 
     def changing(self) -> bool:
         """Tell whether a stack is in the middle of a change."""
-        stacks = self._clients["cloudformation"].describe_stacks()["Stacks"]
-        return any(stack["StackStatus"].endswith(_CHANGING) for stack in stacks)
+        return any(stack["StackStatus"].endswith(_CHANGING) for stack in self._stacks())
 
     def stacks(self) -> dict[str, str]:
         """Return the status of each stack."""
-        stacks = self._clients["cloudformation"].describe_stacks()["Stacks"]
-        return {stack["StackName"]: stack["StackStatus"] for stack in stacks}
+        return {stack["StackName"]: stack["StackStatus"] for stack in self._stacks()}
 
     def read(self) -> Deployed:
         """Return everything that the cloud runs."""
-        listed = self._clients["lambda"].list_functions()["Functions"]
-        names = [each["FunctionName"] for each in listed if each["Runtime"].startswith("python")]
-        return Deployed(tuple(map(self.function, names)), self._api(), self._pooler())
+        api, qualifiers = self._api()
+        names = [
+            each["FunctionName"]
+            for each in self._functions()
+            if each.get("Runtime", "").startswith("python")
+        ]
+        self._aliases = self._choose_aliases(names, qualifiers)
+        functions = [self.function(name, self._aliases.get(name)) for name in names]
+        return Deployed(tuple(functions), api, self._pooler())
+
+    def _stacks(self) -> list[dict[str, Any]]:
+        return self._all("cloudformation", "describe_stacks", "Stacks")
+
+    def _functions(self) -> list[dict[str, Any]]:
+        return self._all("lambda", "list_functions", "Functions")
+
+    def _all(self, service: str, operation: str, key: str, **asked: Any) -> list[Any]:
+        pages = self._clients[service].get_paginator(operation).paginate(**asked)
+        return [each for page in pages for each in page.get(key, [])]
 
     # Functions
 
-    def function(self, name: str) -> Function:
-        """Return one function, with its code and its layers unpacked."""
-        found = self._clients["lambda"].get_function(FunctionName=name)
+    def _choose_aliases(
+        self, names: Iterable[str], qualifiers: Mapping[str, str]
+    ) -> dict[str, str]:
+        """Choose what serves a function: what the API asks for, or the first of its aliases."""
+        chosen = {}
+        for name in names:
+            found = self._all("lambda", "list_aliases", "Aliases", FunctionName=name)
+            aliases = sorted(each["Name"] for each in found)
+            if qualifier := qualifiers.get(name) or next(iter(aliases), None):
+                chosen[name] = qualifier
+        return chosen
+
+    def _version_of(self, name: str, alias: str) -> tuple[str, ...]:
+        client = self._clients["lambda"]
+        try:
+            return (alias, client.get_alias(FunctionName=name, Name=alias)["FunctionVersion"])
+        except client.exceptions.ResourceNotFoundException:  # a version, or gone with its stack
+            return (alias,)
+
+    def function(self, name: str, qualifier: str | None = None) -> Function:
+        """Return one function, with its code and its layers unpacked.
+
+        `qualifier` names an alias or a version; without one it is the newest code, `$LATEST`.
+        Raises LookupError.
+        """
+        asked = {"FunctionName": name} | ({"Qualifier": qualifier} if qualifier else {})
+        client = self._clients["lambda"]
+        try:
+            found = client.get_function(**asked)
+        except client.exceptions.ResourceNotFoundException:
+            version = f" in version {qualifier}" if qualifier else ""
+            raise LookupError(f"no function {name!r} is deployed{version}") from None
         configuration = found["Configuration"]
         code = self._unpacked(configuration["CodeSha256"], found["Code"]["Location"])
         layers = [self._layer(layer["Arn"]) for layer in configuration.get("Layers", [])]
@@ -87,7 +143,7 @@ class Inventory:
         return Function(
             name=name,
             folder=found.get("Tags", {}).get(FOLDER_TAG, name),
-            arn=configuration["FunctionArn"],
+            arn=_qualified(configuration["FunctionArn"], qualifier),
             handler=configuration["Handler"],
             runtime=configuration["Runtime"],
             timeout=float(configuration["Timeout"]),
@@ -97,6 +153,7 @@ class Inventory:
             variables={**variables, **formats},
             log_group=logging.get("LogGroup", f"/aws/lambda/{name}"),
             reserved_concurrency=found.get("Concurrency", {}).get("ReservedConcurrentExecutions"),
+            version=configuration["Version"],
         )
 
     def _layer(self, arn: str) -> Path:
@@ -123,54 +180,124 @@ class Inventory:
 
     # API
 
-    def _api(self) -> Api | None:
+    def _api(self) -> tuple[Api | None, dict[str, str]]:
+        """Return the API, and the qualifier by which it calls each function that has one."""
         client = self._clients["apigatewayv2"]
-        apis = [api for api in client.get_apis()["Items"] if api["ProtocolType"] == "HTTP"]
-        if not apis:
-            return None
-        api_id = apis[0]["ApiId"]
-        stages = client.get_stages(ApiId=api_id)["Items"]
-        if not stages:
-            return None
-        integrations = {
-            each["IntegrationId"]: each for each in client.get_integrations(ApiId=api_id)["Items"]
-        }
-        authorizers = {
-            each["AuthorizerId"]: _authorizer(each)
-            for each in client.get_authorizers(ApiId=api_id)["Items"]
-        }
-        routes = [
-            _route(each, integrations, authorizers, stages[0])
-            for each in client.get_routes(ApiId=api_id)["Items"]
-        ]
-        cors = apis[0].get("CorsConfiguration")
-        return Api(api_id, stages[0]["StageName"], tuple(routes), _cors(cors) if cors else None)
+        found = self._all("apigatewayv2", "get_apis", "Items")
+        apis = [api for api in found if api["ProtocolType"] == "HTTP"]
+        for first in sorted(apis, key=lambda api: str(api.get("CreatedDate", "")))[:1]:
+            api_id = first["ApiId"]
+            stages = client.get_stages(ApiId=api_id)["Items"]
+            if not stages:
+                break
+            integrations = {
+                each["IntegrationId"]: each
+                for each in self._all("apigatewayv2", "get_integrations", "Items", ApiId=api_id)
+            }
+            authorizers = {
+                each["AuthorizerId"]: _authorizer(each)
+                for each in self._all("apigatewayv2", "get_authorizers", "Items", ApiId=api_id)
+            }
+            routes = [
+                _route(each, integrations, authorizers, stages[0])
+                for each in self._all("apigatewayv2", "get_routes", "Items", ApiId=api_id)
+            ]
+            cors = _cors(first["CorsConfiguration"]) if first.get("CorsConfiguration") else None
+            api = Api(api_id, stages[0]["StageName"], tuple(routes), cors)
+            return api, _qualifiers(integrations.values())
+        return None, {}
 
     # Pooler
 
-    def _pooler(self) -> PoolerTask | None:
-        for definition in self._task_definitions():
-            for container in definition["containerDefinitions"]:
-                variables = {each["name"]: each["value"] for each in container["environment"]}
-                if "USER_SECRET_ARNS" in variables:
-                    return PoolerTask(definition["taskDefinitionArn"], variables)
+    def _pooler(self) -> PoolerService | None:
+        self._pooler_arn = None
+        for service in sorted(self._services(), key=lambda each: str(each.get("createdAt", ""))):
+            if (task := self._pooler_task(service["taskDefinition"])) is not None:
+                self._pooler_arn = service["serviceArn"]
+                return _pooler_service(service, task, self._deregistration_delay(service))
         return None
 
-    def _task_definitions(self) -> Iterator[Mapping[str, Any]]:
-        client = self._clients["ecs"]
-        for cluster in client.list_clusters()["clusterArns"]:
-            services = client.list_services(cluster=cluster)["serviceArns"]
-            if not services:
-                continue
-            for service in client.describe_services(cluster=cluster, services=services)["services"]:
-                found = client.describe_task_definition(taskDefinition=service["taskDefinition"])
-                yield found["taskDefinition"]
+    def _services(self) -> Iterator[dict[str, Any]]:
+        for cluster in self._all("ecs", "list_clusters", "clusterArns"):
+            listed = self._all("ecs", "list_services", "serviceArns", cluster=cluster)
+            for first in range(0, len(listed), _SERVICES_AT_ONCE):
+                arns = [str(arn) for arn in listed[first : first + _SERVICES_AT_ONCE]]
+                yield from self._describe(arns, str(cluster))
+
+    def _describe(self, arns: list[str], cluster: str = "") -> list[dict[str, Any]]:
+        """Describe services of one cluster; those that are being deleted are left out."""
+        cluster = cluster or arns[0].split("/")[-2]
+        found = self._clients["ecs"].describe_services(cluster=cluster, services=arns)
+        return [each for each in found["services"] if each["status"] == "ACTIVE"]
+
+    def _pooler_task(self, task_definition: str) -> PoolerTask | None:
+        found = self._clients["ecs"].describe_task_definition(taskDefinition=task_definition)
+        for container in found["taskDefinition"]["containerDefinitions"]:
+            variables = {each["name"]: each["value"] for each in container.get("environment", [])}
+            if _POOLER_VARIABLE in variables:
+                stop = float(container.get("stopTimeout") or _STOP_SECONDS)
+                return PoolerTask(task_definition, variables, stop)
+        return None
+
+    def _deregistration_delay(self, service: Mapping[str, Any]) -> float:
+        """Return the longest delay of the target groups that the service is registered in."""
+        delays = [0.0]
+        for each in service.get("loadBalancers", []):
+            found = self._clients["elbv2"].describe_target_group_attributes(
+                TargetGroupArn=each["targetGroupArn"]
+            )
+            attributes = {each["Key"]: each["Value"] for each in found["Attributes"]}
+            delays.append(float(attributes.get("deregistration_delay.timeout_seconds", 300)))
+        return max(delays)
+
+
+def _signature_of(service: Mapping[str, Any]) -> tuple[str, ...]:
+    wanted = (service["serviceArn"], service["taskDefinition"], str(service["desiredCount"]))
+    return (*wanted, _deployment(service), json.dumps(service.get("deploymentConfiguration", {})))
+
+
+def _deployment(service: Mapping[str, Any]) -> str:
+    """Return the id of the deployment that all tasks should belong to."""
+    primary = [each["id"] for each in service["deployments"] if each["status"] == "PRIMARY"]
+    return str(primary[0]) if primary else str(service["taskDefinition"])
+
+
+def _pooler_service(service: Mapping[str, Any], task: PoolerTask, delay: float) -> PoolerService:
+    rolling = service.get("deploymentConfiguration", {})
+    registries = service.get("serviceRegistries", [])
+    return PoolerService(
+        arn=service["serviceArn"],
+        deployment=_deployment(service),
+        task=task,
+        desired=int(service["desiredCount"]),
+        minimum_percent=int(rolling.get("minimumHealthyPercent", 100)),
+        maximum_percent=int(rolling.get("maximumPercent", 200)),
+        deregistration_delay=delay,
+        registries=tuple(each["registryArn"].rpartition("/")[2] for each in registries),
+    )
+
+
+_FUNCTION = re.compile(r":function:([A-Za-z0-9_-]+)(?::([A-Za-z0-9_-]+|\$LATEST))?")
 
 
 def function_name(uri: str) -> str:
     """Return the function's name from its ARN, or from the URI of an integration."""
-    found = re.search(r":function:([A-Za-z0-9_-]+)", uri)
+    found = _FUNCTION.search(uri)
     return found[1] if found else uri
+
+
+def _qualified(arn: str, qualifier: str | None) -> str:
+    """Return the ARN by which a function is called: with the alias, not with its version."""
+    found = _FUNCTION.search(arn)
+    if found is None or qualifier is None:
+        return arn
+    return f"{arn[: found.end(1)]}:{qualifier}"
+
+
+def _qualifiers(integrations: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the alias or version of each function that an integration names one for."""
+    found = [_FUNCTION.search(each.get("IntegrationUri", "")) for each in integrations]
+    return {each[1]: each[2] for each in found if each and each[2]}
 
 
 def _authorizer(found: Mapping[str, Any]) -> JwtAuthorizer:

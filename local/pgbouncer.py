@@ -37,15 +37,17 @@ class Pooler:
         binary: PgBouncerBinary,
         folder: Path,
         environment: Mapping[str, str],
+        address: str = "127.0.0.1",
     ) -> None:
         """Name the places; nothing is started yet. `folder` must be short: it holds a socket."""
         self.folder = folder
+        self.address = address
         self.log = folder / "pgbouncer.log"
         self.run_dir = folder / "run"
         self._account = processes.service_account()
         self._environment = processes.base_environment() | dict(environment)
         self._environment |= {
-            "LISTEN_ADDR": "127.0.0.1",
+            "LISTEN_ADDR": address,
             "PGBOUNCER": shlex.join(
                 [*processes.launcher(self._account, signal.SIGKILL), *binary.command]
             ),
@@ -56,7 +58,7 @@ class Pooler:
 
     @property
     def port(self) -> int:
-        """The port that clients connect to, on 127.0.0.1."""
+        """The port that clients connect to, on `address`."""
         return int(self._environment["LISTEN_PORT"])
 
     @property

@@ -67,6 +67,18 @@ class State:
             raise NotRunningError(f"the local cloud in {folder} is only just starting") from None
 
 
+def sdk_variables(endpoint: str, region: str) -> dict[str, str]:
+    """Return the environment variables that lead an AWS SDK to a control plane."""
+    return {
+        **CREDENTIALS,
+        "AWS_REGION": region,
+        "AWS_DEFAULT_REGION": region,
+        "AWS_ENDPOINT_URL": endpoint,
+        # Cloud Map's DiscoverInstances goes to `data-…`, which no address can have in front.
+        "AWS_DISABLE_HOST_PREFIX_INJECTION": "true",
+    }
+
+
 def lock(folder: Path) -> int:
     """Take the folder for a cloud; return the descriptor that holds it, as long as it is open.
 

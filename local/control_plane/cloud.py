@@ -21,9 +21,10 @@ class Cloud:
         """Have the local PostgreSQL carry a master user and a database; return its address."""
         return self._post("/database", {"user": user, "password": password, "name": name})
 
-    def invoke(self, function: str, event: Any) -> dict[str, Any]:
+    def invoke(self, function: str, version: str, event: Any) -> dict[str, Any]:
         """Run an event in an execution environment of the cloud."""
-        return self._post(f"/invoke/{quote(function, safe='')}", event)
+        path = f"/invoke/{quote(function, safe='')}?version={quote(version, safe='')}"
+        return self._post(path, event)
 
     def _post(self, path: str, body: Any) -> dict[str, Any]:
         request = urllib.request.Request(  # noqa: S310  # the address is the daemon's

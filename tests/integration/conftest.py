@@ -19,6 +19,7 @@ from local import processes
 from local.pgbouncer_discovery import PgBouncerBinary, find_pgbouncer
 from local.postgres import Postgres
 from local.postgres_discovery import find_postgres
+from tests.integration.control_plane import ControlPlane
 from tests.integration.layer import APPLICATION, PASSWORD, Admin, Clock, Open
 from tests.integration.servers import DATABASE, PoolerFixture, SecretsService
 
@@ -151,3 +152,20 @@ def secrets_environment(secrets_service: SecretsService, monkeypatch: pytest.Mon
     """What leads the layer to the test's Secrets Manager."""
     for name, value in secrets_service.environment.items():
         monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(scope="session")
+def running_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """One control plane for all tests."""
+    plane = ControlPlane(tmp_path_factory.mktemp("plane"))
+    yield plane
+    plane.close()
+
+
+@pytest.fixture
+def plane(running_plane: ControlPlane) -> Iterator[ControlPlane]:
+    """The control plane, with nothing noted yet; its stacks end with the test."""
+    running_plane.daemon.reset()
+    yield running_plane
+    for stack in running_plane.inventory().stacks():
+        running_plane.delete(stack)

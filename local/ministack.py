@@ -1,0 +1,82 @@
+"""The control plane's process: MiniStack, with the additions of `local/control_plane`."""
+
+import asyncio
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from local import installed, processes
+from local.deployment import REPOSITORY
+
+_START_SECONDS = 30.0
+
+
+class ControlPlane:
+    """MiniStack on a port of 127.0.0.1, in a folder of its own."""
+
+    def __init__(self, home: Path, port: int) -> None:
+        """Name the places; nothing is started yet."""
+        self._home = home
+        self._port = port
+        self._log = home / "ministack.log"
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self, account: str, region: str, control_url: str) -> None:
+        """Start it and wait until it answers; raise with the end of its log."""
+        python = await asyncio.to_thread(installed.control_plane_python)
+        variables = control_plane_variables(self._home, self._port, account, region, control_url)
+        with self._log.open("wb") as output:
+            self._process = await asyncio.create_subprocess_exec(
+                str(python), "-m", "local.control_plane",
+                cwd=REPOSITORY, env=variables,
+                stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
+                start_new_session=True,
+            )  # fmt: skip
+        await self._until_it_answers(self._process)
+
+    async def _until_it_answers(self, process: asyncio.subprocess.Process) -> None:
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            if process.returncode is not None:
+                said = processes.last_lines(self._log)
+                raise RuntimeError(f"the control plane has ended:\n{said}")
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", self._port)
+            except ConnectionRefusedError:
+                if time.monotonic() > deadline:
+                    said = processes.last_lines(self._log)
+                    raise TimeoutError(f"the control plane does not answer:\n{said}") from None
+                await asyncio.sleep(0.02)
+                continue
+            writer.close()
+            return
+
+    async def close(self) -> None:
+        """End it; it does not end reliably on SIGTERM."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
+
+
+def control_plane_variables(
+    home: Path, port: int, account: str, region: str, control_url: str
+) -> dict[str, str]:
+    """Return the whole environment of the control plane; makes its folder for files."""
+    (home / "tmp").mkdir(parents=True, exist_ok=True)
+    return {
+        **processes.base_environment(),
+        "BIND_HOST": "127.0.0.1",
+        "MINISTACK_HOST": "127.0.0.1",
+        "GATEWAY_PORT": str(port),
+        "IOT_MTLS_ENABLED": "0",
+        "SFTP_ENABLED": "0",
+        "MINISTACK_ACCOUNT_ID": account,
+        "MINISTACK_REGION": region,
+        "STATE_DIR": str(home / "state"),
+        "S3_DATA_DIR": str(home / "s3"),
+        "TMPDIR": str(home / "tmp"),
+        "DOCKER_HOST": f"unix://{home}/no-docker",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "LAMBDA_PG_CONTROL_URL": control_url,
+    }

@@ -1,0 +1,44 @@
+"""Tell Cloud Map where tasks are, as ECS does for a service with `serviceRegistries`."""
+
+import sys
+from typing import Any
+
+import boto3
+
+from local.deployed import PoolerService
+from local.state import CREDENTIALS
+
+
+class CloudMap:
+    """Cloud Map of the control plane. An error is reported and never stops a task."""
+
+    def __init__(self, endpoint: str, region: str) -> None:
+        """Name the control plane; nothing is sent yet."""
+        self._region = region
+        keys = {name.lower(): value for name, value in CREDENTIALS.items()}
+        self._client: Any = boto3.client(
+            "servicediscovery", endpoint_url=endpoint, region_name=region, **keys
+        )
+
+    def register(self, service: PoolerService, task: str, address: str) -> None:
+        """Name a task in each registry of its service."""
+        attributes = {
+            "AWS_INSTANCE_IPV4": address,
+            "ECS_CLUSTER_NAME": service.cluster,
+            "ECS_SERVICE_NAME": service.name,
+            "ECS_TASK_DEFINITION_FAMILY": service.task.family,
+            "REGION": self._region,
+        }
+        for registry in service.registries:
+            self._do("register_instance", registry, task, Attributes=attributes)
+
+    def deregister(self, service: PoolerService, task: str) -> None:
+        """Forget a task."""
+        for registry in service.registries:
+            self._do("deregister_instance", registry, task)
+
+    def _do(self, operation: str, registry: str, task: str, **more: Any) -> None:
+        try:
+            getattr(self._client, operation)(ServiceId=registry, InstanceId=task, **more)
+        except Exception as error:  # noqa: BLE001  # whatever it is, the task goes on
+            print(f"Cloud Map: {operation} of task {task}: {error!r}", file=sys.stderr, flush=True)

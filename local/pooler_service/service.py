@@ -1,0 +1,296 @@
+"""Run the deployed ECS service: as many tasks as it wants, replaced as it says."""
+
+import asyncio
+import sys
+import uuid
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from typing import Any, Protocol
+
+from local.deployed import PoolerService as Deployed
+from local.pooler_service import rolling
+from local.pooler_service.rolling import Goal
+from local.pooler_service.task import Pooler, Task
+
+START_SECONDS = 60.0
+LOOK_SECONDS = 0.1
+PATIENCE = 3
+"""Failed starts in a row after which a deployment counts as failed, as ECS's circuit breaker."""
+
+OnThread = Callable[..., Awaitable[Any]]
+"""Runs blocking work on the thread that stays: the kernel ends servers with theirs."""
+
+
+class Front(Protocol):
+    """What stands in front of the tasks."""
+
+    @property
+    def running(self) -> bool:
+        """Whether it is there."""
+
+    async def register(self, addresses: list[str]) -> None:
+        """Send new flows there."""
+
+    async def flows(self) -> dict[str, int]:
+        """Count the flows of each address."""
+
+
+class Names(Protocol):
+    """Where tasks can be looked up."""
+
+    def register(self, service: Deployed, task: str, address: str) -> None:
+        """Name a task."""
+
+    def deregister(self, service: Deployed, task: str) -> None:
+        """Forget a task."""
+
+
+NewPooler = Callable[[str, str, Deployed], Pooler]
+"""Makes what a task runs, from the task's id, its address and its service."""
+
+
+class PoolerFailedError(RuntimeError):
+    """The tasks of a deployment do not start; carries what the last one said."""
+
+
+class PoolerService:
+    """The tasks, and what they are told to be: `follow`, `stop` and `start` decide that."""
+
+    def __init__(
+        self, front: Front, names: Names, new_pooler: NewPooler, on_thread: OnThread
+    ) -> None:
+        """Take what a task needs; nothing runs before `run`."""
+        self._front = front
+        self._names = names
+        self._new_pooler = new_pooler
+        self._on_thread = on_thread
+        self._deployed: Deployed | None = None
+        self._stopped = False  # by hand: nothing runs, whatever is deployed
+        self._tasks: list[Task] = []
+        self._last_address = ""
+        self._failures = 0
+        self._failure = ""
+        self._not_before = 0.0
+        self._wake = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._jobs: set[asyncio.Task[None]] = set()
+
+    # What is wanted
+
+    def follow(self, deployed: Deployed | None) -> None:
+        """Let the service be what is deployed now; it gets there by itself."""
+        before, self._deployed = self._deployed, deployed
+        if (before and before.deployment) != (deployed and deployed.deployment):
+            self._forgive()
+        self._look_again()
+
+    async def settle(self) -> None:
+        """Wait until exactly the wanted tasks run, and no other; raise `PoolerFailedError`."""
+        self._look_again()
+        await self._settled.wait()
+        if self._failed and not self._stopped:
+            raise PoolerFailedError(self._failure)
+
+    async def stop(self) -> None:
+        """End all tasks now, each with its drain, and start none until `start`."""
+        self._stopped = True
+        for task in self._tasks:
+            task.hurried.set()
+        await self.settle()
+
+    async def start(self) -> None:
+        """Let the tasks be there again; raise LookupError where none are deployed."""
+        if self._deployed is None:
+            raise LookupError("no pooler is deployed")
+        self._stopped = False
+        self._forgive()
+        await self.settle()
+
+    def _look_again(self) -> None:
+        self._settled.clear()
+        self._wake.set()
+
+    def _forgive(self) -> None:
+        self._failures, self._failure, self._not_before = 0, "", 0.0
+
+    # What is there
+
+    @property
+    def settled(self) -> bool:
+        """Tell whether exactly the wanted tasks run."""
+        wanted = None if self._stopped else self._deployed
+        if wanted is None:
+            return not self._tasks
+        return len(self._tasks) == wanted.desired and all(
+            task.state == "RUNNING" and task.deployment == wanted.deployment for task in self._tasks
+        )
+
+    @property
+    def _failed(self) -> bool:
+        return self._failures >= PATIENCE
+
+    def task(self, id: str) -> Task | None:  # noqa: A002 - ECS's word
+        """Return a task by its id."""
+        return next((task for task in self._tasks if task.id == id), None)
+
+    def arn_of(self, task: Task) -> str:
+        """Name a task as ECS does."""
+        prefix = task.service.arn.split(":service/")[0]
+        return f"{prefix}:task/{task.service.cluster}/{task.id}"
+
+    async def status(self) -> dict[str, Any] | None:
+        """Say what is deployed and what runs; None without a deployed service."""
+        deployed = self._deployed
+        if deployed is None:
+            return None
+        flows: dict[str, int] = {}
+        with suppress(RuntimeError, TimeoutError):
+            flows = await self._front.flows()
+        tasks = [task.status(flows.get(task.address, 0)) for task in self._tasks]
+        each = int(deployed.task.variables["MAX_DB_CONNECTIONS"])
+        return {
+            "host": "127.0.0.1",
+            "port": deployed.task.port,
+            "admin_dsn": next((t["admin_dsn"] for t in tasks if t["state"] == "RUNNING"), None),
+            "max_server_connections": each * deployed.desired,
+            "service": deployed.arn,
+            "desired": deployed.desired,
+            "stable": self.settled,
+            "failure": self._failure or None,
+            "tasks": tasks,
+        }
+
+    # How it gets there
+
+    async def run(self) -> None:
+        """Look at the tasks and do what has to be done, for ever."""
+        while True:
+            self._wake.clear()
+            try:
+                await self._advance()
+            except Exception as error:  # noqa: BLE001  # it is tried again in a moment
+                _report("pooler", error)
+            if self.settled or self._failed:
+                self._settled.set()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await self._wake.wait()
+
+    async def close(self) -> None:
+        """Do nothing more; `kill` ends what is left."""
+        for job in list(self._jobs):
+            job.cancel()
+        await asyncio.gather(*self._jobs, return_exceptions=True)
+
+    def kill(self) -> None:
+        """End all tasks without a drain."""
+        for task in self._tasks:
+            task.pooler.kill()
+
+    async def _advance(self) -> None:
+        if not self._front.running:
+            await self._balance()
+        for task in [t for t in self._tasks if t.state == "RUNNING" and not t.pooler.running]:
+            self._note(f"task {task.id} on {task.address} has ended by itself")
+            self._retire(task, delay=0.0)
+        wanted = None if self._stopped else self._deployed
+        if wanted is None:
+            for task in [t for t in self._tasks if t.state in {"PENDING", "RUNNING"}]:
+                self._retire(task, task.service.deregistration_delay)
+            return
+        change = rolling.next_change(self._tasks, _goal(wanted))
+        for task in change.stop:
+            self._retire(task, wanted.deregistration_delay)
+        if asyncio.get_running_loop().time() >= self._not_before:
+            for _ in range(change.start):
+                self._do(self._bring_up(self._new(wanted)))
+
+    def _new(self, service: Deployed) -> Task:
+        taken = {task.address for task in self._tasks}
+        self._last_address = rolling.next_address(self._last_address, taken)
+        id_ = uuid.uuid4().hex
+        task = Task(id_, service, self._new_pooler(id_, self._last_address, service))
+        self._tasks.append(task)
+        return task
+
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        job = asyncio.ensure_future(work)
+        self._jobs.add(job)
+        job.add_done_callback(self._done)
+
+    def _done(self, job: "asyncio.Task[None]") -> None:
+        self._jobs.discard(job)
+        if not job.cancelled() and (error := job.exception()) is not None:
+            _report("pooler", error)
+        self._wake.set()
+
+    async def _bring_up(self, task: Task) -> None:
+        """Start a task, and let flows come to it when it is healthy."""
+        try:
+            try:
+                await self._on_thread(task.pooler.launch)
+            finally:
+                task.launched.set()
+            async with asyncio.timeout(START_SECONDS):
+                while task.state == "PENDING" and not await asyncio.to_thread(task.healthy):  # noqa: ASYNC110 - another process has no event
+                    await asyncio.sleep(0.05)
+        except Exception as error:  # noqa: BLE001  # whatever it is, the task has not started
+            if task.state == "PENDING":
+                what = "it does not answer" if isinstance(error, TimeoutError) else error
+                self._note(f"task {task.id} on {task.address} did not start: {what}")
+                self._retire(task, delay=0.0)
+            return
+        if task.state == "PENDING":
+            await asyncio.to_thread(self._names.register, task.service, task.id, task.address)
+            task.state = "RUNNING"
+            await self._balance()
+            self._forgive()
+
+    def _retire(self, task: Task, delay: float) -> None:
+        """Let a task take no new flows from now on, and end it after the deregistration delay."""
+        if task.state == "PENDING":  # it never had any
+            delay = 0.0
+        task.state = "DEACTIVATING"
+        self._do(self._take_down(task, delay))
+
+    async def _take_down(self, task: Task, delay: float) -> None:
+        """End a task: no new flows, the deregistration delay, the drain, and at last by force."""
+        await self._balance()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(delay):
+                await task.hurried.wait()
+        task.state = "STOPPING"
+        await task.launched.wait()
+        await asyncio.to_thread(self._names.deregister, task.service, task.id)
+        await self._end(task)
+        self._tasks.remove(task)
+        await self._balance()
+
+    async def _end(self, task: Task) -> None:
+        if task.pooler.running:
+            with suppress(ProcessLookupError):
+                task.pooler.terminate()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(task.service.task.stop_timeout):
+                while task.pooler.running:  # noqa: ASYNC110 - a process has no event
+                    await asyncio.sleep(0.05)
+        await self._on_thread(task.pooler.kill)
+
+    async def _balance(self) -> None:
+        await self._front.register([t.address for t in self._tasks if t.state == "RUNNING"])
+
+    def _note(self, failure: str) -> None:
+        """Count a failure: the next task is started after a pause that grows."""
+        self._failures += 1
+        self._failure = failure
+        pause = rolling.pause_after(self._failures)
+        self._not_before = asyncio.get_running_loop().time() + pause
+        print(f"pooler: {failure}", file=sys.stderr, flush=True)
+
+
+def _goal(wanted: Deployed) -> Goal:
+    return Goal(wanted.deployment, wanted.desired, wanted.minimum_percent, wanted.maximum_percent)
+
+
+def _report(what: str, error: BaseException) -> None:
+    print(f"{what}: {error!r}", file=sys.stderr, flush=True)

@@ -1,0 +1,116 @@
+"""One task of the pooler's service."""
+
+import asyncio
+import socket
+from typing import Any, Protocol
+
+from local.deployed import PoolerService
+from local.pooler_service.rolling import State
+
+_CONNECT_SECONDS = 2.0
+
+
+class Pooler(Protocol):
+    """What a task runs: `local.pgbouncer.Pooler`, or what a test puts in its place."""
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+
+    @property
+    def port(self) -> int:
+        """On which port."""
+
+    @property
+    def running(self) -> bool:
+        """Whether its process is there."""
+
+    @property
+    def pid(self) -> int | None:
+        """Its process."""
+
+    @property
+    def admin_dsn(self) -> str:
+        """Its console."""
+
+    def launch(self) -> None:
+        """Start it and return at once."""
+
+    def answers(self) -> bool:
+        """Tell whether its console answers; raise when it has ended."""
+
+    def terminate(self) -> None:
+        """Begin its drain."""
+
+    def kill(self) -> None:
+        """End and collect it."""
+
+
+class Task:
+    """A supervisor on an address of its own, from its start to its end."""
+
+    def __init__(self, id: str, service: PoolerService, pooler: Pooler) -> None:  # noqa: A002 - ECS's word
+        """Belong to the service as it was when the task was started."""
+        self.id = id
+        self.service = service
+        self.pooler = pooler
+        self.state: State = "PENDING"
+        self.launched = asyncio.Event()
+        self.hurried = asyncio.Event()  # told not to wait any longer before it ends
+
+    @property
+    def deployment(self) -> str:
+        """The deployment that it belongs to."""
+        return self.service.deployment
+
+    @property
+    def address(self) -> str:
+        """Its own address."""
+        return self.pooler.address
+
+    def healthy(self) -> bool:
+        """Tell whether it can serve: the console answers, and the port takes connections."""
+        if not self.pooler.answers():
+            return False
+        try:
+            where = (self.pooler.address, self.pooler.port)
+            socket.create_connection(where, _CONNECT_SECONDS).close()
+        except OSError:
+            return False
+        return True
+
+    def status(self, flows: int) -> dict[str, Any]:
+        """Say what `status --json` says of it."""
+        running = self.state in {"RUNNING", "DEACTIVATING"} and self.pooler.running
+        return {
+            "id": self.id,
+            "address": self.address,
+            "state": self.state,
+            "pid": self.pooler.pid,
+            "admin_dsn": self.pooler.admin_dsn if running else None,
+            "flows": flows,
+        }
+
+    def container(self) -> dict[str, Any]:
+        """Return what ECS's metadata endpoint says of the container."""
+        network = {"NetworkMode": "awsvpc", "IPv4Addresses": [self.address]}
+        return {
+            "DockerId": self.id,
+            "Name": "pgbouncer",
+            "DesiredStatus": "RUNNING" if self.state in {"PENDING", "RUNNING"} else "STOPPED",
+            "KnownStatus": self.state,
+            "Networks": [network],
+        }
+
+    def metadata(self, arn: str) -> dict[str, Any]:
+        """Return what ECS's metadata endpoint says of the task."""
+        family, _, revision = self.service.task.task_definition.rpartition("/")[2].partition(":")
+        return {
+            "Cluster": self.service.cluster,
+            "TaskARN": arn,
+            "Family": family,
+            "Revision": revision,
+            "DesiredStatus": self.container()["DesiredStatus"],
+            "KnownStatus": self.state,
+            "Containers": [self.container()],
+        }

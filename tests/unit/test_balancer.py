@@ -1,0 +1,413 @@
+"""The balancer as a process: which target a flow goes to, and that its bytes arrive as sent."""
+
+import asyncio
+import json
+import os
+import resource
+import select
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from local import processes
+from local.deployment import REPOSITORY
+from local.pooler_service import balancer as balancer_module
+from local.pooler_service.balancer import Targets, most_flows
+
+A, B, C = "127.0.0.2", "127.0.0.3", "127.0.0.4"
+SECONDS = 10.0
+
+
+class Balancer:
+    """A balancer of the test's own, and targets that accept when the test does."""
+
+    def __init__(self, log: Path, open_files: int | None = None) -> None:
+        """Start it; it has no targets yet."""
+        self.port = processes.free_port()
+        self._listeners: dict[str, socket.socket] = {}
+        self.opened: list[socket.socket] = []
+
+        def limit() -> None:
+            if open_files is not None:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, open_files))
+
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "local.pooler_service.balancer", str(self.port)],
+                cwd=REPOSITORY,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=output,
+                preexec_fn=limit,  # noqa: PLW1509 - no thread has been started yet
+            )
+        self.ask()
+
+    def ask(self, **order: list[str]) -> dict[str, int]:
+        """Say something; return how many flows each target has."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(order).encode() + b"\n")
+        self.process.stdin.flush()
+        return dict(json.loads(self.process.stdout.readline())["flows"])
+
+    def listen(self, *addresses: str, backlog: int = 128) -> None:
+        """Have targets listen there, and take new flows."""
+        for address in addresses:
+            listener = socket.create_server((address, self.port), backlog=backlog)
+            listener.settimeout(SECONDS)
+            self._listeners[address] = listener
+        self.register(*addresses)
+
+    def register(self, *addresses: str) -> None:
+        """Let exactly these take new flows."""
+        self.ask(registered=list(addresses))
+
+    def stop_listening(self, address: str) -> None:
+        """Have a target refuse connections."""
+        self._listeners.pop(address).close()
+
+    def connect(self) -> socket.socket:
+        """Open a flow."""
+        client = socket.create_connection(("127.0.0.1", self.port), SECONDS)
+        self.opened.append(client)
+        return client
+
+    def accept(self, address: str) -> socket.socket:
+        """Take the next flow that comes to a target."""
+        server, _ = self._listeners[address].accept()
+        server.settimeout(SECONDS)
+        self.opened.append(server)
+        return server
+
+    def flow(self, address: str) -> tuple[socket.socket, socket.socket]:
+        """Open a flow that goes to a target; return both ends."""
+        client = self.connect()
+        return client, self.accept(address)
+
+    def until_flows(self, **expected: int) -> None:
+        """Wait until the targets have so many flows; names are the last digit's: `a=1`."""
+        names = {"a": A, "b": B, "c": C}
+        wanted = {names[name]: count for name, count in expected.items()}
+        processes.wait_until(lambda: self.ask() == wanted, SECONDS, f"{wanted}, not {self.ask()}")
+
+    def close(self) -> None:
+        """End it."""
+        for each in [*self.opened, *self._listeners.values()]:
+            each.close()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
+        self.process.wait(SECONDS)
+
+
+@pytest.fixture
+def balancer(tmp_path: Path) -> Iterator[Balancer]:
+    """A balancer without targets; nothing went wrong in it at the end."""
+    made = Balancer(tmp_path / "log")
+    yield made
+    made.close()
+    assert made.process.returncode == 0
+    assert (tmp_path / "log").read_text() == ""
+
+
+def receive(source: socket.socket, count: int) -> bytes:
+    """Read so many bytes, or fewer when the stream ends."""
+    data = b""
+    while len(data) < count:
+        chunk = source.recv(count - len(data))
+        if not chunk:
+            break
+        data += chunk
+    return data
+
+
+# Where a flow goes
+
+
+def test_bytes_go_both_ways(balancer: Balancer) -> None:
+    """As they were sent."""
+    balancer.listen(A)
+    client, server = balancer.flow(A)
+    client.sendall(b"question")
+    assert receive(server, 8) == b"question"
+    server.sendall(b"answer")
+    assert receive(client, 6) == b"answer"
+
+
+def test_what_comes_before_the_target_is_connected_waits(balancer: Balancer) -> None:
+    """A target with a full queue answers a second later; nothing is lost meanwhile."""
+    balancer.listen(A, backlog=0)
+    balancer.connect()
+    balancer.until_flows(a=1)
+    client = balancer.connect()
+    client.sendall(b"early")
+    balancer.until_flows(a=2)
+    balancer.accept(A)
+    assert receive(balancer.accept(A), 5) == b"early"
+
+
+def test_a_new_flow_goes_to_the_target_with_the_fewest(balancer: Balancer) -> None:
+    """Also in a burst, before any of its connections has been made."""
+    balancer.listen(A, B, C)
+    for _ in range(30):
+        balancer.connect()
+    balancer.until_flows(a=10, b=10, c=10)
+    for address in (A, B, C):
+        for _ in range(10):
+            balancer.accept(address)
+    for end in balancer.opened:
+        end.close()
+    balancer.until_flows(a=0, b=0, c=0)
+
+
+def test_a_target_that_comes_later_takes_the_next_flows(balancer: Balancer) -> None:
+    """Those that are there stay where they are."""
+    balancer.listen(A)
+    first = [balancer.flow(A) for _ in range(3)]
+    balancer.listen(B)
+    balancer.register(A, B)
+    for _ in range(3):
+        balancer.flow(B)
+    balancer.until_flows(a=3, b=3)
+    for client, server in first:
+        client.sendall(b"still here")
+        assert receive(server, 10) == b"still here"
+
+
+def test_a_draining_target_keeps_its_flows_and_gets_no_more(balancer: Balancer) -> None:
+    """It is forgotten with its last flow."""
+    balancer.listen(A, B)
+    (client, server), _ = balancer.flow(A), balancer.flow(B)
+    balancer.register(B)
+    balancer.flow(B)
+    balancer.flow(B)
+    balancer.until_flows(a=1, b=3)
+    client.sendall(b"x")
+    assert receive(server, 1) == b"x"
+    client.close()
+    assert receive(server, 1) == b""
+    server.close()
+    balancer.until_flows(b=3)
+
+
+def test_a_target_that_refuses_is_passed_over(balancer: Balancer) -> None:
+    """The client does not notice."""
+    balancer.listen(A, B)
+    balancer.stop_listening(A)
+    for _ in range(4):
+        client, server = balancer.flow(B)
+        server.sendall(b"x")
+        assert receive(client, 1) == b"x"
+    balancer.until_flows(a=0, b=4)
+
+
+def test_without_targets_connections_are_refused(balancer: Balancer) -> None:
+    """At once, as without a listener; with the next target they are taken again."""
+    with pytest.raises(ConnectionRefusedError):
+        balancer.connect()
+    balancer.listen(A)
+    balancer.flow(A)
+    balancer.register()
+    with pytest.raises(ConnectionRefusedError):
+        balancer.connect()
+    balancer.register(A)
+    balancer.flow(A)
+    balancer.until_flows(a=2)
+
+
+def test_the_port_stays_reserved_without_targets(balancer: Balancer) -> None:
+    """Nobody else can have it meanwhile, not even by chance."""
+    with pytest.raises(OSError, match="in use"), socket.socket() as other:
+        other.bind(("127.0.0.1", balancer.port))
+
+
+def test_a_client_is_reset_where_every_target_refuses(balancer: Balancer) -> None:
+    """It learns that at once."""
+    balancer.listen(A)
+    balancer.stop_listening(A)
+    with pytest.raises(ConnectionResetError):
+        balancer.connect().recv(1)
+    balancer.until_flows(a=0)
+
+
+# What a flow is
+
+
+def test_each_direction_ends_by_itself(balancer: Balancer) -> None:
+    """A client that has said all it has to say still gets the answer, and so does a target."""
+    balancer.listen(A)
+    client, server = balancer.flow(A)
+    client.sendall(b"question")
+    client.shutdown(socket.SHUT_WR)
+    assert receive(server, 100) == b"question"
+    server.sendall(b"answer")
+    server.close()
+    assert receive(client, 100) == b"answer"
+    balancer.until_flows(a=0)
+    client, server = balancer.flow(A)
+    server.shutdown(socket.SHUT_WR)
+    assert receive(client, 1) == b""
+    client.sendall(b"more")
+    assert receive(server, 4) == b"more"
+
+
+@pytest.mark.parametrize("from_client", [True, False], ids=["client", "target"])
+def test_a_reset_is_passed_on_as_one(balancer: Balancer, from_client: bool) -> None:
+    """Whoever is left learns that the connection is broken, not that it has ended."""
+    balancer.listen(A)
+    client, server = balancer.flow(A)
+    server.sendall(b"x")
+    assert receive(client, 1) == b"x"
+    broken, left = (client, server) if from_client else (server, client)
+    broken.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    broken.close()
+    with pytest.raises(ConnectionResetError):
+        left.recv(1)
+    balancer.until_flows(a=0)
+
+
+def test_what_was_sent_before_the_end_arrives(balancer: Balancer) -> None:
+    """Megabytes to a slow reader, and then the end."""
+    balancer.listen(A)
+    client, server = balancer.flow(A)
+    data = os.urandom(8_000_000)
+
+    def send() -> None:
+        server.sendall(data)
+        server.close()
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    client.shutdown(socket.SHUT_WR)
+    assert receive(client, len(data) + 1) == data
+    sender.join()
+
+
+def test_a_reader_that_does_not_read_holds_up_the_sender(balancer: Balancer) -> None:
+    """The balancer keeps little of it: the sender's own buffers fill, and it waits."""
+    balancer.listen(A)
+    client, server = balancer.flow(A)
+    client.setblocking(False)
+    sent = fill(client)
+    assert sent < 64_000_000
+    received = 0
+    while received < sent:
+        received += len(server.recv(1_000_000))
+    assert received == sent
+
+
+def fill(client: socket.socket) -> int:
+    """Send until nothing more is taken for a while; return how much was."""
+    sent, chunk = 0, b"x" * 100_000
+    while sent < 100_000_000:
+        _, writable, _ = select.select([], [client], [], 0.5)
+        if not writable:
+            return sent
+        with suppress(BlockingIOError):
+            sent += client.send(chunk)
+    return sent
+
+
+def test_small_messages_are_not_held_back() -> None:
+    """Both connections of a flow have Nagle's algorithm off: it would wait 40 ms now and then."""
+
+    async def options() -> list[int]:
+        here = InProcess(processes.free_port(), 1)
+        target = await asyncio.start_server(lambda _r, _w: None, A, here.port)
+        await here.update([A])
+        _, client = await asyncio.open_connection("127.0.0.1", here.port)
+        while not (sides := list(here.connected())):  # noqa: ASYNC110 - a connection has no event
+            await asyncio.sleep(0.01)
+        found = [side.get_extra_info("socket") for side in sides]
+        told = [each.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for each in found]
+        client.close()
+        target.close()
+        await here.update([])
+        here.close()
+        return told
+
+    assert asyncio.run(options()) == [1, 1]
+
+
+class InProcess(balancer_module.Balancer):
+    """A balancer in this process, whose connections a test can look at."""
+
+    def connected(self) -> Iterator[asyncio.Transport]:
+        """Return both connections of each flow that has them."""
+        for flow in self._flows:
+            if flow.client.transport and flow.target.transport:
+                yield from (flow.client.transport, flow.target.transport)
+
+    def close(self) -> None:
+        """Give the port back, and break what is left."""
+        self._reservation.close()
+        for transport in list(self.connected()):
+            transport.abort()
+
+
+# Bounds and ends
+
+
+def test_a_flow_too_many_is_reset_and_the_others_go_on(tmp_path: Path) -> None:
+    """The process runs out of flows before it runs out of files."""
+    small = Balancer(tmp_path / "log", open_files=84)
+    try:
+        small.listen(A)
+        flows = [small.flow(A) for _ in range(10)]
+        with pytest.raises(ConnectionResetError):
+            small.connect().recv(1)
+        for client, server in flows:
+            client.sendall(b"x")
+            assert receive(server, 1) == b"x"
+        flows[0][0].close()
+        flows[0][1].close()
+        small.until_flows(a=9)
+        small.flow(A)
+    finally:
+        small.close()
+    assert (tmp_path / "log").read_text() == ""
+
+
+def test_it_ends_with_its_input(balancer: Balancer) -> None:
+    """So it never outlives the daemon, however that ends; flows end with it."""
+    balancer.listen(A)
+    client, _ = balancer.flow(A)
+    assert balancer.process.stdin is not None
+    balancer.process.stdin.close()
+    assert balancer.process.wait(SECONDS) == 0
+    with suppress(ConnectionResetError):
+        assert client.recv(1) == b""
+
+
+def test_flows_are_counted_by_target() -> None:
+    """A target without a flow that takes none is forgotten; one that comes back is counted on."""
+    targets = Targets()
+    assert not targets
+    targets.update([A, B])
+    targets.begin(A)
+    targets.begin(A)
+    targets.begin(B)
+    assert targets.choices() == [B, A]
+    targets.update([B])
+    assert targets.choices() == [B]
+    targets.end(A)
+    assert targets.flows == {A: 1, B: 1}
+    targets.update([A, B])
+    targets.end(A)
+    assert targets.flows == {A: 0, B: 1}
+    targets.update([B])
+    assert targets.flows == {B: 1}
+
+
+@pytest.mark.parametrize("unlimited", [-1, resource.RLIM_INFINITY])
+def test_flows_are_bounded_by_open_files(unlimited: int) -> None:
+    """Two for each flow, and some for the process itself."""
+    assert most_flows(1064) == 500
+    assert most_flows(unlimited) >= 100_000
