@@ -7,6 +7,7 @@ import queue
 import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -27,6 +28,8 @@ LOOK_GAP = 1.0
 # How long a drain may wait for its own transaction, and how long it keeps it open.
 HOLD_WAIT = 2.0
 HOLD_SECONDS = 1.0
+# How long PgBouncer may take until it listens. A SIGHUP that comes before would end it.
+START_SECONDS = 10.0
 # How long PgBouncer may take to end at once.
 QUIT_SECONDS = 5.0
 WRONG_SETTINGS = 78  # EX_CONFIG
@@ -183,6 +186,20 @@ class Supervisor:
         output = self._child.stdout
         threading.Thread(target=self._pass_on, args=(output,), daemon=True).start()
         log.info("PgBouncer runs as process %d", self._child.pid)
+        self._await_socket()
+
+    def _await_socket(self) -> None:
+        """Wait until PgBouncer listens, has ended, or takes too long."""
+        deadline = time.monotonic() + START_SECONDS
+        while not self._listens() and self._exit_code() is None and not self._stopping:
+            if time.monotonic() > deadline:
+                log.warning("PgBouncer does not listen after %g s", START_SECONDS)
+                return
+            self._next_event(0.01)
+
+    def _listens(self) -> bool:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            return probe.connect_ex(str(self._settings.socket)) == 0
 
     def _pass_on(self, output: IO[bytes]) -> None:
         """Copy PgBouncer's log, in a thread: it must never wait for a reader."""
