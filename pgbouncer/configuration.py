@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,6 +69,7 @@ def _lines(parameters: Mapping[str, object]) -> str:
 def _parameters(settings: Settings, files: Files, admin: str) -> dict[str, object]:
     return (
         _listening(settings, files)
+        | _keeping_alive()
         | _logins(files, admin)
         | _pooling(settings)
         | _timeouts(settings)
@@ -88,13 +90,27 @@ def _listening(settings: Settings, files: Files) -> dict[str, object]:
         "client_tls_cert_file": files.certificate,
         "server_tls_sslmode": "verify-full",
         "server_tls_ca_file": settings.server_tls_ca_file,
-        # A frozen environment does not answer: keep its flow through a load balancer (350 s), and
-        # give up on it after six minutes.
-        "tcp_keepalive": 1,
-        "tcp_keepidle": 240,
-        "tcp_keepintvl": 30,
-        "tcp_keepcnt": 4,
     }
+
+
+def _keeping_alive() -> dict[str, object]:
+    """Render what tells a frozen client from a dead server, which share these settings.
+
+    A frozen environment does not answer: keep its flow through a load balancer (350 s), and give
+    up on it after six minutes. A server that has gone without a word (its machine, its zone) does
+    not acknowledge what is sent: give up on it after ten seconds. Without that a dead server
+    connection is kept for a quarter of an hour, and clients are refused for want of a live one.
+    With it the first probe that stays unanswered for `tcp_keepintvl` is the last.
+    """
+    parameters: dict[str, object] = {
+        "tcp_keepalive": 1,
+        "tcp_keepidle": 330,
+        "tcp_keepintvl": 30,
+        "tcp_keepcnt": 1,
+    }
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # macOS has none, and PgBouncer then refuses everyone
+        parameters["tcp_user_timeout"] = 10_000
+    return parameters
 
 
 def _logins(files: Files, admin: str) -> dict[str, object]:
@@ -123,7 +139,9 @@ def _pooling(settings: Settings) -> dict[str, object]:
 def _timeouts(settings: Settings) -> dict[str, object]:
     return {
         "query_wait_timeout": settings.query_wait_timeout,
-        # An environment frozen in a transaction holds a server connection until then.
+        # An environment frozen in a transaction holds a server connection until then. There is no
+        # transaction_timeout here: PgBouncer has one from 1.25 on only, and an older one does not
+        # start with it. The database's own bounds a transaction whoever holds it.
         "idle_transaction_timeout": settings.idle_transaction_timeout,
         "client_login_timeout": 15,
         "server_connect_timeout": 5,

@@ -63,7 +63,7 @@ class Settings:
             "max_client_conn": reader.number("MAX_CLIENT_CONN", 1, 100_000),
             "default_pool_size": reader.number("DEFAULT_POOL_SIZE", 1, 10_000),
             "max_db_connections": reader.number("MAX_DB_CONNECTIONS", 1, 10_000),
-            "query_wait_timeout": reader.number("QUERY_WAIT_TIMEOUT", 1, 300, "2"),
+            "query_wait_timeout": reader.number("QUERY_WAIT_TIMEOUT", 1, 5, "2"),
             "idle_transaction_timeout": reader.number("IDLE_TRANSACTION_TIMEOUT", 1, 3600, "15"),
             "refresh_interval": reader.seconds("REFRESH_INTERVAL", "30"),
             "drain_timeout": reader.seconds("DRAIN_TIMEOUT", "30"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,7 @@ def test_a_task_definition_is_read(environment: dict[str, str]) -> None:
         ("DATABASE_HOST", "db port=1", "DATABASE_HOST is 'db port=1', but must be"),
         ("DATABASE_NAME", "app\nadmin_users = x", "DATABASE_NAME is 'app"),
         ("RUN_DIR", "/run/" + "x" * 100, "RUN_DIR is too long"),
+        ("QUERY_WAIT_TIMEOUT", "6", "QUERY_WAIT_TIMEOUT is '6', but must be a whole number from 1"),
     ],
 )
 def test_a_wrong_variable_is_named_with_its_value(
@@ -120,8 +122,12 @@ def test_every_default_that_does_not_fit_lambda_is_set(environment: dict[str, st
         "max_prepared_statements": "200",
         "listen_backlog": "4096",
         "auth_type": "hba",
+        "tcp_keepidle": "330",
+        "tcp_user_timeout": "10000",
         "admin_users": "admin-1",
     }
+    if sys.platform != "linux":
+        del expected["tcp_user_timeout"]
     assert {name: ini[name] for name in expected} == expected
 
 
