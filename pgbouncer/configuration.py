@@ -19,6 +19,14 @@ class User:
 
 
 @dataclass(frozen=True)
+class Console:
+    """The names that may use PgBouncer's console: one for everything, one for looking only."""
+
+    admin: str
+    observer: str
+
+
+@dataclass(frozen=True)
 class Files:
     """Where the files are that PgBouncer reads."""
 
@@ -50,7 +58,7 @@ class Files:
         return self.folder / "admin_dsn"
 
 
-def render_ini(settings: Settings, files: Files, admin: str) -> str:
+def render_ini(settings: Settings, files: Files, console: Console) -> str:
     """Render the main file: every default that does not fit Lambda is set."""
     database = (
         f"host={settings.database_host} port={settings.database_port} "
@@ -58,7 +66,7 @@ def render_ini(settings: Settings, files: Files, admin: str) -> str:
     )
     return (
         f"[databases]\n{settings.database_name} = {database}\n\n"
-        f"[pgbouncer]\n{_lines(_parameters(settings, files, admin))}"
+        f"[pgbouncer]\n{_lines(_parameters(settings, files, console))}"
     )
 
 
@@ -66,11 +74,11 @@ def _lines(parameters: Mapping[str, object]) -> str:
     return "".join(f"{name} = {value}\n" for name, value in parameters.items())
 
 
-def _parameters(settings: Settings, files: Files, admin: str) -> dict[str, object]:
+def _parameters(settings: Settings, files: Files, console: Console) -> dict[str, object]:
     return (
         _listening(settings, files)
         | _keeping_alive()
-        | _logins(files, admin)
+        | _logins(files, console)
         | _pooling(settings)
         | _timeouts(settings)
         | _logging()
@@ -113,12 +121,13 @@ def _keeping_alive() -> dict[str, object]:
     return parameters
 
 
-def _logins(files: Files, admin: str) -> dict[str, object]:
+def _logins(files: Files, console: Console) -> dict[str, object]:
     return {
         "auth_type": "hba",
         "auth_hba_file": files.access,
         "auth_file": files.users,
-        "admin_users": admin,
+        "admin_users": console.admin,
+        "stats_users": console.observer,
         # JDBC sends it always; everything else unknown is refused, not dropped in silence.
         "ignore_startup_parameters": "extra_float_digits",
     }
@@ -158,15 +167,16 @@ def _logging() -> dict[str, object]:
     return {"log_connections": 0, "log_disconnections": 0, "log_pooler_errors": 1, "log_stats": 0}
 
 
-def render_access(settings: Settings, admin: str) -> str:
+def render_access(settings: Settings, console: Console) -> str:
     """Render who may log in: users by TLS and SCRAM; the console only through the socket.
 
     The socket is in a folder that is closed to other accounts. The supervisor comes through it to
-    hold a transaction open during a drain, and needs no password there.
+    hold a transaction open during a drain and to read statistics, and needs no password there.
     """
     database = f'"{settings.database_name}"'
     return (
-        f'local    pgbouncer    "{admin}"  scram-sha-256\n'
+        f'local    pgbouncer    "{console.admin}"  scram-sha-256\n'
+        f'local    pgbouncer    "{console.observer}"  trust\n'
         f"local    {database}  all  trust\n"
         f"hostssl  {database}  all  0.0.0.0/0  scram-sha-256\n"
         f"hostssl  {database}  all  ::/0  scram-sha-256\n"

@@ -22,6 +22,15 @@ class SettingsError(ValueError):
 
 
 @dataclass(frozen=True)
+class MetricsSettings:
+    """How often numbers are written, and what CloudWatch knows them by."""
+
+    interval: float
+    namespace: str
+    pooler: str
+
+
+@dataclass(frozen=True)
 class Settings:
     """What the supervisor is told. Times are in seconds."""
 
@@ -42,6 +51,8 @@ class Settings:
     refresh_interval: float
     drain_timeout: float
     run_dir: Path
+    # None: no numbers are wanted.
+    metrics: MetricsSettings | None
     # Local mode only: how to start PgBouncer, and the account to do it as when this one is root.
     pgbouncer: tuple[str, ...]
     pgbouncer_user: str
@@ -68,6 +79,7 @@ class Settings:
             "refresh_interval": reader.seconds("REFRESH_INTERVAL", "30"),
             "drain_timeout": reader.seconds("DRAIN_TIMEOUT", "30"),
             "run_dir": Path(environment.get("RUN_DIR") or "/run/pgbouncer"),
+            "metrics": _metrics(reader),
             "pgbouncer": tuple(shlex.split(environment.get("PGBOUNCER") or "/usr/sbin/pgbouncer")),
             "pgbouncer_user": environment.get("PGBOUNCER_USER", ""),
         }
@@ -79,6 +91,13 @@ class Settings:
     def socket(self) -> Path:
         """The unix socket that PgBouncer listens on."""
         return self.run_dir / f".s.PGSQL.{self.listen_port}"
+
+
+def _metrics(reader: _Reader) -> MetricsSettings | None:
+    pooler = reader.optional("METRICS_POOLER", METRIC)
+    namespace = reader.text("METRICS_NAMESPACE", METRIC, "LambdaPg")
+    interval = reader.seconds("METRICS_INTERVAL", "60", off="0")
+    return MetricsSettings(interval, namespace, pooler) if pooler and interval else None
 
 
 def _checked(settings: Settings) -> Settings:
@@ -95,6 +114,8 @@ def _checked(settings: Settings) -> Settings:
 ADDRESS = re.compile(r"[0-9A-Za-z.:*_-]+")
 IDENTIFIER = re.compile(r"[A-Za-z_][0-9A-Za-z_$-]*")
 WORD = re.compile(r"\S+")
+# What CloudWatch takes for a namespace and for a dimension's value; "AWS/" is its own.
+METRIC = re.compile(r"(?!AWS/)[0-9A-Za-z][0-9A-Za-z._/#:-]{0,254}")
 
 
 class _Reader:
@@ -111,14 +132,20 @@ class _Reader:
             self._refuse(name, value, f"text like {allowed.pattern}")
         return value
 
+    def optional(self, name: str, allowed: re.Pattern[str]) -> str:
+        """Read a text that may be missing."""
+        return self.text(name, allowed) if self._is_set(name) else ""
+
     def number(self, name: str, least: int, most: int, default: str = "") -> int:
         """Read a whole number in a range."""
         allowed = f"a whole number from {least} to {most}"
         return int(self._number(name, int, (least, most), allowed, default))
 
-    def seconds(self, name: str, default: str) -> float:
-        """Read a time."""
-        allowed = "a number of seconds from 0.05 to 3600"
+    def seconds(self, name: str, default: str, *, off: str = "") -> float:
+        """Read a time; where `off` is a value, it is another one that is allowed and means 0."""
+        if off and self._value(name, default) == off:
+            return 0.0
+        allowed = "a number of seconds from 0.05 to 3600" + (f", or {off}" if off else "")
         return float(self._number(name, float, (0.05, 3600), allowed, default))
 
     def choice(self, name: str, allowed: tuple[str, ...]) -> str:
@@ -138,6 +165,9 @@ class _Reader:
         if not path.is_file():
             self._refuse(name, str(path), "the path of a file that exists")
         return path
+
+    def _is_set(self, name: str) -> bool:
+        return bool(self.environment.get(name, "").strip())
 
     def _value(self, name: str, default: str) -> str:
         value = self.environment.get(name, "").strip() or default

@@ -1,8 +1,9 @@
-"""Process 1 of the pooler: starts PgBouncer, keeps its secrets fresh, ends it in order."""
+"""Process 1 of the pooler: starts PgBouncer, keeps its files fresh, ends it in order."""
 
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import re
 import resource
@@ -12,13 +13,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from os import WNOHANG, kill, waitpid, waitstatus_to_exitcode
 from typing import IO
 
 from .files import Folder
+from .metrics import Metrics, Tally, render
+from .session import SessionError
 from .settings import Settings, SettingsError
-from .transaction import Transaction, TransactionRefusedError
+from .transaction import Transaction
 from .vault import Content, SecretsManager, Vault
 
 # Open files of PgBouncer besides its connections: listeners, log, pipes, name resolution.
@@ -67,7 +70,7 @@ def raise_open_files(settings: Settings) -> None:
 
 
 class StopRequestedError(BaseException):
-    """Ends a look at the secrets; not an Exception, or the SDK would take it for a failed try."""
+    """Ends a look at a service; not an Exception, or the SDK would take it for a failed try."""
 
 
 class Supervisor:
@@ -84,26 +87,32 @@ class Supervisor:
             check=self._folder.check,
             report=log.warning,
         )
+        self._tally = Tally()
+        self._metrics = Metrics(settings, self._folder.console.observer, self._tally)
         # A queue whose put() may interrupt its own get(): signal handlers run in between.
         self._events: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._content: Content
         self._child: subprocess.Popen[bytes] | None = None
         self._stopping = self._looking = False
-        self._last_look = self._next_look = 0.0
+        self._last_look = 0.0
+        # What there is to do, and when; an event brings it forward.
+        self._due = {"look": 0.0, "report": math.inf}
 
     def run(self) -> int:
-        """Wait for the secrets, start PgBouncer, and serve until it or we have to end."""
+        """Wait for what PgBouncer needs, start it, and serve until it or we have to end."""
         self._take_signals()
         if not self._await_secrets():
             return 0
         self._start()
+        duties = {"look": self._look, "report": self._report}
         while not self._stopping:
-            self._next_event(self._next_look - time.monotonic())
+            self._next_event(min(self._due.values()) - time.monotonic())
             if (code := self._exit_code()) is not None:
                 log.error("PgBouncer has ended by itself, with code %d", code)
                 return code
-            if not self._stopping and time.monotonic() >= self._next_look:
-                self._look()
+            for name, perform in duties.items():
+                if not self._stopping and time.monotonic() >= self._due[name]:
+                    perform()
         return self._drain()
 
     # Events
@@ -128,44 +137,48 @@ class Supervisor:
             return
         if event == "stop":
             self._stopping = True
-        elif event == "look":
-            self._next_look = time.monotonic()
         elif event == "refused":
-            self._next_look = min(self._next_look, self._last_look + LOOK_GAP)
+            self._due["look"] = min(self._due["look"], self._last_look + LOOK_GAP)
+        elif event in self._due:
+            self._due[event] = time.monotonic()
 
-    # Secrets
-
-    def _refresh(self) -> None:
-        """Look at the secrets, until done or told to stop."""
+    def _until_stopped(self, look: Callable[[], None], what: str) -> None:
+        """Look at what may wait long for an answer, until done or told to stop."""
         try:
             self._looking = True
             try:
-                self._vault.refresh()
+                look()
             finally:
                 self._looking = False
         except StopRequestedError:
-            log.info("told to stop while looking at the secrets")
+            log.info("told to stop while looking at %s", what)
+
+    def _rest(self, seconds: float) -> None:
+        """Wait before another try, unless told to look or to stop."""
+        self._due["look"] = time.monotonic() + seconds
+        while not self._stopping and time.monotonic() < self._due["look"]:
+            self._next_event(self._due["look"] - time.monotonic())
+
+    # Secrets
 
     def _await_secrets(self) -> bool:
         """Look until there are a user and a certificate; False when told to stop before."""
         pause = 1.0
         while not self._stopping:
-            self._refresh()
+            self._until_stopped(self._vault.refresh, "the secrets")
             if (content := self._vault.content) is not None:
                 self._content = content
                 self._folder.update(content)
                 self._plan_look()
                 return True
             log.info("waiting %g s for a user and a certificate", pause)
-            self._next_look = time.monotonic() + pause
-            while not self._stopping and time.monotonic() < self._next_look:
-                self._next_event(self._next_look - time.monotonic())
+            self._rest(pause)
             pause = min(2 * pause, max(1.0, self._settings.refresh_interval))
         return False
 
     def _look(self) -> None:
         """Look at the secrets; when anything has changed, have PgBouncer read it."""
-        self._refresh()
+        self._until_stopped(self._vault.refresh, "the secrets")
         self._content = self._vault.content or self._content
         if self._folder.update(self._content):
             log.info("users or certificate have changed: reloading PgBouncer")
@@ -174,7 +187,29 @@ class Supervisor:
 
     def _plan_look(self) -> None:
         self._last_look = time.monotonic()
-        self._next_look = self._last_look + self._settings.refresh_interval
+        self._due["look"] = self._last_look + self._settings.refresh_interval
+
+    # Metrics
+
+    def _plan_report(self, last: float) -> None:
+        """Plan the next report from when the last one was due: being late does not add up."""
+        if self._settings.metrics is not None:
+            interval = self._settings.metrics.interval
+            self._due["report"] = max(last + interval, time.monotonic())
+
+    def _report(self) -> None:
+        """Write PgBouncer's numbers, or say why there are none."""
+        self._plan_report(self._due["report"])
+        if self._settings.metrics is None:
+            return
+        try:
+            numbers = self._metrics.measure()
+        except SessionError as error:
+            log.warning("no metrics this time: %s", error)
+            return
+        # In one piece: where both go to one file, the log's lines come from another thread.
+        sys.stdout.write(f"{render(numbers, self._settings.metrics, time.time())}\n")
+        sys.stdout.flush()
 
     # PgBouncer
 
@@ -187,6 +222,7 @@ class Supervisor:
         threading.Thread(target=self._pass_on, args=(output,), daemon=True).start()
         log.info("PgBouncer runs as process %d", self._child.pid)
         self._await_socket()
+        self._plan_report(time.monotonic())
 
     def _await_socket(self) -> None:
         """Wait until PgBouncer listens, has ended, or takes too long."""
@@ -206,6 +242,7 @@ class Supervisor:
         for line in output:
             sys.stderr.buffer.write(line)
             sys.stderr.buffer.flush()
+            self._tally.note(line)
             if REFUSED_LOGIN.search(line):
                 self._events.put("refused")
 
@@ -254,7 +291,7 @@ class Supervisor:
         user, database = self._content.users[0].name, self._settings.database_name
         try:
             return Transaction(self._settings.socket, user, database, HOLD_WAIT)
-        except TransactionRefusedError as error:
+        except SessionError as error:
             log.warning("draining without a transaction of our own: %s", error)
             return None
 

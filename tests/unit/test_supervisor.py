@@ -12,18 +12,20 @@ import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
 
 from pgbouncer.configuration import (
+    Console,
     Files,
     User,
     render_access,
     render_ini,
     render_users,
 )
+from pgbouncer.session import column_names, error_text, query_message, startup_message, values
 from pgbouncer.settings import Settings, SettingsError
-from pgbouncer.transaction import error_text, query_message, startup_message
 from pgbouncer.vault import Certificate, SecretUnusableError, Vault
 
 USER_ARN = "arn:aws:secretsmanager:eu-west-1:000000000000:secret:user"
 LEAF_ARN = "arn:aws:secretsmanager:eu-west-1:000000000000:secret:leaf"
+CONSOLE = Console("admin-1", "observer-1")
 
 
 @pytest.fixture
@@ -76,6 +78,9 @@ def test_a_task_definition_is_read(environment: dict[str, str]) -> None:
         ("DATABASE_NAME", "app\nadmin_users = x", "DATABASE_NAME is 'app"),
         ("RUN_DIR", "/run/" + "x" * 100, "RUN_DIR is too long"),
         ("QUERY_WAIT_TIMEOUT", "6", "QUERY_WAIT_TIMEOUT is '6', but must be a whole number from 1"),
+        ("METRICS_INTERVAL", "-1", "METRICS_INTERVAL is '-1', but must be a number of seconds"),
+        ("METRICS_NAMESPACE", "AWS/ECS", "METRICS_NAMESPACE is 'AWS/ECS', but must be"),
+        ("METRICS_POOLER", 'a"b', "METRICS_POOLER is 'a\"b', but must be"),
     ],
 )
 def test_a_wrong_variable_is_named_with_its_value(
@@ -95,13 +100,19 @@ def test_all_problems_come_at_once(environment: dict[str, str]) -> None:
     assert "DATABASE_HOST is missing; CERTIFICATE_SECRET_ARN is missing" in str(caught.value)
 
 
+def test_an_interval_of_zero_turns_metrics_off(environment: dict[str, str]) -> None:
+    """The pooler keeps its name for when they are wanted again."""
+    environment |= {"METRICS_POOLER": "dev", "METRICS_INTERVAL": "0"}
+    assert Settings.from_env(environment).metrics is None
+
+
 # Files
 
 
 def ini_of(environment: dict[str, str]) -> dict[str, str]:
     """Render the main file and read it back."""
     settings = Settings.from_env(environment)
-    lines = render_ini(settings, Files(Path("/run/pgbouncer")), "admin-1").splitlines()
+    lines = render_ini(settings, Files(Path("/run/pgbouncer")), CONSOLE).splitlines()
     return dict(line.split(" = ", 1) for line in lines if " = " in line)
 
 
@@ -125,6 +136,7 @@ def test_every_default_that_does_not_fit_lambda_is_set(environment: dict[str, st
         "tcp_keepidle": "330",
         "tcp_user_timeout": "10000",
         "admin_users": "admin-1",
+        "stats_users": "observer-1",
     }
     if sys.platform != "linux":
         del expected["tcp_user_timeout"]
@@ -136,11 +148,12 @@ def test_only_the_socket_reaches_the_console_and_only_tls_the_database(
 ) -> None:
     """There is no line for TCP without TLS, and none for the console over TCP."""
     rules = [
-        line.split() for line in render_access(Settings.from_env(environment), "a").splitlines()
+        line.split() for line in render_access(Settings.from_env(environment), CONSOLE).splitlines()
     ]
     assert {rule[0] for rule in rules} == {"local", "hostssl"}
     assert [rule for rule in rules if rule[1] == "pgbouncer"] == [
-        ["local", "pgbouncer", '"a"', "scram-sha-256"]
+        ["local", "pgbouncer", '"admin-1"', "scram-sha-256"],
+        ["local", "pgbouncer", '"observer-1"', "trust"],
     ]
     assert {rule[-1] for rule in rules if rule[0] == "hostssl"} == {"scram-sha-256"}
 
@@ -282,7 +295,7 @@ def test_a_certificate_that_does_not_load_is_not_taken(secrets: FakeSecrets) -> 
 
 def test_messages_carry_their_length() -> None:
     """PostgreSQL's framing: a length that counts itself, texts that end with a zero byte."""
-    startup = startup_message("app", "db")
+    startup = startup_message("app", "db", "test")
     assert struct.unpack("!II", startup[:8]) == (len(startup), 196608)
     assert startup[8:].startswith(b"user\0app\0database\0db\0")
     assert startup.endswith(b"\0\0")
@@ -293,3 +306,10 @@ def test_the_text_of_an_error_is_found() -> None:
     """ErrorResponse: fields with a letter each, M is the text."""
     assert error_text(b"SFATAL\0C08P01\0Mserver shutting down\0\0") == "server shutting down"
     assert error_text(b"") == "an error without a text"
+
+
+def test_rows_are_read_with_their_names() -> None:
+    """RowDescription has 18 bytes behind each name, DataRow a length before each value."""
+    assert column_names(b"\0\2" + b"a\0" + bytes(18) + b"\xc3\xa9\0" + bytes(18)) == ["a", "é"]
+    row = b"\0\3" + b"\0\0\0\1x" + b"\xff\xff\xff\xff" + b"\0\0\0\0"
+    assert values(row) == ["x", None, ""]
