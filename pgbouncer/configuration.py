@@ -9,6 +9,10 @@ from pathlib import Path
 
 from .settings import Settings
 
+# Cancel requests on their way to one peer at once. PgBouncer would take default_pool_size, which
+# may be 1, and a request that finds no place is as good as lost.
+PEER_POOL_SIZE = 100
+
 
 @dataclass(frozen=True)
 class User:
@@ -24,6 +28,22 @@ class Console:
 
     admin: str
     observer: str
+
+
+@dataclass(frozen=True, order=True)
+class Peer:
+    """A task of the service: the number that PgBouncer knows it by, and its address."""
+
+    id: int
+    address: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """All tasks of the service that are known, this one among them."""
+
+    own: Peer
+    peers: tuple[Peer, ...]
 
 
 @dataclass(frozen=True)
@@ -58,20 +78,32 @@ class Files:
         return self.folder / "admin_dsn"
 
 
-def render_ini(settings: Settings, files: Files, console: Console) -> str:
+def render_ini(
+    settings: Settings, files: Files, console: Console, group: Group | None = None
+) -> str:
     """Render the main file: every default that does not fit Lambda is set."""
     database = (
         f"host={settings.database_host} port={settings.database_port} "
         f"dbname={settings.database_name}"
     )
-    return (
-        f"[databases]\n{settings.database_name} = {database}\n\n"
-        f"[pgbouncer]\n{_lines(_parameters(settings, files, console))}"
-    )
+    sections: dict[str, Mapping[str, object]] = {
+        "databases": {settings.database_name: database},
+        "pgbouncer": _parameters(settings, files, console),
+    }
+    if group is not None:
+        sections["pgbouncer"] = {**sections["pgbouncer"], "peer_id": group.own.id}
+        sections["peers"] = _peers(settings, group)
+    return "\n".join(f"[{name}]\n{_lines(lines)}" for name, lines in sections.items())
 
 
 def _lines(parameters: Mapping[str, object]) -> str:
     return "".join(f"{name} = {value}\n" for name, value in parameters.items())
+
+
+def _peers(settings: Settings, group: Group) -> dict[str, object]:
+    """Render one line for each task, all by way of the relay; PgBouncer passes over its own."""
+    relay = f"host='{settings.relay.parent}' port={settings.listen_port} pool_size={PEER_POOL_SIZE}"
+    return {str(peer.id): relay for peer in group.peers}
 
 
 def _parameters(settings: Settings, files: Files, console: Console) -> dict[str, object]:
@@ -156,7 +188,9 @@ def _timeouts(settings: Settings) -> dict[str, object]:
         "server_connect_timeout": 5,
         # The default, 15, turns one refused login into 15 seconds of errors for everyone.
         "server_login_retry": 1,
-        "cancel_wait_timeout": 5,
+        # A cancel request that cannot be passed on at once is of no use later, and keeps those that
+        # come after it (docs/decisions/0010).
+        "cancel_wait_timeout": 1,
         "dns_max_ttl": 5,
         "dns_nxdomain_ttl": 1,
     }

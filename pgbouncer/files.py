@@ -11,11 +11,13 @@ from urllib.parse import quote, urlencode
 from .configuration import (
     Console,
     Files,
+    Group,
     User,
     render_access,
     render_ini,
     render_users,
 )
+from .relay import Relay
 from .settings import Settings, SettingsError
 from .vault import Certificate, Content, SecretUnusableError
 
@@ -33,13 +35,29 @@ class Folder:
         try:
             settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._owner = _owner(settings.pgbouncer_user)
-            self._write("pgbouncer.ini", render_ini(settings, self.files, self.console))
+            self.join(None)
         except OSError as error:
             raise SettingsError(
                 f"RUN_DIR is {settings.run_dir}, where nothing can be written: {error}"
             ) from error
         self._write("access.conf", render_access(settings, self.console))
         self._write("admin_dsn", self._admin_dsn())
+
+    def join(self, group: Group | None) -> bool:
+        """Write the main file with the tasks that are known; tell whether anything has changed."""
+        return self._write(
+            "pgbouncer.ini", render_ini(self._settings, self.files, self.console, group)
+        )
+
+    def make_relay(self) -> Relay:
+        """Make the socket that stands for the peers, for PgBouncer's account only."""
+        path = self._settings.relay
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        relay = Relay(path, self._settings.listen_port)
+        if self._owner is not None:
+            for owned in (path.parent, path):
+                chown(owned, *self._owner)
+        return relay
 
     def update(self, content: Content) -> bool:
         """Write users and certificate; tell whether anything has changed."""

@@ -22,6 +22,16 @@ class SettingsError(ValueError):
 
 
 @dataclass(frozen=True)
+class PeersSettings:
+    """Where the other tasks are to be found, and this one's own address."""
+
+    namespace: str
+    service: str
+    interval: float
+    metadata_url: str
+
+
+@dataclass(frozen=True)
 class MetricsSettings:
     """How often numbers are written, and what CloudWatch knows them by."""
 
@@ -51,6 +61,8 @@ class Settings:
     refresh_interval: float
     drain_timeout: float
     run_dir: Path
+    # None: this task is the only one.
+    peers: PeersSettings | None
     # None: no numbers are wanted.
     metrics: MetricsSettings | None
     # Local mode only: how to start PgBouncer, and the account to do it as when this one is root.
@@ -79,6 +91,7 @@ class Settings:
             "refresh_interval": reader.seconds("REFRESH_INTERVAL", "30"),
             "drain_timeout": reader.seconds("DRAIN_TIMEOUT", "30"),
             "run_dir": Path(environment.get("RUN_DIR") or "/run/pgbouncer"),
+            "peers": _peers(reader),
             "metrics": _metrics(reader),
             "pgbouncer": tuple(shlex.split(environment.get("PGBOUNCER") or "/usr/sbin/pgbouncer")),
             "pgbouncer_user": environment.get("PGBOUNCER_USER", ""),
@@ -92,6 +105,21 @@ class Settings:
         """The unix socket that PgBouncer listens on."""
         return self.run_dir / f".s.PGSQL.{self.listen_port}"
 
+    @property
+    def relay(self) -> Path:
+        """The unix socket that stands for this task's peers, named as PgBouncer looks for it."""
+        return self.run_dir / "peers" / self.socket.name
+
+
+def _peers(reader: _Reader) -> PeersSettings | None:
+    namespace, service = reader.pair("PEERS_NAMESPACE", "PEERS_SERVICE", WORD)
+    interval = reader.seconds("PEERS_INTERVAL", "5")
+    if not namespace or not service:
+        return None
+    # Set by the agent of ECS in every container.
+    metadata_url = reader.text("ECS_CONTAINER_METADATA_URI_V4", HTTP)
+    return PeersSettings(namespace, service, interval, metadata_url)
+
 
 def _metrics(reader: _Reader) -> MetricsSettings | None:
     pooler = reader.optional("METRICS_POOLER", METRIC)
@@ -102,9 +130,10 @@ def _metrics(reader: _Reader) -> MetricsSettings | None:
 
 def _checked(settings: Settings) -> Settings:
     """Check what depends on more than one variable."""
-    if len(str(settings.socket)) > SOCKET_PATH_LIMIT:
+    longest = settings.socket if settings.peers is None else settings.relay
+    if len(str(longest)) > SOCKET_PATH_LIMIT:
         raise SettingsError(
-            f"RUN_DIR is too long: the socket {settings.socket} has {len(str(settings.socket))} "
+            f"RUN_DIR is too long: the socket {longest} has {len(str(longest))} "
             f"characters, and {SOCKET_PATH_LIMIT} is the most"
         )
     return settings
@@ -114,6 +143,7 @@ def _checked(settings: Settings) -> Settings:
 ADDRESS = re.compile(r"[0-9A-Za-z.:*_-]+")
 IDENTIFIER = re.compile(r"[A-Za-z_][0-9A-Za-z_$-]*")
 WORD = re.compile(r"\S+")
+HTTP = re.compile(r"https?://\S+")
 # What CloudWatch takes for a namespace and for a dimension's value; "AWS/" is its own.
 METRIC = re.compile(r"(?!AWS/)[0-9A-Za-z][0-9A-Za-z._/#:-]{0,254}")
 
@@ -135,6 +165,13 @@ class _Reader:
     def optional(self, name: str, allowed: re.Pattern[str]) -> str:
         """Read a text that may be missing."""
         return self.text(name, allowed) if self._is_set(name) else ""
+
+    def pair(self, first: str, second: str, allowed: re.Pattern[str]) -> tuple[str, str]:
+        """Read two texts of which both or neither must be there."""
+        for one, other in ((first, second), (second, first)):
+            if self._is_set(one) and not self._is_set(other):
+                self.problems.append(f"{one} is set, but not {other}: set both or neither")
+        return self.optional(first, allowed), self.optional(second, allowed)
 
     def number(self, name: str, least: int, most: int, default: str = "") -> int:
         """Read a whole number in a range."""

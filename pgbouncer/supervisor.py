@@ -19,10 +19,12 @@ from typing import IO
 
 from .files import Folder
 from .metrics import Metrics, Tally, render
+from .peers import CloudMap, Peering
+from .relay import Relay
 from .session import SessionError
 from .settings import Settings, SettingsError
 from .transaction import Transaction
-from .vault import Content, SecretsManager, Vault
+from .vault import Content, SecretsManager, Vault, region_of
 
 # Open files of PgBouncer besides its connections: listeners, log, pipes, name resolution.
 OWN_FILES = 64
@@ -87,6 +89,11 @@ class Supervisor:
             check=self._folder.check,
             report=log.warning,
         )
+        self._peering: Peering | None = None
+        self._relay: Relay | None = None
+        if settings.peers is not None:
+            cloud_map = CloudMap(settings.peers, region_of(settings.certificate_secret_arn))
+            self._peering = Peering(settings.peers, discover=cloud_map, report=log.warning)
         self._tally = Tally()
         self._metrics = Metrics(settings, self._folder.console.observer, self._tally)
         # A queue whose put() may interrupt its own get(): signal handlers run in between.
@@ -96,15 +103,15 @@ class Supervisor:
         self._stopping = self._looking = False
         self._last_look = 0.0
         # What there is to do, and when; an event brings it forward.
-        self._due = {"look": 0.0, "report": math.inf}
+        self._due = {"look": 0.0, "peers": math.inf, "report": math.inf}
 
     def run(self) -> int:
         """Wait for what PgBouncer needs, start it, and serve until it or we have to end."""
         self._take_signals()
-        if not self._await_secrets():
+        if not self._await_own_address() or not self._await_secrets():
             return 0
         self._start()
-        duties = {"look": self._look, "report": self._report}
+        duties = {"look": self._look, "peers": self._join_peers, "report": self._report}
         while not self._stopping:
             self._next_event(min(self._due.values()) - time.monotonic())
             if (code := self._exit_code()) is not None:
@@ -189,6 +196,34 @@ class Supervisor:
         self._last_look = time.monotonic()
         self._due["look"] = self._last_look + self._settings.refresh_interval
 
+    # Peers
+
+    def _await_own_address(self) -> bool:
+        """Ask until this task's address is known; False when told to stop before."""
+        if self._peering is None:
+            return True
+        while not self._stopping:
+            self._until_stopped(self._peering.learn_own, "this task's address")
+            if self._peering.group is not None:
+                self._folder.join(self._peering.group)
+                self._relay = self._folder.make_relay()
+                self._relay.start()
+                return True
+            self._rest(1.0)
+        return False
+
+    def _join_peers(self) -> None:
+        """Take what was found of the other tasks; when it is news, have PgBouncer read it."""
+        self._due["peers"] = math.inf
+        group = self._peering.take() if self._peering is not None else None
+        if group is None or self._relay is None:
+            return
+        self._relay.addresses = {peer.id: peer.address for peer in group.peers}
+        if self._folder.join(group):
+            tasks = ", ".join(f"{peer.id} at {peer.address}" for peer in group.peers)
+            log.info("the tasks are now %s: reloading PgBouncer", tasks)
+            self._signal(signal.SIGHUP)
+
     # Metrics
 
     def _plan_report(self, last: float) -> None:
@@ -223,6 +258,8 @@ class Supervisor:
         log.info("PgBouncer runs as process %d", self._child.pid)
         self._await_socket()
         self._plan_report(time.monotonic())
+        if self._peering is not None:
+            self._peering.watch(lambda: self._events.put("peers"))
 
     def _await_socket(self) -> None:
         """Wait until PgBouncer listens, has ended, or takes too long."""

@@ -20,12 +20,13 @@ from pgbouncer.configuration import (
     render_users,
 )
 from pgbouncer.session import column_names, error_text, query_message, startup_message, values
-from pgbouncer.settings import Settings, SettingsError
+from pgbouncer.settings import MetricsSettings, PeersSettings, Settings, SettingsError
 from pgbouncer.vault import Certificate, SecretUnusableError, Vault
 
 USER_ARN = "arn:aws:secretsmanager:eu-west-1:000000000000:secret:user"
 LEAF_ARN = "arn:aws:secretsmanager:eu-west-1:000000000000:secret:leaf"
 CONSOLE = Console("admin-1", "observer-1")
+METADATA = "http://169.254.170.2/v4/task"
 
 
 @pytest.fixture
@@ -78,6 +79,9 @@ def test_a_task_definition_is_read(environment: dict[str, str]) -> None:
         ("DATABASE_NAME", "app\nadmin_users = x", "DATABASE_NAME is 'app"),
         ("RUN_DIR", "/run/" + "x" * 100, "RUN_DIR is too long"),
         ("QUERY_WAIT_TIMEOUT", "6", "QUERY_WAIT_TIMEOUT is '6', but must be a whole number from 1"),
+        ("PEERS_SERVICE", "pooler", "PEERS_SERVICE is set, but not PEERS_NAMESPACE: set both"),
+        ("PEERS_NAMESPACE", "app", "PEERS_NAMESPACE is set, but not PEERS_SERVICE: set both"),
+        ("PEERS_INTERVAL", "0", "PEERS_INTERVAL is '0', but must be a number of seconds"),
         ("METRICS_INTERVAL", "-1", "METRICS_INTERVAL is '-1', but must be a number of seconds"),
         ("METRICS_NAMESPACE", "AWS/ECS", "METRICS_NAMESPACE is 'AWS/ECS', but must be"),
         ("METRICS_POOLER", 'a"b', "METRICS_POOLER is 'a\"b', but must be"),
@@ -100,10 +104,50 @@ def test_all_problems_come_at_once(environment: dict[str, str]) -> None:
     assert "DATABASE_HOST is missing; CERTIFICATE_SECRET_ARN is missing" in str(caught.value)
 
 
+def test_a_task_alone_that_nobody_measures_has_neither_peers_nor_metrics(
+    environment: dict[str, str],
+) -> None:
+    """What is not named is off."""
+    settings = Settings.from_env(environment)
+    assert (settings.peers, settings.metrics) == (None, None)
+
+
+def test_peers_and_metrics_are_read_with_their_defaults(environment: dict[str, str]) -> None:
+    """The names turn them on; ECS's own variable tells where the task's address is to be had."""
+    environment |= {
+        "PEERS_NAMESPACE": "app.internal",
+        "PEERS_SERVICE": "pooler",
+        "ECS_CONTAINER_METADATA_URI_V4": METADATA,
+        "METRICS_POOLER": "dev",
+    }
+    settings = Settings.from_env(environment)
+    assert settings.peers == PeersSettings("app.internal", "pooler", 5.0, METADATA)
+    assert settings.metrics == MetricsSettings(60.0, "LambdaPg", "dev")
+
+
 def test_an_interval_of_zero_turns_metrics_off(environment: dict[str, str]) -> None:
     """The pooler keeps its name for when they are wanted again."""
     environment |= {"METRICS_POOLER": "dev", "METRICS_INTERVAL": "0"}
     assert Settings.from_env(environment).metrics is None
+
+
+def test_the_way_to_the_peers_needs_room_for_its_path_too(environment: dict[str, str]) -> None:
+    """A folder that is short enough for one task can be too long for several."""
+    environment |= {"RUN_DIR": "/run/" + "x" * 80, "ECS_CONTAINER_METADATA_URI_V4": METADATA}
+    assert Settings.from_env(environment).peers is None
+    environment |= {"PEERS_NAMESPACE": "app.internal", "PEERS_SERVICE": "pooler"}
+    with pytest.raises(SettingsError, match=r"RUN_DIR is too long: the socket .*/peers/"):
+        Settings.from_env(environment)
+
+
+@pytest.mark.parametrize("url", ["", "169.254.170.2", "file:///etc/passwd"])
+def test_peers_without_a_way_to_the_own_address_are_refused(
+    environment: dict[str, str], url: str
+) -> None:
+    """Outside ECS somebody has to serve the task's metadata."""
+    environment |= {"PEERS_NAMESPACE": "app.internal", "PEERS_SERVICE": "pooler"}
+    with pytest.raises(SettingsError, match="ECS_CONTAINER_METADATA_URI_V4 is"):
+        Settings.from_env(environment | {"ECS_CONTAINER_METADATA_URI_V4": url})
 
 
 # Files
