@@ -17,6 +17,7 @@ STATEMENTS = 12
 def test_a_cancel_reaches_its_statement(cloud: LocalCloud, tasks: int) -> None:
     """Of many statements at once, spread over the tasks, each is cancelled by its own request."""
     cloud.scale_pooler(tasks)
+    until_the_tasks_know_each_other(cloud, tasks)
     try:
         connections = [connect(cloud) for _ in range(STATEMENTS)]
         ended: list[str] = []
@@ -36,6 +37,16 @@ def test_a_cancel_reaches_its_statement(cloud: LocalCloud, tasks: int) -> None:
             connection.close()
     finally:
         cloud.scale_pooler(2)
+
+
+def until_the_tasks_know_each_other(cloud: LocalCloud, tasks: int) -> None:
+    """Wait until each has found the others: they look every few seconds."""
+    deadline = time.monotonic() + 20
+    for task in cloud.status()["pooler"]["tasks"]:
+        with psycopg.connect(task["admin_dsn"], autocommit=True, prepare_threshold=None) as console:
+            while len(peers := console.execute("SHOW PEERS").fetchall()) != tasks:
+                assert time.monotonic() < deadline, peers
+                time.sleep(0.1)
 
 
 def sleep_long(connection: psycopg.Connection[Any], ended: list[str]) -> None:
