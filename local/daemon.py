@@ -36,6 +36,7 @@ from local.postgres import Postgres
 from local.postgres_discovery import find_postgres
 from local.progress import Progress
 from local.state import MARK, State, sdk_variables
+from stacks.capacity import max_connections
 from stacks.config import Config
 
 T = TypeVar("T")
@@ -234,7 +235,7 @@ class Daemon:
             binaries,
             self.folder / "postgres",
             port=self._ports["postgres"],
-            max_connections=settings.max_connections,
+            max_connections=max_connections(self._config())[0],
             durable=False,
         )
         self.postgres.start()

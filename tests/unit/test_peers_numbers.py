@@ -13,7 +13,7 @@ from stacks.settings import ConfigurationError
 def test_subnets_of_ours_never_share_a_number(cidr: str) -> None:
     """Three private subnets at the beginning of any VPC lie within 2^14 addresses."""
     mask = subnet_mask(cidr)
-    subnets = list(ipaddress.ip_network(cidr).subnets(new_prefix=mask))[:3]
+    subnets = list(ipaddress.IPv4Network(cidr).subnets(new_prefix=mask))[:3]
     check_numbers("dev", [str(subnet) for subnet in subnets])
     numbers = [int(address) % 2**14 for subnet in subnets for address in list(subnet)[4:-1]]
     assert len(numbers) == len(set(numbers))
