@@ -10,6 +10,7 @@ from aws_cdk import App
 from lambda_pg import Settings
 from lambda_pg._profiles import FLOW_IDLE
 
+from pgbouncer.settings import Settings as PoolerSettings
 from stacks.budget import BudgetError
 from stacks.config import Config
 from stacks.published import VALUES
@@ -230,6 +231,27 @@ def pooler_environment(stage: Stage) -> dict[str, Any]:
     (task,) = stage.all("AWS::ECS::TaskDefinition").values()
     (container,) = task["Properties"]["ContainerDefinitions"]
     return {entry["Name"]: entry["Value"] for entry in container["Environment"]}
+
+
+def test_the_supervisor_understands_the_task_s_environment(
+    stage: Stage, combinations: dict[str, Stage], tmp_path: Path
+) -> None:
+    """What the stacks write is what the supervisor reads, without a problem."""
+    given = {
+        "DATABASE_HOST": "db.internal",
+        "DATABASE_PORT": "5432",
+        "USER_SECRET_ARNS": "arn:aws:secretsmanager:eu-west-1:000000000000:secret:x",
+        "CERTIFICATE_SECRET_ARN": "arn:aws:secretsmanager:eu-west-1:000000000000:secret:y",
+        "SERVER_TLS_CA_FILE": str(Path(__file__)),
+        "ECS_CONTAINER_METADATA_URI_V4": "http://169.254.170.2/v4/x",
+    }
+    for each in (stage, combinations["aurora-pgbouncer"], combinations["existing-pgbouncer"]):
+        environment = pooler_environment(each)
+        told = {name: value for name, value in environment.items() if isinstance(value, str)}
+        assert set(environment) - set(told) <= set(given)
+        settings = PoolerSettings.from_env({**told, **given})
+        assert settings.peers is not None
+        assert settings.metrics is not None
 
 
 def test_the_pooler_writes_only_where_it_must(stage: Stage) -> None:
