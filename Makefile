@@ -8,7 +8,6 @@ export JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION := 20
 
 PYTHON ?= python3
 STAGE ?= dev
-STAGES := local dev prod
 RUN := .venv/bin/python
 CDK := node_modules/.bin/cdk
 
@@ -65,12 +64,12 @@ bench: setup ## measure what the layer costs, warm and cold, and write benchmark
 	exit $$code
 
 .PHONY: synth
-synth: setup ## synthesise every stage and lint the templates
-	@for stage in $(STAGES); do \
-	  echo "synth $$stage"; \
-	  $(CDK) synth --quiet --no-notices --output build/cdk.out/$$stage --context stage=$$stage || exit 1; \
-	  .venv/bin/cfn-lint build/cdk.out/$$stage/*.template.json || exit 1; \
-	done
+synth: setup ## synthesise every stage and every combination, and lint the templates
+	@$(RUN) -m stacks.synthesis
+
+.PHONY: budget
+budget: setup ## show a stage's connection budget: make budget STAGE=prod
+	@$(RUN) -m stacks.budget_table --stage $(STAGE)
 
 .PHONY: preflight
 preflight: setup ## check the AWS account of the shell's credentials before a deployment
@@ -80,9 +79,17 @@ preflight: setup ## check the AWS account of the shell's credentials before a de
 deploy: preflight ## deploy to the AWS account of the shell's credentials: make deploy STAGE=dev
 	$(CDK) deploy --all --context stage=$(STAGE)
 
+.PHONY: tunnel
+tunnel: setup ## show how to reach a deployed database from here: make tunnel STAGE=dev
+	@$(RUN) -m stacks.tunnel --stage $(STAGE)
+
+.PHONY: migration
+migration: setup ## begin a new migration: make migration NAME="add orders"
+	@$(RUN) -m migrations.new "$(NAME)"
+
 .PHONY: layer
-layer: setup ## build the layer under build/ and show its sizes and import time
-	@$(RUN) layer/build.py
+layer: setup ## build the layer's release zip under build/release and show sizes and import time
+	@$(RUN) layer/build.py --release build/release
 
 .PHONY: format
 format: setup ## format the code

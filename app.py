@@ -1,52 +1,56 @@
 """Build the stacks of one stage: settings come from cdk.json, `-c stage=` chooses the block."""
 
+import itertools
 from typing import Any
 
 from aws_cdk import App, Environment, Tags
 
 from stacks.api import ApiStack
 from stacks.assets import Assets
-from stacks.budget import budget_of
+from stacks.clients import Clients
 from stacks.config import Config
 from stacks.database import DatabaseStack
+from stacks.layer import LayerStack
 from stacks.network import NetworkStack
 from stacks.observability import ObservabilityStack
-from stacks.pooler.pgbouncer import PgBouncerStack
+from stacks.pooler import new_pooler
 
 
-def build(app: App) -> App:
-    """Add the stage's stacks to the app."""
+def build(app: App) -> Clients:
+    """Add the stage's stacks to the app; functions of your own attach to what is returned."""
     config = Config.from_context(app.node.try_get_context)
-    budget_of(config).check()
-    assets = Assets(config)
-    prefix = f"LambdaPg-{config.stage}"
+    clients, assets, prefix = Clients(config), Assets(config), config.stack_prefix
     shared: dict[str, Any] = {
         "config": config,
         "env": Environment(account=config.account, region=config.region),
     }
-    stateful: dict[str, Any] = {**shared, "termination_protection": config.termination_protection}
-    network = NetworkStack(app, f"{prefix}-Network", **stateful)
-    database = DatabaseStack(app, f"{prefix}-Database", network=network, **stateful)
-    pooler = PgBouncerStack(
-        app, f"{prefix}-Pooler", assets=assets, network=network, database=database, **shared
+    stateful = {**shared, "termination_protection": config.termination_protection}
+    layer = LayerStack(app, f"{prefix}-Layer", assets=assets, **shared)
+    network = NetworkStack(app, f"{prefix}-Network", **stateful) if config.in_network else None
+    place: dict[str, Any] = {"assets": assets, "network": network}
+    database = (
+        DatabaseStack(app, f"{prefix}-Database", **place, **stateful)
+        if config.database.kind != "none"
+        else None
     )
+    pooler = new_pooler(app, f"{prefix}-Pooler", database=database, **place, **shared)
+    clients.wait_for(pooler)
     api = ApiStack(
-        app,
-        f"{prefix}-Api",
-        assets=assets,
-        network=network,
-        database=database,
-        pooler=pooler,
-        **shared,
+        app, f"{prefix}-Api", assets=assets, clients=clients, database=database, **shared
     )
-    ObservabilityStack(
+    watch = ObservabilityStack(
         app, f"{prefix}-Observability", api=api, database=database, pooler=pooler, **shared
     )
-    pooler.add_stack_dependency(database, reason="reads its address")
-    api.add_stack_dependency(pooler, reason="reads its CA")
-    Tags.of(app).add("lambda-pg:stage", config.stage)
-    return app
+    in_order = filter(None, (layer, network, database, pooler, api, watch))
+    for first, second in itertools.pairwise(in_order):
+        second.add_stack_dependency(first, reason="reads what it publishes")
+    # CloudFormation knows no tags of a target group, though CDK would write them.
+    untagged = ["AWS::RDS::DBProxyTargetGroup"]
+    Tags.of(app).add("lambda-pg:stage", config.stage, exclude_resource_types=untagged)
+    return clients
 
 
 if __name__ == "__main__":
-    build(App()).synth()
+    project = App()
+    build(project)
+    project.synth()

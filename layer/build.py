@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -350,24 +351,47 @@ def main() -> None:
     parser.add_argument("--python", choices=PYTHONS, default="3.13")
     parser.add_argument("--architecture", choices=tuple(MACHINES), default="arm64")
     parser.add_argument("--output", type=Path, help="copy the result here (replaced)")
+    parser.add_argument("--release", type=Path, help="write a versioned zip file into this folder")
     arguments = parser.parse_args()
     target = Target(arguments.python, arguments.architecture)
     folder = build_layer(target)
     if arguments.output:
         shutil.rmtree(arguments.output, ignore_errors=True)
         shutil.copytree(folder, arguments.output)
+    if arguments.release:
+        print(write_release(folder, target, arguments.release))
     for line in (*_report(arguments.output or folder), *notes(target)):
         print(line)
 
 
-def zipped_bytes(folder: Path) -> int:
-    """Return the size of the folder as a zip file: what is uploaded, and fetched by Lambda."""
+def write_release(folder: Path, target: Target, releases: Path) -> Path:
+    """Write the layer as a zip file named by version, Python and processor; return its path.
+
+    The same layer is the same file to the byte: `aws lambda publish-layer-version` takes it.
+    """
+    version = tomllib.loads((ROOT / "layer" / "pyproject.toml").read_text())["project"]["version"]
+    releases.mkdir(parents=True, exist_ok=True)
+    name = f"lambda-pg-{version}-python{target.python}-{target.architecture}.zip"
+    (releases / name).write_bytes(zipped(folder))
+    return releases / name
+
+
+def zipped(folder: Path) -> bytes:
+    """Return the folder as a zip file, without what differs between two machines: times, owners."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for path in sorted(folder.rglob("*")):
             if path.is_file():
-                archive.writestr(path.relative_to(folder).as_posix(), path.read_bytes())
-    return buffer.tell()
+                entry = zipfile.ZipInfo(path.relative_to(folder).as_posix())
+                entry.compress_type = zipfile.ZIP_DEFLATED
+                entry.external_attr = 0o644 << 16
+                archive.writestr(entry, path.read_bytes())
+    return buffer.getvalue()
+
+
+def zipped_bytes(folder: Path) -> int:
+    """Return the size of the folder as a zip file: what is uploaded, and fetched by Lambda."""
+    return len(zipped(folder))
 
 
 def import_milliseconds(module: str, starts: int = 5) -> float:

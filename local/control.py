@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
+from botocore.exceptions import BotoCoreError, ClientError
 
 from local.deployed import Start
 from local.deployment import DeploymentError
@@ -63,7 +64,7 @@ async def explain(request: web.Request, handler: Handler) -> web.StreamResponse:
         return web.json_response({"error": str(error)}, status=404)
     except (KeyError, ValueError) as error:
         return web.json_response({"error": f"bad request: {error!r}"}, status=400)
-    except (RuntimeError, LookupError, OSError) as error:
+    except (RuntimeError, LookupError, OSError, BotoCoreError, ClientError) as error:
         return web.json_response({"error": str(error)}, status=500)
 
 

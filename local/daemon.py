@@ -201,7 +201,7 @@ class Daemon:
     def _full_override(self) -> dict[str, Any]:
         """Name the addresses of this cloud; what the caller asked for comes on top."""
         mine = {
-            "pooler": {"endpoint_host": "127.0.0.1", "port": self._ports["pooler"]},
+            "pgbouncer": {"endpoint_host": "127.0.0.1", "port": self._ports["pooler"]},
             "database": {"ca_file": str(self.folder / "postgres" / "ca.pem")},
             "identity": {"issuer": self._issuer.url, "audience": [AUDIENCE]},
         }

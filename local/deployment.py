@@ -57,22 +57,23 @@ class Cdk:
     async def bootstrap(self) -> None:
         """Prepare the account, as a new one needs it."""
         target = f"aws://{self.account}/{self.region}"
-        await self._run(["bootstrap", target], self.folder, "bootstrap")
+        await self.run(["bootstrap", target], self.folder, "bootstrap")
 
     async def synth(self, app: Path, override: Mapping[str, Any]) -> None:
         """Synthesise the stacks of the stage `local`."""
         context = ["--context", f"stage={STAGE}", "--context", f"override={json.dumps(override)}"]
         command = ["synth", "--quiet", "--app", f"{sys.executable} app.py", *context]
-        await self._run([*command, "--output", str(self.assembly)], app, "synth")
+        await self.run([*command, "--output", str(self.assembly)], app, "synth")
 
     async def deploy(self, app: Path) -> None:
         """Deploy what has been synthesised."""
         options = ["--require-approval", "never", "--concurrency", str(_CONCURRENCY)]
         options += ["--progress", "events", "--asset-parallelism"]
         command = ["deploy", "--all", "--app", str(self.assembly), *options]
-        await self._run(command, app, "deploy")
+        await self.run(command, app, "deploy")
 
-    async def _run(self, arguments: list[str], folder: Path, what: str) -> None:
+    async def run(self, arguments: list[str], folder: Path, what: str) -> str:
+        """Run one command in `folder` and return what it said; raise `DeploymentError`."""
         log = self.folder / f"cdk-{what}.log"
         with log.open("wb") as output:
             process = await asyncio.create_subprocess_exec(
@@ -95,6 +96,7 @@ class Cdk:
             raise
         if code != 0:
             raise DeploymentError(f"`cdk {what}` failed with exit code {code}:\n{_reason(log)}")
+        return log.read_text(errors="replace")
 
     def _command(self) -> list[str]:
         node = shutil.which("node")

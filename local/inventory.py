@@ -225,9 +225,12 @@ class Inventory:
                 yield from self._describe(arns, str(cluster))
 
     def _describe(self, arns: list[str], cluster: str = "") -> list[dict[str, Any]]:
-        """Describe services of one cluster; those that are being deleted are left out."""
-        cluster = cluster or arns[0].split("/")[-2]
-        found = self._clients["ecs"].describe_services(cluster=cluster, services=arns)
+        """Describe services of one cluster; those that are deleted, or are being, are left out."""
+        cluster, client = cluster or arns[0].split("/")[-2], self._clients["ecs"]
+        try:
+            found = client.describe_services(cluster=cluster, services=arns)
+        except client.exceptions.ClusterNotFoundException:
+            return []
         return [each for each in found["services"] if each["status"] == "ACTIVE"]
 
     def _pooler_task(self, task_definition: str) -> PoolerTask | None:

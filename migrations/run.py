@@ -1,31 +1,83 @@
 """One deployment's migration: roles, timeouts and schema, under a lock."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from psycopg import Connection
+from psycopg.errors import LockNotAvailable
 
-from migrations.roles import Login, Timeouts, prepare
-from migrations.upgrade import SCRIPTS, Outcome, upgrade
+from migrations.roles import LIMITS_TRANSACTIONS, Login, Timeouts, prepare
+from migrations.upgrade import SCRIPTS, MigrationError, Outcome, upgrade
 
 LOCK = 0x6C616D6264617067
 """Key of the advisory lock, 'lambdapg' as a number: one migration at a time."""
 
+HOLDER = """
+SELECT pid, application_name, client_addr, backend_start::timestamptz(0)
+FROM pg_locks JOIN pg_stat_activity USING (pid)
+WHERE locktype = 'advisory' AND granted AND objsubid = 1
+    AND (classid::bigint << 32 | objid::bigint) = %s
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+
 
 def migrate(
-    connection: Connection[Any], login: Login, timeouts: Timeouts, scripts: Path = SCRIPTS
+    connection: Connection[Any],
+    read_login: Callable[[], Login],
+    timeouts: Timeouts,
+    scripts: Path = SCRIPTS,
+    *,
+    patience: float,
+    shared: bool = False,
 ) -> Outcome:
     """Migrate over a direct connection in autocommit, which is closed at the end.
 
-    The lock lasts as long as the connection. Raise `MigrationError` when a revision fails.
+    The lock lasts as long as the connection; for another one's this waits `patience` seconds. The
+    login is read after that: a password that was right before may have been rotated since. Raise
+    `MigrationError` when somebody else keeps the lock, and when a revision fails.
     """
     try:
-        # The database's own limits are for requests, not for this session.
-        connection.execute("SET statement_timeout = 0")
-        connection.execute("SET lock_timeout = 0")
-        connection.execute("SELECT pg_advisory_lock(%s)", [LOCK])
-        connection.execute("SELECT set_config('lock_timeout', %s, false)", [f"{timeouts.lock}s"])
-        prepare(connection, login, timeouts)
+        _lift_limits(connection)
+        _take_lock(connection, patience)
+        _limit_locks(connection, timeouts.lock)
+        prepare(connection, read_login(), timeouts, shared=shared)
         return upgrade(connection, scripts)
     finally:
         connection.close()
+
+
+def _lift_limits(connection: Connection[Any]) -> None:
+    """Lift the database's own limits: they are for requests, not for this session."""
+    connection.execute("SET statement_timeout = 0")
+    if connection.info.server_version >= LIMITS_TRANSACTIONS:
+        connection.execute("SET transaction_timeout = 0")
+
+
+def _take_lock(connection: Connection[Any], patience: float) -> None:
+    _limit_locks(connection, max(patience, 0.001))  # 0 would be no limit
+    try:
+        connection.execute("SELECT pg_advisory_lock(%s)", [LOCK])
+    except LockNotAvailable as error:
+        raise MigrationError(
+            f"another migration is at work on this database, and {patience:.0f} s were not enough "
+            f"to wait for its end: {_holder(connection)}"
+        ) from error
+
+
+def _limit_locks(connection: Connection[Any], seconds: float) -> None:
+    connection.execute(
+        "SELECT set_config('lock_timeout', %s, false)", [f"{round(seconds * 1000)}ms"]
+    )
+
+
+def _holder(connection: Connection[Any]) -> str:
+    row = connection.execute(HOLDER, [LOCK]).fetchone()
+    if row is None:
+        return "it has ended just now. Deploy again"
+    pid, application, address, since = row
+    return (
+        f"process {pid} has the lock ({application or 'an application without a name'}, from "
+        f"{address or 'the same machine'}, connected since {since}). Deploy again when it has "
+        f"ended, or end it: SELECT pg_terminate_backend({pid})"
+    )

@@ -34,9 +34,7 @@ def upgrade(connection: Connection[Any], scripts: Path = SCRIPTS) -> Outcome:
     A revision that these scripts do not know is left as it is: a deployment that rolls back runs
     its older migrations against the newer schema, and must not fail for it.
     """
-    config = Config()
-    config.set_main_option("script_location", str(scripts))
-    config.set_main_option("path_separator", "os")
+    config = configure(scripts)
     directory = ScriptDirectory.from_config(config)
     with _engine(connection).connect() as session:
         current = MigrationContext.configure(session).get_current_revision()
@@ -52,6 +50,14 @@ def upgrade(connection: Connection[Any], scripts: Path = SCRIPTS) -> Outcome:
             raise MigrationError(_explain(pending, outcome.applied, error)) from error
     outcome.revision = pending[-1]
     return outcome
+
+
+def configure(scripts: Path) -> Config:
+    """Make the settings that Alembic would else read from a file."""
+    config = Config()
+    config.set_main_option("script_location", str(scripts))
+    config.set_main_option("path_separator", "os")
+    return config
 
 
 def _pending(directory: ScriptDirectory, current: str | None) -> list[str]:

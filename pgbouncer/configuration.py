@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from .settings import Settings
+
+# Cancel requests on their way to one peer at once. PgBouncer would take default_pool_size, which
+# may be 1, and a request that finds no place is as good as lost.
+PEER_POOL_SIZE = 100
 
 
 @dataclass(frozen=True)
@@ -15,6 +20,30 @@ class User:
 
     name: str
     password: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Console:
+    """The names that may use PgBouncer's console: one for everything, one for looking only."""
+
+    admin: str
+    observer: str
+
+
+@dataclass(frozen=True, order=True)
+class Peer:
+    """A task of the service: the number that PgBouncer knows it by, and its address."""
+
+    id: int
+    address: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """All tasks of the service that are known, this one among them."""
+
+    own: Peer
+    peers: tuple[Peer, ...]
 
 
 @dataclass(frozen=True)
@@ -49,26 +78,39 @@ class Files:
         return self.folder / "admin_dsn"
 
 
-def render_ini(settings: Settings, files: Files, admin: str) -> str:
+def render_ini(
+    settings: Settings, files: Files, console: Console, group: Group | None = None
+) -> str:
     """Render the main file: every default that does not fit Lambda is set."""
     database = (
         f"host={settings.database_host} port={settings.database_port} "
         f"dbname={settings.database_name}"
     )
-    return (
-        f"[databases]\n{settings.database_name} = {database}\n\n"
-        f"[pgbouncer]\n{_lines(_parameters(settings, files, admin))}"
-    )
+    sections: dict[str, Mapping[str, object]] = {
+        "databases": {settings.database_name: database},
+        "pgbouncer": _parameters(settings, files, console),
+    }
+    if group is not None:
+        sections["pgbouncer"] = {**sections["pgbouncer"], "peer_id": group.own.id}
+        sections["peers"] = _peers(settings, group)
+    return "\n".join(f"[{name}]\n{_lines(lines)}" for name, lines in sections.items())
 
 
 def _lines(parameters: Mapping[str, object]) -> str:
     return "".join(f"{name} = {value}\n" for name, value in parameters.items())
 
 
-def _parameters(settings: Settings, files: Files, admin: str) -> dict[str, object]:
+def _peers(settings: Settings, group: Group) -> dict[str, object]:
+    """Render one line for each task, all by way of the relay; PgBouncer passes over its own."""
+    relay = f"host='{settings.relay.parent}' port={settings.listen_port} pool_size={PEER_POOL_SIZE}"
+    return {str(peer.id): relay for peer in group.peers}
+
+
+def _parameters(settings: Settings, files: Files, console: Console) -> dict[str, object]:
     return (
         _listening(settings, files)
-        | _logins(files, admin)
+        | _keeping_alive()
+        | _logins(files, console)
         | _pooling(settings)
         | _timeouts(settings)
         | _logging()
@@ -88,21 +130,36 @@ def _listening(settings: Settings, files: Files) -> dict[str, object]:
         "client_tls_cert_file": files.certificate,
         "server_tls_sslmode": "verify-full",
         "server_tls_ca_file": settings.server_tls_ca_file,
-        # A frozen environment does not answer: keep its flow through a load balancer (350 s), and
-        # give up on it after six minutes.
-        "tcp_keepalive": 1,
-        "tcp_keepidle": 240,
-        "tcp_keepintvl": 30,
-        "tcp_keepcnt": 4,
     }
 
 
-def _logins(files: Files, admin: str) -> dict[str, object]:
+def _keeping_alive() -> dict[str, object]:
+    """Render what tells a frozen client from a dead server, which share these settings.
+
+    A frozen environment does not answer: keep its flow through a load balancer (350 s), and give
+    up on it after six minutes. A server that has gone without a word (its machine, its zone) does
+    not acknowledge what is sent: give up on it after ten seconds. Without that a dead server
+    connection is kept for a quarter of an hour, and clients are refused for want of a live one.
+    With it the first probe that stays unanswered for `tcp_keepintvl` is the last.
+    """
+    parameters: dict[str, object] = {
+        "tcp_keepalive": 1,
+        "tcp_keepidle": 330,
+        "tcp_keepintvl": 30,
+        "tcp_keepcnt": 1,
+    }
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # macOS has none, and PgBouncer then refuses everyone
+        parameters["tcp_user_timeout"] = 10_000
+    return parameters
+
+
+def _logins(files: Files, console: Console) -> dict[str, object]:
     return {
         "auth_type": "hba",
         "auth_hba_file": files.access,
         "auth_file": files.users,
-        "admin_users": admin,
+        "admin_users": console.admin,
+        "stats_users": console.observer,
         # JDBC sends it always; everything else unknown is refused, not dropped in silence.
         "ignore_startup_parameters": "extra_float_digits",
     }
@@ -123,13 +180,17 @@ def _pooling(settings: Settings) -> dict[str, object]:
 def _timeouts(settings: Settings) -> dict[str, object]:
     return {
         "query_wait_timeout": settings.query_wait_timeout,
-        # An environment frozen in a transaction holds a server connection until then.
+        # An environment frozen in a transaction holds a server connection until then. There is no
+        # transaction_timeout here: PgBouncer has one from 1.25 on only, and an older one does not
+        # start with it. The database's own bounds a transaction whoever holds it.
         "idle_transaction_timeout": settings.idle_transaction_timeout,
         "client_login_timeout": 15,
         "server_connect_timeout": 5,
         # The default, 15, turns one refused login into 15 seconds of errors for everyone.
         "server_login_retry": 1,
-        "cancel_wait_timeout": 5,
+        # A cancel request that cannot be passed on at once is of no use later, and keeps those that
+        # come after it (docs/decisions/0010).
+        "cancel_wait_timeout": 1,
         "dns_max_ttl": 5,
         "dns_nxdomain_ttl": 1,
     }
@@ -140,15 +201,16 @@ def _logging() -> dict[str, object]:
     return {"log_connections": 0, "log_disconnections": 0, "log_pooler_errors": 1, "log_stats": 0}
 
 
-def render_access(settings: Settings, admin: str) -> str:
+def render_access(settings: Settings, console: Console) -> str:
     """Render who may log in: users by TLS and SCRAM; the console only through the socket.
 
     The socket is in a folder that is closed to other accounts. The supervisor comes through it to
-    hold a transaction open during a drain, and needs no password there.
+    hold a transaction open during a drain and to read statistics, and needs no password there.
     """
     database = f'"{settings.database_name}"'
     return (
-        f'local    pgbouncer    "{admin}"  scram-sha-256\n'
+        f'local    pgbouncer    "{console.admin}"  scram-sha-256\n'
+        f'local    pgbouncer    "{console.observer}"  trust\n'
         f"local    {database}  all  trust\n"
         f"hostssl  {database}  all  0.0.0.0/0  scram-sha-256\n"
         f"hostssl  {database}  all  ::/0  scram-sha-256\n"

@@ -8,34 +8,61 @@ import ssl
 from os import chown
 from urllib.parse import quote, urlencode
 
-from .configuration import Files, User, render_access, render_ini, render_users
+from .configuration import (
+    Console,
+    Files,
+    Group,
+    User,
+    render_access,
+    render_ini,
+    render_users,
+)
+from .relay import Relay
 from .settings import Settings, SettingsError
 from .vault import Certificate, Content, SecretUnusableError
 
 
 class Folder:
-    """Writes what PgBouncer reads, with a new console login for each start."""
+    """Writes what PgBouncer reads, with new console logins for each start."""
 
     def __init__(self, settings: Settings) -> None:
         """Check the folder; raise SettingsError when nothing can be written there."""
         self.files = Files(settings.run_dir)
         self._settings = settings
-        self._admin = User(f"admin-{secrets.token_hex(4)}", secrets.token_urlsafe(24))
+        self._admin, self._observer = _login("admin"), _login("observer")
+        self.console = Console(self._admin.name, self._observer.name)
         self._written: dict[str, str] = {}
         try:
             settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._owner = _owner(settings.pgbouncer_user)
-            self._write("pgbouncer.ini", render_ini(settings, self.files, self._admin.name))
+            self.join(None)
         except OSError as error:
             raise SettingsError(
                 f"RUN_DIR is {settings.run_dir}, where nothing can be written: {error}"
             ) from error
-        self._write("access.conf", render_access(settings, self._admin.name))
+        self._write("access.conf", render_access(settings, self.console))
         self._write("admin_dsn", self._admin_dsn())
+
+    def join(self, group: Group | None) -> bool:
+        """Write the main file with the tasks that are known; tell whether anything has changed."""
+        return self._write(
+            "pgbouncer.ini", render_ini(self._settings, self.files, self.console, group)
+        )
+
+    def make_relay(self) -> Relay:
+        """Make the socket that stands for the peers, for PgBouncer's account only."""
+        path = self._settings.relay
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        relay = Relay(path, self._settings.listen_port)
+        if self._owner is not None:
+            for owned in (path.parent, path):
+                chown(owned, *self._owner)
+        return relay
 
     def update(self, content: Content) -> bool:
         """Write users and certificate; tell whether anything has changed."""
-        changed = self._write("users.txt", render_users([self._admin, *content.users]))
+        users = [self._admin, self._observer, *content.users]
+        changed = self._write("users.txt", render_users(users))
         return self._write("certificate.pem", content.certificate.pem) or changed
 
     def check(self, certificate: Certificate) -> None:
@@ -69,6 +96,10 @@ class Folder:
         fresh.rename(path)
         self._written[name] = text
         return True
+
+
+def _login(role: str) -> User:
+    return User(f"{role}-{secrets.token_hex(4)}", secrets.token_urlsafe(24))
 
 
 def _owner(user: str) -> tuple[int, int] | None:

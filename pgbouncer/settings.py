@@ -22,6 +22,25 @@ class SettingsError(ValueError):
 
 
 @dataclass(frozen=True)
+class PeersSettings:
+    """Where the other tasks are to be found, and this one's own address."""
+
+    namespace: str
+    service: str
+    interval: float
+    metadata_url: str
+
+
+@dataclass(frozen=True)
+class MetricsSettings:
+    """How often numbers are written, and what CloudWatch knows them by."""
+
+    interval: float
+    namespace: str
+    pooler: str
+
+
+@dataclass(frozen=True)
 class Settings:
     """What the supervisor is told. Times are in seconds."""
 
@@ -42,6 +61,10 @@ class Settings:
     refresh_interval: float
     drain_timeout: float
     run_dir: Path
+    # None: this task is the only one.
+    peers: PeersSettings | None
+    # None: no numbers are wanted.
+    metrics: MetricsSettings | None
     # Local mode only: how to start PgBouncer, and the account to do it as when this one is root.
     pgbouncer: tuple[str, ...]
     pgbouncer_user: str
@@ -63,11 +86,13 @@ class Settings:
             "max_client_conn": reader.number("MAX_CLIENT_CONN", 1, 100_000),
             "default_pool_size": reader.number("DEFAULT_POOL_SIZE", 1, 10_000),
             "max_db_connections": reader.number("MAX_DB_CONNECTIONS", 1, 10_000),
-            "query_wait_timeout": reader.number("QUERY_WAIT_TIMEOUT", 1, 300, "2"),
+            "query_wait_timeout": reader.number("QUERY_WAIT_TIMEOUT", 1, 5, "2"),
             "idle_transaction_timeout": reader.number("IDLE_TRANSACTION_TIMEOUT", 1, 3600, "15"),
             "refresh_interval": reader.seconds("REFRESH_INTERVAL", "30"),
             "drain_timeout": reader.seconds("DRAIN_TIMEOUT", "30"),
             "run_dir": Path(environment.get("RUN_DIR") or "/run/pgbouncer"),
+            "peers": _peers(reader),
+            "metrics": _metrics(reader),
             "pgbouncer": tuple(shlex.split(environment.get("PGBOUNCER") or "/usr/sbin/pgbouncer")),
             "pgbouncer_user": environment.get("PGBOUNCER_USER", ""),
         }
@@ -80,12 +105,35 @@ class Settings:
         """The unix socket that PgBouncer listens on."""
         return self.run_dir / f".s.PGSQL.{self.listen_port}"
 
+    @property
+    def relay(self) -> Path:
+        """The unix socket that stands for this task's peers, named as PgBouncer looks for it."""
+        return self.run_dir / "peers" / self.socket.name
+
+
+def _peers(reader: _Reader) -> PeersSettings | None:
+    namespace, service = reader.pair("PEERS_NAMESPACE", "PEERS_SERVICE", WORD)
+    interval = reader.seconds("PEERS_INTERVAL", "5")
+    if not namespace or not service:
+        return None
+    # Set by the agent of ECS in every container.
+    metadata_url = reader.text("ECS_CONTAINER_METADATA_URI_V4", HTTP)
+    return PeersSettings(namespace, service, interval, metadata_url)
+
+
+def _metrics(reader: _Reader) -> MetricsSettings | None:
+    pooler = reader.optional("METRICS_POOLER", METRIC)
+    namespace = reader.text("METRICS_NAMESPACE", METRIC, "LambdaPg")
+    interval = reader.seconds("METRICS_INTERVAL", "60", off="0")
+    return MetricsSettings(interval, namespace, pooler) if pooler and interval else None
+
 
 def _checked(settings: Settings) -> Settings:
     """Check what depends on more than one variable."""
-    if len(str(settings.socket)) > SOCKET_PATH_LIMIT:
+    longest = settings.socket if settings.peers is None else settings.relay
+    if len(str(longest)) > SOCKET_PATH_LIMIT:
         raise SettingsError(
-            f"RUN_DIR is too long: the socket {settings.socket} has {len(str(settings.socket))} "
+            f"RUN_DIR is too long: the socket {longest} has {len(str(longest))} "
             f"characters, and {SOCKET_PATH_LIMIT} is the most"
         )
     return settings
@@ -95,6 +143,9 @@ def _checked(settings: Settings) -> Settings:
 ADDRESS = re.compile(r"[0-9A-Za-z.:*_-]+")
 IDENTIFIER = re.compile(r"[A-Za-z_][0-9A-Za-z_$-]*")
 WORD = re.compile(r"\S+")
+HTTP = re.compile(r"https?://\S+")
+# What CloudWatch takes for a namespace and for a dimension's value; "AWS/" is its own.
+METRIC = re.compile(r"(?!AWS/)[0-9A-Za-z][0-9A-Za-z._/#:-]{0,254}")
 
 
 class _Reader:
@@ -111,14 +162,27 @@ class _Reader:
             self._refuse(name, value, f"text like {allowed.pattern}")
         return value
 
+    def optional(self, name: str, allowed: re.Pattern[str]) -> str:
+        """Read a text that may be missing."""
+        return self.text(name, allowed) if self._is_set(name) else ""
+
+    def pair(self, first: str, second: str, allowed: re.Pattern[str]) -> tuple[str, str]:
+        """Read two texts of which both or neither must be there."""
+        for one, other in ((first, second), (second, first)):
+            if self._is_set(one) and not self._is_set(other):
+                self.problems.append(f"{one} is set, but not {other}: set both or neither")
+        return self.optional(first, allowed), self.optional(second, allowed)
+
     def number(self, name: str, least: int, most: int, default: str = "") -> int:
         """Read a whole number in a range."""
         allowed = f"a whole number from {least} to {most}"
         return int(self._number(name, int, (least, most), allowed, default))
 
-    def seconds(self, name: str, default: str) -> float:
-        """Read a time."""
-        allowed = "a number of seconds from 0.05 to 3600"
+    def seconds(self, name: str, default: str, *, off: str = "") -> float:
+        """Read a time; where `off` is a value, it is another one that is allowed and means 0."""
+        if off and self._value(name, default) == off:
+            return 0.0
+        allowed = "a number of seconds from 0.05 to 3600" + (f", or {off}" if off else "")
         return float(self._number(name, float, (0.05, 3600), allowed, default))
 
     def choice(self, name: str, allowed: tuple[str, ...]) -> str:
@@ -138,6 +202,9 @@ class _Reader:
         if not path.is_file():
             self._refuse(name, str(path), "the path of a file that exists")
         return path
+
+    def _is_set(self, name: str) -> bool:
+        return bool(self.environment.get(name, "").strip())
 
     def _value(self, name: str, default: str) -> str:
         value = self.environment.get(name, "").strip() or default

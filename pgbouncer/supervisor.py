@@ -1,24 +1,30 @@
-"""Process 1 of the pooler: starts PgBouncer, keeps its secrets fresh, ends it in order."""
+"""Process 1 of the pooler: starts PgBouncer, keeps its files fresh, ends it in order."""
 
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from os import WNOHANG, kill, waitpid, waitstatus_to_exitcode
 from typing import IO
 
 from .files import Folder
+from .metrics import Metrics, Tally, render
+from .peers import CloudMap, Peering
+from .relay import Relay
+from .session import SessionError
 from .settings import Settings, SettingsError
-from .transaction import Transaction, TransactionRefusedError
-from .vault import Content, SecretsManager, Vault
+from .transaction import Transaction
+from .vault import Content, SecretsManager, Vault, region_of
 
 # Open files of PgBouncer besides its connections: listeners, log, pipes, name resolution.
 OWN_FILES = 64
@@ -27,6 +33,8 @@ LOOK_GAP = 1.0
 # How long a drain may wait for its own transaction, and how long it keeps it open.
 HOLD_WAIT = 2.0
 HOLD_SECONDS = 1.0
+# How long PgBouncer may take until it listens. A SIGHUP that comes before would end it.
+START_SECONDS = 10.0
 # How long PgBouncer may take to end at once.
 QUIT_SECONDS = 5.0
 WRONG_SETTINGS = 78  # EX_CONFIG
@@ -64,7 +72,7 @@ def raise_open_files(settings: Settings) -> None:
 
 
 class StopRequestedError(BaseException):
-    """Ends a look at the secrets; not an Exception, or the SDK would take it for a failed try."""
+    """Ends a look at a service; not an Exception, or the SDK would take it for a failed try."""
 
 
 class Supervisor:
@@ -81,26 +89,37 @@ class Supervisor:
             check=self._folder.check,
             report=log.warning,
         )
+        self._peering: Peering | None = None
+        self._relay: Relay | None = None
+        if settings.peers is not None:
+            cloud_map = CloudMap(settings.peers, region_of(settings.certificate_secret_arn))
+            self._peering = Peering(settings.peers, discover=cloud_map, report=log.warning)
+        self._tally = Tally()
+        self._metrics = Metrics(settings, self._folder.console.observer, self._tally)
         # A queue whose put() may interrupt its own get(): signal handlers run in between.
         self._events: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._content: Content
         self._child: subprocess.Popen[bytes] | None = None
         self._stopping = self._looking = False
-        self._last_look = self._next_look = 0.0
+        self._last_look = 0.0
+        # What there is to do, and when; an event brings it forward.
+        self._due = {"look": 0.0, "peers": math.inf, "report": math.inf}
 
     def run(self) -> int:
-        """Wait for the secrets, start PgBouncer, and serve until it or we have to end."""
+        """Wait for what PgBouncer needs, start it, and serve until it or we have to end."""
         self._take_signals()
-        if not self._await_secrets():
+        if not self._await_own_address() or not self._await_secrets():
             return 0
         self._start()
+        duties = {"look": self._look, "peers": self._join_peers, "report": self._report}
         while not self._stopping:
-            self._next_event(self._next_look - time.monotonic())
+            self._next_event(min(self._due.values()) - time.monotonic())
             if (code := self._exit_code()) is not None:
                 log.error("PgBouncer has ended by itself, with code %d", code)
                 return code
-            if not self._stopping and time.monotonic() >= self._next_look:
-                self._look()
+            for name, perform in duties.items():
+                if not self._stopping and time.monotonic() >= self._due[name]:
+                    perform()
         return self._drain()
 
     # Events
@@ -125,44 +144,48 @@ class Supervisor:
             return
         if event == "stop":
             self._stopping = True
-        elif event == "look":
-            self._next_look = time.monotonic()
         elif event == "refused":
-            self._next_look = min(self._next_look, self._last_look + LOOK_GAP)
+            self._due["look"] = min(self._due["look"], self._last_look + LOOK_GAP)
+        elif event in self._due:
+            self._due[event] = time.monotonic()
 
-    # Secrets
-
-    def _refresh(self) -> None:
-        """Look at the secrets, until done or told to stop."""
+    def _until_stopped(self, look: Callable[[], None], what: str) -> None:
+        """Look at what may wait long for an answer, until done or told to stop."""
         try:
             self._looking = True
             try:
-                self._vault.refresh()
+                look()
             finally:
                 self._looking = False
         except StopRequestedError:
-            log.info("told to stop while looking at the secrets")
+            log.info("told to stop while looking at %s", what)
+
+    def _rest(self, seconds: float) -> None:
+        """Wait before another try, unless told to look or to stop."""
+        self._due["look"] = time.monotonic() + seconds
+        while not self._stopping and time.monotonic() < self._due["look"]:
+            self._next_event(self._due["look"] - time.monotonic())
+
+    # Secrets
 
     def _await_secrets(self) -> bool:
         """Look until there are a user and a certificate; False when told to stop before."""
         pause = 1.0
         while not self._stopping:
-            self._refresh()
+            self._until_stopped(self._vault.refresh, "the secrets")
             if (content := self._vault.content) is not None:
                 self._content = content
                 self._folder.update(content)
                 self._plan_look()
                 return True
             log.info("waiting %g s for a user and a certificate", pause)
-            self._next_look = time.monotonic() + pause
-            while not self._stopping and time.monotonic() < self._next_look:
-                self._next_event(self._next_look - time.monotonic())
+            self._rest(pause)
             pause = min(2 * pause, max(1.0, self._settings.refresh_interval))
         return False
 
     def _look(self) -> None:
         """Look at the secrets; when anything has changed, have PgBouncer read it."""
-        self._refresh()
+        self._until_stopped(self._vault.refresh, "the secrets")
         self._content = self._vault.content or self._content
         if self._folder.update(self._content):
             log.info("users or certificate have changed: reloading PgBouncer")
@@ -171,7 +194,57 @@ class Supervisor:
 
     def _plan_look(self) -> None:
         self._last_look = time.monotonic()
-        self._next_look = self._last_look + self._settings.refresh_interval
+        self._due["look"] = self._last_look + self._settings.refresh_interval
+
+    # Peers
+
+    def _await_own_address(self) -> bool:
+        """Ask until this task's address is known; False when told to stop before."""
+        if self._peering is None:
+            return True
+        while not self._stopping:
+            self._until_stopped(self._peering.learn_own, "this task's address")
+            if self._peering.group is not None:
+                self._folder.join(self._peering.group)
+                self._relay = self._folder.make_relay()
+                self._relay.start()
+                return True
+            self._rest(1.0)
+        return False
+
+    def _join_peers(self) -> None:
+        """Take what was found of the other tasks; when it is news, have PgBouncer read it."""
+        self._due["peers"] = math.inf
+        group = self._peering.take() if self._peering is not None else None
+        if group is None or self._relay is None:
+            return
+        self._relay.addresses = {peer.id: peer.address for peer in group.peers}
+        if self._folder.join(group):
+            tasks = ", ".join(f"{peer.id} at {peer.address}" for peer in group.peers)
+            log.info("the tasks are now %s: reloading PgBouncer", tasks)
+            self._signal(signal.SIGHUP)
+
+    # Metrics
+
+    def _plan_report(self, last: float) -> None:
+        """Plan the next report from when the last one was due: being late does not add up."""
+        if self._settings.metrics is not None:
+            interval = self._settings.metrics.interval
+            self._due["report"] = max(last + interval, time.monotonic())
+
+    def _report(self) -> None:
+        """Write PgBouncer's numbers, or say why there are none."""
+        self._plan_report(self._due["report"])
+        if self._settings.metrics is None:
+            return
+        try:
+            numbers = self._metrics.measure()
+        except SessionError as error:
+            log.warning("no metrics this time: %s", error)
+            return
+        # In one piece: where both go to one file, the log's lines come from another thread.
+        sys.stdout.write(f"{render(numbers, self._settings.metrics, time.time())}\n")
+        sys.stdout.flush()
 
     # PgBouncer
 
@@ -183,12 +256,30 @@ class Supervisor:
         output = self._child.stdout
         threading.Thread(target=self._pass_on, args=(output,), daemon=True).start()
         log.info("PgBouncer runs as process %d", self._child.pid)
+        self._await_socket()
+        self._plan_report(time.monotonic())
+        if self._peering is not None:
+            self._peering.watch(lambda: self._events.put("peers"))
+
+    def _await_socket(self) -> None:
+        """Wait until PgBouncer listens, has ended, or takes too long."""
+        deadline = time.monotonic() + START_SECONDS
+        while not self._listens() and self._exit_code() is None and not self._stopping:
+            if time.monotonic() > deadline:
+                log.warning("PgBouncer does not listen after %g s", START_SECONDS)
+                return
+            self._next_event(0.01)
+
+    def _listens(self) -> bool:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            return probe.connect_ex(str(self._settings.socket)) == 0
 
     def _pass_on(self, output: IO[bytes]) -> None:
         """Copy PgBouncer's log, in a thread: it must never wait for a reader."""
         for line in output:
             sys.stderr.buffer.write(line)
             sys.stderr.buffer.flush()
+            self._tally.note(line)
             if REFUSED_LOGIN.search(line):
                 self._events.put("refused")
 
@@ -237,7 +328,7 @@ class Supervisor:
         user, database = self._content.users[0].name, self._settings.database_name
         try:
             return Transaction(self._settings.socket, user, database, HOLD_WAIT)
-        except TransactionRefusedError as error:
+        except SessionError as error:
             log.warning("draining without a transaction of our own: %s", error)
             return None
 

@@ -160,8 +160,7 @@ class SecretsManager:
 
     def __call__(self, arn: str, stage: str) -> dict[str, Any]:
         """Read one version of a secret."""
-        parts = arn.split(":")
-        region = parts[3] if len(parts) > 3 else None
+        region = region_of(arn)
         if region not in self._clients:
             self._clients[region] = boto3.client(
                 "secretsmanager", region_name=region, config=CLIENT_CONFIG
@@ -170,3 +169,9 @@ class SecretsManager:
             SecretId=arn, VersionStage=stage
         )
         return answer
+
+
+def region_of(arn: str) -> str | None:
+    """Read the region that an ARN names; None for a plain name."""
+    parts = arn.split(":")
+    return parts[3] if len(parts) > 3 else None

@@ -1,4 +1,4 @@
-"""Findings of the rule set that are accepted, each with its reason, on the construct concerned."""
+"""Findings of the rule sets that are accepted, each with its reason, on the construct concerned."""
 
 from aws_cdk import Acknowledgment, Validations
 from constructs import IConstruct
@@ -10,9 +10,21 @@ def accept(construct: IConstruct, **reasons: str) -> None:
         accept_by_id(construct, f"AwsSolutions::AwsSolutions-{rule}", reason)
 
 
+def accept_serverless(construct: IConstruct, **reasons: str) -> None:
+    """Accept findings of Serverless by their short names, as in `LambdaDLQ="…"`."""
+    for rule, reason in reasons.items():
+        accept_by_id(construct, f"Serverless::Serverless-{rule}", reason)
+
+
 def accept_by_id(construct: IConstruct, finding: str, reason: str) -> None:
     """Accept one finding by the whole name that the report gives it."""
     Validations.of(construct).acknowledge(Acknowledgment(id=finding, reason=reason))
+
+
+def accept_zones(construct: IConstruct) -> None:
+    """Accept that zones are named: they are a setting."""
+    reason = "The zones are a setting: choosing them during synth would need a look-up."
+    accept_by_id(construct, "CloudFormation-Validate::W3010", reason)
 
 
 def accept_permission(construct: IConstruct, permission: str, reason: str) -> None:

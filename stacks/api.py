@@ -1,4 +1,4 @@
-"""The layer, the functions, the migration and the HTTP API in front of them."""
+"""The functions, the migration and the HTTP API in front of them."""
 
 import json
 from typing import Any
@@ -15,20 +15,27 @@ from constructs import Construct
 
 from stacks.acknowledged import accept
 from stacks.assets import Assets
-from stacks.config import API_TIMEOUT, Config
-from stacks.database import DatabaseStack
-from stacks.functions import log_group, new_function
+from stacks.clients import Cap, Clients
+from stacks.config import Config
+from stacks.contradictions import API_TIMEOUT
+from stacks.database import APPLICATION, DatabaseStack
+from stacks.functions import add_layer, join_network, log_group, new_function, read_secret
 from stacks.identity import Identity
-from stacks.network import NetworkStack
-from stacks.pooler import Pooler
+from stacks.releases import release
 
 USERS = ["/users", "/users/{id}"]
 HEALTH = ["/health"]
 BASELINE = ["/baseline/users/{id}"]
 
+BY_API = "The API invokes it and hands its answer on: there is no event that could be lost."
+BY_DEPLOYMENT = "The deployment invokes it, waits for it, and rolls back when it fails."
+
+HEALTH_CONCURRENCY = 5
+"""Environments reserved for health checks, where anything is reserved."""
+
 
 class ApiStack(Stack):
-    """Everything that answers requests. Output: `ApiUrl`."""
+    """Everything that answers requests. Output: `ApiUrl`. Faces: `api`, `functions`, `migrate`."""
 
     def __init__(
         self,
@@ -37,92 +44,75 @@ class ApiStack(Stack):
         *,
         config: Config,
         assets: Assets,
-        network: NetworkStack,
-        database: DatabaseStack,
-        pooler: Pooler,
+        clients: Clients,
+        database: DatabaseStack | None,
         **options: Any,
     ) -> None:
         super().__init__(scope, id, **options)
-        self._config, self._assets, self._network = config, assets, network
-        self.layer = lambda_.LayerVersion(
-            self,
-            "Layer",
-            code=assets.layer(),
-            compatible_runtimes=[assets.runtime],
-            compatible_architectures=[assets.architecture],
-            description="lambda_pg: PostgreSQL connections that do not run out",
-        )
-        users = self._pooled("users", pooler, concurrency=config.functions.reserved_concurrency)
-        health = self._pooled("health", pooler)
+        self._config, self._assets, self._clients = config, assets, clients
+        reserved = config.functions.reserved_concurrency
+        users = self._pooled("users", reserved)
+        health = self._pooled("health", reserved and HEALTH_CONCURRENCY)
         self.functions = [users, health]
-        self._migrate(database, before=[users, health])
+        live = [
+            release(function, config, clients.version_inputs(function))
+            for function in self.functions
+        ]
+        self.migrate = self._migrate(database, before=[*self.functions, *live])
         self.api = api.HttpApi(
             self, "Http", create_default_stage=False, description=self.stack_name
         )
         authorizer = Identity(self, "Identity", config=config).authorizer
-        self._route("users", users, USERS, authorizer)
-        self._route("health", health, HEALTH, None)
-        if config.baseline:
+        self._route("users", live[0], USERS, authorizer)
+        self._route("health", live[1], HEALTH, None)
+        if config.baseline and database is not None:
             self._route("baseline", self._baseline(database), BASELINE, authorizer)
         self.stage = self._stage()
         CfnOutput(self, "ApiUrl", value=self.stage.url, description="Address of the HTTP API")
 
-    def _pooled(
-        self, folder: str, pooler: Pooler, concurrency: int | None = None
+    def _new(
+        self, folder: str, timeout: int, invoked: str = BY_API, **options: Any
     ) -> lambda_.Function:
-        function = self._in_network(
-            folder, self._config.functions.timeout, reserved_concurrent_executions=concurrency
-        )
-        pooler.attach(function)
-        return function
-
-    def _baseline(self, database: DatabaseStack) -> lambda_.Function:
-        """Add the control of the storm; it knows no layer, so libpq is told where the roots are."""
-        function = self._in_network("baseline", self._config.functions.timeout)
-        database.attach(function, database.application_secret)
-        if self._config.database.ca_file is None:
-            function.add_environment("PGSSLROOTCERT", "/opt/python/lambda_pg/certs/aws.pem")
-        return function
-
-    def _in_network(self, folder: str, timeout: int, **options: Any) -> lambda_.Function:
-        group = ec2.SecurityGroup(
-            self,
-            f"{folder.title()}Group",
-            vpc=self._network.vpc,
-            description=f"Function {folder}",
-            allow_all_outbound=False,
-        )
-        group.add_egress_rule(ec2.Peer.any_ipv4(), ec2.Port.tcp(443), "to the AWS APIs")
-        function = new_function(
+        return new_function(
             self,
             folder,
             config=self._config,
             assets=self._assets,
             timeout=timeout,
-            layers=[self.layer],
-            vpc=self._network.vpc,
-            vpc_subnets=self._network.subnets,
-            security_groups=[group],
+            invoked=invoked,
             **options,
         )
-        function.add_environment("PGAPPNAME", folder)
-        checkout = self._config.functions.checkout_timeout
-        function.add_environment("LAMBDA_PG_CHECKOUT_TIMEOUT", str(checkout))
+
+    def _pooled(self, folder: str, reserved: int | None) -> lambda_.Function:
+        snapshots = lambda_.SnapStartConf.ON_PUBLISHED_VERSIONS
+        function = self._new(
+            folder,
+            self._config.functions.timeout,
+            snap_start=snapshots if self._config.functions.snap_start else None,
+        )
+        self._clients.attach(function, concurrency=reserved or Cap.POOLER_LIMIT)
         return function
 
-    def _migrate(self, database: DatabaseStack, before: list[lambda_.Function]) -> None:
+    def _baseline(self, database: DatabaseStack) -> lambda_.Function:
+        """Add the control of the storm; it knows no layer, so libpq is told where the roots are."""
+        function = self._new("baseline", self._config.functions.timeout)
+        add_layer(function, self._config)
+        database.attach(function, secret=database.application_secret)
+        if self._config.database.ca_file is None:
+            function.add_environment("PGSSLROOTCERT", "/opt/python/lambda_pg/certs/aws.pem")
+        return function
+
+    def _migrate(self, database: DatabaseStack | None, before: list[Construct]) -> lambda_.Function:
         """Run the migration before the functions get their new code; its failure rolls back."""
-        settings = self._config.database
         timeout = self._config.functions.migration_timeout
-        function = self._in_network("migrate", timeout, extra=("migrations",))
-        database.attach(function, database.master_secret)
-        database.application_secret.grant_read(function)
-        for name, value in {
-            "APP_SECRET_ARN": database.application_secret.secret_arn,
-            "STATEMENT_TIMEOUT": settings.statement_timeout,
-            "LOCK_TIMEOUT": settings.lock_timeout,
-            "IDLE_IN_TRANSACTION_TIMEOUT": settings.idle_in_transaction_timeout,
-        }.items():
+        function = self._new("migrate", timeout, BY_DEPLOYMENT, extra=("migrations",))
+        add_layer(function, self._config)
+        if database is None:
+            self._take_direct_url(function)
+        else:
+            database.attach(function)
+            self._name_login(function, database)
+        for name, value in self._limits().items():
             function.add_environment(name, str(value))
         triggers.Trigger(
             self,
@@ -130,13 +120,44 @@ class ApiStack(Stack):
             handler=function,
             timeout=Duration.seconds(timeout),
             invocation_type=triggers.InvocationType.REQUEST_RESPONSE,
-            execute_before=list(before),
+            execute_before=before,
+            execute_after=[function],
         )
+        return function
+
+    def _limits(self) -> dict[str, int]:
+        settings = self._config.database
+        return {
+            "STATEMENT_TIMEOUT": settings.statement_timeout,
+            "LOCK_TIMEOUT": settings.lock_timeout,
+            "IDLE_IN_TRANSACTION_TIMEOUT": settings.idle_in_transaction_timeout,
+            "TRANSACTION_TIMEOUT": settings.transaction_timeout,
+        }
+
+    def _name_login(self, function: lambda_.Function, database: DatabaseStack) -> None:
+        """Tell the migration whom it makes for the application: a password's or a token's user."""
+        secret = database.application_secret
+        if secret is None:
+            function.add_environment("APP_USER", APPLICATION)
+            return
+        read_secret(function, secret.secret_arn)
+        function.add_environment("APP_SECRET_ARN", secret.secret_arn)
+
+    def _take_direct_url(self, function: lambda_.Function) -> None:
+        """Let the migration go by the `direct_url` of the external pooler's secret."""
+        external = self._config.external
+        read_secret(function, str(external.secret_arn))
+        function.add_environment("LAMBDA_PG_SECRET_ARN", str(external.secret_arn))
+        if external.ca_file:
+            function.add_environment("PGSSLROOTCERT", external.ca_file)
+        if self._config.in_network:
+            group = join_network(function, self._config)
+            group.add_egress_rule(ec2.Peer.any_ipv4(), ec2.Port.all_tcp(), "to the database")
 
     def _route(
         self,
         name: str,
-        function: lambda_.Function,
+        function: lambda_.IFunction,
         paths: list[str],
         authorizer: api.IHttpRouteAuthorizer | None,
     ) -> None:

@@ -18,7 +18,9 @@ class Assets:
     def __init__(self, config: Config) -> None:
         self.target = target_of(config)
         arm = self.target.architecture == "arm64"
-        self.runtime = lambda_.Runtime(f"python{self.target.python}", lambda_.RuntimeFamily.PYTHON)
+        self.runtime = lambda_.Runtime(
+            f"python{self.target.python}", lambda_.RuntimeFamily.PYTHON, supports_snap_start=True
+        )
         self.architecture = lambda_.Architecture.ARM_64 if arm else lambda_.Architecture.X86_64
         platform, cpu = ecr_assets.Platform, ecs.CpuArchitecture
         self._platform = platform.LINUX_ARM64 if arm else platform.LINUX_AMD64

@@ -1,81 +1,322 @@
-"""Prove that all the server connections that can exist fit into PostgreSQL's `max_connections`.
+"""Prove that nothing that can exist exhausts the database, nor the pooler in front of it.
 
-Pure arithmetic. The baseline function is deliberately not in it: it is the control of the storm,
-and what it shows is a function without a budget.
+Pure arithmetic over a stage's settings and the functions attached to it. Two sums: the server
+connections that can exist at the same moment against `max_connections`, and the client connections
+against what the pooler accepts. The baseline function is deliberately in neither: it is the
+control of the storm, and what it shows is a function without a budget.
 """
 
+import bisect
+import enum
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
+from stacks.capacity import LARGEST, RESERVED, max_connections
 from stacks.config import Config
 
-MIGRATION = 1
-RESERVED = 5
-"""superuser_reserved_connections (3) and rds.rds_superuser_reserved_connections (2)."""
+MIGRATIONS = 2
+"""One that runs and one that waits for its lock."""
+
+ROTATION = 2
+"""The owner's connection and the login that is tested."""
+
+TURNOVER = 2
+"""Environments of the version before keep their connections until Lambda ends them."""
+
+
+class Cap(enum.Enum):
+    """Caps of a function that are no number."""
+
+    POOLER_LIMIT = "nothing is reserved: the pooler refuses what is too much"
 
 
 class BudgetError(ValueError):
-    """Say by how much the server connections exceed `max_connections`, line by line."""
+    """Say by how much connections exceed a limit, line by line, and the smallest change."""
+
+
+@dataclass(frozen=True)
+class Client:
+    """A function that connects through the pooler, and what it can open.
+
+    `concurrency` is its reserved concurrency, or `Cap.POOLER_LIMIT`. `processes` is what an
+    environment forks (Managed Instances), `slots` what the pool of each holds.
+    """
+
+    name: str
+    concurrency: int | Cap
+    slots: int = 1
+    processes: int = 1
+
+    @property
+    def connections(self) -> int:
+        """Client connections that can exist, in the middle of a deployment; 0 without a cap."""
+        if isinstance(self.concurrency, Cap):
+            return 0
+        return self.concurrency * self.processes * self.slots * TURNOVER
+
+    def describe(self) -> str:
+        """Write the factors down."""
+        if isinstance(self.concurrency, Cap):
+            return f"{self.name}: nothing reserved, takes what is left, 503 beyond it"
+        return (
+            f"{self.name}: {self.concurrency} environments x {self.processes} processes x "
+            f"{self.slots} slots x {TURNOVER} versions during a deployment"
+        )
 
 
 @dataclass(frozen=True)
 class Line:
-    """One group of server connections."""
+    """One group of connections."""
 
     what: str
     connections: int
 
 
 @dataclass(frozen=True)
-class Budget:
-    """All server connections that can exist at the same moment."""
+class Sum:
+    """Connections of one kind that can exist at the same moment, and their limit."""
 
+    kind: str
     lines: tuple[Line, ...]
-    max_connections: int
+    limit: int
+    limit_name: str
 
     @property
     def total(self) -> int:
         """Add all lines up."""
         return sum(line.connections for line in self.lines)
 
+    @property
+    def fits(self) -> bool:
+        """Tell whether the limit holds."""
+        return self.total <= self.limit
+
     def explain(self) -> str:
         """Write the arithmetic, one line each."""
-        rows = [*self.lines, Line("all together", self.total)]
-        rows.append(Line("database.max_connections", self.max_connections))
+        rows = [*self.lines, Line("all together", self.total), Line(self.limit_name, self.limit)]
         return "\n".join(f"  {row.connections:>6}  {row.what}" for row in rows)
 
+
+@dataclass(frozen=True)
+class Budget:
+    """The sums of a stage."""
+
+    config: Config
+    clients: tuple[Client, ...]
+    sums: tuple[Sum, ...]
+    add_up: Callable[[Config, Sequence[Client]], "Budget"]
+
+    @property
+    def fits(self) -> bool:
+        """Tell whether every limit holds."""
+        return all(each.fits for each in self.sums)
+
+    def explain(self) -> str:
+        """Write all the arithmetic down."""
+        return "\n\n".join(f"{each.kind}s\n{each.explain()}" for each in self.sums)
+
     def check(self) -> None:
-        """Raise `BudgetError` when the database could run out of connections."""
-        if self.total <= self.max_connections:
-            return
-        over = self.total - self.max_connections
-        raise BudgetError(
-            f"the server connections that can exist are {over} more than the database accepts:\n"
-            f"{self.explain()}\n"
-            "Lower pooler.max_db_connections or pooler.tasks, or raise database.max_connections "
-            "(and database.instance_class, if its memory does not carry them)."
-        )
+        """Raise `BudgetError` when a limit could be exceeded."""
+        for each in self.sums:
+            if not each.fits:
+                over = each.total - each.limit
+                raise BudgetError(
+                    f"stage {self.config.stage!r}: the {each.kind}s that can exist are {over} more "
+                    f"than {each.limit_name}:\n{each.explain()}\n{self._advice()}"
+                )
+
+    def _advice(self) -> str:
+        found = [text for _, text in sorted(self._remedies())]
+        if not found:
+            return "No single setting mends this: lower the concurrency, the tasks and the pools."
+        return "The smallest change that fits: " + "; or ".join(found) + "."
+
+    def _fitting(self, change: "_Change") -> Callable[[int], bool]:
+        return lambda value: self.add_up(*change(value)).fits
+
+    def _remedies(self) -> Iterator[tuple[float, str]]:
+        """Yield the first value of each setting with which everything fits, and how far it is."""
+        for name, current, values, change in _candidates(self.config, self.clients):
+            first = _first(values, self._fitting(change))
+            if first < len(values):
+                distance = abs(values[first] - current) / max(current, 1)
+                yield distance, f"{name} = {values[first]} (it is {current})"
 
 
-def budget_of(config: Config) -> Budget:
-    """Add up what a stage can open: the pooler in the middle of a deployment, and the rest."""
-    pooler = config.pooler
-    tasks = rolling_tasks(pooler.tasks, pooler.maximum_percent)
-    return Budget(
-        lines=(
-            Line(
-                f"pooler: {tasks} tasks during a deployment ({pooler.tasks} at "
-                f"{pooler.maximum_percent} %), {pooler.max_db_connections} server connections each",
-                tasks * pooler.max_db_connections,
-            ),
-            Line("migration, over the direct address", MIGRATION),
-            Line("administrators and a rotation", config.database.other_connections),
-            Line("reserved by PostgreSQL and RDS for superusers", RESERVED),
-        ),
-        max_connections=config.database.max_connections,
-    )
+def _first(values: Sequence[int], fits: Callable[[int], bool]) -> int:
+    """Find where values begin to fit, by halves: from one on all do, or none does."""
+    return bisect.bisect_left(values, True, key=fits)
+
+
+def budget_of(config: Config, clients: Iterable[Client] = ()) -> Budget:
+    """Add up what a stage and the functions attached to it can open."""
+    attached = tuple(clients)
+    sums = [*_server_sums(config), *_client_sums(config, attached)]
+    return Budget(config, attached, tuple(sums), budget_of)
+
+
+def allowance_of(config: Config, clients: Iterable[Client]) -> Budget:
+    """Hold what an app of its own attaches against what the stage keeps for such."""
+    attached = tuple(clients)
+    lines = tuple(Line(client.describe(), client.connections) for client in attached)
+    limit = config.functions.other_clients
+    allowed = Sum("client connection", lines, limit, "functions.other_clients of the stage")
+    return Budget(config, attached, (allowed,), allowance_of)
 
 
 def rolling_tasks(tasks: int, maximum_percent: int) -> int:
     """Count the tasks that ECS may run at once: it rounds the upper limit down."""
     return max(tasks, math.floor(tasks * maximum_percent / 100))
+
+
+def remaining_tasks(tasks: int) -> int:
+    """Count the tasks that serve while one of them, or its zone, is away."""
+    return max(1, tasks - 1)
+
+
+# Server connections
+
+
+def _server_sums(config: Config) -> Iterator[Sum]:
+    if config.pooler == "external":
+        return  # its server connections are its owner's to count
+    limit, source = max_connections(config)
+    pooler = _pgbouncer_line if config.pooler == "pgbouncer" else _proxy_line
+    lines = [
+        pooler(config, limit),
+        Line("migrations, over the direct address", MIGRATIONS),
+        *([] if config.by_token else [Line("a rotation", ROTATION)]),
+        Line("administrators", config.database.other_connections),
+        Line("reserved by PostgreSQL and RDS for superusers", RESERVED),
+    ]
+    yield Sum("server connection", tuple(lines), limit, source)
+
+
+def _pgbouncer_line(config: Config, _limit: int) -> Line:
+    settings = config.pgbouncer
+    tasks = rolling_tasks(settings.max_tasks, settings.maximum_percent)
+    return Line(
+        f"PgBouncer: {tasks} tasks during a deployment ({settings.max_tasks} at "
+        f"{settings.maximum_percent} %) x {settings.max_db_connections} over all users",
+        tasks * settings.max_db_connections,
+    )
+
+
+def _proxy_line(config: Config, limit: int) -> Line:
+    percent = config.rds_proxy.max_connections_percent
+    return Line(f"RDS Proxy: {percent} % of {limit}", math.ceil(limit * percent / 100))
+
+
+# Client connections
+
+
+def _client_sums(config: Config, clients: Sequence[Client]) -> Iterator[Sum]:
+    limit = _client_limit(config)
+    if limit is None:
+        return  # RDS Proxy has no limit of its own
+    count, name = limit
+    lines = [Line(client.describe(), client.connections) for client in clients]
+    lines.append(Line("functions of other apps", config.functions.other_clients))
+    yield Sum("client connection", tuple(lines), count, name)
+    if _session_pooling(config):
+        yield _session_sum(config, clients)
+
+
+def _client_limit(config: Config) -> tuple[int, str] | None:
+    if config.pooler == "rds-proxy":
+        return None
+    if config.pooler == "external":
+        return config.external.max_clients, "external.max_clients"
+    settings = config.pgbouncer
+    tasks = remaining_tasks(settings.tasks)
+    return (
+        tasks * settings.max_client_conn,
+        f"PgBouncer's clients: pgbouncer.max_client_conn x {tasks} tasks, with one away",
+    )
+
+
+def _session_pooling(config: Config) -> bool:
+    return config.pooler == "pgbouncer" and config.pgbouncer.pool_mode == "session"
+
+
+def _session_sum(config: Config, clients: Sequence[Client]) -> Sum:
+    """In session mode each client keeps a server connection: all of them have to fit."""
+    settings = config.pgbouncer
+    tasks = remaining_tasks(settings.tasks)
+    each = min(settings.max_db_connections, settings.default_pool_size)
+    everyone = tasks * settings.max_client_conn
+    lines = [
+        Line(
+            client.describe(),
+            everyone if isinstance(client.concurrency, Cap) else client.connections,
+        )
+        for client in clients
+    ]
+    lines.append(Line("functions of other apps", config.functions.other_clients))
+    return Sum(
+        "session",
+        tuple(lines),
+        tasks * each,
+        f"server connections for sessions: {each} x {tasks} tasks, with one away",
+    )
+
+
+# Remedies
+
+_Change = Callable[[int], tuple[Config, Sequence[Client]]]
+_Candidate = tuple[str, int, range, _Change]
+
+
+def _candidates(config: Config, clients: tuple[Client, ...]) -> Iterator[_Candidate]:
+    """List what could mend a budget, each with its values from the nearest on to the last."""
+    for section, name, last in _settings_of(config):
+        yield _setting(config, clients, section, name, last)
+    for client in clients:
+        if not isinstance(client.concurrency, Cap):
+            yield _concurrency(config, clients, client, client.concurrency)
+
+
+def _settings_of(config: Config) -> Iterator[tuple[str, str, int]]:
+    """Name the settings that matter to a stage, and the last value to try of each."""
+    yield "functions", "other_clients", 0
+    yield "functions", "other_clients", 100_000
+    if config.pooler == "external":
+        yield "external", "max_clients", 100_000
+        return
+    yield "database", "max_connections", LARGEST
+    if config.pooler == "rds-proxy":
+        yield "rds_proxy", "max_connections_percent", 1
+        return
+    yield "pgbouncer", "max_db_connections", 1
+    yield "pgbouncer", "max_tasks", config.pgbouncer.tasks
+    yield "pgbouncer", "max_client_conn", 60_000
+
+
+def _setting(
+    config: Config, clients: tuple[Client, ...], section: str, name: str, last: int
+) -> _Candidate:
+    current = getattr(getattr(config, section), name)
+    if current is None:
+        current, _ = max_connections(config)
+
+    def change(value: int) -> tuple[Config, Sequence[Client]]:
+        changed = replace(getattr(config, section), **{name: value})
+        return replace(config, **{section: changed}), clients
+
+    return f"{section}.{name}", current, _steps(current, last), change
+
+
+def _concurrency(
+    config: Config, clients: tuple[Client, ...], client: Client, current: int
+) -> _Candidate:
+    def change(value: int) -> tuple[Config, Sequence[Client]]:
+        changed = replace(client, concurrency=value)
+        return config, [changed if each is client else each for each in clients]
+
+    return f"the concurrency of {client.name}", current, _steps(current, 1), change
+
+
+def _steps(current: int, last: int) -> range:
+    step = 1 if last > current else -1
+    return range(current + step, last + step, step)

@@ -6,20 +6,22 @@ the value and what is allowed; all problems are listed at once.
 
 # ruff: noqa: RUF009 - `section` makes a field with a default_factory, as dataclasses.field does
 
-import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from stacks.contradictions import contradictions
 from stacks.settings import REQUIRED, ConfigurationError, read, section, setting
 
-API_TIMEOUT = 29
-"""Seconds after which the API gives up on a function; an HTTP API's own limit is 30."""
-
+CDK_JSON = Path(__file__).resolve().parents[1] / "cdk.json"
 RETENTION = (1, 3, 5, 7, 14, 30, 60, 90, 180, 365, 731, 1827, 3653)
 """Days that CloudWatch Logs can keep events, up to ten years."""
 
 HOST = r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?"
+CIDR = r"\d{1,3}(\.\d{1,3}){3}/\d{1,2}"
+IDENTIFIER = r"[a-z][a-z0-9-]{0,62}"
+SECRET_ARN = r"arn:[a-z-]+:secretsmanager:[a-z0-9-]+:\d{12}:secret:\S+"  # noqa: S105 - a pattern
 PATH = r"/[^\0]*"
 ISSUER = r"cognito|https://[^\s?#]+|http://(127\.0\.0\.1|localhost)(:\d+)?(/[^\s?#]*)?"
 
@@ -43,36 +45,110 @@ class Network:
         1, "NAT gateways where egress is nat; 2 survive the loss of a zone", minimum=1, maximum=3
     )
     flow_logs: bool = setting(True, "whether rejected and accepted flows are logged")
-    zone: str = setting(
-        "lambda-pg.internal", "name of the private DNS zone", pattern=HOST, shape="a DNS name"
+    zone: str | None = setting(
+        None,
+        "name of the private DNS zone; null: '<stage>.<app>.internal'",
+        pattern=HOST,
+        shape="a DNS name",
+    )
+    bastion: bool = setting(
+        False, "whether an instance lets administrators reach the database by Session Manager"
+    )
+    vpc_id: str | None = setting(
+        None,
+        "VPC that exists already; null: a new one",
+        pattern=r"vpc-([0-9a-f]{8}|[0-9a-f]{17})",
+        shape="the id of a VPC, as in vpc-0123abcd",
+    )
+    subnet_ids: tuple[str, ...] = setting(
+        (),
+        "private subnets of that VPC, one for each zone in the order of availability_zones;"
+        " AWS must be reachable from them",
+        pattern=r"subnet-([0-9a-f]{8}|[0-9a-f]{17})",
+        shape="ids of subnets, as in subnet-0123abcd",
+    )
+    subnet_cidrs: tuple[str, ...] = setting(
+        (),
+        "their addresses, in the same order: PgBouncer's peers are numbered by them",
+        pattern=CIDR,
+        shape="IPv4 ranges, as in 10.0.16.0/20",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Database:
-    """RDS for PostgreSQL."""
+class Existing:
+    """A database that exists already, where `database.kind` is 'existing'."""
 
+    host: str | None = setting(None, "its own endpoint", pattern=HOST, shape="a DNS name")
+    port: int = setting(5432, "its port", minimum=1024, maximum=65535)
+    secret_arn: str | None = setting(
+        None,
+        "secret with the owner's username and password",
+        pattern=SECRET_ARN,
+        shape="the ARN of a secret",
+    )
+    security_group_id: str | None = setting(
+        None,
+        "group that pooler, migration and rotation are let into",
+        pattern=r"sg-([0-9a-f]{8}|[0-9a-f]{17})",
+        shape="the id of a security group, as in sg-0123abcd",
+    )
+    identifier: str | None = setting(
+        None,
+        "name of the DB instance or cluster, for RDS Proxy and for metrics",
+        pattern=IDENTIFIER,
+        shape="lower-case letters, digits and hyphens",
+    )
+    resource_id: str | None = setting(
+        None,
+        "resource id that IAM policies name, where rds_proxy.auth is 'iam'",
+        pattern=r"(db|cluster)-[A-Z0-9]+",
+        shape="as in db-ABCDEFGHIJKL",
+    )
+    cluster: bool = setting(False, "whether the identifier is a cluster's")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Database:
+    """PostgreSQL on RDS, on Aurora, or one that exists already."""
+
+    kind: str = setting(
+        "instance",
+        "what is provisioned: an RDS instance, an Aurora Serverless v2 cluster, nothing because"
+        " there is one, or nothing because the external pooler has one",
+        choices=("instance", "aurora", "existing", "none"),
+    )
     major_version: int = setting(17, "PostgreSQL's major version", choices=(17,))
     minor_version: int = setting(7, "PostgreSQL's minor version", minimum=1, maximum=99)
     instance_class: str = setting(
         "t4g.medium",
-        "size of the instance, without 'db.'",
+        "size of an RDS instance, without 'db.'",
         pattern=r"[a-z][a-z0-9]*\.[a-z0-9]+",
         shape="an RDS class, as in t4g.medium",
+    )
+    min_acu: float = setting(
+        1, "least size of an Aurora cluster", unit="ACU", minimum=0, maximum=256
+    )
+    max_acu: float = setting(
+        8, "largest size of an Aurora cluster", unit="ACU", minimum=1, maximum=256
     )
     name: str = setting(
         "app", "name of the database", pattern=r"[a-z][a-z0-9_]{0,62}", shape="a lower-case name"
     )
-    max_connections: int = setting(
-        200, "server connections that PostgreSQL accepts", minimum=20, maximum=5000
+    max_connections: int | None = setting(
+        None,
+        "server connections that PostgreSQL accepts, set in its parameter group; null: RDS's own"
+        " formula for the class or the ACUs",
+        minimum=20,
+        maximum=5000,
     )
-    multi_az: bool = setting(True, "whether a standby in the other zone takes over")
+    multi_az: bool = setting(True, "whether a standby or a reader in the other zone takes over")
     storage_gib: int = setting(20, "storage at first", unit="GiB", minimum=20, maximum=65536)
     max_storage_gib: int = setting(
         100, "storage up to which RDS grows by itself", unit="GiB", minimum=22, maximum=65536
     )
     backup_days: int = setting(7, "days of backups kept", unit="days", minimum=0, maximum=35)
-    deletion_protection: bool = setting(True, "whether RDS refuses to delete the instance")
+    deletion_protection: bool = setting(True, "whether RDS refuses to delete the database")
     statement_timeout: int = setting(
         10, "longest statement, set on the database", unit="seconds", minimum=1, maximum=900
     )
@@ -83,8 +159,20 @@ class Database:
         30, "longest pause in a transaction, set on the database", unit="seconds", minimum=1,
         maximum=900,
     )  # fmt: skip
+    transaction_timeout: int = setting(
+        60, "longest transaction, set on the database", unit="seconds", minimum=1, maximum=900
+    )
     other_connections: int = setting(
-        5, "server connections kept free for administrators and a rotation", minimum=2, maximum=100
+        5, "server connections kept free for administrators", minimum=2, maximum=100
+    )
+    rotation: str = setting(
+        "alternating",
+        "how the application's password is rotated: between two users, so that no login is ever"
+        " refused, or for one",
+        choices=("alternating", "single"),
+    )
+    rotation_days: int = setting(
+        30, "days between two rotations", unit="days", minimum=1, maximum=1000
     )
     ca_file: str | None = setting(
         None,
@@ -92,13 +180,15 @@ class Database:
         pattern=PATH,
         shape="an absolute path",
     )
+    existing: Existing = section(Existing, "where it is, if it exists already")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pooler:
+class PgBouncer:
     """PgBouncer on ECS Fargate, behind an internal load balancer."""
 
-    tasks: int = setting(2, "poolers that run; one process uses one core", minimum=1, maximum=16)
+    tasks: int = setting(2, "tasks that always run; each uses one core", minimum=1, maximum=8)
+    max_tasks: int = setting(4, "tasks up to which the service scales", minimum=1, maximum=8)
     cpu: int = setting(
         1024, "CPU of a task, 1024 is one core", unit="units", choices=(256, 512, 1024)
     )
@@ -123,7 +213,7 @@ class Pooler:
         20, "server connections for each user in a task", minimum=1, maximum=4000
     )
     query_wait_timeout: int = setting(
-        1, "longest wait in the pooler's queue", unit="seconds", minimum=1, maximum=20
+        1, "longest wait in the pooler's queue", unit="seconds", minimum=1, maximum=5
     )
     maximum_percent: int = setting(
         200, "tasks that may run during a rolling deployment", unit="percent", choices=(150, 200)
@@ -131,10 +221,70 @@ class Pooler:
     refresh_interval: int = setting(
         15, "time between two looks at the secrets", unit="seconds", minimum=1, maximum=3600
     )
+    deregistration_delay: int = setting(
+        30, "time between the last new flow to a task and its drain", unit="seconds", minimum=0,
+        maximum=3600,
+    )  # fmt: skip
     drain_timeout: int = setting(
         30, "time a stopping task gives to open transactions", unit="seconds", minimum=1,
         maximum=110,
     )  # fmt: skip
+    metrics_interval: int = setting(
+        60, "time between two lines of metrics", unit="seconds", minimum=1, maximum=3600
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RdsProxy:
+    """Amazon RDS Proxy."""
+
+    auth: str = setting(
+        "iam",
+        "how functions log in and how the proxy does: with tokens of their roles on both hops, or"
+        " with the application's secret",
+        choices=("iam", "secret"),
+    )
+    max_connections_percent: int = setting(
+        70, "share of max_connections that the proxy may open", unit="percent", minimum=1,
+        maximum=100,
+    )  # fmt: skip
+    max_idle_percent: int = setting(
+        35, "share of max_connections that the proxy keeps open when idle", unit="percent",
+        minimum=0, maximum=100,
+    )  # fmt: skip
+    borrow_timeout: int = setting(
+        1, "longest wait for a server connection", unit="seconds", minimum=1, maximum=300
+    )
+    idle_client_timeout: int = setting(
+        1800, "after how long an unused client connection is closed", unit="seconds", minimum=1800,
+        maximum=28800,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class External:
+    """A pooler that exists already: Supabase, Neon, Vercel, or one of your own."""
+
+    secret_arn: str | None = setting(
+        None,
+        "secret with the pooled `url`, and `direct_url` for migrations",
+        pattern=SECRET_ARN,
+        shape="the ARN of a secret",
+    )
+    profile: str | None = setting(
+        None,
+        "what it is; null: the layer tells it by the URL's host and port",
+        choices=(None, "pgbouncer", "rds-proxy", "supabase", "neon"),
+    )
+    max_clients: int = setting(
+        200, "client connections that it accepts from us", minimum=1, maximum=100000
+    )
+    ca_file: str | None = setting(
+        None,
+        "file in the function with the CA that signs its certificate; null: the layer's roots",
+        pattern=PATH,
+        shape="an absolute path",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,9 +302,29 @@ class Functions:
         3, "longest wait for a usable connection", unit="seconds", minimum=1, maximum=20
     )
     reserved_concurrency: int | None = setting(
-        None, "environments that 'users' may have; null: the account's limit", minimum=1,
+        None,
+        "requests that 'users' may serve at once; null: nothing is reserved, and the pooler's"
+        " client limit is the cap, with 503 beyond it",
+        minimum=1,
         maximum=10000,
-    )  # fmt: skip
+    )
+    other_clients: int = setting(
+        0, "client connections kept for functions that other apps attach", minimum=0, maximum=100000
+    )
+    deployment: str = setting(
+        "AllAtOnce",
+        "how traffic moves to a new version; all but 'AllAtOnce' go back when an alarm rises",
+        choices=(
+            "AllAtOnce",
+            "Canary10Percent5Minutes",
+            "Canary10Percent15Minutes",
+            "Linear10PercentEvery1Minute",
+            "Linear10PercentEvery3Minutes",
+        ),
+    )
+    snap_start: bool = setting(
+        False, "whether new environments are restored from a snapshot of the initialised function"
+    )
     log_level: str = setting(
         "INFO", "least severe event logged", choices=("DEBUG", "INFO", "WARNING", "ERROR")
     )
@@ -192,6 +362,12 @@ class Observability:
     email: str | None = setting(
         None, "address that alarms are sent to", pattern=r"[^@\s]+@[^@\s]+", shape="an address"
     )
+    runbooks: str = setting(
+        "docs/operations.md",
+        "where this project's docs/operations.md can be read: alarms link to its runbooks",
+        pattern=r"[^\s#]+",
+        shape="a URL or a path",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +375,12 @@ class Config:
     """Everything that can be set for one stage."""
 
     stage: str
+    app: str = setting(
+        "lambda-pg",
+        "names stacks and parameters, so that several apps share an account",
+        pattern=r"[a-z][a-z0-9]*(-[a-z0-9]+)*",
+        shape="lower-case words with hyphens between",
+    )
     account: str | None = setting(
         None, "AWS account; null: that of the credentials", pattern=r"\d{12}", shape="12 digits"
     )
@@ -230,7 +412,14 @@ class Config:
     )
     network: Network = section(Network, "the VPC")
     database: Database = section(Database, "the database")
-    pooler: Pooler = section(Pooler, "the pooler")
+    pooler: str = setting(
+        "pgbouncer",
+        "what functions connect through",
+        choices=("pgbouncer", "rds-proxy", "external"),
+    )
+    pgbouncer: PgBouncer = section(PgBouncer, "PgBouncer on ECS Fargate")
+    rds_proxy: RdsProxy = section(RdsProxy, "RDS Proxy")
+    external: External = section(External, "a pooler that exists already")
     functions: Functions = section(Functions, "the functions")
     identity: Identity = section(Identity, "who may call")
     api: Api = section(Api, "the HTTP API")
@@ -254,44 +443,37 @@ class Config:
             raise ConfigurationError(stage, problems)
         return config
 
+    @classmethod
+    def of_stage(cls, stage: str, override: Mapping[str, object] | None = None) -> "Config":
+        """Read a stage of this project's cdk.json, from whichever app or program asks."""
+        context = json.loads(CDK_JSON.read_text())["context"]
+        asked = {"stages": context["stages"], "stage": stage, "override": override}
+        return cls.from_context(asked.get)
 
-def contradictions(config: Config) -> Iterator[str]:
-    """Yield what is wrong between settings that are right each by itself."""
-    yield from _timeouts(config)
-    yield from _identity(config)
-    if not 2 <= len(config.availability_zones) <= 3:
-        yield f"availability_zones = {list(config.availability_zones)}: allowed are 2 or 3 zones"
-    for zone in config.availability_zones:
-        if zone[:-1] != config.region:
-            yield f"availability_zones has {zone!r}: allowed are zones of {config.region}"
-    if config.network.nat_gateways > len(config.availability_zones):
-        zones = len(config.availability_zones)
-        yield f"network.nat_gateways = {config.network.nat_gateways}: allowed are up to {zones}"
-    if config.database.max_storage_gib < config.database.storage_gib * 1.1:
-        yield (
-            f"database.max_storage_gib = {config.database.max_storage_gib}: allowed is at least"
-            f" a tenth more than database.storage_gib = {config.database.storage_gib}"
-        )
+    @property
+    def zone(self) -> str:
+        """Name of the private DNS zone."""
+        return self.network.zone or f"{self.stage}.{self.app}.internal"
 
+    @property
+    def in_network(self) -> bool:
+        """Tell whether functions run in a VPC; a pooler on the internet needs none."""
+        return self.pooler != "external" or self.network.vpc_id is not None
 
-def _timeouts(config: Config) -> Iterator[str]:
-    chain = (
-        ("pooler.query_wait_timeout", config.pooler.query_wait_timeout),
-        ("functions.checkout_timeout", config.functions.checkout_timeout),
-        ("functions.timeout", config.functions.timeout),
-        ("the API's timeout", API_TIMEOUT),
-    )
-    for (inner, short), (outer, long) in itertools.pairwise(chain):
-        if short >= long:
-            yield f"{inner} = {short}: allowed is less than {outer} = {long}, timeouts nest"
+    @property
+    def by_token(self) -> bool:
+        """Tell whether functions log in with tokens of their roles, and nobody has a password."""
+        return self.pooler == "rds-proxy" and self.rds_proxy.auth == "iam"
 
+    @property
+    def pooler_port(self) -> int:
+        """Port that functions connect to; RDS Proxy has PostgreSQL's own."""
+        return self.pgbouncer.port if self.pooler == "pgbouncer" else 5432
 
-def _identity(config: Config) -> Iterator[str]:
-    issuer, audience = config.identity.issuer, list(config.identity.audience)
-    if issuer == "cognito" and audience:
-        yield f"identity.audience = {audience}: allowed is [] with 'cognito', which makes its own"
-    if issuer != "cognito" and not audience:
-        yield f"identity.audience = []: allowed is one audience or more for {issuer}"
+    @property
+    def stack_prefix(self) -> str:
+        """What the stacks' names begin with."""
+        return "".join(word.title() for word in self.app.split("-")) + f"-{self.stage}"
 
 
 def _block(stages: object, stage: str) -> object:

@@ -1,29 +1,31 @@
-"""RDS for PostgreSQL, its users' secrets, and its address for the other stacks."""
+"""The database, the application's secret and its rotation, and the direct way to the server."""
 
 from typing import Any
 
 from aws_cdk import Duration, RemovalPolicy, Stack
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_lambda as lambda_
-from aws_cdk import aws_rds as rds
 from aws_cdk import aws_route53 as route53
 from aws_cdk import aws_secretsmanager as secretsmanager
 from constructs import Construct
 
-from stacks import published
-from stacks.acknowledged import accept
+from stacks.acknowledged import accept, accept_permission, accept_zones
+from stacks.assets import Assets
 from stacks.config import Config
-from stacks.network import NetworkStack
+from stacks.functions import add_layer, join_network, new_function, read_secret
+from stacks.network import NetworkStack, let_in
+from stacks.published import published
+from stacks.servers import new_server
 
-PORT = 5432
-MASTER = "lambda_pg_owner"
 APPLICATION = "lambda_pg_user"
 NO_QUOTING = " %+~`#$&*()|[]{}:;<>?!'/@\"\\,=^-"
 """Characters left out of passwords, so that none needs quoting anywhere they are written."""
 
+ROTATION_SECONDS = 60
+
 
 class DatabaseStack(Stack):
-    """The instance and two secrets. Faces: `connections`, `master_secret`, `application_secret`."""
+    """Faces: `server`, `application_secret` (None where tokens take its place), `attach`."""
 
     def __init__(
         self,
@@ -31,132 +33,149 @@ class DatabaseStack(Stack):
         id: str,  # noqa: A002 - CDK's own name
         *,
         config: Config,
+        assets: Assets,
         network: NetworkStack,
         **options: Any,
     ) -> None:
         super().__init__(scope, id, **options)
-        self._config, settings = config, config.database
-        self.security_group = ec2.SecurityGroup(
-            self,
-            "SecurityGroup",
-            vpc=network.vpc,
-            description="PostgreSQL: pooler and migration only",
-            allow_all_outbound=False,
-        )
-        self.application_secret = self._secret("ApplicationSecret", APPLICATION)
-        self.master_secret = self._secret("MasterSecret", MASTER)
-        self.instance = rds.DatabaseInstance(
-            self,
-            "Instance",
-            engine=_engine(config),
-            instance_type=ec2.InstanceType(settings.instance_class),
-            vpc=network.vpc,
-            vpc_subnets=network.subnets,
-            security_groups=[self.security_group],
-            credentials=rds.Credentials.from_secret(self.master_secret, MASTER),
-            database_name=settings.name,
-            parameter_group=self._parameters(config),
-            multi_az=settings.multi_az,
-            allocated_storage=settings.storage_gib,
-            max_allocated_storage=settings.max_storage_gib,
-            storage_type=rds.StorageType.GP3,
-            storage_encrypted=True,
-            ca_certificate=rds.CaCertificate.RDS_CA_RSA2048_G1,
-            backup_retention=Duration.days(settings.backup_days),
-            copy_tags_to_snapshot=True,
-            delete_automated_backups=not config.termination_protection,
-            deletion_protection=settings.deletion_protection,
-            auto_minor_version_upgrade=False,
-            port=PORT,
-            publicly_accessible=False,
-            enable_performance_insights=True,
-            cloudwatch_logs_exports=["postgresql"],
-            removal_policy=_removal(config),
-        )
-        # The instance's own default port is its endpoint's, and would travel by an export.
-        self.connections = ec2.Connections(
-            security_groups=[self.security_group], default_port=ec2.Port.tcp(PORT)
-        )
+        self._config = config
+        self.server = new_server(self, config, network)
+        self.application_secret = None if config.by_token else self._secret()
+        self.rotation: lambda_.Function | None = None
+        if self.application_secret is not None:
+            self.rotation = self._rotate(self.application_secret, assets)
+        if config.network.bastion:
+            self._let_people_in(network)
         # For people and tools: RDS's certificate does not carry this name, so it takes verify-ca.
         route53.CnameRecord(
             self,
             "Name",
             zone=network.zone,
             record_name="database",
-            domain_name=self.instance.db_instance_endpoint_address,
+            domain_name=self.server.host,
             ttl=Duration.seconds(30),
         )
-        self._accept_findings(config)
-        published.database_host(config.stage).write(
-            self, self.instance.db_instance_endpoint_address
-        )
-        published.database_port(config.stage).write(self, self.instance.db_instance_endpoint_port)
+        for name, value in {
+            "database/host": self.server.host,
+            "database/port": self.server.port,
+            "database/name": config.database.name,
+            "database/owner-secret-arn": self.server.owner_secret_arn,
+            "database/identifier": self.server.identifier,
+            "database/resource-id": self.server.resource_id,
+        }.items():
+            if value:
+                published(config, name).write(self, value)
 
-    def attach(self, function: lambda_.Function, secret: secretsmanager.ISecret) -> None:
-        """Give a function the direct way to the database, as the user of `secret`."""
-        function.connections.allow_to_default_port(self.connections, "to PostgreSQL")
-        secret.grant_read(function)
-        scope, config = Stack.of(function), self._config
+    def attach(
+        self, function: lambda_.Function, secret: secretsmanager.ISecret | None = None
+    ) -> None:
+        """Give a function the direct way to the database, as its owner or as `secret`'s user."""
+        group, server = join_network(function, self._config), self.server
+        let_in(group, server.group_id, server.rule_port, "PostgreSQL")
+        owner = self._told(function, "database/owner-secret-arn", server.owner_secret_arn)
+        arn = owner if secret is None else secret.secret_arn
+        read_secret(function, arn)
         environment = {
-            "PGHOST": published.database_host(config.stage).read(scope),
-            "PGPORT": published.database_port(config.stage).read(scope),
-            "PGDATABASE": config.database.name,
+            "PGHOST": self._told(function, "database/host", server.host),
+            "PGPORT": self._told(function, "database/port", server.port),
+            "PGDATABASE": self._config.database.name,
             "PGSSLMODE": "verify-full",
+            "PGAPPNAME": function.node.id.lower(),
             "LAMBDA_PG_PROFILE": "direct",
-            "LAMBDA_PG_SECRET_ARN": secret.secret_arn,
+            "LAMBDA_PG_CHECKOUT_TIMEOUT": str(self._config.functions.checkout_timeout),
+            "LAMBDA_PG_SECRET_ARN": arn,
         }
-        if config.database.ca_file:
-            environment["PGSSLROOTCERT"] = config.database.ca_file
+        if self._config.database.ca_file:
+            environment["PGSSLROOTCERT"] = self._config.database.ca_file
         for name, value in environment.items():
             function.add_environment(name, value)
 
-    def _accept_findings(self, config: Config) -> None:
-        port = "The port is no secret: security groups decide who may reach it."
-        accept(self.instance, RDS11=port)
-        for secret in (self.application_secret, self.master_secret):
-            accept(secret, SMG4="Nothing rotates it yet; pooler and layer follow a change.")
-        settings = config.database
-        if not settings.multi_az:
-            accept(self.instance, RDS3="This stage has database.multi_az off: it may be down.")
-        if not settings.deletion_protection:
-            reason = "This stage has database.deletion_protection off: it is made to be removed."
-            accept(self.instance, RDS10=reason)
-        if settings.backup_days == 0:
-            accept(self.instance, RDS13="This stage has database.backup_days 0: it holds nothing.")
+    def _told(self, function: lambda_.Function, name: str, value: str) -> str:
+        """Give a value of this stack: as it is in the stack itself, elsewhere as published."""
+        stack = Stack.of(function)
+        return value if stack is self else published(self._config, name).read(stack)
 
-    def _secret(self, name: str, user: str) -> secretsmanager.Secret:
+    def _let_people_in(self, network: NetworkStack) -> None:
+        """Add a small instance without any way in but Session Manager, which logs who came."""
+        group = ec2.SecurityGroup(
+            self, "BastionGroup", vpc=network.vpc, description="Bastion", allow_all_outbound=False
+        )
+        group.add_egress_rule(ec2.Peer.any_ipv4(), ec2.Port.tcp(443), "to Session Manager")
+        let_in(group, self.server.group_id, self.server.rule_port, "PostgreSQL")
+        bastion = ec2.Instance(
+            self,
+            "Bastion",
+            vpc=network.vpc,
+            vpc_subnets=network.subnets,
+            security_group=group,
+            instance_type=ec2.InstanceType("t4g.nano"),
+            machine_image=ec2.MachineImage.latest_amazon_linux2023(
+                cpu_type=ec2.AmazonLinuxCpuType.ARM_64
+            ),
+            block_devices=[
+                ec2.BlockDevice(
+                    device_name="/dev/xvda", volume=ec2.BlockDeviceVolume.ebs(8, encrypted=True)
+                )
+            ],
+            require_imdsv2=True,
+            ssm_session_permissions=True,
+        )
+        accept_zones(bastion)
+        accept(
+            bastion,
+            EC28="Nobody waits for its metrics: it only passes a tunnel on.",
+            EC29="It holds nothing, and a new one takes its place.",
+        )
+        accept_permission(
+            bastion,
+            "Policy::arn:<AWS::Partition>:iam::aws:policy/AmazonSSMManagedInstanceCore",
+            "AWS's own policy for instances that Session Manager reaches.",
+        )
+        published(self._config, "network/bastion").write(self, bastion.instance_id)
+
+    def _rotate(self, secret: secretsmanager.Secret, assets: Assets) -> lambda_.Function:
+        """Rotate with a function of our own: it takes the direct way and verifies TLS."""
+        config = self._config
+        function = new_function(
+            self,
+            "rotate",
+            config=config,
+            assets=assets,
+            timeout=ROTATION_SECONDS,
+            invoked="Secrets Manager runs a failed rotation again; its failure raises an alarm.",
+            extra=("migrations",),
+        )
+        add_layer(function, config)
+        self.attach(function)
+        function.add_environment("ROTATION", config.database.rotation)
+        secret.grant_read(function)
+        secret.grant_write(function)
+        accept_permission(
+            function, "Resource::*", "X-Ray's and GetRandomPassword's permissions know no resource."
+        )
+        secret.add_rotation_schedule(
+            "Rotation",
+            rotation_lambda=function,
+            automatically_after=Duration.days(config.database.rotation_days),
+            # The users come with the first migration, which is after this.
+            rotate_immediately_on_update=False,
+        )
+        # CDK lets the service in whoever's secret it is for.
+        for child in function.node.find_all():
+            if isinstance(child, lambda_.CfnPermission):
+                child.source_account = self.account
+        return function
+
+    def _secret(self) -> secretsmanager.Secret:
         return secretsmanager.Secret(
             self,
-            name,
-            description=f"Name and password of {user}",
+            "ApplicationSecret",
+            description="Name and password that functions log in with",
             generate_secret_string=secretsmanager.SecretStringGenerator(
-                secret_string_template=self.to_json_string({"username": user}),
+                secret_string_template=self.to_json_string({"username": APPLICATION}),
                 generate_string_key="password",
                 password_length=40,
                 exclude_characters=NO_QUOTING,
             ),
+            removal_policy=RemovalPolicy.DESTROY,
         )
-
-    def _parameters(self, config: Config) -> rds.ParameterGroup:
-        return rds.ParameterGroup(
-            self,
-            "Parameters",
-            engine=_engine(config),
-            description="lambda-pg: an explicit number of connections makes the budget exact",
-            parameters={
-                "max_connections": str(config.database.max_connections),
-                "rds.force_ssl": "1",
-                "log_lock_waits": "1",
-                "log_min_duration_statement": "1000",
-            },
-        )
-
-
-def _engine(config: Config) -> rds.IInstanceEngine:
-    major, minor = config.database.major_version, config.database.minor_version
-    version = rds.PostgresEngineVersion.of(f"{major}.{minor}", str(major))
-    return rds.DatabaseInstanceEngine.postgres(version=version)
-
-
-def _removal(config: Config) -> RemovalPolicy:
-    return RemovalPolicy.SNAPSHOT if config.termination_protection else RemovalPolicy.DESTROY

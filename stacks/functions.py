@@ -1,18 +1,38 @@
-"""One function of this app: its code, its log group and its tag."""
+"""One function: its code, its logs, its tag; and how any function gets layer and network."""
 
-from typing import Any
+from typing import Any, cast
 
-from aws_cdk import Duration, RemovalPolicy, Tags
+import jsii
+from aws_cdk import (
+    Duration,
+    IStableListProducer,
+    Lazy,
+    RemovalPolicy,
+    Stack,
+    Tags,
+)
+from aws_cdk import aws_ec2 as ec2
+from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda as lambda_
 from aws_cdk import aws_logs as logs
 from constructs import Construct
 
-from stacks.acknowledged import accept, accept_permission, aws_policy
+from stacks.acknowledged import (
+    accept,
+    accept_permission,
+    accept_serverless,
+    aws_policy,
+)
 from stacks.assets import Assets
 from stacks.config import Config
 from stacks.network import retention
+from stacks.published import published
 
 TAG = "lambda-pg:function"
+
+
+class AttachError(ValueError):
+    """A function cannot be attached as it is; says what to change."""
 
 
 def new_function(
@@ -22,10 +42,14 @@ def new_function(
     config: Config,
     assets: Assets,
     timeout: int,
+    invoked: str,
     extra: tuple[str, ...] = (),
     **options: Any,
 ) -> lambda_.Function:
-    """Make the function of `functions/<folder>`; `extra` folders go into its zip as well."""
+    """Make the function of `functions/<folder>`; `extra` folders go into its zip as well.
+
+    `invoked` says who invokes it, and what becomes of a failure: why no queue keeps its events.
+    """
     function = lambda_.Function(
         scope,
         folder.title(),
@@ -37,6 +61,7 @@ def new_function(
         timeout=Duration.seconds(timeout),
         log_group=log_group(scope, f"{folder.title()}Logs", config),
         logging_format=lambda_.LoggingFormat.JSON,
+        tracing=lambda_.Tracing.ACTIVE,
         environment={
             "POWERTOOLS_SERVICE_NAME": folder,
             "POWERTOOLS_LOG_LEVEL": config.functions.log_level,
@@ -44,23 +69,16 @@ def new_function(
         **options,
     )
     Tags.of(function).add(TAG, folder)
-    _accept_findings(function, in_network="vpc" in options)
-    return function
-
-
-def _accept_findings(function: lambda_.Function, *, in_network: bool) -> None:
-    accept(function, L1="The runtime is a setting; 3.13 is supported until June 2029.")
+    version = "The runtime is a setting; 3.13 is supported until June 2029."
+    accept(function, L1=version)
+    accept_serverless(function, LambdaLatestVersion=version, LambdaDLQ=invoked)
+    accept_permission(function, "Resource::*", "X-Ray's permissions know no resource.")
     accept_permission(
         function,
         aws_policy("AWSLambdaBasicExecutionRole"),
         "AWS's own policy for writing logs; it grows with what Lambda needs.",
     )
-    if in_network:
-        accept_permission(
-            function,
-            aws_policy("AWSLambdaVPCAccessExecutionRole"),
-            "AWS's own policy for a function's network interfaces, whose ids nobody knows before.",
-        )
+    return function
 
 
 def log_group(scope: Construct, name: str, config: Config) -> logs.LogGroup:
@@ -70,4 +88,81 @@ def log_group(scope: Construct, name: str, config: Config) -> logs.LogGroup:
         name,
         retention=retention(config.log_retention_days),
         removal_policy=RemovalPolicy.DESTROY,
+    )
+
+
+def add_layer(function: lambda_.Function, config: Config) -> None:
+    """Add the stage's newest layer to those that the function has.
+
+    Not by `add_layers`: CDK would put the token, which is another one in each synthesis, into the
+    hash that names the function's version.
+    """
+    resource = cast(lambda_.CfnFunction, function.node.default_child)
+    arn = published(config, "layer/arn").read(Stack.of(function))
+    resource.layers = Lazy.list(_Layers(function, resource.layers, arn))
+
+
+@jsii.implements(IStableListProducer)
+class _Layers:
+    """A function's own layers, as they are when its template is written, and one more."""
+
+    def __init__(self, function: lambda_.Function, own: list[str] | None, arn: str) -> None:
+        self._function, self._own, self._arn = function, own, arn
+
+    def produce(self) -> list[str]:
+        """Resolve the others and append ours."""
+        return [*(Stack.of(self._function).resolve(self._own) or []), self._arn]
+
+
+def read_secret(function: lambda_.Function, arn: str) -> None:
+    """Let a function read exactly one secret."""
+    function.add_to_role_policy(
+        iam.PolicyStatement(actions=["secretsmanager:GetSecretValue"], resources=[arn])
+    )
+
+
+def join_network(function: lambda_.Function, config: Config) -> ec2.SecurityGroup:
+    """Put a function into the stage's private subnets, in a group of its own that reaches AWS.
+
+    Raise `AttachError` for a function that is in a VPC already.
+    """
+    if function.is_bound_to_vpc:
+        raise AttachError(
+            f"{function.node.path} is in a VPC already: leave vpc, vpc_subnets and security_groups"
+            " out, attaching puts it into the stage's"
+        )
+    stack = Stack.of(function)
+    vpc = ec2.Vpc.from_vpc_attributes(
+        function,
+        "Vpc",
+        vpc_id=published(config, "network/vpc").read(stack),
+        availability_zones=list(config.availability_zones),
+    )
+    group = ec2.SecurityGroup(
+        function,
+        "Group",
+        vpc=vpc,
+        description=f"Function {function.node.id}",
+        allow_all_outbound=False,
+    )
+    group.add_egress_rule(ec2.Peer.any_ipv4(), ec2.Port.tcp(443), "to the AWS APIs")
+    cast(
+        lambda_.CfnFunction, function.node.default_child
+    ).vpc_config = lambda_.CfnFunction.VpcConfigProperty(
+        subnet_ids=published(config, "network/subnets").read_list(stack),
+        security_group_ids=[group.security_group_id],
+    )
+    _allow_interfaces(function)
+    return group
+
+
+def _allow_interfaces(function: lambda_.Function) -> None:
+    name = "AWSLambdaVPCAccessExecutionRole"
+    policy = iam.ManagedPolicy.from_aws_managed_policy_name(f"service-role/{name}")
+    if function.role is not None:
+        function.role.add_managed_policy(policy)
+    accept_permission(
+        function,
+        aws_policy(name),
+        "AWS's own policy for a function's network interfaces, whose ids nobody knows before.",
     )

@@ -1,4 +1,4 @@
-"""The VPC, how its private subnets reach AWS, and the private DNS zone."""
+"""The VPC, how its private subnets reach AWS, the private DNS zone, and how functions get in."""
 
 from typing import Any
 
@@ -8,26 +8,69 @@ from aws_cdk import aws_logs as logs
 from aws_cdk import aws_route53 as route53
 from constructs import Construct
 
-from stacks.acknowledged import accept, accept_by_id
+from stacks.acknowledged import accept, accept_zones
 from stacks.config import Config
+from stacks.published import published
 
-INTERFACE_ENDPOINTS = {
+ENDPOINTS = {
     "EcrApi": ec2.InterfaceVpcEndpointAwsService.ECR,
     "EcrDocker": ec2.InterfaceVpcEndpointAwsService.ECR_DOCKER,
     "Logs": ec2.InterfaceVpcEndpointAwsService.CLOUDWATCH_LOGS,
     "Secrets": ec2.InterfaceVpcEndpointAwsService.SECRETS_MANAGER,
 }
+"""What functions and tasks ask for without NAT."""
+
+PEERS_ENDPOINT = "data-servicediscovery"
+"""Where PgBouncer's tasks find each other."""
 
 
 class NetworkStack(Stack):
-    """A VPC over the stage's zones. Faces: `vpc`, `subnets`, `zone`."""
+    """A VPC over the stage's zones, or one that exists. Faces: `vpc`, `subnets`, `cidrs`."""
 
     def __init__(self, scope: Construct, id: str, *, config: Config, **options: Any) -> None:  # noqa: A002
         self._zones = list(config.availability_zones)
         super().__init__(scope, id, **options)
+        if config.network.vpc_id is None:
+            self.vpc: ec2.IVpc = self._create(config)
+        else:
+            self.vpc = self._find(config.network.vpc_id, config)
+        self.subnets = ec2.SubnetSelection(
+            subnets=self.vpc.private_subnets or self.vpc.isolated_subnets
+        )
+        if config.pooler != "external":
+            self.zone = route53.PrivateHostedZone(self, "Zone", zone_name=config.zone, vpc=self.vpc)
+        published(config, "network/vpc").write(self, self.vpc.vpc_id)
+        published(config, "network/subnets").write_list(
+            self, [subnet.subnet_id for subnet in self.subnets.subnets or ()]
+        )
+
+    @property
+    def cidrs(self) -> list[str]:
+        """Say the addresses of the private subnets."""
+        return [subnet.ipv4_cidr_block for subnet in self.subnets.subnets or ()]
+
+    @property
+    def availability_zones(self) -> list[str]:
+        """Answer with the stage's zones: CDK would ask the account for them during synth."""
+        return self._zones
+
+    def _find(self, vpc_id: str, config: Config) -> ec2.IVpc:
+        """Take a VPC as the settings describe it; nothing is looked up."""
+        network = config.network
+        return ec2.Vpc.from_vpc_attributes(
+            self,
+            "Vpc",
+            vpc_id=vpc_id,
+            availability_zones=self._zones,
+            private_subnet_ids=list(network.subnet_ids),
+            private_subnet_ipv4_cidr_blocks=list(network.subnet_cidrs) or None,
+        )
+
+    def _create(self, config: Config) -> ec2.Vpc:
         nat = config.network.egress == "nat"
         private = ec2.SubnetType.PRIVATE_WITH_EGRESS if nat else ec2.SubnetType.PRIVATE_ISOLATED
-        self.vpc = ec2.Vpc(
+        mask = subnet_mask(config.network.cidr)
+        vpc = ec2.Vpc(
             self,
             "Vpc",
             ip_addresses=ec2.IpAddresses.cidr(config.network.cidr),
@@ -36,60 +79,80 @@ class NetworkStack(Stack):
             # Nothing is in the default group; restricting it would take a custom resource.
             restrict_default_security_group=False,
             subnet_configuration=[
-                *([_subnets("Public", ec2.SubnetType.PUBLIC)] if nat else []),
-                _subnets("Private", private),
+                ec2.SubnetConfiguration(name="Private", subnet_type=private, cidr_mask=mask),
+                *([_public(mask)] if nat else []),
             ],
         )
-        self._accept_findings(config)
-        self.subnets = ec2.SubnetSelection(subnet_group_name="Private")
-        self.zone = route53.PrivateHostedZone(
-            self, "Zone", zone_name=config.network.zone, vpc=self.vpc
-        )
+        self._accept_findings(vpc, config)
         if not nat:
-            self._add_endpoints()
+            self._add_endpoints(vpc, config)
         if config.network.flow_logs:
-            self._log_flows(config.log_retention_days)
+            self._log_flows(vpc, config.log_retention_days)
+        return vpc
 
-    @property
-    def availability_zones(self) -> list[str]:
-        """Answer with the stage's zones: CDK would ask the account for them during synth."""
-        return self._zones
-
-    def _accept_findings(self, config: Config) -> None:
-        accept_by_id(
-            self.vpc,
-            "CloudFormation-Validate::W3010",
-            "The zones are a setting: choosing them during synth would need a look-up.",
-        )
+    def _accept_findings(self, vpc: ec2.Vpc, config: Config) -> None:
+        accept_zones(vpc)
         if not config.network.flow_logs:
-            accept(self.vpc, VPC7="This stage has network.flow_logs off: it holds no real data.")
+            accept(vpc, VPC7="This stage has network.flow_logs off: it holds no real data.")
 
-    def _add_endpoints(self) -> None:
-        for name, service in INTERFACE_ENDPOINTS.items():
-            self.vpc.add_interface_endpoint(name, service=service, subnets=self.subnets)
-        self.vpc.add_gateway_endpoint(
-            "S3", service=ec2.GatewayVpcEndpointAwsService.S3, subnets=[self.subnets]
+    def _add_endpoints(self, vpc: ec2.Vpc, config: Config) -> None:
+        services: dict[str, ec2.IInterfaceVpcEndpointService] = dict(ENDPOINTS)
+        if config.pooler == "pgbouncer":
+            services["Peers"] = ec2.InterfaceVpcEndpointAwsService(PEERS_ENDPOINT)
+        # By the addresses as they are set: CDK's own rule names them by a reference, which no
+        # rule set can judge.
+        group = ec2.SecurityGroup(
+            self, "Endpoints", vpc=vpc, description="Interface endpoints", allow_all_outbound=False
         )
+        inside = ec2.Peer.ipv4(config.network.cidr)
+        group.add_ingress_rule(inside, ec2.Port.tcp(443), "from the VPC")
+        for name, service in services.items():
+            vpc.add_interface_endpoint(name, service=service, open=False, security_groups=[group])
+        vpc.add_gateway_endpoint("S3", service=ec2.GatewayVpcEndpointAwsService.S3)
 
-    def _log_flows(self, days: int) -> None:
+    def _log_flows(self, vpc: ec2.Vpc, days: int) -> None:
         group = logs.LogGroup(
-            self,
-            "FlowLogs",
-            retention=retention(days),
-            removal_policy=RemovalPolicy.DESTROY,
+            self, "FlowLogs", retention=retention(days), removal_policy=RemovalPolicy.DESTROY
         )
-        self.vpc.add_flow_log(
-            "Flows", destination=ec2.FlowLogDestination.to_cloud_watch_logs(group)
-        )
+        vpc.add_flow_log("Flows", destination=ec2.FlowLogDestination.to_cloud_watch_logs(group))
+
+
+def subnet_mask(cidr: str) -> int:
+    """Choose the prefix of all subnets: an eighth of the VPC, but 4,096 addresses at the most.
+
+    Up to three private subnets, which come first, then lie within 2^14 addresses, so that a task's
+    address can number it among PgBouncer's peers.
+    """
+    return max(20, int(cidr.partition("/")[2]) + 3)
+
+
+def _public(mask: int) -> ec2.SubnetConfiguration:
+    return ec2.SubnetConfiguration(name="Public", subnet_type=ec2.SubnetType.PUBLIC, cidr_mask=mask)
+
+
+def let_in(client: ec2.SecurityGroup, server_group_id: str, port: int, what: str) -> None:
+    """Let one security group reach another's port.
+
+    Both rules belong to the client's stack: a rule in the server's would tie the two into a cycle.
+    """
+    client.add_egress_rule(
+        ec2.Peer.security_group_id(server_group_id), ec2.Port.tcp(port), f"to {what}"
+    )
+    ec2.CfnSecurityGroupIngress(
+        client,
+        f"Into{what.title().replace(' ', '')}",
+        group_id=server_group_id,
+        source_security_group_id=client.security_group_id,
+        ip_protocol="tcp",
+        from_port=port,
+        to_port=port,
+        description=f"{client.node.path.replace('/', ' ')} to {what}",
+    )
 
 
 def retention(days: int) -> logs.RetentionDays:
     """Turn a number of days into CDK's name for it."""
     return _RETENTION[days]
-
-
-def _subnets(name: str, kind: ec2.SubnetType) -> ec2.SubnetConfiguration:
-    return ec2.SubnetConfiguration(name=name, subnet_type=kind)
 
 
 _RETENTION = {

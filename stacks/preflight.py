@@ -123,8 +123,8 @@ def check_concurrency(config: Config, clients: Clients) -> Iterator[Finding]:
 
 def check_fargate(config: Config, clients: Clients) -> Iterator[Finding]:
     """Compare Fargate's vCPUs with the pooler in the middle of a deployment."""
-    tasks = rolling_tasks(config.pooler.tasks, config.pooler.maximum_percent)
-    needed = tasks * config.pooler.cpu / 1024
+    tasks = rolling_tasks(config.pgbouncer.max_tasks, config.pgbouncer.maximum_percent)
+    needed = tasks * config.pgbouncer.cpu / 1024
     quota = clients("service-quotas").get_service_quota(
         ServiceCode="fargate", QuotaCode=FARGATE_VCPUS
     )["Quota"]["Value"]

@@ -1,14 +1,44 @@
-"""Values that one stack publishes and another reads at its own next deployment.
+"""Values that one stack publishes and others read at their own next deployment.
 
-They travel as SSM parameters with fixed names, never as exports: an export in use cannot change,
-so that a replaced database or a renewed CA would block the deployment for good. A template
-parameter of type SSM is looked up by CloudFormation, at deployment and not at synth.
+They travel as SSM parameters, never as exports: an export in use cannot change, so that a replaced
+database or a renewed CA would block the deployment for good. A template parameter of type SSM is
+looked up by CloudFormation, at deployment and not at synth. Functions of other apps and tools find
+here all that they need to connect.
 """
 
 from dataclasses import dataclass
 
 from aws_cdk import aws_ssm as ssm
 from constructs import Construct
+
+from stacks.config import Config
+
+FOR_CLIENTS = {
+    "layer/arn": "newest version of the layer lambda_pg",
+    "pooler/host": "name of the pooler, as its certificate has it",
+    "pooler/port": "port of the pooler",
+    "pooler/profile": "what the pooler is, for LAMBDA_PG_PROFILE",
+    "pooler/ca": "CA of PgBouncer's certificate, PEM; two during a renewal",
+    "pooler/security-group": "group that lets clients in on the pooler's port",
+    "pooler/secret-arn": "secret that functions log in with",
+    "pooler/user": "user that functions log in as with a token of their role",
+    "pooler/connect-arn": "what rds-db:connect has to allow for that user",
+    "database/name": "name of the database",
+    "network/vpc": "VPC of pooler and functions",
+    "network/subnets": "private subnets for functions",
+}
+"""What functions of any app need; which of them there are depends on the stage's pooler."""
+
+VALUES = {
+    **FOR_CLIENTS,
+    "database/host": "direct address of the database",
+    "database/port": "port of the database",
+    "database/owner-secret-arn": "secret of the database's owner, for migrations and rotation",
+    "database/identifier": "name of the DB instance or cluster",
+    "database/resource-id": "what IAM policies call it",
+    "network/bastion": "instance through which Session Manager reaches the database",
+}
+"""Everything that a stage may publish."""
 
 
 @dataclass(frozen=True)
@@ -28,25 +58,31 @@ class Published:
             description=self.description,
         )
 
+    def write_list(self, scope: Construct, values: list[str]) -> ssm.StringListParameter:
+        """Publish several values as one."""
+        return ssm.StringListParameter(
+            scope,
+            _id(self.name),
+            parameter_name=self.name,
+            string_list_value=values,
+            description=self.description,
+        )
+
     def read(self, scope: Construct) -> str:
         """Give the value to a stack that is deployed later; a token at synth."""
         return ssm.StringParameter.value_for_string_parameter(scope, self.name)
 
-
-def database_host(stage: str) -> Published:
-    """Name the database's own endpoint: its certificate carries no other name."""
-    return Published(f"/lambda-pg/{stage}/database/host", "direct address of the database")
-
-
-def database_port(stage: str) -> Published:
-    """Name the database's port."""
-    return Published(f"/lambda-pg/{stage}/database/port", "port of the database")
+    def read_list(self, scope: Construct) -> list[str]:
+        """Give the values to a stack that is deployed later; tokens at synth."""
+        return ssm.StringListParameter.value_for_typed_list_parameter(
+            scope, self.name, ssm.ParameterValueType.STRING
+        )
 
 
-def pooler_ca(stage: str) -> Published:
-    """Name the certificate, or two during a renewal, that the pooler's chain ends in."""
-    return Published(f"/lambda-pg/{stage}/pooler/ca", "CA of the pooler's certificate, PEM")
+def published(config: Config, value: str) -> Published:
+    """Name one of `VALUES` of a stage."""
+    return Published(f"/{config.app}/{config.stage}/{value}", VALUES[value])
 
 
 def _id(name: str) -> str:
-    return "".join(part.title() for part in name.split("/")[3:])
+    return "".join(part.title() for part in name.replace("-", "/").split("/")[-2:])

@@ -33,8 +33,8 @@ class Rule:
 
     doc: str
     unit: str = ""
-    minimum: int | None = None
-    maximum: int | None = None
+    minimum: float | None = None
+    maximum: float | None = None
     choices: tuple[object, ...] = ()
     pattern: str = ""
     shape: str = ""
@@ -51,13 +51,13 @@ class Rule:
         """Judge one value whose type is right already."""
         if self.choices:
             return value in self.choices
-        if isinstance(value, int) and not isinstance(value, bool):
+        if isinstance(value, int | float) and not isinstance(value, bool):
             return self._within(value)
         if isinstance(value, tuple):
             return bool(value) and all(self.accepts(item) for item in value)
         return not self.pattern or re.fullmatch(self.pattern, str(value)) is not None
 
-    def _within(self, value: int) -> bool:
+    def _within(self, value: float) -> bool:
         above = self.minimum is None or value >= self.minimum
         return above and (self.maximum is None or value <= self.maximum)
 
@@ -150,8 +150,9 @@ def _has_type(value: object, hint: object) -> bool:
     if typing.get_origin(hint) is tuple:
         item = typing.get_args(hint)[0]
         return isinstance(value, tuple) and all(_has_type(one, item) for one in value)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in {int, float}:
+        kinds = (int,) if hint is int else (int, float)
+        return isinstance(value, kinds) and not isinstance(value, bool)
     return isinstance(value, typing.cast("type", hint))
 
 
@@ -163,6 +164,7 @@ def _allowed(hint: object, rule: Rule) -> str:
 
 _KINDS: dict[object, str] = {
     int: "a whole number",
+    float: "a number",
     str: "text",
     bool: "true or false",
     type(None): "null",

@@ -9,6 +9,7 @@ certificates are signed by the successor a year later, so that every deployment 
 the new CA to the functions before they need it.
 """
 
+import hashlib
 import ipaddress
 import json
 import logging
@@ -91,7 +92,7 @@ def renew(names: Sequence[str], now: datetime) -> str:
     """Make or renew what is due, and return the certificates that clients have to trust."""
     authorities = renew_authorities(now)
     signer = signer_among(authorities, now)
-    bundle = "".join(authority.pem for authority in authorities)
+    bundle = bundle_of(authorities)
     stored = read_secret("CERTIFICATE_SECRET_ARN")
     if stored.get("ca_certificate") != bundle or is_leaf_due(stored, signer, names, now):
         leaf = sign(names, now, LEAF_LIFETIME, signer)
@@ -106,6 +107,15 @@ def renew(names: Sequence[str], now: datetime) -> str:
         end = leaf.certificate.not_valid_after_utc
         logger.info("issued a certificate for %s until %s", ", ".join(names), end)
     return bundle
+
+
+def bundle_of(authorities: Sequence[Signed]) -> str:
+    """Write the CAs as one PEM text; its first line, a comment, is another one for other CAs.
+
+    CloudFormation can take that line out of the text, and publish a function's version anew for it.
+    """
+    pem = "".join(authority.pem for authority in authorities)
+    return f"# pooler CA {hashlib.sha256(pem.encode()).hexdigest()[:16]}\n{pem}"
 
 
 def renew_authorities(now: datetime) -> list[Signed]:

@@ -10,11 +10,16 @@ from aws_cdk import aws_secretsmanager as secretsmanager
 from aws_cdk import custom_resources as cr
 from constructs import Construct
 
-from stacks import published
-from stacks.acknowledged import accept, accept_permission, aws_policy
+from stacks.acknowledged import (
+    accept,
+    accept_permission,
+    accept_serverless,
+    aws_policy,
+)
 from stacks.assets import Assets
 from stacks.config import Config
 from stacks.functions import log_group, new_function
+from stacks.published import Published, published
 
 
 class Certificate(Construct):
@@ -36,8 +41,16 @@ class Certificate(Construct):
         self.secret = secretsmanager.Secret(
             self, "Leaf", description="The pooler's certificate: key, chain and CA"
         )
-        public = published.pooler_ca(config.stage)
-        self.function = new_function(self, "certificate", config=config, assets=assets, timeout=60)
+        public = published(config, "pooler/ca")
+        self.function = new_function(
+            self,
+            "certificate",
+            config=config,
+            assets=assets,
+            timeout=60,
+            invoked="It runs again in a week, long before the certificate ends, and its failure"
+            " raises an alarm.",
+        )
         for name, value in {
             "AUTHORITY_SECRET_ARN": authority.secret_arn,
             "CERTIFICATE_SECRET_ARN": self.secret.secret_arn,
@@ -80,6 +93,12 @@ class Certificate(Construct):
             aws_policy("AWSLambdaBasicExecutionRole"),
             "The role is the CDK's own provider's; the policy lets it write logs.",
         )
+        accept_serverless(
+            provider,
+            LambdaDLQ="CloudFormation invokes the CDK's own provider and waits for its answer.",
+            LambdaDefaultMemorySize="The CDK's own provider only passes an event on.",
+            LambdaTracing="The CDK's own provider only passes an event on.",
+        )
         function = Stack.of(self).get_logical_id(cast(CfnElement, self.function.node.default_child))
         accept_permission(
             provider,
@@ -87,7 +106,7 @@ class Certificate(Construct):
             "The CDK's own provider may call this function in any of its versions.",
         )
 
-    def _allow_publishing(self, public: published.Published) -> None:
+    def _allow_publishing(self, public: Published) -> None:
         """Let the function publish a renewed CA: the next deployment takes it to the functions."""
         arn = Stack.of(self).format_arn(
             service="ssm", resource="parameter", resource_name=public.name.lstrip("/")
@@ -97,10 +116,11 @@ class Certificate(Construct):
         )
 
     def _renew_weekly(self) -> None:
-        events.Rule(
+        rule = events.Rule(
             self,
             "Weekly",
             description="Renew the pooler's certificate when a third of its time is left",
             schedule=events.Schedule.rate(Duration.days(7)),
             targets=[events_targets.LambdaFunction(self.function, retry_attempts=2)],
         )
+        accept_serverless(rule, EventBusDLQ="An event that is lost comes again in a week.")

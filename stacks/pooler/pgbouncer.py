@@ -3,28 +3,43 @@
 from typing import Any
 
 from aws_cdk import Duration, RemovalPolicy, Stack
+from aws_cdk import aws_cloudwatch as cloudwatch
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_ecs as ecs
 from aws_cdk import aws_elasticloadbalancingv2 as elb
-from aws_cdk import aws_lambda as lambda_
+from aws_cdk import aws_iam as iam
 from aws_cdk import aws_logs as logs
 from aws_cdk import aws_route53 as route53
 from aws_cdk import aws_route53_targets as targets
+from aws_cdk import aws_servicediscovery as servicediscovery
 from constructs import Construct
 
-from stacks import published
 from stacks.acknowledged import accept, accept_permission
 from stacks.assets import Assets
 from stacks.config import Config
 from stacks.database import DatabaseStack
-from stacks.network import NetworkStack, retention
+from stacks.network import NetworkStack, let_in, retention
 from stacks.pooler.certificate import Certificate
+from stacks.pooler.peers import check_numbers
+from stacks.published import published
 
 RUN_DIR = "/run/pgbouncer"
+PEERS = "pgbouncer"
+METRICS = "LambdaPg"
+
+IDLE_FLOW = 350
+"""Seconds after which the balancer forgets a silent flow. The layer replaces a connection that was
+idle for 340 s, and NAT gateways keep to the same 350."""
+
+BUSY_CPU = 60
+"""Percent of a task's CPU at which another one is added: one process uses one core at most."""
+
+BUSY_CLIENTS = 70
+"""Percent of pgbouncer.max_client_conn, over all tasks, at which another one is added."""
 
 
 class PgBouncerStack(Stack):
-    """The service, its certificate and its name. Implements `stacks.pooler.Pooler`."""
+    """The service, its certificate and its name. Faces: `service`, `targets`, `metric`."""
 
     def __init__(
         self,
@@ -39,36 +54,49 @@ class PgBouncerStack(Stack):
     ) -> None:
         super().__init__(scope, id, **options)
         self._config, self._network, self._database = config, network, database
-        self.host = config.pooler.endpoint_host or f"pooler.{config.network.zone}"
-        self.port = config.pooler.port
+        assert database.application_secret is not None  # noqa: S101 - only RDS Proxy goes without
+        self._secret = database.application_secret
+        self.host = config.pgbouncer.endpoint_host or f"pooler.{config.zone}"
+        self.port = config.pgbouncer.port
+        check_numbers(
+            config.stage, [each.ipv4_cidr_block for each in network.subnets.subnets or ()]
+        )
         self.certificate = Certificate(
             self, "Certificate", config=config, assets=assets, names=[self.host]
+        )
+        self._peers = servicediscovery.PrivateDnsNamespace(
+            self, "Peers", name=f"tasks.{config.zone}", vpc=network.vpc
         )
         self.service = self._service(self._task(assets))
         self.service.node.add_dependency(self.certificate)
         self.load_balancer, self.targets = self._balance()
-        self.connections = self.load_balancer.connections
+        self._scale()
         self._name()
+        self._publish()
 
-    def attach(self, function: lambda_.Function) -> None:
-        """Give a function the way, the permission and the environment to connect."""
-        function.connections.allow_to(self.load_balancer, ec2.Port.tcp(self.port), "to the pooler")
-        secret = self._database.application_secret
-        secret.grant_read(function)
-        scope = Stack.of(function)
+    def metric(self, name: str, statistic: str) -> cloudwatch.Metric:
+        """Name one of the metrics that the supervisors write, over all tasks."""
+        return cloudwatch.Metric(
+            namespace=METRICS,
+            metric_name=name,
+            dimensions_map={"Pooler": self._config.stack_prefix},
+            statistic=statistic,
+            period=Duration.seconds(max(60, self._config.pgbouncer.metrics_interval)),
+        )
+
+    def _publish(self) -> None:
+        group = self._balancer_group.security_group_id
         for name, value in {
-            "PGHOST": self.host,
-            "PGPORT": str(self.port),
-            "PGDATABASE": self._config.database.name,
-            "PGSSLMODE": "verify-full",
-            "LAMBDA_PG_PROFILE": "pgbouncer",
-            "LAMBDA_PG_SECRET_ARN": secret.secret_arn,
-            "LAMBDA_PG_CA_PEM": published.pooler_ca(self._config.stage).read(scope),
+            "pooler/host": self.host,
+            "pooler/port": str(self.port),
+            "pooler/profile": "pgbouncer",
+            "pooler/security-group": group,
+            "pooler/secret-arn": self._secret.secret_arn,
         }.items():
-            function.add_environment(name, value)
+            published(self._config, name).write(self, value)
 
     def _task(self, assets: Assets) -> ecs.FargateTaskDefinition:
-        settings = self._config.pooler
+        settings = self._config.pgbouncer
         task = ecs.FargateTaskDefinition(
             self,
             "Task",
@@ -86,29 +114,48 @@ class PgBouncerStack(Stack):
             logging=ecs.LogDrivers.aws_logs(stream_prefix="pgbouncer", log_group=self._logs()),
             port_mappings=[ecs.PortMapping(container_port=self.port)],
             readonly_root_filesystem=True,
+            linux_parameters=self._without_capabilities(),
             stop_timeout=Duration.seconds(settings.drain_timeout + 10),
             ulimits=[ecs.Ulimit(name=ecs.UlimitName.NOFILE, soft_limit=65536, hard_limit=65536)],
         )
         container.add_mount_points(
             ecs.MountPoint(container_path=RUN_DIR, source_volume="run", read_only=False)
         )
-        self._database.application_secret.grant_read(task.task_role)
+        self._secret.grant_read(task.task_role)
         self.certificate.grant_read(task.task_role)
         accept(task, ECS2="Addresses, sizes and ARNs only: passwords are read from the secrets.")
+        task.add_to_task_role_policy(self._find_peers())
         accept_permission(
-            task, "Resource::*", "ecr:GetAuthorizationToken knows no resource; CDK's grant."
+            task,
+            "Resource::*",
+            "ecr:GetAuthorizationToken and servicediscovery:DiscoverInstances know no resource.",
         )
         return task
 
+    def _without_capabilities(self) -> ecs.LinuxParameters:
+        parameters = ecs.LinuxParameters(self, "Capabilities", init_process_enabled=False)
+        parameters.drop_capabilities(ecs.Capability.ALL)
+        return parameters
+
+    def _find_peers(self) -> iam.PolicyStatement:
+        """Let a task find the others, in this namespace only."""
+        return iam.PolicyStatement(
+            actions=["servicediscovery:DiscoverInstances"],
+            resources=["*"],
+            conditions={
+                "StringEquals": {"servicediscovery:NamespaceName": self._peers.namespace_name}
+            },
+        )
+
     def _environment(self) -> dict[str, str]:
-        config, settings = self._config, self._config.pooler
+        config, settings = self._config, self._config.pgbouncer
         environment = {
             "LISTEN_ADDR": "0.0.0.0",  # noqa: S104 - inside a task; its security group decides
             "LISTEN_PORT": self.port,
-            "DATABASE_HOST": published.database_host(config.stage).read(self),
-            "DATABASE_PORT": published.database_port(config.stage).read(self),
+            "DATABASE_HOST": published(config, "database/host").read(self),
+            "DATABASE_PORT": published(config, "database/port").read(self),
             "DATABASE_NAME": config.database.name,
-            "USER_SECRET_ARNS": self._database.application_secret.secret_arn,
+            "USER_SECRET_ARNS": self._secret.secret_arn,
             "CERTIFICATE_SECRET_ARN": self.certificate.secret.secret_arn,
             "POOL_MODE": settings.pool_mode,
             "MAX_CLIENT_CONN": settings.max_client_conn,
@@ -117,6 +164,11 @@ class PgBouncerStack(Stack):
             "QUERY_WAIT_TIMEOUT": settings.query_wait_timeout,
             "REFRESH_INTERVAL": settings.refresh_interval,
             "DRAIN_TIMEOUT": settings.drain_timeout,
+            "PEERS_NAMESPACE": self._peers.namespace_name,
+            "PEERS_SERVICE": PEERS,
+            "METRICS_INTERVAL": settings.metrics_interval,
+            "METRICS_NAMESPACE": METRICS,
+            "METRICS_POOLER": config.stack_prefix,
             "RUN_DIR": RUN_DIR,
         }
         if config.database.ca_file:
@@ -132,7 +184,7 @@ class PgBouncerStack(Stack):
         )
 
     def _service(self, task: ecs.FargateTaskDefinition) -> ecs.FargateService:
-        vpc, settings = self._network.vpc, self._config.pooler
+        vpc, settings = self._network.vpc, self._config.pgbouncer
         group = ec2.SecurityGroup(
             self, "TaskGroup", vpc=vpc, description="PgBouncer tasks", allow_all_outbound=False
         )
@@ -154,12 +206,46 @@ class PgBouncerStack(Stack):
             vpc_subnets=self._network.subnets,
             circuit_breaker=ecs.DeploymentCircuitBreaker(enable=True, rollback=True),
             availability_zone_rebalancing=ecs.AvailabilityZoneRebalancing.DISABLED,
+            cloud_map_options=ecs.CloudMapOptions(
+                name=PEERS,
+                cloud_map_namespace=self._peers,
+                dns_record_type=servicediscovery.DnsRecordType.A,
+                dns_ttl=Duration.seconds(10),
+            ),
         )
-        service.connections.allow_to_default_port(self._database.connections, "to PostgreSQL")
+        server = self._database.server
+        let_in(group, server.group_id, server.rule_port, "PostgreSQL")
+        between = ec2.Port.tcp(self.port)
+        group.add_ingress_rule(group, between, "cancel requests between tasks")
+        group.add_egress_rule(group, between, "cancel requests between tasks")
         return service
 
+    def _scale(self) -> None:
+        """Add tasks for CPU and for clients; the budget has counted them all."""
+        settings = self._config.pgbouncer
+        if settings.max_tasks == settings.tasks:
+            return
+        scaling = self.service.auto_scale_task_count(
+            min_capacity=settings.tasks, max_capacity=settings.max_tasks
+        )
+        # A task that leaves makes its clients connect again: leave slowly.
+        soon, late = Duration.minutes(1), Duration.minutes(15)
+        scaling.scale_on_cpu_utilization(
+            "Cpu",
+            target_utilization_percent=BUSY_CPU,
+            scale_out_cooldown=soon,
+            scale_in_cooldown=late,
+        )
+        scaling.scale_to_track_custom_metric(
+            "Clients",
+            metric=self.metric("ClientConnections", "Average"),
+            target_value=settings.max_client_conn * BUSY_CLIENTS // 100,
+            scale_out_cooldown=soon,
+            scale_in_cooldown=late,
+        )
+
     def _balance(self) -> tuple[elb.NetworkLoadBalancer, elb.NetworkTargetGroup]:
-        group = ec2.SecurityGroup(
+        self._balancer_group = group = ec2.SecurityGroup(
             self,
             "BalancerGroup",
             vpc=self._network.vpc,
@@ -175,12 +261,14 @@ class PgBouncerStack(Stack):
             internet_facing=False,
             cross_zone_enabled=True,
         )
-        listener = balancer.add_listener("Listener", port=self.port)
+        listener = balancer.add_listener(
+            "Listener", port=self.port, tcp_idle_timeout=Duration.seconds(IDLE_FLOW)
+        )
         pool = listener.add_targets(
             "Targets",
             port=self.port,
             targets=[self.service],
-            deregistration_delay=Duration.seconds(self._config.pooler.drain_timeout),
+            deregistration_delay=Duration.seconds(self._config.pgbouncer.deregistration_delay),
             # A TCP connect only: a check that reached the database would recycle every pooler
             # during a failover.
             health_check=elb.HealthCheck(

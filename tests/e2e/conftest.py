@@ -1,6 +1,8 @@
 """One local cloud for all end-to-end tests: the whole project, deployed."""
 
 import secrets
+import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 
 from local.cloud import LocalCloud, Options
 
+ROOT = Path(__file__).resolve().parents[2]
 DEPLOYMENT_SECONDS = 300  # a slow machine's first one fetches servers
 
 
@@ -22,7 +25,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def cloud() -> Iterator[LocalCloud]:
     """Start a local cloud with everything deployed; it ends with the tests."""
-    # Not pytest's own folder: the servers' account has to get there, and unix sockets have to fit.
-    folder = Path(tempfile.gettempdir()) / f"lpg-{secrets.token_hex(4)}"
-    with LocalCloud(folder, Options(bound=True)) as started:
+    with LocalCloud(new_cloud_folder(), Options(bound=True)) as started:
         yield started
+
+
+def new_cloud_folder() -> Path:
+    """Choose a folder for a cloud.
+
+    Not below pytest's own: the servers' account has to get there, and unix sockets have to fit.
+    """
+    return Path(tempfile.gettempdir()) / f"lpg-{secrets.token_hex(4)}"
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A copy of the project that can be deployed."""
+    git = ["git", "ls-files", "-z"]
+    listed = subprocess.run(git, cwd=ROOT, check=True, capture_output=True, text=True)
+    folder = tmp_path / "project"
+    for name in filter(None, listed.stdout.split("\0")):
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, target)
+    (folder / ".venv").symlink_to(ROOT / ".venv")
+    (folder / "node_modules").symlink_to(ROOT / "node_modules")
+    return folder

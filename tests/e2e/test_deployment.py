@@ -1,8 +1,6 @@
 """Deployments to a running cloud: a failed migration, and a changed setting."""
 
 import json
-import shutil
-import subprocess
 import uuid
 from pathlib import Path
 
@@ -11,8 +9,7 @@ import pytest
 
 from local.caller import call
 from local.cloud import DeploymentError, LocalCloud
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.e2e.conftest import ROOT
 
 RAISING = '''"""Raise, as a migration with a mistake in it does."""
 
@@ -27,20 +24,6 @@ def upgrade() -> None:
     op.execute("CREATE TABLE half_done (id int)")
     op.execute("DO $$ BEGIN RAISE EXCEPTION 'the canary of the migration'; END $$")
 '''
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """A copy of the project that can be deployed."""
-    git = ["git", "ls-files", "-z"]
-    listed = subprocess.run(git, cwd=ROOT, check=True, capture_output=True, text=True)
-    for name in filter(None, listed.stdout.split("\0")):
-        target = tmp_path / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, target)
-    (tmp_path / ".venv").symlink_to(ROOT / ".venv")
-    (tmp_path / "node_modules").symlink_to(ROOT / "node_modules")
-    return tmp_path
 
 
 @pytest.mark.timeout(300)

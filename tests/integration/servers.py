@@ -126,7 +126,7 @@ class PoolerFixture:
             "REFRESH_INTERVAL": "60",
             "DRAIN_TIMEOUT": "10",
         }
-        self._binary = binary
+        self.binary = binary
         self.folder = folder / "pooler"
         self._process: Pooler | None = None
 
@@ -143,7 +143,7 @@ class PoolerFixture:
 
     def prepare(self, **changes: str) -> Pooler:
         """Make the process, with changes to the environment, without starting it."""
-        self._process = Pooler(self._binary, self.folder, self.environment | changes)
+        self._process = Pooler(self.binary, self.folder, self.environment | changes)
         return self._process
 
     def start(self, **changes: str) -> PoolerFixture:

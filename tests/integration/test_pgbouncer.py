@@ -9,6 +9,8 @@ import signal
 import socket
 import ssl
 import time
+from configparser import ConfigParser
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -17,6 +19,7 @@ import pytest
 
 from local import processes
 from local.certificates import Authority
+from local.fault_proxy import FaultProxy, can_blackhole
 from local.pgbouncer import PoolerError
 from local.postgres import Postgres
 from local.processes import wait_until
@@ -253,6 +256,50 @@ def test_a_secret_without_a_password_yet_is_waited_for(new_pooler: PoolerFixture
     wait_until(lambda: "it has no password (yet)" in new_pooler.log, 10, "the first look")
     new_pooler.service.put(login.arn, {"username": login.name, "password": login.password})
     wait_until(lambda: logs_in(new_pooler), 10, "a login")
+
+
+def test_a_secret_that_changes_while_pgbouncer_starts_does_not_end_it(
+    new_pooler: PoolerFixture,
+) -> None:
+    """A SIGHUP kills a PgBouncer that does not listen yet: the supervisor waits until it does."""
+    slow = ("sh", "-c", 'sleep 1; exec "$@"', "sh", *new_pooler.binary.command)
+    new_pooler.binary = replace(new_pooler.binary, command=slow)
+    new_pooler.prepare(REFRESH_INTERVAL="0.05").launch()
+    wait_until(lambda: "PgBouncer runs as process" in new_pooler.log, 30, "the start")
+    new_pooler.rotate_password("the-next-password")
+    wait_until(lambda: logs_in(new_pooler), 10, "a login with the new password")
+
+
+# Settings
+
+
+def test_pgbouncer_takes_every_setting_as_it_is_written(pooler: PoolerFixture) -> None:
+    """A name that it did not know, or a value that it read otherwise, would show here."""
+    parser = ConfigParser(interpolation=None)
+    parser.read(pooler.process.run_dir / "pgbouncer.ini")
+    with psycopg.connect(pooler.process.admin_dsn, autocommit=True) as console:
+        in_force = {row[0]: row[1] for row in console.execute("SHOW CONFIG").fetchall()}
+    written = dict(parser["pgbouncer"])
+    written["unix_socket_mode"] = str(int(written["unix_socket_mode"], 8))
+    assert len(written) > 30
+    assert {name: in_force.get(name) for name in written} == written
+
+
+@pytest.mark.skipif(
+    not can_blackhole(), reason="this kernel lets only root drop a socket's packets, or nobody"
+)
+def test_a_server_that_has_gone_without_a_word_is_given_up(new_pooler: PoolerFixture) -> None:
+    """A failover may leave connections that nobody answers: each ends, instead of being kept."""
+    with FaultProxy("127.0.0.1", new_pooler.postgres.port) as proxy:
+        pooler = new_pooler.start(DATABASE_PORT=str(proxy.port), MAX_DB_CONNECTIONS="1")
+        with pooler.connect() as client:
+            assert answer(client) == 1
+            with (
+                proxy.blackhole(connections="open"),
+                pytest.raises(psycopg.OperationalError, match="server conn crashed"),
+            ):
+                answer(client)
+        assert logs_in(pooler)
 
 
 # The end

@@ -1,19 +1,17 @@
-"""Each stage's templates, synthesised once for all tests."""
+"""Each stage's and each combination's templates, synthesised once for all tests."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aws_cdk import App
 from aws_cdk.cx_api import CloudAssembly
 
-from app import build
+from stacks import synthesis
+from stacks.synthesis import COMBINATIONS, new_app
 
-ROOT = Path(__file__).parents[2]
-STAGES = ("local", "dev", "prod")
+STAGES = synthesis.stages()
 
 Resources = dict[str, dict[str, Any]]
 
@@ -51,17 +49,6 @@ def tags(resource: Mapping[str, Any]) -> dict[str, str]:
     return {tag["Key"]: tag["Value"] for tag in resource["Properties"].get("Tags", [])}
 
 
-def context(stage: str, override: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Read cdk.json's context, with the stage chosen as `-c` does."""
-    settings: dict[str, Any] = json.loads((ROOT / "cdk.json").read_text())["context"]
-    return {**settings, "stage": stage, "override": json.dumps(override or {})}
-
-
-def new_app(stage: str, folder: Path, override: Mapping[str, Any] | None = None) -> App:
-    """Build a stage's app without synthesising it."""
-    return build(App(outdir=str(folder), context=context(stage, override)))
-
-
 def synthesise(stage: str, folder: Path, override: Mapping[str, Any] | None = None) -> Stage:
     """Synthesise a stage and read its templates."""
     assembly: CloudAssembly = new_app(stage, folder, override).synth()
@@ -74,6 +61,22 @@ def synthesise(stage: str, folder: Path, override: Mapping[str, Any] | None = No
 def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Stage]:
     """Give all stages."""
     return {name: synthesise(name, tmp_path_factory.mktemp(name)) for name in STAGES}
+
+
+@pytest.fixture(scope="session")
+def combinations(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Stage]:
+    """Give what a stage can be made of."""
+    base = synthesis.BASE
+    return {
+        name: synthesise(base, tmp_path_factory.mktemp(name), override)
+        for name, override in COMBINATIONS.items()
+    }
+
+
+@pytest.fixture(params=sorted(COMBINATIONS))
+def combination(request: pytest.FixtureRequest, combinations: dict[str, Stage]) -> Stage:
+    """Give one combination after the other."""
+    return combinations[request.param]
 
 
 @pytest.fixture(params=STAGES)

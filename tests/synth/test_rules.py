@@ -1,42 +1,62 @@
-"""Templates against two rule sets: CloudFormation's own and AwsSolutions."""
+"""Templates against three rule sets: CloudFormation's own, AwsSolutions and Serverless."""
 
 import json
-import subprocess
-import sys
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import cdk_nag
 import pytest
-from aws_cdk import Validations
+from aws_cdk import App, Stack, Validations
+from aws_cdk import aws_lambda as lambda_
 
-from tests.synth.conftest import ROOT, STAGES, Stage, new_app
+from stacks.synthesis import everything, lint, new_app
+from tests.synth.conftest import Stage
 
 
-def test_templates_are_valid_cloudformation(stages: dict[str, Stage]) -> None:
+def test_templates_are_valid_cloudformation(
+    stages: dict[str, Stage],
+    combinations: dict[str, Stage],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     """The linter finds nothing, with the two exceptions of .cfnlintrc."""
-    templates = [str(path) for s in stages.values() for path in s.folder.glob("*.template.json")]
-    linter = str(Path(sys.executable).with_name("cfn-lint"))
-    result = subprocess.run(
-        [linter, *templates], cwd=ROOT, capture_output=True, text=True, check=False
+    code = lint(each.folder for each in (*stages.values(), *combinations.values()))
+    assert (code, capfd.readouterr().out) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("stage", "override"), [pytest.param(s, o, id=name) for name, s, o in everything()]
+)
+def test_every_finding_is_accepted_with_a_reason(
+    stage: str, override: Mapping[str, Any], tmp_path: Path
+) -> None:
+    """Neither AwsSolutions nor Serverless reports anything that no construct accepts."""
+    app = new_app(stage, tmp_path, override)
+    assert findings(app, tmp_path) == []
+
+
+def test_the_rules_find_something_where_there_is_something(tmp_path: Path) -> None:
+    """A function that nobody accepted anything for has findings of both rule sets."""
+    app = App(outdir=str(tmp_path))
+    lambda_.Function(
+        Stack(app, "Plain"),
+        "Function",
+        runtime=lambda_.Runtime.PYTHON_3_9,
+        handler="index.handler",
+        code=lambda_.Code.from_inline("handler = print"),
     )
-    assert result.stdout == ""
-    assert result.returncode == 0, result.stderr
+    found = json.dumps(findings(app, tmp_path))
+    assert "AwsSolutions-L1" in found
+    assert "Serverless-LambdaTracing" in found
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_every_finding_is_accepted_with_a_reason(stage: str, tmp_path: Path) -> None:
-    """AwsSolutions reports nothing that no construct accepts."""
-    app = new_app(stage, tmp_path)
-    Validations.of(app).add_plugins(cdk_nag.AwsSolutionsChecks(app))
-    try:
+def findings(app: App, folder: Path) -> list[str]:
+    """List the open findings of both rule sets."""
+    for pack in (cdk_nag.AwsSolutionsChecks, cdk_nag.ServerlessChecks):
+        Validations.of(app).add_plugins(pack(app))
+    with suppress(RuntimeError):  # that there are findings; they are in the report
         app.synth()
-    except RuntimeError as error:
-        pytest.fail(str(error))
-    assert findings(tmp_path) == []
-
-
-def findings(folder: Path) -> list[str]:
-    """List the open findings; at least one accepted one shows that the rules were asked."""
     reports = json.loads((folder / "validation-report.json").read_text())["pluginReports"]
-    assert any(report["suppressedViolations"] for report in reports)
+    assert {report["pluginName"] for report in reports} >= {"AwsSolutions", "Serverless"}
     return [json.dumps(found) for report in reports for found in report["violations"]]

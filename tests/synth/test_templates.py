@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 from aws_cdk import App
 from lambda_pg import Settings
+from lambda_pg._profiles import FLOW_IDLE
 
 from stacks.budget import BudgetError
 from stacks.config import Config
-from tests.synth.conftest import Resources, Stage, context, new_app, synthesise
+from stacks.published import VALUES
+from stacks.synthesis import new_app
+from tests.synth.conftest import Stage, synthesise
 
 SECRET = "AWS::SecretsManager::Secret"
 
@@ -98,7 +101,7 @@ def test_pooler_and_database_have_names_in_the_private_zone(stage: Stage) -> Non
     """Both names are fixed, whatever is behind them is replaced."""
     records = stage.all("AWS::Route53::RecordSet").values()
     names = {(record["Properties"]["Name"], record["Properties"]["Type"]) for record in records}
-    zone = "lambda-pg.internal."
+    zone = f"{stage.name}.lambda-pg.internal."
     assert names == {(f"pooler.{zone}", "A"), (f"database.{zone}", "CNAME")}
 
 
@@ -143,11 +146,21 @@ def test_an_issuer_of_one_s_own_replaces_cognito(stages: dict[str, Stage], tmp_p
 
 
 def test_the_migration_runs_before_the_functions_change(stage: Stage) -> None:
-    """The functions that take traffic wait for the trigger."""
+    """The functions that take traffic and their aliases wait for the trigger."""
     (trigger,) = stage.resources("Api", "Custom::Trigger")
     for resource in stage.resources("Api", "AWS::Lambda::Function").values():
         waits = trigger in resource.get("DependsOn", [])
         assert waits == (tags_of(resource) in {"users", "health"})
+    for resource in stage.resources("Api", "AWS::Lambda::Alias").values():
+        assert trigger in resource["DependsOn"]
+
+
+def test_the_migration_finds_its_way_open(stage: Stage) -> None:
+    """The rules that let it into the database are there before it is invoked."""
+    (trigger,) = stage.resources("Api", "Custom::Trigger").values()
+    rules = stage.resources("Api", "AWS::EC2::SecurityGroupIngress")
+    (mine,) = [name for name in rules if name.startswith("Migrate")]
+    assert mine in trigger["DependsOn"]
 
 
 def tags_of(resource: dict[str, Any]) -> str:
@@ -161,7 +174,7 @@ def test_the_layer_understands_each_function_s_environment(local: Stage, folder:
     """What the stacks write is what the layer reads, without a problem."""
     environment = resolved(local.functions()[folder]["Environment"]["Variables"])
     settings = Settings.from_env(environment)
-    config = Config.from_context(context("local").get)
+    config = Config.of_stage("local")
     assert settings.sslmode == "verify-full"
     assert settings.dbname == config.database.name
     assert settings.application_name == folder
@@ -189,14 +202,19 @@ def resolved(variables: dict[str, Any]) -> dict[str, str]:
 def test_overrides_reach_functions_and_pooler(tmp_path: Path) -> None:
     """The local cloud's addresses are in both ends of each connection."""
     override = {
-        "pooler": {"endpoint_host": "127.0.0.1", "port": 16432},
+        "pgbouncer": {"endpoint_host": "127.0.0.1", "port": 16432},
         "database": {"ca_file": "/somewhere/ca.pem"},
         "identity": {"issuer": "http://127.0.0.1:8123", "audience": ["lambda-pg-local"]},
     }
     stage = synthesise("local", tmp_path, override)
     functions = stage.functions()
     users = functions["users"]["Environment"]["Variables"]
-    assert (users["PGHOST"], users["PGPORT"]) == ("127.0.0.1", "16432")
+    pooler = {
+        each["Properties"]["Name"]: each["Properties"]["Value"]
+        for each in stage.resources("Pooler", "AWS::SSM::Parameter").values()
+    }
+    assert pooler["/lambda-pg/local/pooler/host"] == "127.0.0.1"
+    assert pooler["/lambda-pg/local/pooler/port"] == "16432"
     assert "PGSSLROOTCERT" not in users
     for folder in ("migrate", "baseline"):
         variables = functions[folder]["Environment"]["Variables"]
@@ -251,8 +269,13 @@ def test_only_the_certificate_function_may_use_the_ca_s_key(stage: Stage) -> Non
 
 
 def test_requests_cannot_use_the_master_s_secret(stage: Stage) -> None:
-    """Only the migration reads the owner's password."""
-    assert readers(stage, secret(stage, "Database", "Master")) == {"migrate"}
+    """Only migration and rotation read the owner's password, which RDS manages."""
+    assert not [name for name in stage.resources("Database", SECRET) if "Master" in name]
+    (instance,) = stage.all("AWS::RDS::DBInstance").values()
+    assert instance["Properties"]["ManageMasterUserPassword"] is True
+    assert "MasterUserPassword" not in instance["Properties"]
+    assert readers(stage, "MasterUserSecret") == {"rotate"}
+    assert readers(stage, "databaseownersecretarn") == {"migrate"}
 
 
 def secret(stage: Stage, stack: str, part: str) -> str:
@@ -284,22 +307,313 @@ def test_no_policy_allows_everything(stage: Stage) -> None:
                 assert not action.endswith(":*"), name
 
 
-def test_postgresql_is_reachable_from_pooler_and_direct_functions_only(prod: Stage) -> None:
-    """The database's security group lets in the tasks and the migration."""
-    rules = ingress(prod, "Database")
-    assert len(rules) == 2
-    assert {"Task", "Migrate"} == {
-        word for rule in rules for word in ("Task", "Migrate", "Users") if word in rule
-    }
+def test_postgresql_is_reachable_from_pooler_and_direct_functions_only(stage: Stage) -> None:
+    """The database's security group lets in the tasks, migration, rotation and the control."""
+    direct = {"Rotate", "Migrate", *(["Baseline"] if stage.name == "local" else [])}
+    assert admitted(stage, "PostgreSQL") == {"TaskGroup", *direct}
 
 
-def ingress(stage: Stage, stack: str) -> list[str]:
-    """List the rules that let somebody in, as text."""
-    rules: Resources = stage.all("AWS::EC2::SecurityGroupIngress")
-    found = [json.dumps(rule["Properties"]) for rule in rules.values()]
-    return [
-        rule for rule in found if f"LambdaPg-{stage.name}-{stack}" in rule.split("SourceSec")[0]
+def test_only_attached_functions_reach_the_pooler(stage: Stage) -> None:
+    """The balancer's group lets in the groups of users and health; its tasks the balancer's."""
+    assert admitted(stage, "the pooler") == {"Users", "Health"}
+    rules = stage.resources("Pooler", "AWS::EC2::SecurityGroupIngress").values()
+    inner = [
+        each["Properties"]
+        for each in rules
+        if "TaskGroup" in json.dumps(each["Properties"]["GroupId"])
     ]
+    sources = {json.dumps(each["SourceSecurityGroupId"]) for each in inner}
+    assert len(sources) == 2
+    assert all("BalancerGroup" in source or "TaskGroup" in source for source in sources)
+
+
+def admitted(stage: Stage, what: str) -> set[str]:
+    """List whose groups are let in to `what`, by the construct that they belong to."""
+    rules = stage.all("AWS::EC2::SecurityGroupIngress").values()
+    found = [each["Properties"] for each in rules]
+    sources = [
+        each["SourceSecurityGroupId"]["Fn::GetAtt"][0]
+        for each in found
+        if each.get("Description", "").endswith(f"to {what}")
+    ]
+    names = ("TaskGroup", "Rotate", "Migrate", "Baseline", "Users", "Health")
+    assert all(any(source.startswith(name) for name in names) for source in sources)
+    return {name for name in names for source in sources if source.startswith(name)}
+
+
+def test_no_group_is_open_to_everybody(stage: Stage, combination: Stage) -> None:
+    """Whoever is let in is a group, or the VPC in front of the interface endpoints."""
+    for each in (stage, combination):
+        for group in each.all("AWS::EC2::SecurityGroup").values():
+            for rule in group["Properties"].get("SecurityGroupIngress", []):
+                assert rule["CidrIp"] == "10.0.0.0/16"
+                assert group["Properties"]["GroupDescription"] == "Interface endpoints"
+
+
+def test_what_attached_functions_may_do_is_one_secret_or_one_user(combination: Stage) -> None:
+    """No wildcard on secrets nor on rds-db:connect, and nothing of both at once."""
+    functions = [name for name in ("users", "health") if name in combination.functions()]
+    assert functions
+    allowed = {
+        action: statement["Resource"]
+        for policy in policies_of(combination, "users")
+        for statement in policy
+        for action in listed(statement["Action"])
+        if action.startswith(("secretsmanager:", "rds-db:"))
+    }
+    by_token = "LAMBDA_PG_AUTH" in combination.functions()["users"]["Environment"]["Variables"]
+    expected = "rds-db:connect" if by_token else "secretsmanager:GetSecretValue"
+    assert set(allowed) == {expected}
+    assert list(allowed[expected]) == ["Ref"]
+
+
+def policies_of(stage: Stage, folder: str) -> list[list[dict[str, Any]]]:
+    """Read the statements of a function's own policies."""
+    role = stage.functions()[folder]["Role"]["Fn::GetAtt"][0]
+    return [
+        policy["Properties"]["PolicyDocument"]["Statement"]
+        for policy in stage.all("AWS::IAM::Policy").values()
+        if {"Ref": role} in policy["Properties"]["Roles"]
+    ]
+
+
+def listed(actions: str | list[str]) -> list[str]:
+    """Give actions as a list."""
+    return [actions] if isinstance(actions, str) else actions
+
+
+def test_no_policy_names_all_secrets_or_all_users(stage: Stage, combination: Stage) -> None:
+    """Wildcards are left to actions that know no resource."""
+    for each in (stage, combination):
+        for name, policy in each.all("AWS::IAM::Policy").items():
+            for statement in policy["Properties"]["PolicyDocument"]["Statement"]:
+                resources = json.dumps(statement["Resource"])
+                for action in listed(statement["Action"]):
+                    if action in {"rds-db:connect", "secretsmanager:GetSecretValue"}:
+                        assert "*" not in resources, name
+
+
+def test_services_invoke_functions_for_this_account_only(stage: Stage) -> None:
+    """Each permission of a service names the account, or the rule or API that it is for."""
+    for name, permission in stage.all("AWS::Lambda::Permission").items():
+        properties = permission["Properties"]
+        assert "SourceArn" in properties or "SourceAccount" in properties, name
+
+
+def test_layers_reach_only_functions_of_the_same_python(combination: Stage) -> None:
+    """Every function with the layer runs the Python that the layer is built for."""
+    (layer,) = combination.all("AWS::Lambda::LayerVersion").values()
+    for function in combination.functions().values():
+        if "Layers" in function:
+            assert [function["Runtime"]] == layer["Properties"]["CompatibleRuntimes"]
+            assert function["Architectures"] == layer["Properties"]["CompatibleArchitectures"]
+
+
+def test_the_api_calls_the_published_version(stage: Stage) -> None:
+    """Routes lead to the alias, and the alias to a version."""
+    integrations = stage.all("AWS::ApiGatewayV2::Integration").values()
+    targets = [json.dumps(each["Properties"]["IntegrationUri"]) for each in integrations]
+    assert sum("Live" in target for target in targets) == 2
+    for alias in stage.all("AWS::Lambda::Alias").values():
+        assert alias["Properties"]["Name"] == "live"
+        assert "CurrentVersion" in json.dumps(alias["Properties"]["FunctionVersion"])
+
+
+def test_traffic_moves_little_by_little_where_the_stage_says_so(
+    stages: dict[str, Stage],
+) -> None:
+    """CodeDeploy moves it and watches an alarm; elsewhere the alias moves at once."""
+    assert not stages["dev"].all("AWS::CodeDeploy::DeploymentGroup")
+    groups = stages["prod"].all("AWS::CodeDeploy::DeploymentGroup").values()
+    assert len(groups) == 2
+    for group in groups:
+        properties = group["Properties"]
+        assert "CodeDeployDefault.LambdaCanary10Percent5Minutes" in json.dumps(properties)
+        assert properties["AlarmConfiguration"]["Enabled"] is True
+        assert "DEPLOYMENT_STOP_ON_ALARM" in properties["AutoRollbackConfiguration"]["Events"]
+
+
+def test_snapshots_are_taken_where_the_stage_says_so(stages: dict[str, Stage]) -> None:
+    """SnapStart on published versions of what answers requests."""
+    for name, expected in (("dev", None), ("prod", {"ApplyOn": "PublishedVersions"})):
+        functions = stages[name].functions()
+        assert functions["users"].get("SnapStart") == expected
+        assert "SnapStart" not in functions["migrate"]
+
+
+def test_two_apps_and_two_stages_share_no_name(stages: dict[str, Stage], tmp_path: Path) -> None:
+    """Stacks, parameters, alarms and dashboards of each are its own."""
+    other = synthesise("dev", tmp_path, {"app": "web-shop"})
+    every = [names_of(stages["dev"]), names_of(stages["prod"]), names_of(other)]
+    assert all(every)
+    assert len(set.union(*every)) == sum(map(len, every))
+
+
+def names_of(stage: Stage) -> set[str]:
+    """Collect the physical names of a stage, and its stacks'."""
+    kinds = {
+        "AWS::SSM::Parameter": "Name",
+        "AWS::CloudWatch::Alarm": "AlarmName",
+        "AWS::CloudWatch::Dashboard": "DashboardName",
+        "AWS::Route53::HostedZone": "Name",
+        "AWS::ServiceDiscovery::PrivateDnsNamespace": "Name",
+    }
+    found = {
+        f"{kind} {resource['Properties'][name]}"
+        for kind, name in kinds.items()
+        for resource in stage.all(kind).values()
+        if name in resource["Properties"]
+    }
+    manifest = json.loads((stage.folder / "manifest.json").read_text())
+    stacks = {
+        name
+        for name, artifact in manifest["artifacts"].items()
+        if artifact["type"] == "aws:cloudformation:stack"
+    }
+    return found | stacks
+
+
+def test_what_is_published_is_what_the_page_promises(combinations: dict[str, Stage]) -> None:
+    """Every value that a stage may publish is published by one, under the stage's own path."""
+    found = {
+        name.removeprefix("/lambda-pg/dev/")
+        for each in combinations.values()
+        for parameter in each.all("AWS::SSM::Parameter").values()
+        if "/" in (name := str(parameter["Properties"]["Name"]))
+    }
+    assert found == set(VALUES)
+
+
+def test_an_external_pooler_provisions_no_database_and_no_network(
+    combinations: dict[str, Stage],
+) -> None:
+    """Functions run outside of any VPC, unless the stage names one."""
+    external = combinations["external"]
+    for kind in ("AWS::RDS::DBInstance", "AWS::EC2::VPC", "AWS::ECS::Service"):
+        assert not external.all(kind)
+    assert all("VpcConfig" not in function for function in external.functions().values())
+    inside = combinations["external-in-network"]
+    assert not inside.all("AWS::EC2::VPC")
+    assert all("VpcConfig" in function for function in inside.functions().values())
+
+
+def test_an_existing_database_is_only_referred_to(combinations: dict[str, Stage]) -> None:
+    """Neither server nor VPC is created; the pooler dials the endpoint given."""
+    existing = combinations["existing-pgbouncer"]
+    for kind in ("AWS::RDS::DBInstance", "AWS::RDS::DBCluster", "AWS::EC2::VPC"):
+        assert not existing.all(kind)
+    values = {
+        each["Properties"]["Name"]: each["Properties"]["Value"]
+        for each in existing.all("AWS::SSM::Parameter").values()
+        if "Name" in each["Properties"]
+    }
+    assert values["/lambda-pg/dev/database/host"] == "database.example.com"
+
+
+@pytest.mark.parametrize("database", ["instance", "aurora", "existing"])
+def test_a_proxy_with_tokens_needs_no_secret(combinations: dict[str, Stage], database: str) -> None:
+    """End-to-end IAM: no application secret, no rotation, TLS, and a queue that nests."""
+    stage = combinations[f"{database}-rds-proxy"]
+    (proxy,) = stage.all("AWS::RDS::DBProxy").values()
+    properties = proxy["Properties"]
+    assert properties["DefaultAuthScheme"] == "IAM_AUTH"
+    assert "Auth" not in properties
+    assert properties["RequireTLS"] is True
+    assert not stage.all("AWS::SecretsManager::Secret")
+    assert not stage.all("AWS::SecretsManager::RotationSchedule")
+    (group,) = stage.all("AWS::RDS::DBProxyTargetGroup").values()
+    pool = group["Properties"]["ConnectionPoolConfigurationInfo"]
+    assert pool["ConnectionBorrowTimeout"] < Config.of_stage("dev").functions.checkout_timeout
+    assert pool["MaxConnectionsPercent"] == 70
+    variables = stage.functions()["users"]["Environment"]["Variables"]
+    assert variables["LAMBDA_PG_AUTH"] == "iam"
+    assert "LAMBDA_PG_SECRET_ARN" not in variables
+
+
+def test_a_proxy_with_the_secret_rotates_it(combinations: dict[str, Stage]) -> None:
+    """The other mode: the application's secret on both hops."""
+    stage = combinations["instance-rds-proxy-with-secret"]
+    (proxy,) = stage.all("AWS::RDS::DBProxy").values()
+    (auth,) = proxy["Properties"]["Auth"]
+    assert (auth["AuthScheme"], auth["IAMAuth"]) == ("SECRETS", "DISABLED")
+    (schedule,) = stage.all("AWS::SecretsManager::RotationSchedule").values()
+    assert schedule["Properties"]["RotateImmediatelyOnUpdate"] is False
+
+
+def test_aurora_scales_within_its_settings(combinations: dict[str, Stage]) -> None:
+    """A Serverless v2 cluster with IAM, encryption, logs and TLS."""
+    stage = combinations["aurora-pgbouncer"]
+    (cluster,) = stage.all("AWS::RDS::DBCluster").values()
+    properties = cluster["Properties"]
+    assert properties["ServerlessV2ScalingConfiguration"] == {"MinCapacity": 1, "MaxCapacity": 8}
+    assert properties["StorageEncrypted"] is True
+    assert properties["ManageMasterUserPassword"] is True
+    (group,) = stage.all("AWS::RDS::DBClusterParameterGroup").values()
+    assert group["Properties"]["Parameters"]["rds.force_ssl"] == "1"
+    assert "max_connections" not in group["Properties"]["Parameters"]
+
+
+def test_the_pooler_is_made_for_lambda(prod: Stage) -> None:
+    """Two zones, cross-zone, rolling without a gap, autoscaled, not privileged in any way."""
+    (service,) = prod.all("AWS::ECS::Service").values()
+    properties = service["Properties"]
+    assert properties["DesiredCount"] >= 2
+    assert properties["DeploymentConfiguration"]["MinimumHealthyPercent"] == 100
+    assert properties["DeploymentConfiguration"]["MaximumPercent"] == 200
+    assert len(properties["ServiceRegistries"]) == 1
+    (target,) = prod.all("AWS::ApplicationAutoScaling::ScalableTarget").values()
+    assert (target["Properties"]["MinCapacity"], target["Properties"]["MaxCapacity"]) == (2, 4)
+    assert len(prod.all("AWS::ApplicationAutoScaling::ScalingPolicy")) == 2
+    (balancer,) = prod.all("AWS::ElasticLoadBalancingV2::LoadBalancer").values()
+    attributes = {
+        each["Key"]: each["Value"] for each in balancer["Properties"]["LoadBalancerAttributes"]
+    }
+    assert attributes["load_balancing.cross_zone.enabled"] == "true"
+    assert balancer["Properties"]["Scheme"] == "internal"
+    (task,) = prod.all("AWS::ECS::TaskDefinition").values()
+    (container,) = task["Properties"]["ContainerDefinitions"]
+    assert container["LinuxParameters"]["Capabilities"] == {"Drop": ["ALL"]}
+    assert "Privileged" not in container
+
+
+def test_the_balancer_forgets_a_flow_later_than_the_layer_uses_it(prod: Stage) -> None:
+    """No function sends into a flow that is gone."""
+    (listener,) = prod.all("AWS::ElasticLoadBalancingV2::Listener").values()
+    attributes = {
+        each["Key"]: int(each["Value"]) for each in listener["Properties"]["ListenerAttributes"]
+    }
+    assert attributes["tcp.idle_timeout.seconds"] > FLOW_IDLE
+
+
+def test_every_alarm_leads_to_a_runbook_that_exists(stage: Stage, combination: Stage) -> None:
+    """The link's anchor is a heading of docs/operations.md."""
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    headings = re.findall(r"(?m)^#+ (.+)$", page)
+    anchors = {re.sub(r"[^a-z0-9 -]", "", each.lower()).replace(" ", "-") for each in headings}
+    for each in (stage, combination):
+        for name, alarm in each.all("AWS::CloudWatch::Alarm").items():
+            links = re.findall(r"docs/operations\.md#([a-z0-9-]+)", json.dumps(alarm))
+            if "TargetTracking" in name:
+                continue
+            assert links, name
+            assert set(links) <= anchors, name
+
+
+@pytest.mark.parametrize("name", ["dev", "prod"])
+def test_the_costs_page_counts_what_is_deployed(stages: dict[str, Stage], name: str) -> None:
+    """Secrets (the owner's, which RDS makes, too), private zones and alarms."""
+    page = (Path(__file__).parents[2] / "docs" / "costs.md").read_text()
+    rows = page.partition(f"### {name}\n")[2].partition("\n#")[0]
+    stage = stages[name]
+    policies = len(stage.all("AWS::ApplicationAutoScaling::ScalingPolicy"))
+    zones = ("AWS::Route53::HostedZone", "AWS::ServiceDiscovery::PrivateDnsNamespace")
+    counted = {
+        "secret": len(stage.all(SECRET)) + 1,
+        "zone": sum(len(stage.all(kind)) for kind in zones),
+        "alarm": len(stage.all("AWS::CloudWatch::Alarm")) + 2 * policies,
+    }
+    for word, count in counted.items():
+        assert f"`{count} \N{MULTIPLICATION SIGN} {word}`" in rows, (word, count)
 
 
 def test_without_nat_the_endpoints_are_there(tmp_path: Path) -> None:
@@ -314,7 +628,7 @@ def test_without_nat_the_endpoints_are_there(tmp_path: Path) -> None:
 def test_a_stage_over_its_budget_does_not_synthesise(tmp_path: Path) -> None:
     """Synth stops with the arithmetic."""
     with pytest.raises(BudgetError, match="max_db_connections"):
-        new_app("local", tmp_path, {"pooler": {"max_db_connections": 60}})
+        new_app("local", tmp_path, {"pgbouncer": {"max_db_connections": 60}})
 
 
 def test_app_is_short() -> None:

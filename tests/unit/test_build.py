@@ -1,10 +1,12 @@
 """The layer as it is assembled: complete, reproducible, for any target from any machine."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -155,6 +157,22 @@ def test_the_import_is_timed_in_the_layer() -> None:
     """What is timed is the import of a whole module, in milliseconds."""
     nothing, everything = (build.import_milliseconds(m, starts=2) for m in ("sys", "lambda_pg"))
     assert nothing < 5 < everything < 5000
+
+
+def test_a_release_is_the_same_file_wherever_it_is_made(tmp_path: Path) -> None:
+    """Named by version, Python and processor; laid out as Lambda unpacks it below /opt."""
+    target = Target("3.13", "arm64")
+    folder = build_layer(target)
+    first = build.write_release(folder, target, tmp_path / "first")
+    copied = shutil.copytree(folder, tmp_path / "copy")
+    (copied / "python" / "lambda_pg" / "__init__.py").touch()
+    second = build.write_release(copied, target, tmp_path / "second")
+    assert re.fullmatch(r"lambda-pg-\d+\.\d+\.\d+-python3\.13-arm64\.zip", first.name)
+    assert first.read_bytes() == second.read_bytes()
+    with zipfile.ZipFile(first) as archive:
+        assert "python/lambda_pg/__init__.py" in archive.namelist()
+        archive.extractall(tmp_path / "opt")
+    assert (tmp_path / "opt" / "python" / "psycopg" / "__init__.py").stat().st_mode & 0o444 == 0o444
 
 
 def test_missing_bytecode_is_said() -> None:

@@ -12,6 +12,11 @@ from stacks.settings import ConfigurationError, describe
 CONTEXT = json.loads((Path(__file__).parents[2] / "cdk.json").read_text())["context"]
 
 
+ARN = "arn:aws:secretsmanager:eu-west-1:111122223333:secret:x"
+ELSEWHERE = {"pooler": "external", "external": {"secret_arn": ARN}}
+PAUSING = {"pooler": "rds-proxy", "database": {"kind": "aurora", "min_acu": 0}}
+
+
 def configure(stage: str = "dev", override: object = None, **context: Any) -> Config:
     """Read a stage as `cdk -c stage=… -c override=…` does."""
     text = json.dumps(override) if override is not None else None
@@ -38,8 +43,8 @@ def test_dev_is_the_default_stage() -> None:
 
 def test_an_override_is_merged_deeply() -> None:
     """Only what it names changes; its neighbours keep the stage's values."""
-    config = configure("prod", {"pooler": {"port": 7000}})
-    assert (config.pooler.port, config.pooler.tasks) == (7000, 3)
+    config = configure("prod", {"pgbouncer": {"port": 7000}})
+    assert (config.pgbouncer.port, config.pgbouncer.max_tasks) == (7000, 4)
 
 
 def test_an_unknown_stage_names_those_there_are() -> None:
@@ -54,14 +59,31 @@ def test_an_unknown_stage_names_those_there_are() -> None:
         ({"region": 3}, "region = 3: allowed is text, a region"),
         ({"baseline": "yes"}, "baseline = 'yes': allowed is true or false"),
         ({"baseline": 1}, "baseline = 1: allowed is true or false"),
-        ({"pooler": {"port": "x"}}, "pooler.port = 'x': allowed is a whole number, 1024 to 65535"),
-        ({"pooler": {"port": 80}}, "pooler.port = 80: allowed is a whole number, 1024 to 65535"),
-        ({"pooler": {"tasks": True}}, "pooler.tasks = True: allowed is a whole number, 1 to 16"),
-        ({"pooler": {"prot": 1}}, "pooler.prot = 1 is no setting: allowed are tasks, cpu"),
-        ({"pooler": {"pool_mode": "statement"}}, "one of 'transaction', 'session'"),
-        ({"pooler": {"cpu": 1000}}, "pooler.cpu = 1000: allowed is a whole number, one of 256"),
-        ({"pooler": {"endpoint_host": "a b"}}, "pooler.endpoint_host = 'a b'"),
-        ({"pooler": 7}, "pooler is 7: allowed is a group of settings"),
+        ({"pgbouncer": {"port": "x"}}, "pgbouncer.port = 'x': allowed is a whole number, 1024 to"),
+        ({"pgbouncer": {"port": 80}}, "pgbouncer.port = 80: allowed is a whole number, 1024 to"),
+        (
+            {"pgbouncer": {"tasks": True}},
+            "pgbouncer.tasks = True: allowed is a whole number, 1 to 8",
+        ),
+        ({"pgbouncer": {"prot": 1}}, "pgbouncer.prot = 1 is no setting: allowed are tasks, max"),
+        ({"pgbouncer": {"pool_mode": "statement"}}, "one of 'transaction', 'session'"),
+        ({"pgbouncer": {"cpu": 1000}}, "pgbouncer.cpu = 1000: allowed is a whole number, one of"),
+        ({"pgbouncer": {"endpoint_host": "a b"}}, "pgbouncer.endpoint_host = 'a b'"),
+        ({"pgbouncer": 7}, "pgbouncer is 7: allowed is a group of settings"),
+        ({"pooler": "odyssey"}, "pooler = 'odyssey': allowed is text, one of 'pgbouncer'"),
+        ({"app": "Shop"}, "app = 'Shop': allowed is text, lower-case words"),
+        ({"database": {"min_acu": "1"}}, "database.min_acu = '1': allowed is a number, 0 to 256"),
+        ({"database": {"min_acu": 9}}, "database.min_acu = 9: allowed is up to database.max_acu"),
+        ({"database": {"transaction_timeout": 5}}, "database.transaction_timeout = 5"),
+        ({"database": {"statement_timeout": 20}}, "database.statement_timeout = 20: allowed is le"),
+        ({"database": {"kind": "none"}}, "database.kind = 'none' with pooler = 'pgbouncer'"),
+        (ELSEWHERE, "database.kind = 'instance' with pooler = 'external': allowed is 'none'"),
+        ({"pgbouncer": {"tasks": 4}}, "pgbouncer.max_tasks = 3: allowed is pgbouncer.tasks = 4"),
+        ({"pgbouncer": {"query_wait_timeout": 6}}, "pgbouncer.query_wait_timeout = 6: allowed is"),
+        ({"rds_proxy": {"max_idle_percent": 90}}, "rds_proxy.max_idle_percent = 90: allowed is up"),
+        ({"network": {"vpc_id": "vpc-1"}}, "network.vpc_id = 'vpc-1'"),
+        ({"network": {"subnet_ids": ["subnet-0123abcd"]}}, "allowed is [] without network.vpc_id"),
+        (PAUSING, "database.min_acu = 0: allowed is 0.5 or more with RDS Proxy"),
         ({"python": "3.10"}, "python = '3.10': allowed is text, one of '3.13'"),
         ({"account": "12"}, "account = '12': allowed is text or null, 12 digits"),
         ({"network": {"cidr": "10.0.0.0/8"}}, "network.cidr = '10.0.0.0/8'"),
@@ -88,7 +110,7 @@ def test_a_wrong_value_is_refused_by_name(override: object, expected: str) -> No
 
 def test_all_problems_are_listed_at_once() -> None:
     """Whoever edits a stage corrects it in one go."""
-    assert len(problems({"region": 3, "baseline": 1, "pooler": {"port": 1, "prot": 1}})) == 4
+    assert len(problems({"region": 3, "baseline": 1, "pgbouncer": {"port": 1, "prot": 1}})) == 4
 
 
 def test_a_missing_setting_is_named() -> None:
@@ -110,8 +132,12 @@ def test_an_override_that_is_no_json_is_refused() -> None:
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ({"pooler": {"query_wait_timeout": 3}}, "pooler.query_wait_timeout = 3"),
-        ({"functions": {"checkout_timeout": 1}}, "pooler.query_wait_timeout = 1"),
+        ({"pgbouncer": {"query_wait_timeout": 3}}, "pgbouncer.query_wait_timeout = 3"),
+        (
+            {"pooler": "rds-proxy", "rds_proxy": {"borrow_timeout": 3}},
+            "rds_proxy.borrow_timeout = 3",
+        ),
+        ({"functions": {"checkout_timeout": 1}}, "pgbouncer.query_wait_timeout = 1"),
         ({"functions": {"checkout_timeout": 20}}, "functions.checkout_timeout = 20"),
         ({"functions": {"timeout": 3}}, "functions.checkout_timeout = 3"),
         ({"functions": {"timeout": 29}}, "functions.timeout = 29"),
@@ -120,6 +146,43 @@ def test_an_override_that_is_no_json_is_refused() -> None:
 def test_timeouts_nest(override: object, expected: str) -> None:
     """Pooler queue < checkout < function < API, each strictly."""
     assert any(expected in problem for problem in problems(override))
+
+
+def test_an_existing_database_needs_all_that_nothing_creates() -> None:
+    """Each missing part is named, and which are needed depends on the pooler."""
+    existing = {"database": {"kind": "existing", "max_connections": None}}
+    parts = ["existing.host", "existing.secret_arn", "existing.security_group_id"]
+    needed = [*[f"database.{part}" for part in parts], "database.max_connections"]
+    named = [problem.split()[0] for problem in problems(existing)]
+    assert named == [*needed, "network.vpc_id"]
+    named = [problem.split()[0] for problem in problems({**existing, "pooler": "rds-proxy"})]
+    last = ["database.existing.identifier", "database.existing.resource_id"]
+    assert named == [*needed, "network.vpc_id", *last]
+
+
+def test_an_existing_network_needs_a_subnet_for_each_zone() -> None:
+    """And their addresses where tasks are numbered by them."""
+    given = {"network": {"vpc_id": "vpc-0123abcd", "subnet_ids": ["subnet-0123abcd"]}}
+    assert [problem.split()[0] for problem in problems(given)] == [
+        "network.subnet_ids",
+        "network.subnet_cidrs",
+    ]
+
+
+def test_an_external_pooler_needs_its_secret() -> None:
+    """The URLs are in it."""
+    external = {"pooler": "external", "database": {"kind": "none"}}
+    assert problems(external) == (
+        "external.secret_arn = null: a value is needed with pooler = 'external'",
+    )
+
+
+def test_a_stage_can_be_read_by_name() -> None:
+    """From another app or program, which has no context of ours."""
+    assert Config.of_stage("prod", {"log_retention_days": 1}).log_retention_days == 1
+    assert Config.of_stage("prod").stack_prefix == "LambdaPg-prod"
+    assert Config.of_stage("prod", {"app": "web-shop"}).stack_prefix == "WebShop-prod"
+    assert Config.of_stage("prod", {"app": "web-shop"}).zone == "prod.web-shop.internal"
 
 
 def test_every_setting_says_what_it_means() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from local.pgbouncer import Pooler
 from local.pgbouncer_discovery import FIXED_IN_DEBIAN
+from pgbouncer.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = (ROOT / "pgbouncer" / "Dockerfile").read_text()
@@ -63,3 +64,17 @@ def test_the_image_refuses_an_old_pgbouncer_and_drops_root() -> None:
     """The version that local mode asks for is the one that the build asks for."""
     assert f"ARG PGBOUNCER_AT_LEAST={FIXED_IN_DEBIAN}" in DOCKERFILE
     assert re.search(r"^USER 10001:10001$", DOCKERFILE, re.MULTILINE)
+
+
+def test_the_image_needs_one_writable_folder_and_no_privilege() -> None:
+    """The root filesystem can be read-only, and the account gets back nothing that it lacks."""
+    (folder,) = re.findall(r'^VOLUME \["(\S+)"\]$', DOCKERFILE, re.MULTILINE)
+    default = inspect.getsource(Settings.from_env)
+    assert f'environment.get("RUN_DIR") or "{folder}"' in default
+    assert f"--owner=pooler --group=pooler {folder}\n" in DOCKERFILE
+    assert "PYTHONDONTWRITEBYTECODE=1" in DOCKERFILE
+    assert not re.search(r"setcap|sudo|gosu|chmod \S*s|mode=[2-7][0-7]{3}", DOCKERFILE)
+    assert re.findall(r"^(USER|ENTRYPOINT|CMD|RUN)\b", DOCKERFILE, re.MULTILINE)[-2:] == [
+        "USER",
+        "ENTRYPOINT",
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,21 @@ import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
 
 from pgbouncer.configuration import (
+    Console,
     Files,
     User,
     render_access,
     render_ini,
     render_users,
 )
-from pgbouncer.settings import Settings, SettingsError
-from pgbouncer.transaction import error_text, query_message, startup_message
+from pgbouncer.session import column_names, error_text, query_message, startup_message, values
+from pgbouncer.settings import MetricsSettings, PeersSettings, Settings, SettingsError
 from pgbouncer.vault import Certificate, SecretUnusableError, Vault
 
 USER_ARN = "arn:aws:secretsmanager:eu-west-1:000000000000:secret:user"
 LEAF_ARN = "arn:aws:secretsmanager:eu-west-1:000000000000:secret:leaf"
+CONSOLE = Console("admin-1", "observer-1")
+METADATA = "http://169.254.170.2/v4/task"
 
 
 @pytest.fixture
@@ -74,6 +78,13 @@ def test_a_task_definition_is_read(environment: dict[str, str]) -> None:
         ("DATABASE_HOST", "db port=1", "DATABASE_HOST is 'db port=1', but must be"),
         ("DATABASE_NAME", "app\nadmin_users = x", "DATABASE_NAME is 'app"),
         ("RUN_DIR", "/run/" + "x" * 100, "RUN_DIR is too long"),
+        ("QUERY_WAIT_TIMEOUT", "6", "QUERY_WAIT_TIMEOUT is '6', but must be a whole number from 1"),
+        ("PEERS_SERVICE", "pooler", "PEERS_SERVICE is set, but not PEERS_NAMESPACE: set both"),
+        ("PEERS_NAMESPACE", "app", "PEERS_NAMESPACE is set, but not PEERS_SERVICE: set both"),
+        ("PEERS_INTERVAL", "0", "PEERS_INTERVAL is '0', but must be a number of seconds"),
+        ("METRICS_INTERVAL", "-1", "METRICS_INTERVAL is '-1', but must be a number of seconds"),
+        ("METRICS_NAMESPACE", "AWS/ECS", "METRICS_NAMESPACE is 'AWS/ECS', but must be"),
+        ("METRICS_POOLER", 'a"b', "METRICS_POOLER is 'a\"b', but must be"),
     ],
 )
 def test_a_wrong_variable_is_named_with_its_value(
@@ -93,13 +104,59 @@ def test_all_problems_come_at_once(environment: dict[str, str]) -> None:
     assert "DATABASE_HOST is missing; CERTIFICATE_SECRET_ARN is missing" in str(caught.value)
 
 
+def test_a_task_alone_that_nobody_measures_has_neither_peers_nor_metrics(
+    environment: dict[str, str],
+) -> None:
+    """What is not named is off."""
+    settings = Settings.from_env(environment)
+    assert (settings.peers, settings.metrics) == (None, None)
+
+
+def test_peers_and_metrics_are_read_with_their_defaults(environment: dict[str, str]) -> None:
+    """The names turn them on; ECS's own variable tells where the task's address is to be had."""
+    environment |= {
+        "PEERS_NAMESPACE": "app.internal",
+        "PEERS_SERVICE": "pooler",
+        "ECS_CONTAINER_METADATA_URI_V4": METADATA,
+        "METRICS_POOLER": "dev",
+    }
+    settings = Settings.from_env(environment)
+    assert settings.peers == PeersSettings("app.internal", "pooler", 5.0, METADATA)
+    assert settings.metrics == MetricsSettings(60.0, "LambdaPg", "dev")
+
+
+def test_an_interval_of_zero_turns_metrics_off(environment: dict[str, str]) -> None:
+    """The pooler keeps its name for when they are wanted again."""
+    environment |= {"METRICS_POOLER": "dev", "METRICS_INTERVAL": "0"}
+    assert Settings.from_env(environment).metrics is None
+
+
+def test_the_way_to_the_peers_needs_room_for_its_path_too(environment: dict[str, str]) -> None:
+    """A folder that is short enough for one task can be too long for several."""
+    environment |= {"RUN_DIR": "/run/" + "x" * 80, "ECS_CONTAINER_METADATA_URI_V4": METADATA}
+    assert Settings.from_env(environment).peers is None
+    environment |= {"PEERS_NAMESPACE": "app.internal", "PEERS_SERVICE": "pooler"}
+    with pytest.raises(SettingsError, match=r"RUN_DIR is too long: the socket .*/peers/"):
+        Settings.from_env(environment)
+
+
+@pytest.mark.parametrize("url", ["", "169.254.170.2", "file:///etc/passwd"])
+def test_peers_without_a_way_to_the_own_address_are_refused(
+    environment: dict[str, str], url: str
+) -> None:
+    """Outside ECS somebody has to serve the task's metadata."""
+    environment |= {"PEERS_NAMESPACE": "app.internal", "PEERS_SERVICE": "pooler"}
+    with pytest.raises(SettingsError, match="ECS_CONTAINER_METADATA_URI_V4 is"):
+        Settings.from_env(environment | {"ECS_CONTAINER_METADATA_URI_V4": url})
+
+
 # Files
 
 
 def ini_of(environment: dict[str, str]) -> dict[str, str]:
     """Render the main file and read it back."""
     settings = Settings.from_env(environment)
-    lines = render_ini(settings, Files(Path("/run/pgbouncer")), "admin-1").splitlines()
+    lines = render_ini(settings, Files(Path("/run/pgbouncer")), CONSOLE).splitlines()
     return dict(line.split(" = ", 1) for line in lines if " = " in line)
 
 
@@ -120,8 +177,13 @@ def test_every_default_that_does_not_fit_lambda_is_set(environment: dict[str, st
         "max_prepared_statements": "200",
         "listen_backlog": "4096",
         "auth_type": "hba",
+        "tcp_keepidle": "330",
+        "tcp_user_timeout": "10000",
         "admin_users": "admin-1",
+        "stats_users": "observer-1",
     }
+    if sys.platform != "linux":
+        del expected["tcp_user_timeout"]
     assert {name: ini[name] for name in expected} == expected
 
 
@@ -130,11 +192,12 @@ def test_only_the_socket_reaches_the_console_and_only_tls_the_database(
 ) -> None:
     """There is no line for TCP without TLS, and none for the console over TCP."""
     rules = [
-        line.split() for line in render_access(Settings.from_env(environment), "a").splitlines()
+        line.split() for line in render_access(Settings.from_env(environment), CONSOLE).splitlines()
     ]
     assert {rule[0] for rule in rules} == {"local", "hostssl"}
     assert [rule for rule in rules if rule[1] == "pgbouncer"] == [
-        ["local", "pgbouncer", '"a"', "scram-sha-256"]
+        ["local", "pgbouncer", '"admin-1"', "scram-sha-256"],
+        ["local", "pgbouncer", '"observer-1"', "trust"],
     ]
     assert {rule[-1] for rule in rules if rule[0] == "hostssl"} == {"scram-sha-256"}
 
@@ -276,7 +339,7 @@ def test_a_certificate_that_does_not_load_is_not_taken(secrets: FakeSecrets) -> 
 
 def test_messages_carry_their_length() -> None:
     """PostgreSQL's framing: a length that counts itself, texts that end with a zero byte."""
-    startup = startup_message("app", "db")
+    startup = startup_message("app", "db", "test")
     assert struct.unpack("!II", startup[:8]) == (len(startup), 196608)
     assert startup[8:].startswith(b"user\0app\0database\0db\0")
     assert startup.endswith(b"\0\0")
@@ -287,3 +350,10 @@ def test_the_text_of_an_error_is_found() -> None:
     """ErrorResponse: fields with a letter each, M is the text."""
     assert error_text(b"SFATAL\0C08P01\0Mserver shutting down\0\0") == "server shutting down"
     assert error_text(b"") == "an error without a text"
+
+
+def test_rows_are_read_with_their_names() -> None:
+    """RowDescription has 18 bytes behind each name, DataRow a length before each value."""
+    assert column_names(b"\0\2" + b"a\0" + bytes(18) + b"\xc3\xa9\0" + bytes(18)) == ["a", "é"]
+    row = b"\0\3" + b"\0\0\0\1x" + b"\xff\xff\xff\xff" + b"\0\0\0\0"
+    assert values(row) == ["x", None, ""]

@@ -1,0 +1,277 @@
+"""Rotate the password of the application's user, in the four steps that Secrets Manager asks for.
+
+ROTATION is `alternating` (the default: two users take turns, and no login is refused) or `single`
+(one user gets a new password; its logins are refused from setSecret until finishSecret, which
+is longer where a step in between fails).
+
+A step that fails leaves AWSCURRENT as it was and is tried again; every step may be repeated.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Final
+
+import boto3
+import psycopg
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from lambda_pg import ConfigurationError, Database, Settings
+
+from migrations.roles import GROUP, Login, admit, exists, is_member
+
+ROTATION: Final = os.environ.get("ROTATION") or "alternating"
+
+SUFFIX: Final = "_clone"
+"""What the second of two users that take turns has after the name of the first."""
+
+LONGEST_NAME: Final = 63
+"""Bytes of a role's name; PostgreSQL cuts a longer one, and both users would be the same."""
+
+PASSWORD_LENGTH: Final = 40
+NO_QUOTING: Final = " %+~`#$&*()|[]{}:;<>?!'/@\"\\,=^-"
+"""Characters left out of passwords, as when the secret was made (stacks/database.py)."""
+
+TEST_TIMEOUT: Final = 10.0
+"""Seconds that the test of the next login may take."""
+
+CLIENT: Final = Config(
+    connect_timeout=3, read_timeout=5, retries={"total_max_attempts": 3, "mode": "standard"}
+)
+
+logger = logging.getLogger("rotate")
+logger.setLevel(logging.INFO)
+settings = Settings.from_env()
+db = Database(settings)
+
+
+class RotationError(RuntimeError):
+    """Say which step of which secret failed, why, and what to do; never a password."""
+
+
+class Versions:
+    """The versions of a secret, as the steps of one rotation see them."""
+
+    def __init__(self, arn: str, token: str) -> None:
+        """Take the secret's ARN, and the id of the version that this rotation makes."""
+        self.arn = arn
+        self._token = token
+        self._client = boto3.client("secretsmanager", config=CLIENT)
+
+    def is_done(self) -> bool:
+        """Tell whether the rotation has ended; raise where it is none of this secret's."""
+        stages = self._stages()
+        if self._token not in stages:
+            raise RotationError(f"the secret has no version {self._token}: rotate it again")
+        if "AWSCURRENT" in stages[self._token]:
+            return True
+        if "AWSPENDING" not in stages[self._token]:
+            raise RotationError(
+                f"its version {self._token} is not AWSPENDING any more: rotate it again"
+            )
+        return False
+
+    def current(self) -> dict[str, Any]:
+        """Read the login that is in use."""
+        content = self._read(VersionStage="AWSCURRENT")
+        if content is None:
+            raise RotationError("AWSCURRENT is empty: put a username and a password there")
+        return content
+
+    def pending(self) -> dict[str, Any] | None:
+        """Read the next login; None before createSecret, when its version is empty."""
+        return self._read(VersionStage="AWSPENDING", VersionId=self._token)
+
+    def store(self, content: dict[str, Any]) -> None:
+        """Write the next login."""
+        self._client.put_secret_value(
+            SecretId=self.arn,
+            ClientRequestToken=self._token,
+            SecretString=json.dumps(content),
+            VersionStages=["AWSPENDING"],
+        )
+
+    def promote(self) -> None:
+        """Make the next login the current one; the service makes the other AWSPREVIOUS.
+
+        AWSPENDING stays where it is: to the service its removal tells of a failed rotation.
+        """
+        current = next(each for each, labels in self._stages().items() if "AWSCURRENT" in labels)
+        self._client.update_secret_version_stage(
+            SecretId=self.arn,
+            VersionStage="AWSCURRENT",
+            MoveToVersionId=self._token,
+            RemoveFromVersionId=current,
+        )
+
+    def make_password(self) -> str:
+        """Have the service make a password up."""
+        answer = self._client.get_random_password(
+            PasswordLength=PASSWORD_LENGTH, ExcludeCharacters=NO_QUOTING
+        )
+        return str(answer["RandomPassword"])
+
+    def _stages(self) -> dict[str, list[str]]:
+        described = self._client.describe_secret(SecretId=self.arn)
+        stages: dict[str, list[str]] = described["VersionIdsToStages"]
+        return stages
+
+    def _read(self, **version: str) -> dict[str, Any] | None:
+        try:
+            answer = self._client.get_secret_value(SecretId=self.arn, **version)
+        except self._client.exceptions.ResourceNotFoundException:
+            return None
+        text = answer.get("SecretString")
+        return None if text is None else parse(text, version["VersionStage"])
+
+
+def parse(text: str, stage: str) -> dict[str, Any]:
+    """Read a version's content; raise for what cannot be rotated, without quoting any of it."""
+    try:
+        content = json.loads(text)
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise RotationError(f"{stage} is not a JSON object")
+    for name in ("username", "password"):
+        if not isinstance(content.get(name), str) or not content[name]:
+            raise RotationError(f"{stage} has no text in its field {name!r}")
+    for name in ("url", "direct_url"):
+        if name in content:
+            raise RotationError(
+                f"{stage} has a field {name!r}, which would keep the old password: remove it"
+            )
+    return content
+
+
+def next_user(name: str, rotation: str) -> str:
+    """Return the user that a rotation gives the secret to."""
+    if rotation == "alternating":
+        return other_user(name)
+    if rotation == "single":
+        return name
+    raise RotationError(f"ROTATION is {rotation!r}: set it to 'alternating' or 'single'")
+
+
+def other_user(name: str) -> str:
+    """Return the user that takes turns with this one."""
+    other = name.removesuffix(SUFFIX) if name.endswith(SUFFIX) else name + SUFFIX
+    if not 0 < len(other.encode()) <= LONGEST_NAME:
+        raise RotationError(
+            f"the user {name!r} cannot take turns with {other!r}, since a name has 1 to "
+            f"{LONGEST_NAME} bytes: name another user in the secret, or set ROTATION to 'single'"
+        )
+    return other
+
+
+def create_secret(versions: Versions) -> None:
+    """Make the next login up, once: a repeated step finds it."""
+    current = versions.current()
+    user = next_user(current["username"], ROTATION)
+    if versions.pending() is None:
+        versions.store({**current, "username": user, "password": versions.make_password()})
+
+
+def set_secret(versions: Versions) -> None:
+    """Let the next login in."""
+    login, current = next_login(versions), versions.current()["username"]
+    if login.name != next_user(current, ROTATION):
+        raise RotationError(
+            f"AWSPENDING names the user {login.name!r}, who does not follow {current!r}: take the "
+            "label AWSPENDING off its version (aws secretsmanager update-secret-version-stage), "
+            "and rotate again"
+        )
+    master = f"the master user, by the secret {settings.secret_arn}"
+    with acting_as(master), db.connection() as connection:
+        refuse_stranger(connection, login.name)
+        admit(connection, login)
+
+
+def refuse_stranger(connection: psycopg.Connection[Any], name: str) -> None:
+    """Raise for a role that is there and is none of the application's."""
+    mine = name != connection.info.user and is_member(connection, name, GROUP)
+    if exists(connection, name) and not mine:
+        raise RotationError(
+            f"the role {name!r} exists and is none of the application's, whose users are members "
+            f"of {GROUP}: drop it, or name another user in the secret"
+        )
+
+
+def test_secret(versions: Versions) -> None:
+    """Log in as the next login, verified as every connection is, and look at its rights."""
+    login = next_login(versions)
+    tester = Database(replace(settings, secret_arn=None, user=login.name, password=login.password))
+    try:
+        with acting_as(f"{login.name!r}, by AWSPENDING"), tester.deadline(TEST_TIMEOUT):
+            row = tester.execute("SELECT pg_has_role(%s, 'USAGE')", [GROUP]).fetchone()
+    finally:
+        tester.close()
+    if row != (True,):
+        raise RotationError(f"{login.name!r} lacks the rights of {GROUP}: deploy, or GRANT them")
+
+
+def finish_secret(versions: Versions) -> None:
+    """Make the next login the current one, if it still is right.
+
+    A deployment sets the password that AWSCURRENT has: with `single` one may have come in between.
+    """
+    test_secret(versions)
+    versions.promote()
+
+
+def next_login(versions: Versions) -> Login:
+    """Return what createSecret has made up."""
+    content = versions.pending()
+    if content is None:
+        raise RotationError("AWSPENDING is empty: createSecret comes first")
+    return Login(content["username"], content["password"])
+
+
+@contextmanager
+def acting_as(who: str) -> Iterator[None]:
+    """Say as whom the database was asked in vain."""
+    try:
+        yield
+    except psycopg.Error as error:
+        raise RotationError(f"as {who}: {error}") from error
+
+
+STEPS: Final[dict[str, Callable[[Versions], None]]] = {
+    "createSecret": create_secret,
+    "setSecret": set_secret,
+    "testSecret": test_secret,
+    "finishSecret": finish_secret,
+}
+
+
+def take_step(event: dict[str, Any]) -> None:
+    """Take the step that an event names, unless the rotation has ended already."""
+    for name in ("Step", "SecretId", "ClientRequestToken"):
+        if not isinstance(event.get(name), str):
+            raise RotationError(f"the event has no {name}: this function is for Secrets Manager")
+    step, arn = event["Step"], event["SecretId"]
+    if step not in STEPS:
+        raise RotationError(f"there is no such step, only {', '.join(STEPS)}")
+    if arn == settings.secret_arn:
+        raise RotationError("it is the master user's, which this function logs in with itself")
+    versions = Versions(arn, event["ClientRequestToken"])
+    if versions.is_done():
+        logger.info("%s: the secret %s is rotated already", step, arn)
+        return
+    STEPS[step](versions)
+    logger.info("%s: done for the secret %s", step, arn)
+
+
+@db.bind_lambda_context
+def handler(event: dict[str, Any], context: object) -> None:
+    """Take one step of a rotation; raise RotationError where that fails."""
+    try:
+        take_step(event)
+    except (RotationError, ConfigurationError, ClientError, BotoCoreError) as error:
+        raise RotationError(
+            f"{event.get('Step')} failed for the secret {event.get('SecretId')}, which keeps its "
+            f"AWSCURRENT until a try succeeds: {error}"
+        ) from error

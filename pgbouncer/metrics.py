@@ -1,0 +1,148 @@
+"""Numbers of the pooler for CloudWatch, as lines of JSON in its embedded metric format.
+
+What takes the container's log to CloudWatch takes them along: no call, no permission, no agent.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterable, Mapping
+
+from .session import Row, Session, SessionError
+from .settings import MetricsSettings, Settings
+
+# How long PgBouncer may take to answer: the supervisor waits for it and does nothing else.
+CONSOLE_SECONDS = 1.0
+# How the lines end that PgBouncer writes when it turns somebody away.
+COUNTED = {
+    "RefusedConnections": re.compile(rb"pooler error: no more connections allowed[^:]*$"),
+    "QueueTimeouts": re.compile(rb"pooler error: query_wait_timeout\s*$"),
+}
+UNITS = {
+    "ClientConnections": "Count",
+    "ClientsWaiting": "Count",
+    "MaxWait": "Seconds",
+    "ServerConnections": "Count",
+    "ServerConnectionsUsed": "Percent",
+    "QueueTime": "Milliseconds",
+    "Queries": "Count",
+    "Transactions": "Count",
+    "RefusedConnections": "Count",
+    "QueueTimeouts": "Count",
+}
+
+Numbers = dict[str, float]
+
+
+class Tally:
+    """Counts what PgBouncer's log tells and its console does not. Two threads may use it."""
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self._lock = threading.Lock()
+        self._counts: Numbers = dict.fromkeys(COUNTED, 0)
+
+    def note(self, line: bytes) -> None:
+        """Count a line of the log if it is one that counts."""
+        for name, pattern in COUNTED.items():
+            if pattern.search(line):
+                with self._lock:
+                    self._counts[name] += 1
+
+    def take(self) -> Numbers:
+        """Return the counts since the last time."""
+        with self._lock:
+            counts, self._counts = self._counts, dict.fromkeys(COUNTED, 0)
+        return counts
+
+
+class Metrics:
+    """Asks PgBouncer's console, and keeps what the next answer is to be compared with."""
+
+    def __init__(self, settings: Settings, observer: str, tally: Tally) -> None:
+        """Take the name that may look at the console; nothing is asked yet."""
+        self._settings = settings
+        self._observer = observer
+        self._tally = tally
+        self._totals: Numbers = {}
+
+    def measure(self) -> Numbers:
+        """Return the numbers since the last answer; raise SessionError where there is none."""
+        pools, stats = self._ask()
+        try:
+            levels = levels_of(pools, self._settings.max_db_connections)
+            totals = totals_of(stats)
+        except (KeyError, TypeError, ValueError) as error:
+            raise SessionError(f"the console's answer is unusable: {error!r}") from error
+        rates = rates_of(totals, self._totals)
+        self._totals = totals
+        return levels | rates | self._tally.take()
+
+    def _ask(self) -> tuple[list[Row], list[Row]]:
+        """Ask for the rows of the database, without those of the console itself."""
+        settings = self._settings
+        with Session(
+            settings.socket, self._observer, "pgbouncer", purpose="metrics", seconds=CONSOLE_SECONDS
+        ) as console:
+            pools, stats = console.query("SHOW POOLS"), console.query("SHOW STATS")
+        name = settings.database_name
+        return _rows_of(name, pools), _rows_of(name, stats)
+
+
+def _rows_of(database: str, rows: Iterable[Row]) -> list[Row]:
+    return [row for row in rows if row.get("database") == database]
+
+
+def levels_of(pools: Iterable[Row], max_db_connections: int) -> Numbers:
+    """Take the numbers of this moment out of SHOW POOLS: one row for each user."""
+    clients = waiting = servers = longest = 0.0
+    for row in pools:
+        clients += _number(row, "cl_active") + _number(row, "cl_waiting")
+        waiting += _number(row, "cl_waiting")
+        servers += sum(_number(row, name) for name in row if name.startswith("sv_"))
+        longest = max(longest, _number(row, "maxwait") + _number(row, "maxwait_us") / 1e6)
+    return {
+        "ClientConnections": clients,
+        "ClientsWaiting": waiting,
+        "MaxWait": longest,
+        "ServerConnections": servers,
+        "ServerConnectionsUsed": 100 * servers / max_db_connections,
+    }
+
+
+def totals_of(stats: Iterable[Row]) -> Numbers:
+    """Take what PgBouncer has counted since its start out of SHOW STATS."""
+    names = ("total_query_count", "total_xact_count", "total_wait_time")
+    rows = list(stats)
+    return {name: sum(_number(row, name) for row in rows) for name in names}
+
+
+def rates_of(totals: Mapping[str, float], before: Mapping[str, float]) -> Numbers:
+    """Compare two answers. Without a query in between there is no average of their waits."""
+    # A pool that PgBouncer has dropped takes what it had counted along.
+    grown = {name: max(total - before.get(name, 0), 0) for name, total in totals.items()}
+    queries, waited = grown["total_query_count"], grown["total_wait_time"]
+    rates = {"Queries": queries, "Transactions": grown["total_xact_count"]}
+    return rates | ({"QueueTime": waited / queries / 1000} if queries else {})
+
+
+def _number(row: Row, name: str) -> float:
+    value = row[name]
+    if value is None:
+        raise ValueError(f"{name} is NULL")
+    return float(value)
+
+
+def render(numbers: Mapping[str, float], settings: MetricsSettings, moment: float) -> str:
+    """Render one line in CloudWatch's embedded metric format; `moment` is in seconds."""
+    declared = [{"Name": name, "Unit": UNITS[name]} for name in numbers]
+    directive = {
+        "Namespace": settings.namespace,
+        "Dimensions": [["Pooler"]],
+        "Metrics": declared,
+    }
+    head = {"Timestamp": int(moment * 1000), "CloudWatchMetrics": [directive]}
+    values = {name: round(value, 3) for name, value in numbers.items()}
+    return json.dumps({"_aws": head, "Pooler": settings.pooler} | values, allow_nan=False)

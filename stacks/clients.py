@@ -1,0 +1,214 @@
+"""The functions that connect through a stage's pooler: attached here, and counted here."""
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+from aws_cdk import Fn, Stack, Token
+from aws_cdk import aws_ec2 as ec2
+from aws_cdk import aws_iam as iam
+from aws_cdk import aws_lambda as lambda_
+
+from stacks.assets import target_of
+from stacks.budget import Budget, Cap, Client, allowance_of, budget_of
+from stacks.config import Config
+from stacks.functions import AttachError, add_layer, join_network, read_secret
+from stacks.network import let_in
+from stacks.published import published
+
+__all__ = ["AttachError", "Cap", "Clients"]
+
+
+class Clients:
+    """The clients of one stage's pooler.
+
+    Everything but the settings is read at deployment, from what the stage publishes, so that any
+    stack of any app of the account can attach its functions. An app of its own says
+    `Clients.of_another_app("prod")`.
+    """
+
+    def __init__(self, config: Config) -> None:
+        """Begin with no function; the stage alone has to fit. Raise `BudgetError`."""
+        self._config = config
+        self._clients: list[Client] = []
+        self._add_up: Callable[[Config, Sequence[Client]], Budget] = budget_of
+        self._publishers: tuple[Stack, ...] = ()
+        self.budget.check()
+
+    @classmethod
+    def of_another_app(cls, stage: str) -> "Clients":
+        """Attach from an app that does not deploy the stage.
+
+        What it attaches has to fit into `functions.other_clients`, which the stage keeps for it.
+        """
+        clients = cls(Config.of_stage(stage))
+        clients._add_up = allowance_of
+        return clients
+
+    def wait_for(self, *publishers: Stack) -> None:
+        """Deploy these stacks of the same app before every stack that attaches a function."""
+        self._publishers = publishers
+
+    @property
+    def budget(self) -> Budget:
+        """Add up what the stage and the functions attached so far can open."""
+        return self._add_up(self._config, self._clients)
+
+    def attach(
+        self,
+        function: lambda_.Function,
+        *,
+        concurrency: int | Cap | None = None,
+        slots: int = 1,
+        processes: int = 1,
+    ) -> ec2.SecurityGroup | None:
+        """Give a function of any stack all that it needs to connect, and count it.
+
+        That is: the layer (a container image brings the package along), the environment, subnets,
+        a security group of its own, and the secret or `rds-db:connect`. Returns the group, for what
+        else the function has to reach; None where the pooler is on the internet.
+
+        The cap is the function's reserved concurrency. Where it has none, `concurrency=20` reserves
+        it; `concurrency=Cap.POOLER_LIMIT` reserves nothing, and what the pooler does not take is
+        answered 503. `slots` (LAMBDA_PG_SLOTS) and `processes` (what an environment forks) multiply
+        connections. Raises `AttachError`, and `BudgetError` when not everything fits any more.
+        """
+        resource = cast(lambda_.CfnFunction, function.node.default_child)
+        self._check(function, resource)
+        cap = _cap(function, resource, concurrency)
+        self._clients.append(Client(function.node.path, cap, slots, processes))
+        self.budget.check()
+        self._follow(function)
+        if resource.package_type != "Image":
+            add_layer(function, self._config)
+        self._allow(function)
+        for name, value in self._environment(function, slots).items():
+            function.add_environment(name, value)
+        return self._connect(function) if self._config.in_network else None
+
+    def version_inputs(self, function: lambda_.Function) -> str:
+        """Say in a few words what a version of the function takes from other stacks.
+
+        CDK publishes a new version when the template of its function changes. What comes as
+        published values does not show there: as the version's description, it does.
+        """
+        words = [Fn.select(6, Fn.split(":", self._read(function, "layer/arn")))]
+        words.append(Fn.select(7, Fn.split(":", self._read(function, "layer/arn"))))
+        if not self._config.by_token:
+            secret = self._read(function, "pooler/secret-arn")
+            words.append(Fn.select(6, Fn.split(":", secret)))
+        if self._config.pooler != "external":
+            words.append(self._read(function, "pooler/host"))
+        if self._config.pooler == "pgbouncer":
+            ca = self._read(function, "pooler/ca")
+            words.append(Fn.select(0, Fn.split("\n", ca)))
+        return Fn.join(" ", words)
+
+    def _check(self, function: lambda_.Function, resource: lambda_.CfnFunction) -> None:
+        path, checkout = function.node.path, self._config.functions.checkout_timeout
+        if path in {client.name for client in self._clients}:
+            raise AttachError(f"{path} is attached already")
+        timeout = resource.timeout or 3
+        if not Token.is_unresolved(timeout) and timeout <= checkout:
+            raise AttachError(
+                f"{path} has a timeout of {timeout} s: allowed is more than"
+                f" functions.checkout_timeout = {checkout}, timeouts nest"
+            )
+        if resource.package_type == "Image":
+            return
+        target = target_of(self._config)
+        built = (f"python{target.python}", target.architecture)
+        found = (function.runtime.name, function.architecture.name)
+        if found != built:
+            raise AttachError(
+                f"{path} runs {found[0]} on {found[1]}, but the layer of stage"
+                f" {self._config.stage!r} is built for {built[0]} on {built[1]}: change the"
+                " function, or `python` and `architecture` of the stage in cdk.json"
+            )
+
+    def _follow(self, function: lambda_.Function) -> None:
+        stack = Stack.of(function)
+        for publisher in self._publishers:
+            if publisher is not stack:
+                stack.add_stack_dependency(publisher, reason="reads what it publishes")
+
+    def _read(self, function: lambda_.Function, value: str) -> str:
+        return published(self._config, value).read(Stack.of(function))
+
+    def _allow(self, function: lambda_.Function) -> None:
+        """Let the function log in: read one secret, or get tokens for one user."""
+        if self._config.by_token:
+            arn = self._read(function, "pooler/connect-arn")
+            function.add_to_role_policy(
+                iam.PolicyStatement(actions=["rds-db:connect"], resources=[arn])
+            )
+        else:
+            read_secret(function, self._read(function, "pooler/secret-arn"))
+
+    def _environment(self, function: lambda_.Function, slots: int) -> dict[str, str]:
+        config = self._config
+        environment = {
+            "PGAPPNAME": function.node.id.lower(),
+            "LAMBDA_PG_CHECKOUT_TIMEOUT": str(config.functions.checkout_timeout),
+        }
+        if slots > 1:
+            environment["LAMBDA_PG_SLOTS"] = str(slots)
+        if config.pooler == "external":
+            return environment | self._external(function)
+        environment |= {
+            "PGHOST": self._read(function, "pooler/host"),
+            "PGPORT": self._read(function, "pooler/port"),
+            "PGDATABASE": config.database.name,
+            "PGSSLMODE": "verify-full",
+            "LAMBDA_PG_PROFILE": config.pooler,
+        }
+        if config.by_token:
+            user = self._read(function, "pooler/user")
+            return environment | {"LAMBDA_PG_AUTH": "iam", "PGUSER": user}
+        environment["LAMBDA_PG_SECRET_ARN"] = self._read(function, "pooler/secret-arn")
+        if config.pooler == "pgbouncer":
+            environment["LAMBDA_PG_CA_PEM"] = self._read(function, "pooler/ca")
+        return environment
+
+    def _external(self, function: lambda_.Function) -> dict[str, str]:
+        """Say where the URL is; the URL says the rest."""
+        external = self._config.external
+        environment = {"LAMBDA_PG_SECRET_ARN": self._read(function, "pooler/secret-arn")}
+        if external.profile:
+            environment["LAMBDA_PG_PROFILE"] = external.profile
+        if external.ca_file:
+            environment["PGSSLROOTCERT"] = external.ca_file
+        return environment
+
+    def _connect(self, function: lambda_.Function) -> ec2.SecurityGroup:
+        group = join_network(function, self._config)
+        if self._config.pooler == "external":
+            # The port stands in the secret's URL, which nobody reads at synth.
+            group.add_egress_rule(ec2.Peer.any_ipv4(), ec2.Port.all_tcp(), "to the pooler")
+            return group
+        port = self._config.pooler_port
+        let_in(group, self._read(function, "pooler/security-group"), port, "the pooler")
+        return group
+
+
+def _cap(
+    function: lambda_.Function, resource: lambda_.CfnFunction, concurrency: int | Cap | None
+) -> int | Cap:
+    """Decide the function's cap, and reserve it where that is asked for."""
+    reserved = resource.reserved_concurrent_executions
+    if concurrency is None and reserved is None:
+        raise AttachError(
+            f"{function.node.path} has no cap: how many connections it can open is not known. Set"
+            " its reserved_concurrent_executions, or attach it with concurrency=20 (reserves 20) or"
+            " concurrency=Cap.POOLER_LIMIT (reserves nothing: the pooler refuses what is too much)"
+        )
+    if isinstance(concurrency, Cap):
+        return concurrency if reserved is None else int(reserved)
+    if concurrency is None:
+        assert reserved is not None  # noqa: S101 - refused above
+        return int(reserved)
+    if reserved is not None and concurrency != reserved:
+        raise AttachError(
+            f"{function.node.path} reserves {reserved:g}, but concurrency={concurrency} was given"
+        )
+    resource.reserved_concurrent_executions = concurrency
+    return concurrency

@@ -1,0 +1,146 @@
+"""What is wrong between settings that are right each by itself. Pure: no I/O, no CDK."""
+
+import itertools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stacks.config import Config
+
+API_TIMEOUT = 29
+"""Seconds after which the API gives up on a function; an HTTP API's own limit is 30."""
+
+
+def contradictions(config: "Config") -> Iterator[str]:
+    """Yield each contradiction with the settings' names, their values and what is allowed."""
+    for check in (_timeouts, _identity, _zones, _network, _database, _existing, _pooler):
+        yield from check(config)
+
+
+def queue_timeout(config: "Config") -> tuple[str, int | None]:
+    """Name the pooler's longest queue and its length in seconds; an external one is unknown."""
+    return {
+        "pgbouncer": ("pgbouncer.query_wait_timeout", config.pgbouncer.query_wait_timeout),
+        "rds-proxy": ("rds_proxy.borrow_timeout", config.rds_proxy.borrow_timeout),
+    }.get(config.pooler, ("the external pooler's queue", None))
+
+
+def _timeouts(config: "Config") -> Iterator[str]:
+    functions, database = config.functions, config.database
+    waits = [
+        queue_timeout(config),
+        ("functions.checkout_timeout", functions.checkout_timeout),
+        ("functions.timeout", functions.timeout),
+        ("the API's timeout", API_TIMEOUT),
+    ]
+    statements = [
+        ("database.statement_timeout", database.statement_timeout),
+        ("functions.timeout", functions.timeout),
+    ]
+    for chain in (waits, statements):
+        for (inner, short), (outer, long) in itertools.pairwise(chain):
+            if short is not None and long is not None and short >= long:
+                yield f"{inner} = {short}: allowed is less than {outer} = {long}, timeouts nest"
+    if database.transaction_timeout < database.statement_timeout:
+        yield (
+            f"database.transaction_timeout = {database.transaction_timeout}: allowed is at least"
+            f" database.statement_timeout = {database.statement_timeout}"
+        )
+
+
+def _identity(config: "Config") -> Iterator[str]:
+    issuer, audience = config.identity.issuer, list(config.identity.audience)
+    if issuer == "cognito" and audience:
+        yield f"identity.audience = {audience}: allowed is [] with 'cognito', which makes its own"
+    if issuer != "cognito" and not audience:
+        yield f"identity.audience = []: allowed is one audience or more for {issuer}"
+
+
+def _zones(config: "Config") -> Iterator[str]:
+    if not 2 <= len(config.availability_zones) <= 3:
+        yield f"availability_zones = {list(config.availability_zones)}: allowed are 2 or 3 zones"
+    for zone in config.availability_zones:
+        if zone[:-1] != config.region:
+            yield f"availability_zones has {zone!r}: allowed are zones of {config.region}"
+    if config.network.nat_gateways > len(config.availability_zones):
+        zones = len(config.availability_zones)
+        yield f"network.nat_gateways = {config.network.nat_gateways}: allowed are up to {zones}"
+
+
+def _network(config: "Config") -> Iterator[str]:
+    network, zones = config.network, len(config.availability_zones)
+    if network.vpc_id is None:
+        for name, given in (("ids", network.subnet_ids), ("cidrs", network.subnet_cidrs)):
+            if given:
+                yield f"network.subnet_{name} = {list(given)}: allowed is [] without network.vpc_id"
+        return
+    if len(network.subnet_ids) != zones:
+        yield (
+            f"network.subnet_ids = {list(network.subnet_ids)}: allowed is one subnet of"
+            f" {network.vpc_id} for each of the {zones} availability_zones"
+        )
+    if config.pooler == "pgbouncer" and len(network.subnet_cidrs) != zones:
+        yield (
+            f"network.subnet_cidrs = {list(network.subnet_cidrs)}: allowed are the addresses of"
+            " network.subnet_ids, in their order, which PgBouncer's peers are numbered by"
+        )
+
+
+def _database(config: "Config") -> Iterator[str]:
+    database = config.database
+    if database.max_storage_gib < database.storage_gib * 1.1:
+        yield (
+            f"database.max_storage_gib = {database.max_storage_gib}: allowed is at least"
+            f" a tenth more than database.storage_gib = {database.storage_gib}"
+        )
+    if database.min_acu > database.max_acu:
+        yield (
+            f"database.min_acu = {database.min_acu}: allowed is up to database.max_acu ="
+            f" {database.max_acu}"
+        )
+    if (database.kind, config.pooler, database.min_acu) == ("aurora", "rds-proxy", 0):
+        yield (
+            "database.min_acu = 0: allowed is 0.5 or more with RDS Proxy, whose connections keep"
+            " the cluster from ever pausing"
+        )
+    if (database.kind == "none") != (config.pooler == "external"):
+        yield (
+            f"database.kind = {database.kind!r} with pooler = {config.pooler!r}: allowed is 'none'"
+            " with 'external' and only there, which brings its database along"
+        )
+
+
+def _existing(config: "Config") -> Iterator[str]:
+    database, proxy = config.database, config.pooler == "rds-proxy"
+    if database.kind != "existing":
+        return
+    needed: dict[str, object] = {
+        "database.existing.host": database.existing.host,
+        "database.existing.secret_arn": database.existing.secret_arn,
+        "database.existing.security_group_id": database.existing.security_group_id,
+        "database.max_connections": database.max_connections,
+        "network.vpc_id": config.network.vpc_id,
+    }
+    if proxy:
+        needed["database.existing.identifier"] = database.existing.identifier
+    if config.by_token:
+        needed["database.existing.resource_id"] = database.existing.resource_id
+    for name, value in needed.items():
+        if value is None:
+            yield f"{name} = null: a value is needed with database.kind = 'existing'"
+
+
+def _pooler(config: "Config") -> Iterator[str]:
+    pgbouncer, proxy = config.pgbouncer, config.rds_proxy
+    if pgbouncer.max_tasks < pgbouncer.tasks:
+        yield (
+            f"pgbouncer.max_tasks = {pgbouncer.max_tasks}: allowed is pgbouncer.tasks ="
+            f" {pgbouncer.tasks} or more"
+        )
+    if proxy.max_idle_percent > proxy.max_connections_percent:
+        yield (
+            f"rds_proxy.max_idle_percent = {proxy.max_idle_percent}: allowed is up to"
+            f" rds_proxy.max_connections_percent = {proxy.max_connections_percent}"
+        )
+    if config.pooler == "external" and config.external.secret_arn is None:
+        yield "external.secret_arn = null: a value is needed with pooler = 'external'"

@@ -1,0 +1,38 @@
+"""The layer of a stage, published for functions of every stack and every app."""
+
+from typing import Any
+
+from aws_cdk import RemovalPolicy, Stack
+from aws_cdk import aws_lambda as lambda_
+from constructs import Construct
+
+from stacks.assets import Assets
+from stacks.config import Config
+from stacks.published import published
+
+
+class LayerStack(Stack):
+    """The newest version of the layer; older ones stay, as functions elsewhere may name them."""
+
+    def __init__(
+        self,
+        scope: Construct,
+        id: str,  # noqa: A002 - CDK's own name
+        *,
+        config: Config,
+        assets: Assets,
+        **options: Any,
+    ) -> None:
+        super().__init__(scope, id, **options)
+        version = lambda_.LayerVersion(
+            self,
+            "Layer",
+            code=assets.layer(),
+            compatible_runtimes=[assets.runtime],
+            compatible_architectures=[assets.architecture],
+            description="lambda_pg: PostgreSQL connections that do not run out",
+            removal_policy=RemovalPolicy.RETAIN
+            if config.termination_protection
+            else RemovalPolicy.DESTROY,
+        )
+        published(config, "layer/arn").write(self, version.layer_version_arn)

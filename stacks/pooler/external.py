@@ -1,0 +1,28 @@
+"""A pooler that exists already: Supabase, Neon, Vercel, or one of your own."""
+
+from typing import Any
+
+from aws_cdk import Stack
+from constructs import Construct
+
+from stacks.config import Config
+from stacks.published import published
+
+
+class ExternalStack(Stack):
+    """Provisions nothing, and publishes where the pooled and the direct URL are."""
+
+    def __init__(
+        self,
+        scope: Construct,
+        id: str,  # noqa: A002 - CDK's own name
+        *,
+        config: Config,
+        **options: Any,
+    ) -> None:
+        super().__init__(scope, id, **options)
+        values = {"pooler/secret-arn": str(config.external.secret_arn)}
+        if config.external.profile:
+            values["pooler/profile"] = config.external.profile
+        for name, value in values.items():
+            published(config, name).write(self, value)

@@ -1,0 +1,145 @@
+"""Amazon RDS Proxy in front of the database."""
+
+from typing import Any, cast
+
+from aws_cdk import Arn, ArnComponents, ArnFormat, CfnResource, Duration, Fn, Stack
+from aws_cdk import aws_cloudwatch as cloudwatch
+from aws_cdk import aws_ec2 as ec2
+from aws_cdk import aws_iam as iam
+from aws_cdk import aws_rds as rds
+from constructs import Construct
+
+from stacks.config import Config
+from stacks.database import APPLICATION, DatabaseStack
+from stacks.network import NetworkStack, let_in
+from stacks.published import published
+from stacks.servers import cluster_engine, instance_engine
+
+
+class RdsProxyStack(Stack):
+    """The proxy. Faces: `proxy`, `metric`.
+
+    With `rds_proxy.auth` 'iam' there is no secret at all: a function's token logs in at the proxy,
+    and the proxy's own token at the database.
+    """
+
+    def __init__(
+        self,
+        scope: Construct,
+        id: str,  # noqa: A002 - CDK's own name
+        *,
+        config: Config,
+        network: NetworkStack,
+        database: DatabaseStack,
+        **options: Any,
+    ) -> None:
+        super().__init__(scope, id, **options)
+        self._config, self._database = config, database
+        self._group = ec2.SecurityGroup(
+            self, "Group", vpc=network.vpc, description="RDS Proxy", allow_all_outbound=False
+        )
+        let_in(self._group, database.server.group_id, database.server.rule_port, "PostgreSQL")
+        self.proxy = self._proxy(network)
+        self._publish()
+
+    def metric(self, name: str, statistic: str) -> cloudwatch.Metric:
+        """Name one of the metrics that RDS Proxy writes, of all its targets."""
+        return cloudwatch.Metric(
+            namespace="AWS/RDS",
+            metric_name=name,
+            dimensions_map={"ProxyName": self.proxy.db_proxy_name},
+            statistic=statistic,
+            period=Duration.minutes(1),
+        )
+
+    def _proxy(self, network: NetworkStack) -> rds.DatabaseProxy:
+        config, settings = self._config, self._config.rds_proxy
+        secret = self._database.application_secret
+        role = iam.Role(self, "Role", assumed_by=iam.ServicePrincipal("rds.amazonaws.com"))
+        if secret is None:
+            role.add_to_policy(self._log_in())
+        proxy = rds.DatabaseProxy(
+            self,
+            "Proxy",
+            proxy_target=self._target(),
+            vpc=network.vpc,
+            vpc_subnets=network.subnets,
+            security_groups=[self._group],
+            role=role,
+            secrets=[] if secret is None else [secret],
+            default_auth_scheme=rds.DefaultAuthScheme.IAM_AUTH
+            if secret is None
+            else rds.DefaultAuthScheme.NONE,
+            iam_auth=config.by_token,
+            require_tls=True,
+            borrow_timeout=Duration.seconds(settings.borrow_timeout),
+            idle_client_timeout=Duration.seconds(settings.idle_client_timeout),
+            max_connections_percent=settings.max_connections_percent,
+            max_idle_connections_percent=settings.max_idle_percent,
+        )
+        if secret is None:
+            # CDK writes an empty list, of which CloudFormation wants one entry or nothing at all.
+            cast(CfnResource, proxy.node.default_child).add_property_deletion_override("Auth")
+        return proxy
+
+    def _target(self) -> rds.ProxyTarget:
+        """Describe the database anew: given its own construct, CDK would put rules into its stack.
+
+        Its name comes as a published value, so that a replaced database does not block this stack.
+        """
+        config, identifier = self._config, published(self._config, "database/identifier").read(self)
+        if self._database.server.cluster:
+            cluster = rds.DatabaseCluster.from_database_cluster_attributes(
+                self,
+                "Cluster",
+                cluster_identifier=identifier,
+                port=self._database.server.rule_port,
+                security_groups=[],
+                engine=cluster_engine(config),
+            )
+            return rds.ProxyTarget.from_cluster(cluster)
+        instance = rds.DatabaseInstance.from_database_instance_attributes(
+            self,
+            "Instance",
+            instance_identifier=identifier,
+            instance_endpoint_address=f"database.{config.zone}",
+            port=self._database.server.rule_port,
+            security_groups=[],
+            engine=instance_engine(config),
+        )
+        return rds.ProxyTarget.from_instance(instance)
+
+    def _log_in(self) -> iam.PolicyStatement:
+        """Let the proxy log in at the database as the application, with a token."""
+        identifier = published(self._config, "database/resource-id").read(self)
+        resource = f"{identifier}/{APPLICATION}"
+        return iam.PolicyStatement(actions=["rds-db:connect"], resources=[self._user_arn(resource)])
+
+    def _user_arn(self, name: str) -> str:
+        return Arn.format(
+            ArnComponents(
+                service="rds-db",
+                resource="dbuser",
+                resource_name=name,
+                arn_format=ArnFormat.COLON_RESOURCE_NAME,
+            ),
+            self,
+        )
+
+    def _publish(self) -> None:
+        secret = self._database.application_secret
+        values = {
+            "pooler/host": self.proxy.endpoint,
+            "pooler/port": str(self._config.pooler_port),
+            "pooler/profile": "rds-proxy",
+            "pooler/security-group": self._group.security_group_id,
+        }
+        if secret is None:
+            # arn:aws:rds:region:account:db-proxy:prx-0123
+            identifier = Fn.select(6, Fn.split(":", self.proxy.db_proxy_arn))
+            values["pooler/user"] = APPLICATION
+            values["pooler/connect-arn"] = self._user_arn(f"{identifier}/{APPLICATION}")
+        else:
+            values["pooler/secret-arn"] = secret.secret_arn
+        for name, value in values.items():
+            published(self._config, name).write(self, value)

@@ -1,0 +1,66 @@
+"""How a function's new version gets its traffic: behind an alias, at once or little by little."""
+
+from typing import cast
+
+from aws_cdk import Duration
+from aws_cdk import aws_cloudwatch as cloudwatch
+from aws_cdk import aws_codedeploy as codedeploy
+from aws_cdk import aws_lambda as lambda_
+
+from stacks.acknowledged import accept_permission, aws_policy
+from stacks.config import Config
+
+ALIAS = "live"
+
+ERRORS = 3
+"""Failed invocations in a minute that send traffic back to the version before."""
+
+_DEPLOYMENTS = {
+    "Canary10Percent5Minutes": codedeploy.LambdaDeploymentConfig.CANARY_10_PERCENT_5_MINUTES,
+    "Canary10Percent15Minutes": codedeploy.LambdaDeploymentConfig.CANARY_10_PERCENT_15_MINUTES,
+    "Linear10PercentEvery1Minute": (
+        codedeploy.LambdaDeploymentConfig.LINEAR_10_PERCENT_EVERY_1_MINUTE
+    ),
+    "Linear10PercentEvery3Minutes": (
+        codedeploy.LambdaDeploymentConfig.LINEAR_10_PERCENT_EVERY_3_MINUTES
+    ),
+}
+
+
+def release(function: lambda_.Function, config: Config, inputs: str) -> lambda_.Alias:
+    """Publish the function's version and let the alias follow, as the stage wants it.
+
+    `inputs` is what the version depends on besides the function's template; another text makes
+    CloudFormation publish another version.
+    """
+    version = cast(lambda_.CfnVersion, function.current_version.node.default_child)
+    version.description = inputs
+    alias = lambda_.Alias(function, "Live", alias_name=ALIAS, version=function.current_version)
+    if config.functions.deployment != "AllAtOnce":
+        group = codedeploy.LambdaDeploymentGroup(
+            function,
+            "Deployment",
+            alias=alias,
+            deployment_config=_DEPLOYMENTS[config.functions.deployment],
+            alarms=[_alarm(function, alias)],
+        )
+        accept_permission(
+            group,
+            aws_policy("AWSCodeDeployRoleForLambdaLimited"),
+            "AWS's own policy for moving an alias; CodeDeploy's role is for nothing else.",
+        )
+    return alias
+
+
+def _alarm(function: lambda_.Function, alias: lambda_.Alias) -> cloudwatch.Alarm:
+    return cloudwatch.Alarm(
+        function,
+        "DeploymentErrors",
+        metric=alias.metric_errors(period=Duration.minutes(1), statistic="Sum"),
+        threshold=ERRORS,
+        evaluation_periods=1,
+        comparison_operator=cloudwatch.ComparisonOperator.GREATER_THAN_OR_EQUAL_TO_THRESHOLD,
+        treat_missing_data=cloudwatch.TreatMissingData.NOT_BREACHING,
+        alarm_description="A deployment goes back: the new version fails."
+        " docs/operations.md#a-deployment-went-back",
+    )

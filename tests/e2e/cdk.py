@@ -1,0 +1,20 @@
+"""The CDK command line against a running cloud, as somebody in another terminal uses it."""
+
+import asyncio
+from pathlib import Path
+
+from local.cloud import LocalCloud
+from local.deployment import REPOSITORY, Cdk
+
+
+def cdk(cloud: LocalCloud, folder: Path, *arguments: str, app: Path = REPOSITORY) -> str:
+    """Run a command in the folder of an app; return what it said, or raise with it."""
+    folder.mkdir(exist_ok=True)
+    state = cloud.state
+    command_line = Cdk(folder, state.aws_endpoint_url, "000000000000", state.region)
+    return asyncio.run(command_line.run(list(arguments), app, arguments[0]))
+
+
+def deployed_assembly(cloud: LocalCloud) -> Path:
+    """Name the folder of the templates that the cloud has deployed."""
+    return cloud.folder / "cdk" / "cdk.out"

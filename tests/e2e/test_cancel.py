@@ -1,0 +1,91 @@
+"""A cancel request through the balancer finds its statement, whichever task it comes to."""
+
+import threading
+import time
+from typing import Any
+
+import psycopg
+import pytest
+
+from local.cloud import LocalCloud
+from tests.e2e.test_rotation import application_login
+
+STATEMENTS = 12
+
+
+@pytest.mark.parametrize("tasks", [2, 3])
+def test_a_cancel_reaches_its_statement(cloud: LocalCloud, tasks: int) -> None:
+    """Of many statements at once, spread over the tasks, each is cancelled by its own request."""
+    cloud.scale_pooler(tasks)
+    until_the_tasks_know_each_other(cloud, tasks)
+    try:
+        connections = [connect(cloud) for _ in range(STATEMENTS)]
+        ended: list[str] = []
+        threads = [
+            threading.Thread(target=sleep_long, args=(each, ended), daemon=True)
+            for each in connections
+        ]
+        for thread in threads:
+            thread.start()
+        until_all_run(cloud)
+        for connection in connections:
+            connection.cancel()
+        for thread in threads:
+            thread.join(20)
+        assert ended == ["QueryCanceled"] * STATEMENTS
+        for connection in connections:
+            connection.close()
+    finally:
+        cloud.scale_pooler(2)
+
+
+def until_the_tasks_know_each_other(cloud: LocalCloud, tasks: int) -> None:
+    """Wait until each has found the others: they look every few seconds."""
+    deadline = time.monotonic() + 20
+    for task in cloud.status()["pooler"]["tasks"]:
+        with psycopg.connect(task["admin_dsn"], autocommit=True, prepare_threshold=None) as console:
+            while len(peers := console.execute("SHOW PEERS").fetchall()) != tasks:
+                assert time.monotonic() < deadline, peers
+                time.sleep(0.1)
+
+
+def sleep_long(connection: psycopg.Connection[Any], ended: list[str]) -> None:
+    """Sleep in the database for as long as its limit allows; note how that ended."""
+    try:
+        connection.execute("SELECT pg_sleep(9)")
+        ended.append("slept")
+    except psycopg.Error as error:
+        ended.append(type(error).__name__)
+
+
+def until_all_run(cloud: LocalCloud) -> None:
+    """Wait until every statement is at work."""
+    deadline = time.monotonic() + 8
+    with psycopg.connect(cloud.status()["postgres"]["dsn"], autocommit=True) as admin:
+        while True:
+            row = admin.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(9)%'"
+                " AND state = 'active'"
+            ).fetchone()
+            if row is not None and row[0] >= STATEMENTS:
+                return
+            assert time.monotonic() < deadline, row
+            time.sleep(0.05)
+
+
+def connect(cloud: LocalCloud) -> psycopg.Connection[Any]:
+    """Log in through the balancer, as a function does."""
+    login, pooler = application_login(cloud), cloud.status()["pooler"]
+    ca = cloud.client("ssm").get_parameter(Name="/lambda-pg/local/pooler/ca")["Parameter"]["Value"]
+    file = cloud.folder / "pooler-ca.pem"
+    file.write_text(ca)
+    return psycopg.connect(
+        host=pooler["host"],
+        port=pooler["port"],
+        dbname="app",
+        user=login["username"],
+        password=login["password"],
+        sslmode="verify-full",
+        sslrootcert=str(file),
+        autocommit=True,
+    )

@@ -1,0 +1,158 @@
+"""The pooler's numbers, from a real PgBouncer to lines that CloudWatch understands."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import Any
+
+import psycopg
+import pytest
+
+from local.processes import wait_until
+from tests.integration.servers import PoolerFixture
+from tests.integration.test_pgbouncer import answer, logs_in, pgbouncer_of
+from tests.unit.embedded_metrics import assert_embedded_metrics
+
+
+class Lines:
+    """The lines that a pooler has written so far."""
+
+    def __init__(self, pooler: PoolerFixture) -> None:
+        """Read the pooler's log whenever asked."""
+        self._pooler = pooler
+
+    def read(self) -> list[dict[str, Any]]:
+        """Parse every whole line, and hold each against the format's rules."""
+        complete = self._pooler.log.rpartition("\n")[0].splitlines()
+        return [assert_embedded_metrics(line) for line in complete if line.startswith("{")]
+
+    def total(self, name: str) -> float:
+        """Sum what was counted in the intervals."""
+        return float(sum(line[name] for line in self.read()))
+
+    def await_line(self, **expected: float) -> None:
+        """Wait for a line with these numbers."""
+        wait_until(
+            lambda: any(expected.items() <= line.items() for line in self.read()),
+            10,
+            f"a line with {expected}",
+        )
+
+
+@pytest.fixture
+def measured(new_pooler: PoolerFixture) -> PoolerFixture:
+    """A pooler that is not started yet, and will write a line five times a second."""
+    new_pooler.environment |= {"METRICS_POOLER": "test", "METRICS_INTERVAL": "0.2"}
+    return new_pooler
+
+
+def test_a_line_tells_of_clients_and_server_connections(measured: PoolerFixture) -> None:
+    """Those of the database, not the console's own; the share is of MAX_DB_CONNECTIONS."""
+    pooler = measured.start(MAX_DB_CONNECTIONS="8")
+    first, second = pooler.connect(), pooler.connect()
+    with psycopg.connect(pooler.process.admin_dsn, autocommit=True), first, second:
+        for client in (first, second):
+            client.execute("BEGIN")
+            answer(client)
+        Lines(pooler).await_line(
+            ClientConnections=2,
+            ClientsWaiting=0,
+            MaxWait=0,
+            ServerConnections=2,
+            ServerConnectionsUsed=25,
+        )
+
+
+def test_queries_and_transactions_are_counted_once(measured: PoolerFixture) -> None:
+    """The intervals add up to what was done, whenever they end."""
+    pooler, lines = measured.start(), Lines(measured)
+    with pooler.connect() as client:
+        for _ in range(10):
+            answer(client)
+        with client.transaction():
+            answer(client)
+            answer(client)
+    wait_until(lambda: lines.total("Transactions") >= 11, 10, "all transactions")
+    before = len(lines.read())
+    wait_until(lambda: len(lines.read()) > before + 1, 10, "another line")
+    assert lines.total("Transactions") == 11
+    assert lines.total("Queries") == 14  # BEGIN and COMMIT are queries too
+
+
+def test_waiting_and_what_ends_it_are_told(measured: PoolerFixture) -> None:
+    """One client waits and is served, the next waits in vain."""
+    pooler, lines = measured.start(MAX_DB_CONNECTIONS="1", QUERY_WAIT_TIMEOUT="2"), Lines(measured)
+    with pooler.connect() as busy, pooler.connect() as patient:
+        answer(patient)
+        busy.execute("BEGIN")
+        answer(busy)
+        served = threading.Thread(target=answer, args=(patient,))
+        served.start()
+        lines.await_line(ClientsWaiting=1, ClientConnections=2, ServerConnections=1)
+        busy.execute("COMMIT")
+        served.join()
+        wait_until(lambda: any(line.get("QueueTime", 0) > 0 for line in lines.read()), 10, "a wait")
+        assert lines.total("QueueTimeouts") == 0
+        busy.execute("BEGIN")
+        answer(busy)
+        with pytest.raises(psycopg.OperationalError, match="query_wait_timeout"):
+            answer(patient)
+        busy.execute("COMMIT")
+    wait_until(lambda: lines.total("QueueTimeouts") == 1, 10, "the timeout")
+    assert max(line["MaxWait"] for line in lines.read()) > 0.5
+    assert lines.total("RefusedConnections") == 0
+
+
+def test_refused_connections_are_counted_and_the_console_still_answers(
+    measured: PoolerFixture,
+) -> None:
+    """A full pooler is the one whose numbers somebody wants to see."""
+    pooler, lines = measured.start(MAX_CLIENT_CONN="2"), Lines(measured)
+    with pooler.connect(), pooler.connect():
+        for _ in range(3):
+            with pytest.raises(psycopg.OperationalError, match="no more connections allowed"):
+                pooler.connect()
+        wait_until(lambda: lines.total("RefusedConnections") == 3, 10, "three refusals")
+        lines.await_line(ClientConnections=2)
+    assert lines.total("QueueTimeouts") == 0
+
+
+def test_a_frozen_pgbouncer_is_a_gap_and_a_line_in_the_log(measured: PoolerFixture) -> None:
+    """The supervisor goes on, and so do the numbers once PgBouncer does."""
+    pooler, lines = measured.start(REFRESH_INTERVAL="0.2"), Lines(measured)
+    child = pgbouncer_of(pooler)
+    child.send_signal(signal.SIGSTOP)
+    try:
+        wait_until(lambda: pooler.log.count("no metrics this time") > 1, 15, "two gaps")
+        before = len(lines.read())
+        pooler.rotate_password("the-next-password")
+        wait_until(lambda: "have changed: reloading" in pooler.log, 15, "a look at the secrets")
+        assert len(lines.read()) == before
+    finally:
+        child.send_signal(signal.SIGCONT)
+    wait_until(lambda: logs_in(pooler), 10, "a login with the new password")
+    wait_until(lambda: len(lines.read()) > before, 10, "a line after the gap")
+    assert pooler.process.stop() == 0
+
+
+def test_a_pooler_without_a_name_writes_no_numbers(measured: PoolerFixture) -> None:
+    """Nobody has to filter them out of a log."""
+    pooler = measured.start(METRICS_POOLER="", METRICS_INTERVAL="0.05")
+    assert logs_in(pooler)
+    assert pooler.process.stop() == 0
+    assert "CloudWatchMetrics" not in (pooler.folder / "pgbouncer.log").read_text()
+
+
+def test_who_reads_the_numbers_can_do_nothing_else(pooler: PoolerFixture) -> None:
+    """The observer needs no password, so it may look, and only through the socket."""
+    rules = (pooler.process.run_dir / "access.conf").read_text()
+    (name,) = [rule.split('"')[1] for rule in rules.splitlines() if "observer" in rule]
+    socket = psycopg.conninfo.make_conninfo(pooler.process.admin_dsn, user=name, password="")
+    with psycopg.connect(socket, autocommit=True) as console:
+        assert console.execute("SHOW STATS").fetchall()
+        with pytest.raises(psycopg.Error, match="admin access needed"):
+            console.execute("SHUTDOWN")
+    network = {"host": "127.0.0.1", "sslrootcert": str(pooler.ca_file), "dbname": "pgbouncer"}
+    with pytest.raises(psycopg.OperationalError, match="no authentication method is found"):
+        psycopg.connect(psycopg.conninfo.make_conninfo(socket, **network))

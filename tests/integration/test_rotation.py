@@ -1,0 +1,709 @@
+"""The rotation function against a real PostgreSQL, its Secrets Manager and a real PgBouncer."""
+
+import json
+import logging
+import re
+import secrets
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+import psycopg
+import pytest
+from lambda_pg import Database
+from moto.secretsmanager.models import (
+    FakeSecret,
+    SecretsManagerBackend,
+    secretsmanager_backends,
+)
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import TupleRow
+
+from local import processes
+from local.certificates import Authority
+from local.postgres import Postgres
+from migrations.roles import GROUP, Login, Timeouts
+from migrations.run import migrate
+from tests.integration.functions import load_function
+from tests.integration.layer import Clock, Context, Load, settings_for, wait_until
+from tests.integration.servers import REGION, PoolerFixture, SecretsService
+
+STEPS: Final = ("createSecret", "setSecret", "testSecret", "finishSecret")
+TIMEOUTS: Final = Timeouts(statement=7, lock=2, idle_in_transaction=20)
+FIRST: Final = "canary-of-the-first-password"
+ACCOUNT: Final = "123456789012"
+
+RECONNECTING: Final = 0.05
+"""Lifetime in seconds of connections that put every change to the test."""
+
+Strategy = pytest.mark.parametrize("strategy", ["alternating", "single"], indirect=True)
+
+
+class Application:
+    """A database, its application's secret, and the function that rotates it."""
+
+    def __init__(self, postgres: Postgres, service: SecretsService, strategy: str) -> None:
+        """Create the secret; `deploy` migrates the database."""
+        self.strategy = strategy
+        self.database = f"rotated_{secrets.token_hex(4)}"
+        self.user = f"app_{self.database}"
+        self.master_dsn = make_conninfo(postgres.dsn, dbname=self.database)
+        self.arn = service.create({"username": self.user, "password": FIRST, "engine": "postgres"})
+        self.function: ModuleType
+        self._service = service
+
+    @property
+    def users(self) -> tuple[str, str]:
+        """The users that take turns, the first one first."""
+        return self.user, f"{self.user}_clone"
+
+    def deploy(self) -> None:
+        """Migrate, as each deployment does."""
+        connection = psycopg.connect(self.master_dsn, autocommit=True)
+        migrate(connection, self._login, TIMEOUTS, patience=60.0)
+
+    def rotate(self, token: str | None = None) -> str:
+        """Go through all steps, as Secrets Manager does; return the version's id."""
+        token = token or self.begin()
+        for step in STEPS:
+            self.take(step, token)
+        return token
+
+    def begin(self) -> str:
+        """Make an empty version with the label AWSPENDING, as RotateSecret does."""
+        token = str(uuid.uuid4())
+        secret: Any = secretsmanager_backends[ACCOUNT][REGION].secrets[self.arn]
+        secret.remove_version_stages_from_old_versions(["AWSPENDING"])
+        secret.versions[token] = {
+            "createdate": 0,
+            "version_id": token,
+            "version_stages": ["AWSPENDING"],
+        }
+        return token
+
+    def take(self, step: str, token: str, arn: str | None = None) -> None:
+        """Invoke the function for one step."""
+        event = {"Step": step, "SecretId": arn or self.arn, "ClientRequestToken": token}
+        assert self.function.handler(event, Context(30)) is None
+
+    def content(self, stage: str = "AWSCURRENT") -> dict[str, str]:
+        """Read a version of the secret."""
+        answer = self._service.client.get_secret_value(SecretId=self.arn, VersionStage=stage)
+        content: dict[str, str] = json.loads(answer["SecretString"])
+        return content
+
+    def stages(self) -> dict[str, list[str]]:
+        """List the versions with their labels."""
+        described = self._service.client.describe_secret(SecretId=self.arn)
+        stages: dict[str, list[str]] = described["VersionIdsToStages"]
+        return stages
+
+    def connect(self, login: dict[str, str]) -> psycopg.Connection[TupleRow]:
+        """Log in to the database itself."""
+        user, password = login["username"], login["password"]
+        return psycopg.connect(self.master_dsn, user=user, password=password)
+
+    def master(self) -> psycopg.Connection[TupleRow]:
+        """Log in as the master user."""
+        return psycopg.connect(self.master_dsn, autocommit=True)
+
+    def _login(self) -> Login:
+        content = self.content()
+        return Login(content["username"], content["password"])
+
+
+@pytest.fixture(autouse=True)
+def labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let moto move the labels of a secret as AWS does: at once, and AWSCURRENT is the default."""
+    lock = threading.RLock()
+
+    def atomic(method: Callable[..., Any]) -> Callable[..., Any]:
+        def locked(*args: Any, **kwargs: Any) -> Any:
+            with lock:
+                return method(*args, **kwargs)
+
+        return locked
+
+    def current(secret: Any) -> str | None:
+        labelled = secret.versions.items()
+        found = (each for each, is_ in labelled if "AWSCURRENT" in is_["version_stages"])
+        return next(found, None)
+
+    for name in ("get_secret_value", "put_secret_value", "update_secret_version_stage"):
+        method = getattr(SecretsManagerBackend, name)
+        monkeypatch.setattr(SecretsManagerBackend, name, atomic(method))
+    default = property(current, lambda *_: None)
+    monkeypatch.setattr(FakeSecret, "default_version_id", default, raising=False)
+
+
+@pytest.fixture
+def strategy(request: pytest.FixtureRequest) -> str:
+    """ROTATION."""
+    return str(getattr(request, "param", "alternating"))
+
+
+@pytest.fixture
+def application(
+    strategy: str,
+    postgres: Postgres,
+    secrets_service: SecretsService,
+    secrets_environment: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Application]:
+    """An application whose first deployment is still to come; nothing of it stays."""
+    made = Application(postgres, secrets_service, strategy)
+    master = conninfo_to_dict(postgres.dsn)
+    secret = {"username": str(master["user"]), "password": str(master["password"])}
+    for name, value in {
+        "PGHOST": "127.0.0.1",
+        "PGPORT": str(postgres.port),
+        "PGDATABASE": made.database,
+        "PGSSLMODE": "verify-full",
+        "PGSSLROOTCERT": str(postgres.ca_file),
+        "LAMBDA_PG_PROFILE": "direct",
+        "LAMBDA_PG_SECRET_ARN": secrets_service.create(secret),
+        "ROTATION": strategy,
+        "AWS_DEFAULT_REGION": REGION,
+    }.items():
+        monkeypatch.setenv(name, value)
+    with psycopg.connect(postgres.superuser_dsn, autocommit=True) as admin:
+        database, owner = sql.Identifier(made.database), sql.Identifier(str(master["user"]))
+        admin.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(database, owner))
+        made.function = load_function("rotate")
+        yield made
+        admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(database))
+        for user in made.users:
+            admin.execute(sql.SQL("DROP ROLE IF EXISTS {}").format(sql.Identifier(user)))
+
+
+@pytest.fixture
+def app(application: Application) -> Application:
+    """An application that is deployed."""
+    application.deploy()
+    return application
+
+
+def use(app: Application, login: dict[str, str]) -> None:
+    """Work as the application does: under its policies, with its group's rights and timeouts."""
+    mine, other = uuid.uuid4(), uuid.uuid4()
+    with app.connect(login) as connection:
+        claim = "SELECT set_config('request.jwt.claims', %s, true)"
+        connection.execute(claim, [json.dumps({"sub": str(mine)})])
+        connection.execute("INSERT INTO users (name) VALUES ('me')")
+        assert connection.execute("SELECT count(*) FROM users").fetchone() == (1,)
+        connection.execute(claim, [json.dumps({"sub": str(other)})])
+        assert connection.execute("SELECT count(*) FROM users").fetchone() == (0,)
+        assert connection.execute("SHOW statement_timeout").fetchone() == ("7s",)
+
+
+def refused(app: Application, login: dict[str, str]) -> bool:
+    """Tell whether the database refuses a login."""
+    try:
+        app.connect(login).close()
+    except psycopg.OperationalError as error:
+        return "password authentication failed" in str(error)
+    return False
+
+
+# The steps
+
+
+def test_two_users_take_turns(app: Application) -> None:
+    """After each rotation the other one is current, and the one before stays as good as it was."""
+    logins = [app.content()]
+    for _ in range(3):
+        app.rotate()
+        logins.append(app.content())
+        assert app.content("AWSPREVIOUS") == logins[-2]
+        use(app, logins[-1])
+        use(app, logins[-2])
+    first, clone = app.users
+    assert [login["username"] for login in logins] == [first, clone, first, clone]
+    assert len({login["password"] for login in logins}) == 4
+    assert refused(app, logins[0])
+    assert refused(app, logins[1])
+
+
+@pytest.mark.parametrize("strategy", ["single"], indirect=True)
+def test_one_user_gets_a_new_password(app: Application) -> None:
+    """The user stays, the new password is good, and the old one is not any more."""
+    logins = [app.content()]
+    for _ in range(2):
+        app.rotate()
+        logins.append(app.content())
+        use(app, logins[-1])
+        assert refused(app, logins[-2])
+    assert {login["username"] for login in logins} == {app.user}
+    assert len({login["password"] for login in logins}) == 3
+
+
+@Strategy
+def test_a_password_needs_no_quoting_and_the_rest_of_the_secret_stays(app: Application) -> None:
+    """It has the form of the first one, which CloudFormation made."""
+    app.rotate()
+    content = app.content()
+    assert len(content["password"]) == 40
+    assert set(content["password"]) <= set(
+        "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_."
+    )
+    assert content["engine"] == "postgres"
+
+
+@Strategy
+def test_every_step_may_be_repeated(app: Application) -> None:
+    """A repetition finds what the first try has done; after the last step it changes nothing."""
+    token = app.begin()
+    pending = set()
+    for step in STEPS:
+        for _ in range(2):
+            app.take(step, token)
+            pending.add(json.dumps(app.content("AWSPENDING")))
+    assert len(pending) == 1
+    stages = app.stages()
+    app.rotate(token)
+    assert app.stages() == stages
+    assert "AWSCURRENT" in stages[token]
+    use(app, app.content())
+
+
+def test_the_current_version_is_not_set_again(app: Application) -> None:
+    """What is AWSCURRENT is done, even where the database has another password since."""
+    token = app.rotate()
+    login = app.content()
+    with app.master() as master:
+        change = sql.SQL("ALTER ROLE {} PASSWORD 'changed-by-hand'")
+        master.execute(change.format(sql.Identifier(login["username"])))
+    app.take("setSecret", token)
+    assert refused(app, login)
+
+
+@Strategy
+def test_a_version_of_another_rotation_is_refused(app: Application) -> None:
+    """The token must be a version that is AWSPENDING: an unknown or an overtaken one is not."""
+    overtaken = app.begin()
+    app.begin()
+    for token in (str(uuid.uuid4()), overtaken):
+        for step in STEPS:
+            with pytest.raises(app.function.RotationError) as caught:
+                app.take(step, token)
+            for told in (step, app.arn, token, "rotate it again"):
+                assert told in str(caught.value)
+    use(app, app.content())
+
+
+def test_a_step_out_of_turn_is_refused(app: Application) -> None:
+    """There is nothing to set or to finish before the next login was made up."""
+    token = app.begin()
+    for step in STEPS[1:]:
+        with pytest.raises(app.function.RotationError, match="createSecret comes first"):
+            app.take(step, token)
+    assert app.content()["password"] == FIRST
+
+
+def test_a_trial_of_the_settings_only_logs_in(app: Application) -> None:
+    """A schedule that does not rotate at once has a copy of AWSCURRENT tested, and nothing more."""
+    token = app.begin()
+    secret = secretsmanager_backends[ACCOUNT][REGION].secrets[app.arn]
+    secret.versions[token]["secret_string"] = json.dumps(app.content())
+    app.take("testSecret", token)
+    use(app, app.content())
+
+
+# What can go wrong
+
+
+@contextmanager
+def powerless_master(postgres: Postgres) -> Iterator[None]:
+    """Take the right to change roles from the master user."""
+    master = sql.Identifier(str(conninfo_to_dict(postgres.dsn)["user"]))
+    with psycopg.connect(postgres.superuser_dsn, autocommit=True) as admin:
+        admin.execute(sql.SQL("ALTER ROLE {} NOCREATEROLE").format(master))
+        try:
+            yield
+        finally:
+            admin.execute(sql.SQL("ALTER ROLE {} CREATEROLE").format(master))
+
+
+@Strategy
+def test_a_step_that_fails_changes_nothing_and_the_next_rotation_recovers(
+    app: Application, postgres: Postgres
+) -> None:
+    """What was in use goes on; the service may try the same version again, or another one."""
+    before = app.content()
+    token = app.begin()
+    app.take("createSecret", token)
+    with powerless_master(postgres):
+        for _ in range(2):
+            with pytest.raises(app.function.RotationError) as caught:
+                app.take("setSecret", token)
+            for told in ("setSecret", app.arn, "as the master user", "permission denied"):
+                assert told in str(caught.value)
+    assert app.content() == before
+    use(app, before)
+    app.rotate(token)
+    use(app, app.content())
+
+    token = app.begin()
+    app.take("createSecret", token)
+    with powerless_master(postgres), pytest.raises(app.function.RotationError):
+        app.take("setSecret", token)
+    app.rotate()
+    use(app, app.content())
+
+
+def test_a_next_user_who_is_not_next_is_refused(
+    app: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The strategy was changed in the middle of a rotation: the message says how to begin anew."""
+    token = app.begin()
+    app.take("createSecret", token)
+    monkeypatch.setenv("ROTATION", "single")
+    app.function = load_function("rotate")
+    with pytest.raises(app.function.RotationError, match="take the label AWSPENDING off") as caught:
+        app.take("setSecret", token)
+    assert all(repr(user) in str(caught.value) for user in app.users)
+    assert app.content()["password"] == FIRST
+    app.rotate()
+    use(app, app.content())
+
+
+def test_a_database_that_is_away_is_told_with_who_wanted_to_come(
+    app: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The function logs in as two users, by two secrets: the message says which."""
+    token = app.begin()
+    app.take("createSecret", token)
+    monkeypatch.setenv("PGPORT", str(processes.free_port()))
+    monkeypatch.setenv("LAMBDA_PG_CHECKOUT_TIMEOUT", "0.3")
+    app.function = load_function("rotate")
+    master = re.escape(f"as the master user, by the secret {app.function.settings.secret_arn}: ")
+    with pytest.raises(app.function.RotationError, match=f"{master}.*refused"):
+        app.take("setSecret", token)
+    clone = re.escape(f"as '{app.users[1]}', by AWSPENDING: ")
+    with pytest.raises(app.function.RotationError, match=f"{clone}.*refused"):
+        app.take("testSecret", token)
+
+
+@pytest.mark.parametrize("strategy", ["single"], indirect=True)
+def test_a_password_that_a_deployment_set_back_is_not_made_current(app: Application) -> None:
+    """It came in between, with the password that AWSCURRENT had; a repetition puts it right."""
+    token = app.begin()
+    for step in STEPS[:3]:
+        app.take(step, token)
+    before = app.content()
+    app.deploy()
+    with pytest.raises(app.function.RotationError, match=r"by AWSPENDING: .*refused"):
+        app.take("finishSecret", token)
+    assert app.content() == before
+    use(app, before)
+    app.rotate(token)
+    use(app, app.content())
+
+
+def test_the_first_rotation_may_come_before_the_first_deployment(application: Application) -> None:
+    """Secrets Manager rotates as soon as it is told to: the deployment takes over what it finds."""
+    application.rotate()
+    application.deploy()
+    use(application, application.content())
+    application.rotate()
+    use(application, application.content())
+    use(application, application.content("AWSPREVIOUS"))
+
+
+def test_a_deployment_between_rotations_disturbs_nobody(app: Application) -> None:
+    """Both users go on, whichever of them the secret names."""
+    for _ in range(2):
+        app.rotate()
+        app.deploy()
+        use(app, app.content())
+        use(app, app.content("AWSPREVIOUS"))
+
+
+def test_a_role_of_somebody_else_s_is_not_taken(app: Application) -> None:
+    """It has the name that is wanted, and other rights: its password stays what it is."""
+    stranger = {"username": app.users[1], "password": "canary-of-a-stranger"}
+    with app.master() as master:
+        master.execute(
+            sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(
+                sql.Identifier(stranger["username"]), stranger["password"]
+            )
+        )
+        grant = sql.SQL("GRANT CONNECT ON DATABASE {} TO {}")
+        database, role = sql.Identifier(app.database), sql.Identifier(stranger["username"])
+        master.execute(grant.format(database, role))
+    token = app.begin()
+    app.take("createSecret", token)
+    with pytest.raises(app.function.RotationError, match="none of the application's"):
+        app.take("setSecret", token)
+    assert not refused(app, stranger)
+
+
+@pytest.mark.parametrize("strategy", ["single"], indirect=True)
+def test_the_master_user_is_not_rotated(
+    app: Application, secrets_service: SecretsService, postgres: Postgres
+) -> None:
+    """Neither by its own secret nor by one that names it: the function logs in with it."""
+    own = str(app.function.settings.secret_arn)
+    with pytest.raises(app.function.RotationError, match="master user's"):
+        app.take("createSecret", app.begin(), own)
+    master = str(conninfo_to_dict(postgres.dsn)["user"])
+    secrets_service.put(app.arn, {"username": master, "password": "canary-of-nobody"})
+    token = app.begin()
+    app.take("createSecret", token)
+    with pytest.raises(app.function.RotationError, match="none of the application's"):
+        app.take("setSecret", token)
+    app.master().close()
+
+
+def test_a_user_without_the_group_s_rights_does_not_become_current(app: Application) -> None:
+    """The test looks at more than the login."""
+    token = app.begin()
+    for step in STEPS[:2]:
+        app.take(step, token)
+    group, user, database = map(sql.Identifier, (GROUP, app.users[1], app.database))
+    with app.master() as master:
+        master.execute(sql.SQL("REVOKE {} FROM {}").format(group, user))
+        master.execute(sql.SQL("GRANT CONNECT ON DATABASE {} TO {}").format(database, user))
+    for step in STEPS[2:]:
+        with pytest.raises(app.function.RotationError, match=f"lacks the rights of {GROUP}"):
+            app.take(step, token)
+    assert app.content()["password"] == FIRST
+
+
+def test_a_server_that_is_not_verified_gets_no_password(
+    app: Application, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both connections are verified: the master user's, and the test of the next login."""
+    token = app.begin()
+    app.take("createSecret", token)
+    right = app.function
+    other = tmp_path / "other.pem"
+    other.write_text(Authority.create("other").pem)
+    with monkeypatch.context() as changed:
+        changed.setenv("PGSSLROOTCERT", str(other))
+        app.function = load_function("rotate")
+    for step in STEPS[1:]:
+        with pytest.raises(app.function.RotationError, match="certificate verify failed"):
+            app.take(step, token)
+    app.function = right
+    app.rotate(token)
+
+
+@Strategy
+def test_no_password_is_told_to_anybody(
+    app: Application, postgres: Postgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither the server's log, which may have every statement, nor the function's has one."""
+    token = app.begin()
+    with (
+        psycopg.connect(postgres.superuser_dsn, autocommit=True) as admin,
+        caplog.at_level(logging.DEBUG),
+    ):
+        admin.execute("ALTER SYSTEM SET log_statement = 'all'")
+        admin.execute("SELECT pg_reload_conf()")
+        try:
+            app.rotate(token)
+        finally:
+            admin.execute("ALTER SYSTEM RESET log_statement")
+            admin.execute("SELECT pg_reload_conf()")
+    told = [record.getMessage() for record in caplog.records if record.name == "rotate"]
+    assert len(told) == len(STEPS)
+    server = postgres.log.read_text()
+    assert f'ALTER ROLE "{app.content()["username"]}" PASSWORD \'SCRAM-SHA-256$' in server
+    for stage in ("AWSCURRENT", "AWSPREVIOUS"):
+        password = app.content(stage)["password"]
+        assert password not in server
+        assert password not in "".join(told)
+
+
+# Under load, through the pooler
+
+
+class Work(Load):
+    """What an API does, one request after the other: it reads, and writes a row exactly once."""
+
+    def __init__(self, db: Database[TupleRow]) -> None:
+        """Begin with no row."""
+        super().__init__(db)
+        self.owner = uuid.uuid4()
+
+    def _request(self) -> None:
+        claims = {"sub": str(self.owner)}
+        self._db.execute("SELECT count(*) FROM users", claims=claims, idempotent=True)
+        self._db.run_transaction(self._write, claims=claims)
+
+    @staticmethod
+    def _write(connection: psycopg.Connection[TupleRow]) -> None:
+        connection.execute("INSERT INTO users (name) VALUES ('x')")
+
+
+class Fleet:
+    """Several environments at work: some keep their connection, some open one after the other."""
+
+    def __init__(self, app: Application, pooler: PoolerFixture, clock: Clock) -> None:
+        """Open nothing yet."""
+        self._app = app
+        self._clock = clock
+        self._databases = [
+            self._database(pooler, each) for each in (None, None, *2 * (RECONNECTING,))
+        ]
+        self.loads = [Work(database) for database in self._databases]
+        self._stack = ExitStack()
+
+    def _database(self, pooler: PoolerFixture, lifetime: float | None) -> Database[TupleRow]:
+        settings = replace(
+            settings_for(pooler),
+            dbname=self._app.database,
+            secret_arn=self._app.arn,
+            max_lifetime=lifetime,
+        )
+        return self._clock.govern(Database(settings))
+
+    def __enter__(self) -> "Fleet":
+        """Begin to work."""
+        for load in self.loads:
+            self._stack.enter_context(load)
+        self.work()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End."""
+        self._stack.close()
+        for database in self._databases:
+            database.close()
+
+    @property
+    def errors(self) -> list[Exception]:
+        """What failed."""
+        return [error for load in self.loads for error in load.errors]
+
+    def work(self) -> None:
+        """Go on until each has served some more requests, or one failed."""
+        for load in self.loads:
+            load.wait_for(10)
+
+    def follow(self, user: str) -> None:
+        """Let time pass, as between two rotations, until all have gone over to a user."""
+        self._clock.shift += 1000
+        wait_until(lambda: self.errors or all(self._is(each, user) for each in self._databases))
+
+    def _is(self, database: Database[TupleRow], user: str) -> bool:
+        self._clock.shift += 31
+        row = database.execute("SELECT current_user", idempotent=True).fetchone()
+        return row == (user,)
+
+    def rows_are_exact(self, postgres: Postgres) -> bool:
+        """Tell whether each has written one row for every request that was served."""
+        dsn = make_conninfo(postgres.superuser_dsn, dbname=self._app.database)
+        with psycopg.connect(dsn) as admin:
+            rows = admin.execute("SELECT owner, count(*) FROM users GROUP BY owner").fetchall()
+        return dict(rows) == {load.owner: load.served for load in self.loads}
+
+
+def log_in_again(pooler: PoolerFixture) -> None:
+    """Let the pooler replace its server connections, as it does when their lifetime is over."""
+    with psycopg.connect(pooler.process.admin_dsn, autocommit=True) as console:
+        console.execute("RECONNECT")
+
+
+def start(pooler: PoolerFixture, app: Application, arn: str | None = None) -> PoolerFixture:
+    """Put the pooler in front of an application's database."""
+    return pooler.start(
+        DATABASE_NAME=app.database, USER_SECRET_ARNS=arn or app.arn, REFRESH_INTERVAL="1"
+    )
+
+
+def refusals(postgres: Postgres, app: Application) -> int:
+    """Count the logins that the database has refused."""
+    log = postgres.log.read_text()
+    return sum(log.count(f'authentication failed for user "{user}"') for user in app.users)
+
+
+def test_no_request_fails_while_two_users_take_turns(
+    app: Application, new_pooler: PoolerFixture, postgres: Postgres, clock: Clock
+) -> None:
+    """Two rotations, and after each the pooler has to log in again as either of them."""
+    pooler = start(new_pooler, app)
+    with Fleet(app, pooler, clock) as fleet:
+        for user in (app.users[1], app.users[0]):
+            app.rotate()
+            fleet.work()
+            log_in_again(pooler)
+            fleet.work()
+            fleet.follow(user)
+            fleet.work()
+    assert not fleet.errors
+    assert fleet.rows_are_exact(postgres)
+    assert refusals(postgres, app) == 0
+
+
+@pytest.mark.parametrize("strategy", ["single"], indirect=True)
+def test_no_request_fails_while_one_user_gets_a_new_password(
+    app: Application, new_pooler: PoolerFixture, postgres: Postgres, clock: Clock
+) -> None:
+    """In the middle of each rotation the pooler's logins are refused: requests wait for its end."""
+    pooler = start(new_pooler, app)
+    with Fleet(app, pooler, clock) as fleet:
+        for _ in range(2):
+            rotate_in_use(app, pooler, postgres)
+            fleet.work()
+    assert not fleet.errors
+    assert fleet.rows_are_exact(postgres)
+
+
+def test_no_request_fails_when_the_second_rotation_comes_too_soon(
+    app: Application, new_pooler: PoolerFixture, postgres: Postgres, clock: Clock
+) -> None:
+    """Nobody has gone over to the second user when the first one's password changes."""
+    pooler = start(new_pooler, app)
+    with Fleet(app, pooler, clock) as fleet:
+        app.rotate()
+        fleet.work()
+        rotate_in_use(app, pooler, postgres)
+        fleet.work()
+    assert not fleet.errors
+    assert fleet.rows_are_exact(postgres)
+
+
+def rotate_in_use(app: Application, pooler: PoolerFixture, postgres: Postgres) -> None:
+    """Rotate a user that is in use, and have its logins refused before the last step."""
+    token, before = app.begin(), refusals(postgres, app)
+    for step in STEPS[:2]:
+        app.take(step, token)
+    log_in_again(pooler)
+    wait_until(lambda: refusals(postgres, app) > before)
+    for step in STEPS[2:]:
+        app.take(step, token)
+
+
+@Strategy
+def test_requests_fail_behind_a_pooler_that_does_not_look(
+    app: Application,
+    new_pooler: PoolerFixture,
+    postgres: Postgres,
+    clock: Clock,
+    secrets_service: SecretsService,
+) -> None:
+    """The control: one that goes on with the first password ends in refusals.
+
+    Where two users take turns the layer bridges one rotation, with AWSPREVIOUS, and not a second.
+    """
+    forever = secrets_service.create(app.content())
+    pooler = start(new_pooler, app, forever)
+    with Fleet(app, pooler, clock) as fleet:
+        app.rotate()
+        if app.strategy == "alternating":
+            log_in_again(pooler)
+            clock.shift += 1000
+            fleet.work()
+            assert not fleet.errors
+            app.rotate()
+        log_in_again(pooler)
+        wait_until(lambda: fleet.errors)
+    assert fleet.rows_are_exact(postgres)

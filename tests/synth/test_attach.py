@@ -1,0 +1,222 @@
+"""Functions that this project has never seen, attached by the one call."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aws_cdk import App, Duration, Stack
+from aws_cdk import aws_ec2 as ec2
+from aws_cdk import aws_ecr as ecr
+from aws_cdk import aws_lambda as lambda_
+from lambda_pg import Settings
+
+from app import build
+from stacks.budget import BudgetError
+from stacks.clients import AttachError, Cap, Clients
+from stacks.config import CDK_JSON
+from tests.synth.conftest import Resources
+
+PYTHON = lambda_.Runtime.PYTHON_3_13
+
+
+class Theirs:
+    """An app of somebody else's: the project's stacks and one stack of their own."""
+
+    def __init__(self, folder: Path, override: dict[str, Any] | None = None) -> None:
+        context = json.loads(CDK_JSON.read_text())["context"]
+        chosen = {**context, "stage": "dev", "override": json.dumps(override or {})}
+        self.app = App(outdir=str(folder), context=chosen)
+        self.clients = build(self.app)
+        self.stack = Stack(self.app, "Orders")
+
+    def function(self, name: str = "Orders", **options: Any) -> lambda_.Function:
+        """Add a function as anybody would."""
+        return new_function(self.stack, name, **options)
+
+    def resources(self, kind: str) -> Resources:
+        """Synthesise and read the resources of their stack."""
+        template = self.app.synth().get_stack_by_name("Orders").template
+        found = template.get("Resources", {}).items()
+        return {name: resource for name, resource in found if resource["Type"] == kind}
+
+
+def new_function(scope: Stack, name: str, **options: Any) -> lambda_.Function:
+    """Make a zip function with a timeout that nests."""
+    settings: dict[str, Any] = {
+        "runtime": PYTHON,
+        "architecture": lambda_.Architecture.ARM_64,
+        "handler": "index.handler",
+        "code": lambda_.Code.from_inline("handler = print"),
+        "timeout": Duration.seconds(10),
+        **options,
+    }
+    return lambda_.Function(scope, name, **settings)
+
+
+@pytest.fixture
+def theirs(tmp_path: Path) -> Theirs:
+    """Give an app with PgBouncer."""
+    return Theirs(tmp_path)
+
+
+def test_one_call_gives_a_function_all_it_needs(theirs: Theirs) -> None:
+    """Layer, environment, network, group, secret and reservation."""
+    group = theirs.clients.attach(theirs.function(), concurrency=20)
+    assert isinstance(group, ec2.SecurityGroup)
+    (function,) = theirs.resources("AWS::Lambda::Function").values()
+    properties = function["Properties"]
+    assert properties["ReservedConcurrentExecutions"] == 20
+    assert len(properties["Layers"]) == 1
+    assert len(properties["VpcConfig"]["SecurityGroupIds"]) == 1
+    assert "Ref" in properties["VpcConfig"]["SubnetIds"]
+    told = {"PGPORT": "6432", "LAMBDA_PG_CA_PEM": "-----BEGIN CERTIFICATE-----"}
+    environment = {
+        name: value if isinstance(value, str) else told.get(name, "value")
+        for name, value in properties["Environment"]["Variables"].items()
+    }
+    settings = Settings.from_env(environment)
+    assert (settings.sslmode, settings.profile) == ("verify-full", "pgbouncer")
+    assert settings.application_name == "orders"
+    assert "LAMBDA_PG_SLOTS" not in environment
+
+
+def test_the_rules_belong_to_their_stack(theirs: Theirs) -> None:
+    """Into the pooler's group and out of the function's; the pooler's stack knows nothing."""
+    theirs.clients.attach(theirs.function(), concurrency=20)
+    (rule,) = theirs.resources("AWS::EC2::SecurityGroupIngress").values()
+    assert "poolersecuritygroup" in json.dumps(rule["Properties"]["GroupId"])
+    assert rule["Properties"]["FromPort"] == 6432
+    outputs = theirs.app.synth().get_stack_by_name("Orders").template.get("Outputs", {})
+    assert not outputs
+
+
+def test_layers_of_their_own_stay(theirs: Theirs) -> None:
+    """Ours comes after those that the function has, and before or after the call is the same."""
+    function = theirs.function()
+    arn = "arn:aws:lambda:eu-west-1:111122223333:layer:{}:1"
+    one = lambda_.LayerVersion.from_layer_version_arn(theirs.stack, "One", arn.format("one"))
+    two = lambda_.LayerVersion.from_layer_version_arn(theirs.stack, "Two", arn.format("two"))
+    function.add_layers(one)
+    theirs.clients.attach(function, concurrency=20)
+    function.add_layers(two)
+    (resource,) = theirs.resources("AWS::Lambda::Function").values()
+    first, second, ours = resource["Properties"]["Layers"]
+    assert (first, second) == (arn.format("one"), arn.format("two"))
+    assert "layerarn" in ours["Ref"]
+
+
+def test_a_container_image_gets_everything_but_the_layer(theirs: Theirs) -> None:
+    """It brings the package along."""
+    code = lambda_.DockerImageCode.from_ecr(repository=ecr.Repository(theirs.stack, "Images"))
+    function = lambda_.DockerImageFunction(
+        theirs.stack, "Image", code=code, timeout=Duration.seconds(10)
+    )
+    theirs.clients.attach(function, concurrency=5)
+    (resource,) = theirs.resources("AWS::Lambda::Function").values()
+    assert "Layers" not in resource["Properties"]
+    assert "PGHOST" in resource["Properties"]["Environment"]["Variables"]
+    assert "VpcConfig" in resource["Properties"]
+
+
+def test_without_a_cap_it_is_refused(theirs: Theirs) -> None:
+    """The message names the function and the three ways to give it one."""
+    with pytest.raises(AttachError, match=r"Orders/Orders has no cap.*concurrency=20.*POOLER"):
+        theirs.clients.attach(theirs.function())
+    assert not any(client.name == "Orders/Orders" for client in theirs.clients.budget.clients)
+
+
+def test_its_own_reservation_is_its_cap(theirs: Theirs) -> None:
+    """What the function reserves counts, and nothing else may be said of it."""
+    theirs.clients.attach(theirs.function(reserved_concurrent_executions=7))
+    assert theirs.clients.budget.clients[-1].concurrency == 7
+    other = theirs.function("Other", reserved_concurrent_executions=7)
+    with pytest.raises(AttachError, match="reserves 7, but concurrency=8"):
+        theirs.clients.attach(other, concurrency=8)
+
+
+def test_the_pooler_s_limit_can_be_the_cap(theirs: Theirs) -> None:
+    """For accounts that allow no reservation."""
+    theirs.clients.attach(theirs.function(), concurrency=Cap.POOLER_LIMIT)
+    (function,) = theirs.resources("AWS::Lambda::Function").values()
+    assert "ReservedConcurrentExecutions" not in function["Properties"]
+
+
+def test_a_function_too_many_is_refused_at_its_own_line(theirs: Theirs) -> None:
+    """The arithmetic names it; slots and processes multiply."""
+    theirs.clients.attach(theirs.function("Fits"), concurrency=100, slots=2, processes=2)
+    with pytest.raises(BudgetError, match=r"Orders/Big: 800 environments x 1 processes"):
+        theirs.clients.attach(theirs.function("Big"), concurrency=800)
+    (fits, *_) = theirs.resources("AWS::Lambda::Function").values()
+    assert fits["Properties"]["Environment"]["Variables"]["LAMBDA_PG_SLOTS"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"timeout": Duration.seconds(3)}, r"timeout of 3 s: allowed is more than .* = 3"),
+        ({"timeout": None}, r"timeout of 3 s"),
+        ({"runtime": lambda_.Runtime.PYTHON_3_12}, r"python3.12 on arm64.*python3.13 on arm64"),
+        ({"architecture": lambda_.Architecture.X86_64}, r"python3.13 on x86_64.*on arm64"),
+        ({"runtime": lambda_.Runtime.NODEJS_22_X}, r"runs nodejs22.x"),
+    ],
+)
+def test_what_cannot_work_is_refused(
+    theirs: Theirs, options: dict[str, Any], expected: str
+) -> None:
+    """At synth, with both values, instead of an import error in the function's log."""
+    with pytest.raises(AttachError, match=expected):
+        theirs.clients.attach(theirs.function(**options), concurrency=5)
+
+
+def test_twice_is_refused(theirs: Theirs) -> None:
+    """It would count twice."""
+    function = theirs.function()
+    theirs.clients.attach(function, concurrency=5)
+    with pytest.raises(AttachError, match="attached already"):
+        theirs.clients.attach(function, concurrency=5)
+
+
+def test_a_function_in_another_vpc_is_refused(theirs: Theirs) -> None:
+    """The pooler is not in there."""
+    vpc = ec2.Vpc(theirs.stack, "Vpc", max_azs=2)
+    with pytest.raises(AttachError, match="is in a VPC already"):
+        theirs.clients.attach(theirs.function(vpc=vpc), concurrency=5)
+
+
+def test_their_stack_is_deployed_after_the_pooler(theirs: Theirs) -> None:
+    """What it reads is published by then."""
+    theirs.clients.attach(theirs.function(), concurrency=5)
+    assembly = theirs.app.synth()
+    dependencies = [each.id for each in assembly.get_stack_by_name("Orders").dependencies]
+    assert "LambdaPg-dev-Pooler" in dependencies
+
+
+def test_with_tokens_it_may_log_in_as_one_user(tmp_path: Path) -> None:
+    """RDS Proxy with end-to-end IAM: no secret, `rds-db:connect` for what the stage published."""
+    theirs = Theirs(tmp_path, {"pooler": "rds-proxy"})
+    theirs.clients.attach(theirs.function(), concurrency=5)
+    policies = json.dumps(theirs.resources("AWS::IAM::Policy"))
+    assert "rds-db:connect" in policies
+    assert "secretsmanager" not in policies
+    (function,) = theirs.resources("AWS::Lambda::Function").values()
+    variables = function["Properties"]["Environment"]["Variables"]
+    assert variables["LAMBDA_PG_AUTH"] == "iam"
+    assert "pooleruser" in variables["PGUSER"]["Ref"]
+
+
+def test_another_app_attaches_within_what_is_kept_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It knows the stage by name, and `functions.other_clients` is its limit."""
+    changed = json.loads(CDK_JSON.read_text())
+    changed["context"]["stages"]["dev"]["functions"] = {"other_clients": 20}
+    (tmp_path / "cdk.json").write_text(json.dumps(changed))
+    monkeypatch.setattr("stacks.config.CDK_JSON", tmp_path / "cdk.json")
+    app = App(outdir=str(tmp_path / "out"))
+    stack = Stack(app, "Elsewhere")
+    clients = Clients.of_another_app("dev")
+    clients.attach(new_function(stack, "Small"), concurrency=10)
+    with pytest.raises(BudgetError, match=r"functions\.other_clients of the stage"):
+        clients.attach(new_function(stack, "More"), concurrency=1)
+    app.synth()

@@ -1,0 +1,54 @@
+"""The example of another CDK app: what it attaches by the call and by hand is the same."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aws_cdk import App
+
+from examples.cdk.app import Orders
+
+NAMES = ("OneCall", "ByParameters")
+
+
+@pytest.fixture
+def template(tmp_path: Path) -> dict[str, Any]:
+    """Synthesise the example."""
+    app = App(outdir=str(tmp_path), context={"stage": "dev"})
+    Orders(app, "Orders")
+    found: dict[str, Any] = app.synth().get_stack_by_name("Orders").template
+    return found
+
+
+def test_both_ways_give_a_function_the_same(template: dict[str, Any]) -> None:
+    """Layer, subnets, reservation and environment, but for what the call sets besides."""
+    one, other = (function(template, name) for name in NAMES)
+    for name in ("Layers", "ReservedConcurrentExecutions", "Runtime", "Architectures"):
+        assert one[name] == other[name], name
+    assert one["VpcConfig"]["SubnetIds"] == other["VpcConfig"]["SubnetIds"]
+    by_call, by_hand = (each["Environment"]["Variables"] for each in (one, other))
+    assert set(by_call) - set(by_hand) == {"LAMBDA_PG_CHECKOUT_TIMEOUT"}
+    for name in ("PGHOST", "PGPORT", "PGSSLMODE", "LAMBDA_PG_SECRET_ARN", "LAMBDA_PG_CA_PEM"):
+        assert by_call[name] == by_hand[name], name
+
+
+def function(template: dict[str, Any], name: str) -> dict[str, Any]:
+    """Find a function's properties by the beginning of its logical id."""
+    (found,) = [
+        resource["Properties"]
+        for logical, resource in template["Resources"].items()
+        if resource["Type"] == "AWS::Lambda::Function" and logical.startswith(name)
+    ]
+    return dict(found)
+
+
+def test_it_reads_only_what_a_stage_publishes(template: dict[str, Any]) -> None:
+    """No export of another stack is used, and every parameter is of the stage."""
+    assert "Fn::ImportValue" not in json.dumps(template)
+    names = {
+        each["Default"]
+        for each in template["Parameters"].values()
+        if each["Type"].startswith("AWS::SSM::Parameter::Value")
+    }
+    assert all(name.startswith(("/lambda-pg/dev/", "/cdk-bootstrap/")) for name in names)

@@ -1,0 +1,146 @@
+"""The pooler's numbers without a PgBouncer: what counts, what is compared, how it is written."""
+
+from __future__ import annotations
+
+import pytest
+
+from pgbouncer.metrics import UNITS, Tally, levels_of, rates_of, render, totals_of
+from pgbouncer.session import Row
+from pgbouncer.settings import MetricsSettings
+from tests.unit.embedded_metrics import assert_embedded_metrics
+
+SETTINGS = MetricsSettings(60, "LambdaPg", "dev")
+AT = b"2026-11-25 19:09:43.884 UTC [6982] WARNING C-0x5555: app/app_user@10.0.1.2:54496 "
+NOBODY = b"2026-11-25 19:09:43.884 UTC [6982] WARNING C-0x5555: (nodb)/(nouser)@10.0.1.2:54496 "
+POOL: Row = {
+    "database": "app",
+    "user": "app_user",
+    "cl_active": "7",
+    "cl_waiting": "3",
+    "cl_active_cancel_req": "1",
+    "cl_waiting_cancel_req": "1",
+    "sv_active": "4",
+    "sv_active_cancel": "1",
+    "sv_being_canceled": "1",
+    "sv_idle": "2",
+    "sv_used": "1",
+    "sv_tested": "1",
+    "sv_login": "1",
+    "maxwait": "1",
+    "maxwait_us": "250000",
+    "pool_mode": "transaction",
+    "load_balance_hosts": None,
+}
+
+
+# Log lines
+
+
+@pytest.mark.parametrize(
+    ("line", "counted"),
+    [
+        (AT + b"pooler error: query_wait_timeout\n", "QueueTimeouts"),
+        (
+            NOBODY + b"pooler error: no more connections allowed (max_client_conn)\n",
+            "RefusedConnections",
+        ),
+        (AT + b"pooler error: client_login_timeout (server down)\n", None),
+        (AT + b"pooler error: no such user: query_wait_timeout\n", None),
+        (b"LOG got SIGHUP, re-reading config\n", None),
+    ],
+)
+def test_a_log_line_counts_when_pgbouncer_turned_somebody_away(
+    line: bytes, counted: str | None
+) -> None:
+    """The texts are PgBouncer's own, as captured from 1.24.1."""
+    tally = Tally()
+    tally.note(line)
+    tally.note(line)
+    assert tally.take() == {
+        name: 2 if name == counted else 0 for name in ("RefusedConnections", "QueueTimeouts")
+    }
+
+
+def test_a_line_counts_in_one_interval_only() -> None:
+    """What was told is forgotten."""
+    tally = Tally()
+    tally.note(AT + b"pooler error: query_wait_timeout\n")
+    assert tally.take()["QueueTimeouts"] == 1
+    assert tally.take()["QueueTimeouts"] == 0
+
+
+# The console's answers
+
+
+def test_levels_are_summed_over_the_pools_and_the_longest_wait_is_taken() -> None:
+    """Each user has a pool; a waiting client is a client, and every server connection counts."""
+    other = POOL | {"user": "other", "cl_waiting": "0", "maxwait": "0", "maxwait_us": "500"}
+    assert levels_of([POOL, other], 44) == {
+        "ClientConnections": 17,
+        "ClientsWaiting": 3,
+        "MaxWait": 1.25,
+        "ServerConnections": 22,
+        "ServerConnectionsUsed": 50,
+    }
+
+
+def test_without_a_pool_every_level_is_zero() -> None:
+    """Before the first client PgBouncer has no row for the database."""
+    assert set(levels_of([], 20).values()) == {0}
+    assert set(totals_of([]).values()) == {0}
+
+
+@pytest.mark.parametrize("broken", [{"maxwait": None}, {"cl_active": "many"}])
+def test_a_level_that_is_no_number_is_an_error(broken: Row) -> None:
+    """A guess would be worse than a gap."""
+    with pytest.raises(ValueError, match=r"NULL|many"):
+        levels_of([POOL | broken], 20)
+
+
+def test_rates_are_what_has_come_since_the_last_answer() -> None:
+    """The wait is in microseconds in PgBouncer, and an average in milliseconds here."""
+    before = totals_of(
+        [{"total_query_count": "10", "total_xact_count": "5", "total_wait_time": "4000"}]
+    )
+    now = totals_of(
+        [{"total_query_count": "30", "total_xact_count": "15", "total_wait_time": "64000"}]
+    )
+    assert rates_of(now, before) == {"Queries": 20, "Transactions": 10, "QueueTime": 3}
+
+
+def test_without_a_query_there_is_no_average_wait() -> None:
+    """A zero would tell of a queue that nobody has seen."""
+    totals = totals_of(
+        [{"total_query_count": "1", "total_xact_count": "1", "total_wait_time": "9"}]
+    )
+    assert rates_of(totals, totals) == {"Queries": 0, "Transactions": 0}
+
+
+def test_totals_that_have_shrunk_count_as_nothing() -> None:
+    """PgBouncer forgets what a pool had counted when it drops the pool."""
+    assert rates_of(
+        {"total_query_count": 1, "total_xact_count": 1, "total_wait_time": 0},
+        {"total_query_count": 9, "total_xact_count": 9, "total_wait_time": 9},
+    ) == {"Queries": 0, "Transactions": 0}
+
+
+# The line
+
+
+def test_a_line_follows_the_rules_of_the_format() -> None:
+    """Each metric that is declared is there, a number with a unit, and so is the dimension."""
+    root = assert_embedded_metrics(render(dict.fromkeys(UNITS, 0.5), SETTINGS, 1234.5678))
+    (directive,) = root["_aws"]["CloudWatchMetrics"]
+    assert root["_aws"]["Timestamp"] == 1234567
+    assert directive["Namespace"] == "LambdaPg"
+    assert directive["Dimensions"] == [["Pooler"]]
+    assert root["Pooler"] == "dev"
+    assert {metric["Name"]: metric["Unit"] for metric in directive["Metrics"]} == UNITS
+    assert {name: root[name] for name in UNITS} == dict.fromkeys(UNITS, 0.5)
+
+
+def test_a_metric_without_a_value_is_not_declared() -> None:
+    """One that is declared and missing makes the whole line invalid."""
+    root = assert_embedded_metrics(render({"Queries": 0}, SETTINGS, 1))
+    assert root["_aws"]["CloudWatchMetrics"][0]["Metrics"] == [{"Name": "Queries", "Unit": "Count"}]
+    assert "QueueTime" not in root
