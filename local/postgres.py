@@ -130,7 +130,10 @@ class Postgres:
         self.start()
 
     def create_master(self, user: str, password: str, database: str) -> None:
-        """Create or change the master user, with RDS's rights and no more, and its database."""
+        """Create or change a master user, with RDS's rights and no more, and its database.
+
+        The first one is the one that `dsn` is of: others belong to other apps in the same cloud.
+        """
         statements = _master_statements(user, password)
         with psycopg.connect(self.superuser_dsn, autocommit=True) as connection:
             for statement in statements:
@@ -142,7 +145,8 @@ class Postgres:
                 else "CREATE DATABASE {} OWNER {}"
             )
             connection.execute(sql.SQL(verb).format(sql.Identifier(database), sql.Identifier(user)))
-        self._master = (user, password, database)
+        if self._master is None or self._master[0] == user:
+            self._master = (user, password, database)
 
     # Preparation
 

@@ -91,9 +91,10 @@ def addresses(cloud: LocalCloud) -> set[str]:
 @pytest.fixture(scope="module")
 def pair(cloud: LocalCloud) -> Iterator[LocalCloud]:
     """A cloud with two tasks; each test leaves two."""
+    before = cloud.status()["pooler"]["desired"]
     cloud.scale_pooler(2)
     yield cloud
-    cloud.scale_pooler(1)
+    cloud.scale_pooler(before)
 
 
 def update(cloud: LocalCloud, **changes: Any) -> None:
@@ -207,15 +208,17 @@ def test_a_change_by_the_api_alone_is_followed(pair: LocalCloud) -> None:
 
 def test_stop_start_and_restart_are_for_all_tasks(pair: LocalCloud) -> None:
     """Stopped means that nothing listens; started again there are as many as before."""
-    before = tasks(pair)
+    before, budget = tasks(pair), pair.status()["pooler"]["max_server_connections"]
     pair.pooler("stop")
-    assert tasks(pair) == []
-    pooler = pair.status()["pooler"]
-    assert (pooler["admin_dsn"], pooler["max_server_connections"]) == (None, 40)
-    with pytest.raises(psycopg.OperationalError, match="refused"):
-        psycopg.connect(host=pooler["host"], port=pooler["port"], connect_timeout=5)
-    assert not any(psutil.pid_exists(task["pid"]) for task in before)
-    pair.pooler("start")
+    try:
+        pooler = pair.status()["pooler"]
+        assert (pooler["tasks"], pooler["admin_dsn"]) == ([], None)
+        assert pooler["max_server_connections"] == budget
+        with pytest.raises(psycopg.OperationalError, match="refused"):
+            psycopg.connect(host=pooler["host"], port=pooler["port"], connect_timeout=5)
+        assert not any(psutil.pid_exists(task["pid"]) for task in before)
+    finally:
+        pair.pooler("start")
     first = addresses(pair)
     assert len(first) == 2
     pair.pooler("restart")
@@ -240,57 +243,22 @@ def fetch(url: str) -> dict[str, Any]:
         return dict(json.load(response))
 
 
-REGISTRY = {
-    "Resources": {
-        "Namespace": {
-            "Type": "AWS::ServiceDiscovery::PrivateDnsNamespace",
-            "Properties": {"Name": "registry.test", "Vpc": "vpc-1"},
-        },
-        "Registry": {
-            "Type": "AWS::ServiceDiscovery::Service",
-            "Properties": {"Name": "tasks", "NamespaceId": {"Ref": "Namespace"}},
-        },
-    },
-    "Outputs": {"Arn": {"Value": {"Fn::GetAtt": ["Registry", "Arn"]}}},
-}
-
-
-@pytest.fixture
-def registry(cloud: LocalCloud) -> Iterator[str]:
-    """A service of Cloud Map; its ARN."""
-    stacks = cloud.client("cloudformation")
-    stacks.create_stack(StackName="registry", TemplateBody=json.dumps(REGISTRY))
-
-    def status() -> str:
-        (stack,) = stacks.describe_stacks(StackName="registry")["Stacks"]
-        return str(stack["StackStatus"])
-
-    until(lambda: status() == "CREATE_COMPLETE", "the registry")
-    (stack,) = stacks.describe_stacks(StackName="registry")["Stacks"]
-    yield stack["Outputs"][0]["OutputValue"]
-    stacks.delete_stack(StackName="registry")
-
-
-def test_cloud_map_knows_the_tasks_of_a_registered_service(pair: LocalCloud, registry: str) -> None:
-    """Each task under its address, as long as it runs."""
+def test_cloud_map_knows_the_tasks_as_long_as_they_run(pair: LocalCloud) -> None:
+    """Each task under its address, where the tasks themselves look each other up."""
+    variables = psutil.Process(tasks(pair)[0]["pid"]).environ()
     discovery = pair.client("servicediscovery")
 
     def discovered() -> set[str]:
-        found = discovery.discover_instances(NamespaceName="registry.test", ServiceName="tasks")
+        found = discovery.discover_instances(
+            NamespaceName=variables["PEERS_NAMESPACE"], ServiceName=variables["PEERS_SERVICE"]
+        )
         return {each["Attributes"]["AWS_INSTANCE_IPV4"] for each in found["Instances"]}
 
-    update(pair, serviceRegistries=[{"registryArn": registry}])
-    try:
-        assert discovered() == addresses(pair)
-        pair.scale_pooler(3)
-        assert len(discovered()) == 3
-        assert discovered() == addresses(pair)
-        pair.replace_pooler_tasks()
-        assert discovered() == addresses(pair)
-        pair.pooler("stop")
-        assert discovered() == set()
-        pair.pooler("start")
-        assert discovered() == addresses(pair)
-    finally:
-        update(pair, serviceRegistries=[])
+    assert discovered() == addresses(pair)
+    pair.pooler("stop")
     assert discovered() == set()
+    pair.pooler("start")
+    assert len(discovered()) == 2
+    assert discovered() == addresses(pair)
+    os.kill(tasks(pair)[0]["pid"], signal.SIGKILL)
+    until(lambda: len(addresses(pair)) == 2 and discovered() == addresses(pair), "another task")

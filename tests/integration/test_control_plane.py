@@ -495,6 +495,17 @@ def test_a_change_of_the_service_by_the_ecs_api_is_seen(plane: ControlPlane) -> 
     assert len(set(seen)) == 3
 
 
+def test_a_pooler_that_is_destroyed_is_gone_at_the_next_look(plane: ControlPlane) -> None:
+    """With its cluster, which was known a moment ago."""
+    plane.deploy("pooler", registered_service())
+    inventory = plane.inventory()
+    assert inventory.read().pooler is not None
+    seen = inventory.signature()
+    plane.delete("pooler")
+    assert inventory.signature() != seen
+    assert inventory.read().pooler is None
+
+
 def test_registries_survive_an_update_of_the_stack(plane: ControlPlane) -> None:
     """CloudFormation keeps them with the service, and takes them away when they are dropped."""
     resources = registered_service()

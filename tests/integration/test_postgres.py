@@ -118,6 +118,23 @@ def test_a_new_password_of_the_master_replaces_the_old_one(other_postgres: Postg
         other_postgres.stop()
 
 
+def test_the_database_of_another_app_does_not_take_the_first_ones_address(
+    other_postgres: Postgres,
+) -> None:
+    """One server carries the databases of all apps in a cloud; what people use stays the same."""
+    other_postgres.start()
+    try:
+        other_postgres.create_master("master", "first", "app")
+        first = other_postgres.dsn
+        other_postgres.create_master("another", "second", "another")
+        assert other_postgres.dsn == first
+        assert fetch(first, "SELECT current_database()") == ("app",)
+        theirs = other_postgres.dsn_of("another", "second", "another")
+        assert fetch(theirs, "SELECT current_user") == ("another",)
+    finally:
+        other_postgres.stop()
+
+
 def test_a_failing_start_shows_the_log(other_postgres: Postgres) -> None:
     """The reason is in the message, not only in a file."""
     other_postgres.parameters["shared_buffers"] = "nonsense"

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -318,6 +319,106 @@ def test_a_new_version_retires_the_old_one_and_lets_its_requests_finish(bench: B
         await until(lambda: not (account.running() > 1))
         with pytest.raises(UnknownFunctionError, match="other"):
             await account.invoke("other", b"{}")
+        await account.close()
+
+    asyncio.run(work())
+
+
+VERSION = """
+import os
+def handler(event, context):
+    return [%r, context.function_version, context.invoked_function_arn, os.getpid()]
+"""
+
+
+def published(bench: Bench, code: str, version: str, alias: str = "") -> Function:
+    """Make a version of a function, called by its number or by an alias."""
+    arn = f"arn:aws:lambda:us-east-1:000000000000:function:stack-fn:{alias or version}"
+    return bench.function(VERSION % code, version=version, arn=arn)
+
+
+def test_a_version_that_is_called_by_its_number_runs_beside_the_one_that_serves(
+    bench: Bench,
+) -> None:
+    """Its requests leave the environments of the other alone, and the name stays the alias's."""
+    account = Account(bench.around, 60)
+
+    async def call(name: str) -> list[Any]:
+        return list(read(await account.invoke(name, b"{}")))
+
+    async def work() -> None:
+        served = published(bench, "one", "1", "live")
+        await account.update(served)
+        before = await call("stack-fn")
+        assert before[:2] == ["one", "1"]
+        assert before[2].endswith(":live")
+
+        key = await account.update_version(published(bench, "two", "2"))
+        assert (await call(key))[:2] == ["two", "2"]
+        newest = bench.function(VERSION % "three")
+        key = await account.update_version(newest)
+        assert (await call(key))[:2] == ["three", "$LATEST"]
+        assert await call("stack-fn") == before
+        assert account.counts() == {"fn": 3}
+
+        await account.keep_only(["stack-fn"])
+        assert account.counts() == {"fn": 1}
+        assert await call("stack-fn") == before
+        await account.close()
+
+    asyncio.run(work())
+
+
+def test_the_version_that_serves_is_called_where_it_runs_already(bench: Bench) -> None:
+    """By its number it needs no environments of its own, and its alias keeps its ARN."""
+    account = Account(bench.around, 60)
+
+    async def work() -> None:
+        served = published(bench, "one", "1", "live")
+        await account.update(served)
+        first = read(await account.invoke("fn", b"{}"))
+        same = replace(served, arn=served.arn.replace(":live", ":1"))
+        assert await account.update_version(same) == "stack-fn"
+        assert read(await account.invoke("fn", b"{}")) == first
+        await account.close()
+
+    asyncio.run(work())
+
+
+def test_new_code_of_a_function_without_an_alias_is_called_by_its_name(bench: Bench) -> None:
+    """As a deployment does that runs a migration: the older environments retire."""
+    account = Account(bench.around, 60)
+
+    async def work() -> None:
+        await account.update(bench.function(VERSION % "old"))
+        assert read(await account.invoke("fn", b"{}"))[0] == "old"
+        assert await account.update_version(bench.function(VERSION % "new")) == "stack-fn"
+        assert read(await account.invoke("fn", b"{}"))[0] == "new"
+        await until(lambda: account.running() == 1)
+        await account.close()
+
+    asyncio.run(work())
+
+
+def test_only_what_has_changed_is_restarted(bench: Bench) -> None:
+    """A deployment of another function leaves an environment where it is."""
+    account = Account(bench.around, 60)
+    one = published(bench, "one", "1", "live")
+    other = replace(published(bench, "other", "1", "live"), name="stack-other", folder="other")
+
+    async def pids() -> list[int]:
+        return [read(await account.invoke(name, b"{}"))[3] for name in ("fn", "other")]
+
+    async def work() -> None:
+        await account.update(one)
+        await account.update(other)
+        before = await pids()
+        await account.update(one)
+        changed = published(bench, "changed", "2", "live")
+        await account.update(replace(changed, name="stack-other", folder="other"))
+        await account.keep_only(["stack-fn", "stack-other"])
+        after = await pids()
+        assert (after[0] == before[0], after[1] == before[1]) == (True, False)
         await account.close()
 
     asyncio.run(work())
