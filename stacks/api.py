@@ -1,10 +1,10 @@
 """The functions, the migration and the HTTP API in front of them."""
 
 import json
-from typing import Any
+from typing import Any, cast
 
 import jsii
-from aws_cdk import CfnOutput, Duration, Stack, triggers
+from aws_cdk import CfnOutput, CfnResource, Duration, Stack, triggers
 from aws_cdk import aws_apigateway as apigateway
 from aws_cdk import aws_apigatewayv2 as api
 from aws_cdk import aws_apigatewayv2_integrations as integrations
@@ -29,6 +29,8 @@ BASELINE = ["/baseline/users/{id}"]
 
 BY_API = "The API invokes it and hands its answer on: there is no event that could be lost."
 BY_DEPLOYMENT = "The deployment invokes it, waits for it, and rolls back when it fails."
+
+TRIGGER_PROVIDER = "AWSCDK.TriggerCustomResourceProviderCustomResourceProvider"
 
 HEALTH_CONCURRENCY = 5
 """Environments reserved for health checks, where anything is reserved."""
@@ -123,7 +125,16 @@ class ApiStack(Stack):
             execute_before=before,
             execute_after=[function],
         )
+        self._keep_provider_s_logs()
         return function
+
+    def _keep_provider_s_logs(self) -> None:
+        """Give CDK's own function behind the trigger a log group: Lambda's would be for ever."""
+        provider = self.node.find_child(TRIGGER_PROVIDER).node.find_child("Handler")
+        group = log_group(self, "MigrationProviderLogs", self._config)
+        cast(CfnResource, provider).add_property_override(
+            "LoggingConfig", {"LogGroup": group.log_group_name}
+        )
 
     def _limits(self) -> dict[str, int]:
         settings = self._config.database

@@ -3,18 +3,20 @@
 from dataclasses import dataclass
 from typing import Any
 
-from aws_cdk import Duration, RemovalPolicy
+from aws_cdk import Duration, RemovalPolicy, Stack
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_rds as rds
 from aws_cdk import aws_secretsmanager as secretsmanager
 from constructs import Construct
 
-from stacks.acknowledged import accept
+from stacks.acknowledged import accept, accept_permission, aws_policy
 from stacks.config import Config
-from stacks.network import NetworkStack
+from stacks.network import NetworkStack, retention
 
 PORT = 5432
 MASTER = "lambda_pg_owner"
+LOG_RETENTION = "LogRetentionaae0aa3c5b4d4f87b02d85b201efdd8a"
+"""Name of CDK's own function for log groups that AWS makes; one in a stack."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ def _instance(
         database_insights_mode=rds.DatabaseInsightsMode.STANDARD,
         enable_performance_insights=True,
         cloudwatch_logs_exports=["postgresql"],
+        cloudwatch_logs_retention=retention(config.log_retention_days),
         removal_policy=_removal(config),
     )
     _accept_findings(instance, config)
@@ -140,6 +143,7 @@ def _cluster(
         deletion_protection=settings.deletion_protection,
         port=PORT,
         cloudwatch_logs_exports=["postgresql"],
+        cloudwatch_logs_retention=retention(config.log_retention_days),
         removal_policy=_removal(config),
     )
     _accept_findings(cluster, config)
@@ -213,6 +217,17 @@ def _removal(config: Config) -> RemovalPolicy:
 
 def _accept_findings(server: Construct, config: Config) -> None:
     settings = config.database
+    keeper = Stack.of(server).node.find_child(LOG_RETENTION)
+    accept_permission(
+        keeper,
+        aws_policy("AWSLambdaBasicExecutionRole"),
+        "AWS's own policy for writing logs, of CDK's own function.",
+    )
+    accept_permission(
+        keeper,
+        "Resource::*",
+        "CDK's own function sets how long the database's logs are kept; RDS names their group.",
+    )
     port = "The port is no secret: security groups decide who may reach it."
     accept(server, RDS11=port)
     if not settings.multi_az:

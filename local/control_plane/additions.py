@@ -46,7 +46,7 @@ TYPES: dict[str, Handlers] = {
 
 
 ALARM = named("alarm", lambda i: {"Arn": arn("cloudwatch", f"alarm:{i}")}, "AlarmName")
-"""Accepted and never raised: MiniStack's own refuse arithmetic on metrics."""
+"""Accepted and never raised: nothing is measured, and MiniStack's own refuse metric math."""
 
 
 def install(cloud: Cloud) -> None:

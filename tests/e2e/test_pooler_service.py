@@ -17,7 +17,7 @@ import pytest
 
 from local import processes
 from local.caller import call
-from local.cloud import LocalCloud
+from local.cloud import CloudError, LocalCloud
 
 SECONDS = 60.0
 CLIENTS = 4
@@ -170,11 +170,26 @@ def changed_setting(cloud: LocalCloud, name: str, value: str) -> Iterator[None]:
     registered = ecs.register_task_definition(
         family=old["family"], containerDefinitions=[{**kept, "environment": environment}]
     )["taskDefinition"]
-    update(cloud, taskDefinition=registered["taskDefinitionArn"])
     try:
+        update(cloud, taskDefinition=registered["taskDefinitionArn"])
         yield
     finally:
         update(cloud, taskDefinition=old["taskDefinitionArn"])
+
+
+def test_tasks_that_cannot_start_leave_the_running_ones_alone(pair: LocalCloud) -> None:
+    """The deployment fails with what the supervisor has said; requests are served all the time."""
+    before = addresses(pair)
+    with Readers(pair) as readers:
+        with (
+            pytest.raises(CloudError, match="POOL_MODE is 'nonsense'"),
+            changed_setting(pair, "POOL_MODE", "nonsense"),
+        ):
+            pytest.fail("it has started")
+        readers.go_on()
+    assert not readers.failures
+    assert pair.status()["pooler"]["failure"] is None
+    assert len(addresses(pair)) == len(before) == 2
 
 
 def test_a_task_that_is_killed_is_replaced_and_no_read_fails(pair: LocalCloud) -> None:
