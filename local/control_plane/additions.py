@@ -23,7 +23,8 @@ def _proxy_endpoint(name: str) -> dict[str, Any]:
     return {"DBProxyEndpointArn": arn("rds", f"db-proxy-endpoint:{id_}"), **attributes}
 
 
-# These are accepted but do nothing here: RDS Proxy, alarms on alarms, gradual deployments.
+# These are accepted but do nothing here: RDS Proxy, alarms on alarms, gradual deployments, and how
+# long CloudWatch keeps logs.
 TYPES: dict[str, Handlers] = {
     "AWS::EC2::EIP": named("eipalloc", lambda i: {"AllocationId": i, "PublicIp": "192.0.2.1"}),
     "AWS::EC2::NatGateway": named("nat", lambda i: {"NatGatewayId": i}),
@@ -42,6 +43,8 @@ TYPES: dict[str, Handlers] = {
     "AWS::RDS::DBProxyEndpoint": named("endpoint", _proxy_endpoint, "DBProxyEndpointName"),
     "AWS::RDS::DBProxyTargetGroup": named("target-group", lambda i: {"TargetGroupArn": i}),
     "AWS::SecretsManager::ResourcePolicy": named("policy", lambda i: {"Id": i}, "SecretId"),
+    # CDK's function for it wants an AWS SDK that MiniStack's Node has not.
+    "Custom::LogRetention": named("retention", lambda i: {"LogGroupName": i}, "LogGroupName"),
 }
 
 
