@@ -38,9 +38,7 @@ def build(app: App) -> Clients:
     api = ApiStack(
         app, f"{prefix}-Api", assets=assets, clients=clients, database=database, **shared
     )
-    watch = ObservabilityStack(
-        app, f"{prefix}-Observability", api=api, database=database, pooler=pooler, **shared
-    )
+    watch = ObservabilityStack(app, f"{prefix}-Observability", api=api, **shared)
     in_order = filter(None, (layer, network, database, pooler, api, watch))
     for first, second in itertools.pairwise(in_order):
         second.add_stack_dependency(first, reason="reads what it publishes")

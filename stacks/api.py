@@ -4,7 +4,7 @@ import json
 from typing import Any, cast
 
 import jsii
-from aws_cdk import CfnOutput, CfnResource, Duration, Stack, triggers
+from aws_cdk import CfnOutput, CfnResource, Duration, Fn, Stack, triggers
 from aws_cdk import aws_apigateway as apigateway
 from aws_cdk import aws_apigatewayv2 as api
 from aws_cdk import aws_apigatewayv2_integrations as integrations
@@ -15,13 +15,16 @@ from constructs import Construct
 
 from stacks.acknowledged import accept
 from stacks.assets import Assets
+from stacks.budget import HEALTH_CONCURRENCY
+from stacks.capacity import max_connections
 from stacks.clients import Cap, Clients
 from stacks.config import Config
 from stacks.contradictions import API_TIMEOUT
-from stacks.database import APPLICATION, DatabaseStack
+from stacks.database import APPLICATION, APPLICATION_SECRET, DatabaseStack
 from stacks.functions import add_layer, join_network, log_group, new_function, read_secret
 from stacks.identity import Identity
-from stacks.releases import release
+from stacks.published import published
+from stacks.releases import describe, release
 
 USERS = ["/users", "/users/{id}"]
 HEALTH = ["/health"]
@@ -31,9 +34,6 @@ BY_API = "The API invokes it and hands its answer on: there is no event that cou
 BY_DEPLOYMENT = "The deployment invokes it, waits for it, and rolls back when it fails."
 
 TRIGGER_PROVIDER = "AWSCDK.TriggerCustomResourceProviderCustomResourceProvider"
-
-HEALTH_CONCURRENCY = 5
-"""Environments reserved for health checks, where anything is reserved."""
 
 
 class ApiStack(Stack):
@@ -99,7 +99,7 @@ class ApiStack(Stack):
         """Add the control of the storm; it knows no layer, so libpq is told where the roots are."""
         function = self._new("baseline", self._config.functions.timeout)
         add_layer(function, self._config)
-        database.attach(function, secret=database.application_secret)
+        database.attach(function, APPLICATION_SECRET)
         if self._config.database.ca_file is None:
             function.add_environment("PGSSLROOTCERT", "/opt/python/lambda_pg/certs/aws.pem")
         return function
@@ -113,9 +113,10 @@ class ApiStack(Stack):
             self._take_direct_url(function)
         else:
             database.attach(function)
-            self._name_login(function, database)
+            self._name_login(function)
         for name, value in self._limits().items():
             function.add_environment(name, str(value))
+        describe(function, self._migration_inputs(database))
         triggers.Trigger(
             self,
             "Migration",
@@ -136,23 +137,40 @@ class ApiStack(Stack):
             "LoggingConfig", {"LogGroup": group.log_group_name}
         )
 
+    def _migration_inputs(self, database: DatabaseStack | None) -> str:
+        """Say in a few words what a migration is run again for, besides its own code."""
+        if database is None:
+            return "the external pooler's database"
+        names = ["database/host", "database/resource-id"]
+        if not database.server.resource_id:
+            names.pop()
+        words = [published(self._config, name).read(self) for name in names]
+        layer = Fn.split(":", published(self._config, "layer/arn").read(self))
+        return Fn.join(" ", [Fn.select(7, layer), *words])
+
     def _limits(self) -> dict[str, int]:
         settings = self._config.database
-        return {
+        limits = {
             "STATEMENT_TIMEOUT": settings.statement_timeout,
             "LOCK_TIMEOUT": settings.lock_timeout,
             "IDLE_IN_TRANSACTION_TIMEOUT": settings.idle_in_transaction_timeout,
             "TRANSACTION_TIMEOUT": settings.transaction_timeout,
         }
+        if settings.kind == "existing":
+            limits["SHARED_DATABASE"] = 1
+        if settings.kind != "none":
+            # What the budget counts with has to be what the server accepts.
+            limits["MAX_CONNECTIONS"], _ = max_connections(self._config)
+        return limits
 
-    def _name_login(self, function: lambda_.Function, database: DatabaseStack) -> None:
+    def _name_login(self, function: lambda_.Function) -> None:
         """Tell the migration whom it makes for the application: a password's or a token's user."""
-        secret = database.application_secret
-        if secret is None:
+        if self._config.by_token:
             function.add_environment("APP_USER", APPLICATION)
             return
-        read_secret(function, secret.secret_arn)
-        function.add_environment("APP_SECRET_ARN", secret.secret_arn)
+        arn = published(self._config, APPLICATION_SECRET).read(self)
+        read_secret(function, arn)
+        function.add_environment("APP_SECRET_ARN", arn)
 
     def _take_direct_url(self, function: lambda_.Function) -> None:
         """Let the migration go by the `direct_url` of the external pooler's secret."""

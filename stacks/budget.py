@@ -12,14 +12,21 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from stacks.capacity import LARGEST, RESERVED, max_connections
+from stacks.capacity import RESERVED, max_connections
 from stacks.config import Config
+from stacks.contradictions import most_connections
 
 MIGRATIONS = 2
 """One that runs and one that waits for its lock."""
 
 ROTATION = 2
 """The owner's connection and the login that is tested."""
+
+HEALTH_CONCURRENCY = 5
+"""Environments reserved for health checks, where anything is reserved."""
+
+PROXY = 2
+"""With which RDS Proxy, as rdsproxyadmin, looks after the database."""
 
 TURNOVER = 2
 """Environments of the version before keep their connections until Lambda ends them."""
@@ -157,8 +164,13 @@ def budget_of(config: Config, clients: Iterable[Client] = ()) -> Budget:
 
 
 def allowance_of(config: Config, clients: Iterable[Client]) -> Budget:
-    """Hold what an app of its own attaches against what the stage keeps for such."""
+    """Hold what an app of its own attaches against what the stage keeps for such.
+
+    RDS Proxy has no client limit of which a part could be kept.
+    """
     attached = tuple(clients)
+    if config.pooler == "rds-proxy":
+        return Budget(config, attached, (), allowance_of)
     lines = tuple(Line(client.describe(), client.connections) for client in attached)
     limit = config.functions.other_clients
     allowed = Sum("client connection", lines, limit, "functions.other_clients of the stage")
@@ -187,6 +199,7 @@ def _server_sums(config: Config) -> Iterator[Sum]:
         pooler(config, limit),
         Line("migrations, over the direct address", MIGRATIONS),
         *([] if config.by_token else [Line("a rotation", ROTATION)]),
+        *([Line("RDS Proxy's own", PROXY)] if config.pooler == "rds-proxy" else []),
         Line("administrators", config.database.other_connections),
         Line("reserved by PostgreSQL and RDS for superusers", RESERVED),
     ]
@@ -195,11 +208,13 @@ def _server_sums(config: Config) -> Iterator[Sum]:
 
 def _pgbouncer_line(config: Config, _limit: int) -> Line:
     settings = config.pgbouncer
-    tasks = rolling_tasks(settings.max_tasks, settings.maximum_percent)
+    rolling = rolling_tasks(settings.max_tasks, settings.maximum_percent)
+    draining = settings.max_tasks
     return Line(
-        f"PgBouncer: {tasks} tasks during a deployment ({settings.max_tasks} at "
-        f"{settings.maximum_percent} %) x {settings.max_db_connections} over all users",
-        tasks * settings.max_db_connections,
+        f"PgBouncer: {rolling} tasks during a deployment ({settings.max_tasks} at "
+        f"{settings.maximum_percent} %) and {draining} that drain from the one before, "
+        f"x {settings.max_db_connections} over all users",
+        (rolling + draining) * settings.max_db_connections,
     )
 
 
@@ -284,7 +299,7 @@ def _settings_of(config: Config) -> Iterator[tuple[str, str, int]]:
     if config.pooler == "external":
         yield "external", "max_clients", 100_000
         return
-    yield "database", "max_connections", LARGEST
+    yield "database", "max_connections", most_connections(config)
     if config.pooler == "rds-proxy":
         yield "rds_proxy", "max_connections_percent", 1
         return

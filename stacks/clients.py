@@ -1,7 +1,6 @@
 """The functions that connect through a stage's pooler: attached here, and counted here."""
 
 from collections.abc import Callable, Sequence
-from typing import cast
 
 from aws_cdk import Fn, Stack, Token
 from aws_cdk import aws_ec2 as ec2
@@ -11,7 +10,7 @@ from aws_cdk import aws_lambda as lambda_
 from stacks.assets import target_of
 from stacks.budget import Budget, Cap, Client, allowance_of, budget_of
 from stacks.config import Config
-from stacks.functions import AttachError, add_layer, join_network, read_secret
+from stacks.functions import AttachError, add_layer, join_network
 from stacks.network import let_in
 from stacks.published import published
 
@@ -38,7 +37,8 @@ class Clients:
     def of_another_app(cls, stage: str) -> "Clients":
         """Attach from an app that does not deploy the stage.
 
-        What it attaches has to fit into `functions.other_clients`, which the stage keeps for it.
+        What it attaches has to fit into `functions.other_clients`, which the stage keeps for all
+        other apps together: have one of these in an app, and share the number between apps.
         """
         clients = cls(Config.of_stage(stage))
         clients._add_up = allowance_of
@@ -70,13 +70,25 @@ class Clients:
         The cap is the function's reserved concurrency. Where it has none, `concurrency=20` reserves
         it; `concurrency=Cap.POOLER_LIMIT` reserves nothing, and what the pooler does not take is
         answered 503. `slots` (LAMBDA_PG_SLOTS) and `processes` (what an environment forks) multiply
-        connections. Raises `AttachError`, and `BudgetError` when not everything fits any more.
+        connections; the variable is written, so set it nowhere else. An imported role has to be one
+        that takes policies. Raises `AttachError`, and `BudgetError` when not everything fits any
+        more.
         """
-        resource = cast(lambda_.CfnFunction, function.node.default_child)
+        resource = function.node.default_child
+        if not isinstance(resource, lambda_.CfnFunction):
+            raise AttachError(
+                f"{function.node.path} is {type(function).__name__}: attach the function itself,"
+                " its versions and aliases follow"
+            )
         self._check(function, resource)
+        for name, number in (("slots", slots), ("processes", processes)):
+            _check_count(function, name, number, least=1)
         cap = _cap(function, resource, concurrency)
-        self._clients.append(Client(function.node.path, cap, slots, processes))
-        self.budget.check()
+        client = Client(function.node.path, cap, slots, processes)
+        self._add_up(self._config, [*self._clients, client]).check()
+        self._clients.append(client)
+        if not isinstance(cap, Cap):
+            resource.reserved_concurrent_executions = cap
         self._follow(function)
         if resource.package_type != "Image":
             add_layer(function, self._config)
@@ -91,16 +103,19 @@ class Clients:
         CDK publishes a new version when the template of its function changes. What comes as
         published values does not show there: as the version's description, it does.
         """
-        words = [Fn.select(6, Fn.split(":", self._read(function, "layer/arn")))]
-        words.append(Fn.select(7, Fn.split(":", self._read(function, "layer/arn"))))
+        layer = Fn.split(":", self._read(function, "layer/arn"))
+        words = [Fn.select(6, layer), Fn.select(7, layer)]
         if not self._config.by_token:
-            secret = self._read(function, "pooler/secret-arn")
-            words.append(Fn.select(6, Fn.split(":", secret)))
+            words.append(Fn.select(6, Fn.split(":", self._read(function, "pooler/secret-arn"))))
         if self._config.pooler != "external":
-            words.append(self._read(function, "pooler/host"))
+            host = Fn.split(".", self._read(function, "pooler/host"))
+            words += [Fn.select(0, host), self._read(function, "pooler/port")]
         if self._config.pooler == "pgbouncer":
-            ca = self._read(function, "pooler/ca")
-            words.append(Fn.select(0, Fn.split("\n", ca)))
+            first = Fn.select(0, Fn.split("\n", self._read(function, "pooler/ca")))
+            words.append(Fn.select(3, Fn.split(" ", first)))
+        if self._config.in_network:
+            subnets = published(self._config, "network/subnets").read_list(Stack.of(function))
+            words.append(Fn.join(",", subnets))
         return Fn.join(" ", words)
 
     def _check(self, function: lambda_.Function, resource: lambda_.CfnFunction) -> None:
@@ -137,21 +152,21 @@ class Clients:
     def _allow(self, function: lambda_.Function) -> None:
         """Let the function log in: read one secret, or get tokens for one user."""
         if self._config.by_token:
-            arn = self._read(function, "pooler/connect-arn")
-            function.add_to_role_policy(
-                iam.PolicyStatement(actions=["rds-db:connect"], resources=[arn])
-            )
+            action, value = "rds-db:connect", "pooler/connect-arn"
         else:
-            read_secret(function, self._read(function, "pooler/secret-arn"))
+            action, value = "secretsmanager:GetSecretValue", "pooler/secret-arn"
+        function.add_to_role_policy(
+            iam.PolicyStatement(actions=[action], resources=[self._read(function, value)])
+        )
 
     def _environment(self, function: lambda_.Function, slots: int) -> dict[str, str]:
         config = self._config
         environment = {
             "PGAPPNAME": function.node.id.lower(),
             "LAMBDA_PG_CHECKOUT_TIMEOUT": str(config.functions.checkout_timeout),
+            # Always, as it multiplies what the budget has counted.
+            "LAMBDA_PG_SLOTS": str(slots),
         }
-        if slots > 1:
-            environment["LAMBDA_PG_SLOTS"] = str(slots)
         if config.pooler == "external":
             return environment | self._external(function)
         environment |= {
@@ -193,7 +208,7 @@ class Clients:
 def _cap(
     function: lambda_.Function, resource: lambda_.CfnFunction, concurrency: int | Cap | None
 ) -> int | Cap:
-    """Decide the function's cap, and reserve it where that is asked for."""
+    """Decide the function's cap: what it reserves, or will."""
     reserved = resource.reserved_concurrent_executions
     if concurrency is None and reserved is None:
         raise AttachError(
@@ -201,14 +216,25 @@ def _cap(
             " its reserved_concurrent_executions, or attach it with concurrency=20 (reserves 20) or"
             " concurrency=Cap.POOLER_LIMIT (reserves nothing: the pooler refuses what is too much)"
         )
+    if reserved is not None:
+        _check_count(function, "reserved_concurrent_executions", reserved, least=0)
+    if concurrency is None or (isinstance(concurrency, Cap) and reserved is not None):
+        return round(reserved or 0)
     if isinstance(concurrency, Cap):
-        return concurrency if reserved is None else int(reserved)
-    if concurrency is None:
-        assert reserved is not None  # noqa: S101 - refused above
-        return int(reserved)
+        return concurrency
+    _check_count(function, "concurrency", concurrency, least=0)
     if reserved is not None and concurrency != reserved:
         raise AttachError(
             f"{function.node.path} reserves {reserved:g}, but concurrency={concurrency} was given"
         )
-    resource.reserved_concurrent_executions = concurrency
     return concurrency
+
+
+def _check_count(function: lambda_.Function, name: str, number: float, least: int) -> None:
+    """Refuse what no sum can be made of: a token, which has its value at deployment only, too."""
+    if Token.is_unresolved(number) or number != int(number) or number < least:
+        shown = "known only at deployment" if Token.is_unresolved(number) else f"{number:g}"
+        raise AttachError(
+            f"{function.node.path}: {name} is {shown}; allowed is a whole number from {least} up,"
+            " since the budget counts with it"
+        )

@@ -197,7 +197,7 @@ class PgBouncer:
     endpoint_host: str | None = setting(
         None,
         "name or address of the pooler; null: 'pooler' in the private zone",
-        pattern=HOST,
+        pattern=r"[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?",
         shape="a DNS name or an IPv4 address",
     )
     pool_mode: str = setting(
@@ -296,7 +296,7 @@ class Functions:
         20, "longest invocation behind the API", unit="seconds", minimum=2, maximum=25
     )
     migration_timeout: int = setting(
-        300, "longest migration", unit="seconds", minimum=30, maximum=900
+        300, "longest migration", unit="seconds", minimum=30, maximum=870
     )
     checkout_timeout: int = setting(
         3, "longest wait for a usable connection", unit="seconds", minimum=1, maximum=20

@@ -2,7 +2,10 @@
 
 import itertools
 from collections.abc import Iterator
+from math import floor
 from typing import TYPE_CHECKING
+
+from stacks.sizes import LARGEST, UnknownClassError, connections_of_acus, connections_of_class
 
 if TYPE_CHECKING:
     from stacks.config import Config
@@ -98,6 +101,12 @@ def _database(config: "Config") -> Iterator[str]:
             f"database.min_acu = {database.min_acu}: allowed is up to database.max_acu ="
             f" {database.max_acu}"
         )
+    most = most_connections(config)
+    if (database.max_connections or 0) > most:
+        yield (
+            f"database.max_connections = {database.max_connections}: allowed is up to {most},"
+            " twice RDS's default for the size, as each connection takes memory"
+        )
     if (database.kind, config.pooler, database.min_acu) == ("aurora", "rds-proxy", 0):
         yield (
             "database.min_acu = 0: allowed is 0.5 or more with RDS Proxy, whose connections keep"
@@ -108,6 +117,19 @@ def _database(config: "Config") -> Iterator[str]:
             f"database.kind = {database.kind!r} with pooler = {config.pooler!r}: allowed is 'none'"
             " with 'external' and only there, which brings its database along"
         )
+
+
+def most_connections(config: "Config") -> int:
+    """Say what may be asked of a server: twice what it accepts by itself, if that is known."""
+    database = config.database
+    if database.kind == "aurora":
+        return min(LARGEST, 2 * connections_of_acus(database.min_acu, database.max_acu))
+    if database.kind != "instance":
+        return LARGEST
+    try:
+        return min(LARGEST, 2 * connections_of_class(database.instance_class))
+    except UnknownClassError:
+        return LARGEST
 
 
 def _existing(config: "Config") -> Iterator[str]:
@@ -136,6 +158,22 @@ def _pooler(config: "Config") -> Iterator[str]:
         yield (
             f"pgbouncer.max_tasks = {pgbouncer.max_tasks}: allowed is pgbouncer.tasks ="
             f" {pgbouncer.tasks} or more"
+        )
+    if floor(pgbouncer.tasks * pgbouncer.maximum_percent / 100) == pgbouncer.tasks:
+        yield (
+            f"pgbouncer.tasks = {pgbouncer.tasks} with pgbouncer.maximum_percent ="
+            f" {pgbouncer.maximum_percent}: no task could start beside the old ones, and none may"
+            " stop before; allowed is 200, or more tasks"
+        )
+    if (config.pooler, proxy.auth, config.database.rotation) == (
+        "rds-proxy",
+        "secret",
+        "alternating",
+    ):
+        yield (
+            "database.rotation = 'alternating' with rds_proxy.auth = 'secret': allowed is 'single',"
+            " as RDS Proxy knows only the current one of two users; or rds_proxy.auth = 'iam',"
+            " which needs no rotation"
         )
     if proxy.max_idle_percent > proxy.max_connections_percent:
         yield (

@@ -7,7 +7,7 @@ from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_lambda as lambda_
 from aws_cdk import aws_route53 as route53
 from aws_cdk import aws_secretsmanager as secretsmanager
-from constructs import Construct
+from constructs import Construct, IConstruct
 
 from stacks.acknowledged import accept, accept_permission, accept_zones
 from stacks.assets import Assets
@@ -22,10 +22,13 @@ NO_QUOTING = " %+~`#$&*()|[]{}:;<>?!'/@\"\\,=^-"
 """Characters left out of passwords, so that none needs quoting anywhere they are written."""
 
 ROTATION_SECONDS = 60
+SERVER = "PostgreSQL"
+OWNER = "database/owner-secret-arn"
+APPLICATION_SECRET = "database/application-secret-arn"  # noqa: S105 - a name
 
 
 class DatabaseStack(Stack):
-    """Faces: `server`, `application_secret` (None where tokens take its place), `attach`."""
+    """Faces: `attach`. Everything else is published: an export in use could not change."""
 
     def __init__(
         self,
@@ -40,10 +43,17 @@ class DatabaseStack(Stack):
         super().__init__(scope, id, **options)
         self._config = config
         self.server = new_server(self, config, network)
-        self.application_secret = None if config.by_token else self._secret()
-        self.rotation: lambda_.Function | None = None
-        if self.application_secret is not None:
-            self.rotation = self._rotate(self.application_secret, assets)
+        self._values = {
+            "database/host": self.server.host,
+            "database/port": self.server.port,
+            "database/name": config.database.name,
+            "database/security-group": self.server.group_id,
+            "database/owner-secret-arn": self.server.owner_secret_arn,
+            "database/identifier": self.server.identifier,
+            "database/resource-id": self.server.resource_id,
+        }
+        if not config.by_token:
+            self._add_login(assets)
         if config.network.bastion:
             self._let_people_in(network)
         # For people and tools: RDS's certificate does not carry this name, so it takes verify-ca.
@@ -55,29 +65,18 @@ class DatabaseStack(Stack):
             domain_name=self.server.host,
             ttl=Duration.seconds(30),
         )
-        for name, value in {
-            "database/host": self.server.host,
-            "database/port": self.server.port,
-            "database/name": config.database.name,
-            "database/owner-secret-arn": self.server.owner_secret_arn,
-            "database/identifier": self.server.identifier,
-            "database/resource-id": self.server.resource_id,
-        }.items():
+        for name, value in self._values.items():
             if value:
                 published(config, name).write(self, value)
 
-    def attach(
-        self, function: lambda_.Function, secret: secretsmanager.ISecret | None = None
-    ) -> None:
-        """Give a function the direct way to the database, as its owner or as `secret`'s user."""
-        group, server = join_network(function, self._config), self.server
-        let_in(group, server.group_id, server.rule_port, "PostgreSQL")
-        owner = self._told(function, "database/owner-secret-arn", server.owner_secret_arn)
-        arn = owner if secret is None else secret.secret_arn
+    def attach(self, function: lambda_.Function, secret: str = OWNER) -> None:
+        """Give a function the direct way to the database, as the user of a published secret."""
+        self.admit(join_network(function, self._config))
+        arn = self._told(function, secret)
         read_secret(function, arn)
         environment = {
-            "PGHOST": self._told(function, "database/host", server.host),
-            "PGPORT": self._told(function, "database/port", server.port),
+            "PGHOST": self._told(function, "database/host"),
+            "PGPORT": self._told(function, "database/port"),
             "PGDATABASE": self._config.database.name,
             "PGSSLMODE": "verify-full",
             "PGAPPNAME": function.node.id.lower(),
@@ -90,10 +89,14 @@ class DatabaseStack(Stack):
         for name, value in environment.items():
             function.add_environment(name, value)
 
-    def _told(self, function: lambda_.Function, name: str, value: str) -> str:
+    def admit(self, group: ec2.SecurityGroup) -> None:
+        """Let a security group of any stack reach the server."""
+        let_in(group, self._told(group, "database/security-group"), self.server.rule_port, SERVER)
+
+    def _told(self, reader: IConstruct, name: str) -> str:
         """Give a value of this stack: as it is in the stack itself, elsewhere as published."""
-        stack = Stack.of(function)
-        return value if stack is self else published(self._config, name).read(stack)
+        stack = Stack.of(reader)
+        return self._values[name] if stack is self else published(self._config, name).read(stack)
 
     def _let_people_in(self, network: NetworkStack) -> None:
         """Add a small instance without any way in but Session Manager, which logs who came."""
@@ -101,7 +104,7 @@ class DatabaseStack(Stack):
             self, "BastionGroup", vpc=network.vpc, description="Bastion", allow_all_outbound=False
         )
         group.add_egress_rule(ec2.Peer.any_ipv4(), ec2.Port.tcp(443), "to Session Manager")
-        let_in(group, self.server.group_id, self.server.rule_port, "PostgreSQL")
+        let_in(group, self.server.group_id, self.server.rule_port, SERVER)
         bastion = ec2.Instance(
             self,
             "Bastion",
@@ -132,6 +135,12 @@ class DatabaseStack(Stack):
             "AWS's own policy for instances that Session Manager reaches.",
         )
         published(self._config, "network/bastion").write(self, bastion.instance_id)
+
+    def _add_login(self, assets: Assets) -> None:
+        secret = self._secret()
+        function = self._rotate(secret, assets)
+        self._values["database/application-secret-arn"] = secret.secret_arn
+        self._values["database/rotation-function"] = function.function_name
 
     def _rotate(self, secret: secretsmanager.Secret, assets: Assets) -> lambda_.Function:
         """Rotate with a function of our own: it takes the direct way and verifies TLS."""

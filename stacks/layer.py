@@ -1,8 +1,8 @@
 """The layer of a stage, published for functions of every stack and every app."""
 
-from typing import Any
+from typing import Any, cast
 
-from aws_cdk import RemovalPolicy, Stack
+from aws_cdk import CfnDeletionPolicy, CfnResource, RemovalPolicy, Stack
 from aws_cdk import aws_lambda as lambda_
 from constructs import Construct
 
@@ -35,4 +35,8 @@ class LayerStack(Stack):
             if config.termination_protection
             else RemovalPolicy.DESTROY,
         )
+        # A deployment that goes back wants the version before, whatever the stage.
+        cast(
+            CfnResource, version.node.default_child
+        ).cfn_options.update_replace_policy = CfnDeletionPolicy.RETAIN
         published(config, "layer/arn").write(self, version.layer_version_arn)

@@ -20,6 +20,15 @@ ENDPOINTS = {
 }
 """What functions and tasks ask for without NAT."""
 
+MOST_ZONES = 3
+
+SESSION_ENDPOINTS = {
+    "Ssm": ec2.InterfaceVpcEndpointAwsService.SSM,
+    "SsmMessages": ec2.InterfaceVpcEndpointAwsService.SSM_MESSAGES,
+    "Ec2Messages": ec2.InterfaceVpcEndpointAwsService.EC2_MESSAGES,
+}
+"""What Session Manager asks for on an instance."""
+
 PEERS_ENDPOINT = "data-servicediscovery"
 """Where PgBouncer's tasks find each other."""
 
@@ -75,6 +84,8 @@ class NetworkStack(Stack):
             "Vpc",
             ip_addresses=ec2.IpAddresses.cidr(config.network.cidr),
             availability_zones=self._zones,
+            # A zone that is added later finds its addresses free.
+            reserved_azs=MOST_ZONES - len(self._zones),
             nat_gateways=config.network.nat_gateways if nat else 0,
             # Nothing is in the default group; restricting it would take a custom resource.
             restrict_default_security_group=False,
@@ -99,6 +110,8 @@ class NetworkStack(Stack):
         services: dict[str, ec2.IInterfaceVpcEndpointService] = dict(ENDPOINTS)
         if config.pooler == "pgbouncer":
             services["Peers"] = ec2.InterfaceVpcEndpointAwsService(PEERS_ENDPOINT)
+        if config.network.bastion:
+            services |= SESSION_ENDPOINTS
         # By the addresses as they are set: CDK's own rule names them by a reference, which no
         # rule set can judge.
         group = ec2.SecurityGroup(
@@ -128,6 +141,19 @@ def subnet_mask(cidr: str) -> int:
 
 def _public(mask: int) -> ec2.SubnetConfiguration:
     return ec2.SubnetConfiguration(name="Public", subnet_type=ec2.SubnetType.PUBLIC, cidr_mask=mask)
+
+
+def closed_group(scope: Construct, name: str, vpc: ec2.IVpc, description: str) -> ec2.SecurityGroup:
+    """Make a security group that reaches only what it is given.
+
+    Rules to other groups are resources of their own, and EC2 opens a group whose template has no
+    rule to everywhere: so it has one that leads nowhere.
+    """
+    group = ec2.SecurityGroup(
+        scope, name, vpc=vpc, description=description, allow_all_outbound=False
+    )
+    group.add_egress_rule(ec2.Peer.ipv4("255.255.255.255/32"), ec2.Port.tcp(1), "nowhere")
+    return group
 
 
 def let_in(client: ec2.SecurityGroup, server_group_id: str, port: int, what: str) -> None:

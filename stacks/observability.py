@@ -7,6 +7,7 @@ from typing import Any
 import cdk_monitoring_constructs as monitoring
 from aws_cdk import Duration, Stack
 from aws_cdk import aws_cloudwatch as cloudwatch
+from aws_cdk import aws_lambda as lambda_
 from aws_cdk import aws_sns as sns
 from aws_cdk import aws_sns_subscriptions as subscriptions
 from constructs import Construct
@@ -14,8 +15,8 @@ from constructs import Construct
 from stacks.api import ApiStack
 from stacks.capacity import max_connections
 from stacks.config import Config
-from stacks.database import DatabaseStack
-from stacks.pooler import PgBouncerStack, Pooler, RdsProxyStack
+from stacks.pooler.pgbouncer import supervisor_metric
+from stacks.published import published
 
 MINUTE = Duration.minutes(1)
 ABOVE = cloudwatch.ComparisonOperator.GREATER_THAN_OR_EQUAL_TO_THRESHOLD
@@ -46,8 +47,6 @@ class ObservabilityStack(Stack):
         *,
         config: Config,
         api: ApiStack,
-        database: DatabaseStack | None,
-        pooler: Pooler,
         **options: Any,
     ) -> None:
         super().__init__(scope, id, **options)
@@ -69,10 +68,10 @@ class ObservabilityStack(Stack):
                 self, "Dashboards", dashboard_name_prefix=name
             ),
         )
-        self._watch_pooler(pooler)
-        if database is not None:
-            self._watch_database(database)
-        self._watch_functions(api, database, pooler)
+        self._watch_pooler()
+        self._watch_database()
+        self._watch_functions(api)
+        self._watch_background(api)
 
     def _action(self, email: str | None) -> monitoring.IAlarmActionStrategy:
         if email is None:
@@ -84,67 +83,85 @@ class ObservabilityStack(Stack):
     def _runbook(self, anchor: str) -> str:
         return f"{self._config.observability.runbooks}#{anchor}"
 
-    def _watch_pooler(self, pooler: Pooler) -> None:
-        if isinstance(pooler, PgBouncerStack):
-            self._show("Pooler: PgBouncer", self._pgbouncer(pooler))
-        elif isinstance(pooler, RdsProxyStack):
-            self._show("Pooler: RDS Proxy", self._rds_proxy(pooler))
+    def _told(self, value: str) -> str:
+        return published(self._config, value).read(self)
 
-    def _pgbouncer(self, pooler: PgBouncerStack) -> Iterator[_Watched]:
+    def _watch_pooler(self) -> None:
+        if self._config.pooler == "pgbouncer":
+            self._show("Pooler: PgBouncer", self._pgbouncer())
+        if self._config.pooler == "rds-proxy":
+            self._show("Pooler: RDS Proxy", self._rds_proxy())
+
+    def _pgbouncer(self) -> Iterator[_Watched]:
         settings = self._config.pgbouncer
-        healthy = pooler.targets.metrics.healthy_host_count(period=MINUTE, statistic="Minimum")
-        cpu = pooler.service.metric_cpu_utilization(period=MINUTE)
-        clients = pooler.metric("ClientConnections", "Maximum")
-        most = settings.max_client_conn * NEARLY_ALL
-        used = pooler.metric("ServerConnectionsUsed", "Maximum")
-        waiting = pooler.metric("ClientsWaiting", "Maximum")
-        wait = pooler.metric("MaxWait", "Maximum")
+
+        def metric(name: str, statistic: str) -> cloudwatch.Metric:
+            return supervisor_metric(self._config, name, statistic)
+
+        balanced = {
+            "LoadBalancer": self._told("pooler/load-balancer"),
+            "TargetGroup": self._told("pooler/target-group"),
+        }
+        service = {
+            "ClusterName": self._told("pooler/cluster"),
+            "ServiceName": self._told("pooler/service"),
+        }
+        healthy = _metric("AWS/NetworkELB", "HealthyHostCount", balanced, "Minimum")
+        cpu = _metric("AWS/ECS", "CPUUtilization", service, "Average")
+        most, refused = settings.max_client_conn * NEARLY_ALL, metric("RefusedConnections", "Sum")
+        used, waiting = (
+            metric("ServerConnectionsUsed", "Maximum"),
+            metric("ClientsWaiting", "Maximum"),
+        )
+        wait, given_up = metric("MaxWait", "Maximum"), metric("QueueTimeouts", "Sum")
+        clients = metric("ClientConnections", "Maximum")
         yield _Watched("PoolerGone", healthy, 1, "the-pooler-is-gone", BELOW)
         yield _Watched("PoolerCpu", cpu, 80, "the-pooler-is-busy")
         yield _Watched("PoolerClients", clients, most, "clients-are-refused")
-        refused = pooler.metric("RefusedConnections", "Sum")
         yield _Watched("RefusedClients", refused, 1, "clients-are-refused")
         yield _Watched("ServerConnectionsUsed", used, 100 * NEARLY_ALL, "the-queue-grows")
         yield _Watched("ClientsWaiting", waiting, settings.max_db_connections, "the-queue-grows")
         yield _Watched("QueueTime", wait, settings.query_wait_timeout * 0.5, "the-queue-grows")
-        given_up = pooler.metric("QueueTimeouts", "Sum")
         yield _Watched("QueueTimeouts", given_up, 1, "the-queue-grows")
 
-    def _rds_proxy(self, pooler: RdsProxyStack) -> Iterator[_Watched]:
+    def _rds_proxy(self) -> Iterator[_Watched]:
         limit, _ = max_connections(self._config)
         share = limit * self._config.rds_proxy.max_connections_percent / 100
-        pinned = pooler.metric("DatabaseConnectionsCurrentlySessionPinned", "Maximum")
-        used = pooler.metric("DatabaseConnections", "Maximum")
+        proxy = {"ProxyName": self._told("pooler/proxy")}
+
+        def metric(name: str, statistic: str) -> cloudwatch.Metric:
+            return _metric("AWS/RDS", name, proxy, statistic)
+
+        # Each of the proxy's nodes reports its own: the sum of a minute is the proxy's.
+        pinned = metric("DatabaseConnectionsCurrentlySessionPinned", "Sum")
+        used = metric("DatabaseConnections", "Sum")
         # In microseconds.
-        borrow = pooler.metric("DatabaseConnectionsBorrowLatency", "Average")
+        borrow = metric("DatabaseConnectionsBorrowLatency", "Average")
         half = self._config.rds_proxy.borrow_timeout * 500_000
-        refused = pooler.metric("ClientConnectionsSetupFailedAuth", "Sum")
-        failed = pooler.metric("DatabaseConnectionsSetupFailed", "Sum")
+        refused = metric("ClientConnectionsSetupFailedAuth", "Sum")
+        failed = metric("DatabaseConnectionsSetupFailed", "Sum")
         yield _Watched("PinnedSessions", pinned, max(1, share * 0.2), "sessions-are-pinned")
         yield _Watched("ServerConnectionsUsed", used, share * NEARLY_ALL, "the-queue-grows")
         yield _Watched("QueueTime", borrow, half, "the-queue-grows")
         yield _Watched("RefusedLogins", refused, 5, "clients-are-refused")
         yield _Watched("FailedServerLogins", failed, 5, "clients-are-refused")
 
-    def _watch_database(self, database: DatabaseStack) -> None:
-        if not database.server.identifier:
+    def _watch_database(self) -> None:
+        database = self._config.database
+        named = database.kind != "existing" or database.existing.identifier is not None
+        if database.kind == "none" or not named:
             return
         limit, _ = max_connections(self._config)
-        connections = cloudwatch.Metric(
-            namespace="AWS/RDS",
-            metric_name="DatabaseConnections",
-            dimensions_map=database.server.dimensions,
-            statistic="Maximum",
-            period=MINUTE,
-        )
+        cluster = database.kind == "aurora" or database.existing.cluster
+        kind = "DBClusterIdentifier" if cluster else "DBInstanceIdentifier"
+        dimensions = {kind: self._told("database/identifier")}
+        connections = _metric("AWS/RDS", "DatabaseConnections", dimensions, "Maximum")
         watched = _Watched(
             "Connections", connections, limit * NEARLY_ALL, "connections-outside-of-the-budget"
         )
         self._show(f"Database: server connections of {limit}", iter([watched]))
 
-    def _watch_functions(
-        self, api: ApiStack, database: DatabaseStack | None, pooler: Pooler
-    ) -> None:
+    def _watch_functions(self, api: ApiStack) -> None:
         self._board.monitor_api_gateway_v2_http_api(
             api=api.api,
             human_readable_name="API",
@@ -166,16 +183,23 @@ class ObservabilityStack(Stack):
                     )
                 },
             )
-        background = {"a-migration-failed": api.migrate}
-        if database is not None and database.rotation is not None:
-            background["a-rotation-failed"] = database.rotation
-        if isinstance(pooler, PgBouncerStack):
-            background["the-certificate-is-not-renewed"] = pooler.certificate.function
-        for anchor, function in background.items():
+
+    def _watch_background(self, api: ApiStack) -> None:
+        """Watch what runs by itself: one failure is one to look at."""
+        background: list[tuple[str, str, lambda_.IFunction]] = [
+            ("Migrate", "a-migration-failed", api.migrate)
+        ]
+        if self._config.database.kind != "none" and not self._config.by_token:
+            rotate = self._function("Rotate", "database/rotation-function")
+            background.append(("Rotate", "a-rotation-failed", rotate))
+        if self._config.pooler == "pgbouncer":
+            certificate = self._function("Certificate", "pooler/certificate-function")
+            background.append(("Certificate", "the-certificate-is-not-renewed", certificate))
+        for name, anchor, function in background:
             self._board.monitor_lambda_function(
                 lambda_function=function,
-                human_readable_name=f"Function {function.node.id.lower()}",
-                alarm_friendly_name=function.node.id,
+                human_readable_name=f"Function {name.lower()}",
+                alarm_friendly_name=name,
                 add_fault_count_alarm={
                     "Warning": monitoring.ErrorCountThreshold(
                         max_error_count=0,
@@ -185,6 +209,9 @@ class ObservabilityStack(Stack):
                     )
                 },
             )
+
+    def _function(self, name: str, value: str) -> lambda_.IFunction:
+        return lambda_.Function.from_function_name(self, name, self._told(value))
 
     def _errors(self, count: int, anchor: str) -> Any:
         return monitoring.ErrorCountThreshold(
@@ -215,3 +242,15 @@ class ObservabilityStack(Stack):
             alarm_friendly_name=watched.name,
             add_alarm={"Warning": threshold},
         )
+
+
+def _metric(
+    namespace: str, name: str, dimensions: dict[str, str], statistic: str
+) -> cloudwatch.Metric:
+    return cloudwatch.Metric(
+        namespace=namespace,
+        metric_name=name,
+        dimensions_map=dimensions,
+        statistic=statistic,
+        period=MINUTE,
+    )

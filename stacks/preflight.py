@@ -21,7 +21,7 @@ import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
 from layer.build import Target
-from stacks.budget import BudgetError, budget_of, rolling_tasks
+from stacks.budget import HEALTH_CONCURRENCY, BudgetError, budget_of, rolling_tasks
 from stacks.config import Config
 from stacks.settings import ConfigurationError
 
@@ -104,11 +104,14 @@ def check_concurrency(config: Config, clients: Clients) -> Iterator[Finding]:
     """Compare Lambda's concurrency with what the stage reserves; new accounts have 10."""
     limits = clients("lambda").get_account_settings()["AccountLimit"]
     total = limits["ConcurrentExecutions"]
-    free = limits["UnreservedConcurrentExecutions"]
-    reserved = config.functions.reserved_concurrency or 0
+    # What the stage has reserved already, it has.
+    free = limits["UnreservedConcurrentExecutions"] + _held(config, clients)
+    users = config.functions.reserved_concurrency or 0
+    reserved = users + (HEALTH_CONCURRENCY if users else 0)
     if reserved and free - reserved < LEFT_UNRESERVED:
         yield Finding(
-            f"functions.reserved_concurrency = {reserved}, but {free} of {total} concurrent "
+            f"functions.reserved_concurrency = {users}, and {HEALTH_CONCURRENCY} for health, but "
+            f"{free} of {total} concurrent "
             f"executions are unreserved and Lambda keeps {LEFT_UNRESERVED} of them",
             f"Ask for more: {_increase(config, 'lambda', LAMBDA_CONCURRENCY)}, or set it to null.",
         )
@@ -121,8 +124,23 @@ def check_concurrency(config: Config, clients: Clients) -> Iterator[Finding]:
         yield Finding(f"Lambda runs {total} requests at once, {free} of them unreserved")
 
 
+def _held(config: Config, clients: Clients) -> int:
+    """Add up what functions of the stage reserve now; their names begin with their stack's."""
+    client = clients("lambda")
+    held = 0
+    for page in client.get_paginator("list_functions").paginate():
+        for function in page["Functions"]:
+            name = function["FunctionName"]
+            if name.startswith(f"{config.stack_prefix}-Api-"):
+                answer = client.get_function_concurrency(FunctionName=name)
+                held += answer.get("ReservedConcurrentExecutions", 0)
+    return held
+
+
 def check_fargate(config: Config, clients: Clients) -> Iterator[Finding]:
     """Compare Fargate's vCPUs with the pooler in the middle of a deployment."""
+    if config.pooler != "pgbouncer":
+        return
     tasks = rolling_tasks(config.pgbouncer.max_tasks, config.pgbouncer.maximum_percent)
     needed = tasks * config.pgbouncer.cpu / 1024
     quota = clients("service-quotas").get_service_quota(
@@ -137,9 +155,12 @@ def check_fargate(config: Config, clients: Clients) -> Iterator[Finding]:
 def check_engine(config: Config, clients: Clients) -> Iterator[Finding]:
     """Ask whether RDS offers the stage's version of PostgreSQL in the region."""
     settings = config.database
+    if settings.kind not in ENGINES:
+        return
+    engine, family = ENGINES[settings.kind]
     version = f"{settings.major_version}.{settings.minor_version}"
     known = clients("rds").describe_db_engine_versions(
-        Engine="postgres", DBParameterGroupFamily=f"postgres{settings.major_version}"
+        Engine=engine, DBParameterGroupFamily=f"{family}{settings.major_version}"
     )["DBEngineVersions"]
     offered = [entry["EngineVersion"] for entry in known]
     remedy = f"Choose among {', '.join(offered)}: set database.minor_version in cdk.json."
@@ -148,6 +169,8 @@ def check_engine(config: Config, clients: Clients) -> Iterator[Finding]:
 
 def check_builder(config: Config, environment: Mapping[str, str]) -> Iterator[Finding]:
     """Run the container builder that the CDK will run for the pooler's image."""
+    if config.pooler != "pgbouncer":
+        return
     builder = environment.get("CDK_DOCKER") or "docker"
     path = shutil.which(builder, path=environment.get("PATH"))
     if path is None:
@@ -167,6 +190,12 @@ def check_builder(config: Config, environment: Mapping[str, str]) -> Iterator[Fi
             f"{platform.machine()}: the builder has to emulate it (QEMU's binfmt handlers)"
         )
 
+
+ENGINES = {
+    "instance": ("postgres", "postgres"),
+    "aurora": ("aurora-postgresql", "aurora-postgresql"),
+}
+"""RDS's names of what a stage may create, and of its parameter families."""
 
 ACCOUNT_CHECKS: tuple[Check, ...] = (
     check_zones,

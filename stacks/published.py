@@ -34,8 +34,17 @@ VALUES = {
     "database/host": "direct address of the database",
     "database/port": "port of the database",
     "database/owner-secret-arn": "secret of the database's owner, for migrations and rotation",
+    "database/security-group": "group that lets clients in on the database's port",
+    "database/application-secret-arn": "secret of the application's user",
+    "database/rotation-function": "function that rotates it",
     "database/identifier": "name of the DB instance or cluster",
     "database/resource-id": "what IAM policies call it",
+    "pooler/cluster": "ECS cluster of PgBouncer, for its metrics",
+    "pooler/service": "ECS service of PgBouncer",
+    "pooler/load-balancer": "its load balancer, as metrics name it",
+    "pooler/target-group": "its target group, as metrics name it",
+    "pooler/certificate-function": "function that renews its certificate",
+    "pooler/proxy": "name of the RDS Proxy",
     "network/bastion": "instance through which Session Manager reaches the database",
 }
 """Everything that a stage may publish."""
@@ -85,4 +94,5 @@ def published(config: Config, value: str) -> Published:
 
 
 def _id(name: str) -> str:
-    return "".join(part.title() for part in name.replace("-", "/").split("/")[-2:])
+    words = "/".join(name.split("/")[3:]).replace("-", "/").split("/")
+    return "".join(["Published", *(word.title() for word in words)])

@@ -33,8 +33,7 @@ def release(function: lambda_.Function, config: Config, inputs: str) -> lambda_.
     `inputs` is what the version depends on besides the function's template; another text makes
     CloudFormation publish another version.
     """
-    version = cast(lambda_.CfnVersion, function.current_version.node.default_child)
-    version.description = inputs
+    describe(function, inputs)
     alias = lambda_.Alias(function, "Live", alias_name=ALIAS, version=function.current_version)
     if config.functions.deployment != "AllAtOnce":
         group = codedeploy.LambdaDeploymentGroup(
@@ -50,6 +49,12 @@ def release(function: lambda_.Function, config: Config, inputs: str) -> lambda_.
             "AWS's own policy for moving an alias; CodeDeploy's role is for nothing else.",
         )
     return alias
+
+
+def describe(function: lambda_.Function, inputs: str) -> None:
+    """Let the function's version be another one for other inputs; 256 characters at the most."""
+    version = cast(lambda_.CfnVersion, function.current_version.node.default_child)
+    version.description = inputs
 
 
 def _alarm(function: lambda_.Function, alias: lambda_.Alias) -> cloudwatch.Alarm:

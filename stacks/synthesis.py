@@ -47,7 +47,11 @@ _DATABASES: dict[str, dict[str, Any]] = {
 _POOLERS: dict[str, dict[str, Any]] = {
     "pgbouncer": {"pooler": "pgbouncer"},
     "rds-proxy": {"pooler": "rds-proxy"},
-    "rds-proxy-with-secret": {"pooler": "rds-proxy", "rds_proxy": {"auth": "secret"}},
+    "rds-proxy-with-secret": {
+        "pooler": "rds-proxy",
+        "rds_proxy": {"auth": "secret"},
+        "database": {"rotation": "single"},
+    },
 }
 _EXTERNAL = {
     "pooler": "external",
@@ -57,7 +61,11 @@ _EXTERNAL = {
 
 COMBINATIONS: Mapping[str, Mapping[str, Any]] = {
     **{
-        f"{database}-{pooler}": {**of_database, **of_pooler}
+        f"{database}-{pooler}": {
+            **of_database,
+            **of_pooler,
+            "database": {**of_database.get("database", {}), **of_pooler.get("database", {})},
+        }
         for database, of_database in _DATABASES.items()
         for pooler, of_pooler in _POOLERS.items()
     },

@@ -42,18 +42,19 @@ def commands(config: Config, read: Read) -> str:
             f" `make deploy STAGE={config.stage}`"
         )
     bastion, host, port, secret = values.values()
+    roots = config.database.ca_file or "layer/python/lambda_pg/certs/aws.pem"
     return f"""\
 # In one terminal, and leave it open (needs AWS's session-manager-plugin):
 aws ssm start-session --region {config.region} --target {bastion} \\
   --document-name AWS-StartPortForwardingSessionToRemoteHost \\
   --parameters 'host={host},portNumber={port},localPortNumber={LOCAL_PORT}'
 
-# In another, as the database's owner; its password:
+# In another, as the database's owner; OWNER and its password:
 aws secretsmanager get-secret-value --region {config.region} --query SecretString --output text \\
   --secret-id '{secret}'
 # The certificate is for the database's own name, so that is the host, at the tunnel's address:
 psql 'host={host} hostaddr=127.0.0.1 port={LOCAL_PORT} dbname={config.database.name} \
-user=lambda_pg_owner sslmode=verify-full sslrootcert=layer/python/lambda_pg/certs/aws.pem'
+user=OWNER sslmode=verify-full sslrootcert={roots}'
 """
 
 

@@ -1,6 +1,6 @@
 """PgBouncer on ECS Fargate behind an internal network load balancer."""
 
-from typing import Any
+from typing import Any, cast
 
 from aws_cdk import Duration, RemovalPolicy, Stack
 from aws_cdk import aws_cloudwatch as cloudwatch
@@ -17,8 +17,8 @@ from constructs import Construct
 from stacks.acknowledged import accept, accept_permission
 from stacks.assets import Assets
 from stacks.config import Config
-from stacks.database import DatabaseStack
-from stacks.network import NetworkStack, let_in, retention
+from stacks.database import APPLICATION_SECRET, DatabaseStack
+from stacks.network import NetworkStack, closed_group, retention
 from stacks.pooler.certificate import Certificate
 from stacks.pooler.peers import check_numbers
 from stacks.published import published
@@ -38,8 +38,19 @@ BUSY_CLIENTS = 70
 """Percent of pgbouncer.max_client_conn, over all tasks, at which another one is added."""
 
 
+def supervisor_metric(config: Config, name: str, statistic: str) -> cloudwatch.Metric:
+    """Name one of the metrics that the supervisors write, over all tasks."""
+    return cloudwatch.Metric(
+        namespace=METRICS,
+        metric_name=name,
+        dimensions_map={"Pooler": config.stack_prefix},
+        statistic=statistic,
+        period=Duration.seconds(max(60, config.pgbouncer.metrics_interval)),
+    )
+
+
 class PgBouncerStack(Stack):
-    """The service, its certificate and its name. Faces: `service`, `targets`, `metric`."""
+    """The service, its certificate and its name; what others need is published."""
 
     def __init__(
         self,
@@ -54,13 +65,10 @@ class PgBouncerStack(Stack):
     ) -> None:
         super().__init__(scope, id, **options)
         self._config, self._network, self._database = config, network, database
-        assert database.application_secret is not None  # noqa: S101 - only RDS Proxy goes without
-        self._secret = database.application_secret
+        self._secret_arn = published(config, APPLICATION_SECRET).read(self)
         self.host = config.pgbouncer.endpoint_host or f"pooler.{config.zone}"
         self.port = config.pgbouncer.port
-        check_numbers(
-            config.stage, [each.ipv4_cidr_block for each in network.subnets.subnets or ()]
-        )
+        check_numbers(config.stage, network.cidrs)
         self.certificate = Certificate(
             self, "Certificate", config=config, assets=assets, names=[self.host]
         )
@@ -74,16 +82,6 @@ class PgBouncerStack(Stack):
         self._name()
         self._publish()
 
-    def metric(self, name: str, statistic: str) -> cloudwatch.Metric:
-        """Name one of the metrics that the supervisors write, over all tasks."""
-        return cloudwatch.Metric(
-            namespace=METRICS,
-            metric_name=name,
-            dimensions_map={"Pooler": self._config.stack_prefix},
-            statistic=statistic,
-            period=Duration.seconds(max(60, self._config.pgbouncer.metrics_interval)),
-        )
-
     def _publish(self) -> None:
         group = self._balancer_group.security_group_id
         for name, value in {
@@ -91,7 +89,12 @@ class PgBouncerStack(Stack):
             "pooler/port": str(self.port),
             "pooler/profile": "pgbouncer",
             "pooler/security-group": group,
-            "pooler/secret-arn": self._secret.secret_arn,
+            "pooler/secret-arn": self._secret_arn,
+            "pooler/cluster": self.service.cluster.cluster_name,
+            "pooler/service": self.service.service_name,
+            "pooler/load-balancer": self.load_balancer.load_balancer_full_name,
+            "pooler/target-group": self.targets.target_group_full_name,
+            "pooler/certificate-function": self.certificate.function.function_name,
         }.items():
             published(self._config, name).write(self, value)
 
@@ -121,7 +124,11 @@ class PgBouncerStack(Stack):
         container.add_mount_points(
             ecs.MountPoint(container_path=RUN_DIR, source_volume="run", read_only=False)
         )
-        self._secret.grant_read(task.task_role)
+        task.add_to_task_role_policy(
+            iam.PolicyStatement(
+                actions=["secretsmanager:GetSecretValue"], resources=[self._secret_arn]
+            )
+        )
         self.certificate.grant_read(task.task_role)
         accept(task, ECS2="Addresses, sizes and ARNs only: passwords are read from the secrets.")
         task.add_to_task_role_policy(self._find_peers())
@@ -155,7 +162,7 @@ class PgBouncerStack(Stack):
             "DATABASE_HOST": published(config, "database/host").read(self),
             "DATABASE_PORT": published(config, "database/port").read(self),
             "DATABASE_NAME": config.database.name,
-            "USER_SECRET_ARNS": self._secret.secret_arn,
+            "USER_SECRET_ARNS": self._secret_arn,
             "CERTIFICATE_SECRET_ARN": self.certificate.secret.secret_arn,
             "POOL_MODE": settings.pool_mode,
             "MAX_CLIENT_CONN": settings.max_client_conn,
@@ -213,8 +220,7 @@ class PgBouncerStack(Stack):
                 dns_ttl=Duration.seconds(10),
             ),
         )
-        server = self._database.server
-        let_in(group, server.group_id, server.rule_port, "PostgreSQL")
+        self._database.admit(group)
         between = ec2.Port.tcp(self.port)
         group.add_ingress_rule(group, between, "cancel requests between tasks")
         group.add_egress_rule(group, between, "cancel requests between tasks")
@@ -225,6 +231,10 @@ class PgBouncerStack(Stack):
         settings = self._config.pgbouncer
         if settings.max_tasks == settings.tasks:
             return
+        # A number in the template would take back at each deployment what scaling has added.
+        cast(ecs.CfnService, self.service.node.default_child).add_property_deletion_override(
+            "DesiredCount"
+        )
         scaling = self.service.auto_scale_task_count(
             min_capacity=settings.tasks, max_capacity=settings.max_tasks
         )
@@ -238,19 +248,15 @@ class PgBouncerStack(Stack):
         )
         scaling.scale_to_track_custom_metric(
             "Clients",
-            metric=self.metric("ClientConnections", "Average"),
+            metric=supervisor_metric(self._config, "ClientConnections", "Average"),
             target_value=settings.max_client_conn * BUSY_CLIENTS // 100,
             scale_out_cooldown=soon,
             scale_in_cooldown=late,
         )
 
     def _balance(self) -> tuple[elb.NetworkLoadBalancer, elb.NetworkTargetGroup]:
-        self._balancer_group = group = ec2.SecurityGroup(
-            self,
-            "BalancerGroup",
-            vpc=self._network.vpc,
-            description="Clients of the pooler",
-            allow_all_outbound=False,
+        self._balancer_group = group = closed_group(
+            self, "BalancerGroup", self._network.vpc, "Clients of the pooler"
         )
         balancer = elb.NetworkLoadBalancer(
             self,

@@ -3,21 +3,20 @@
 from typing import Any, cast
 
 from aws_cdk import Arn, ArnComponents, ArnFormat, CfnResource, Duration, Fn, Stack
-from aws_cdk import aws_cloudwatch as cloudwatch
-from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_rds as rds
+from aws_cdk import aws_secretsmanager as secretsmanager
 from constructs import Construct
 
 from stacks.config import Config
-from stacks.database import APPLICATION, DatabaseStack
-from stacks.network import NetworkStack, let_in
+from stacks.database import APPLICATION, APPLICATION_SECRET, DatabaseStack
+from stacks.network import NetworkStack, closed_group
 from stacks.published import published
 from stacks.servers import cluster_engine, instance_engine
 
 
 class RdsProxyStack(Stack):
-    """The proxy. Faces: `proxy`, `metric`.
+    """The proxy; what others need is published.
 
     With `rds_proxy.auth` 'iam' there is no secret at all: a function's token logs in at the proxy,
     and the proxy's own token at the database.
@@ -35,26 +34,14 @@ class RdsProxyStack(Stack):
     ) -> None:
         super().__init__(scope, id, **options)
         self._config, self._database = config, database
-        self._group = ec2.SecurityGroup(
-            self, "Group", vpc=network.vpc, description="RDS Proxy", allow_all_outbound=False
-        )
-        let_in(self._group, database.server.group_id, database.server.rule_port, "PostgreSQL")
+        self._group = closed_group(self, "Group", network.vpc, "RDS Proxy")
+        database.admit(self._group)
         self.proxy = self._proxy(network)
         self._publish()
 
-    def metric(self, name: str, statistic: str) -> cloudwatch.Metric:
-        """Name one of the metrics that RDS Proxy writes, of all its targets."""
-        return cloudwatch.Metric(
-            namespace="AWS/RDS",
-            metric_name=name,
-            dimensions_map={"ProxyName": self.proxy.db_proxy_name},
-            statistic=statistic,
-            period=Duration.minutes(1),
-        )
-
     def _proxy(self, network: NetworkStack) -> rds.DatabaseProxy:
         config, settings = self._config, self._config.rds_proxy
-        secret = self._database.application_secret
+        secret = self._secret()
         role = iam.Role(self, "Role", assumed_by=iam.ServicePrincipal("rds.amazonaws.com"))
         if secret is None:
             role.add_to_policy(self._log_in())
@@ -81,6 +68,13 @@ class RdsProxyStack(Stack):
             # CDK writes an empty list, of which CloudFormation wants one entry or nothing at all.
             cast(CfnResource, proxy.node.default_child).add_property_deletion_override("Auth")
         return proxy
+
+    def _secret(self) -> secretsmanager.ISecret | None:
+        """Describe the application's secret, where there is one."""
+        if self._config.by_token:
+            return None
+        arn = published(self._config, APPLICATION_SECRET).read(self)
+        return secretsmanager.Secret.from_secret_complete_arn(self, "ApplicationSecret", arn)
 
     def _target(self) -> rds.ProxyTarget:
         """Describe the database anew: given its own construct, CDK would put rules into its stack.
@@ -127,19 +121,19 @@ class RdsProxyStack(Stack):
         )
 
     def _publish(self) -> None:
-        secret = self._database.application_secret
         values = {
             "pooler/host": self.proxy.endpoint,
             "pooler/port": str(self._config.pooler_port),
             "pooler/profile": "rds-proxy",
             "pooler/security-group": self._group.security_group_id,
+            "pooler/proxy": self.proxy.db_proxy_name,
         }
-        if secret is None:
+        if self._config.by_token:
             # arn:aws:rds:region:account:db-proxy:prx-0123
             identifier = Fn.select(6, Fn.split(":", self.proxy.db_proxy_arn))
             values["pooler/user"] = APPLICATION
             values["pooler/connect-arn"] = self._user_arn(f"{identifier}/{APPLICATION}")
         else:
-            values["pooler/secret-arn"] = secret.secret_arn
+            values["pooler/secret-arn"] = published(self._config, APPLICATION_SECRET).read(self)
         for name, value in values.items():
             published(self._config, name).write(self, value)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aws_cdk import App, Duration, Stack
+from aws_cdk import App, Duration, Stack, Token
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_ecr as ecr
 from aws_cdk import aws_lambda as lambda_
@@ -78,7 +78,7 @@ def test_one_call_gives_a_function_all_it_needs(theirs: Theirs) -> None:
     settings = Settings.from_env(environment)
     assert (settings.sslmode, settings.profile) == ("verify-full", "pgbouncer")
     assert settings.application_name == "orders"
-    assert "LAMBDA_PG_SLOTS" not in environment
+    assert settings.slots == 1
 
 
 def test_the_rules_belong_to_their_stack(theirs: Theirs) -> None:
@@ -167,6 +167,53 @@ def test_what_cannot_work_is_refused(
     """At synth, with both values, instead of an import error in the function's log."""
     with pytest.raises(AttachError, match=expected):
         theirs.clients.attach(theirs.function(**options), concurrency=5)
+
+
+@pytest.mark.parametrize(
+    "number", [-5, 2.5, Token.as_number({"Ref": "Concurrency"})], ids=["negative", "half", "token"]
+)
+def test_a_cap_that_cannot_be_added_up_is_refused(theirs: Theirs, number: Any) -> None:
+    """A value that only the deployment knows would count as anything."""
+    with pytest.raises(AttachError, match="allowed is a whole number from 0 up"):
+        theirs.clients.attach(theirs.function(), concurrency=number)
+    reserved = theirs.function("Reserved", reserved_concurrent_executions=number)
+    with pytest.raises((AttachError, RuntimeError, TypeError)):
+        theirs.clients.attach(reserved)
+    assert len(theirs.clients.budget.clients) == 2
+
+
+@pytest.mark.parametrize("name", ["slots", "processes"])
+def test_a_factor_below_one_is_refused(theirs: Theirs, name: str) -> None:
+    """It would take connections of others off the sum."""
+    with pytest.raises(AttachError, match=f"{name} is -1; allowed is a whole number from 1 up"):
+        theirs.clients.attach(theirs.function(), concurrency=5, **{name: -1})
+
+
+def test_slots_are_what_was_counted(theirs: Theirs) -> None:
+    """The variable is written always, so that an earlier one does not stay."""
+    function = theirs.function(environment={"LAMBDA_PG_SLOTS": "50", "PGHOST": "elsewhere"})
+    theirs.clients.attach(function, concurrency=5, slots=3)
+    (resource,) = theirs.resources("AWS::Lambda::Function").values()
+    variables = resource["Properties"]["Environment"]["Variables"]
+    assert variables["LAMBDA_PG_SLOTS"] == "3"
+    assert variables["PGHOST"] != "elsewhere"
+
+
+def test_an_alias_is_refused(theirs: Theirs) -> None:
+    """The function is attached, and its versions follow."""
+    function = theirs.function()
+    alias = lambda_.Alias(theirs.stack, "Alias", alias_name="x", version=function.current_version)
+    with pytest.raises(AttachError, match="attach the function itself"):
+        theirs.clients.attach(alias, concurrency=5)  # type: ignore[arg-type]  # refused
+
+
+def test_a_refused_function_can_be_attached_with_less(theirs: Theirs) -> None:
+    """Nothing of the refused attempt stays."""
+    function = theirs.function()
+    with pytest.raises(BudgetError):
+        theirs.clients.attach(function, concurrency=5000)
+    theirs.clients.attach(function, concurrency=5)
+    assert theirs.clients.budget.clients[-1].concurrency == 5
 
 
 def test_twice_is_refused(theirs: Theirs) -> None:

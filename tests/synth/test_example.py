@@ -28,7 +28,7 @@ def test_both_ways_give_a_function_the_same(template: dict[str, Any]) -> None:
         assert one[name] == other[name], name
     assert one["VpcConfig"]["SubnetIds"] == other["VpcConfig"]["SubnetIds"]
     by_call, by_hand = (each["Environment"]["Variables"] for each in (one, other))
-    assert set(by_call) - set(by_hand) == {"LAMBDA_PG_CHECKOUT_TIMEOUT"}
+    assert set(by_call) - set(by_hand) == {"LAMBDA_PG_CHECKOUT_TIMEOUT", "LAMBDA_PG_SLOTS"}
     for name in ("PGHOST", "PGPORT", "PGSSLMODE", "LAMBDA_PG_SECRET_ARN", "LAMBDA_PG_CA_PEM"):
         assert by_call[name] == by_hand[name], name
 

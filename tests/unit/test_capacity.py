@@ -2,7 +2,7 @@
 
 import pytest
 
-from stacks.capacity import UnknownClassError, connections_of_acus, connections_of_class
+from stacks.sizes import UnknownClassError, connections_of_acus, connections_of_class
 
 
 @pytest.mark.parametrize(

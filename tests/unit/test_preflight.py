@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
@@ -12,6 +13,7 @@ from botocore.stub import Stubber
 from stacks import preflight
 from stacks.config import Config
 from stacks.preflight import Finding
+from stacks.synthesis import COMBINATIONS
 
 CONTEXT = json.loads((Path(__file__).parents[2] / "cdk.json").read_text())["context"]
 Answer = Callable[[Stubber], None]
@@ -35,7 +37,8 @@ def ask(check: preflight.Check, answer: Answer, **override: object) -> list[Find
         )
         stubber = Stubber(client)
         answer(stubber)
-        stubber.activate()
+        if stubber._queue:
+            stubber.activate()
         return client
 
     return list(check(config(**override), clients))
@@ -51,10 +54,28 @@ def refusing(operation: str, code: str) -> Answer:
     return lambda stubber: stubber.add_client_error(operation, service_error_code=code)
 
 
-def limits(total: int, free: int) -> Answer:
-    """Prepare Lambda's limits."""
+def limits(total: int, free: int, held: int = 0) -> Answer:
+    """Prepare Lambda's limits, and what a function of the stage and another one reserve."""
     limit = {"ConcurrentExecutions": total, "UnreservedConcurrentExecutions": free}
-    return answering("get_account_settings", {"AccountLimit": limit})
+    functions = [{"FunctionName": "LambdaPg-dev-Api-Users-x"}, {"FunctionName": "theirs"}]
+
+    def answer(stubber: Stubber) -> None:
+        # Each call has a client of its own, which is asked for one of the two.
+        stubber.client.meta.events.register(
+            "before-call.lambda.*", lambda model, **_: replies[model.name]
+        )
+
+    replies = {
+        "GetAccountSettings": reply({"AccountLimit": limit}),
+        "ListFunctions": reply({"Functions": functions}),
+        "GetFunctionConcurrency": reply({"ReservedConcurrentExecutions": held}),
+    }
+    return answer
+
+
+def reply(body: dict[str, Any]) -> tuple[SimpleNamespace, dict[str, Any]]:
+    """Answer a call before it is sent."""
+    return SimpleNamespace(status_code=200), body
 
 
 def test_a_new_account_s_concurrency_is_too_low() -> None:
@@ -71,8 +92,49 @@ def test_a_reservation_leaves_a_hundred() -> None:
     functions = {"reserved_concurrency": 901}
     (finding,) = ask(preflight.check_concurrency, limits(1000, 1000), functions=functions)
     assert not finding.is_fine
-    functions = {"reserved_concurrency": 900}
+    functions = {"reserved_concurrency": 895}  # and 5 for health
     (finding,) = ask(preflight.check_concurrency, limits(1000, 1000), functions=functions)
+    assert finding.is_fine
+
+
+def test_what_the_stage_has_reserved_already_it_has() -> None:
+    """A second deployment is not refused for what the first one took."""
+    functions = {"reserved_concurrency": 500}
+    deployed = limits(1000, 495, held=505)
+    (finding,) = ask(preflight.check_concurrency, deployed, functions=functions)
+    assert finding.is_fine, finding
+    (finding,) = ask(preflight.check_concurrency, limits(1000, 495), functions=functions)
+    assert not finding.is_fine
+
+
+def test_only_what_a_stage_needs_is_asked_for() -> None:
+    """Without PgBouncer neither a container builder nor Fargate, without RDS no engine."""
+    for name in ("rds-proxy", "external"):
+        override = COMBINATIONS["external" if name == "external" else "instance-rds-proxy"]
+        chosen = Config.of_stage("dev", override)
+        assert not list(preflight.check_fargate(chosen, nobody))
+        assert not list(preflight.check_builder(chosen, {}))
+    assert not list(
+        preflight.check_engine(Config.of_stage("dev", COMBINATIONS["external"]), nobody)
+    )
+
+
+def nobody(service: str) -> Any:
+    """Fail when anybody is asked."""
+    raise AssertionError(service)
+
+
+def test_aurora_has_versions_of_its_own() -> None:
+    """It is asked by its own name."""
+
+    def answer(stubber: Stubber) -> None:
+        stubber.add_response(
+            "describe_db_engine_versions",
+            {"DBEngineVersions": [{"EngineVersion": "17.7"}]},
+            {"Engine": "aurora-postgresql", "DBParameterGroupFamily": "aurora-postgresql17"},
+        )
+
+    (finding,) = ask(preflight.check_engine, answer, database={"kind": "aurora"})
     assert finding.is_fine
 
 
