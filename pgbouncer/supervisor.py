@@ -113,10 +113,11 @@ class Supervisor:
         self._start()
         duties = {"look": self._look, "peers": self._join_peers, "report": self._report}
         while not self._stopping:
-            self._next_event(min(self._due.values()) - time.monotonic())
+            # Before the wait: the start may have taken the event of a death that it saw.
             if (code := self._exit_code()) is not None:
                 log.error("PgBouncer has ended by itself, with code %d", code)
                 return code
+            self._next_event(min(self._due.values()) - time.monotonic())
             for name, perform in duties.items():
                 if not self._stopping and time.monotonic() >= self._due[name]:
                     perform()

@@ -60,6 +60,12 @@ def pgbouncer_of(pooler: PoolerFixture) -> psutil.Process:
     return child
 
 
+def with_program(pooler: PoolerFixture, script: str) -> PoolerFixture:
+    """Put a shell's script in PgBouncer's place."""
+    pooler.binary = replace(pooler.binary, command=("sh", "-c", script))
+    return pooler
+
+
 # Logins and TLS
 
 
@@ -456,6 +462,15 @@ def test_more_clients_than_open_files_are_refused_with_the_numbers(
     process.launch()
     with pytest.raises(PoolerError, match="MAX_CLIENT_CONN is 99999"):
         wait_until(process.answers, 10, "an answer")
+
+
+def test_a_pgbouncer_that_dies_before_it_listens_ends_the_supervisor(
+    new_pooler: PoolerFixture,
+) -> None:
+    """At once, with its code: nobody waits for the next look at the secrets."""
+    process = with_program(new_pooler, "sleep 0.3; exit 3").prepare(REFRESH_INTERVAL="3600")
+    process.launch()
+    assert process.wait(20) == 3
 
 
 def test_missing_variables_are_named(new_pooler: PoolerFixture) -> None:
