@@ -473,6 +473,29 @@ def test_a_pgbouncer_that_dies_before_it_listens_ends_the_supervisor(
     assert process.wait(20) == 3
 
 
+# More lines than the supervisor has copied by the time it learns of the end; a pipe holds them.
+LAST_WORDS = "yes | head -n 8000; echo canary of the end"
+
+
+def test_the_reason_of_a_death_is_in_the_log(new_pooler: PoolerFixture) -> None:
+    """What PgBouncer says last is what everybody wants to read."""
+    process = with_program(new_pooler, f"sleep 0.3; {LAST_WORDS}; exit 3").prepare()
+    process.launch()
+    assert process.wait(20) == 3
+    assert "canary of the end" in new_pooler.log
+
+
+def test_what_is_said_during_a_drain_is_in_the_log(new_pooler: PoolerFixture) -> None:
+    """Up to the last line, as after any other end."""
+    script = f"trap '{LAST_WORDS}; exit 0' INT; echo ready; while :; do sleep 0.05; done"
+    process = with_program(new_pooler, script).prepare()
+    process.launch()
+    wait_until(lambda: "ready" in new_pooler.log, 20, "the trap")
+    process.terminate()
+    assert process.wait(20) == 0
+    assert "canary of the end" in new_pooler.log
+
+
 def test_missing_variables_are_named(new_pooler: PoolerFixture) -> None:
     """All problems come at once, each with the variable's name."""
     process = new_pooler.prepare(DATABASE_HOST="", MAX_CLIENT_CONN="many")
