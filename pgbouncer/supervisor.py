@@ -18,7 +18,7 @@ from os import WNOHANG, kill, waitpid, waitstatus_to_exitcode
 from typing import IO
 
 from .files import Folder
-from .metrics import Metrics, Tally, render
+from .metrics import CONTINUED, Metrics, Tally, render
 from .peers import CloudMap, Peering
 from .relay import Relay
 from .session import SessionError
@@ -40,6 +40,7 @@ QUIT_SECONDS = 5.0
 # How long the last lines of an ended PgBouncer may take to be copied.
 LOG_SECONDS = 1.0
 WRONG_SETTINGS = 78  # EX_CONFIG
+CONTINUATION = b"..."
 REFUSED_LOGIN = re.compile(rb"authentication failed|no such user")
 
 log = logging.getLogger("supervisor")
@@ -283,7 +284,9 @@ class Supervisor:
     def _pass_on(self, output: IO[bytes]) -> None:
         """Copy PgBouncer's log, in a thread: it must never wait for a reader."""
         for line in output:
-            sys.stderr.buffer.write(line)
+            # Marked, as what a client may have written: it must not pass for a line of metrics.
+            mark = CONTINUATION if line.startswith(CONTINUED) else b""
+            sys.stderr.buffer.write(mark + line)
             sys.stderr.buffer.flush()
             self._tally.note(line)
             if REFUSED_LOGIN.search(line):

@@ -46,6 +46,12 @@ POOL: Row = {
         ),
         (AT + b"pooler error: client_login_timeout (server down)\n", None),
         (AT + b"pooler error: no such user: query_wait_timeout\n", None),
+        (AT + b"unsupported startup parameter: a=pooler error: query_wait_timeout\n", None),
+        (AT + b"pooler error: no such database: b pooler error: query_wait_timeout\n", None),
+        (
+            AT.replace(b"WARNING", b"LOG") + b"no such user: a pooler error: query_wait_timeout\n",
+            None,
+        ),
         (b"LOG got SIGHUP, re-reading config\n", None),
     ],
 )
@@ -59,6 +65,25 @@ def test_a_log_line_counts_when_pgbouncer_turned_somebody_away(
     assert tally.take() == {
         name: 2 if name == counted else 0 for name in ("RefusedConnections", "QueueTimeouts")
     }
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        (
+            NOBODY.partition(b"(nouser)")[0] + b"a\n",
+            b"\t" + AT + b"pooler error: query_wait_timeout\n",
+        ),
+        (AT + b"pooler error: query_wait_timeout\n", b"\t@10.0.1.2:5 pooler error: no such user\n"),
+    ],
+)
+def test_what_a_client_has_broken_into_lines_does_not_count(lines: tuple[bytes, ...]) -> None:
+    """PgBouncer puts a tab in front of what follows a line break in a name."""
+    tally = Tally()
+    for line in lines:
+        tally.note(line)
+    tally.note(AT + b"pooler error: query_wait_timeout\n")
+    assert tally.take()["QueueTimeouts"] == 1
 
 
 def test_a_line_counts_in_one_interval_only() -> None:
