@@ -25,6 +25,9 @@ COUNTED = {
     "RefusedConnections": re.compile(TURNED_AWAY + rb"no more connections allowed[^:]*$"),
     "QueueTimeouts": re.compile(TURNED_AWAY + rb"query_wait_timeout\s*$"),
 }
+# Server connections that a client can have at once. Those of SHOW POOLS' `sv_used` have been idle
+# for some time and are only to be checked before: they stay until server_idle_timeout.
+IDLE = ("sv_idle", "sv_used")
 UNITS = {
     "ClientConnections": "Count",
     "ClientsWaiting": "Count",
@@ -112,18 +115,19 @@ def _rows_of(database: str, rows: Iterable[Row]) -> list[Row]:
 
 def levels_of(pools: Iterable[Row], max_db_connections: int) -> Numbers:
     """Take the numbers of this moment out of SHOW POOLS: one row for each user."""
-    clients = waiting = servers = longest = 0.0
+    clients = waiting = servers = idle = longest = 0.0
     for row in pools:
         clients += _number(row, "cl_active") + _number(row, "cl_waiting")
         waiting += _number(row, "cl_waiting")
         servers += sum(_number(row, name) for name in row if name.startswith("sv_"))
+        idle += sum(_number(row, name) for name in IDLE)
         longest = max(longest, _number(row, "maxwait") + _number(row, "maxwait_us") / 1e6)
     return {
         "ClientConnections": clients,
         "ClientsWaiting": waiting,
         "MaxWait": longest,
         "ServerConnections": servers,
-        "ServerConnectionsUsed": 100 * servers / max_db_connections,
+        "ServerConnectionsUsed": 100 * (servers - idle) / max_db_connections,
     }
 
 

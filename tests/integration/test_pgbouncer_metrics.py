@@ -49,7 +49,7 @@ def measured(new_pooler: PoolerFixture) -> PoolerFixture:
 
 
 def test_a_line_tells_of_clients_and_server_connections(measured: PoolerFixture) -> None:
-    """Those of the database, not the console's own; the share is of MAX_DB_CONNECTIONS."""
+    """Those of the database, not the console's own; of MAX_DB_CONNECTIONS, the idle are free."""
     pooler = measured.start(MAX_DB_CONNECTIONS="8")
     first, second = pooler.connect(), pooler.connect()
     with psycopg.connect(pooler.process.admin_dsn, autocommit=True), first, second:
@@ -63,6 +63,9 @@ def test_a_line_tells_of_clients_and_server_connections(measured: PoolerFixture)
             ServerConnections=2,
             ServerConnectionsUsed=25,
         )
+        for client in (first, second):
+            client.execute("COMMIT")
+        Lines(pooler).await_line(ServerConnections=2, ServerConnectionsUsed=0)
 
 
 def test_queries_and_transactions_are_counted_once(measured: PoolerFixture) -> None:
