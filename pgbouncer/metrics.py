@@ -25,8 +25,8 @@ COUNTED = {
     "RefusedConnections": re.compile(TURNED_AWAY + rb"no more connections allowed[^:]*$"),
     "QueueTimeouts": re.compile(TURNED_AWAY + rb"query_wait_timeout\s*$"),
 }
-# Server connections that a client can have at once. Those of SHOW POOLS' `sv_used` have been idle
-# for some time and are only to be checked before: they stay until server_idle_timeout.
+# Server connections that wait for a client; PgBouncer calls those used that it checks before,
+# because they have been idle for long. Both stay until server_idle_timeout.
 IDLE = ("sv_idle", "sv_used")
 UNITS = {
     "ClientConnections": "Count",
