@@ -15,11 +15,19 @@ from .settings import MetricsSettings, Settings
 
 # How long PgBouncer may take to answer: the supervisor waits for it and does nothing else.
 CONSOLE_SECONDS = 1.0
-# How the lines end that PgBouncer writes when it turns somebody away.
+# What PgBouncer puts in front of a line that goes on with the message of the line before: only a
+# client's own text (its user, its database) has line breaks.
+CONTINUED = b"\t"
+# Lines that PgBouncer writes when it turns somebody away. A client's text may be anywhere in a
+# line, so all of it has to fit; only what has no space can be "database/user@address:port".
+TURNED_AWAY = rb"^[^\[]*\[\d+\] WARNING C-\w+: \S+ pooler error: "
 COUNTED = {
-    "RefusedConnections": re.compile(rb"pooler error: no more connections allowed[^:]*$"),
-    "QueueTimeouts": re.compile(rb"pooler error: query_wait_timeout\s*$"),
+    "RefusedConnections": re.compile(TURNED_AWAY + rb"no more connections allowed[^:]*$"),
+    "QueueTimeouts": re.compile(TURNED_AWAY + rb"query_wait_timeout\s*$"),
 }
+# Server connections that wait for a client; PgBouncer calls those used that it checks before,
+# because they have been idle for long. Both stay until server_idle_timeout.
+IDLE = ("sv_idle", "sv_used")
 UNITS = {
     "ClientConnections": "Count",
     "ClientsWaiting": "Count",
@@ -43,19 +51,29 @@ class Tally:
         """Begin with nothing."""
         self._lock = threading.Lock()
         self._counts: Numbers = dict.fromkeys(COUNTED, 0)
+        self._last = b""
 
     def note(self, line: bytes) -> None:
-        """Count a line of the log if it is one that counts."""
-        for name, pattern in COUNTED.items():
-            if pattern.search(line):
-                with self._lock:
-                    self._counts[name] += 1
+        """Count the line before, now that it is known to have been a whole message."""
+        with self._lock:
+            if line.startswith(CONTINUED):
+                self._last = b""
+            else:
+                self._count_last()
+                self._last = line
 
     def take(self) -> Numbers:
         """Return the counts since the last time."""
         with self._lock:
+            self._count_last()
             counts, self._counts = self._counts, dict.fromkeys(COUNTED, 0)
         return counts
+
+    def _count_last(self) -> None:
+        line, self._last = self._last, b""
+        for name, pattern in COUNTED.items():
+            if pattern.search(line):
+                self._counts[name] += 1
 
 
 class Metrics:
@@ -97,18 +115,19 @@ def _rows_of(database: str, rows: Iterable[Row]) -> list[Row]:
 
 def levels_of(pools: Iterable[Row], max_db_connections: int) -> Numbers:
     """Take the numbers of this moment out of SHOW POOLS: one row for each user."""
-    clients = waiting = servers = longest = 0.0
+    clients = waiting = servers = idle = longest = 0.0
     for row in pools:
         clients += _number(row, "cl_active") + _number(row, "cl_waiting")
         waiting += _number(row, "cl_waiting")
         servers += sum(_number(row, name) for name in row if name.startswith("sv_"))
+        idle += sum(_number(row, name) for name in IDLE)
         longest = max(longest, _number(row, "maxwait") + _number(row, "maxwait_us") / 1e6)
     return {
         "ClientConnections": clients,
         "ClientsWaiting": waiting,
         "MaxWait": longest,
         "ServerConnections": servers,
-        "ServerConnectionsUsed": 100 * servers / max_db_connections,
+        "ServerConnectionsUsed": 100 * (servers - idle) / max_db_connections,
     }
 
 

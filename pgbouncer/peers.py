@@ -181,7 +181,8 @@ class CloudMap:
             MaxResults=MOST_INSTANCES,
         )
         instances: list[dict[str, Any]] = answer["Instances"]
-        return [each.get("Attributes", {}).get("AWS_INSTANCE_IPV4", "") for each in instances]
+        found = [each.get("Attributes") or {} for each in instances]
+        return [attributes.get("AWS_INSTANCE_IPV4") or "" for attributes in found]
 
     def _make_client(self) -> Any:
         # This call of Cloud Map has a host of its own, data-servicediscovery…, which the SDK makes

@@ -18,7 +18,7 @@ from os import WNOHANG, kill, waitpid, waitstatus_to_exitcode
 from typing import IO
 
 from .files import Folder
-from .metrics import Metrics, Tally, render
+from .metrics import CONTINUED, Metrics, Tally, render
 from .peers import CloudMap, Peering
 from .relay import Relay
 from .session import SessionError
@@ -37,7 +37,10 @@ HOLD_SECONDS = 1.0
 START_SECONDS = 10.0
 # How long PgBouncer may take to end at once.
 QUIT_SECONDS = 5.0
+# How long the last lines of an ended PgBouncer may take to be copied.
+LOG_SECONDS = 1.0
 WRONG_SETTINGS = 78  # EX_CONFIG
+CONTINUATION = b"..."
 REFUSED_LOGIN = re.compile(rb"authentication failed|no such user")
 
 log = logging.getLogger("supervisor")
@@ -100,6 +103,7 @@ class Supervisor:
         self._events: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._content: Content
         self._child: subprocess.Popen[bytes] | None = None
+        self._copying: threading.Thread | None = None
         self._stopping = self._looking = False
         self._last_look = 0.0
         # What there is to do, and when; an event brings it forward.
@@ -113,10 +117,12 @@ class Supervisor:
         self._start()
         duties = {"look": self._look, "peers": self._join_peers, "report": self._report}
         while not self._stopping:
-            self._next_event(min(self._due.values()) - time.monotonic())
+            # Before the wait: the start may have taken the event of a death that it saw.
             if (code := self._exit_code()) is not None:
+                self._end_log()
                 log.error("PgBouncer has ended by itself, with code %d", code)
                 return code
+            self._next_event(min(self._due.values()) - time.monotonic())
             for name, perform in duties.items():
                 if not self._stopping and time.monotonic() >= self._due[name]:
                     perform()
@@ -254,7 +260,8 @@ class Supervisor:
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
         output = self._child.stdout
-        threading.Thread(target=self._pass_on, args=(output,), daemon=True).start()
+        self._copying = threading.Thread(target=self._pass_on, args=(output,), daemon=True)
+        self._copying.start()
         log.info("PgBouncer runs as process %d", self._child.pid)
         self._await_socket()
         self._plan_report(time.monotonic())
@@ -277,11 +284,18 @@ class Supervisor:
     def _pass_on(self, output: IO[bytes]) -> None:
         """Copy PgBouncer's log, in a thread: it must never wait for a reader."""
         for line in output:
-            sys.stderr.buffer.write(line)
+            # Marked, as what a client may have written: it must not pass for a line of metrics.
+            mark = CONTINUATION if line.startswith(CONTINUED) else b""
+            sys.stderr.buffer.write(mark + line)
             sys.stderr.buffer.flush()
             self._tally.note(line)
             if REFUSED_LOGIN.search(line):
                 self._events.put("refused")
+
+    def _end_log(self) -> None:
+        """Wait for PgBouncer's last lines, which may say why it has ended."""
+        if self._copying is not None:
+            self._copying.join(LOG_SECONDS)
 
     def _signal(self, number: signal.Signals) -> None:
         if self._child is not None and self._child.returncode is None:
@@ -321,6 +335,7 @@ class Supervisor:
                 log.warning("PgBouncer is still there: sending %s", number.name)
                 self._signal(number)
                 code = self._wait(QUIT_SECONDS)
+        self._end_log()
         log.info("PgBouncer has ended with code %s", code)
         return 1 if code is None else code
 

@@ -51,23 +51,25 @@ class Front:
     async def close(self) -> None:
         """End the balancer and wait for its end."""
         self.kill()
-        if self._process is not None:
-            await self._process.wait()
+        process, self._process = self._process, None
+        if process is not None:
+            await process.wait()
 
     async def _ask(self, order: dict[str, Any]) -> dict[str, Any]:
         async with self._asking:
-            if self._process is None or not self.running:
-                self._process = await self._launch()
+            process = self._process
+            if process is None or process.returncode is not None:
+                process = self._process = await self._launch()
                 order = {"registered": self._registered}
-            assert self._process.stdin is not None  # noqa: S101  # it was started with a pipe
-            assert self._process.stdout is not None  # noqa: S101  # and with another
-            with suppress(ConnectionError):
-                self._process.stdin.write(json.dumps(order).encode() + b"\n")
-                await self._process.stdin.drain()
-            async with asyncio.timeout(_ANSWER_SECONDS):
-                line = await self._process.stdout.readline()
+            try:
+                async with asyncio.timeout(_ANSWER_SECONDS):
+                    line = await _exchange(process, order)
+            except (TimeoutError, asyncio.CancelledError):
+                # The answer may still come, and would be taken for the next request's.
+                await self.close()
+                raise
             if not line:
-                await self._process.wait()
+                await process.wait()
                 said = processes.last_lines(self._log)
                 raise RuntimeError(f"the balancer on port {self.port} has ended:\n{said}")
             answer: dict[str, Any] = json.loads(line)
@@ -87,3 +89,12 @@ class Front:
                 stderr=log,
                 start_new_session=True,
             )
+
+
+async def _exchange(process: asyncio.subprocess.Process, order: dict[str, Any]) -> bytes:
+    assert process.stdin is not None  # noqa: S101  # it was started with a pipe
+    assert process.stdout is not None  # noqa: S101  # and with another
+    with suppress(ConnectionError):
+        process.stdin.write(json.dumps(order).encode() + b"\n")
+        await process.stdin.drain()
+    return await process.stdout.readline()

@@ -242,12 +242,17 @@ class PoolerService:
             return
         if task.state == "PENDING":
             await asyncio.to_thread(self._names.register, task.service, task.id, task.address)
+            if task.state != "PENDING":  # retired meanwhile, maybe before it had its name
+                await asyncio.to_thread(self._names.deregister, task.service, task.id)
+                return
             task.state = "RUNNING"
             await self._balance()
             self._forgive()
 
     def _retire(self, task: Task, delay: float) -> None:
         """Let a task take no new flows from now on, and end it after the deregistration delay."""
+        if task.state not in {"PENDING", "RUNNING"}:  # it is on its way out
+            return
         if task.state == "PENDING":  # it never had any
             delay = 0.0
         task.state = "DEACTIVATING"

@@ -60,6 +60,12 @@ def pgbouncer_of(pooler: PoolerFixture) -> psutil.Process:
     return child
 
 
+def with_program(pooler: PoolerFixture, script: str) -> PoolerFixture:
+    """Put a shell's script in PgBouncer's place."""
+    pooler.binary = replace(pooler.binary, command=("sh", "-c", script))
+    return pooler
+
+
 # Logins and TLS
 
 
@@ -456,6 +462,38 @@ def test_more_clients_than_open_files_are_refused_with_the_numbers(
     process.launch()
     with pytest.raises(PoolerError, match="MAX_CLIENT_CONN is 99999"):
         wait_until(process.answers, 10, "an answer")
+
+
+def test_a_pgbouncer_that_dies_before_it_listens_ends_the_supervisor(
+    new_pooler: PoolerFixture,
+) -> None:
+    """At once, with its code: nobody waits for the next look at the secrets."""
+    process = with_program(new_pooler, "sleep 0.3; exit 3").prepare(REFRESH_INTERVAL="3600")
+    process.launch()
+    assert process.wait(20) == 3
+
+
+# More lines than the supervisor has copied by the time it learns of the end; a pipe holds them.
+LAST_WORDS = "yes | head -n 8000; echo canary of the end"
+
+
+def test_the_reason_of_a_death_is_in_the_log(new_pooler: PoolerFixture) -> None:
+    """What PgBouncer says last is what everybody wants to read."""
+    process = with_program(new_pooler, f"sleep 0.3; {LAST_WORDS}; exit 3").prepare()
+    process.launch()
+    assert process.wait(20) == 3
+    assert "canary of the end" in new_pooler.log
+
+
+def test_what_is_said_during_a_drain_is_in_the_log(new_pooler: PoolerFixture) -> None:
+    """Up to the last line, as after any other end."""
+    script = f"trap '{LAST_WORDS}; exit 0' INT; echo ready; while :; do sleep 0.05; done"
+    process = with_program(new_pooler, script).prepare()
+    process.launch()
+    wait_until(lambda: "ready" in new_pooler.log, 20, "the trap")
+    process.terminate()
+    assert process.wait(20) == 0
+    assert "canary of the end" in new_pooler.log
 
 
 def test_missing_variables_are_named(new_pooler: PoolerFixture) -> None:

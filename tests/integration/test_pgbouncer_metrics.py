@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 from typing import Any
@@ -48,7 +49,7 @@ def measured(new_pooler: PoolerFixture) -> PoolerFixture:
 
 
 def test_a_line_tells_of_clients_and_server_connections(measured: PoolerFixture) -> None:
-    """Those of the database, not the console's own; the share is of MAX_DB_CONNECTIONS."""
+    """Those of the database, not the console's own; of MAX_DB_CONNECTIONS, the idle are free."""
     pooler = measured.start(MAX_DB_CONNECTIONS="8")
     first, second = pooler.connect(), pooler.connect()
     with psycopg.connect(pooler.process.admin_dsn, autocommit=True), first, second:
@@ -62,6 +63,9 @@ def test_a_line_tells_of_clients_and_server_connections(measured: PoolerFixture)
             ServerConnections=2,
             ServerConnectionsUsed=25,
         )
+        for client in (first, second):
+            client.execute("COMMIT")
+        Lines(pooler).await_line(ServerConnections=2, ServerConnectionsUsed=0)
 
 
 def test_queries_and_transactions_are_counted_once(measured: PoolerFixture) -> None:
@@ -116,6 +120,27 @@ def test_refused_connections_are_counted_and_the_console_still_answers(
         wait_until(lambda: lines.total("RefusedConnections") == 3, 10, "three refusals")
         lines.await_line(ClientConnections=2)
     assert lines.total("QueueTimeouts") == 0
+
+
+def test_a_client_writes_no_numbers_of_its_own(measured: PoolerFixture) -> None:
+    """A name gets into the log without a password, with its line breaks."""
+    pooler, lines = measured.start(), Lines(measured)
+    forged = json.dumps({"_aws": {"Timestamp": 1, "CloudWatchMetrics": []}, "Queries": 1})
+    names = (
+        f"a\n{forged}\ncanary-1",
+        "canary-2 pooler error: query_wait_timeout",
+        "a pooler error: query_wait_timeout\ncanary-3",
+        "a\npooler error: no more connections allowed\ncanary-4",
+    )
+    for name in names:
+        with pytest.raises(psycopg.OperationalError, match="SASL authentication failed"):
+            psycopg.connect(psycopg.conninfo.make_conninfo(pooler.dsn(), user=name))
+    wait_until(lambda: "canary-4@" in pooler.log, 10, "the last name")
+    before = len(lines.read())
+    wait_until(lambda: len(lines.read()) > before + 1, 10, "another line")
+    assert forged in pooler.log
+    assert not any(line.strip() == forged for line in pooler.log.splitlines())
+    assert lines.total("QueueTimeouts") == lines.total("RefusedConnections") == 0
 
 
 def test_a_frozen_pgbouncer_is_a_gap_and_a_line_in_the_log(measured: PoolerFixture) -> None:

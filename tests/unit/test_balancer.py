@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import select
+import signal
 import socket
 import struct
 import subprocess
@@ -19,7 +20,9 @@ import pytest
 from local import processes
 from local.deployment import REPOSITORY
 from local.pooler_service import balancer as balancer_module
+from local.pooler_service import front as front_module
 from local.pooler_service.balancer import Targets, most_flows
+from local.pooler_service.front import Front
 
 A, B, C = "127.0.0.2", "127.0.0.3", "127.0.0.4"
 SECONDS = 10.0
@@ -384,6 +387,48 @@ def test_it_ends_with_its_input(balancer: Balancer) -> None:
     assert balancer.process.wait(SECONDS) == 0
     with suppress(ConnectionResetError):
         assert client.recv(1) == b""
+
+
+# The daemon's side
+
+
+@pytest.mark.parametrize("error", [TimeoutError, asyncio.CancelledError])
+def test_an_answer_that_nobody_waited_for_is_never_taken_for_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    """It may still come: the process that owes it is ended, and another takes its place."""
+
+    async def lose_an_answer(front: Front) -> None:
+        """Give up while the balancer is frozen, which goes on afterwards if it is still there."""
+        if not front.running:
+            await front.start()
+        process = front._process
+        assert process is not None
+        process.send_signal(signal.SIGSTOP)
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                front_module, "_ANSWER_SECONDS", 0.1 if error is TimeoutError else SECONDS
+            )
+            asking = asyncio.ensure_future(front.flows())
+            await asyncio.sleep(0)
+            if error is asyncio.CancelledError:
+                asking.cancel()
+            with pytest.raises(error):
+                await asking
+        with suppress(ProcessLookupError):
+            process.send_signal(signal.SIGCONT)
+
+    async def story() -> None:
+        front = Front(tmp_path / "log", processes.free_port())
+        try:
+            for _ in range(2):
+                await lose_an_answer(front)
+            await front.register([A])
+            assert await front.flows() == {A: 0}
+        finally:
+            await front.close()
+
+    asyncio.run(story())
 
 
 def test_flows_are_counted_by_target() -> None:

@@ -1,4 +1,4 @@
-"""The configuration reference names every setting there is, with its default."""
+"""The documentation names what there is: every setting with its default, and only open ways."""
 
 import re
 from pathlib import Path
@@ -34,6 +34,14 @@ def test_the_reference_names_no_stage_setting_that_is_gone() -> None:
     """A row for a setting that does not exist misleads."""
     documented = re.findall(r"(?m)^\| `([a-z_.]+)` \|", REFERENCE)
     assert set(documented) == {name for name, _, _ in describe(Config)}
+
+
+def test_nobody_is_sent_to_a_console_that_cannot_be_reached() -> None:
+    """On AWS nothing leads to the socket of PgBouncer's console; locally `status` names it."""
+    lines = (ROOT / "docs" / "operations.md").read_text().splitlines()
+    asking = [line for line in lines if re.search("SHOW [A-Z]+`", line)]
+    assert [line for line in asking if not line.startswith("| Locally |")] == []
+    assert all("admin_dsn" in line for line in asking)
 
 
 INTERNAL = {"LAMBDA_PG_CLOUD", "LAMBDA_PG_CONTROL_URL"}

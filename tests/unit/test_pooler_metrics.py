@@ -46,6 +46,12 @@ POOL: Row = {
         ),
         (AT + b"pooler error: client_login_timeout (server down)\n", None),
         (AT + b"pooler error: no such user: query_wait_timeout\n", None),
+        (AT + b"unsupported startup parameter: a=pooler error: query_wait_timeout\n", None),
+        (AT + b"pooler error: no such database: b pooler error: query_wait_timeout\n", None),
+        (
+            AT.replace(b"WARNING", b"LOG") + b"no such user: a pooler error: query_wait_timeout\n",
+            None,
+        ),
         (b"LOG got SIGHUP, re-reading config\n", None),
     ],
 )
@@ -61,6 +67,25 @@ def test_a_log_line_counts_when_pgbouncer_turned_somebody_away(
     }
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        (
+            NOBODY.partition(b"(nouser)")[0] + b"a\n",
+            b"\t" + AT + b"pooler error: query_wait_timeout\n",
+        ),
+        (AT + b"pooler error: query_wait_timeout\n", b"\t@10.0.1.2:5 pooler error: no such user\n"),
+    ],
+)
+def test_what_a_client_has_broken_into_lines_does_not_count(lines: tuple[bytes, ...]) -> None:
+    """PgBouncer puts a tab in front of what follows a line break in a name."""
+    tally = Tally()
+    for line in lines:
+        tally.note(line)
+    tally.note(AT + b"pooler error: query_wait_timeout\n")
+    assert tally.take()["QueueTimeouts"] == 1
+
+
 def test_a_line_counts_in_one_interval_only() -> None:
     """What was told is forgotten."""
     tally = Tally()
@@ -73,9 +98,9 @@ def test_a_line_counts_in_one_interval_only() -> None:
 
 
 def test_levels_are_summed_over_the_pools_and_the_longest_wait_is_taken() -> None:
-    """Each user has a pool; a waiting client is a client, and every server connection counts."""
+    """Each user has a pool; a waiting client is a client, and idle server connections are free."""
     other = POOL | {"user": "other", "cl_waiting": "0", "maxwait": "0", "maxwait_us": "500"}
-    assert levels_of([POOL, other], 44) == {
+    assert levels_of([POOL, other], 32) == {
         "ClientConnections": 17,
         "ClientsWaiting": 3,
         "MaxWait": 1.25,

@@ -7,12 +7,15 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from io import BytesIO
 from ipaddress import AddressValueError
 from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.awsrequest import AWSResponse
 from botocore.exceptions import ClientError, EndpointConnectionError
+from urllib3 import HTTPResponse
 
 from pgbouncer.configuration import Console, Files, Group, Peer, render_ini
 from pgbouncer.peers import CloudMap, Peering, choose, own_address, peer_of
@@ -286,6 +289,29 @@ def test_cloud_map_is_asked_at_its_own_host_or_where_a_setting_says(
     assert sent[0].url.split("/")[2].split(":")[0] == host
     asked = json.loads(sent[0].body)
     assert asked["HealthStatus"] == "ALL"
+
+
+@pytest.mark.parametrize(
+    "instance", [{"Attributes": None}, {"Attributes": {"AWS_INSTANCE_IPV4": None}}, {}]
+)
+def test_an_instance_without_an_address_costs_nobody_elses(
+    monkeypatch: pytest.MonkeyPatch, found: Set, reports: list[str], instance: dict[str, Any]
+) -> None:
+    """A null is as good as nothing: the others are peers, and the supervisor goes on."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    cloud_map = CloudMap(PeersSettings("app", "pooler", 5, "http://x"), "eu-west-1")
+    cloud_map._client = client = cloud_map._make_client()
+    good = {"Attributes": {"AWS_INSTANCE_IPV4": "10.0.0.9"}}
+    body = json.dumps({"Instances": [instance, good]}).encode()
+
+    def answer(request: Any, **_: object) -> AWSResponse:
+        return AWSResponse(request.url, 200, {}, HTTPResponse(BytesIO(body), preload_content=False))
+
+    client.meta.events.register("before-send", answer)
+    assert found(cloud_map()).peers == (Peer(9, "10.0.0.9"), OWN)
+    (report,) = reports
+    assert "''" in report
 
 
 # The file

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -81,6 +82,9 @@ class World:
         self.said: list[tuple[str, str]] = []
         self.registered: list[str] = []
         self.names: dict[str, str] = {}
+        self.naming = threading.Event()  # clear: Cloud Map takes its time
+        self.naming.set()
+        self.asked: list[str] = []
         self.running = False  # the balancer
         self.poolers: list[Pooler] = []
         self.service = PoolerService(self, Names(self), self.new, self.on_thread)
@@ -135,6 +139,8 @@ class Names:
     def register(self, service: Deployed, task: str, address: str) -> None:
         """Note a name."""
         assert service.registries == ("srv-1",)
+        self._world.asked.append(task)
+        assert self._world.naming.wait(SECONDS)
         self._world.names[task] = address
         self._world.say("name", address)
 
@@ -348,6 +354,44 @@ def test_a_task_that_is_not_wanted_any_more_need_not_get_ready() -> None:
         assert not any(pooler.running for pooler in world.poolers)
 
     with_world(story)
+
+
+def test_a_task_that_is_retired_while_it_gets_its_name_keeps_neither() -> None:
+    """Cloud Map would have named it for ever, and the service would have taken it for running."""
+
+    async def story(world: World) -> None:
+        world.naming.clear()
+        world.service.follow(deployed(desired=1))
+        await world.until(lambda: bool(world.asked))
+        (task,) = world.tasks()
+        world.service.follow(deployed(desired=0))
+        await world.service.settle()
+        world.naming.set()
+        await world.until(lambda: "forget" in world.order(task.address))
+        assert world.names == {}
+        assert task.state == "STOPPING"
+        assert "register" not in world.order(task.address)
+
+    with_world(story)
+
+
+def test_a_task_that_is_retired_twice_ends_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """The second time there is nothing left to do, and nothing to complain about."""
+
+    async def story(world: World) -> None:
+        world.service.follow(deployed(desired=1))
+        await world.service.settle()
+        (task,) = world.tasks()
+        world.service.follow(deployed(desired=0))
+        await world.until(lambda: task.state == "DEACTIVATING")
+        world.service._retire(task, delay=0.0)
+        await world.until(lambda: not world.service._jobs)
+        assert world.order(task.address)[-3:] == ["forget", "terminate", "collect"]
+        assert world.order(task.address).count("terminate") == 1
+        assert world.tasks() == []
+
+    with_world(story)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_balancer_that_died_learns_its_targets_again() -> None:
