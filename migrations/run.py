@@ -40,7 +40,8 @@ def migrate(
     (`max_connections`), when somebody else keeps the lock, and when a revision fails.
     """
     try:
-        _check_budget(connection, max_connections)
+        if max_connections is not None:
+            _check_budget(connection, max_connections)
         _lift_limits(connection)
         _take_lock(connection, patience)
         _limit_locks(connection, timeouts.lock)
@@ -50,11 +51,11 @@ def migrate(
         connection.close()
 
 
-def _check_budget(connection: Connection[Any], needed: int | None) -> None:
+def _check_budget(connection: Connection[Any], needed: int) -> None:
     """Hold the server's own number against the one that the budget was proven with."""
     row = connection.execute("SELECT current_setting('max_connections')::int").fetchone()
     allowed = row[0] if row else 0
-    if needed is not None and allowed < needed:
+    if allowed < needed:
         raise MigrationError(
             f"the server's max_connections is {allowed}, and the budget was proven with {needed}: "
             "nothing was changed. A changed parameter group takes effect only after a reboot: "

@@ -73,7 +73,7 @@ def read_login() -> Login:
     if EXTERNAL:
         return login_of(read_secret("LAMBDA_PG_SECRET_ARN").get("url"))
     fields = read_secret("APP_SECRET_ARN")
-    return Login(fields["username"], fields["password"])
+    return Login(fields.get("username") or "", fields.get("password") or "")
 
 
 def read_secret(variable: str) -> dict[str, Any]:

@@ -642,6 +642,22 @@ def test_the_function_takes_the_budget_from_its_environment(
     assert function.handler({}, Context(30))["applied"] == [HEAD]
 
 
+@pytest.mark.parametrize("password", [{}, {"password": ""}, {"password": None}])
+def test_a_secret_without_a_password_is_refused(
+    target: Target,
+    function: ModuleType,
+    secrets_service: SecretsService,
+    monkeypatch: pytest.MonkeyPatch,
+    password: dict[str, str],
+) -> None:
+    """Nor is its user taken for one of IAM's, who has none."""
+    arn = secrets_service.create({"username": target.login.name} | password)
+    monkeypatch.setenv("APP_SECRET_ARN", arn)
+    with pytest.raises(LoginError, match="an empty password"):
+        function.handler({}, Context(30))
+    assert target.tables() == set()
+
+
 @pytest.mark.parametrize("shared", ["1", ""])
 def test_the_function_is_told_that_a_database_is_shared(
     target: Target,
