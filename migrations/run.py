@@ -35,17 +35,18 @@ def migrate(
     """Migrate over a direct connection in autocommit, which is closed at the end.
 
     The lock lasts as long as the connection; for another one's this waits `patience` seconds. The
-    login is read after that: a password that was right before may have been rotated since. Raise
-    `MigrationError` when the server has fewer connections than the budget was made for
-    (`max_connections`), when somebody else keeps the lock, and when a revision fails.
+    login is read after that, and after a rotation's last step, for which it waits as long: a
+    password that was right before may have been rotated since. Raise `MigrationError` when the
+    server has fewer connections than the budget was made for (`max_connections`), when somebody
+    else keeps the lock, and when a revision fails.
     """
     try:
         if max_connections is not None:
             _check_budget(connection, max_connections)
         _lift_limits(connection)
         _take_lock(connection, patience)
-        _limit_locks(connection, timeouts.lock)
         prepare(connection, read_login, timeouts, shared=shared)
+        _limit_locks(connection, timeouts.lock)
         return upgrade(connection, scripts)
     finally:
         connection.close()

@@ -583,15 +583,15 @@ def test_a_server_has_one_application(target: Target, neighbour: Target) -> None
 
 
 def test_a_login_is_read_when_no_rotation_can_end_any_more(target: Target) -> None:
-    """A rotation holds the roles' lock until its password is the current one."""
+    """It holds the roles' lock until its password is current, for longer than a lock may wait."""
     target.migrate()
+    soon = replace(TIMEOUTS, lock=1)
     with psycopg.connect(target.dsn) as rotation:
         rotation.execute("SELECT pg_advisory_xact_lock(%s)", [ROLES_LOCK])
-        run = threading.Thread(
-            target=target.migrate, kwargs={"timeouts": replace(TIMEOUTS, lock=9)}
-        )
+        run = threading.Thread(target=target.migrate, kwargs={"timeouts": soon})
         run.start()
         wait_for_waiters(rotation, 1)
+        rotation.execute("SELECT pg_sleep(1.2)")
         target.login = Login(target.login.name, "rotated-Pa55word")
         rotation.rollback()
     run.join(timeout=30)
