@@ -7,10 +7,13 @@ is needed here on PostgreSQL 15 and, where a role's creator gets its ADMIN OPTIO
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from time import sleep
 from typing import Any, LiteralString
 
 from psycopg import Connection, sql
+from psycopg.errors import InsufficientPrivilege, InternalError_, UniqueViolation
 
 GROUP = "lambda_pg_app"
 """Holds the grants and is named by the policies; cannot log in, so that logins come and go."""
@@ -18,9 +21,21 @@ GROUP = "lambda_pg_app"
 IAM = "rds_iam"
 """RDS's own role: its members log in with a token of IAM's, and with nothing else."""
 
+PROXY = "rdsproxyadmin"
+"""RDS Proxy's own role, which has to connect to a database that PUBLIC may not connect to."""
+
+NEON = ".neon.tech"
+"""Where a password must travel in the clear: Neon refuses a verifier."""
+
 LOCK = 0x6C616D6264617072
 """Key of the advisory lock, 'lambdapr' as a number: who changes a role that another transaction is
 changing gets "tuple concurrently updated", and a rotation may meet a deployment."""
+
+TRIES = 20
+"""Attempts at changing roles, which are the server's: the lock keeps only one database's out."""
+
+PAUSE = 0.05
+"""Seconds between two attempts, in which the other database's transaction ends."""
 
 LIMITS_TRANSACTIONS = 170000
 """The first server version that has transaction_timeout."""
@@ -30,10 +45,24 @@ logger = logging.getLogger("migrate")
 
 @dataclass(frozen=True)
 class Login:
-    """The application's user; without a password it logs in by IAM."""
+    """The application's user; without a password it logs in by IAM.
+
+    A `borrowed` one is somebody else's: where it exists, its password and its LOGIN are left alone.
+    """
 
     name: str
     password: str | None = field(default=None, repr=False)
+    borrowed: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise `LoginError`: PostgreSQL takes an empty password for none, and clears the old."""
+        if not self.name:
+            raise LoginError("the application's login has no user: write one into its secret")
+        if self.password == "":
+            raise LoginError(
+                f"the application's user {self.name!r} has an empty password, with which nobody "
+                "can log in: write one into its secret"
+            )
 
 
 @dataclass(frozen=True)
@@ -49,48 +78,121 @@ class Timeouts:
     transaction: int = 0
 
 
-class UnboundLoginError(ValueError):
+class LoginError(ValueError):
+    """The application cannot have this login, or must not."""
+
+
+class UnboundLoginError(LoginError):
     """The application's user would see every row, whatever the policies say."""
 
 
-def prepare(
-    connection: Connection[Any], login: Login, timeouts: Timeouts, *, shared: bool = False
-) -> None:
-    """Create or alter everything, in one transaction; raise `UnboundLoginError`.
+class NeighbourError(ValueError):
+    """Another database of the server has the application's group, which is the server's."""
 
-    In a database that is `shared` with others nothing changes for them: it stays open to whom it
-    was, and the limits are the login's own.
+
+def prepare(
+    connection: Connection[Any],
+    read_login: Callable[[], Login],
+    timeouts: Timeouts,
+    *,
+    shared: bool = False,
+) -> None:
+    """Create or alter everything, in one transaction; raise `LoginError` or `NeighbourError`.
+
+    The login is read under the lock: a rotation that ends meanwhile would leave a password set
+    that is not the current one any more. In a database that is `shared` with others nothing changes
+    for them: it stays open to whom it was, and the limits are the login's own.
     """
     with connection.transaction():
+        hold(connection)
+        _refuse_neighbour(connection)
+        login = read_login()
         admit(connection, login)
-        _check_bound(connection, login)
         _open_database(connection, shared=shared)
-        _limit(connection, timeouts, login.name if shared else None)
+        if shared:
+            _limit_login(connection, timeouts, login)
+        else:
+            _limit(connection, timeouts, _database(connection))
 
 
-def _check_bound(connection: Connection[Any], login: Login) -> None:
-    unbound = connection.execute(
-        "SELECT FROM pg_roles WHERE rolname = %s AND (rolsuper OR rolbypassrls)", [login.name]
-    )
-    if unbound.fetchone() is not None:
+def hold(connection: Connection[Any]) -> None:
+    """Keep everybody else from changing logins until the transaction ends."""
+    connection.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK])
+
+
+def admit(connection: Connection[Any], login: Login, *, like: str | None = None) -> None:
+    """Let a login in, new or not, as a member of the group, in one transaction.
+
+    It gets the timeouts that the user `like` has for itself, as in a shared database. Raise
+    `LoginError`, before anything is changed, for a role that is none of the application's.
+    """
+    for tries_left in reversed(range(TRIES)):
+        try:
+            with connection.transaction():
+                hold(connection)
+                _admit(connection, login)
+                if like is not None:
+                    _take_over_limits(connection, like, login.name)
+        except (InternalError_, UniqueViolation):
+            if not tries_left:
+                raise
+            sleep(PAUSE)
+        else:
+            return
+
+
+def _admit(connection: Connection[Any], login: Login) -> None:
+    _refuse_stranger(connection, login)
+    _create(connection, GROUP, can_login=False)
+    if not login.borrowed:
+        _let_in(connection, login)
+    elif not exists(connection, login.name):
+        _lend(connection, login)
+    _run(connection, "GRANT {} TO {}", GROUP, login.name)
+
+
+def _refuse_stranger(connection: Connection[Any], login: Login) -> None:
+    """Raise for a role that is there and may not be the application's."""
+    found = connection.execute(
+        "SELECT rolsuper OR rolbypassrls, rolname = current_user FROM pg_roles WHERE rolname = %s",
+        [login.name],
+    ).fetchone()
+    if found is None:
+        return
+    unbound, connected = found
+    if unbound:
         raise UnboundLoginError(
             f"the application logs in as {login.name}, whom row-level security does not bind "
             "(superuser or BYPASSRLS): every caller would see everybody's rows. Give the "
             "application a user of its own"
         )
+    if connected:
+        raise LoginError(
+            f"the role {login.name!r} is the owner, by whom roles and tables are made, and none of "
+            "the application's: give the application a user of its own"
+        )
+    if not login.borrowed and not is_member(connection, login.name, GROUP):
+        raise LoginError(
+            f"the role {login.name!r} exists and is none of the application's, whose users are "
+            f"members of {GROUP}: drop it, or name another user in the secret"
+        )
 
 
-def admit(connection: Connection[Any], login: Login) -> None:
-    """Let a login in, new or not, as a member of the group, in one transaction."""
-    with connection.transaction():
-        connection.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK])
-        _create(connection, GROUP, sql.SQL("NOLOGIN"))
-        _create(connection, login.name, sql.SQL("LOGIN"))
-        if login.password is None:
-            _let_in_by_iam(connection, login.name)
-        else:
-            _let_in_by_password(connection, login.name, login.password)
-        _run(connection, "GRANT {} TO {}", GROUP, login.name)
+def _refuse_neighbour(connection: Connection[Any]) -> None:
+    """Raise where the group has rights in another database: its members would log in there too."""
+    found = connection.execute(
+        "SELECT datname FROM pg_database, aclexplode(datacl) AS granted"
+        " JOIN pg_roles ON pg_roles.oid = granted.grantee"
+        " WHERE rolname = %s AND datname <> current_database() ORDER BY datname",
+        [GROUP],
+    ).fetchone()
+    if found is not None:
+        raise NeighbourError(
+            f"the role {GROUP} has rights in the database {found[0]!r} of this server too, and "
+            "roles are the server's: the users of each would log in to the other. Give each "
+            f"lambda-pg a server of its own; if {found[0]!r} is not in use any more: REVOKE ALL ON "
+            f'DATABASE "{found[0]}" FROM {GROUP}'
+        )
 
 
 def is_member(connection: Connection[Any], name: str, group: str) -> bool:
@@ -111,20 +213,42 @@ def exists(connection: Connection[Any], name: str) -> bool:
     return found.fetchone() is not None
 
 
-def _create(connection: Connection[Any], name: str, kind: sql.SQL) -> None:
-    verb = sql.SQL("ALTER ROLE {} {}" if exists(connection, name) else "CREATE ROLE {} {}")
+def _create(connection: Connection[Any], name: str, *, can_login: bool) -> None:
+    found = connection.execute("SELECT rolcanlogin FROM pg_roles WHERE rolname = %s", [name])
+    row = found.fetchone()
+    if row == (can_login,):
+        return
+    verb = sql.SQL("CREATE ROLE {} {}" if row is None else "ALTER ROLE {} {}")
+    kind = sql.SQL("LOGIN" if can_login else "NOLOGIN")
     connection.execute(verb.format(sql.Identifier(name), kind))
 
 
-def _let_in_by_password(connection: Connection[Any], name: str, password: str) -> None:
-    """Send the SCRAM verifier instead of the password: statements may be logged."""
-    verifier = connection.pgconn.encrypt_password(
-        password.encode(), name.encode(), b"scram-sha-256"
-    )
+def _let_in(connection: Connection[Any], login: Login) -> None:
+    _create(connection, login.name, can_login=True)
+    if login.password is None:
+        _let_in_by_iam(connection, login.name)
+        return
     statement = sql.SQL("ALTER ROLE {} PASSWORD {}")
-    connection.execute(statement.format(sql.Identifier(name), verifier.decode()))
-    if is_member(connection, name, IAM):
-        _run(connection, "REVOKE {} FROM {}", IAM, name)
+    verifier = _verifier(connection, login.name, login.password)
+    connection.execute(statement.format(sql.Identifier(login.name), verifier))
+    if is_member(connection, login.name, IAM):
+        _run(connection, "REVOKE {} FROM {}", IAM, login.name)
+
+
+def _lend(connection: Connection[Any], login: Login) -> None:
+    """Make a role of somebody else's, once: from then on its password is theirs to change."""
+    password = login.password or ""
+    if not connection.info.host.endswith(NEON):
+        password = _verifier(connection, login.name, password)
+    statement = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}")
+    connection.execute(statement.format(sql.Identifier(login.name), password))
+
+
+def _verifier(connection: Connection[Any], name: str, password: str) -> str:
+    """Make what is sent in the password's place: statements may be logged."""
+    return connection.pgconn.encrypt_password(
+        password.encode(), name.encode(), b"scram-sha-256"
+    ).decode()
 
 
 def _let_in_by_iam(connection: Connection[Any], name: str) -> None:
@@ -141,15 +265,14 @@ def _open_database(connection: Connection[Any], *, shared: bool) -> None:
     database = connection.info.dbname
     if not shared:
         _run(connection, "REVOKE ALL ON DATABASE {} FROM PUBLIC", database)
+        if exists(connection, PROXY):
+            _run(connection, "GRANT CONNECT ON DATABASE {} TO {}", database, PROXY)
     _run(connection, "GRANT CONNECT ON DATABASE {} TO {}", database, GROUP)
     _run(connection, "GRANT USAGE ON SCHEMA public TO {}", GROUP)
 
 
-def _limit(connection: Connection[Any], timeouts: Timeouts, only: str | None) -> None:
-    """Set timeouts on the database: on a role, the second user of a rotation would lack them.
-
-    Where others use the database too, they are set for one role in it: nothing rotates that.
-    """
+def _limit(connection: Connection[Any], timeouts: Timeouts, whose: sql.Composable) -> None:
+    """Set timeouts, on the whole database wherever that may be: new logins have them then."""
     limits = {
         "statement_timeout": timeouts.statement,
         "lock_timeout": timeouts.lock,
@@ -157,13 +280,53 @@ def _limit(connection: Connection[Any], timeouts: Timeouts, only: str | None) ->
     }
     if connection.info.server_version >= LIMITS_TRANSACTIONS:
         limits["transaction_timeout"] = timeouts.transaction
-    database = sql.Identifier(connection.info.dbname)
-    whose = sql.SQL("DATABASE {}").format(database)
-    if only is not None:
-        whose = sql.SQL("ROLE {} IN DATABASE {}").format(sql.Identifier(only), database)
     for name, seconds in limits.items():
-        statement = sql.SQL("ALTER {} SET {} = {}")
-        connection.execute(statement.format(whose, sql.Identifier(name), f"{seconds}s"))
+        _set(connection, whose, name, f"{seconds}s")
+
+
+def _limit_login(connection: Connection[Any], timeouts: Timeouts, login: Login) -> None:
+    """Set timeouts for one user; a rotation takes them over for the other one."""
+    try:
+        with connection.transaction():
+            _limit(connection, timeouts, _in_database(connection, login.name))
+    except InsufficientPrivilege as error:
+        if not login.borrowed:
+            raise
+        logger.warning(
+            "the role %s has no timeouts, since only who made it may set them (%s): let them be "
+            "set by ALTER ROLE %s SET statement_timeout = '%ds' and so on",
+            login.name,
+            error,
+            login.name,
+            timeouts.statement,
+        )
+
+
+def _take_over_limits(connection: Connection[Any], like: str, name: str) -> None:
+    """Set for a user the timeouts that another one has for itself in this database."""
+    found = connection.execute(
+        "SELECT unnest(setconfig) FROM pg_db_role_setting"
+        " JOIN pg_roles ON pg_roles.oid = setrole JOIN pg_database ON pg_database.oid = setdatabase"
+        " WHERE rolname = %s AND datname = current_database()",
+        [like],
+    )
+    for (setting,) in found.fetchall():
+        parameter, _, value = setting.partition("=")
+        if parameter.endswith("_timeout"):
+            _set(connection, _in_database(connection, name), parameter, value)
+
+
+def _database(connection: Connection[Any]) -> sql.Composed:
+    return sql.SQL("DATABASE {}").format(sql.Identifier(connection.info.dbname))
+
+
+def _in_database(connection: Connection[Any], name: str) -> sql.Composed:
+    return sql.SQL("ROLE {} IN {}").format(sql.Identifier(name), _database(connection))
+
+
+def _set(connection: Connection[Any], whose: sql.Composable, name: str, value: str) -> None:
+    statement = sql.SQL("ALTER {} SET {} = {}")
+    connection.execute(statement.format(whose, sql.Identifier(name), value))
 
 
 def _run(connection: Connection[Any], statement: LiteralString, *names: str) -> None:

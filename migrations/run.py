@@ -30,21 +30,38 @@ def migrate(
     *,
     patience: float,
     shared: bool = False,
+    max_connections: int | None = None,
 ) -> Outcome:
     """Migrate over a direct connection in autocommit, which is closed at the end.
 
     The lock lasts as long as the connection; for another one's this waits `patience` seconds. The
-    login is read after that: a password that was right before may have been rotated since. Raise
-    `MigrationError` when somebody else keeps the lock, and when a revision fails.
+    login is read after that, and after a rotation's last step, for which it waits as long: a
+    password that was right before may have been rotated since. Raise `MigrationError` when the
+    server has fewer connections than the budget was made for (`max_connections`), when somebody
+    else keeps the lock, and when a revision fails.
     """
     try:
+        if max_connections is not None:
+            _check_budget(connection, max_connections)
         _lift_limits(connection)
         _take_lock(connection, patience)
+        prepare(connection, read_login, timeouts, shared=shared)
         _limit_locks(connection, timeouts.lock)
-        prepare(connection, read_login(), timeouts, shared=shared)
         return upgrade(connection, scripts)
     finally:
         connection.close()
+
+
+def _check_budget(connection: Connection[Any], needed: int) -> None:
+    """Hold the server's own number against the one that the budget was proven with."""
+    row = connection.execute("SELECT current_setting('max_connections')::int").fetchone()
+    allowed = row[0] if row else 0
+    if allowed < needed:
+        raise MigrationError(
+            f"the server's max_connections is {allowed}, and the budget was proven with {needed}: "
+            "nothing was changed. A changed parameter group takes effect only after a reboot: "
+            "reboot the database instance, then deploy again"
+        )
 
 
 def _lift_limits(connection: Connection[Any]) -> None:

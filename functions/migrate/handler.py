@@ -1,20 +1,23 @@
-"""Bring roles, timeouts and schema up to date at every deployment, over the direct address.
+"""Bring roles, timeouts and schema up to date over the direct address.
 
-Runs before the other functions get their new code. Its failure rolls the deployment back and its
-message is what CloudFormation shows.
+CloudFormation runs it in a deployment that changes this function's version: its code, with the
+migrations in it, its settings or published values. In another one it does not run. It comes before
+the other functions get their new code; its failure rolls the deployment back and its message is
+what CloudFormation shows.
 """
 
 import json
 import logging
 import os
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import boto3
-from lambda_pg import Database
+from lambda_pg import CredentialsError, Database
+from lambda_pg._url import Url
 
-from migrations.roles import Login, Timeouts
+from migrations.roles import IAM, Login, LoginError, Timeouts
 from migrations.run import migrate
+from migrations.upgrade import MigrationError
 
 ANSWERING = 2.0
 """Seconds kept back from the wait for another migration, to tell who it was."""
@@ -23,6 +26,9 @@ logger = logging.getLogger("migrate")
 logger.setLevel(logging.INFO)
 EXTERNAL = "PGHOST" not in os.environ
 """Whether the database is somebody else's, and a secret with two URLs says where it is."""
+
+SHARED = EXTERNAL or os.environ.get("SHARED_DATABASE") == "1"
+"""Whether others use the database too, for whom nothing may change."""
 
 db = Database.from_env(direct=EXTERNAL)
 
@@ -33,10 +39,31 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
     patience = context.get_remaining_time_in_millis() / 1000 - ANSWERING
     with db.connection() as connection:
         outcome = migrate(
-            connection, read_login, read_timeouts(), patience=patience, shared=EXTERNAL
+            connection,
+            read_login,
+            read_timeouts(),
+            patience=patience,
+            shared=SHARED,
+            max_connections=read_max_connections(),
         )
+    if user := os.environ.get("APP_USER"):
+        check_owner(user)
     logger.info("schema is at revision %s, applied %s", outcome.revision, outcome.applied)
     return {"revision": outcome.revision, "applied": outcome.applied}
+
+
+def check_owner(user: str) -> None:
+    """Log in once more: whoever made a role is its member, and so perhaps one of IAM's users."""
+    try:
+        with db.connection() as connection:
+            connection.execute("SELECT 1")
+    except CredentialsError as error:
+        raise MigrationError(
+            f"the schema is up to date, but granting {IAM} to {user} has locked the owner's "
+            f"password login out ({error}). Log in as the owner by a token of IAM's (aws rds "
+            f"generate-db-auth-token) or as another administrator, and REVOKE {IAM} FROM {user}. "
+            "Then have the application log in by password, not by IAM, and deploy again"
+        ) from error
 
 
 def read_login() -> Login:
@@ -44,9 +71,9 @@ def read_login() -> Login:
     if user := os.environ.get("APP_USER"):
         return Login(user)
     if EXTERNAL:
-        return login_of(read_secret("LAMBDA_PG_SECRET_ARN")["url"])
+        return login_of(read_secret("LAMBDA_PG_SECRET_ARN").get("url"))
     fields = read_secret("APP_SECRET_ARN")
-    return Login(fields["username"], fields["password"])
+    return Login(fields.get("username") or "", fields.get("password") or "")
 
 
 def read_secret(variable: str) -> dict[str, Any]:
@@ -58,16 +85,21 @@ def read_secret(variable: str) -> dict[str, Any]:
     return fields
 
 
-def login_of(url: str) -> Login:
-    """Take the user and the password out of the pooled URL.
+def login_of(url: object) -> Login:
+    """Take the user and the password out of the pooled URL; raise `LoginError` without any of it.
 
     Supabase's pooler takes `role.project` as the user, of which the database knows the role.
     """
-    parts = urlsplit(url)
-    name, password = unquote(parts.username or ""), unquote(parts.password or "")
-    if (parts.hostname or "").endswith(".pooler.supabase.com"):
-        name = name.rpartition(".")[0]
-    return Login(name, password)
+    try:
+        parts = Url.parse(url if isinstance(url, str) else "")
+    except ValueError as error:
+        raise LoginError(f"the secret's field 'url' {error}") from None
+    name = parts.user or ""
+    if (parts.host or "").endswith(".pooler.supabase.com"):
+        name = name.rpartition(".")[0] or name
+    if not name or not parts.password:
+        raise LoginError("the secret's field 'url' names no user or no password: write both there")
+    return Login(name, parts.password, borrowed=True)
 
 
 def read_timeouts() -> Timeouts:
@@ -78,3 +110,9 @@ def read_timeouts() -> Timeouts:
         idle_in_transaction=int(os.environ["IDLE_IN_TRANSACTION_TIMEOUT"]),
         transaction=int(os.environ.get("TRANSACTION_TIMEOUT", "0")),
     )
+
+
+def read_max_connections() -> int | None:
+    """Read how many connections the budget counts on; None where it is not ours to say."""
+    text = os.environ.get("MAX_CONNECTIONS")
+    return int(text) if text else None

@@ -21,7 +21,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from lambda_pg import ConfigurationError, Database, Settings
 
-from migrations.roles import GROUP, Login, admit, exists, is_member
+from migrations.roles import GROUP, Login, LoginError, admit, hold
 
 ROTATION: Final = os.environ.get("ROTATION") or "alternating"
 
@@ -46,6 +46,8 @@ logger = logging.getLogger("rotate")
 logger.setLevel(logging.INFO)
 settings = Settings.from_env()
 db = Database(settings)
+
+MASTER: Final = f"the master user, by the secret {settings.secret_arn}"
 
 
 class RotationError(RuntimeError):
@@ -105,6 +107,12 @@ class Versions:
             VersionStage="AWSCURRENT",
             MoveToVersionId=self._token,
             RemoveFromVersionId=current,
+        )
+
+    def drop(self) -> None:
+        """Take AWSPENDING off the version, so that the next rotation makes one of its own."""
+        self._client.update_secret_version_stage(
+            SecretId=self.arn, VersionStage="AWSPENDING", RemoveFromVersionId=self._token
         )
 
     def make_password(self) -> str:
@@ -168,10 +176,20 @@ def other_user(name: str) -> str:
 
 
 def create_secret(versions: Versions) -> None:
-    """Make the next login up, once: a repeated step finds it."""
-    current = versions.current()
+    """Make the next login up, once: a repeated step finds it.
+
+    A trial of a new schedule has left a copy of AWSCURRENT where it failed, and what is in a
+    version cannot be changed.
+    """
+    current, pending = versions.current(), versions.pending()
     user = next_user(current["username"], ROTATION)
-    if versions.pending() is None:
+    if pending == current:
+        versions.drop()
+        raise RotationError(
+            "AWSPENDING was the same login as AWSCURRENT, left by a trial of the schedule: its "
+            "label has been taken off, so rotate again"
+        )
+    if pending is None:
         versions.store({**current, "username": user, "password": versions.make_password()})
 
 
@@ -184,20 +202,8 @@ def set_secret(versions: Versions) -> None:
             "label AWSPENDING off its version (aws secretsmanager update-secret-version-stage), "
             "and rotate again"
         )
-    master = f"the master user, by the secret {settings.secret_arn}"
-    with acting_as(master), db.connection() as connection:
-        refuse_stranger(connection, login.name)
-        admit(connection, login)
-
-
-def refuse_stranger(connection: psycopg.Connection[Any], name: str) -> None:
-    """Raise for a role that is there and is none of the application's."""
-    mine = name != connection.info.user and is_member(connection, name, GROUP)
-    if exists(connection, name) and not mine:
-        raise RotationError(
-            f"the role {name!r} exists and is none of the application's, whose users are members "
-            f"of {GROUP}: drop it, or name another user in the secret"
-        )
+    with acting_as(MASTER), db.connection() as connection:
+        admit(connection, login, like=current)
 
 
 def test_secret(versions: Versions) -> None:
@@ -207,6 +213,13 @@ def test_secret(versions: Versions) -> None:
     try:
         with acting_as(f"{login.name!r}, by AWSPENDING"), tester.deadline(TEST_TIMEOUT):
             row = tester.execute("SELECT pg_has_role(%s, 'USAGE')", [GROUP]).fetchone()
+    except RotationError as error:
+        if versions.pending() != versions.current():
+            raise
+        raise RotationError(
+            f"{error}. It is AWSCURRENT's login, so this is the trial of a new schedule: before "
+            "the first deployment's migration, which makes the user, it fails and that is all right"
+        ) from None
     finally:
         tester.close()
     if row != (True,):
@@ -217,9 +230,12 @@ def finish_secret(versions: Versions) -> None:
     """Make the next login the current one, if it still is right.
 
     A deployment sets the password that AWSCURRENT has: with `single` one may have come in between.
+    None comes from here on until AWSCURRENT has moved.
     """
-    test_secret(versions)
-    versions.promote()
+    with acting_as(MASTER), db.transaction() as connection:
+        hold(connection)
+        test_secret(versions)
+        versions.promote()
 
 
 def next_login(versions: Versions) -> Login:
@@ -270,7 +286,7 @@ def handler(event: dict[str, Any], context: object) -> None:
     """Take one step of a rotation; raise RotationError where that fails."""
     try:
         take_step(event)
-    except (RotationError, ConfigurationError, ClientError, BotoCoreError) as error:
+    except (RotationError, LoginError, ConfigurationError, ClientError, BotoCoreError) as error:
         raise RotationError(
             f"{event.get('Step')} failed for the secret {event.get('SecretId')}, which keeps its "
             f"AWSCURRENT until a try succeeds: {error}"

@@ -7,6 +7,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -17,12 +18,24 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from local.postgres import Postgres
-from migrations.roles import GROUP, IAM, Login, Timeouts, UnboundLoginError, admit
+from migrations.roles import (
+    GROUP,
+    IAM,
+    PROXY,
+    Login,
+    LoginError,
+    NeighbourError,
+    Timeouts,
+    UnboundLoginError,
+    admit,
+)
+from migrations.roles import LOCK as ROLES_LOCK
 from migrations.run import LOCK, migrate
 from migrations.upgrade import SCRIPTS, MigrationError, Outcome
 from tests.integration.functions import load_function
 from tests.integration.layer import Context
 from tests.integration.servers import SecretsService
+from tests.unit.canary import CANARY, assert_nowhere
 
 TIMEOUTS = Timeouts(statement=7, lock=2, idle_in_transaction=20, transaction=30)
 HEAD = "0001"
@@ -53,11 +66,19 @@ class Target:
         timeouts: Timeouts = TIMEOUTS,
         patience: float = 60.0,
         shared: bool = False,
+        max_connections: int | None = None,
+        **options: str,
     ) -> Outcome:
         """Run the migration as the function does."""
-        connection = psycopg.connect(self.dsn, autocommit=True)
+        connection = psycopg.connect(make_conninfo(self.dsn, **options), autocommit=True)
         return migrate(
-            connection, lambda: self.login, timeouts, scripts, patience=patience, shared=shared
+            connection,
+            lambda: self.login,
+            timeouts,
+            scripts,
+            patience=patience,
+            shared=shared,
+            max_connections=max_connections,
         )
 
     def connect(self) -> psycopg.Connection[tuple[object, ...]]:
@@ -74,6 +95,20 @@ class Target:
 @pytest.fixture
 def target(postgres: Postgres) -> Iterator[Target]:
     """Give a new database that belongs to the master user, and remove it afterwards."""
+    with new_target(postgres) as made:
+        yield made
+
+
+@pytest.fixture
+def neighbour(postgres: Postgres) -> Iterator[Target]:
+    """Give another database of the same server."""
+    with new_target(postgres) as made:
+        yield made
+
+
+@contextmanager
+def new_target(postgres: Postgres) -> Iterator[Target]:
+    """Make a database, and remove it with its application's user."""
     name = f"migrated_{secrets.token_hex(4)}"
     master = str(conninfo_to_dict(postgres.dsn)["user"])
     with psycopg.connect(postgres.superuser_dsn, autocommit=True) as admin:
@@ -251,20 +286,80 @@ def test_a_user_whom_no_policy_binds_is_refused(
 ) -> None:
     """Every caller would see everybody's rows; nothing of the migration stays."""
     with psycopg.connect(postgres.superuser_dsn, autocommit=True) as admin:
-        create = sql.SQL("CREATE ROLE {} LOGIN {}")
-        admin.execute(create.format(sql.Identifier(target.login.name), sql.SQL(attribute)))
-        master = sql.Identifier(str(conninfo_to_dict(postgres.dsn)["user"]))
-        admin.execute(
-            sql.SQL("GRANT {} TO {} WITH ADMIN OPTION").format(
-                sql.Identifier(target.login.name), master
-            )
-        )
-    with pytest.raises((UnboundLoginError, psycopg.errors.InsufficientPrivilege)) as refused:
-        target.migrate()
-    if attribute == "BYPASSRLS":
+        create_role(admin, target.login, attribute)
+    for borrowed in (False, True):
+        target.login = replace(target.login, borrowed=borrowed)
+        with pytest.raises(UnboundLoginError) as refused:
+            target.migrate(shared=borrowed)
         assert target.login.name in str(refused.value)
         assert "a user of its own" in str(refused.value)
     assert target.tables() == set()
+
+
+@pytest.mark.parametrize("borrowed", [False, True])
+def test_the_owner_is_refused(target: Target, postgres: Postgres, borrowed: bool) -> None:
+    """The application would change the schema; the owner's URL may be in both of a secret's."""
+    master = conninfo_to_dict(target.dsn)
+    target.login = Login(str(master["user"]), "another-Pa55word", borrowed)
+    with pytest.raises(LoginError, match=r"is the owner.* a user of its own"):
+        target.migrate(shared=borrowed)
+    psycopg.connect(target.dsn).close()
+    assert target.tables() == set()
+
+
+def test_a_role_that_is_none_of_the_application_s_is_not_taken(target: Target) -> None:
+    """Who may write the secret would get the rights of any role that it names."""
+    with psycopg.connect(target.dsn, autocommit=True) as master:
+        create_role(master, target.login)
+    stranger = target.login
+    target.login = Login(stranger.name, "another-Pa55word")
+    with pytest.raises(LoginError, match="none of the application's"):
+        target.migrate()
+    psycopg.connect(target.dsn, user=stranger.name, password=PASSWORD).close()
+    assert target.tables() == set()
+
+
+def test_a_borrowed_role_keeps_its_password(target: Target) -> None:
+    """Somebody else's role gets the group, and limits in this database, and stays as it is."""
+    with psycopg.connect(target.dsn, autocommit=True) as master:
+        create_role(master, target.login)
+    right = target.login
+    target.login = Login(right.name, "another-Pa55word", borrowed=True)
+    target.migrate(shared=True)
+    target.login = right
+    with target.connect() as connection:
+        connection.execute("SELECT FROM users")
+        assert connection.execute("SHOW statement_timeout").fetchone() == ("7s",)
+
+
+def test_a_borrowed_role_may_have_another_administrator(
+    target: Target, postgres: Postgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Then its limits are for that one to set, which the log says with the statement."""
+    with psycopg.connect(postgres.superuser_dsn, autocommit=True) as admin:
+        create_role(admin, target.login)
+        version = admin.info.server_version
+    target.login = replace(target.login, borrowed=True)
+    with caplog.at_level(logging.WARNING, "migrate"):
+        target.migrate(shared=True)
+    if version >= 160000:  # on older ones CREATEROLE is over all roles
+        assert f"ALTER ROLE {target.login.name} SET statement_timeout = '7s'" in caplog.text
+    with target.connect() as connection:
+        connection.execute("SELECT FROM users")
+
+
+@pytest.mark.parametrize(("host", "verified"), [("localhost", True), ("ep-x.neon.tech", False)])
+def test_a_borrowed_role_that_is_not_there_is_made(
+    target: Target, postgres: Postgres, host: str, verified: bool
+) -> None:
+    """By its verifier; Neon takes none, and gets the password itself."""
+    password = f"canary-{secrets.token_hex(8)}"
+    target.login = Login(target.login.name, password, borrowed=True)
+    with logged_statements(postgres):
+        for _ in range(2):
+            target.migrate(shared=True, host=host, hostaddr="127.0.0.1", sslmode="verify-ca")
+    target.connect().close()
+    assert (password not in postgres.log.read_text()) is verified
 
 
 @pytest.mark.parametrize(
@@ -279,7 +374,34 @@ def test_an_external_pooler_s_url_names_the_user(
     target: Target, function: ModuleType, url: str, name: str
 ) -> None:
     """As the database knows it: Supabase's pooler wants the project behind it."""
-    assert function.login_of(url) == Login(name, "p@ss")
+    assert function.login_of(url) == Login(name, "p@ss", borrowed=True)
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        (f"postgresql://app:a[{CANARY}@pooler.example.com/app", "an unescaped character"),
+        (f"postgresql://app:[{CANARY}]@pooler.example.com/app", "an unescaped character"),
+        ("postgresql://app@pooler.example.com/app", "no user or no password"),
+        ("postgresql://app:@pooler.example.com/app", "no user or no password"),
+        (f"postgresql://:{CANARY}@pooler.example.com/app", "no user or no password"),
+        (None, "the secret's field 'url'"),
+    ],
+)
+def test_a_url_without_a_login_is_refused(
+    target: Target, function: ModuleType, url: str | None, reason: str
+) -> None:
+    """What is wrong with it is told, and nothing of it; without a password it would clear one."""
+    with pytest.raises(LoginError, match=reason) as refused:
+        function.login_of(url)
+    assert_nowhere(refused.value)
+
+
+@pytest.mark.parametrize("login", [("", PASSWORD), ("app", "")])
+def test_an_empty_login_is_refused(login: tuple[str, str]) -> None:
+    """PostgreSQL takes an empty password for none."""
+    with pytest.raises(LoginError, match="write one into its secret"):
+        Login(*login)
 
 
 def test_a_new_password_is_taken_over(target: Target) -> None:
@@ -431,6 +553,162 @@ def test_logins_that_are_let_in_at_once_do_not_disturb_each_other(target: Target
             run.result()
 
 
+def test_logins_of_two_databases_do_not_disturb_each_other(
+    target: Target, neighbour: Target
+) -> None:
+    """The lock is one database's and roles are the server's: what collides is tried again."""
+
+    def repeat(where: Target) -> None:
+        with psycopg.connect(where.dsn, autocommit=True) as connection:
+            for _ in range(40):
+                admit(connection, target.login)
+
+    with ThreadPoolExecutor(2) as threads:
+        for run in [threads.submit(repeat, where) for where in (target, neighbour)]:
+            run.result()
+
+
+def test_a_server_has_one_application(target: Target, neighbour: Target) -> None:
+    """The group and its users are the server's: those of the first could log in to the second."""
+    neighbour.migrate()
+    with pytest.raises(NeighbourError) as refused:
+        target.migrate()
+    name = str(conninfo_to_dict(neighbour.dsn)["dbname"])
+    assert f"{name!r} of this server" in str(refused.value)
+    assert "a server of its own" in str(refused.value)
+    assert target.tables() == set()
+    with psycopg.connect(neighbour.dsn, autocommit=True) as master:
+        master.execute(str(refused.value).partition("any more: ")[2])
+    assert target.migrate().applied == [HEAD]
+
+
+def test_a_login_is_read_when_no_rotation_can_end_any_more(target: Target) -> None:
+    """It holds the roles' lock until its password is current, for longer than a lock may wait."""
+    target.migrate()
+    soon = replace(TIMEOUTS, lock=1)
+    with psycopg.connect(target.dsn) as rotation:
+        rotation.execute("SELECT pg_advisory_xact_lock(%s)", [ROLES_LOCK])
+        run = threading.Thread(target=target.migrate, kwargs={"timeouts": soon})
+        run.start()
+        wait_for_waiters(rotation, 1)
+        rotation.execute("SELECT pg_sleep(1.2)")
+        target.login = Login(target.login.name, "rotated-Pa55word")
+        rotation.rollback()
+    run.join(timeout=30)
+    target.connect().close()
+
+
+def test_rds_proxy_s_own_role_may_connect(target: Target, postgres: Postgres) -> None:
+    """It cannot as one of PUBLIC any more."""
+    with psycopg.connect(postgres.superuser_dsn, autocommit=True) as admin:
+        name = str(conninfo_to_dict(target.dsn)["dbname"])
+        admin.execute(f"CREATE ROLE {PROXY} LOGIN")
+        try:
+            target.migrate()
+            may = admin.execute("SELECT has_database_privilege(%s, %s, 'CONNECT')", [PROXY, name])
+            assert may.fetchone() == (True,)
+        finally:
+            revoke = sql.SQL("REVOKE ALL ON DATABASE {} FROM {}")
+            admin.execute(revoke.format(sql.Identifier(name), sql.Identifier(PROXY)))
+            admin.execute(f"DROP ROLE {PROXY}")
+
+
+def test_fewer_connections_than_the_budget_s_are_refused(target: Target) -> None:
+    """A parameter that waits for a reboot would let the first storm find the server full."""
+    with psycopg.connect(target.dsn) as connection:
+        row = connection.execute("SELECT current_setting('max_connections')::int").fetchone()
+    assert row is not None
+    allowed = row[0]
+    assert isinstance(allowed, int)
+    with pytest.raises(MigrationError) as refused:
+        target.migrate(max_connections=allowed + 1)
+    for told in (str(allowed), str(allowed + 1), "only after a reboot", "deploy again"):
+        assert told in str(refused.value)
+    with psycopg.connect(target.dsn) as connection:
+        found = connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [target.login.name])
+        assert found.fetchone() is None
+    assert target.migrate(max_connections=allowed).applied == [HEAD]
+
+
+def test_the_function_takes_the_budget_from_its_environment(
+    target: Target, function: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MAX_CONNECTIONS; without it nothing is held against the server's number."""
+    monkeypatch.setenv("APP_USER", target.login.name)
+    monkeypatch.setenv("MAX_CONNECTIONS", "5000")
+    with pytest.raises(MigrationError, match="5000"):
+        function.handler({}, Context(30))
+    monkeypatch.delenv("MAX_CONNECTIONS")
+    assert function.handler({}, Context(30))["applied"] == [HEAD]
+
+
+@pytest.mark.parametrize("password", [{}, {"password": ""}, {"password": None}])
+def test_a_secret_without_a_password_is_refused(
+    target: Target,
+    function: ModuleType,
+    secrets_service: SecretsService,
+    monkeypatch: pytest.MonkeyPatch,
+    password: dict[str, str],
+) -> None:
+    """Nor is its user taken for one of IAM's, who has none."""
+    arn = secrets_service.create({"username": target.login.name} | password)
+    monkeypatch.setenv("APP_SECRET_ARN", arn)
+    with pytest.raises(LoginError, match="an empty password"):
+        function.handler({}, Context(30))
+    assert target.tables() == set()
+
+
+@pytest.mark.parametrize("shared", ["1", ""])
+def test_the_function_is_told_that_a_database_is_shared(
+    target: Target,
+    function: ModuleType,
+    secrets_service: SecretsService,
+    monkeypatch: pytest.MonkeyPatch,
+    shared: str,
+) -> None:
+    """The user of APP_SECRET_ARN is made in either case; others may connect as before, or not."""
+    login = {"username": target.login.name, "password": PASSWORD}
+    monkeypatch.setenv("APP_SECRET_ARN", secrets_service.create(login))
+    monkeypatch.setenv("SHARED_DATABASE", shared)
+    load_function("migrate").handler({}, Context(30))
+    with target.connect() as connection:
+        assert connection.execute("SHOW statement_timeout").fetchone() == ("7s",)
+        public = connection.execute(
+            "SELECT count(*) > 0 FROM pg_database, aclexplode(coalesce(datacl, acldefault('d', 1)))"
+            " AS granted WHERE datname = current_database() AND grantee = 0"
+        )
+        assert public.fetchone() == (shared == "1",)
+
+
+def test_an_owner_whom_iam_has_locked_out_is_told(
+    target: Target,
+    function: ModuleType,
+    iam: None,
+    postgres: Postgres,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Once the user is one of IAM's, the next deployment would be the first to see it."""
+    monkeypatch.setenv("APP_USER", target.login.name)
+    master = conninfo_to_dict(target.dsn)
+    change = sql.SQL("ALTER ROLE {} PASSWORD {}")
+    name = sql.Identifier(str(master["user"]))
+
+    def migrate_and_lock_out(*args: object, **options: object) -> Outcome:
+        outcome = migrate(*args, **options)  # type: ignore[arg-type]
+        admin.execute(change.format(name, "another-Pa55word"))
+        return outcome
+
+    monkeypatch.setattr(function, "migrate", migrate_and_lock_out)
+    with psycopg.connect(postgres.superuser_dsn, autocommit=True) as admin:
+        try:
+            with pytest.raises(MigrationError) as failed:
+                function.handler({}, Context(30))
+        finally:
+            admin.execute(change.format(name, str(master["password"])))
+    assert f"REVOKE {IAM} FROM {target.login.name}" in str(failed.value)
+    assert "locked the owner's password login out" in str(failed.value)
+
+
 def test_the_function_lets_a_user_of_iam_in(
     target: Target, function: ModuleType, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -451,17 +729,34 @@ def test_the_function_s_time_ends_its_wait(target: Target, function: ModuleType)
 
 def test_no_password_reaches_the_server(target: Target, postgres: Postgres) -> None:
     """Statements may be logged: the password travels as its verifier only."""
+    with logged_statements(postgres):
+        target.migrate()
+    log = postgres.log.read_text()
+    assert "SCRAM-SHA-256$" in log
+    assert PASSWORD not in log
+
+
+@contextmanager
+def logged_statements(postgres: Postgres) -> Iterator[None]:
+    """Have the server log every statement."""
     with psycopg.connect(postgres.superuser_dsn, autocommit=True) as admin:
         admin.execute("ALTER SYSTEM SET log_statement = 'all'")
         admin.execute("SELECT pg_reload_conf()")
         try:
-            target.migrate()
+            yield
         finally:
             admin.execute("ALTER SYSTEM RESET log_statement")
             admin.execute("SELECT pg_reload_conf()")
-    log = postgres.log.read_text()
-    assert "SCRAM-SHA-256$" in log
-    assert PASSWORD not in log
+
+
+def create_role(
+    connection: psycopg.Connection[tuple[object, ...]], login: Login, attribute: str = "INHERIT"
+) -> None:
+    """Make a role by hand, outside the group."""
+    create = sql.SQL("CREATE ROLE {} LOGIN {} PASSWORD {}")
+    connection.execute(
+        create.format(sql.Identifier(login.name), sql.SQL(attribute), login.password)
+    )
 
 
 def groups_of(admin: psycopg.Connection[tuple[object, ...]], name: str) -> set[object]:

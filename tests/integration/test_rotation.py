@@ -28,7 +28,7 @@ from psycopg.rows import TupleRow
 from local import processes
 from local.certificates import Authority
 from local.postgres import Postgres
-from migrations.roles import GROUP, Login, Timeouts
+from migrations.roles import GROUP, LOCK, Login, Timeouts
 from migrations.run import migrate
 from tests.integration.functions import load_function
 from tests.integration.layer import Clock, Context, Load, settings_for, wait_until
@@ -63,10 +63,10 @@ class Application:
         """The users that take turns, the first one first."""
         return self.user, f"{self.user}_clone"
 
-    def deploy(self) -> None:
-        """Migrate, as each deployment does."""
+    def deploy(self, *, shared: bool = False) -> None:
+        """Migrate, as each deployment does; others may use the database too."""
         connection = psycopg.connect(self.master_dsn, autocommit=True)
-        migrate(connection, self._login, TIMEOUTS, patience=60.0)
+        migrate(connection, self._login, TIMEOUTS, patience=60.0, shared=shared)
 
     def rotate(self, token: str | None = None) -> str:
         """Go through all steps, as Secrets Manager does; return the version's id."""
@@ -85,6 +85,13 @@ class Application:
             "version_id": token,
             "version_stages": ["AWSPENDING"],
         }
+        return token
+
+    def begin_trial(self) -> str:
+        """Make a version with the label AWSPENDING that is a copy of AWSCURRENT."""
+        token = self.begin()
+        secret: Any = secretsmanager_backends[ACCOUNT][REGION].secrets[self.arn]
+        secret.versions[token]["secret_string"] = json.dumps(self.content())
         return token
 
     def take(self, step: str, token: str, arn: str | None = None) -> None:
@@ -308,11 +315,39 @@ def test_a_step_out_of_turn_is_refused(app: Application) -> None:
 
 def test_a_trial_of_the_settings_only_logs_in(app: Application) -> None:
     """A schedule that does not rotate at once has a copy of AWSCURRENT tested, and nothing more."""
-    token = app.begin()
-    secret = secretsmanager_backends[ACCOUNT][REGION].secrets[app.arn]
-    secret.versions[token]["secret_string"] = json.dumps(app.content())
-    app.take("testSecret", token)
+    app.take("testSecret", app.begin_trial())
     use(app, app.content())
+
+
+@Strategy
+def test_a_trial_before_the_first_deployment_fails_and_hinders_nothing(
+    application: Application,
+) -> None:
+    """Nobody has made the user yet; a label that is left over goes with the next rotation."""
+    token = application.begin_trial()
+    with pytest.raises(application.function.RotationError, match="the first deployment's") as told:
+        application.take("testSecret", token)
+    assert FIRST not in str(told.value)
+    application.deploy()
+    before = application.content()
+    with pytest.raises(application.function.RotationError, match="rotate again"):
+        application.take("createSecret", token)
+    assert "AWSPENDING" not in application.stages()[token]
+    assert application.content() == before
+    application.rotate()
+    assert application.content()["password"] != before["password"]
+    use(application, application.content())
+
+
+def test_in_a_shared_database_both_users_have_the_timeouts(application: Application) -> None:
+    """They are each user's own there: a rotation takes them over, and others have none."""
+    application.deploy(shared=True)
+    for _ in range(2):
+        application.rotate()
+        use(application, application.content())
+        use(application, application.content("AWSPREVIOUS"))
+    with application.master() as master:
+        assert master.execute("SHOW statement_timeout").fetchone() == ("0",)
 
 
 # What can go wrong
@@ -442,6 +477,48 @@ def test_a_role_of_somebody_else_s_is_not_taken(app: Application) -> None:
     with pytest.raises(app.function.RotationError, match="none of the application's"):
         app.take("setSecret", token)
     assert not refused(app, stranger)
+
+
+def test_a_clone_whom_no_policy_binds_is_refused(app: Application, postgres: Postgres) -> None:
+    """It is a member of the group, and would show every caller everybody's rows."""
+    app.rotate()
+    app.rotate()
+    previous = app.content("AWSPREVIOUS")
+    change = sql.SQL("ALTER ROLE {} BYPASSRLS").format(sql.Identifier(app.users[1]))
+    with psycopg.connect(postgres.superuser_dsn, autocommit=True) as admin:
+        admin.execute(change)
+    token = app.begin()
+    app.take("createSecret", token)
+    with pytest.raises(app.function.RotationError, match="row-level security does not bind"):
+        app.take("setSecret", token)
+    assert not refused(app, previous)
+
+
+@Strategy
+def test_no_deployment_comes_between_the_last_test_and_the_change(
+    app: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would set the password that AWSCURRENT had: it waits for the roles' lock."""
+    token = app.begin()
+    for step in STEPS[:3]:
+        app.take(step, token)
+    held: list[bool] = []
+
+    def looking(method: Callable[..., None]) -> Callable[..., None]:
+        def look(versions: object) -> None:
+            with app.master() as other:
+                row = other.execute("SELECT pg_try_advisory_xact_lock(%s)", [LOCK]).fetchone()
+            held.append(row == (False,))
+            method(versions)
+
+        return look
+
+    monkeypatch.setattr(app.function, "test_secret", looking(app.function.test_secret))
+    versions = app.function.Versions
+    monkeypatch.setattr(versions, "promote", looking(versions.promote))
+    app.take("finishSecret", token)
+    assert held == [True, True]
+    use(app, app.content())
 
 
 @pytest.mark.parametrize("strategy", ["single"], indirect=True)
