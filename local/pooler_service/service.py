@@ -260,7 +260,11 @@ class PoolerService:
 
     async def _take_down(self, task: Task, delay: float) -> None:
         """End a task: no new flows, the deregistration delay, the drain, and at last by force."""
-        await self._balance()
+        try:
+            await self._balance()
+        except (OSError, RuntimeError) as error:
+            # A balancer that does not answer is started anew; the task has to end all the same.
+            print(f"pooler: {error!r}", file=sys.stderr, flush=True)
         with suppress(TimeoutError):
             async with asyncio.timeout(delay):
                 await task.hurried.wait()

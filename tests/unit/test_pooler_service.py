@@ -86,6 +86,7 @@ class World:
         self.naming.set()
         self.asked: list[str] = []
         self.running = False  # the balancer
+        self.silent = False  # it does not answer once
         self.poolers: list[Pooler] = []
         self.service = PoolerService(self, Names(self), self.new, self.on_thread)
 
@@ -94,7 +95,10 @@ class World:
         self.said.append((what, whom))
 
     async def register(self, addresses: list[str]) -> None:
-        """Be the balancer."""
+        """Be the balancer, unless the test has it fail."""
+        if self.silent:
+            self.silent = False
+            raise TimeoutError("canary of the balancer")
         self.running = True
         for address in set(addresses) ^ set(self.registered):
             self.say("register" if address in addresses else "deregister", address)
@@ -392,6 +396,23 @@ def test_a_task_that_is_retired_twice_ends_once(capsys: pytest.CaptureFixture[st
 
     with_world(story)
     assert capsys.readouterr().err == ""
+
+
+def test_a_task_ends_though_the_balancer_does_not_answer(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It is told of the targets again later; the task would stay for ever."""
+
+    async def story(world: World) -> None:
+        world.service.follow(deployed(desired=2))
+        await world.service.settle()
+        world.silent = True
+        world.service.follow(deployed(desired=1))
+        await world.until(lambda: len(world.tasks()) == 1)
+        await world.until(lambda: not world.service._jobs)
+
+    with_world(story)
+    assert "canary of the balancer" in capsys.readouterr().err
 
 
 def test_a_balancer_that_died_learns_its_targets_again() -> None:
