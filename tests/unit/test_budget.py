@@ -1,19 +1,31 @@
 """The connection budget: what counts, and what a stage over it is told."""
 
+import itertools
 import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stacks.budget import (
+    MIGRATIONS,
+    PROXY,
+    ROTATION,
     Budget,
     BudgetError,
+    Cap,
     Client,
     Line,
     Sum,
+    allowance_of,
     budget_of,
     rolling_tasks,
 )
+from stacks.capacity import RESERVED, max_connections
 from stacks.config import Config
 from stacks.synthesis import COMBINATIONS, stages
 
@@ -150,3 +162,216 @@ The smallest change that fits: the concurrency of users = 95 (it is 150); or \
 external.max_clients = 310 (it is 200).""",
     ),
 }
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_the_refusal_shows_the_arithmetic_and_the_smallest_change(name: str) -> None:
+    """Each group on a line of its own, the sum, the limit and what to change."""
+    override, clients, expected = REFUSALS[name]
+    with pytest.raises(BudgetError) as refused:
+        budget("dev", *clients, **override).check()
+    assert str(refused.value) == expected
+
+
+@pytest.mark.parametrize("name", [name for name in REFUSALS if name != "sessions"])
+def test_each_change_that_is_named_really_fits_and_the_one_before_does_not(name: str) -> None:
+    """What the message says to do, done."""
+    override, clients, _ = REFUSALS[name]
+    found = budget("dev", *clients, **override)
+    for setting, value, before in remedies(found):
+        assert applied(found, setting, value).fits
+        step = 1 if value < before else -1
+        assert not applied(found, setting, value + step).fits
+
+
+def remedies(found: Budget) -> Iterator[tuple[str, int, int]]:
+    """Read the changes out of a message."""
+    with pytest.raises(BudgetError) as refused:
+        found.check()
+    _, _, advice = str(refused.value).partition("The smallest change that fits: ")
+    for each in advice.rstrip(".").split("; or "):
+        setting, _, values = each.partition(" = ")
+        value, _, before = values.partition(" (it is ")
+        yield setting, int(value), int(before.rstrip(")"))
+
+
+def applied(found: Budget, setting: str, value: int) -> Budget:
+    """Do one change."""
+    if setting.startswith("the concurrency of "):
+        name = setting.removeprefix("the concurrency of ")
+        changed = [replace(c, concurrency=value) if c.name == name else c for c in found.clients]
+        return budget_of(found.config, changed)
+    section, _, field = setting.partition(".")
+    part = replace(getattr(found.config, section), **{field: value})
+    return budget_of(replace(found.config, **{section: part}), found.clients)
+
+
+def test_where_nothing_fits_no_setting_is_named() -> None:
+    """The message does not send anybody the wrong way."""
+    with pytest.raises(BudgetError, match="No single setting mends this"):
+        budget("dev", Client("a", Cap.POOLER_LIMIT), pgbouncer={"pool_mode": "session"}).check()
+
+
+def test_sessions_fit_where_every_client_has_a_server_connection() -> None:
+    """Session pooling is refused only where it can leave somebody waiting for ever."""
+    alone = {"pgbouncer": {"pool_mode": "session"}, "functions": {"other_clients": 0}}
+    budget("dev", Client("users", 7), **alone).check()
+    with pytest.raises(BudgetError, match="the sessions that can exist"):
+        budget("dev", Client("users", 8), **alone).check()
+
+
+def test_a_function_without_a_reservation_takes_what_is_left() -> None:
+    """It adds nothing to the sum: the pooler refuses what is too much."""
+    found = budget("dev", Client("users", Cap.POOLER_LIMIT))
+    found.check()
+    assert "users: nothing reserved, takes what is left, 503 beyond it" in found.explain()
+
+
+def test_other_apps_get_what_the_stage_keeps_for_them() -> None:
+    """What an app of its own attaches is held against functions.other_clients."""
+    config = Config.of_stage("dev", {"functions": {"other_clients": 100}})
+    allowance_of(config, [Client("orders", 50)]).check()
+    with pytest.raises(BudgetError, match=r"are 2 more than functions.other_clients of the stage"):
+        allowance_of(config, [Client("orders", 51)]).check()
+
+
+def test_the_baseline_is_outside() -> None:
+    """The control of the storm has no budget: that is what it shows."""
+    assert budget("local", baseline=True).sums == budget("local", baseline=False).sums
+
+
+def test_tokens_need_no_rotation() -> None:
+    """Where nobody has a password, nothing rotates one."""
+    lines = [line.what for line in server(budget("dev", pooler="rds-proxy")).lines]
+    assert "a rotation" not in lines
+
+
+# What can really happen, played through
+
+
+@given(
+    tasks=st.integers(2, 8),
+    extra=st.integers(0, 6),
+    per_task=st.integers(1, 60),
+    per_user=st.integers(1, 60),
+    percent=st.sampled_from([150, 200]),
+    accepted=st.integers(20, 1000),
+    others=st.integers(2, 20),
+    seed=st.integers(0, 2**32),
+)
+def test_no_accepted_stage_can_be_exhausted(
+    tasks: int,
+    extra: int,
+    per_task: int,
+    per_user: int,
+    percent: int,
+    accepted: int,
+    others: int,
+    seed: int,
+) -> None:
+    """Both users of a rotation open all that their pools allow, in the middle of a deployment."""
+    override = {
+        "pgbouncer": {
+            "tasks": tasks,
+            "max_tasks": min(8, tasks + extra),
+            "max_db_connections": per_task,
+            "default_pool_size": per_user,
+            "maximum_percent": percent,
+        },
+        "database": {
+            "instance_class": "r7g.24xlarge",
+            "max_connections": accepted,
+            "other_connections": others,
+        },
+    }
+    found = budget("dev", USERS, **override)
+    peak = simulate(found.config, Chance(seed))
+    if found.fits:
+        assert peak <= accepted - RESERVED
+    if server(found).total <= accepted:
+        # The arithmetic is no more careful than the worst that can happen.
+        worst = simulate(found.config, Chance(seed), users=per_task + 1)
+        assert worst + RESERVED == server(found).total
+
+
+def simulate(config: Config, chance: Chance, users: int = 2) -> int:
+    """Open server connections in any order until no task may open another; return their peak.
+
+    Plays ECS, PgBouncer's rules (a limit for each user's pool, one for all) and everybody else. It
+    shares no line with the budget.
+    """
+    settings = config.pgbouncer
+    running = settings.max_tasks
+    allowed = settings.max_tasks * settings.maximum_percent // 100
+    while running + 1 <= allowed:
+        running += 1
+    running += settings.max_tasks  # of the deployment before, which still drain
+    opened = 0
+    for _task in range(running):
+        pools: Counter[int] = Counter()
+        wishes = list(itertools.chain.from_iterable([user] * 100 for user in range(users)))
+        chance.shuffle(wishes)
+        for user in wishes:
+            within_pool = pools[user] < settings.default_pool_size
+            if within_pool and pools.total() < settings.max_db_connections:
+                pools[user] += 1
+        opened += pools.total()
+    return opened + MIGRATIONS + ROTATION + config.database.other_connections
+
+
+@given(
+    percent=st.integers(1, 100),
+    accepted=st.integers(20, 5000),
+)
+def test_no_accepted_proxy_can_exhaust_the_database(percent: int, accepted: int) -> None:
+    """RDS Proxy opens its share; the rest is enough for everybody else."""
+    found = budget(
+        "dev",
+        pooler="rds-proxy",
+        rds_proxy={"max_connections_percent": percent, "max_idle_percent": 0},
+        database={"max_connections": accepted, "instance_class": "r7g.24xlarge"},
+    )
+    others = MIGRATIONS + PROXY + found.config.database.other_connections
+    used = accepted * percent / 100 + others
+    if found.fits:
+        assert used + RESERVED <= accepted
+
+
+@given(
+    clients=st.lists(
+        st.builds(
+            Client,
+            name=st.just("f"),
+            concurrency=st.integers(1, 300),
+            slots=st.integers(1, 3),
+            processes=st.integers(1, 3),
+        ),
+        max_size=4,
+    ),
+    tasks=st.integers(1, 4),
+    limit=st.integers(10, 2000),
+)
+def test_no_accepted_fleet_is_refused_by_the_pooler(
+    clients: list[Client], tasks: int, limit: int
+) -> None:
+    """Old and new environments of all functions connect while one task is away."""
+    found = budget(
+        "dev",
+        *clients,
+        pgbouncer={
+            "tasks": tasks,
+            "max_tasks": 4,
+            "max_client_conn": limit,
+            "max_db_connections": 5,
+        },
+    )
+    environments = [client for client in clients for _ in range(2 * int(str(client.concurrency)))]
+    connections = sum(client.slots * client.processes for client in environments)
+    if found.fits:
+        assert connections <= limit * max(tasks - 1, 1)
+
+
+def test_the_limit_is_the_parameter_group_s_or_the_formula_s() -> None:
+    """A setting beats what the size would have."""
+    given_, source = max_connections(Config.of_stage("dev"))
+    assert (given_, source) == (150, "database.max_connections")
