@@ -227,6 +227,17 @@ def test_a_function_without_a_reservation_takes_what_is_left() -> None:
     assert "users: nothing reserved, takes what is left, 503 beyond it" in found.explain()
 
 
+def test_one_task_may_be_away() -> None:
+    """The clients of three tasks fit into two."""
+    override = {
+        "pgbouncer": {"tasks": 3, "max_client_conn": 100},
+        "functions": {"other_clients": 0},
+    }
+    budget("dev", Client("users", 100), **override).check()
+    with pytest.raises(BudgetError, match="x 2 tasks, with one away"):
+        budget("dev", Client("users", 101), **override).check()
+
+
 def test_other_apps_get_what_the_stage_keeps_for_them() -> None:
     """What an app of its own attaches is held against functions.other_clients."""
     config = Config.of_stage("dev", {"functions": {"other_clients": 100}})
