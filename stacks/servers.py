@@ -38,11 +38,6 @@ class Server:
     cluster: bool
     """Whether it is a cluster that has these."""
 
-    @property
-    def dimensions(self) -> dict[str, str]:
-        """Name the server in CloudWatch."""
-        return {"DBClusterIdentifier" if self.cluster else "DBInstanceIdentifier": self.identifier}
-
 
 def new_server(scope: Construct, config: Config, network: NetworkStack) -> Server:
     """Create what `database.kind` says, or describe what exists."""

@@ -14,7 +14,7 @@ from pgbouncer.settings import Settings as PoolerSettings
 from stacks.budget import BudgetError
 from stacks.config import Config
 from stacks.published import VALUES
-from stacks.synthesis import new_app
+from stacks.synthesis import COMBINATIONS, new_app
 from tests.synth.conftest import Stage, synthesise
 
 SECRET = "AWS::SecretsManager::Secret"
@@ -382,6 +382,18 @@ def test_postgresql_is_reachable_from_pooler_and_direct_functions_only(stage: St
     assert admitted(stage, "PostgreSQL") == {"TaskGroup", *direct}
 
 
+@pytest.mark.parametrize("name", [name for name in COMBINATIONS if "external" not in name])
+def test_nobody_else_reaches_any_database(combinations: dict[str, Stage], name: str) -> None:
+    """Its pooler, migration, rotation where there is a password, and the bastion where one is."""
+    pooler = "Group" if "rds-proxy" in name else "TaskGroup"
+    expected = {pooler, "Migrate"}
+    if not name.endswith("rds-proxy"):
+        expected.add("Rotate")
+    if "bastion" in name:
+        expected.add("BastionGroup")
+    assert admitted(combinations[name], "PostgreSQL") == expected
+
+
 def test_only_attached_functions_reach_the_pooler(stage: Stage) -> None:
     """The balancer's group lets in the groups of users and health; its tasks the balancer's."""
     assert admitted(stage, "the pooler") == {"Users", "Health"}
@@ -405,7 +417,10 @@ def admitted(stage: Stage, what: str) -> set[str]:
         for each in found
         if each.get("Description", "").endswith(f"to {what}")
     ]
-    names = ("TaskGroup", "Rotate", "Migrate", "Baseline", "Users", "Health")
+    names = (
+        *("TaskGroup", "Group", "BastionGroup", "Rotate", "Migrate", "Baseline"),
+        *("Users", "Health"),
+    )
     assert all(any(source.startswith(name) for name in names) for source in sources)
     return {name for name in names for source in sources if source.startswith(name)}
 
