@@ -257,7 +257,9 @@ class Daemon:
     # Deployments
 
     async def _synth(self) -> None:
-        await self._step("cdk synth", self._cdk.synth(self.app, self._full_override()))
+        await self._step(
+            "cdk synth", self._cdk.synth(self.app, self.options.entry, self._full_override())
+        )
 
     async def deploy(
         self, app: Path | None = None, override: Mapping[str, Any] | None = None

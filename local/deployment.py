@@ -59,10 +59,10 @@ class Cdk:
         target = f"aws://{self.account}/{self.region}"
         await self.run(["bootstrap", target], self.folder, "bootstrap")
 
-    async def synth(self, app: Path, override: Mapping[str, Any]) -> None:
-        """Synthesise the stacks of the stage `local`."""
+    async def synth(self, app: Path, entry: str, override: Mapping[str, Any]) -> None:
+        """Synthesise the stacks of the stage `local`, which a module of the app builds."""
         context = ["--context", f"stage={STAGE}", "--context", f"override={json.dumps(override)}"]
-        command = ["synth", "--quiet", "--app", f"{sys.executable} app.py", *context]
+        command = ["synth", "--quiet", "--app", f"{sys.executable} -m {entry}", *context]
         await self.run([*command, "--output", str(self.assembly)], app, "synth")
 
     async def deploy(self, app: Path) -> None:

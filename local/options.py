@@ -13,11 +13,12 @@ from local.deployment import REPOSITORY
 class Options:
     """Settings of one cloud.
 
-    `bound`: it ends with the process that started it. `idle_seconds`: after how long an unused
+    `entry`: the module of `app` that builds the stacks. `bound`: it ends with the process that started it. `idle_seconds`: after how long an unused
     execution environment ends.
     """
 
     app: Path = REPOSITORY
+    entry: str = "app"
     override: Mapping[str, Any] = field(default_factory=dict)
     bound: bool = False
     deploy: bool = True

@@ -37,7 +37,10 @@ TRIGGER_PROVIDER = "AWSCDK.TriggerCustomResourceProviderCustomResourceProvider"
 
 
 class ApiStack(Stack):
-    """Everything that answers requests. Output: `ApiUrl`. Faces: `api`, `functions`, `migrate`."""
+    """Everything that answers requests. Output: `ApiUrl`.
+
+    Faces: `api`, `authorizer`, `functions`, `migrate`, `route`.
+    """
 
     def __init__(
         self,
@@ -64,11 +67,11 @@ class ApiStack(Stack):
         self.api = api.HttpApi(
             self, "Http", create_default_stage=False, description=self.stack_name
         )
-        authorizer = Identity(self, "Identity", config=config).authorizer
-        self._route("users", live[0], USERS, authorizer)
-        self._route("health", live[1], HEALTH, None)
+        self.authorizer = Identity(self, "Identity", config=config).authorizer
+        self.route("users", live[0], USERS, self.authorizer)
+        self.route("health", live[1], HEALTH, None)
         if config.baseline and database is not None:
-            self._route("baseline", self._baseline(database), BASELINE, authorizer)
+            self.route("baseline", self._baseline(database), BASELINE, self.authorizer)
         self.stage = self._stage()
         CfnOutput(self, "ApiUrl", value=self.stage.url, description="Address of the HTTP API")
 
@@ -183,7 +186,7 @@ class ApiStack(Stack):
             group = join_network(function, self._config)
             group.add_egress_rule(ec2.Peer.any_ipv4(), ec2.Port.all_tcp(), "to the database")
 
-    def _route(
+    def route(
         self,
         name: str,
         function: lambda_.IFunction,

@@ -10,6 +10,7 @@ from layer.build import Recipe, Target, assemble, build_layer
 from stacks.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]
+FUNCTIONS = ROOT / "functions"
 
 
 class Assets:
@@ -44,12 +45,11 @@ class Assets:
             folder, file="pgbouncer/Dockerfile", platform=self._platform
         )
 
-    def function(self, folder: str, *extra: str) -> lambda_.Code:
+    def function(self, source: Path, *extra: str) -> lambda_.Code:
         """Assemble a function's folder, its own dependencies and `extra` folders beside it."""
-        source = ROOT / "functions" / folder
         lock = source / "requirements.txt"
         recipe = Recipe(
-            name=f"function-{folder}",
+            name=f"function-{source.name}",
             prefix="/var/task",
             sources=((source, "."), *((ROOT / name, name) for name in extra)),
             requirements=lock if lock.exists() else None,

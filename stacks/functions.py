@@ -1,5 +1,6 @@
 """One function: its code, its logs, its tag; and how any function gets layer and network."""
 
+from pathlib import Path
 from typing import Any, cast
 
 import jsii
@@ -23,7 +24,7 @@ from stacks.acknowledged import (
     accept_serverless,
     aws_policy,
 )
-from stacks.assets import Assets
+from stacks.assets import FUNCTIONS, Assets
 from stacks.config import Config
 from stacks.network import retention
 from stacks.published import published
@@ -43,10 +44,11 @@ def new_function(
     assets: Assets,
     timeout: int,
     invoked: str,
+    home: Path = FUNCTIONS,
     extra: tuple[str, ...] = (),
     **options: Any,
 ) -> lambda_.Function:
-    """Make the function of `functions/<folder>`; `extra` folders go into its zip as well.
+    """Make the function of a folder in `home`; `extra` folders go into its zip as well.
 
     `invoked` says who invokes it, and what becomes of a failure: why no queue keeps its events.
     """
@@ -55,7 +57,7 @@ def new_function(
         folder.title(),
         runtime=assets.runtime,
         architecture=assets.architecture,
-        code=assets.function(folder, *extra),
+        code=assets.function(home / folder, *extra),
         handler="handler.handler",
         memory_size=config.functions.memory,
         timeout=Duration.seconds(timeout),

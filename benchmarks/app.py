@@ -1,0 +1,55 @@
+"""The stage's stacks, and beside its API's functions those that benchmarks compare and strain."""
+
+from pathlib import Path
+from typing import Any, cast
+
+from aws_cdk import App
+
+from app import build
+from stacks.api import BY_API, ApiStack
+from stacks.assets import Assets
+from stacks.budget import Cap
+from stacks.clients import Clients
+from stacks.config import Config
+from stacks.functions import new_function
+
+HOME = Path(__file__).resolve().parent / "functions"
+
+
+class Additions:
+    """Functions that only benchmarks deploy, in the API of the stage."""
+
+    def __init__(self, app: App, clients: Clients) -> None:
+        """Find the API in what `build` has made."""
+        self._config = Config.from_context(app.node.try_get_context)
+        self._assets = Assets(self._config)
+        self._clients = clients
+        self._api = cast(ApiStack, app.node.find_child(f"{self._config.stack_prefix}-Api"))
+
+    def attached(self, folder: str, paths: list[str], **options: Any) -> None:
+        """Add a function that connects through the pooler, as any function of a user does."""
+        function = self._new(folder, **options)
+        self._clients.attach(function, concurrency=Cap.POOLER_LIMIT)
+        self._route(folder, function, paths)
+
+    def _new(self, folder: str, **options: Any) -> Any:
+        return new_function(
+            self._api,
+            folder,
+            config=self._config,
+            assets=self._assets,
+            timeout=self._config.functions.timeout,
+            invoked=BY_API,
+            home=HOME,
+            **options,
+        )
+
+    def _route(self, name: str, function: Any, paths: list[str]) -> None:
+        self._api.route(name, function, paths, self._api.authorizer)
+
+
+if __name__ == "__main__":
+    project = App()
+    additions = Additions(project, build(project))
+    additions.attached("ledger", ["/ledger/transfers", "/ledger/accounts/{id}", "/ledger/notes"])
+    project.synth()
