@@ -13,8 +13,8 @@ from local.deployment import REPOSITORY
 class Options:
     """Settings of one cloud.
 
-    `entry`: the module of `app` that builds the stacks. `bound`: it ends with the process that started it. `idle_seconds`: after how long an unused
-    execution environment ends.
+    `entry`: the module of `app` that builds the stacks. `bound`: the cloud ends with the process
+    that started it. `idle_seconds`: after how long an unused execution environment ends.
     """
 
     app: Path = REPOSITORY
