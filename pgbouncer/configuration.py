@@ -160,8 +160,9 @@ def _logins(files: Files, console: Console) -> dict[str, object]:
         "auth_file": files.users,
         "admin_users": console.admin,
         "stats_users": console.observer,
-        # JDBC sends it always; everything else unknown is refused, not dropped in silence.
-        "ignore_startup_parameters": "extra_float_digits",
+        # Nothing is dropped in silence. Naming anything but `options` here would let a client that
+        # nobody knows stop PgBouncer before 1.26.1 for all others (CVE-2026-107349).
+        "ignore_startup_parameters": "",
     }
 
 

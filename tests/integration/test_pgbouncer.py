@@ -137,6 +137,13 @@ def test_a_wrong_password_is_refused(pooler: PoolerFixture) -> None:
         pooler.connect(password="wrong")
 
 
+def test_a_stranger_cannot_hold_up_everybody(pooler: PoolerFixture) -> None:
+    """A startup option without a name is refused; others are served meanwhile."""
+    with pytest.raises(psycopg.OperationalError):
+        pooler.connect(options="-c=", password="unknown")
+    assert logs_in(pooler)
+
+
 def test_a_password_with_quotes_and_other_characters_works(
     new_pooler: PoolerFixture, secrets_service: SecretsService
 ) -> None:
