@@ -1,0 +1,147 @@
+"""One row of the storm: open environments, let each have its first request, and count."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Literal, Protocol
+
+from benchmarks.accounting import CpuSeconds
+from benchmarks.load import Summary, fire, summarise
+from benchmarks.sampler import Observed, Sampler
+from local.cloud import LocalCloud
+
+Report = Callable[[str], None]
+
+CAUSES: Final = (
+    "sorry, too many clients already",
+    "remaining connection slots are reserved",
+    "connection timeout expired",
+    "Connection refused",
+    "Task timed out",
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the plan: which function, how many environments, how they start."""
+
+    name: str
+    function: str
+    environments: int
+    start: Literal["restored", "cold"] = "restored"
+    path: str = ""
+
+    @property
+    def route(self) -> str:
+        """Where the API serves the function."""
+        return self.path or f"/storm/{self.function}"
+
+
+@dataclass(frozen=True)
+class Result(Summary):
+    """What became of one row. CPU in seconds; `answered` is what the API counted, by status."""
+
+    name: str
+    environments: int
+    start: str
+    max_connections: int
+    budget: int
+    peak_server_connections: int
+    peak_client_connections: int
+    samples: int
+    widest_gap_ms: float
+    server: Observed
+    client: Observed
+    cpu: CpuSeconds
+    answered: dict[str, int]
+
+
+class Driver(Protocol):
+    """What sends the requests: ours, or one that is not ours."""
+
+    def __call__(self, url: str, token: str, count: int) -> Summary:
+        """Send `count` requests at the same moment and say what became of them."""
+
+
+def our_driver(url: str, token: str, count: int) -> Summary:
+    """Send the requests from this process."""
+    return summarise(*fire(url, token, count))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A cloud under storm: its caller's token, the user who is looked up, and who reports."""
+
+    cloud: LocalCloud
+    token: str
+    user_id: str
+    report: Report
+
+    def storm(self, row: Row, driver: Driver = our_driver) -> Result:
+        """Open the environments of one row, fire, and count."""
+        self.cloud.end_environments(row.function)
+        log = FunctionLog(self.cloud.folder / "logs" / f"{row.function}.log")
+        before = self.cloud.status()
+        used = self.cpu(before)
+        if row.start == "restored":
+            self.report(f"{row.name}: opening {row.environments} environments")
+            self.cloud.environments(row.function, row.environments, row.start)
+        self.report(f"{row.name}: {row.environments} requests at once")
+        with Sampler(before) as sampler:
+            summary = driver(self.address(row), self.token, row.environments)
+        after = self.cloud.status()
+        cpu = self.cpu(after).since(used)
+        self.cloud.end_environments(row.function)
+        if summary.failed:
+            summary = replace(summary, failures=log.causes(summary))
+        self.report(f"{row.name}: served {summary.served}, failed {summary.failed}")
+        return Result(
+            **asdict(summary),
+            name=row.name,
+            environments=row.environments,
+            start=row.start,
+            max_connections=before["postgres"]["max_connections"],
+            budget=before["pooler"]["max_server_connections"],
+            peak_server_connections=sampler.server.peak,
+            peak_client_connections=sampler.client.peak,
+            samples=sampler.samples,
+            widest_gap_ms=sampler.widest_gap_ms,
+            server=sampler.server,
+            client=sampler.client,
+            cpu=cpu,
+            answered=answered_between(before, after),
+        )
+
+    def address(self, row: Row) -> str:
+        """Name what every request of a row asks for."""
+        return f"{self.cloud.url}{row.route}/{self.user_id}"
+
+    def cpu(self, status: dict[str, Any]) -> CpuSeconds:
+        """Read the processor time used so far."""
+        return CpuSeconds.of(status, self.cloud.state.daemon)
+
+
+def answered_between(before: dict[str, Any], after: dict[str, Any]) -> dict[str, int]:
+    """Count the API's answers between two looks at its status."""
+    return dict(Counter(after["requests"]) - Counter(before["requests"]))
+
+
+class FunctionLog:
+    """What a function logs from now on: the API's answers hide causes, as they should."""
+
+    def __init__(self, path: Path) -> None:
+        """Remember where the log ends."""
+        self._path = path
+        self._end = path.stat().st_size if path.exists() else 0
+
+    def causes(self, summary: Summary) -> dict[str, int]:
+        """Name the causes of failed requests; what the log does not explain keeps its status."""
+        with self._path.open("rb") as log:
+            log.seek(self._end)
+            text = log.read().decode(errors="replace")
+        counts = Counter(cause for line in text.splitlines() for cause in CAUSES if cause in line)
+        explained = {cause: count for cause, count in counts.most_common() if count}
+        if sum(explained.values()) == summary.failed:
+            return explained
+        return {**summary.failures}
