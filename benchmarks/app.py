@@ -40,7 +40,7 @@ class Additions:
         self._route(folder, function, paths)
 
     def direct(self, folder: str, paths: list[str], **options: Any) -> None:
-        """Add a function with the layer that connects to the database itself, outside the budget."""
+        """Add a function with the layer that reaches the database itself: no budget counts it."""
         function = self._new(folder, **options)
         add_layer(function, self._config)
         self._database.attach(function, APPLICATION_SECRET)

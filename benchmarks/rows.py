@@ -1,5 +1,6 @@
 """One row of the storm: open environments, let each have its first request, and count."""
 
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -80,6 +81,7 @@ class Stage:
 
     def storm(self, row: Row, driver: Driver = our_driver) -> Result:
         """Open the environments of one row, fire, and count."""
+        began = time.monotonic()
         self.cloud.end_environments(row.function)
         log = FunctionLog(self.cloud.folder / "logs" / f"{row.function}.log")
         before = self.cloud.status()
@@ -95,7 +97,10 @@ class Stage:
         self.cloud.end_environments(row.function)
         if summary.failed:
             summary = replace(summary, failures=log.causes(summary))
-        self.report(f"{row.name}: served {summary.served}, failed {summary.failed}")
+        taken = time.monotonic() - began
+        self.report(
+            f"{row.name}: served {summary.served}, failed {summary.failed}, in {taken:.1f} s"
+        )
         return Result(
             **asdict(summary),
             name=row.name,

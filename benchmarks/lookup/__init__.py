@@ -5,14 +5,9 @@ They differ in nothing but how they come to a connection.
 
 import json
 import os
-import tempfile
 import uuid
 from collections.abc import Callable
-from contextlib import closing
-from pathlib import Path
 from typing import Any
-
-import boto3
 
 SELECT = "SELECT id, name, created_at, updated_at FROM users WHERE id = %(id)s"
 SET_CLAIMS = "SELECT set_config('request.jwt.claims', %(claims)s, true)"
@@ -43,27 +38,3 @@ def claims_of(subject: str) -> str:
 def patience() -> int:
     """Return the seconds for which every way may wait: the layer's checkout timeout."""
     return int(os.environ["LAMBDA_PG_CHECKOUT_TIMEOUT"])
-
-
-def connection_parameters() -> dict[str, Any]:
-    """Return what psycopg needs besides libpq's variables, to connect without the layer.
-
-    The secret is read here, at import: restored environments share what their template has read.
-    """
-    with closing(boto3.client("secretsmanager")) as client:
-        answer = client.get_secret_value(SecretId=os.environ["LAMBDA_PG_SECRET_ARN"])
-    secret = json.loads(answer["SecretString"])
-    return {
-        "user": secret["username"],
-        "password": secret["password"],
-        "sslrootcert": str(_roots()),
-        "prepare_threshold": None,
-        "connect_timeout": patience(),
-    }
-
-
-def _roots() -> Path:
-    """Write the CA of the pooler's certificate where libpq reads it."""
-    with tempfile.NamedTemporaryFile("w", suffix=".pem", delete=False) as file:
-        file.write(os.environ["LAMBDA_PG_CA_PEM"])
-    return Path(file.name)

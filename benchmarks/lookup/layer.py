@@ -13,7 +13,7 @@ db = Database.from_env(row_factory=dict_row)
 
 
 @db.bind_lambda_context
-def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
+def handler(event: dict[str, Any], _: object) -> dict[str, Any]:
     """Return one user of the caller, or 503 where the database does not answer in time."""
     try:
         return serve(event, lookup)

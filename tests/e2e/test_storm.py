@@ -1,6 +1,7 @@
 """The storm, as `make demo` and `make storm` run it."""
 
-from benchmarks.storm import plan, run, shortfalls
+from benchmarks.goals import shortfalls
+from benchmarks.storm import plan, run
 from local.cloud import LocalCloud
 
 

@@ -6,7 +6,8 @@ from typing import Any
 import psycopg
 from psycopg.rows import dict_row
 
-from benchmarks.lookup import SELECT, SET_CLAIMS, User, claims_of, connection_parameters, serve
+from benchmarks.lookup import SELECT, SET_CLAIMS, User, claims_of, serve
+from benchmarks.lookup.login import connection_parameters
 
 parameters = connection_parameters()
 

@@ -12,10 +12,10 @@ from benchmarks.lookup import (
     SET_CLAIMS,
     User,
     claims_of,
-    connection_parameters,
     patience,
     serve,
 )
+from benchmarks.lookup.login import connection_parameters
 
 pool: ConnectionPool[Connection[DictRow]] = ConnectionPool(
     kwargs={**connection_parameters(), "row_factory": dict_row},

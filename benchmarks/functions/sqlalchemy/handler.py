@@ -10,10 +10,10 @@ from benchmarks.lookup import (
     SET_CLAIMS,
     User,
     claims_of,
-    connection_parameters,
     patience,
     serve,
 )
+from benchmarks.lookup.login import connection_parameters
 
 engine = create_engine(
     "postgresql+psycopg://",
