@@ -29,6 +29,9 @@ TRIAL_SECONDS: Final = 5.0
 WARMING: Final = 50
 """First requests at once, while environments get their connections."""
 
+WARMINGS: Final = 3
+"""After which an environment without a connection fails, or is slow, in what is measured."""
+
 
 @dataclass(frozen=True)
 class Measure(Summary):
@@ -160,9 +163,10 @@ class OpenLoop:
         if cloud.status()["functions"][FUNCTION] > size:
             cloud.end_environments(FUNCTION)
         cloud.environments(FUNCTION, size, spread=True)
-        failed = [one for one in warm(self._url, self._stage.token, size) if not one.served]
-        if failed:
-            raise RuntimeError(f"{len(failed)} of {size} environments could not be warmed")
+        for _ in range(WARMINGS):
+            if all(one.served for one in warm(self._url, self._stage.token, size)):
+                return
+        self._stage.report(f"open loop: not all of {size} environments have a connection")
 
 
 def warm(url: str, token: str, count: int) -> list[Outcome]:

@@ -123,6 +123,7 @@ class Sampler:
         assert self._process.stdout is not None  # noqa: S101 - it was started with a pipe
         line = self._process.stdout.readline()
         if not line:
+            self._process.communicate()
             raise RuntimeError("the sampler has ended: it could not ask the database or the kernel")
         return json.loads(line)
 

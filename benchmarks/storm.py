@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from benchmarks import second_driver
 from benchmarks.goals import goals, shortfalls
-from benchmarks.machine import machine, packages
+from benchmarks.machine import machine, others, packages
 from benchmarks.open_loop import OpenLoop
 from benchmarks.report import storm_table
 from benchmarks.rows import Report, Row, Stage
@@ -35,6 +35,7 @@ PEERS: Final = ("psycopg-pool", "sqlalchemy")
 
 SHARED_MACHINE: Final = "load, functions, pooler and database share one machine and no network"
 WHY: Final = "on AWS each environment has a processor of its own"
+BUSY: Final = "other programs used {busy:.0f} % of the processors when the run began"
 METHOD: Final = (
     "server connections are all clients of the database but the sampler, idle ones that the pooler "
     "keeps from the row before included; client connections are TCP connections at the pooler's "
@@ -116,6 +117,7 @@ def run(cloud: LocalCloud, rows: list[Row], report: Report, command: str) -> dic
 
 def run_all(report: Report, seed: int) -> dict[str, Any]:
     """Start a cloud, and a small one after it, and measure everything."""
+    busy = others()
     began = time.monotonic()
     with own_cloud(PATIENT, report) as cloud, staged(cloud, report) as stage:
         rows = [stage.storm(row) for row in full_plan()]
@@ -124,7 +126,7 @@ def run_all(report: Report, seed: int) -> dict[str, Any]:
         result = described(cloud, "make storm") | {"seed": seed, "caveats": caveats(cloud)}
     with own_cloud({**PATIENT, **SMALL}, report) as cloud, staged(cloud, report) as stage:
         rows += [stage.storm(row) for row in SMALL_PLAN]
-    result["caveats"] += [METHOD, FRAME, NO_NODE]
+    result["caveats"] += [BUSY.format(busy=busy), METHOD, FRAME, NO_NODE]
     result["versions"] |= packages(*PEERS) | {"locust": second_driver.version()}
     result |= {"rows": [asdict(row) for row in rows], "planned": planned()}
     result |= {"open_loop": loop, "second_driver": drivers}
