@@ -50,7 +50,10 @@ FRAME: Final = (
     "layer read their secret at import, and restored environments share it, while the layer reads "
     "it with its first connection"
 )
-NO_NODE: Final = "Node's serverless-postgres has no row: the local cloud runs Python functions only"
+NO_NODE: Final = (
+    "Node's serverless-postgres has no row: the local cloud restores environments by forking, which "
+    "Node cannot, and AWS's runtime client for it needs Node 22 and a compiler"
+)
 
 SMALL: Final = {
     "database": {"max_connections": 25, "other_connections": 4},
