@@ -82,6 +82,8 @@ def _of_open_loop(loop: Result) -> Iterator[Goal]:
     for size in sizes.values():
         name = f"open loop with {size['environments']} environments"
         yield Goal(f"{name}: no request fails", size["failed"] == 0, f"{size['failed']} failed")
+        end = size["environments_at_end"]
+        yield Goal(f"{name}: the fleet stays that large", end == size["environments"], f"{end}")
         least = KEPT_UP * loop["offered_rps"]
         found = f"{size['rate']} of {loop['offered_rps']} a second"
         yield Goal(f"{name}: what arrives is answered", size["rate"] >= least, found)

@@ -42,6 +42,8 @@ class Measure(Summary):
     rate: float
     cpu_ms: dict[str, float]
     """Milliseconds of processor time for each request."""
+    environments_at_end: int
+    """More where all were busy at some moment: the cloud starts another one, as AWS does."""
     peak_server_connections: int
     peak_client_connections: int
     widest_gap_ms: float
@@ -139,7 +141,8 @@ class OpenLoop:
         used = self._stage.cpu(before)
         with Sampler(before) as sampler:
             outcomes, taken = arrive(self._url, self._stage.token, moments)
-        cpu = self._stage.cpu(self._stage.cloud.status()).since(used)
+        after = self._stage.cloud.status()
+        cpu = self._stage.cpu(after).since(used)
         summary = summarise(outcomes, taken)
         self._stage.report(
             f"open loop: {size} environments, round {number + 1}: p50 {summary.p50_ms} ms"
@@ -152,6 +155,7 @@ class OpenLoop:
             cpu_ms={
                 name: round(1000 * spent / len(outcomes), 3) for name, spent in asdict(cpu).items()
             },
+            environments_at_end=after["functions"][FUNCTION],
             peak_server_connections=sampler.server.peak,
             peak_client_connections=sampler.client.peak,
             widest_gap_ms=sampler.widest_gap_ms,
@@ -201,6 +205,7 @@ def of_size(size: int, measures: Sequence[Measure]) -> dict[str, Any]:
             name: round(statistics.median(measure.cpu_ms[name] for measure in rounds), 3)
             for name in rounds[0].cpu_ms
         },
+        "environments_at_end": max(measure.environments_at_end for measure in rounds),
         "peak_server_connections": max(m.peak_server_connections for m in rounds),
         "peak_client_connections": max(m.peak_client_connections for m in rounds),
         "widest_gap_ms": max(m.widest_gap_ms for m in rounds),

@@ -51,8 +51,8 @@ FRAME: Final = (
     "it with its first connection"
 )
 NO_NODE: Final = (
-    "Node's serverless-postgres has no row: the local cloud restores environments by forking, which "
-    "Node cannot, and AWS's runtime client for it needs Node 22 and a compiler"
+    "Node's serverless-postgres has no row: the local cloud restores environments by forking, as "
+    "Node cannot; AWS's runtime client for it needs Node 22 and a compiler"
 )
 
 SMALL: Final = {

@@ -75,6 +75,7 @@ def size_of(environments: int) -> dict[str, Any]:
         "failed": 0,
         "p50_ms": 9.0 if environments > 50 else 6.0,
         "rate": 380.0,
+        "environments_at_end": environments,
         "widest_gap_ms": 24.0,
     }
 
@@ -169,6 +170,7 @@ def test_what_others_do_is_no_promise_of_ours(result: dict[str, Any]) -> None:
     [
         (500, {"p50_ms": 9.1}, "p50 with 500 environments is at most 1.5 times"),
         (1000, {"failed": 1}, "open loop with 1000 environments: no request fails"),
+        (50, {"environments_at_end": 51}, "open loop with 50 environments: the fleet stays"),
         (50, {"rate": 379.0}, "open loop with 50 environments: what arrives is answered"),
         (50, {"widest_gap_ms": 60.0}, "open loop with 50 environments: connections are sampled"),
     ],
@@ -264,7 +266,7 @@ def test_arrivals_come_at_the_rate_and_are_the_same_for_a_seed() -> None:
 
 
 def test_latencies_count_from_the_moment_that_was_scheduled() -> None:
-    """A server that stands still makes those wait who arrive meanwhile, and their time counts."""
+    """Time counts for who has to wait: for a server that stands still, and to be sent at all."""
 
     async def stand_still(_: web.BaseRequest) -> web.Response:
         time.sleep(0.3)  # noqa: ASYNC251 - nobody else is served meanwhile, which is the point
@@ -272,6 +274,8 @@ def test_latencies_count_from_the_moment_that_was_scheduled() -> None:
 
     with served(stand_still) as url:
         outcomes, taken = open_loop.arrive(url, TOKEN, [0.0, 0.01, 0.02])
+        (late,), _ = open_loop.arrive(url, TOKEN, [-5.0])
+    assert late.seconds >= 5.3
     assert [outcome.status for outcome in outcomes] == [200] * 3
     first, _, last = (outcome.seconds for outcome in outcomes)
     assert 0.3 <= first < last
@@ -309,6 +313,7 @@ def measure(environments: int, number: int, p50: float, failed: int = 0) -> open
         round=number,
         rate=10.0 + number,
         cpu_ms={"postgresql": 0.1 * p50, "functions": 0.2 * p50},
+        environments_at_end=environments + number,
         peak_server_connections=number,
         peak_client_connections=environments,
         widest_gap_ms=20.0 + number,
@@ -323,6 +328,7 @@ def test_a_size_is_the_median_of_its_rounds_and_keeps_every_failure() -> None:
     assert (found["requests"], found["failed"], found["rate"]) == (300, 3, 12.0)
     assert found["cpu_ms"] == {"postgresql": 1.1, "functions": 2.2}
     assert (found["peak_server_connections"], found["widest_gap_ms"]) == (3, 23.0)
+    assert found["environments_at_end"] == 53
 
 
 def test_growth_relates_every_size_to_the_smallest() -> None:
