@@ -74,7 +74,7 @@ def outcomes_of(found: Sequence[tuple[int, float]]) -> list[Outcome]:
 DRIVERS: Final[dict[str, Driver]] = {"ours": our_driver, "locust": locust}
 
 
-def compare(stage: Stage, rows: Sequence[Row], times: int = 2) -> dict[str, Any]:
+def compare(stage: Stage, rows: Sequence[Row], times: int = 3) -> dict[str, Any]:
     """Storm each row by turns from both drivers, fresh environments each time."""
     found = []
     for row in rows:
