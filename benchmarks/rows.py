@@ -17,10 +17,16 @@ Report = Callable[[str], None]
 CAUSES: Final = (
     "sorry, too many clients already",
     "remaining connection slots are reserved",
+    "query_wait_timeout",
+    "client_login_timeout",
+    "server closed the connection unexpectedly",
     "connection timeout expired",
     "Connection refused",
     "Task timed out",
 )
+"""What a line of a function's log names; the first one that it has counts."""
+
+UNEXPLAINED: Final = "not explained in the log"
 
 
 @dataclass(frozen=True)
@@ -141,12 +147,13 @@ class FunctionLog:
         self._end = path.stat().st_size if path.exists() else 0
 
     def causes(self, summary: Summary) -> dict[str, int]:
-        """Name the causes of failed requests; what the log does not explain keeps its status."""
+        """Name the causes of failed requests; without a log that fits, they are the answers'."""
         with self._path.open("rb") as log:
             log.seek(self._end)
             text = log.read().decode(errors="replace")
-        counts = Counter(cause for line in text.splitlines() for cause in CAUSES if cause in line)
-        explained = {cause: count for cause, count in counts.most_common() if count}
-        if sum(explained.values()) == summary.failed:
-            return explained
-        return {**summary.failures}
+        named = (next((c for c in CAUSES if c in line), "") for line in text.splitlines())
+        counts = Counter(filter(None, named))
+        if not 0 < counts.total() <= summary.failed:
+            return {**summary.failures}
+        counts[UNEXPLAINED] = summary.failed - counts.total()
+        return {cause: count for cause, count in counts.most_common() if count}

@@ -18,7 +18,7 @@ def handler(event: dict[str, Any], _: object) -> dict[str, Any]:
     try:
         return serve(event, lookup)
     except DatabaseUnavailableError as error:
-        print(f"database unavailable: {error}")
+        print(f"database unavailable: {error}\n", end="")  # at once: others write there too
         body = json.dumps({"message": "The database is busy; try again."})
         return {"statusCode": 503, "headers": {"Retry-After": "1"}, "body": body}
 

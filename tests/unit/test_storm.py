@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +17,9 @@ from aiohttp import web
 
 from benchmarks import open_loop, sampler
 from benchmarks.goals import goals, shortfalls
+from benchmarks.load import Outcome, summarise
 from benchmarks.report import STORM_TITLES, storm_table
-from benchmarks.rows import answered_between
+from benchmarks.rows import FunctionLog, answered_between
 from benchmarks.second_driver import outcomes_of
 from benchmarks.storm import planned
 
@@ -367,6 +369,27 @@ def test_the_kernel_counts_connections_at_a_port_of_chosen_addresses() -> None:
         for client in clients:
             client.close()
         assert sampler.established(["127.0.0.2"], port) == 0
+
+
+def test_causes_of_failures_come_from_what_is_logged_meanwhile(tmp_path: Path) -> None:
+    """A line counts once, the rest is unexplained, and a log that does not fit explains nothing."""
+    path = tmp_path / "fn.log"
+    path.write_text("old: sorry, too many clients already\n")
+    outcomes = [Outcome(200, 1.0, "")] + [Outcome(500, 1.0, "500 error")] * 4
+    summary = summarise(outcomes, 1.0)
+    log = FunctionLog(path)
+    assert log.causes(summary) == {"500 error": 4}
+    line = "FATAL: sorry, too many clients already; connection timeout expired\n"
+    with path.open("a") as file:
+        file.write(f"{line}{line}FATAL: query_wait_timeout\nno cause\n")
+    assert log.causes(summary) == {
+        "sorry, too many clients already": 2,
+        "query_wait_timeout": 1,
+        "not explained in the log": 1,
+    }
+    with path.open("a") as file:
+        file.write(line * 2)
+    assert log.causes(summary) == {"500 error": 4}
 
 
 def test_answers_between_two_looks_are_counted_by_status() -> None:
