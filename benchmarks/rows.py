@@ -92,10 +92,7 @@ class Stage:
         log = FunctionLog(self.cloud.folder / "logs" / f"{row.function}.log")
         before = self.cloud.status()
         used = self.cpu(before)
-        if row.start == "restored":
-            self.report(f"{row.name}: opening {row.environments} environments")
-            self.cloud.environments(row.function, row.environments, row.start)
-        self.report(f"{row.name}: {row.environments} requests at once")
+        self._open(row)
         with Sampler(before) as sampler:
             summary = driver(self.address(row), self.token, row.environments)
         after = self.cloud.status()
@@ -107,22 +104,13 @@ class Stage:
         self.report(
             f"{row.name}: served {summary.served}, failed {summary.failed}, in {taken:.1f} s"
         )
-        return Result(
-            **asdict(summary),
-            name=row.name,
-            environments=row.environments,
-            start=row.start,
-            max_connections=before["postgres"]["max_connections"],
-            budget=before["pooler"]["max_server_connections"],
-            peak_server_connections=sampler.server.peak,
-            peak_client_connections=sampler.client.peak,
-            samples=sampler.samples,
-            widest_gap_ms=sampler.widest_gap_ms,
-            server=sampler.server,
-            client=sampler.client,
-            cpu=cpu,
-            answered=answered_between(before, after),
-        )
+        return _result(row, summary, sampler, cpu, before, after)
+
+    def _open(self, row: Row) -> None:
+        if row.start == "restored":
+            self.report(f"{row.name}: opening {row.environments} environments")
+            self.cloud.environments(row.function, row.environments, row.start)
+        self.report(f"{row.name}: {row.environments} requests at once")
 
     def address(self, row: Row) -> str:
         """Name what every request of a row asks for."""
@@ -131,6 +119,32 @@ class Stage:
     def cpu(self, status: dict[str, Any]) -> CpuSeconds:
         """Read the processor time used so far."""
         return CpuSeconds.of(status, self.cloud.state.daemon)
+
+
+def _result(
+    row: Row,
+    summary: Summary,
+    sampler: Sampler,
+    cpu: CpuSeconds,
+    before: dict[str, Any],
+    after: dict[str, Any],
+) -> Result:
+    return Result(
+        **asdict(summary),
+        name=row.name,
+        environments=row.environments,
+        start=row.start,
+        max_connections=before["postgres"]["max_connections"],
+        budget=before["pooler"]["max_server_connections"],
+        peak_server_connections=sampler.server.peak,
+        peak_client_connections=sampler.client.peak,
+        samples=sampler.samples,
+        widest_gap_ms=sampler.widest_gap_ms,
+        server=sampler.server,
+        client=sampler.client,
+        cpu=cpu,
+        answered=answered_between(before, after),
+    )
 
 
 def answered_between(before: dict[str, Any], after: dict[str, Any]) -> dict[str, int]:

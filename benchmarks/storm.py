@@ -99,19 +99,18 @@ DRIVERS_PLAN: Final = [
 ]
 
 
-@contextmanager
-def staged(cloud: LocalCloud, report: Report) -> Iterator[Stage]:
+def set_up(cloud: LocalCloud, report: Report) -> Stage:
     """Make the user who is looked up, on a cloud that runs."""
     token = cloud.token(str(uuid.uuid4()))
     user = json.loads(call(cloud.url, "POST", "/users", token, {"name": "Ada"}).body)
     cloud.end_environments("users")  # its connection would count
-    yield Stage(cloud, token, user["id"], report)
+    return Stage(cloud, token, user["id"], report)
 
 
 def run(cloud: LocalCloud, rows: list[Row], report: Report, command: str) -> dict[str, Any]:
     """Storm a running cloud with each row and return the whole result."""
-    with staged(cloud, report) as stage:
-        results = [stage.storm(row) for row in rows]
+    stage = set_up(cloud, report)
+    results = [stage.storm(row) for row in rows]
     return described(cloud, command) | {
         "caveats": caveats(cloud),
         "rows": [asdict(result) for result in results],
@@ -122,12 +121,14 @@ def run_all(report: Report, seed: int) -> dict[str, Any]:
     """Start a cloud, and a small one after it, and measure everything."""
     busy = others()
     began = time.monotonic()
-    with own_cloud(PATIENT, report) as cloud, staged(cloud, report) as stage:
+    with own_cloud(PATIENT, report) as cloud:
+        stage = set_up(cloud, report)
         rows = [stage.storm(row) for row in full_plan()]
         loop = OpenLoop(stage, seed).run()
         drivers = second_driver.compare(stage, DRIVERS_PLAN)
         result = described(cloud, "make storm") | {"seed": seed, "caveats": caveats(cloud)}
-    with own_cloud({**PATIENT, **SMALL}, report) as cloud, staged(cloud, report) as stage:
+    with own_cloud({**PATIENT, **SMALL}, report) as cloud:
+        stage = set_up(cloud, report)
         rows += [stage.storm(row) for row in SMALL_PLAN]
     result["caveats"] += [BUSY.format(busy=busy), METHOD, FRAME, NO_NODE]
     result["versions"] |= packages(*PEERS) | {"locust": second_driver.version()}

@@ -7,7 +7,7 @@ import pytest
 from benchmarks import second_driver
 from benchmarks.goals import shortfalls
 from benchmarks.rows import Driver, Row, our_driver
-from benchmarks.storm import plan, run, staged
+from benchmarks.storm import plan, run, set_up
 from local.cloud import LocalCloud
 
 
@@ -27,8 +27,8 @@ def test_500_environments_are_served_where_the_baseline_fails(cloud: LocalCloud)
 def test_both_drivers_count_what_the_api_counts(cloud: LocalCloud, driver: Driver) -> None:
     """Whether the API serves all requests or refuses all of them."""
     row = Row("lambda-pg", "users", 30, path="/users")
-    with staged(cloud, print) as stage:
-        served = stage.storm(row, driver)
-        refused = replace(stage, token="nobody's").storm(row, driver)
+    stage = set_up(cloud, print)
+    served = stage.storm(row, driver)
+    refused = replace(stage, token="nobody's").storm(row, driver)
     assert (served.requests, served.served, served.answered) == (30, 30, {"200": 30})
     assert (refused.requests, refused.failed, refused.answered) == (30, 30, {"401": 30})
