@@ -31,7 +31,8 @@ from local.narrator import Narrator
 from local.options import Options
 
 RUNS_IN_A_FUNCTION: Final = ("psycopg", "awslambdaric", "boto3")
-PEERS: Final = ("psycopg-pool", "sqlalchemy")
+PEERS: Final = ("psycopg_pool", "sqlalchemy")
+"""Functions with a requirements.in of one line: the published package that they show."""
 
 SHARED_MACHINE: Final = "load, functions, pooler and database share one machine and no network"
 WHY: Final = "on AWS each environment has a processor of its own"
@@ -62,7 +63,9 @@ SMALL: Final = {
 """A server for 25 connections, of which 4 are the pooler's: more do not fit the budget."""
 
 PATIENT: Final = {"functions": {"checkout_timeout": 20, "timeout": 25}}
-"""A thousand first requests need 15 to 20 s of two cores."""
+"""A thousand first requests need up to 20 s of two cores."""
+
+HOME: Final = Path(__file__).resolve().parent / "functions"
 
 
 def plan(environments: int, cold: int) -> list[Row]:
@@ -131,12 +134,18 @@ def run_all(report: Report, seed: int) -> dict[str, Any]:
         stage = set_up(cloud, report)
         rows += [stage.storm(row) for row in SMALL_PLAN]
     result["caveats"] += [BUSY.format(busy=busy), METHOD, FRAME, NO_NODE]
-    result["versions"] |= packages(*PEERS) | {"locust": second_driver.version()}
+    result["versions"] |= peers() | {"locust": second_driver.version()}
     result |= {"rows": [asdict(row) for row in rows], "planned": planned()}
     result |= {"open_loop": loop, "second_driver": drivers}
     result["seconds"] = round(time.monotonic() - began, 1)
     result["goals"] = [asdict(goal) for goal in goals(result)]
     return result
+
+
+def peers() -> dict[str, str]:
+    """Name the versions that the peers' functions are deployed with."""
+    pins = [(HOME / peer / "requirements.in").read_text().strip() for peer in PEERS]
+    return {name: version for name, _, version in (pin.partition("==") for pin in pins)}
 
 
 def planned() -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from benchmarks.load import Outcome, summarise
 from benchmarks.report import STORM_TITLES, storm_table
 from benchmarks.rows import FunctionLog, answered_between
 from benchmarks.second_driver import outcomes_of
-from benchmarks.storm import planned
+from benchmarks.storm import HOME, PEERS, peers, planned
 
 TOKEN = "a-token"
 
@@ -46,6 +46,12 @@ def test_the_plan_has_every_row() -> None:
     ]
     cold = {"name": "lambda-pg-cold", "environments": 50, "start": "cold", "max_connections": 100}
     assert [row for row in planned() if row["start"] == "cold"] == [cold]
+
+
+def test_peers_are_named_with_the_versions_that_are_deployed() -> None:
+    """Those that the functions' lock files pin, not what this environment happens to have."""
+    for function, (name, version) in zip(PEERS, peers().items(), strict=True):
+        assert f"\n{name}=={version} " in (HOME / function / "requirements.txt").read_text()
 
 
 # Goals
