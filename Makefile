@@ -51,9 +51,11 @@ psql: setup ## open a shell on the local database
 	@$(RUN) -m local psql
 
 .PHONY: storm
-storm: setup ## run the storm alone and write benchmarks/results/storm.json
-	@$(RUN) -m benchmarks.storm --output benchmarks/results/storm.json
-	@$(RUN) -m benchmarks.report --write
+storm: setup ## run the storm with every control and peer, and write benchmarks/results/storm.json
+	@code=0; \
+	$(RUN) -m benchmarks.storm --output benchmarks/results/storm.json || code=1; \
+	$(RUN) -m benchmarks.report --write || code=1; \
+	exit $$code
 
 .PHONY: bench
 bench: setup ## measure what the layer costs, warm and cold, and write benchmarks/results

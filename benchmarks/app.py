@@ -11,9 +11,14 @@ from stacks.assets import Assets
 from stacks.budget import Cap
 from stacks.clients import Clients
 from stacks.config import Config
-from stacks.functions import new_function
+from stacks.database import APPLICATION_SECRET, DatabaseStack
+from stacks.functions import add_layer, new_function
 
 HOME = Path(__file__).resolve().parent / "functions"
+LOOKUP = ("benchmarks/lookup",)
+"""What the functions of the storm share."""
+
+THROUGH_POOLER = ("lambda_pg", "connect_through_pooler", "psycopg_pool", "sqlalchemy")
 
 
 class Additions:
@@ -24,12 +29,21 @@ class Additions:
         self._config = Config.from_context(app.node.try_get_context)
         self._assets = Assets(self._config)
         self._clients = clients
-        self._api = cast(ApiStack, app.node.find_child(f"{self._config.stack_prefix}-Api"))
+        prefix = self._config.stack_prefix
+        self._api = cast(ApiStack, app.node.find_child(f"{prefix}-Api"))
+        self._database = cast(DatabaseStack, app.node.find_child(f"{prefix}-Database"))
 
     def attached(self, folder: str, paths: list[str], **options: Any) -> None:
         """Add a function that connects through the pooler, as any function of a user does."""
         function = self._new(folder, **options)
         self._clients.attach(function, concurrency=Cap.POOLER_LIMIT)
+        self._route(folder, function, paths)
+
+    def direct(self, folder: str, paths: list[str], **options: Any) -> None:
+        """Add a function with the layer that reaches the database itself: no budget counts it."""
+        function = self._new(folder, **options)
+        add_layer(function, self._config)
+        self._database.attach(function, APPLICATION_SECRET)
         self._route(folder, function, paths)
 
     def _new(self, folder: str, **options: Any) -> Any:
@@ -52,4 +66,7 @@ if __name__ == "__main__":
     project = App()
     additions = Additions(project, build(project))
     additions.attached("ledger", ["/ledger/transfers", "/ledger/accounts/{id}", "/ledger/notes"])
+    for name in THROUGH_POOLER:
+        additions.attached(name, [f"/storm/{name}/{{id}}"], extra=LOOKUP)
+    additions.direct("cached_direct", ["/storm/cached_direct/{id}"], extra=LOOKUP)
     project.synth()

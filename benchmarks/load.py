@@ -44,26 +44,31 @@ def fire(url: str, token: str, count: int, *, timeout: float = 60.0) -> tuple[li
 
 
 async def _fire(url: str, token: str, count: int, patience: float) -> tuple[list[Outcome], float]:
-    headers = {"Authorization": f"Bearer {token}"}
-    async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0),
-        timeout=aiohttp.ClientTimeout(total=patience),
-        headers=headers,
-    ) as session:
+    async with session(token, patience) as client:
         started = time.perf_counter()
-        outcomes = await asyncio.gather(*(_request(session, url) for _ in range(count)))
+        requests = (timed_request(client, url, time.perf_counter()) for _ in range(count))
+        outcomes = await asyncio.gather(*requests)
         return outcomes, time.perf_counter() - started
 
 
-async def _request(session: aiohttp.ClientSession, url: str) -> Outcome:
-    started = time.perf_counter()
+def session(token: str, patience: float = 60.0) -> aiohttp.ClientSession:
+    """Make a client without a limit of connections, for one caller of the API."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0),
+        timeout=aiohttp.ClientTimeout(total=patience),
+        headers={"Authorization": f"Bearer {token}"},
+    )
+
+
+async def timed_request(client: aiohttp.ClientSession, url: str, due: float) -> Outcome:
+    """Send one request; its duration counts from `due`, a moment of `time.perf_counter`."""
     try:
-        async with session.get(url) as response:
+        async with client.get(url) as response:
             body = await response.text()
             cause = "" if response.status == 200 else f"{response.status} {body[:80]}"
-            return Outcome(response.status, time.perf_counter() - started, cause)
+            return Outcome(response.status, time.perf_counter() - due, cause)
     except (aiohttp.ClientError, TimeoutError) as error:
-        return Outcome(0, time.perf_counter() - started, type(error).__name__)
+        return Outcome(0, time.perf_counter() - due, type(error).__name__)
 
 
 def summarise(outcomes: list[Outcome], seconds: float) -> Summary:

@@ -5,6 +5,8 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
+import psutil
+
 
 def machine() -> dict[str, str | int]:
     """Describe processor, cores, memory and kernel."""
@@ -16,6 +18,11 @@ def machine() -> dict[str, str | int]:
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
         "system": f"{platform.system()} {platform.release()}",
     }
+
+
+def others(seconds: float = 3.0) -> float:
+    """Return the percentage of all processors that is in use, before anything is measured."""
+    return psutil.cpu_percent(seconds)
 
 
 def packages(*names: str) -> dict[str, str]:

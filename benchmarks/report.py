@@ -16,6 +16,10 @@ Result = dict[str, Any]
 
 STORM_TITLES = {
     "baseline": "a connection per request, straight to PostgreSQL",
+    "cached-direct": "the layer without a pooler, straight to PostgreSQL",
+    "connect-through-pooler": "no layer: a connection per request through PgBouncer",
+    "psycopg_pool": "psycopg_pool with its check, through PgBouncer",
+    "sqlalchemy": "SQLAlchemy with pre-ping, through PgBouncer",
     "lambda-pg": "**lambda-pg**: layer and PgBouncer",
     "lambda-pg-cold": "lambda-pg, real cold starts",
 }
@@ -48,7 +52,7 @@ def storm_table(result: Result) -> str:
     for row in result["rows"]:
         times = " | ".join(_seconds(row[f"{name}_ms"]) for name in ("p50", "p95", "p99", "max"))
         lines.append(
-            f"| {STORM_TITLES[row['name']]} | {row['environments']} {row['start']} "
+            f"| {_title(row, result)} | {row['environments']} {row['start']} "
             f"| {row['served']} of {row['requests']} | {row['failed']} | {times} "
             f"| {row['peak_server_connections']} |"
         )
@@ -63,6 +67,11 @@ def storm_table(result: Result) -> str:
         f"connections. The baseline's failures: {causes}. {_origin(result)}"
     )
     return "\n".join([*lines, "", caption])
+
+
+def _title(row: Result, result: Result) -> str:
+    title, limit = STORM_TITLES[row["name"]], row.get("max_connections", result["max_connections"])
+    return title if limit == result["max_connections"] else f"{title}, `max_connections` {limit}"
 
 
 def overhead_table(result: Result) -> str:

@@ -1,141 +1,191 @@
 """The storm: many environments, each with its first request, at the same moment.
 
-Once without a pooler (the baseline, which must fail) and once through layer and pooler (which
-must not), in one run against one database. A run whose baseline does not fail has failed.
+Without a pooler (the controls, which must fail), with a pooler and no layer, with others' pools,
+and with layer and pooler, in one run. Then a steady load on fleets of 50 to 1,000, and the same
+storm from a second load generator. A run whose controls do not fail has failed.
 """
 
 import argparse
 import json
 import sys
+import tempfile
+import time
 import uuid
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final
 
-from benchmarks.load import Summary, fire, summarise
-from benchmarks.machine import machine, packages
+from benchmarks import second_driver
+from benchmarks.goals import goals, shortfalls
+from benchmarks.machine import machine, others, packages
+from benchmarks.open_loop import OpenLoop
 from benchmarks.report import storm_table
-from benchmarks.sampler import BackendSampler
+from benchmarks.rows import Report, Row, Stage
 from benchmarks.servers import versions
 from local.caller import call
-from local.cloud import LocalCloud, NotRunningError
+from local.cloud import LocalCloud
 from local.narrator import Narrator
+from local.options import Options
 
-Report = Callable[[str], None]
+RUNS_IN_A_FUNCTION: Final = ("psycopg", "awslambdaric", "boto3")
+PEERS: Final = ("psycopg_pool", "sqlalchemy")
+"""Functions with a requirements.in of one line: the published package that they show."""
 
-CAUSES = (
-    "sorry, too many clients already",
-    "remaining connection slots are reserved",
-    "connection timeout expired",
-    "Connection refused",
-    "Task timed out",
+SHARED_MACHINE: Final = "load, functions, pooler and database share one machine and no network"
+WHY: Final = "on AWS each environment has a processor of its own"
+BUSY: Final = "other programs used {busy:.0f} % of the processors when the run began"
+METHOD: Final = (
+    "server connections are all clients of the database but the sampler, idle ones that the pooler "
+    "keeps from the row before included; client connections are TCP connections at the pooler's "
+    "tasks, as the kernel lists them; in these rows every environment logs in, which costs about "
+    "as much in the function as in PgBouncer, most of it the 4,096 rounds of SCRAM; processor "
+    "seconds are from opening the environments to the last answer, and the database's hold the "
+    "sampler's questions"
+)
+FRAME: Final = (
+    "all rows but the baseline answer by the same frame (benchmarks/lookup) and differ in how they "
+    "connect: lambda-pg is that frame with the layer, without Powertools; functions without the "
+    "layer read their secret at import, and restored environments share it, while the layer reads "
+    "it with its first connection"
+)
+NO_NODE: Final = (
+    "Node's serverless-postgres has no row: the local cloud restores environments by forking, as "
+    "Node cannot; AWS's runtime client for it needs Node 22 and a compiler"
 )
 
+SMALL: Final = {
+    "database": {"max_connections": 25, "other_connections": 4},
+    "pgbouncer": {"max_db_connections": 2, "default_pool_size": 2},
+}
+"""A server for 25 connections, of which 4 are the pooler's: more do not fit the budget."""
 
-RUNS_IN_A_FUNCTION = ("psycopg", "aws-lambda-powertools", "awslambdaric", "boto3")
-SHARED_MACHINE = "load, functions, pooler and database share one machine and no network"
-WHY = "on AWS each environment has a processor of its own"
+PATIENT: Final = {"functions": {"checkout_timeout": 20, "timeout": 25}}
+"""A thousand first requests need up to 20 s of two cores."""
 
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the plan: which function, how many environments, how they start."""
-
-    name: str
-    function: str
-    path: str
-    environments: int
-    start: Literal["restored", "cold"]
-
-
-@dataclass(frozen=True)
-class Result(Summary):
-    """What became of one row."""
-
-    name: str
-    environments: int
-    start: str
-    peak_server_connections: int
+HOME: Final = Path(__file__).resolve().parent / "functions"
 
 
 def plan(environments: int, cold: int) -> list[Row]:
-    """Lay out the rows: the control first, so that the pooler meets a server just stormed."""
+    """Lay out the rows of the demo, on what the stage itself deploys: the control comes first."""
     return [
-        Row("baseline", "baseline", "/baseline/users", environments, "restored"),
-        Row("lambda-pg", "users", "/users", environments, "restored"),
-        Row("lambda-pg-cold", "users", "/users", cold, "cold"),
+        Row("baseline", "baseline", environments, path="/baseline/users"),
+        Row("lambda-pg", "users", environments, path="/users"),
+        Row("lambda-pg-cold", "users", cold, "cold", path="/users"),
     ]
+
+
+def full_plan() -> list[Row]:
+    """Lay out every row: the controls first, and the largest fleet last, as memory is mapped then.
+
+    The first large fleet of a cloud costs the functions more: its forks map memory anew, which
+    later ones use again.
+    """
+    return [
+        Row("baseline", "baseline", 500, path="/baseline/users"),
+        Row("cached-direct", "cached_direct", 500),
+        Row("connect-through-pooler", "connect_through_pooler", 500),
+        Row("psycopg_pool", "psycopg_pool", 500),
+        Row("sqlalchemy", "sqlalchemy", 500),
+        *(Row("lambda-pg", "lambda_pg", size) for size in (50, 100, 200, 500)),
+        Row("lambda-pg-cold", "lambda_pg", 50, "cold"),
+        Row("lambda-pg", "lambda_pg", 1000),
+    ]
+
+
+SMALL_PLAN: Final = [Row("lambda-pg", "lambda_pg", 500)]
+DRIVERS_PLAN: Final = [
+    Row("lambda-pg", "lambda_pg", 500),
+    Row("baseline", "baseline", 500, path="/baseline/users"),
+]
+
+
+def set_up(cloud: LocalCloud, report: Report) -> Stage:
+    """Make the user who is looked up, on a cloud that runs."""
+    token = cloud.token(str(uuid.uuid4()))
+    user = json.loads(call(cloud.url, "POST", "/users", token, {"name": "Ada"}).body)
+    cloud.end_environments("users")  # its connection would count
+    return Stage(cloud, token, user["id"], report)
 
 
 def run(cloud: LocalCloud, rows: list[Row], report: Report, command: str) -> dict[str, Any]:
     """Storm a running cloud with each row and return the whole result."""
-    subject = str(uuid.uuid4())
-    token = cloud.token(subject)
+    stage = set_up(cloud, report)
+    results = [stage.storm(row) for row in rows]
+    return described(cloud, command) | {
+        "caveats": caveats(cloud),
+        "rows": [asdict(result) for result in results],
+    }
+
+
+def run_all(report: Report, seed: int) -> dict[str, Any]:
+    """Start a cloud, and a small one after it, and measure everything."""
+    busy = others()
+    began = time.monotonic()
+    with own_cloud(PATIENT, report) as cloud:
+        stage = set_up(cloud, report)
+        rows = [stage.storm(row) for row in full_plan()]
+        loop = OpenLoop(stage, seed).run()
+        drivers = second_driver.compare(stage, DRIVERS_PLAN)
+        result = described(cloud, "make storm") | {"seed": seed, "caveats": caveats(cloud)}
+    with own_cloud({**PATIENT, **SMALL}, report) as cloud:
+        stage = set_up(cloud, report)
+        rows += [stage.storm(row) for row in SMALL_PLAN]
+    result["caveats"] += [BUSY.format(busy=busy), METHOD, FRAME, NO_NODE]
+    result["versions"] |= peers() | {"locust": second_driver.version()}
+    result |= {"rows": [asdict(row) for row in rows], "planned": planned()}
+    result |= {"open_loop": loop, "second_driver": drivers}
+    result["seconds"] = round(time.monotonic() - began, 1)
+    result["goals"] = [asdict(goal) for goal in goals(result)]
+    return result
+
+
+def peers() -> dict[str, str]:
+    """Name the versions that the peers' functions are deployed with."""
+    pins = [(HOME / peer / "requirements.in").read_text().strip() for peer in PEERS]
+    return {name: version for name, _, version in (pin.partition("==") for pin in pins)}
+
+
+def planned() -> list[dict[str, Any]]:
+    """List what has to be in the result of a whole run."""
+    small = SMALL["database"]["max_connections"]
+    rows = [*((row, 100) for row in full_plan()), *((row, small) for row in SMALL_PLAN)]
+    return [
+        {
+            "name": row.name,
+            "environments": row.environments,
+            "start": row.start,
+            "max_connections": limit,
+        }
+        for row, limit in rows
+    ]
+
+
+@contextmanager
+def own_cloud(override: Mapping[str, Any], report: Report) -> Iterator[LocalCloud]:
+    """Start a cloud in a folder of its own: one that `make up` left running is not touched."""
+    report("starting a local cloud and deploying the app to it")
+    with tempfile.TemporaryDirectory(prefix="lpg-", dir="/tmp") as parent:
+        Path(parent).chmod(0o711)  # the servers' account has to get there
+        options = Options(entry="benchmarks.app", override=override, bound=True)
+        with LocalCloud(Path(parent) / "cloud", options) as cloud:
+            yield cloud
+
+
+def described(cloud: LocalCloud, command: str) -> dict[str, Any]:
+    """Say where, when and with what a result was measured."""
     status = cloud.status()
-    user = json.loads(call(cloud.url, "POST", "/users", token, {"name": "Ada"}).body)
-    dsn = status["postgres"]["dsn"]
-    results = [storm(cloud, row, token, user["id"], dsn, report) for row in rows]
-    servers = versions(dsn, status["pooler"]["admin_dsn"])
+    servers = versions(status["postgres"]["dsn"], status["pooler"]["admin_dsn"])
     return {
         "machine": machine(),
         "versions": {**packages(*RUNS_IN_A_FUNCTION), **servers},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
-        "caveats": caveats(cloud),
         "max_connections": status["postgres"]["max_connections"],
         "budget": status["pooler"]["max_server_connections"],
-        "rows": [asdict(result) for result in results],
     }
-
-
-def storm(
-    cloud: LocalCloud, row: Row, token: str, user_id: str, dsn: str, report: Report
-) -> Result:
-    """Open the environments of one row, fire, and count."""
-    cloud.end_environments(row.function)
-    log = FunctionLog(cloud.folder / "logs" / f"{row.function}.log")
-    if row.start == "restored":
-        report(f"{row.name}: opening {row.environments} environments")
-        cloud.environments(row.function, row.environments, row.start)
-    report(f"{row.name}: {row.environments} requests at once")
-    with BackendSampler(dsn) as sampler:
-        outcomes, seconds = fire(f"{cloud.url}{row.path}/{user_id}", token, row.environments)
-    cloud.end_environments(row.function)
-    summary = summarise(outcomes, seconds)
-    if summary.failed:
-        summary = replace(summary, failures=log.causes(summary))
-    report(f"{row.name}: served {summary.served}, failed {summary.failed}, in {seconds:.1f} s")
-    return Result(
-        **asdict(summary),
-        name=row.name,
-        environments=row.environments,
-        start=row.start,
-        peak_server_connections=sampler.peak,
-    )
-
-
-class FunctionLog:
-    """What a function logs from now on: the API's answers hide causes, as they should."""
-
-    def __init__(self, path: Path) -> None:
-        """Remember where the log ends."""
-        self._path = path
-        self._end = path.stat().st_size if path.exists() else 0
-
-    def causes(self, summary: Summary) -> dict[str, int]:
-        """Name the causes of failed requests; what the log does not explain keeps its status."""
-        with self._path.open("rb") as log:
-            log.seek(self._end)
-            text = log.read().decode(errors="replace")
-        counts = Counter(cause for line in text.splitlines() for cause in CAUSES if cause in line)
-        explained = {cause: count for cause, count in counts.most_common() if count}
-        if sum(explained.values()) == summary.failed:
-            return explained
-        return {**summary.failures}
 
 
 def caveats(cloud: LocalCloud) -> list[str]:
@@ -148,37 +198,13 @@ def caveats(cloud: LocalCloud) -> list[str]:
     return [SHARED_MACHINE, f"the checkout timeout is {timeout} s here, not the default 3 s: {WHY}"]
 
 
-def shortfalls(result: dict[str, Any]) -> list[str]:
-    """Name every promise that this result breaks; none is a passed run."""
-    broken = []
-    for row in result["rows"]:
-        if row["name"] == "baseline":
-            if row["failed"] * 2 < row["requests"]:
-                broken.append(
-                    f"the baseline failed only {row['failed']} of {row['requests']} requests: "
-                    "a control that does not lose proves nothing"
-                )
-            continue
-        if row["failed"]:
-            broken.append(f"{row['name']} failed {row['failed']} requests: {row['failures']}")
-        if row["peak_server_connections"] > result["budget"]:
-            broken.append(
-                f"{row['name']} had {row['peak_server_connections']} server connections, "
-                f"more than the budget of {result['budget']}"
-            )
-    return broken
-
-
 def main() -> int:
-    """Storm the running cloud, or one of its own; exit code 0 only if every promise held."""
+    """Measure on clouds of its own; exit code 0 only if every promise held."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--environments", type=int, default=500, help="of the restored rows")
-    parser.add_argument("--cold", type=int, default=50, help="environments of the cold row")
     parser.add_argument("--output", type=Path, help="where to write the result as JSON")
+    parser.add_argument("--seed", type=int, default=20, help="of the open loop's arrivals")
     arguments = parser.parse_args()
-    with running_or_new() as cloud:
-        rows = plan(arguments.environments, arguments.cold)
-        result = run(cloud, rows, report=Narrator().note, command="make storm")
+    result = run_all(Narrator().note, arguments.seed)
     if arguments.output:
         arguments.output.write_text(json.dumps(result, indent=2) + "\n")
     print(f"\n{storm_table(result)}\n")
@@ -191,19 +217,6 @@ def conclude(result: dict[str, Any]) -> int:
     for promise in broken:
         print(f"FAILED: {promise}", file=sys.stderr)
     return 1 if broken else 0
-
-
-@contextmanager
-def running_or_new() -> Iterator[LocalCloud]:
-    """Take the cloud that `make up` left running, or start one for the time of the storm."""
-    cloud = LocalCloud()
-    try:
-        cloud.status()
-    except NotRunningError:
-        with LocalCloud(report=Narrator()) as cloud:
-            yield cloud
-    else:
-        yield cloud
 
 
 if __name__ == "__main__":

@@ -168,9 +168,14 @@ class LocalCloud:
         """Return the addresses, and how many environments of each function run."""
         return self._call("GET", "/status")
 
-    def environments(self, function: str, count: int, start: Start = "restored") -> list[int]:
-        """Open environments until `count` are idle; return the process ids of the new ones."""
-        order = {"count": count, "start": start}
+    def environments(
+        self, function: str, count: int, start: Start = "restored", *, spread: bool = False
+    ) -> list[int]:
+        """Open environments until `count` are idle; return the process ids of the new ones.
+
+        Requests go to the environment used last, as on AWS; with `spread`, to the longest idle.
+        """
+        order = {"count": count, "start": start, "spread": spread}
         pids: list[int] = self._call("POST", f"/functions/{function}/environments", order)["pids"]
         return pids
 

@@ -84,7 +84,8 @@ class Control:
             raise ValueError(f"start is {start!r}, it can be 'cold' or 'restored'")
         began = time.perf_counter()
         folder = request.match_info["folder"]
-        pids = await self._daemon.account.open(folder, int(order["count"]), start)
+        spread = order.get("spread", False) is True
+        pids = await self._daemon.account.open(folder, int(order["count"]), start, spread=spread)
         return web.json_response({"pids": pids, "seconds": time.perf_counter() - began})
 
     async def end(self, request: web.Request) -> web.Response:

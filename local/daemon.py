@@ -342,9 +342,11 @@ class Daemon:
                 "postgres": {
                     "dsn": self.postgres.dsn,
                     "max_connections": self.postgres.max_connections,
+                    "pid": self.postgres.pid,
                 },
                 "pooler": await self.pooler.status(),
                 "functions": self.account.counts(),
+                "requests": {str(status): n for status, n in self._api.answered.items()},
             }
         return {"api_url": self._state.api_url, "aws_endpoint_url": self._state.aws_endpoint_url}
 

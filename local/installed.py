@@ -25,9 +25,12 @@ class InstallError(RuntimeError):
 
 def control_plane_python() -> Path:
     """Return the interpreter of MiniStack's virtual environment, made on first use."""
-    requirements = HERE / "control_plane" / "requirements.txt"
-    folder = _installed("control-plane", requirements, _make_environment)
-    return folder / "bin" / "python"
+    return environment_python("control-plane", HERE / "control_plane" / "requirements.txt")
+
+
+def environment_python(name: str, requirements: Path) -> Path:
+    """Return the interpreter of a virtual environment of these requirements, made on first use."""
+    return _installed(name, requirements, _make_environment) / "bin" / "python"
 
 
 def runtime_folder() -> Path:

@@ -58,9 +58,9 @@ class Account:
         """Run one event in the version that is deployed now."""
         return await self.find(name).invoke(event)
 
-    async def open(self, name: str, count: int, start: Start) -> list[int]:
+    async def open(self, name: str, count: int, start: Start, *, spread: bool) -> list[int]:
         """Open environments of a function until `count` are idle."""
-        return await self.find(name).open(count, start)
+        return await self.find(name).open(count, start, spread=spread)
 
     async def end(self, name: str) -> None:
         """End all environments of a function."""

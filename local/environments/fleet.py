@@ -40,7 +40,8 @@ class Fleet:
         self.function = function
         self._running = running  # environments in the whole account
         self._launcher = Launcher(function, around)
-        self._idle: list[Environment] = []  # the one used last is used next
+        self._idle: list[Environment] = []  # in the order of their last use
+        self._spread = False  # the one used last is used next
         self._all: set[Environment] = set()
         self._retired = False
 
@@ -64,7 +65,7 @@ class Fleet:
 
     def _take_idle(self) -> Environment | None:
         while self._idle:
-            environment = self._idle.pop()
+            environment = self._idle.pop(0 if self._spread else -1)
             if environment.idle:
                 return environment
         return None
@@ -101,8 +102,13 @@ class Fleet:
         if environment in self._idle:
             self._idle.remove(environment)
 
-    async def open(self, count: int, start: Start) -> list[int]:
-        """Open environments until `count` are idle; return the process ids of the new ones."""
+    async def open(self, count: int, start: Start, *, spread: bool = False) -> list[int]:
+        """Open environments until `count` are idle; return the process ids of the new ones.
+
+        With `spread`, from now on requests go to the one that has been idle for longest: all of
+        them stay in use.
+        """
+        self._spread = spread
         self._idle = [environment for environment in self._idle if environment.idle]
         fresh = [self._new(start) for _ in range(count - len(self._idle))]
         # A cold start is all processor; forks are not, and their snapshot is shared.

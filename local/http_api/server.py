@@ -3,6 +3,7 @@
 import asyncio
 import json
 import uuid
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -38,6 +39,7 @@ class HttpApi:
         self._invoke = invoke
         self._authorizer = Authorizer(session)
         self._api: Api | None = None
+        self.answered: Counter[int] = Counter()  # by status
         self._buckets: dict[tuple[str, Throttle], Bucket] = {}
 
     def update(self, api: Api | None) -> None:
@@ -54,6 +56,7 @@ class HttpApi:
         """Answer one request; this is aiohttp's handler."""
         headers = {name.lower(): value for name, value in received.headers.items()}
         response = await self._answer(received, headers)
+        self.answered[response.status] += 1
         extra = (
             cors.allowed_headers(self._api.cors, headers) if self._api and self._api.cors else []
         )

@@ -275,6 +275,26 @@ def test_simultaneous_requests_get_an_environment_each(bench: Bench) -> None:
     run(fleet, work())
 
 
+def test_requests_go_to_the_environment_used_last_or_are_spread(bench: Bench) -> None:
+    """As on AWS the others stay idle; spread, each gets its turn before any gets another."""
+    fleet = bench.fleet()
+
+    async def used(times: int) -> list[int]:
+        return [read(await fleet.invoke(b"{}"))["pid"] for _ in range(times)]
+
+    async def work() -> None:
+        pids = await fleet.open(3, "restored")
+        assert len(set(await used(4))) == 1
+        assert await fleet.open(3, "restored", spread=True) == []
+        turn = await used(3)
+        assert sorted(turn) == sorted(pids)
+        assert await used(3) == turn
+        await fleet.open(3, "restored")
+        assert len(set(await used(3))) == 1
+
+    run(fleet, work())
+
+
 def test_reserved_concurrency_throttles(bench: Bench) -> None:
     """With one reserved, the second simultaneous request is refused at once."""
     fleet = bench.fleet(reserved_concurrency=1)

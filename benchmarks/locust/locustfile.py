@@ -1,0 +1,61 @@
+r"""The storm from Locust: all users wait for the last one, then each sends one request.
+
+    STORM_TOKEN=… STORM_PATH=/storm/lambda_pg/… STORM_OUTPUT=storm-by-locust.json \
+        locust --locustfile benchmarks/locust/locustfile.py --headless \
+        --users 500 --spawn-rate 500 --host http://127.0.0.1:…
+
+What became of each request is written to STORM_OUTPUT: its status (0 when no answer came) and its
+duration in milliseconds, as Locust has measured it.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import gevent
+from gevent.event import Event
+from locust import FastHttpUser, events, task
+from locust.env import Environment
+
+all_are_there = Event()
+outcomes: list[tuple[int, float]] = []
+
+
+class Caller(FastHttpUser):
+    """One user, with one request."""
+
+    network_timeout = 60.0
+    connection_timeout = 60.0
+
+    @task
+    def look_up(self) -> None:
+        """Wait for the others, ask, and never come back."""
+        all_are_there.wait()
+        token = os.environ["STORM_TOKEN"]
+        self.client.get(os.environ["STORM_PATH"], headers={"Authorization": f"Bearer {token}"})
+        Event().wait()
+
+
+@events.spawning_complete.add_listener
+def begin(**_: Any) -> None:
+    """Let all of them go at the same moment."""
+    all_are_there.set()
+
+
+@events.init.add_listener
+def count_requests(environment: Environment, **_: Any) -> None:
+    """Take every outcome down; the last one ends the run."""
+
+    @environment.events.request.add_listener
+    def take(response_time: float, response: Any, **_: Any) -> None:
+        outcomes.append((response.status_code if response is not None else 0, response_time))
+        if environment.runner and len(outcomes) == environment.runner.target_user_count:
+            gevent.spawn(environment.runner.quit)  # it ends users, and so would end itself
+
+
+@events.quitting.add_listener
+def write(environment: Environment, **_: Any) -> None:
+    """Write the outcomes; that a control fails is no failure of this program."""
+    Path(os.environ["STORM_OUTPUT"]).write_text(json.dumps(outcomes))
+    environment.process_exit_code = 0

@@ -1,0 +1,226 @@
+"""A steady load on fleets of several sizes: what a request costs as the fleet grows.
+
+Open loop: requests arrive at moments that were drawn before, whether or not earlier ones have been
+answered, and each one's latency counts from the moment at which it should have been sent.
+"""
+
+import asyncio
+import itertools
+import random
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import aiohttp
+
+from benchmarks.load import Outcome, Summary, session, summarise, timed_request
+from benchmarks.rows import Stage
+from benchmarks.sampler import Sampler
+
+FUNCTION: Final = "lambda_pg"
+SIZES: Final = (50, 500, 1000)
+ROUNDS: Final = 3
+SECONDS: Final = 7.0
+"""Of each size in each round: about 20 s a size."""
+
+TRIAL_SECONDS: Final = 5.0
+WARMING: Final = 50
+"""First requests at once, while environments get their connections."""
+
+WARMINGS: Final = 3
+"""After which an environment without a connection fails, or is slow, in what is measured."""
+
+
+@dataclass(frozen=True)
+class Measure(Summary):
+    """One size in one round. `rate` is what was answered a second, from first to last."""
+
+    environments: int
+    round: int
+    rate: float
+    cpu_ms: dict[str, float]
+    """Milliseconds of processor time for each request."""
+    environments_at_end: int
+    """More where all were busy at some moment: the cloud starts another one, as AWS does."""
+    peak_server_connections: int
+    peak_client_connections: int
+    widest_gap_ms: float
+
+
+def schedule(rate: float, seconds: float, seed: int) -> list[float]:
+    """Draw the moments of a Poisson process: independent callers, `rate` of them a second."""
+    chance = random.Random(seed)  # noqa: S311 - arrivals, not a secret
+    moments: list[float] = []
+    at = chance.expovariate(rate)
+    while at < seconds:
+        moments.append(at)
+        at += chance.expovariate(rate)
+    return moments
+
+
+def arrive(url: str, token: str, moments: Sequence[float]) -> tuple[list[Outcome], float]:
+    """Send a request at each moment; return the outcomes and the seconds until the last answer."""
+
+    async def run() -> tuple[list[Outcome], float]:
+        async with session(token) as client:
+            began = time.perf_counter()
+            requests = []
+            for moment in moments:
+                await asyncio.sleep(began + moment - time.perf_counter())
+                requests.append(asyncio.create_task(timed_request(client, url, began + moment)))
+            return list(await asyncio.gather(*requests)), time.perf_counter() - began
+
+    return asyncio.run(run())
+
+
+def keep_busy(url: str, token: str, callers: int, seconds: float) -> tuple[list[Outcome], float]:
+    """Have callers who send their next request when the last one is answered."""
+
+    async def call(client: aiohttp.ClientSession, ending: float) -> list[Outcome]:
+        found = []
+        while (now := time.perf_counter()) < ending:
+            found.append(await timed_request(client, url, now))
+        return found
+
+    async def run() -> tuple[list[Outcome], float]:
+        async with session(token) as client:
+            began = time.perf_counter()
+            loops = (call(client, began + seconds) for _ in range(callers))
+            lists = await asyncio.gather(*loops)
+            return list(itertools.chain(*lists)), time.perf_counter() - began
+
+    return asyncio.run(run())
+
+
+class OpenLoop:
+    """The measurement on one stage."""
+
+    def __init__(self, stage: Stage, seed: int) -> None:
+        self._stage = stage
+        self._seed = seed
+        self._url = f"{stage.cloud.url}/storm/{FUNCTION}/{stage.user_id}"
+
+    def run(
+        self, sizes: Sequence[int] = SIZES, rounds: int = ROUNDS, seconds: float = SECONDS
+    ) -> dict[str, Any]:
+        """Measure every size in each round and return the result."""
+        throughput = self.throughput(sizes[0])
+        rate = round(throughput / 2, 1)
+        self._stage.report(
+            f"open loop: {sizes[0]} environments answer {throughput:.0f} a second; "
+            f"half of it arrives, seed {self._seed}"
+        )
+        measures = [
+            self.measure(size, number, rate, seconds) for number in range(rounds) for size in sizes
+        ]
+        found = [of_size(size, measures) for size in sizes]
+        return {
+            "throughput_rps": throughput,
+            "offered_rps": rate,
+            "seed": self._seed,
+            "seconds": seconds,
+            "sizes": found,
+            "growth": growth(found),
+            "measures": [asdict(measure) for measure in measures],
+        }
+
+    def throughput(self, size: int) -> float:
+        """Measure how much a fleet of one size answers when every environment is busy."""
+        self._stage.cloud.end_environments(FUNCTION)
+        self._fill(size)
+        outcomes, seconds = keep_busy(self._url, self._stage.token, size, TRIAL_SECONDS)
+        return summarise(outcomes, seconds).throughput_rps
+
+    def measure(self, size: int, number: int, rate: float, seconds: float) -> Measure:
+        """Let requests arrive at a fleet of a size; a smaller one than before begins anew."""
+        self._fill(size)
+        moments = schedule(rate, seconds, self._seed + number)
+        before = self._stage.cloud.status()
+        used = self._stage.cpu(before)
+        with Sampler(before) as sampler:
+            outcomes, taken = arrive(self._url, self._stage.token, moments)
+        after = self._stage.cloud.status()
+        cpu = self._stage.cpu(after).since(used)
+        summary = summarise(outcomes, taken)
+        self._stage.report(
+            f"open loop: {size} environments, round {number + 1}: p50 {summary.p50_ms} ms"
+        )
+        return Measure(
+            **asdict(summary),
+            environments=size,
+            round=number + 1,
+            rate=round(len(outcomes) / taken, 1),
+            cpu_ms={
+                name: round(1000 * spent / len(outcomes), 3) for name, spent in asdict(cpu).items()
+            },
+            environments_at_end=after["functions"][FUNCTION],
+            peak_server_connections=sampler.server.peak,
+            peak_client_connections=sampler.client.peak,
+            widest_gap_ms=sampler.widest_gap_ms,
+        )
+
+    def _fill(self, size: int) -> None:
+        """Open environments up to a size and give each its connection."""
+        cloud = self._stage.cloud
+        if cloud.status()["functions"][FUNCTION] > size:
+            cloud.end_environments(FUNCTION)
+        cloud.environments(FUNCTION, size, spread=True)
+        for _ in range(WARMINGS):
+            if all(one.served for one in warm(self._url, self._stage.token, size)):
+                return
+        self._stage.report(f"open loop: not all of {size} environments have a connection")
+
+
+def warm(url: str, token: str, count: int) -> list[Outcome]:
+    """Send as many requests, a few at once: spread, each environment gets one."""
+
+    async def run() -> list[Outcome]:
+        width = asyncio.Semaphore(WARMING)
+
+        async def one(client: aiohttp.ClientSession) -> Outcome:
+            async with width:
+                return await timed_request(client, url, time.perf_counter())
+
+        async with session(token) as client:
+            return list(await asyncio.gather(*(one(client) for _ in range(count))))
+
+    return asyncio.run(run())
+
+
+def of_size(size: int, measures: Sequence[Measure]) -> dict[str, Any]:
+    """Return the medians over the rounds of one size; failures are added up."""
+    rounds = [measure for measure in measures if measure.environments == size]
+    names = ("p50_ms", "p95_ms", "p99_ms", "max_ms", "rate")
+    medians = {
+        name: round(statistics.median(getattr(m, name) for m in rounds), 2) for name in names
+    }
+    return {
+        "environments": size,
+        "requests": sum(measure.requests for measure in rounds),
+        "failed": sum(measure.failed for measure in rounds),
+        **medians,
+        "cpu_ms": {
+            name: round(statistics.median(measure.cpu_ms[name] for measure in rounds), 3)
+            for name in rounds[0].cpu_ms
+        },
+        "environments_at_end": max(measure.environments_at_end for measure in rounds),
+        "peak_server_connections": max(m.peak_server_connections for m in rounds),
+        "peak_client_connections": max(m.peak_client_connections for m in rounds),
+        "widest_gap_ms": max(m.widest_gap_ms for m in rounds),
+    }
+
+
+def growth(sizes: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
+    """Relate each size to the first one: latency and processor time of a request."""
+    first, totals = sizes[0], [sum(size["cpu_ms"].values()) for size in sizes]
+    return [
+        {
+            "environments": size["environments"],
+            "p50": round(size["p50_ms"] / first["p50_ms"], 2),
+            "p99": round(size["p99_ms"] / first["p99_ms"], 2),
+            "cpu": round(total / totals[0], 2),
+        }
+        for size, total in zip(sizes, totals, strict=True)
+    ]

@@ -1,0 +1,173 @@
+"""One row of the storm: open environments, let each have its first request, and count."""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Literal, Protocol
+
+from benchmarks.accounting import CpuSeconds
+from benchmarks.load import Summary, fire, summarise
+from benchmarks.sampler import Observed, Sampler
+from local.cloud import LocalCloud
+
+Report = Callable[[str], None]
+
+CAUSES: Final = (
+    "sorry, too many clients already",
+    "remaining connection slots are reserved",
+    "query_wait_timeout",
+    "client_login_timeout",
+    "server closed the connection unexpectedly",
+    "connection timeout expired",
+    "Connection refused",
+    "Task timed out",
+)
+"""What a line of a function's log names; the first one that it has counts."""
+
+UNEXPLAINED: Final = "not explained in the log"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the plan: which function, how many environments, how they start."""
+
+    name: str
+    function: str
+    environments: int
+    start: Literal["restored", "cold"] = "restored"
+    path: str = ""
+
+    @property
+    def route(self) -> str:
+        """Where the API serves the function."""
+        return self.path or f"/storm/{self.function}"
+
+
+@dataclass(frozen=True)
+class Result(Summary):
+    """What became of one row. CPU in seconds; `answered` is what the API counted, by status."""
+
+    name: str
+    environments: int
+    start: str
+    max_connections: int
+    budget: int
+    peak_server_connections: int
+    peak_client_connections: int
+    samples: int
+    widest_gap_ms: float
+    server: Observed
+    client: Observed
+    cpu: CpuSeconds
+    answered: dict[str, int]
+
+
+class Driver(Protocol):
+    """What sends the requests: ours, or one that is not ours."""
+
+    def __call__(self, url: str, token: str, count: int) -> Summary:
+        """Send `count` requests at the same moment and say what became of them."""
+
+
+def our_driver(url: str, token: str, count: int) -> Summary:
+    """Send the requests from this process."""
+    return summarise(*fire(url, token, count))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A cloud under storm: its caller's token, the user who is looked up, and who reports."""
+
+    cloud: LocalCloud
+    token: str
+    user_id: str
+    report: Report
+
+    def storm(self, row: Row, driver: Driver = our_driver) -> Result:
+        """Open the environments of one row, fire, and count."""
+        began = time.monotonic()
+        self.cloud.end_environments(row.function)
+        log = FunctionLog(self.cloud.folder / "logs" / f"{row.function}.log")
+        before = self.cloud.status()
+        used = self.cpu(before)
+        self._open(row)
+        with Sampler(before) as sampler:
+            summary = driver(self.address(row), self.token, row.environments)
+        after = self.cloud.status()
+        cpu = self.cpu(after).since(used)
+        self.cloud.end_environments(row.function)
+        if summary.failed:
+            summary = replace(summary, failures=log.causes(summary))
+        taken = time.monotonic() - began
+        self.report(
+            f"{row.name}: served {summary.served}, failed {summary.failed}, in {taken:.1f} s"
+        )
+        return _result(row, summary, sampler, cpu, before, after)
+
+    def _open(self, row: Row) -> None:
+        if row.start == "restored":
+            self.report(f"{row.name}: opening {row.environments} environments")
+            self.cloud.environments(row.function, row.environments, row.start)
+        self.report(f"{row.name}: {row.environments} requests at once")
+
+    def address(self, row: Row) -> str:
+        """Name what every request of a row asks for."""
+        return f"{self.cloud.url}{row.route}/{self.user_id}"
+
+    def cpu(self, status: dict[str, Any]) -> CpuSeconds:
+        """Read the processor time used so far."""
+        return CpuSeconds.of(status, self.cloud.state.daemon)
+
+
+def _result(
+    row: Row,
+    summary: Summary,
+    sampler: Sampler,
+    cpu: CpuSeconds,
+    before: dict[str, Any],
+    after: dict[str, Any],
+) -> Result:
+    return Result(
+        **asdict(summary),
+        name=row.name,
+        environments=row.environments,
+        start=row.start,
+        max_connections=before["postgres"]["max_connections"],
+        budget=before["pooler"]["max_server_connections"],
+        peak_server_connections=sampler.server.peak,
+        peak_client_connections=sampler.client.peak,
+        samples=sampler.samples,
+        widest_gap_ms=sampler.widest_gap_ms,
+        server=sampler.server,
+        client=sampler.client,
+        cpu=cpu,
+        answered=answered_between(before, after),
+    )
+
+
+def answered_between(before: dict[str, Any], after: dict[str, Any]) -> dict[str, int]:
+    """Count the API's answers between two looks at its status."""
+    return dict(Counter(after["requests"]) - Counter(before["requests"]))
+
+
+class FunctionLog:
+    """What a function logs from now on: the API's answers hide causes, as they should."""
+
+    def __init__(self, path: Path) -> None:
+        """Remember where the log ends."""
+        self._path = path
+        self._end = path.stat().st_size if path.exists() else 0
+
+    def causes(self, summary: Summary) -> dict[str, int]:
+        """Name the causes of failed requests; without a log that fits, they are the answers'."""
+        with self._path.open("rb") as log:
+            log.seek(self._end)
+            text = log.read().decode(errors="replace")
+        named = (next((c for c in CAUSES if c in line), "") for line in text.splitlines())
+        counts = Counter(filter(None, named))
+        if not 0 < counts.total() <= summary.failed:
+            return {**summary.failures}
+        counts[UNEXPLAINED] = summary.failed - counts.total()
+        return {cause: count for cause, count in counts.most_common() if count}
