@@ -1,4 +1,4 @@
-"""The ledger behind the load: its tables, and the audit that compares them with what clients saw."""
+"""The ledger behind the load: its tables, and the audit: what is there, and what clients saw."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ Outcome = Literal["done", "not done", "unknown", "no answer"]
 ACCOUNTS: Final = 50
 OPENING_BALANCE: Final = 1_000
 
-SCHEMA: Final = f"""
+SCHEMA: Final = """
 DROP SCHEMA IF EXISTS ledger CASCADE;
 CREATE SCHEMA ledger;
 CREATE TABLE ledger.accounts (id int PRIMARY KEY, balance bigint NOT NULL);
@@ -25,7 +25,6 @@ CREATE TABLE ledger.transfers (
 );
 CREATE TABLE ledger.movements (key uuid NOT NULL, account int NOT NULL, amount bigint NOT NULL);
 CREATE TABLE ledger.notes (text text NOT NULL);
-INSERT INTO ledger.accounts SELECT n, {OPENING_BALANCE} FROM generate_series(1, {ACCOUNTS}) AS n;
 GRANT USAGE ON SCHEMA ledger TO lambda_pg_app;
 GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA ledger TO lambda_pg_app;
 """
@@ -33,7 +32,10 @@ GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA ledger TO lambda_pg_app;
 
 @dataclass(frozen=True)
 class Request:
-    """What a client saw of one request; times are seconds, `started` on the clock of the run."""
+    """What a client saw of one request; times are seconds, `started` from the load's beginning.
+
+    `aside` says that it was made to be slow: it is audited, and its time means nothing.
+    """
 
     kind: Kind
     key: str
@@ -42,6 +44,7 @@ class Request:
     status: int
     retry_after: bool
     outcome: Outcome
+    aside: bool = False
 
     @property
     def ended(self) -> float:
@@ -89,6 +92,10 @@ def open_books(dsn: str) -> None:
     """Make the tables anew in the database `app`."""
     with psycopg.connect(dsn, dbname="app", autocommit=True) as connection:
         connection.execute(SCHEMA)
+        connection.execute(
+            "INSERT INTO ledger.accounts SELECT n, %s FROM generate_series(1, %s) AS n",
+            [OPENING_BALANCE, ACCOUNTS],
+        )
 
 
 def read_books(dsn: str) -> Books:

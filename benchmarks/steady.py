@@ -2,13 +2,13 @@
 
 import asyncio
 import itertools
-import random
 import threading
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, cast
+from random import SystemRandom
+from typing import Any, Final
 
 import aiohttp
 
@@ -17,6 +17,9 @@ from benchmarks.ledger import ACCOUNTS, Kind, Outcome, Request
 KINDS: Final[tuple[Kind, ...]] = ("read", "transfer", "read", "note")
 PATIENCE: Final = 35.0
 """Seconds that a client waits: longer than the API does."""
+
+
+_chance = SystemRandom()
 
 
 class Client:
@@ -28,15 +31,21 @@ class Client:
         self._headers = {"Authorization": f"Bearer {token}"}
         self._session = session
         self.requests: list[Request] = []
+        self._began = time.monotonic()
 
-    async def read(self) -> None:
-        """Read an account."""
+    def now(self) -> float:
+        """Return the seconds since the beginning."""
+        return time.monotonic() - self._began
+
+    async def read(self, rest: float = 0.0) -> None:
+        """Read an account, and rest for some seconds."""
         await self._request("read", "", "GET", f"/ledger/accounts/{_account()}", None)
+        await asyncio.sleep(rest)
 
     async def transfer(self, key: str | None = None, pause: float = 0.0) -> None:
         """Move an amount, under a new key or again under a known one."""
         key = key or str(uuid.uuid4())
-        source, target = random.sample(range(1, ACCOUNTS + 1), 2)
+        source, target = _chance.sample(range(1, ACCOUNTS + 1), 2)
         order = {"key": key, "source": source, "target": target, "amount": 1, "pause": pause}
         await self._request("transfer", key, "POST", "/ledger/transfers", order)
 
@@ -46,8 +55,9 @@ class Client:
         await self._request("note", text, "POST", "/ledger/notes", {"text": text})
 
     async def _request(self, kind: Kind, key: str, method: str, path: str, order: Any) -> None:
-        started = time.monotonic()
-        status, retry_after, outcome = 0, False, cast(Outcome, "no answer")
+        started = self.now()
+        status, retry_after = 0, False
+        outcome: Outcome = "no answer"
         url, headers = self._url + path, self._headers
         try:
             async with self._session.request(method, url, json=order, headers=headers) as answer:
@@ -55,8 +65,9 @@ class Client:
                 outcome = outcome_of(status, await answer.json(content_type=None))
         except (aiohttp.ClientError, TimeoutError, ValueError):
             pass  # no answer, or none of the function's
-        seconds = time.monotonic() - started
-        request = Request(kind, key, started, seconds, status, retry_after, outcome)
+        aside = bool(order and order.get("pause"))
+        seconds = self.now() - started
+        request = Request(kind, key, started, seconds, status, retry_after, outcome, aside)
         self.requests.append(request)
 
 
@@ -87,6 +98,10 @@ class Load:
         self._at_work = 0
         self._client: Client
         self._jobs: list[asyncio.Task[None]] = []
+
+    def now(self) -> float:
+        """Return the seconds since the beginning."""
+        return self._client.now()
 
     @property
     def requests(self) -> list[Request]:
@@ -154,7 +169,7 @@ class Load:
         self._held.set()
 
     async def _serve(self, offset: int) -> None:
-        verbs = {
+        verbs: dict[Kind, Callable[[], Awaitable[None]]] = {
             "read": self._client.read,
             "transfer": self._client.transfer,
             "note": self._client.note,
@@ -168,8 +183,8 @@ class Load:
                 await verbs[kind]()
             finally:
                 self._at_work -= 1
-            await asyncio.sleep(self._rest * random.uniform(0.5, 1.5))
+            await asyncio.sleep(self._rest * _chance.uniform(0.5, 1.5))
 
 
 def _account() -> int:
-    return random.randint(1, ACCOUNTS)
+    return _chance.randint(1, ACCOUNTS)
