@@ -76,7 +76,8 @@ def fill_pool(cloud: LocalCloud) -> Iterator[None]:
     with ExitStack() as opened:
         for task in cloud.status()["pooler"]["tasks"]:
             for _ in range(_server_connections(task)):
-                connection = opened.enter_context(_login_at(cloud, task["address"]))
+                connection = _login_at(cloud, task["address"])
+                opened.callback(connection.close)
                 connection.pgconn.send_query(b"SELECT pg_sleep(60)")
                 opened.callback(connection.cancel_safe)
         yield

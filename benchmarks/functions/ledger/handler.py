@@ -15,7 +15,7 @@ from psycopg.rows import DictRow, dict_row
 db = Database.from_env(row_factory=dict_row)
 
 ADD = "INSERT INTO ledger.transfers (key, source, target, amount) VALUES (%s, %s, %s, %s)"
-FOUND = "SELECT key, source, target, amount FROM ledger.transfers WHERE key = %s"
+FOUND = "SELECT key::text, source, target, amount FROM ledger.transfers WHERE key = %s"
 MOVE = (
     "WITH moved AS (UPDATE ledger.accounts SET balance = balance + %(amount)s WHERE id = %(id)s)"
     " INSERT INTO ledger.movements (key, account, amount) VALUES (%(key)s, %(id)s, %(amount)s)"
