@@ -11,8 +11,8 @@ LATE: Final = 1.0
 """Seconds after the checkout timeout by which a request that fails has its answer."""
 RECOVERY: Final = 2.0
 """Seconds after the end of a fault by which the first request is served."""
-STEP: Final = 0.1
-"""Seconds of one column of the timeline."""
+COLUMNS: Final = 10
+"""Columns of the timeline for a second."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,9 @@ class Measures:
     `began` and `ended` are the fault's, from the beginning of the row, as `timeline` is: requests
     that ended well and not well in each tenth of a second. `failed_*` are requests without success,
     those of unknown outcome among them, but for notes, which have `unknown_notes`. `aside` are
-    requests that the fault itself held up (frozen environments): they are audited, not measured.
-    `connects` are the most in one second; 0 where they were not counted.
+    requests that were made to be slow: they are audited, not measured, and `held_up` counts those
+    that ended after the fault. `struck` are calls of Secrets Manager that failed or were late.
+    `*_connects` are the most in one second; 0 where they were not counted.
     """
 
     requests: int
@@ -39,6 +40,7 @@ class Measures:
     failed_after: int
     aside: int
     aside_failed: int
+    held_up: int
     began: float
     ended: float
     acknowledged: int
@@ -50,6 +52,7 @@ class Measures:
     unknown_but_done: int
     repeated: int
     timeline: list[tuple[int, int]] = field(repr=False)
+    struck: int = 0
     client_connects: int = 0
     server_connects: int = 0
 
@@ -66,13 +69,16 @@ class Goal:
     `nobody_fails`: however long it takes, since there is always somebody who serves. `known`: no
     outcome is unknown. `answer_late`: seconds that a failing request may take beside the checkout
     timeout and LATE. `served_after`: no request that began later than RECOVERY after the fault
-    failed. `client_connects`, `server_connects`: the most in one second.
+    failed. `held_up`, `struck`: the least that shows that the fault was there. `client_connects`,
+    `server_connects`: the most in one second.
     """
 
     nobody_fails: bool = False
     known: bool = False
     answer_late: float = 0.0
     served_after: bool = True
+    held_up: int = 0
+    struck: int = 0
     client_connects: int | None = None
     server_connects: int | None = None
 
@@ -105,6 +111,7 @@ def measure(
         failed_after=sum(request.started > fault[1] + RECOVERY for request in failed),
         aside=len(aside),
         aside_failed=sum(request.outcome != "done" for request in aside),
+        held_up=sum(request.ended > fault[1] for request in aside),
         began=fault[0],
         ended=fault[1],
         acknowledged=findings.acknowledged,
@@ -131,9 +138,9 @@ def longest_gap(served: Iterable[float], end: float) -> float:
 
 def timeline(requests: Iterable[Request], end: float) -> list[tuple[int, int]]:
     """Count, for each tenth of a second, the requests that ended well and those that did not."""
-    columns = [[0, 0] for _ in range(int(end / STEP) + 1)]
+    columns = [[0, 0] for _ in range(int(end * COLUMNS) + 1)]
     for request in requests:
-        column = columns[min(int(request.ended / STEP), len(columns) - 1)]
+        column = columns[min(int(request.ended * COLUMNS), len(columns) - 1)]
         column[request.outcome != "done"] += 1
     return [(well, ill) for well, ill in columns]
 
@@ -144,6 +151,7 @@ def misses(row: Measures, goal: Goal, checkout_timeout: float) -> list[str]:
         *_integrity(row),
         *_failures(row, goal, checkout_timeout),
         *_answers(row, goal, checkout_timeout),
+        *_strength(row, goal),
         *_connects(row, goal),
     ]
 
@@ -183,6 +191,16 @@ def _answers(row: Measures, goal: Goal, checkout_timeout: float) -> Iterator[str
     if row.recovery is None or row.recovery > RECOVERY:
         when = "never" if row.recovery is None else f"after {row.recovery:.1f} s"
         yield f"the first success after the fault came {when}, later than {RECOVERY:g} s"
+
+
+def _strength(row: Measures, goal: Goal) -> Iterator[str]:
+    for name, what in (
+        ("held_up", "requests were held up by the fault"),
+        ("struck", "calls of Secrets Manager met the fault"),
+    ):
+        least, seen = getattr(goal, name), getattr(row, name)
+        if seen < least:
+            yield f"only {seen} {what}, at least {least} prove anything"
 
 
 def _connects(row: Measures, goal: Goal) -> Iterator[str]:

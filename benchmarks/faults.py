@@ -282,9 +282,11 @@ FAULTS: Final = (
         2,
         on_wire("database", "blackhole"),
     ),
-    Fault("secrets-failing", "Secrets Manager answers 500, 2 s", 2, secrets_fault("failing")),
+    Fault("secrets-failing", "Secrets Manager answers 500, 1.5 s", 1.5, secrets_fault("failing")),
     Fault("secrets-slow", "Secrets Manager 1.5 s late, 4 s", 4, secrets_fault("slow")),
-    Fault("secrets-throttling", "Secrets Manager throttles, 2 s", 2, secrets_fault("throttling")),
+    Fault(
+        "secrets-throttling", "Secrets Manager throttles, 1.5 s", 1.5, secrets_fault("throttling")
+    ),
     POOL_FULL,
     POOL_FULL_LONG,
     FROZEN,
