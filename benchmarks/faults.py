@@ -1,15 +1,25 @@
-"""What can go wrong, as things that a local cloud can be made to suffer."""
+"""What can go wrong, as things that a local cloud can be made to suffer.
 
+A cloud for all of them is started with `Options(wires=True)`, as `make up` does.
+"""
+
+import json
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any, Final
 
 import psutil
+import psycopg
 
 from local.cloud import LocalCloud
+
+ROTATION_SECONDS: Final = 30.0
+FRESH: Final = 12
+"""Environments that are opened during a fault of Secrets Manager, beside those that there are."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,9 @@ class Fault:
             time.sleep(self.seconds)
 
 
+# The pooler
+
+
 @contextmanager
 def kill_one_pooler_task(cloud: LocalCloud) -> Iterator[None]:
     """End PgBouncer in one task as a machine that loses power does."""
@@ -40,4 +53,241 @@ def kill_one_pooler_task(cloud: LocalCloud) -> Iterator[None]:
     yield
 
 
-FAULTS = (Fault("pooler-task-killed", "kill -9 of one pooler task", 0, kill_one_pooler_task),)
+@contextmanager
+def replace_pooler(cloud: LocalCloud) -> Iterator[None]:
+    """Have ECS replace all tasks, one after the other, each with its drain."""
+    cloud.replace_pooler_tasks()
+    yield
+
+
+@contextmanager
+def stop_pooler(cloud: LocalCloud) -> Iterator[None]:
+    """Have no pooler at all."""
+    cloud.pooler("stop")
+    try:
+        yield
+    finally:
+        cloud.pooler("start")
+
+
+@contextmanager
+def fill_pool(cloud: LocalCloud) -> Iterator[None]:
+    """Have slow queries on every server connection of every task; cancelled at the end."""
+    with ExitStack() as opened:
+        for task in cloud.status()["pooler"]["tasks"]:
+            for _ in range(_server_connections(task)):
+                connection = _login_at(cloud, task["address"])
+                opened.callback(connection.close)
+                connection.pgconn.send_query(b"SELECT pg_sleep(60)")
+                opened.callback(connection.cancel_safe)
+        yield
+
+
+def _server_connections(task: dict[str, Any]) -> int:
+    """Ask a task's console how many server connections it may open."""
+    with psycopg.connect(task["admin_dsn"], autocommit=True, prepare_threshold=None) as console:
+        settings = {row[0]: row[1] for row in console.execute("SHOW CONFIG")}
+    return int(settings["max_db_connections"])
+
+
+def _login_at(cloud: LocalCloud, address: str) -> psycopg.Connection[Any]:
+    login = application_login(cloud)
+    return psycopg.connect(
+        host=address,
+        port=cloud.status()["pooler"]["port"],
+        dbname="app",
+        user=login["username"],
+        password=login["password"],
+        sslmode="require",
+        autocommit=True,
+        prepare_threshold=None,
+    )
+
+
+# The database
+
+
+@contextmanager
+def kill_backends(cloud: LocalCloud) -> Iterator[None]:
+    """End all backends of the application, as a failover does."""
+    with psycopg.connect(cloud.status()["postgres"]["dsn"], autocommit=True) as admin:
+        admin.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE usename LIKE 'lambda_pg_user%'"
+        )
+    yield
+
+
+def restart_postgres(how: str) -> Callable[[LocalCloud], AbstractContextManager[None]]:
+    """Stop the database as `Postgres.stop` says, and start it at once."""
+
+    @contextmanager
+    def begin(cloud: LocalCloud) -> Iterator[None]:
+        cloud.postgres("restart", how)
+        yield
+
+    return begin
+
+
+@contextmanager
+def stop_postgres(cloud: LocalCloud) -> Iterator[None]:
+    """Have no database."""
+    cloud.postgres("stop")
+    try:
+        yield
+    finally:
+        cloud.postgres("start")
+
+
+# The network
+
+
+def on_wire(wire: str, kind: str) -> Callable[[LocalCloud], AbstractContextManager[None]]:
+    """Have a fault of the network."""
+    return lambda cloud: cloud.fault(wire, kind)
+
+
+# Credentials
+
+
+def secrets_fault(kind: str) -> Callable[[LocalCloud], AbstractContextManager[None]]:
+    """Have Secrets Manager fail while environments start, which know no credentials yet.
+
+    Those that are there already have cached theirs, and would not notice.
+    """
+
+    @contextmanager
+    def begin(cloud: LocalCloud) -> Iterator[None]:
+        with cloud.fault("secrets", kind):
+            for function, count in cloud.status()["functions"].items():
+                if count and function in {"users", "ledger"}:
+                    cloud.environments(function, count + FRESH)
+            yield
+
+    return begin
+
+
+@contextmanager
+def rotate_twice(cloud: LocalCloud) -> Iterator[None]:
+    """Rotate the application's password twice, and end every connection.
+
+    With two users that take turns, the first rotation leaves the login in use alone: only the
+    second gives that user a new password, which the database asks for from then on. Connections
+    that are open already would go on: so each is ended, and has to log in anew.
+    """
+    rotate(cloud)
+    rotate(cloud)
+    for wire in ("database", "pooler"):
+        with cloud.fault(wire, "reset"):
+            pass
+    yield
+
+
+def rotate(cloud: LocalCloud) -> None:
+    """Have Secrets Manager rotate the application's secret; raise TimeoutError."""
+    client, arn = cloud.client("secretsmanager"), _secret_arn(cloud)
+    version = client.rotate_secret(SecretId=arn)["VersionId"]
+    deadline = time.monotonic() + ROTATION_SECONDS
+    while "AWSCURRENT" not in _stages(client, arn).get(version, ()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"the rotation did not end within {ROTATION_SECONDS:g} s")
+        time.sleep(0.05)
+
+
+def application_login(cloud: LocalCloud) -> dict[str, Any]:
+    """Read the application's current user and password."""
+    secret = cloud.client("secretsmanager").get_secret_value(SecretId=_secret_arn(cloud))
+    login: dict[str, Any] = json.loads(secret["SecretString"])
+    return login
+
+
+def _stages(client: Any, arn: str) -> dict[str, list[str]]:
+    stages: dict[str, list[str]] = client.describe_secret(SecretId=arn)["VersionIdsToStages"]
+    return stages
+
+
+def _secret_arn(cloud: LocalCloud) -> str:
+    parameter = cloud.client("ssm").get_parameter(Name="/lambda-pg/local/pooler/secret-arn")
+    return str(parameter["Parameter"]["Value"])
+
+
+# Environments
+
+
+@contextmanager
+def freeze_half_of_the_busy(cloud: LocalCloud) -> Iterator[None]:
+    """Freeze half of the ledger's environments that are at work, wherever they are in it."""
+    busy = busy_environments(cloud)
+    frozen = busy[: (len(busy) + 1) // 2]
+    for process in frozen:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in frozen:
+            process.resume()
+
+
+def busy_environments(cloud: LocalCloud) -> list[psutil.Process]:
+    """Return the ledger's environments that do not rest for a third of a second: slow requests."""
+    found = [psutil.Process(pid) for pid in cloud.processes("ledger")]
+    for _ in range(10):
+        found = [each for each in found if each.status() != psutil.STATUS_STOPPED]
+        time.sleep(0.03)
+    return found
+
+
+POOLER_KILLED: Final = Fault(
+    "pooler-task-killed", "kill -9 of one pooler task", 0, kill_one_pooler_task
+)
+POOLER_REPLACED: Final = Fault(
+    "pooler-replaced", "rolling replacement of the pooler", 0, replace_pooler
+)
+POOLER_AWAY: Final = Fault("pooler-away", "no pooler for 4 s", 4, stop_pooler)
+BACKENDS_KILLED: Final = Fault("backends-killed", "all backends killed", 0, kill_backends)
+RESTARTED: Final = Fault(
+    "postgres-restarted", "PostgreSQL restarted (fast)", 0, restart_postgres("fast")
+)
+CRASHED: Final = Fault(
+    "postgres-crashed", "PostgreSQL restarted (immediate)", 0, restart_postgres("immediate")
+)
+OUTAGE: Final = Fault("postgres-away", "no database for 10 s", 10, stop_postgres)
+ROTATED: Final = Fault("rotation", "two rotations, and every login anew", 0, rotate_twice)
+POOLER_RESET: Final = Fault(
+    "pooler-reset", "functions' connections reset", 0, on_wire("pooler", "reset")
+)
+POOL_FULL: Final = Fault("pool-full", "slow queries fill the pool for 1 s", 1, fill_pool)
+POOL_FULL_LONG: Final = Fault("pool-full-long", "slow queries fill the pool for 6 s", 6, fill_pool)
+FROZEN: Final = Fault(
+    "frozen-in-transaction", "half of the busy environments frozen", 17, freeze_half_of_the_busy
+)
+
+FAULTS: Final = (
+    POOLER_KILLED,
+    POOLER_REPLACED,
+    POOLER_AWAY,
+    BACKENDS_KILLED,
+    RESTARTED,
+    CRASHED,
+    OUTAGE,
+    ROTATED,
+    POOLER_RESET,
+    Fault("pooler-stall", "no byte to the pooler for 2 s", 2, on_wire("pooler", "stall")),
+    Fault("pooler-blackhole", "packets to the pooler lost, 2 s", 2, on_wire("pooler", "blackhole")),
+    Fault("database-reset", "the pooler's connections reset", 0, on_wire("database", "reset")),
+    Fault("database-stall", "no byte to the database for 2 s", 2, on_wire("database", "stall")),
+    Fault(
+        "database-blackhole",
+        "packets to the database lost, 2 s",
+        2,
+        on_wire("database", "blackhole"),
+    ),
+    Fault("secrets-failing", "Secrets Manager answers 500, 1.5 s", 1.5, secrets_fault("failing")),
+    Fault("secrets-slow", "Secrets Manager 1.5 s late, 4 s", 4, secrets_fault("slow")),
+    Fault(
+        "secrets-throttling", "Secrets Manager throttles, 1.5 s", 1.5, secrets_fault("throttling")
+    ),
+    POOL_FULL,
+    POOL_FULL_LONG,
+    FROZEN,
+)

@@ -64,7 +64,7 @@ def storm_table(result: Result) -> str:
     )
     caption = (
         f"`max_connections` {result['max_connections']}, budget {result['budget']} server "
-        f"connections. The baseline's failures: {causes}. {_origin(result)}"
+        f"connections. The baseline's failures: {causes}. {origin(result)}"
     )
     return "\n".join([*lines, "", caption])
 
@@ -90,7 +90,7 @@ def overhead_table(result: Result) -> str:
         lines.append(f"| {title} | {paths} |")
     caption = (
         f"Medians of {result['runs']} runs; more rows and the method are in "
-        f"[benchmarks/results](benchmarks/results/). {_origin(result)}"
+        f"[benchmarks/results](benchmarks/results/). {origin(result)}"
     )
     return "\n".join([*lines, "", caption])
 
@@ -107,11 +107,11 @@ def cold_start_table(result: Result) -> str:
         for row in result["rows"]
     ]
     imports = ", ".join(f"`{name}` {ms:.0f} ms" for name, ms in result["imports_ms"].items())
-    caption = f"Of it, imports: {imports} (psycopg included). {_origin(result)}"
+    caption = f"Of it, imports: {imports} (psycopg included). {origin(result)}"
     return "\n".join([*lines, "", caption])
 
 
-def _origin(result: Result) -> str:
+def origin(result: Result) -> str:
     machine, versions = result["machine"], result["versions"]
     return (
         f"Measured {result['date'][:10]} by `{result['command']}` on {machine['cores']} cores "

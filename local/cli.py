@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def up(chosen: argparse.Namespace) -> int:
     """Start the local cloud, deploy the app, and leave it running."""
-    options = Options(bound=False, deploy=not chosen.no_deploy)
+    options = Options(bound=False, deploy=not chosen.no_deploy, wires=True)
     cloud = LocalCloud(options=options, report=Narrator())
     print(f"starting a local cloud in {cloud.folder}", flush=True)
     cloud.start()

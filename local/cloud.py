@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Self
 from urllib.parse import quote, urlsplit
@@ -222,9 +222,32 @@ class LocalCloud:
         self.client("ecs").update_service(cluster=cluster, service=arn, **changes)
         self.reconcile()
 
-    def postgres(self, verb: str) -> None:
-        """`start` or `stop` the database."""
-        self._call("POST", f"/postgres/{verb}")
+    def postgres(self, verb: str, how: str = "fast") -> None:
+        """`start`, `stop` or `restart` the database: `smart`, `fast`, or `immediate` as a crash."""
+        self._call("POST", f"/postgres/{verb}?how={how}")
+
+    @contextmanager
+    def fault(self, wire: str, kind: str) -> Iterator[None]:
+        """Have a fault until the block is left; for a cloud that was started with wires.
+
+        On the wires `pooler` (functions to pooler) and `database` (pooler to database): `stall`,
+        `blackhole`, `reset` (of a moment), `latency` and `refuse`, as `local.fault_proxy` says; of
+        `secrets` (Secrets Manager): `failing`, `slow` and `throttling`.
+        """
+        self._call("POST", f"/wires/{wire}/{kind}")
+        try:
+            yield
+        finally:
+            self._call("DELETE", f"/wires/{wire}/{kind}")
+
+    def traffic(self) -> dict[str, int]:
+        """Count the connections each wire has accepted, and the calls that `secrets` has failed."""
+        return self._call("GET", "/wires")
+
+    def processes(self, function: str) -> list[int]:
+        """Return the process ids of a function's environments."""
+        pids: list[int] = self._call("GET", f"/functions/{function}/environments")["pids"]
+        return pids
 
     def deploy(self, app: Path | None = None, override: Mapping[str, Any] | None = None) -> None:
         """Deploy again; raise `DeploymentError` with what the command line said."""

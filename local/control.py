@@ -16,6 +16,7 @@ from local.environments.account import UnknownFunctionError
 from local.environments.environment import Outcome
 from local.environments.fleet import ThrottledError
 from local.pooler_service.task import Task
+from local.postgres import STOP_SIGNALS
 
 if TYPE_CHECKING:
     from local.daemon import Daemon
@@ -39,7 +40,11 @@ def control_application(daemon: "Daemon") -> web.Application:
             web.post("/pooler/{verb:start|stop|restart}", control.pooler),
             web.get("/v4/{task}", control.container_metadata),
             web.get("/v4/{task}/task", control.task_metadata),
-            web.post("/postgres/{verb:start|stop}", control.postgres),
+            web.post("/postgres/{verb:start|stop|restart}", control.postgres),
+            web.get("/wires", control.traffic),
+            web.post("/wires/{wire}/{kind}", control.begin_fault),
+            web.delete("/wires/{wire}/{kind}", control.end_fault),
+            web.get("/functions/{folder}/environments", control.processes),
             web.post("/database", control.database),
         ]
     )
@@ -153,8 +158,26 @@ class Control:
         return task
 
     async def postgres(self, request: web.Request) -> web.Response:
-        await self._daemon.postgres_do(request.match_info["verb"])
+        how = request.query.get("how", "fast")
+        if how not in STOP_SIGNALS:
+            raise ValueError(f"how is {how!r}, it can be {', '.join(STOP_SIGNALS)}")
+        await self._daemon.postgres_do(request.match_info["verb"], how)
         return web.json_response({})
+
+    async def traffic(self, _request: web.Request) -> web.Response:
+        return web.json_response(await self._daemon.traffic())
+
+    async def begin_fault(self, request: web.Request) -> web.Response:
+        await self._daemon.begin_fault(request.match_info["wire"], request.match_info["kind"])
+        return web.json_response({})
+
+    async def end_fault(self, request: web.Request) -> web.Response:
+        await self._daemon.end_fault(request.match_info["wire"], request.match_info["kind"])
+        return web.json_response({})
+
+    async def processes(self, request: web.Request) -> web.Response:
+        fleet = self._daemon.account.find(request.match_info["folder"])
+        return web.json_response({"pids": fleet.pids})
 
     async def database(self, request: web.Request) -> web.Response:
         """Answer the control plane's question for the address of a DBInstance."""

@@ -35,7 +35,9 @@ from local.pooler_service.service import PoolerService
 from local.postgres import Postgres
 from local.postgres_discovery import find_postgres
 from local.progress import Progress
+from local.secrets_front import SecretsFront
 from local.state import MARK, State, sdk_variables
+from local.wires import Wires
 from stacks.capacity import max_connections
 from stacks.config import Config
 
@@ -63,9 +65,14 @@ class Daemon:
         self._inventory: Inventory
         self._state: State
         self._pgbouncer: PgBouncerBinary
-        self._ports = {name: processes.free_port() for name in ("aws", "postgres", "pooler")}
+        self._ports = _ports(options)
         self._control_plane = ControlPlane(folder / "control-plane", self._ports["aws"])
-        self._front = Front(folder / "balancer.log", self._ports["pooler"])
+        self._front = Front(
+            folder / "balancer.log", self._ports["balancer"], target_port=self._ports["pooler"]
+        )
+        self._secrets: SecretsFront
+        self._function_endpoint = f"http://127.0.0.1:{self._ports['aws']}"
+        self._wires = self._new_wires() if options.wires else None
         self._following: asyncio.Task[None] | None = None
         self._reconciling = asyncio.Lock()
         self._deploying = asyncio.Lock()
@@ -123,10 +130,17 @@ class Daemon:
             await self.stopping.wait()
 
     async def _open_front_ends(self, session: aiohttp.ClientSession) -> list[web.ServerRunner]:
+        runners, urls = [], []
+        if self._wires is not None:
+            await self._wires.start()
+            self._secrets = SecretsFront(self._function_endpoint, session)
+            runner, self._function_endpoint = await _listen(
+                web.ServerRunner(web.Server(self._secrets.handle))
+            )
+            runners.append(runner)
         region = self._region()
         self.account = Account(self._surroundings(region), self.options.idle_seconds)
         self._api = HttpApi(self.account.invoke, session)
-        runners, urls = [], []
         for server in (web.Server(self._serve_issuer), self._api.server()):
             runner, url = await _listen(web.ServerRunner(server))
             runners.append(runner)
@@ -173,6 +187,8 @@ class Daemon:
         await self.pooler.close()
         await self._on_thread(self._stop_servers)
         await self._front.close()
+        if self._wires is not None:
+            await self._wires.close()
         await self._control_plane.close()
         self._thread.shutdown()
 
@@ -211,8 +227,7 @@ class Daemon:
     def _surroundings(self, region: str) -> Surroundings:
         temporary = self.folder / "tmp"
         temporary.mkdir()
-        endpoint = f"http://127.0.0.1:{self._ports['aws']}"
-        variables = {**sdk_variables(endpoint, region), MARK: os.environ[MARK]}
+        variables = {**sdk_variables(self._function_endpoint, region), MARK: os.environ[MARK]}
         return Surroundings(self.folder / "runtime", temporary, self.folder / "logs", variables)
 
     async def _find_runtime(self) -> None:
@@ -277,7 +292,7 @@ class Daemon:
     async def provide_database(self, user: str, password: str, name: str) -> dict[str, Any]:
         """Have the local PostgreSQL be a deployed DBInstance; return its address."""
         await self._on_thread(self.postgres.create_master, user, password, name or "postgres")
-        return {"host": "127.0.0.1", "port": self._ports["postgres"]}
+        return {"host": "127.0.0.1", "port": self._ports["database"]}
 
     async def invoke_version(self, name: str, version: str, event: bytes) -> Any:
         """Run an event for the control plane, in a version as it is at this moment."""
@@ -306,19 +321,54 @@ class Daemon:
         """Make a task of the pooler: its environment is the deployed task definition's."""
         variables = {
             **service.task.variables,
-            **sdk_variables(self._cdk.endpoint, self._cdk.region),
+            **sdk_variables(self._function_endpoint, self._cdk.region),
             "ECS_CONTAINER_METADATA_URI_V4": f"{self._state.control_url}/v4/{task}",
         }
         folder = self.folder / "pooler" / address.rpartition(".")[2]  # short, for its socket
         folder.mkdir(parents=True, exist_ok=True)
         return Pooler(self._pgbouncer, folder, variables, address)
 
-    async def postgres_do(self, verb: str) -> None:
-        """Start or stop the database."""
-        if verb == "start" and not self.postgres.running:
+    async def postgres_do(self, verb: str, how: str) -> None:
+        """Start, stop or restart the database; `how` is that of `Postgres.stop`."""
+        if verb in {"stop", "restart"}:
+            await self._on_thread(self.postgres.stop, how)
+        if verb in {"start", "restart"} and not self.postgres.running:
             await self._on_thread(self.postgres.start)
-        if verb == "stop":
-            await self._on_thread(self.postgres.stop)
+
+    # Faults
+
+    def _new_wires(self) -> Wires:
+        hops = {"pooler": ("pooler", "balancer"), "database": ("database", "postgres")}
+        ports = {
+            wire: (self._ports[port], self._ports[server]) for wire, (port, server) in hops.items()
+        }
+        return Wires(self.folder / "wires.log", ports)
+
+    async def begin_fault(self, wire: str, kind: str) -> None:
+        """Begin a fault on a hop (`pooler`, `database`) or of Secrets Manager (`secrets`)."""
+        wires = self._wires_or_raise()
+        if wire == "secrets":
+            self._secrets.begin(kind)
+        else:
+            await wires.begin(wire, kind)
+
+    async def end_fault(self, wire: str, kind: str) -> None:
+        """End a fault, if it is there."""
+        wires = self._wires_or_raise()
+        if wire == "secrets":
+            self._secrets.end(kind)
+        else:
+            await wires.end(wire, kind)
+
+    async def traffic(self) -> dict[str, int]:
+        """Count the connections of each hop, and the calls of Secrets Manager that failed."""
+        accepted = await self._wires_or_raise().accepted()
+        return {**accepted, "secrets": self._secrets.struck}
+
+    def _wires_or_raise(self) -> Wires:
+        if self._wires is None:
+            raise LookupError("this local cloud was started without wires: it knows no such faults")
+        return self._wires
 
     async def _watch(self) -> None:
         """Follow changes that others make, with the CDK command line or the AWS APIs."""
@@ -349,6 +399,14 @@ class Daemon:
                 "requests": {str(status): n for status, n in self._api.answered.items()},
             }
         return {"api_url": self._state.api_url, "aws_endpoint_url": self._state.aws_endpoint_url}
+
+
+def _ports(options: Options) -> dict[str, int]:
+    """Choose where everything listens; with wires there are two ports more, behind theirs."""
+    ports = {name: processes.free_port() for name in ("aws", "postgres", "pooler")}
+    direct = {"balancer": ports["pooler"], "database": ports["postgres"]}
+    wired = {name: processes.free_port() for name in direct} if options.wires else {}
+    return {**ports, **direct, **wired}
 
 
 async def _listen(runner: Any) -> tuple[Any, str]:

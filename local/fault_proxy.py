@@ -29,7 +29,7 @@ Connections = Literal["all", "open", "new"]
 """What a fault applies to: connections open when it begins, those opened while it lasts, all."""
 Ending = Literal["reset", "close", "stall"]
 
-BACKLOG: Final = 1024
+BACKLOG: Final = 4096
 HELD_LIMIT: Final = 256 * 1024
 """Bytes held back in one direction before its sender is made to wait."""
 ANSWER_SECONDS: Final = 10.0
@@ -47,10 +47,12 @@ class FaultProxy:
     _loop: asyncio.AbstractEventLoop
     _thread: threading.Thread
 
-    def __init__(self, host: str, port: int) -> None:
-        """Take the server's address; entering the proxy opens it, at a port of its own."""
+    def __init__(self, host: str, port: int, *, listen_port: int = 0) -> None:
+        """Take the server's address; the proxy opens at `listen_port`, or at a free one."""
         self.server = (host, port)
-        self.port = 0
+        self.port = listen_port
+        self.accepted = 0
+        """The number of clients that have connected so far."""
         self._listener: socket.socket | None = None
         self._links: set[_Link] = set()
         self._opening: set[asyncio.Task[None]] = set()
@@ -220,6 +222,7 @@ class FaultProxy:
             client, _ = listener.accept()
         except OSError:
             return  # the client has gone while it waited
+        self.accepted += 1
         link = _Link(self._loop, client, self._observe, self._links.discard)
         self._links.add(link)
         for effect in self._for_new:

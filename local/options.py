@@ -15,6 +15,8 @@ class Options:
 
     `entry`: the module of `app` that builds the stacks. `bound`: the cloud ends with the process
     that started it. `idle_seconds`: after how long an unused execution environment ends.
+    `wires`: faults can be had on the ways between functions, pooler, database and Secrets Manager,
+    at the price of a hop more on each.
     """
 
     app: Path = REPOSITORY
@@ -23,6 +25,7 @@ class Options:
     bound: bool = False
     deploy: bool = True
     idle_seconds: float = 600.0
+    wires: bool = False
 
     def dump(self) -> str:
         """Write the options for another process."""

@@ -162,7 +162,7 @@ class Flow:
 
     async def _connect(self, address: str) -> None:
         loop = asyncio.get_running_loop()
-        await loop.create_connection(lambda: self.target, address, self._balancer.port)
+        await loop.create_connection(lambda: self.target, address, self._balancer.target_port)
 
     def lost(self, side: Side, exc: Exception | None) -> None:
         """End the rest of the flow."""
@@ -176,9 +176,10 @@ class Flow:
 class Balancer:
     """The listener, the targets and all flows."""
 
-    def __init__(self, port: int, most_flows: int) -> None:
+    def __init__(self, port: int, target_port: int, most_flows: int) -> None:
         """Reserve the port, so that nobody else has it while there are no targets."""
-        self.port = port
+        self.target_port = target_port
+        self._port = port
         self.targets = Targets()
         self._most_flows = most_flows
         self._flows: set[Flow] = set()
@@ -194,7 +195,7 @@ class Balancer:
             self._listener = await asyncio.get_running_loop().create_server(
                 lambda: Flow(self).client,
                 "127.0.0.1",
-                self.port,
+                self._port,
                 backlog=BACKLOG,
                 reuse_port=True,
             )
@@ -221,12 +222,12 @@ def reset(transport: asyncio.Transport) -> None:
     transport.abort()
 
 
-async def serve(port: int) -> None:
+async def serve(port: int, target_port: int) -> None:
     """Do what is said on standard input, until its end."""
     reader = asyncio.StreamReader()
     protocol = asyncio.StreamReaderProtocol(reader)
     await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, sys.stdin)
-    balancer = Balancer(port, most_flows(processes.raise_open_files_limit()))
+    balancer = Balancer(port, target_port, most_flows(processes.raise_open_files_limit()))
     async for line in reader:
         order: dict[str, Any] = json.loads(line)
         if "registered" in order:
@@ -242,4 +243,4 @@ def most_flows(open_files: int) -> int:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(int(sys.argv[1])))
+    asyncio.run(serve(int(sys.argv[1]), int(sys.argv[2])))

@@ -317,6 +317,24 @@ def test_a_commit_still_in_progress_is_waited_for(line: Line) -> None:
     assert line.rows() == {1: 1}
 
 
+def test_a_question_about_a_commit_that_is_lost_too_is_asked_again(line: Line) -> None:
+    """One more reset on the way to the answer does not make the outcome unknown."""
+    runs = []
+
+    def work(connection: psycopg.Connection[TupleRow]) -> None:
+        runs.append(1)
+        connection.execute(INSERT, [1])
+
+    with (
+        line.recorder.at("COMMIT", line.network.reset),
+        line.recorder.at("pg_xact_status", line.network.reset),
+    ):
+        line.db.run_transaction(work)
+    assert len(runs) == 1
+    assert line.recorder.queries.count(STATUS) == 2
+    assert line.rows() == {1: 1}
+
+
 STATUS = "SELECT pg_xact_status($1::xid8)"
 
 

@@ -11,7 +11,12 @@ from typing import Final
 
 import psycopg
 import pytest
-from lambda_pg import Database, DatabaseUnavailableError, DeadlineExceededError
+from lambda_pg import (
+    CheckoutTimeoutError,
+    Database,
+    DatabaseUnavailableError,
+    DeadlineExceededError,
+)
 from psycopg.rows import TupleRow
 
 from local.fault_proxy import FaultProxy
@@ -419,4 +424,31 @@ def test_a_full_pooler_is_answered_in_time(
     require_unavailable(request, 3 + 1)
     assert "query_wait_timeout" in str(request.error)
     assert ask(db).error is None
+    db.close()
+
+
+def write_with_claims(db: Database[TupleRow]) -> None:
+    """Write in a transaction of one round trip."""
+    db.execute("CREATE TABLE never ()", claims={"sub": "a"})
+
+
+def write_in_a_unit_of_work(db: Database[TupleRow]) -> None:
+    """Write in a transaction that is begun together with its first statement."""
+    db.run_transaction(lambda connection: connection.execute("CREATE TABLE never ()"))
+
+
+@pytest.mark.parametrize("write", [write_with_claims, write_in_a_unit_of_work])
+def test_a_refusal_in_the_middle_of_a_pipeline_is_known_for_what_it_is(
+    new_pooler: PoolerFixture,
+    secrets_environment: None,
+    write: Callable[[Database[TupleRow]], None],
+) -> None:
+    """The pooler refuses and hangs up: the first says that nothing ran, the second nothing."""
+    pooler = new_pooler.start(MAX_DB_CONNECTIONS="1", QUERY_WAIT_TIMEOUT="1")
+    db = Database(settings_for(pooler))
+    with pooler.connect() as holder:
+        holder.execute("BEGIN")
+        with pytest.raises(CheckoutTimeoutError, match="query_wait_timeout"):
+            write(db)
+        holder.execute("COMMIT")
     db.close()

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
+import psutil
 import psycopg
 import pytest
 from lambda_pg import (
@@ -463,6 +464,17 @@ def test_a_silent_address_is_not_waited_for_again_where_there_are_others(
     with socket.create_server(("127.0.0.2", settings.port or 0)):
         assert not answers(db)
         assert answers(db)
+
+
+def test_a_connect_in_vain_leaves_no_socket_behind(open_database: Open, settings: Settings) -> None:
+    """Not even while its error is kept, as a logger or a debugger does."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        db = open_database(port=port, checkout_timeout=0.3)
+        with pytest.raises(DatabaseUnavailableError, match="no answer from") as kept:
+            db.execute("SELECT 1")
+        open_ones = psutil.Process().net_connections("tcp")
+    assert not [each for each in open_ones if each.raddr and each.raddr.port == port], kept
 
 
 # What a logger that prints the variables of a traceback could show

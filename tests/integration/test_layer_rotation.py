@@ -267,6 +267,32 @@ def test_a_password_that_stays_wrong_is_told_in_time(open_database: Open, secret
     assert caught.value.retry_after > 0
 
 
+@pytest.mark.parametrize("there_is_a_newer", [True, False])
+def test_a_refusal_is_not_hidden_by_a_last_look_that_is_too_short(
+    open_database: Open,
+    secret: Secret,
+    monkeypatch: pytest.MonkeyPatch,
+    there_is_a_newer: bool,
+) -> None:
+    """The end of the window comes as a silence: what the caller is told is the refusal."""
+    looks = []
+
+    def connect(*_: object) -> None:
+        looks.append(1)
+        if len(looks) > 1:
+            raise psycopg.errors.ConnectionTimeout("connection timeout expired: within 0.0 s")
+        if there_is_a_newer:
+            secret.set()
+        raise psycopg.OperationalError("FATAL:  password authentication failed for user")
+
+    monkeypatch.setattr("lambda_pg._connector.Connector.connect", connect)
+    db = secret.open(open_database, checkout_timeout=0.4)
+    with pytest.raises(CredentialsError, match="refused") as caught:
+        db.execute("SELECT 1")
+    assert "password authentication failed" in str(caught.value.__cause__)
+    assert len(looks) > 1
+
+
 # Through the pooler
 
 

@@ -17,10 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from local import processes
+from local import json_process, processes
 from local.deployment import REPOSITORY
 from local.pooler_service import balancer as balancer_module
-from local.pooler_service import front as front_module
 from local.pooler_service.balancer import Targets, most_flows
 from local.pooler_service.front import Front
 
@@ -43,7 +42,7 @@ class Balancer:
 
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "local.pooler_service.balancer", str(self.port)],
+                [sys.executable, "-m", "local.pooler_service.balancer", *2 * [str(self.port)]],
                 cwd=REPOSITORY,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -322,10 +321,11 @@ def test_small_messages_are_not_held_back() -> None:
     """Both connections of a flow have Nagle's algorithm off: it would wait 40 ms now and then."""
 
     async def options() -> list[int]:
-        here = InProcess(processes.free_port(), 1)
-        target = await asyncio.start_server(lambda _r, _w: None, A, here.port)
+        port = processes.free_port()
+        here = InProcess(port, port, 1)
+        target = await asyncio.start_server(lambda _r, _w: None, A, port)
         await here.update([A])
-        _, client = await asyncio.open_connection("127.0.0.1", here.port)
+        _, client = await asyncio.open_connection("127.0.0.1", port)
         while not (sides := list(here.connected())):  # noqa: ASYNC110 - a connection has no event
             await asyncio.sleep(0.01)
         found = [side.get_extra_info("socket") for side in sides]
@@ -402,12 +402,12 @@ def test_an_answer_that_nobody_waited_for_is_never_taken_for_the_next_one(
         """Give up while the balancer is frozen, which goes on afterwards if it is still there."""
         if not front.running:
             await front.start()
-        process = front._process
+        process = front._process._process
         assert process is not None
         process.send_signal(signal.SIGSTOP)
         with monkeypatch.context() as patch:
             patch.setattr(
-                front_module, "_ANSWER_SECONDS", 0.1 if error is TimeoutError else SECONDS
+                json_process, "_ANSWER_SECONDS", 0.1 if error is TimeoutError else SECONDS
             )
             asking = asyncio.ensure_future(front.flows())
             await asyncio.sleep(0)
@@ -419,7 +419,8 @@ def test_an_answer_that_nobody_waited_for_is_never_taken_for_the_next_one(
             process.send_signal(signal.SIGCONT)
 
     async def story() -> None:
-        front = Front(tmp_path / "log", processes.free_port())
+        port = processes.free_port()
+        front = Front(tmp_path / "log", port, port)
         try:
             for _ in range(2):
                 await lose_an_answer(front)

@@ -53,6 +53,7 @@ class Connector:
                 timeout=max(0.0, until - monotonic()),
             )
         except psycopg.errors._WaitTimeout as error:
+            opening.close()  # its half-open connection would live as long as the error
             self._silent = addresses[0]
             raise psycopg.errors.ConnectionTimeout(
                 f"connection timeout expired: no answer from {profile.name} {host}:{port} "

@@ -449,6 +449,7 @@ class Database(Generic[Row]):
             raise
 
     def _connected(self, window: Window) -> Connection[Row]:
+        refused: psycopg.OperationalError | None = None
         while True:
             try:
                 connection: Connection[Row] = self._pool.checkout(
@@ -460,7 +461,11 @@ class Database(Generic[Row]):
                 window.remaining()  # raises where the deadline has ended the wait for a slot
                 raise
             except psycopg.OperationalError as error:
-                self._recover_connect(error, window)
+                if classify_connect(error) is Failure.LOGIN_REFUSED:
+                    refused = error
+                silent = isinstance(error, psycopg.errors.ConnectionTimeout)
+                # What was left of the window may have been too short to be refused once more.
+                self._recover_connect(refused if silent and refused else error, window)
             else:
                 return connection
 
@@ -522,8 +527,11 @@ class Database(Generic[Row]):
             try:
                 self._recovery.pause(window, lost)
                 status = "aborted" if xid is None else self._status(xid, window)
-            except (psycopg.Error, ConfigurationError) as error:
+            except (DatabaseUnavailableError, ConfigurationError) as error:
                 raise unknown from error
+            except psycopg.Error as error:
+                lost = error  # the question was lost too: the window says whether to ask again
+                continue
             if status is None:
                 raise unknown from lost
             if status != "in progress":

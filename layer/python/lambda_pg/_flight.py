@@ -93,15 +93,21 @@ def fly(pgconn: PGconn, statements: Sequence[Command | Request]) -> PQGen[list[P
     failure: psycopg.Error | None = None
     results: list[PGresult] = []
     for statement in sent:
-        results = yield from generators.fetch_many(pgconn)
         try:
+            results = yield from generators.fetch_many(pgconn)
             statement.receive(pgconn, results)
         except psycopg.Error as error:
             failure = failure or error  # the later ones fail because of the first
             if pgconn.status == pq.ConnStatus.BAD:
                 raise failure from None
-    yield from generators.fetch_many(pgconn)  # the Sync's own
-    pgconn.exit_pipeline_mode()
-    if (first := failure or unsent) is not None:
+    first = failure or unsent
+    try:
+        yield from generators.fetch_many(pgconn)  # the Sync's own
+        pgconn.exit_pipeline_mode()
+    except psycopg.Error:
+        if first is None:
+            raise
+    # A pooler that refuses hangs up: the end of the connection must not hide the refusal.
+    if first is not None:
         raise first
     return results

@@ -48,14 +48,18 @@ class Login:
         until = monotonic() + timeout
         began = monotonic()
         credentials = self._credentials.get(timeout)
+        refused: psycopg.OperationalError | None = None
         while True:
             self._stats.connections_num += 1
             try:
                 connection = self._connector.connect(credentials, max(0.0, until - monotonic()))
             except psycopg.OperationalError as error:
                 self._stats.connections_errors += 1
+                if refused is not None and isinstance(error, psycopg.errors.ConnectionTimeout):
+                    raise refused from None  # too little time was left to ask again
                 if classify_connect(error) is not Failure.LOGIN_REFUSED:
                     raise
+                refused = error
                 other = self._credentials.after_refusal(credentials, max(0.1, until - monotonic()))
                 if other is None:
                     raise

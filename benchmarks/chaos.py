@@ -1,0 +1,412 @@
+"""Chaos: faults under a steady load, and a ledger that shows whether anything was lost.
+
+One row for each fault: reads, transfers and notes through the deployed API while it comes and goes,
+then an audit that compares the database with what every client was told. A control without the
+layer has to fail meanwhile, and a random sequence from a printed seed follows. Exit code 0 only if
+every goal held.
+"""
+
+import argparse
+import json
+import random
+import secrets
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks import faults
+from benchmarks.chaos_goals import Goal, Measures, measure, misses
+from benchmarks.chaos_report import chaos_table
+from benchmarks.faults import FAULTS, Fault
+from benchmarks.ledger import Request, audit, open_books, read_books
+from benchmarks.machine import machine, packages
+from benchmarks.servers import versions
+from benchmarks.steady import Client, Load
+from benchmarks.storm import RUNS_IN_A_FUNCTION, SHARED_MACHINE
+from local.caller import call
+from local.cloud import LocalCloud, Options
+from local.narrator import Narrator
+
+Report = Callable[[str], None]
+Wait = Callable[[], None]
+"""Waits for the end of what clients have begun besides the load."""
+
+CHECKOUT_TIMEOUT: Final = 3
+CLIENTS: Final = 12
+REST: Final = 0.12
+ENVIRONMENTS: Final = 24
+CALM: Final = 1.5
+"""Seconds of load before a fault."""
+AFTER: Final = 4.0
+"""Seconds of load after a fault."""
+REPEATED: Final = 5
+"""Acknowledged transfers that are sent again with their keys at the end of a row."""
+HERD: Final = 200
+HERD_CLIENTS: Final = 60
+SECONDS_BETWEEN: Final = 1.5
+"""Rest between two faults of the random sequence."""
+LONGEST_DRAWN: Final = 4.0
+
+SETTINGS: Final[dict[str, Any]] = {
+    "functions": {"checkout_timeout": CHECKOUT_TIMEOUT, "timeout": 25},
+    "pgbouncer": {"query_wait_timeout": 1},
+}
+"""The product's own timeouts in the queue and at checkout: a storm's are longer. A function has
+more time, as one that was frozen for PgBouncer's idle_transaction_timeout has to end."""
+
+SINGLE: Final[dict[str, Any]] = {**SETTINGS, "database": {"rotation": "single"}}
+
+
+EVERY_ROW: Final = Goal()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A row of the plan: a fault, what is promised, and what clients do besides the load.
+
+    `held`: the load rests while the fault happens, so that every connection is idle. `besides` is
+    begun before the fault. `watched`: connections are counted.
+    """
+
+    fault: Fault
+    goal: Goal = EVERY_ROW
+    held: bool = False
+    besides: Callable[[LocalCloud, Load], Wait] | None = None
+    watched: bool = False
+
+
+# What clients do besides
+
+
+def slow_transfers(cloud: LocalCloud, load: Load) -> Wait:
+    """Begin transfers that take 2 s between their statements."""
+    cloud.environments("ledger", ENVIRONMENTS)
+    wait = load.begin(8, lambda client: client.transfer(pause=2.0))
+    time.sleep(0.5)
+    return wait
+
+
+def herd(cloud: LocalCloud, load: Load) -> Wait:
+    """Have hundreds of environments hold a connection, then more clients ask all the time."""
+    step = 50
+    for _ in range(HERD // step):  # the newest are taken first
+        idle = len(cloud.processes("ledger")) - CLIENTS
+        cloud.environments("ledger", idle + step)
+        load.at_once(step, lambda client: client.transfer(pause=0.3))
+
+    async def patient(client: Client) -> None:
+        until = client.now() + faults.POOLER_AWAY.seconds + AFTER
+        while client.now() < until:
+            await client.read(rest=1.0)
+
+    return load.begin(HERD_CLIENTS, patient)
+
+
+# The plan
+
+BLACKHOLE_LATE: Final = 3.0
+"""Seconds until the layer gives up a connection whose packets are lost (its tcp_user_timeout)."""
+
+GOALS: Final[dict[str, Goal]] = {
+    "pooler-replaced": Goal(nobody_fails=True, known=True),
+    "rotation": Goal(nobody_fails=True),
+    "secrets-slow": Goal(nobody_fails=True, known=True, struck=1),
+    "secrets-failing": Goal(known=True, struck=1),
+    "secrets-throttling": Goal(known=True, struck=1),
+    "pool-full": Goal(known=True),
+    "pool-full-long": Goal(known=True),
+    "frozen-in-transaction": Goal(nobody_fails=True, known=True, held_up=3),
+    "pooler-blackhole": Goal(answer_late=BLACKHOLE_LATE),
+}
+BESIDES: Final = {"frozen-in-transaction": slow_transfers}
+IDLE: Final = Trial(
+    replace(faults.POOLER_RESET, name="idle-connections-lost", title="idle connections reset"),
+    Goal(nobody_fails=True, known=True),
+    held=True,
+)
+STAMPEDE: Final = Trial(
+    replace(faults.POOLER_AWAY, name="herd", title=f"no pooler for 4 s, {HERD} environments"),
+    Goal(client_connects=8 * (HERD_CLIENTS + CLIENTS), server_connects=40),
+    besides=herd,
+    watched=True,
+)
+ROTATION_SINGLE: Final = Trial(
+    replace(faults.ROTATED, name="rotation-single", title="the same, with a single user"),
+    Goal(nobody_fails=True),
+)
+
+
+def trial(fault: Fault) -> Trial:
+    """Return a fault's row."""
+    return Trial(fault, GOALS.get(fault.name, EVERY_ROW), besides=BESIDES.get(fault.name))
+
+
+def plan() -> list[Trial]:
+    """Lay out the rows: the one that has the control beside it comes first."""
+    others = [trial(fault) for fault in FAULTS if fault is not faults.RESTARTED]
+    return [trial(faults.RESTARTED), *others, IDLE, STAMPEDE]
+
+
+# A row
+
+
+class Chaos:
+    """Rows on a running cloud."""
+
+    def __init__(self, cloud: LocalCloud, report: Report) -> None:
+        """Take a cloud of `options()`; open its environments."""
+        self._cloud = cloud
+        self._report = report
+        self._dsn = cloud.status()["postgres"]["dsn"]
+        self._token = cloud.token(str(uuid.uuid4()), seconds=7200)
+
+    def run(self, trial: Trial) -> dict[str, Any]:
+        """Run one row and return it: its measures, and what it promised and did not hold."""
+        fault = trial.fault
+        measures = self._measured(trial, lambda: fault.run(self._cloud))
+        if trial.besides is herd:
+            self._cloud.end_environments("ledger")  # no other could start beside so many
+        return self._told(fault.name, fault.title, trial.goal, measures)
+
+    def sequence(self, seed: int, count: int) -> dict[str, Any]:
+        """Run faults that a seed draws, one after the other, in one row."""
+        drawn = draw(seed, count)
+        self._report(f"random sequence, seed {seed}: {', '.join(fault.name for fault in drawn)}")
+
+        def run() -> None:
+            for fault in drawn:
+                fault.run(self._cloud)
+                time.sleep(SECONDS_BETWEEN)
+
+        name, title = "random", f"{count} faults drawn by seed {seed}"
+        goal = Goal(nobody_fails=True)
+        measures = self._measured(Trial(Fault(name, title, 0, lambda _: nullcontext())), run)
+        return {**self._told(name, title, goal, measures), "faults": [f.name for f in drawn]}
+
+    def _measured(self, trial: Trial, run: Callable[[], None]) -> Measures:
+        open_books(self._dsn)
+        self._cloud.environments("ledger", ENVIRONMENTS)
+        load = Load(self._cloud.url, self._token, clients=CLIENTS, rest=REST)
+        connects = Connects(self._cloud)
+        struck = self._cloud.traffic()["secrets"]
+        with load.running():
+            time.sleep(CALM)
+            wait = trial.besides(self._cloud, load) if trial.besides else None
+            with load.held() if trial.held else nullcontext(), connects.counted(trial.watched):
+                began = load.now()
+                run()
+                ended = load.now()
+                time.sleep(AFTER if trial.watched else 0)
+            time.sleep(0 if trial.watched else AFTER)
+            end = load.now()
+            if wait is not None:
+                wait()
+        requests = load.requests
+        findings = audit(requests, read_books(self._dsn))
+        repeated = self._repeat(requests)
+        after = audit([*requests, *repeated], read_books(self._dsn))
+        measures = measure(
+            requests, findings, fault=(began, ended), end=end, repeated=len(repeated)
+        )
+        return replace(
+            measures,
+            lost=max(findings.lost, after.lost),
+            duplicated=max(findings.duplicated, after.duplicated),
+            off_balance=max(findings.off_balance, after.off_balance),
+            struck=self._cloud.traffic()["secrets"] - struck,
+            client_connects=connects.most("pooler"),
+            server_connects=connects.most("database"),
+        )
+
+    def _repeat(self, requests: list[Request]) -> list[Request]:
+        """Send transfers of unknown outcome again with their keys, and a few acknowledged ones."""
+        transfers = [request for request in requests if request.kind == "transfer"]
+        keys = [r.key for r in transfers if r.outcome in {"unknown", "no answer"}]
+        keys += [r.key for r in transfers if r.outcome == "done"][:REPEATED]
+        load = Load(self._cloud.url, self._token, clients=0, rest=REST)
+        with load.running():
+            for key in keys:
+                load.at_once(1, partial(_again, key=key))
+        return load.requests
+
+    def _told(self, name: str, title: str, goal: Goal, row: Measures) -> dict[str, Any]:
+        missed = misses(row, goal, CHECKOUT_TIMEOUT)
+        failed = row.failed_reads + row.failed_writes + row.failed_notes
+        self._report(
+            f"{name}: {row.requests} requests, {failed} failed, {row.unknown_notes} unknown, "
+            f"{row.lost} lost, {row.duplicated} duplicated, longest gap {row.longest_gap:.1f} s"
+        )
+        for promise in missed:
+            self._report(f"{name}: MISSED {promise}")
+        return {
+            "name": name,
+            "title": title,
+            "survived": goal.nobody_fails or row.seconds <= CHECKOUT_TIMEOUT,
+            **{key: _rounded(value) for key, value in asdict(row).items()},
+            "goal": asdict(goal),
+            "missed": missed,
+        }
+
+
+async def _again(client: Client, key: str) -> None:
+    await client.transfer(key)
+
+
+def _rounded(value: Any) -> Any:
+    return round(value, 3) if isinstance(value, float) else value
+
+
+def draw(seed: int, count: int) -> list[Fault]:
+    """Draw faults that do not take long."""
+    short = [fault for fault in FAULTS if fault.seconds < LONGEST_DRAWN]
+    return random.Random(seed).sample(short, count)  # noqa: S311  # it draws faults
+
+
+class Connects:
+    """How many connections come to each hop, ten times a second."""
+
+    def __init__(self, cloud: LocalCloud) -> None:
+        """Count nothing yet."""
+        self._cloud = cloud
+        self._samples: list[tuple[float, dict[str, int]]] = []
+        self._stop = threading.Event()
+
+    @contextmanager
+    def counted(self, wanted: bool) -> Iterator[None]:
+        """Count until the block is left, if `wanted`."""
+        if not wanted:
+            yield
+            return
+        thread = threading.Thread(target=self._run, name="connects")
+        thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            thread.join()
+
+    def most(self, wire: str) -> int:
+        """Return the most connections within a second."""
+        counts = [(at, sample[wire]) for at, sample in self._samples]
+        return max(
+            (
+                later - count
+                for at, count in counts
+                for then, later in counts
+                if at <= then <= at + 1.0
+            ),
+            default=0,
+        )
+
+    def _run(self) -> None:
+        while not self._stop.wait(0.1):
+            self._samples.append((time.monotonic(), self._cloud.traffic()))
+
+
+# The control
+
+
+@contextmanager
+def control(cloud: LocalCloud) -> Iterator[list[int]]:
+    """Read through the function without layer and pooler meanwhile; gives its answers' statuses."""
+    token = cloud.token(str(uuid.uuid4()))
+    user = json.loads(call(cloud.url, "POST", "/users", token, {"name": "Ada"}).body)
+    statuses: list[int] = []
+    stop = threading.Event()
+
+    def read() -> None:
+        while not stop.wait(REST):
+            path = f"/baseline/users/{user['id']}"
+            statuses.append(call(cloud.url, "GET", path, token).status)
+
+    thread = threading.Thread(target=read, name="control")
+    thread.start()
+    try:
+        yield statuses
+    finally:
+        stop.set()
+        thread.join()
+
+
+# The whole
+
+
+def run(cloud: LocalCloud, seed: int, count: int, report: Report, command: str) -> dict[str, Any]:
+    """Run the whole plan on a cloud of `options()` and return its result."""
+    chaos = Chaos(cloud, report)
+    first, *others = plan()
+    with control(cloud) as statuses:
+        rows = [chaos.run(first)]
+    rows += [chaos.run(each) for each in others]
+    rows.append(chaos.sequence(seed, count))
+    report("deploying the other strategy of rotation")
+    cloud.deploy(override=SINGLE)
+    rows.append(Chaos(cloud, report).run(ROTATION_SINGLE))
+    status = cloud.status()
+    servers = versions(status["postgres"]["dsn"], status["pooler"]["admin_dsn"])
+    return {
+        "machine": machine(),
+        "versions": {**packages(*RUNS_IN_A_FUNCTION), **servers},
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "caveats": [
+            SHARED_MACHINE,
+            "PostgreSQL runs without fsync: a machine's crash is not in it",
+        ],
+        "seed": seed,
+        "checkout_timeout": CHECKOUT_TIMEOUT,
+        "environments": ENVIRONMENTS,
+        "clients": CLIENTS,
+        "control": {
+            "name": "a connection per request, straight to PostgreSQL, while it is restarted",
+            "requests": len(statuses),
+            "failed": sum(status != 200 for status in statuses),
+        },
+        "rows": rows,
+    }
+
+
+def shortfalls(result: dict[str, Any]) -> list[str]:
+    """Name every promise that this result breaks; none is a passed run."""
+    broken = [f"{row['name']}: {promise}" for row in result["rows"] for promise in row["missed"]]
+    if not result["control"]["failed"]:
+        broken.append("the control did not fail: the faults prove nothing")
+    return broken
+
+
+def options() -> Options:
+    """Return what a cloud for chaos is started with."""
+    return Options(bound=True, entry="benchmarks.app", override=SETTINGS, wires=True)
+
+
+def main() -> int:
+    """Run the plan on a cloud of its own; exit code 0 only if every promise held."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, help="of the random sequence; drawn when left out")
+    parser.add_argument("--count", type=int, default=5, help="faults in the random sequence")
+    parser.add_argument("--output", type=Path, help="where to write the result as JSON")
+    arguments = parser.parse_args()
+    seed = secrets.randbelow(2**32) if arguments.seed is None else arguments.seed
+    narrator = Narrator()
+    narrator.note(f"seed {seed}")
+    with LocalCloud(None, options(), report=narrator) as cloud:
+        result = run(cloud, seed, arguments.count, narrator.note, f"make chaos (seed {seed})")
+    if arguments.output:
+        arguments.output.write_text(json.dumps(result) + "\n")
+    print(f"\n{chaos_table(result)}\n")
+    broken = shortfalls(result)
+    for promise in broken:
+        print(f"FAILED: {promise}", file=sys.stderr)
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

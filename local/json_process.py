@@ -1,0 +1,91 @@
+"""A process of this project that is told what to do in lines of JSON and answers in such lines."""
+
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from local import processes
+
+_REPOSITORY = Path(__file__).resolve().parents[1]
+_ANSWER_SECONDS = 30.0
+
+
+class JsonProcess:
+    """A module that answers each line of its input with a line, and ends with its input."""
+
+    def __init__(self, module: str, arguments: Sequence[str], log: Path) -> None:
+        """Name what to run; nothing is started yet."""
+        self._command = [sys.executable, "-m", module, *arguments]
+        self._name = module
+        self._log = log
+        self._process: asyncio.subprocess.Process | None = None
+        self._asking = asyncio.Lock()
+
+    @property
+    def running(self) -> bool:
+        """Tell whether the process is there."""
+        return self._process is not None and self._process.returncode is None
+
+    async def ask(
+        self, order: dict[str, Any], anew: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Return the answer to an order; a process that has to be started is told `anew` instead.
+
+        Raises RuntimeError, with the end of its log, when it ends instead of answering.
+        """
+        async with self._asking:
+            process = self._process
+            if process is None or process.returncode is not None:
+                process = self._process = await self._launch()
+                order = order if anew is None else anew
+            try:
+                async with asyncio.timeout(_ANSWER_SECONDS):
+                    line = await _exchange(process, order)
+            except (TimeoutError, asyncio.CancelledError):
+                # The answer may still come, and would be taken for the next request's.
+                await self.close()
+                raise
+            if not line:
+                await process.wait()
+                said = processes.last_lines(self._log)
+                raise RuntimeError(f"{self._name} has ended:\n{said}")
+            answer: dict[str, Any] = json.loads(line)
+            return answer
+
+    def kill(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                self._process.kill()
+
+    async def close(self) -> None:
+        """End the process and wait for its end."""
+        self.kill()
+        process, self._process = self._process, None
+        if process is not None:
+            await process.wait()
+
+    async def _launch(self) -> asyncio.subprocess.Process:
+        with self._log.open("ab") as log:
+            return await asyncio.create_subprocess_exec(
+                *self._command,
+                cwd=_REPOSITORY,
+                env=processes.base_environment(),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+            )
+
+
+async def _exchange(process: asyncio.subprocess.Process, order: dict[str, Any]) -> bytes:
+    assert process.stdin is not None  # noqa: S101  # it was started with a pipe
+    assert process.stdout is not None  # noqa: S101  # and with another
+    with suppress(ConnectionError):
+        process.stdin.write(json.dumps(order).encode() + b"\n")
+        await process.stdin.drain()
+    return await process.stdout.readline()

@@ -1,0 +1,46 @@
+"""Faults on the ways from functions to the pooler and from there to the database."""
+
+from pathlib import Path
+from typing import Any, Final, get_args
+
+from local.json_process import JsonProcess
+from local.wires.process import Kind
+
+
+class Wires:
+    """The process with the fault proxies, as the daemon sees it."""
+
+    def __init__(self, log: Path, ports: dict[str, tuple[int, int]]) -> None:
+        """Take each wire's port and its server's, both on 127.0.0.1; nothing is started yet."""
+        arguments = [f"{name}:{port}:{server}" for name, (port, server) in ports.items()]
+        self._process = JsonProcess("local.wires.process", arguments, log)
+
+    async def start(self) -> None:
+        """Open the wires; raise RuntimeError."""
+        await self._process.ask({})
+
+    async def accepted(self) -> dict[str, int]:
+        """Return how many connections each wire has accepted so far."""
+        return dict(await self._process.ask({}))
+
+    async def begin(self, wire: str, kind: str) -> None:
+        """Begin a fault that is not there yet; raise ValueError for an unknown one."""
+        await self._order("begin", wire, kind)
+
+    async def end(self, wire: str, kind: str) -> None:
+        """End a fault, if it is there."""
+        await self._order("end", wire, kind)
+
+    async def close(self) -> None:
+        """End the process and what goes through it."""
+        await self._process.close()
+
+    async def _order(self, verb: str, wire: str, kind: str) -> None:
+        if kind not in KINDS:
+            raise ValueError(f"{kind!r} is no fault of a wire; there are {', '.join(KINDS)}")
+        answer = await self._process.ask({verb: kind, "wire": wire})
+        if "error" in answer:
+            raise ValueError(answer["error"])
+
+
+KINDS: Final[tuple[Any, ...]] = get_args(Kind)

@@ -1,0 +1,249 @@
+"""The ledger's audit and the goals of chaos, each seen to fail on what it is there for."""
+
+from collections import Counter
+from dataclasses import asdict, replace
+from typing import Any
+
+import pytest
+
+from benchmarks.chaos import draw, plan, shortfalls
+from benchmarks.chaos_goals import Goal, Measures, longest_gap, measure, misses, timeline
+from benchmarks.chaos_report import chaos_table
+from benchmarks.ledger import (
+    ACCOUNTS,
+    OPENING_BALANCE,
+    Books,
+    Findings,
+    Kind,
+    Outcome,
+    Request,
+    audit,
+)
+from benchmarks.steady import outcome_of
+
+TOTAL = ACCOUNTS * OPENING_BALANCE
+CHECKOUT = 3.0
+
+
+def request(kind: Kind, key: str, outcome: Outcome, at: float = 0.0, **more: Any) -> Request:
+    """Make a request that took 10 ms."""
+    status = 200 if outcome == "done" else 503
+    return Request(kind, key, at, more.pop("seconds", 0.01), status, status == 503, outcome, **more)
+
+
+DONE = request("transfer", "t1", "done")
+NOTED = request("note", "n1", "done")
+REQUESTS = [DONE, NOTED, request("transfer", "t2", "not done"), request("note", "n2", "unknown")]
+BOOKS = Books(
+    total=TOTAL,
+    transfers=Counter({"t1": 1}),
+    movements=Counter({"t1": 2}),
+    unbalanced=0,
+    notes=Counter({"n1": 1}),
+)
+
+# The audit
+
+
+def test_books_that_agree_with_the_clients_are_clean() -> None:
+    """An unknown write may be there or not; the audit counts those that are."""
+    assert audit(REQUESTS, BOOKS) == Findings(2, 0, 0, 0, 0, 0, 0)
+    found = audit(REQUESTS, replace(BOOKS, notes=Counter({"n1": 1, "n2": 1})))
+    assert found.clean
+    assert found.unknown_but_done == 1
+
+
+@pytest.mark.parametrize(
+    ("fabricated", "wrong"),
+    [
+        ({"transfers": Counter(), "movements": Counter()}, {"lost": 1}),
+        ({"notes": Counter()}, {"lost": 1}),
+        ({"notes": Counter({"n1": 2})}, {"duplicated": 1}),
+        ({"notes": Counter({"n1": 1, "n2": 2})}, {"duplicated": 1}),
+        ({"movements": Counter({"t1": 4})}, {"duplicated": 1}),
+        ({"movements": Counter({"t1": 1})}, {"half_done": 1}),
+        ({"transfers": Counter({"t1": 1, "t2": 1}), "movements": Counter({"t1": 2, "t2": 2})},
+         {"hidden": 1}),
+        ({"notes": Counter({"n1": 1, "nobody's": 1})}, {"hidden": 1}),
+        ({"movements": Counter({"t1": 2, "t2": 2})}, {"half_done": 1}),
+        ({"total": TOTAL - 1}, {"off_balance": 1}),
+        ({"unbalanced": 2}, {"off_balance": 2}),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_the_books_is_found(
+    fabricated: dict[str, Any], wrong: dict[str, int]
+) -> None:
+    """Each fabricated loss, duplicate and half transfer is counted under its own name."""
+    found = audit(REQUESTS, replace(BOOKS, **fabricated))
+    assert not found.clean
+    names = ("lost", "duplicated", "hidden", "half_done", "off_balance")
+    assert {name: getattr(found, name) for name in names if getattr(found, name)} == wrong
+
+
+def test_a_key_that_came_again_is_acknowledged_by_any_of_its_answers() -> None:
+    """Repeated until it was done: it has to be there, once."""
+    requests = [request("transfer", "t", "unknown"), request("transfer", "t", "done")]
+    there = replace(
+        BOOKS, transfers=Counter({"t": 1}), movements=Counter({"t": 2}), notes=Counter()
+    )
+    gone = replace(there, transfers=Counter(), movements=Counter())
+    assert audit(requests, there).clean
+    assert audit(requests, gone).lost == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "outcome"),
+    [
+        (200, {}, "done"),
+        (503, {"outcome": "not done"}, "not done"),
+        (503, {"outcome": "unknown"}, "unknown"),
+        (503, {"message": "Service Unavailable"}, "no answer"),
+        (500, {"outcome": "not done"}, "no answer"),
+        (503, None, "no answer"),
+    ],
+)
+def test_only_the_function_itself_can_say_not_done(
+    status: int, body: Any, outcome: Outcome
+) -> None:
+    """What the API or a broken function answers leaves the outcome unknown."""
+    assert outcome_of(status, body) == outcome
+
+
+# The measures
+
+
+def test_a_row_is_measured_from_its_requests() -> None:
+    """Failures by kind, unknown notes by themselves, and what was made to be slow not at all."""
+    requests = [
+        request("read", "", "done", 0.5),
+        request("read", "", "not done", 1.1, seconds=2.0),
+        request("transfer", "t", "unknown", 1.2),
+        request("note", "a", "not done", 1.3),
+        request("note", "b", "unknown", 1.4),
+        request("transfer", "slow", "not done", 1.0, seconds=9.0, aside=True),
+        request("read", "", "done", 2.5),
+    ]
+    row = measure(requests, audit([], BOOKS), fault=(1.0, 2.0), end=4.0)
+    assert (row.failed_reads, row.failed_writes, row.failed_notes, row.unknown_notes) == (
+        1, 1, 1, 1,
+    )  # fmt: skip
+    assert row.requests == 6
+    assert row.slowest_failure == 2.0
+    assert row.recovery == pytest.approx(0.51)
+    assert row.longest_gap == pytest.approx(2.0)
+    assert (row.aside, row.aside_failed, row.held_up) == (1, 1, 1)
+
+
+def test_the_longest_gap_begins_and_ends_with_the_row() -> None:
+    """A row without any success is one gap."""
+    assert longest_gap([], 5.0) == 5.0
+    assert longest_gap([1.0, 1.5], 2.0) == 1.0
+
+
+def test_the_timeline_has_a_column_for_each_tenth_of_a_second() -> None:
+    """Requests count where they ended, well and ill apart."""
+    requests = [request("read", "", "done", 0.05), request("read", "", "not done", 0.25)]
+    assert timeline(requests, 0.3) == [(1, 0), (0, 0), (0, 1), (0, 0)]
+
+
+# The goals
+
+HELD = replace(
+    measure([DONE, NOTED], audit([DONE, NOTED], BOOKS), fault=(0.0, 0.005), end=1.0),
+    recovery=0.1,
+)
+LONG = replace(HELD, ended=10.0, failed_reads=9, failed_writes=9, failed_notes=9)
+STRICT = Goal(
+    nobody_fails=True, known=True, held_up=1, struck=1, client_connects=5, server_connects=5
+)
+STRICT_HELD = replace(HELD, held_up=1, struck=1, client_connects=5, server_connects=5)
+
+
+def test_rows_that_hold_miss_nothing() -> None:
+    """A survived fault, a long one whose failures were answered well, and every stricter goal."""
+    assert misses(HELD, Goal(), CHECKOUT) == []
+    assert misses(replace(LONG, slowest_failure=4.0), Goal(), CHECKOUT) == []
+    assert misses(replace(HELD, unknown_notes=3), Goal(), CHECKOUT) == []
+    assert misses(STRICT_HELD, STRICT, CHECKOUT) == []
+
+
+@pytest.mark.parametrize(
+    ("row", "goal", "reason"),
+    [
+        (replace(HELD, requests=0), Goal(), "proves nothing"),
+        (replace(HELD, lost=1), Goal(), "1 lost"),
+        (replace(HELD, duplicated=2), Goal(), "2 duplicated"),
+        (replace(HELD, hidden=1), Goal(), "1 hidden"),
+        (replace(HELD, half_done=1), Goal(), "1 half done"),
+        (replace(HELD, off_balance=1), Goal(), "1 off balance"),
+        (replace(HELD, failed_reads=1), Goal(), "failed 1 reads"),
+        (replace(HELD, failed_writes=1), Goal(), "failed 1 writes"),
+        (replace(HELD, failed_notes=1), Goal(), "failed 1 notes"),
+        (LONG, Goal(nobody_fails=True), "failed 9 reads, 9 writes, 9 notes"),
+        (replace(LONG, failed_after=1), Goal(), "1 requests failed that began 2 s after"),
+        (replace(LONG, slowest_failure=4.1), Goal(), "took 4.1 s, more than 4 s"),
+        (replace(LONG, slowest_failure=7.1), Goal(answer_late=3), "more than 7 s"),
+        (replace(LONG, bad_answers=1), Goal(), "1 requests were not served and got no 503"),
+        (replace(LONG, recovery=2.1), Goal(), "came after 2.1 s, later than 2 s"),
+        (replace(LONG, recovery=None), Goal(), "came never"),
+        (replace(STRICT_HELD, unknown_notes=1), STRICT, "1 notes of unknown outcome"),
+        (replace(STRICT_HELD, held_up=0), STRICT, "only 0 requests were held up"),
+        (replace(STRICT_HELD, struck=0), STRICT, "only 0 calls of Secrets Manager"),
+        (replace(STRICT_HELD, client_connects=6), STRICT, "6 client connects in one second"),
+        (replace(STRICT_HELD, server_connects=0), STRICT, "0 server connects in one second"),
+    ],
+)
+def test_each_broken_promise_is_named(row: Measures, goal: Goal, reason: str) -> None:
+    """One miss, which says what was promised and what was seen."""
+    (missed,) = misses(row, goal, CHECKOUT)
+    assert reason in missed
+
+
+# The run
+
+
+def result(**changes: Any) -> dict[str, Any]:
+    """Make a result of one row."""
+    row = {"name": "x", "title": "a fault", "missed": [], **asdict(HELD)}
+    control = {"name": "a control", "requests": 5, "failed": 3}
+    machine = {"cores": 2, "processor": "a processor"}
+    versions = {"postgresql": "17", "pgbouncer": "1", "python": "3"}
+    told = {"machine": machine, "versions": versions, "date": "2026-11-25", "caveats": ["none"]}
+    run = {"seed": 7, "clients": 2, "checkout_timeout": 3, "command": "make chaos"}
+    return {**told, **run, "control": control, "rows": [row], **changes}
+
+
+def test_a_missed_goal_or_a_control_that_did_not_fail_fails_the_run() -> None:
+    """Either is enough; without them the run has passed."""
+    good = result()
+    assert shortfalls(good) == []
+    (row,) = good["rows"]
+    assert shortfalls(result(rows=[{**row, "missed": ["1 lost"]}])) == ["x: 1 lost"]
+    tame = {**good["control"], "failed": 0}
+    assert shortfalls(result(control=tame)) == [
+        "the control did not fail: the faults prove nothing"
+    ]
+
+
+def test_the_table_marks_what_was_missed() -> None:
+    """A row each, and the control in the caption."""
+    good = result()
+    assert "| a fault | 0.0 s | 2 | 0, 0, 0 |" in chaos_table(good)
+    assert "failed 3 of 5 requests" in chaos_table(good)
+    (row,) = good["rows"]
+    assert "**a fault: missed**" in chaos_table(result(rows=[{**row, "missed": ["1 lost"]}]))
+
+
+def test_a_seed_draws_the_same_faults_again() -> None:
+    """None twice, and none that takes long."""
+    drawn = draw(42, 5)
+    assert drawn == draw(42, 5)
+    assert len({fault.name for fault in drawn}) == 5
+    assert draw(43, 5) != drawn
+    assert all(fault.seconds < 4 for fault in drawn)
+
+
+def test_every_row_of_the_plan_has_a_name_of_its_own() -> None:
+    """The goals are found by it."""
+    names = [trial.fault.name for trial in plan()]
+    assert len(names) == len(set(names))
