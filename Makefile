@@ -65,6 +65,10 @@ bench: setup ## measure what the layer costs, warm and cold, and write benchmark
 	$(RUN) -m benchmarks.report --write || code=1; \
 	exit $$code
 
+.PHONY: report
+report: setup ## put the results of storm, chaos and bench into tables and pictures
+	@$(RUN) -m benchmarks.report --write
+
 .PHONY: synth
 synth: setup ## synthesise every stage and every combination, and lint the templates
 	@$(RUN) -m stacks.synthesis

@@ -4,8 +4,8 @@ import sys
 import time
 import uuid
 
-from benchmarks.report import storm_table
 from benchmarks.storm import conclude, plan, run
+from benchmarks.tables import storm_table
 from local.caller import Answer, call
 from local.cloud import AlreadyRunningError, CloudError, DeploymentError, LocalCloud
 from local.narrator import Narrator

@@ -5,7 +5,7 @@ same on every machine, and on every page.
 """
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-Result = Mapping[str, Any]
+from benchmarks.tables import STORM_TITLES, Result, compared
 
 SERVED, FAILED, NEUTRAL, LIMIT, SHADE = (
     "#2a78b5",
@@ -58,13 +58,13 @@ def _panels(drawn: Figure, count: int, **options: Any) -> list[Axes]:
 # The storm
 
 
-def storm_plot(result: Result, titles: Mapping[str, str]) -> str:
+def storm_plot(result: Result) -> str:
     """Draw what became of the requests of each way, and the server connections that it took.
 
     All ways meet the same number of environments; rows of other sizes have a plot of their own.
     """
     rows = compared(result)
-    names = [titles[row["name"]].replace("**", "").replace("`", "") for row in rows]
+    names = [_plain(row) for row in rows]
     with figure(8.6, 0.42 * len(rows) + 1.2) as drawn:
         left, right = drawn.subplots(1, 2, sharey=True, width_ratios=[3, 2])
         _outcomes(left, names, rows)
@@ -80,14 +80,7 @@ def storm_plot(result: Result, titles: Mapping[str, str]) -> str:
         return as_svg(drawn)
 
 
-def compared(result: Result) -> list[Mapping[str, Any]]:
-    """Return the rows of the size that most ways were measured at."""
-    baseline = next(row for row in result["rows"] if row["name"] == "baseline")
-    size = ("environments", "max_connections", "start")
-    return [row for row in result["rows"] if all(row[key] == baseline[key] for key in size)]
-
-
-def _outcomes(axes: Axes, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+def _outcomes(axes: Axes, names: Sequence[str], rows: list[Result]) -> None:
     served = [row["served"] for row in rows]
     failed = [row["failed"] for row in rows]
     axes.barh(names, served, color=SERVED, label="served")
@@ -100,9 +93,7 @@ def _outcomes(axes: Axes, names: Sequence[str], rows: Sequence[Mapping[str, Any]
     axes.tick_params(left=False)
 
 
-def _peaks(
-    axes: Axes, rows: Sequence[Mapping[str, Any]], max_connections: int, budget: int
-) -> None:
+def _peaks(axes: Axes, rows: list[Result], max_connections: int, budget: int) -> None:
     peaks = [row["peak_server_connections"] for row in rows]
     axes.barh(range(len(rows)), peaks, color=NEUTRAL)
     for place, peak in enumerate(peaks):
@@ -148,7 +139,7 @@ def concurrency_plot(result: Result) -> str:
         return as_svg(drawn)
 
 
-def _by_size(result: Result) -> list[Mapping[str, Any]]:
+def _by_size(result: Result) -> list[Result]:
     rows = [
         row
         for row in result["rows"]
@@ -159,7 +150,7 @@ def _by_size(result: Result) -> list[Mapping[str, Any]]:
     return sorted(rows, key=lambda row: int(row["environments"]))
 
 
-def connections_plot(result: Result, titles: Mapping[str, str]) -> str:
+def connections_plot(result: Result) -> str:
     """Draw server connections over the time of each storm, against what there may be."""
     rows = compared(result)
     with figure(8.6, 1.35 * _lines(len(rows)) + 0.6) as drawn:
@@ -169,7 +160,7 @@ def connections_plot(result: Result, titles: Mapping[str, str]) -> str:
             axes.fill_between(_seconds(series), series, step="post", color=SERVED, linewidth=0)
             axes.axhline(result["budget"], color=LIMIT, linestyle=":", linewidth=1)
             axes.axhline(result["max_connections"], color=FAILED, linestyle="--", linewidth=1)
-            axes.set_title(titles[row["name"]].replace("**", "").replace("`", ""), fontsize=9)
+            axes.set_title(_plain(row), fontsize=9)
             axes.set_ylim(0, result["max_connections"] * 1.1)
         drawn.supxlabel(
             f"seconds; dashed: max_connections {result['max_connections']}, dotted: budget"
@@ -212,6 +203,10 @@ def open_loop_plot(result: Result) -> str:
         return as_svg(drawn)
 
 
+def _plain(row: Result) -> str:
+    return STORM_TITLES[row["name"]].replace("**", "").replace("`", "")
+
+
 # Chaos
 
 
@@ -226,7 +221,7 @@ def chaos_plot(result: Result) -> str:
         return as_svg(drawn)
 
 
-def _timeline(axes: Axes, row: Mapping[str, Any]) -> None:
+def _timeline(axes: Axes, row: Result) -> None:
     served = [well / PERIOD for well, _ in row["timeline"]]
     all_of_them = [(well + badly) / PERIOD for well, badly in row["timeline"]]
     seconds = _seconds(served)

@@ -22,9 +22,9 @@ from benchmarks import second_driver
 from benchmarks.goals import goals, shortfalls
 from benchmarks.machine import machine, others, packages
 from benchmarks.open_loop import OpenLoop
-from benchmarks.report import storm_table
 from benchmarks.rows import Report, Row, Stage
 from benchmarks.servers import versions
+from benchmarks.tables import storm_table
 from local.caller import call
 from local.cloud import LocalCloud
 from local.narrator import Narrator

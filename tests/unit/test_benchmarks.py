@@ -2,15 +2,18 @@
 
 import copy
 import json
+import re
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
 import pytest
 
-from benchmarks import cold_start, overhead, ratios
+from benchmarks import cold_start, overhead, plots, ratios, tables
 from benchmarks.load import Outcome, summarise
-from benchmarks.report import OVERHEAD_TITLES, README, TABLES, between, overhead_table, storm_table
+from benchmarks.report import PARTS, PICTURES, RESULTS, between
 from benchmarks.secrets_service import GET, answer
+from benchmarks.tables import OVERHEAD_TITLES, overhead_table
 
 MARKS = ("<!-- begin -->", "<!-- end -->")
 ORIGIN = {
@@ -156,33 +159,46 @@ def test_the_secrets_service_answers_as_the_real_one() -> None:
         assert (status, document["__type"]) == (400, "ResourceNotFoundException")
 
 
-def drawn(name: str) -> tuple[list[str], str]:
-    """Return the names in a committed result, and its table."""
-    table = next(table for table in TABLES if table.name == name)
-    result = json.loads(table.result.read_text())
-    return [row["name"] for row in result["rows"]], table.draw(result)
+def committed(name: str) -> dict[str, Any]:
+    """Read a committed result."""
+    result: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return result
 
 
-@pytest.mark.parametrize("name", ["storm", "cold_start"])
-def test_the_table_shows_every_row_of_the_committed_result(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "draw"),
+    [
+        ("storm", tables.whole_storm_table),
+        ("chaos", tables.chaos_table),
+        ("cold_start", tables.cold_start_table),
+    ],
+)
+def test_the_table_shows_every_row_of_the_committed_result(
+    name: str, draw: Callable[[dict[str, Any]], str]
+) -> None:
     """No row is left out, whatever it looks like."""
-    names, table = drawn(name)
-    assert table.count("\n| ") == len(names)
+    result = committed(name)
+    assert draw(result).count("\n| ") == len(result["rows"])
+
+
+def test_the_first_table_shows_every_way_to_connect() -> None:
+    """Each is there with the same number of environments; lambda-pg with the most of all, too."""
+    result = committed("storm")
+    table = tables.storm_table(result)
+    for row in result["rows"]:
+        served = f"| {row['environments']} {row['start']} | {row['served']} of {row['requests']} |"
+        title = tables.STORM_TITLES[row["name"]]
+        assert row["name"].startswith("lambda-pg") or f"| {title} {served}" in table
+    assert "| 1000 restored | 1000 of 1000 | 0 |" in table
 
 
 def test_the_lookups_that_are_shown_were_all_measured() -> None:
     """A committed result holds every row of the table on both paths: no cell is empty."""
-    names, table = drawn("overhead")
+    result = committed("overhead")
+    names, table = [row["name"] for row in result["rows"]], overhead_table(result)
     assert all(names.count(name) == 2 for name in OVERHEAD_TITLES)
     assert table.count("\n| ") == len(OVERHEAD_TITLES)
     assert "|  |" not in table
-
-
-def test_the_storm_s_table_counts_what_was_served() -> None:
-    """Each row says how many of its requests were served."""
-    result = json.loads(TABLES[0].result.read_text())
-    for row in result["rows"]:
-        assert f"{row['served']} of {row['requests']}" in storm_table(result)
 
 
 def test_both_paths_of_a_lookup_share_a_line() -> None:
@@ -205,9 +221,27 @@ def test_a_number_typed_by_hand_is_noticed() -> None:
     assert made != readme
 
 
-def test_every_table_has_its_place() -> None:
-    """A README without a table's marks is an error, not a table left out."""
-    for table in TABLES:
-        assert all(mark in README.read_text() for mark in table.marks)
+def test_every_part_has_its_place() -> None:
+    """A document without a part's marks is an error, not a table left out."""
+    for part in PARTS:
+        assert all(mark in part.document.read_text() for mark in part.marks)
     with pytest.raises(SystemExit, match="no place"):
         between("no marks", MARKS, "| measured |")
+
+
+def test_a_picture_is_the_same_whenever_it_is_drawn() -> None:
+    """So a check can tell whether it shows what was measured."""
+    result = committed("storm")
+    first = plots.storm_plot(result)
+    assert first == plots.storm_plot(result)
+    assert first == (RESULTS / "storm.svg").read_text()
+    result["rows"][0]["served"] -= 1
+    assert first != plots.storm_plot(result)
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture_asks_nobody_for_anything(name: str) -> None:
+    """It has its letters with it, and no address but those of its own format."""
+    picture = (RESULTS / name).read_text()
+    assert "<text" not in picture
+    assert set(re.findall(r"https?://([^/\"]+)", picture)) <= {"www.w3.org", "purl.org"}

@@ -8,7 +8,6 @@ import pytest
 
 from benchmarks.chaos import draw, plan, shortfalls
 from benchmarks.chaos_goals import Goal, Measures, longest_gap, measure, misses, timeline
-from benchmarks.chaos_report import chaos_table
 from benchmarks.ledger import (
     ACCOUNTS,
     OPENING_BALANCE,
@@ -20,6 +19,7 @@ from benchmarks.ledger import (
     audit,
 )
 from benchmarks.steady import outcome_of
+from benchmarks.tables import chaos_table
 
 TOTAL = ACCOUNTS * OPENING_BALANCE
 CHECKOUT = 3.0

@@ -18,10 +18,10 @@ from aiohttp import web
 from benchmarks import open_loop, sampler
 from benchmarks.goals import goals, shortfalls
 from benchmarks.load import Outcome, summarise
-from benchmarks.report import STORM_TITLES, storm_table
 from benchmarks.rows import FunctionLog, answered_between
 from benchmarks.second_driver import outcomes_of
 from benchmarks.storm import HOME, PEERS, peers, planned
+from benchmarks.tables import STORM_TITLES, storm_table
 
 TOKEN = "a-token"
 

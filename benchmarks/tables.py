@@ -1,0 +1,265 @@
+"""Draw results as Markdown."""
+
+from typing import Any
+
+Result = dict[str, Any]
+
+STORM_TITLES = {
+    "baseline": "a connection per request, straight to PostgreSQL",
+    "cached-direct": "the layer without a pooler, straight to PostgreSQL",
+    "connect-through-pooler": "no layer: a connection per request through PgBouncer",
+    "psycopg_pool": "psycopg_pool with its check, through PgBouncer",
+    "sqlalchemy": "SQLAlchemy with pre-ping, through PgBouncer",
+    "lambda-pg": "**lambda-pg**: layer and PgBouncer",
+    "lambda-pg-cold": "lambda-pg, real cold starts",
+}
+OVERHEAD_TITLES = {
+    "raw": "psycopg, an open connection (raw)",
+    "lambda-pg": "**lambda-pg**, with the invocation's deadline",
+    "lambda-pg, invocation and all": "**lambda-pg**, binding the invocation included",
+    "psycopg_pool": "psycopg_pool, its defaults",
+    "psycopg_pool in autocommit": "psycopg_pool in autocommit",
+    "psycopg_pool with check": "psycopg_pool with `check_connection`",
+    "connect per request": "a connection per request",
+    "claims: lambda-pg": "**lambda-pg** `execute(…, claims=…)`",
+    "claims: raw in a transaction": "raw: `conn.transaction()`, `set_config`, statement",
+}
+COLD_START_TITLES = {
+    "python": "Python alone",
+    "floor": "psycopg, its credentials given (floor)",
+    "lambda-pg": "**lambda-pg**, its secret fetched",
+    "lambda-pg by boto3": "lambda-pg where only boto3 finds the keys",
+    "boto3+psycopg_pool": "boto3 and psycopg_pool",
+}
+
+
+CPU = "| CPU ms a request: function | PgBouncer | PostgreSQL |"
+PEAKS = f"| peak server connections | peak client connections {CPU}"
+
+
+def storm_table(result: Result) -> str:
+    """Draw the rows of the size that all ways were measured at, the largest, and the cold one."""
+    largest = max(row["environments"] for row in result["rows"])
+    shown = [*compared(result)]
+    shown += [
+        row
+        for row in result["rows"]
+        if row not in shown and (row["environments"] == largest or row["start"] == "cold")
+    ]
+    lines = [
+        "| | environments | served | failed | p50 | p95 | p99 | max | peak server connections |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {_title(row, result)} | {row['environments']} {row['start']} "
+        f"| {row['served']} of {row['requests']} | {row['failed']} | {_times(row)} "
+        f"| {row['peak_server_connections']} |"
+        for row in shown
+    ]
+    caption = (
+        f"`max_connections` {result['max_connections']}, budget {result['budget']} server "
+        f"connections. {origin(result)}"
+    )
+    return "\n".join([*lines, "", caption])
+
+
+def compared(result: Result) -> list[Result]:
+    """Return the rows that differ from the baseline's in nothing but how they connect."""
+    baseline = next(row for row in result["rows"] if row["name"] == "baseline")
+    size = ("environments", "max_connections", "start")
+    return [row for row in result["rows"] if all(row[key] == baseline[key] for key in size)]
+
+
+def whole_storm_table(result: Result) -> str:
+    """Draw every row with everything that was measured of it."""
+    lines = [
+        f"| | environments | served | failed | a second | p50 | p95 | p99 | max {PEAKS}",
+        "|---|---:|" + "---:|" * 12,
+    ]
+    for row in result["rows"]:
+        cpu = " | ".join(
+            f"{1000 * row['cpu'][name] / row['requests']:.1f}"
+            for name in ("functions", "pgbouncer", "postgresql")
+        )
+        lines.append(
+            f"| {_title(row, result)} | {row['environments']} {row['start']} | {row['served']} "
+            f"| {row['failed']} | {row['throughput_rps']:.0f} | {_times(row)} "
+            f"| {row['peak_server_connections']} of {row['budget']} "
+            f"| {row['peak_client_connections']} | {cpu} |"
+        )
+    return "\n".join([*lines, "", origin(result)])
+
+
+def causes_table(result: Result) -> str:
+    """Draw why requests failed, for the rows in which any did."""
+    lines = ["| | failed | causes |", "|---|---:|---|"]
+    for row in result["rows"]:
+        if row["failed"]:
+            causes = "; ".join(f"{count} times {cause}" for cause, count in row["failures"].items())
+            lines.append(f"| {_title(row, result)} | {row['failed']} | {causes} |")
+    return "\n".join(lines)
+
+
+def growth_table(result: Result) -> str:
+    """Draw what a request costs as the same load spreads over a growing fleet."""
+    loop = result["open_loop"]
+    lines = [
+        f"| environments | requests | failed | a second | p50, ms | to the first | p95 | p99 {CPU}",
+        "|---:|" + "---:|" * 10,
+    ]
+    for size, growth in zip(loop["sizes"], loop["growth"], strict=True):
+        cpu = " | ".join(
+            f"{size['cpu_ms'][name]:.2f}" for name in ("functions", "pgbouncer", "postgresql")
+        )
+        lines.append(
+            f"| {size['environments']} | {size['requests']} | {size['failed']} | {size['rate']} "
+            f"| {size['p50_ms']} | {growth['p50']:.2f} | {size['p95_ms']} | {size['p99_ms']} "
+            f"| {cpu} |"
+        )
+    caption = (
+        f"{loop['offered_rps']} requests a second arrive as independent callers' do (seed "
+        f"{loop['seed']}): half of what 50 environments answer at most. Medians over "
+        f"{len(loop['measures']) // len(loop['sizes'])} rounds, the sizes by turns."
+    )
+    return "\n".join([*lines, "", caption])
+
+
+def second_driver_table(result: Result) -> str:
+    """Draw the same storms as two load generators saw them."""
+    drivers = result["second_driver"]
+    names = {"ours": "ours", "locust": f"{drivers['name']} {drivers['version']}"}
+    lines = [
+        "| | driver | served | failed | p50 | p95 | p99 | max |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in drivers["rows"]:
+        for key, name in names.items():
+            lines += [
+                f"| {STORM_TITLES[row['name']]} | {name} | {run['served']} | {run['failed']} "
+                f"| {_times(run)} |"
+                for run in row["runs"][key]
+            ]
+    return "\n".join(lines)
+
+
+def goals_table(result: Result) -> str:
+    """Draw what was promised, and what was found."""
+    lines = ["| goal | found | |", "|---|---|---|"]
+    lines += [
+        f"| {goal['text']} | {goal['found']} | {'held' if goal['held'] else '**missed**'} |"
+        for goal in result["goals"]
+    ]
+    return "\n".join(lines)
+
+
+def _title(row: Result, result: Result) -> str:
+    title, limit = STORM_TITLES[row["name"]], row["max_connections"]
+    return title if limit == result["max_connections"] else f"{title}, `max_connections` {limit}"
+
+
+def _times(row: Result) -> str:
+    return " | ".join(f"{row[f'{name}_ms'] / 1000:.2f} s" for name in ("p50", "p95", "p99", "max"))
+
+
+def overhead_table(result: Result) -> str:
+    """Draw the ways of a warm lookup that have a title, with both paths side by side."""
+    lines = [
+        "| a warm lookup by primary key | direct, µs | to raw | PgBouncer, µs | to raw |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    cells: dict[str, dict[str, str]] = {}
+    for row in result["rows"]:
+        cell = f"{_short(row['median_us'])} | {row['ratio']:.2f}"
+        cells.setdefault(row["name"], {})[row["path"]] = cell
+    for name, title in OVERHEAD_TITLES.items():
+        of_path = cells.get(name, {})
+        paths = " | ".join(of_path.get(path, " | ") for path in ("direct", "pgbouncer"))
+        lines.append(f"| {title} | {paths} |")
+    caption = (
+        f"Medians of {result['runs']} runs; more rows and the method are in "
+        f"[benchmarks/results](benchmarks/results/). {origin(result)}"
+    )
+    return "\n".join([*lines, "", caption])
+
+
+def cold_start_table(result: Result) -> str:
+    """Draw each way to a first row, with its memory."""
+    lines = [
+        "| process start to first row | ms | to floor | memory, MiB RSS |",
+        "|---|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {COLD_START_TITLES[row['name']]} | {row['median_ms']:.0f} | {row['ratio']:.2f} "
+        f"| {row['memory_mib']['rss']:.0f} |"
+        for row in result["rows"]
+    ]
+    imports = ", ".join(f"`{name}` {ms:.0f} ms" for name, ms in result["imports_ms"].items())
+    caption = f"Of it, imports: {imports} (psycopg included). {origin(result)}"
+    return "\n".join([*lines, "", caption])
+
+
+def origin(result: Result) -> str:
+    """Say where, when and with what a result was measured."""
+    machine, versions = result["machine"], result["versions"]
+    return (
+        f"Measured {result['date'][:10]} by `{result['command']}` on {machine['cores']} cores "
+        f"({machine['processor']}), PostgreSQL {versions['postgresql']}, "
+        f"PgBouncer {versions['pgbouncer']}, Python {versions['python']}. "
+        f"Caveats: {'; '.join(result['caveats'])}."
+    )
+
+
+def _short(microseconds: float) -> str:
+    return f"{microseconds:.1f}" if microseconds < 100 else f"{microseconds:,.0f}"
+
+
+# Chaos
+
+KINDS = ("reads", "writes", "notes")
+HEAD = (
+    "| fault | lasted | requests | failed: reads, writes, notes | unknown notes | longest gap "
+    "| back after | acknowledged | lost | duplicated |"
+)
+
+
+def chaos_table(result: Result) -> str:
+    """Draw one line for each row, and what they were measured on."""
+    lines = [HEAD, "|---|" + "---:|" * 9]
+    lines += [_line(row) for row in result["rows"]]
+    control = result["control"]
+    caption = (
+        f"{result['clients']} clients, checkout timeout {result['checkout_timeout']} s, seed "
+        f"{result['seed']} of the random sequence. The control ({control['name']}) failed "
+        f"{control['failed']} of {control['requests']} requests. {origin(result)}"
+    )
+    return "\n".join([*lines, "", caption])
+
+
+def chaos_summary(result: Result) -> str:
+    """Say in a few lines what all faults together came to."""
+    rows = result["rows"]
+    sums = {
+        key: sum(row[key] for row in rows)
+        for key in ("requests", "acknowledged", "lost", "duplicated", "unknown_notes")
+    }
+    unharmed = [row for row in rows if not any(row[f"failed_{kind}"] for kind in KINDS)]
+    return (
+        f"{len(rows)} rows of faults (kills, replacements, restarts, outages, rotations, stalls, "
+        f"lost packets, frozen environments …) under {sums['requests']:,} requests, "
+        f"{len(unharmed)} of them without a failed request: {sums['acknowledged']:,} writes "
+        f"acknowledged, **{sums['lost']} lost, {sums['duplicated']} duplicated**, "
+        f"{sums['unknown_notes']} plain writes reported as unknown. The control, a connection per "
+        f"request, failed {result['control']['failed']} of {result['control']['requests']} "
+        f"requests while PostgreSQL was restarted. {origin(result)}"
+    )
+
+
+def _line(row: Result) -> str:
+    failed = ", ".join(str(row[f"failed_{kind}"]) for kind in KINDS)
+    title = f"**{row['title']}: missed**" if row["missed"] else row["title"]
+    back = "never" if row["recovery"] is None else f"{row['recovery']:.2f} s"
+    return (
+        f"| {title} | {row['ended'] - row['began']:.1f} s | {row['requests']} | {failed} "
+        f"| {row['unknown_notes']} | {row['longest_gap']:.2f} s | {back} "
+        f"| {row['acknowledged']} | {row['lost']} | {row['duplicated']} |"
+    )
