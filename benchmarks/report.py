@@ -31,10 +31,8 @@ class Part:
     @property
     def marks(self) -> tuple[str, str]:
         """The lines before and after."""
-        return (
-            f"<!-- {self.name}: made by `{command_of(self.result)}` -->",
-            f"<!-- /{self.name} -->",
-        )
+        command = COMMANDS.get(self.result, "make bench")
+        return f"<!-- {self.name}: made by `{command}` -->", f"<!-- /{self.name} -->"
 
     def filled(self, text: str, result: Result) -> str:
         """Return the document with what the result says in its place."""
