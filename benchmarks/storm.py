@@ -38,18 +38,19 @@ SHARED_MACHINE: Final = "load, functions, pooler and database share one machine 
 WHY: Final = "on AWS each environment has a processor of its own"
 BUSY: Final = "other programs used {busy:.0f} % of the processors when the run began"
 METHOD: Final = (
-    "server connections are all clients of the database but the sampler, idle ones that the pooler "
-    "keeps from the row before included; client connections are TCP connections at the pooler's "
-    "tasks, as the kernel lists them; in these rows every environment logs in, which costs about "
-    "as much in the function as in PgBouncer, most of it the 4,096 rounds of SCRAM; processor "
-    "seconds are from opening the environments to the last answer, and the database's hold the "
-    "sampler's questions"
-)
-FRAME: Final = (
-    "all rows but the baseline answer by the same frame (benchmarks/lookup) and differ in how they "
-    "connect: lambda-pg is that frame with the layer, without Powertools; functions without the "
-    "layer read their secret at import, and restored environments share it, while the layer reads "
-    "it with its first connection"
+    "Every environment of a row gets its first request at the same moment. All rows but the "
+    "baseline answer by the same frame (benchmarks/lookup) and differ in how they connect: "
+    "lambda-pg is that frame with the layer, without Powertools. Functions without the layer read "
+    "their secret at import, and restored environments share it; the layer reads it with its first "
+    "connection. Every environment logs in, which costs about as much in the function as in "
+    "PgBouncer, most of it the 4,096 rounds of SCRAM. Server connections are all clients of the "
+    "database but the sampler, idle ones that the pooler keeps from the row before included; "
+    "client connections are TCP connections at the pooler's tasks, as the kernel lists them. "
+    "Processor seconds are from opening the environments to the last answer; the database's hold "
+    "the sampler's questions. Open loop: a Poisson process at half of the rate that 50 busy "
+    "environments answer, on fleets whose connections are open, each request timed from the moment "
+    "it was due, to the environment that has been idle for longest; medians of the rounds, in "
+    "which the sizes take turns. Second driver: both by turns, medians of their storms."
 )
 NO_NODE: Final = (
     "Node's serverless-postgres has no row: the local cloud restores environments by forking, as "
@@ -133,7 +134,8 @@ def run_all(report: Report, seed: int) -> dict[str, Any]:
     with own_cloud({**PATIENT, **SMALL}, report) as cloud:
         stage = set_up(cloud, report)
         rows += [stage.storm(row) for row in SMALL_PLAN]
-    result["caveats"] += [BUSY.format(busy=busy), METHOD, FRAME, NO_NODE]
+    result["caveats"] += [BUSY.format(busy=busy), NO_NODE]
+    result["method"] = METHOD
     result["versions"] |= peers() | {"locust": second_driver.version()}
     result |= {"rows": [asdict(row) for row in rows], "planned": planned()}
     result |= {"open_loop": loop, "second_driver": drivers}

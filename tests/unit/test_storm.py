@@ -20,8 +20,9 @@ from benchmarks.goals import goals, shortfalls
 from benchmarks.load import Outcome, summarise
 from benchmarks.rows import FunctionLog, answered_between
 from benchmarks.second_driver import outcomes_of
-from benchmarks.storm import HOME, PEERS, peers, planned
+from benchmarks.storm import DRIVERS_PLAN, HOME, PEERS, SMALL_PLAN, full_plan, peers, planned
 from benchmarks.tables import STORM_TITLES, storm_table
+from stacks.assets import FUNCTIONS
 
 TOKEN = "a-token"
 
@@ -46,6 +47,12 @@ def test_the_plan_has_every_row() -> None:
     ]
     cold = {"name": "lambda-pg-cold", "environments": 50, "start": "cold", "max_connections": 100}
     assert [row for row in planned() if row["start"] == "cold"] == [cold]
+
+
+def test_every_row_has_a_function() -> None:
+    """In a folder of its own, of the benchmarks or of the project."""
+    for row in full_plan() + SMALL_PLAN + DRIVERS_PLAN:
+        assert any((home / row.function / "handler.py").exists() for home in (HOME, FUNCTIONS))
 
 
 def test_peers_are_named_with_the_versions_that_are_deployed() -> None:
