@@ -24,7 +24,7 @@ from benchmarks.machine import machine, others, packages
 from benchmarks.open_loop import OpenLoop
 from benchmarks.rows import Report, Row, Stage
 from benchmarks.servers import versions
-from benchmarks.tables import storm_table
+from benchmarks.tables import whole_storm_table
 from local.caller import call
 from local.cloud import LocalCloud
 from local.narrator import Narrator
@@ -209,7 +209,7 @@ def main() -> int:
     result = run_all(Narrator().note, arguments.seed)
     if arguments.output:
         arguments.output.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"\n{storm_table(result)}\n")
+    print(f"\n{whole_storm_table(result)}\n")
     return conclude(result)
 
 

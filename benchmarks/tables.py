@@ -87,7 +87,7 @@ def whole_storm_table(result: Result) -> str:
             f"| {row['peak_server_connections']} of {row['budget']} "
             f"| {row['peak_client_connections']} | {cpu} |"
         )
-    return "\n".join([*lines, "", origin(result)])
+    return "\n".join([*lines, "", f"{result['method']} {origin(result)}"])
 
 
 def causes_table(result: Result) -> str:

@@ -21,7 +21,7 @@ from benchmarks.load import Outcome, summarise
 from benchmarks.rows import FunctionLog, answered_between
 from benchmarks.second_driver import outcomes_of
 from benchmarks.storm import DRIVERS_PLAN, HOME, PEERS, SMALL_PLAN, full_plan, peers, planned
-from benchmarks.tables import STORM_TITLES, storm_table
+from benchmarks.tables import STORM_TITLES, whole_storm_table
 from stacks.assets import FUNCTIONS
 
 TOKEN = "a-token"
@@ -236,8 +236,9 @@ def test_every_row_has_a_line_and_says_how_it_started(result: dict[str, Any]) ->
         "date": "2026-01-02",
         "command": "make storm",
         "caveats": ["c"],
+        "method": "m",
     }
-    table = storm_table(result | origin)
+    table = whole_storm_table(result | origin)
     assert {row["name"] for row in result["rows"]} <= set(STORM_TITLES)
     assert table.count(" restored |") == len(result["rows"]) - 1
     assert table.count(" cold |") == table.count("`max_connections` 25 |") == 1
