@@ -49,8 +49,9 @@ METHOD: Final = (
     "Processor seconds are from opening the environments to the last answer; the database's hold "
     "the sampler's questions. Open loop: a Poisson process at half of the rate that 50 busy "
     "environments answer, on fleets whose connections are open, each request timed from the moment "
-    "it was due, to the environment that has been idle for longest; medians of the rounds, in "
-    "which the sizes take turns. Second driver: both by turns, medians of their storms."
+    "it was due, to the environment that has been idle for longest; who finds all of them busy "
+    "waits; medians of the rounds, in which the sizes take turns. Second driver: both by turns, "
+    "medians of their storms."
 )
 NO_NODE: Final = (
     "Node's serverless-postgres has no row: the local cloud restores environments by forking, as "
