@@ -43,7 +43,7 @@ class Measure(Summary):
     cpu_ms: dict[str, float]
     """Milliseconds of processor time for each request."""
     environments_at_end: int
-    """More where all were busy at some moment: the cloud starts another one, as AWS does."""
+    """The same, or another size was measured."""
     peak_server_connections: int
     peak_client_connections: int
     widest_gap_ms: float
@@ -60,16 +60,28 @@ def schedule(rate: float, seconds: float, seed: int) -> list[float]:
     return moments
 
 
-def arrive(url: str, token: str, moments: Sequence[float]) -> tuple[list[Outcome], float]:
-    """Send a request at each moment; return the outcomes and the seconds until the last answer."""
+def arrive(
+    url: str, token: str, moments: Sequence[float], environments: int
+) -> tuple[list[Outcome], float]:
+    """Send a request at each moment; return the outcomes and the seconds until the last answer.
+
+    Who finds every environment busy waits here, which counts: the cloud would start another one,
+    as AWS does, and another size would be measured.
+    """
 
     async def run() -> tuple[list[Outcome], float]:
+        free = asyncio.Semaphore(environments)
+
+        async def request(client: aiohttp.ClientSession, due: float) -> Outcome:
+            async with free:
+                return await timed_request(client, url, due)
+
         async with session(token) as client:
             began = time.perf_counter()
             requests = []
             for moment in moments:
                 await asyncio.sleep(began + moment - time.perf_counter())
-                requests.append(asyncio.create_task(timed_request(client, url, began + moment)))
+                requests.append(asyncio.create_task(request(client, began + moment)))
             return list(await asyncio.gather(*requests)), time.perf_counter() - began
 
     return asyncio.run(run())
@@ -140,7 +152,7 @@ class OpenLoop:
         before = self._stage.cloud.status()
         used = self._stage.cpu(before)
         with Sampler(before) as sampler:
-            outcomes, taken = arrive(self._url, self._stage.token, moments)
+            outcomes, taken = arrive(self._url, self._stage.token, moments, size)
         after = self._stage.cloud.status()
         cpu = self._stage.cpu(after).since(used)
         summary = summarise(outcomes, taken)

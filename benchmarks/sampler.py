@@ -25,7 +25,7 @@ from typing import Any, Final, Self
 import psycopg
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-INTERVAL: Final = 0.03
+INTERVAL: Final = 0.025
 """Seconds of rest between two samples: one takes up to 5 ms."""
 
 WIDEST: Final = 0.05

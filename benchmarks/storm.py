@@ -18,6 +18,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+import psycopg
+
 from benchmarks import second_driver
 from benchmarks.goals import goals, shortfalls
 from benchmarks.machine import machine, others, packages
@@ -49,12 +51,19 @@ METHOD: Final = (
     "Processor seconds are from opening the environments to the last answer; the database's hold "
     "the sampler's questions. Open loop: a Poisson process at half of the rate that 50 busy "
     "environments answer, on fleets whose connections are open, each request timed from the moment "
-    "it was due, to the environment that has been idle for longest; medians of the rounds, in "
-    "which the sizes take turns. Second driver: both by turns, medians of their storms."
+    "it was due, to the environment that has been idle for longest; who finds all of them busy "
+    "waits; medians of the rounds, in which the sizes take turns. Second driver: both by turns, "
+    "medians of their storms."
 )
 NO_NODE: Final = (
     "Node's serverless-postgres has no row: the local cloud restores environments by forking, as "
     "Node cannot; AWS's runtime client for it needs Node 22 and a compiler"
+)
+
+QUEUE: Final = (
+    "who waits longer than {seconds} s in the pooler's queue is refused there: functions without a "
+    "processor of their own hold transactions for long, which the layer survives by sending again, "
+    "and others do not"
 )
 
 SMALL: Final = {
@@ -126,7 +135,7 @@ def run_all(report: Report, seed: int) -> dict[str, Any]:
     busy = others()
     began = time.monotonic()
     with own_cloud(PATIENT, report) as cloud:
-        stage = set_up(cloud, report)
+        stage, queue = set_up(cloud, report), QUEUE.format(seconds=queue_seconds(cloud))
         rows = [stage.storm(row) for row in full_plan()]
         loop = OpenLoop(stage, seed).run()
         drivers = second_driver.compare(stage, DRIVERS_PLAN)
@@ -134,7 +143,7 @@ def run_all(report: Report, seed: int) -> dict[str, Any]:
     with own_cloud({**PATIENT, **SMALL}, report) as cloud:
         stage = set_up(cloud, report)
         rows += [stage.storm(row) for row in SMALL_PLAN]
-    result["caveats"] += [BUSY.format(busy=busy), NO_NODE]
+    result["caveats"] += [BUSY.format(busy=busy), queue, NO_NODE]
     result["method"] = METHOD
     result["versions"] |= peers() | {"locust": second_driver.version()}
     result |= {"rows": [asdict(row) for row in rows], "planned": planned()}
@@ -142,6 +151,14 @@ def run_all(report: Report, seed: int) -> dict[str, Any]:
     result["seconds"] = round(time.monotonic() - began, 1)
     result["goals"] = [asdict(goal) for goal in goals(result)]
     return result
+
+
+def queue_seconds(cloud: LocalCloud) -> str:
+    """Ask a task of the pooler for its query_wait_timeout."""
+    dsn = cloud.status()["pooler"]["admin_dsn"]
+    with psycopg.connect(dsn, autocommit=True, prepare_threshold=None) as console:
+        rows = console.execute("SHOW CONFIG").fetchall()
+    return next(str(row[1]) for row in rows if row[0] == "query_wait_timeout")
 
 
 def peers() -> dict[str, str]:

@@ -289,14 +289,30 @@ def test_latencies_count_from_the_moment_that_was_scheduled() -> None:
         return web.Response()
 
     with served(stand_still) as url:
-        outcomes, taken = open_loop.arrive(url, TOKEN, [0.0, 0.01, 0.02])
-        (late,), _ = open_loop.arrive(url, TOKEN, [-5.0])
+        outcomes, taken = open_loop.arrive(url, TOKEN, [0.0, 0.01, 0.02], 3)
+        (late,), _ = open_loop.arrive(url, TOKEN, [-5.0], 1)
     assert late.seconds >= 5.3
     assert [outcome.status for outcome in outcomes] == [200] * 3
     first, _, last = (outcome.seconds for outcome in outcomes)
     assert 0.3 <= first < last
     assert last >= 0.9 - 0.02
     assert taken >= 0.9
+
+
+def test_no_more_requests_are_under_way_than_there_are_environments() -> None:
+    """Those that wait are timed all the same."""
+    under_way: list[int] = [0]
+
+    async def answer(_: web.BaseRequest) -> web.Response:
+        under_way.append(under_way[-1] + 1)
+        await asyncio.sleep(0.1)
+        under_way.append(under_way[-1] - 1)
+        return web.Response()
+
+    with served(answer) as url:
+        outcomes, _ = open_loop.arrive(url, TOKEN, [0.0] * 6, 2)
+    assert max(under_way) == 2
+    assert max(outcome.seconds for outcome in outcomes) >= 0.3
 
 
 def test_busy_callers_send_the_next_request_when_they_have_an_answer() -> None:
