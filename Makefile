@@ -55,6 +55,10 @@ storm: setup ## run the storm alone and write benchmarks/results/storm.json
 	@$(RUN) -m benchmarks.storm --output benchmarks/results/storm.json
 	@$(RUN) -m benchmarks.report --write
 
+.PHONY: chaos
+chaos: setup ## faults under load, with an audit of what is there, and write benchmarks/results/chaos.json
+	@$(RUN) -m benchmarks.chaos --output benchmarks/results/chaos.json
+
 .PHONY: bench
 bench: setup ## measure what the layer costs, warm and cold, and write benchmarks/results
 	@code=0; \

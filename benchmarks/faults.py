@@ -73,10 +73,11 @@ def stop_pooler(cloud: LocalCloud) -> Iterator[None]:
 @contextmanager
 def fill_pool(cloud: LocalCloud) -> Iterator[None]:
     """Have slow queries on every server connection of every task; cancelled at the end."""
+    login = application_login(cloud)
     with ExitStack() as opened:
         for task in cloud.status()["pooler"]["tasks"]:
             for _ in range(_server_connections(task)):
-                connection = _login_at(cloud, task["address"])
+                connection = _login_at(cloud, task["address"], login)
                 opened.callback(connection.close)
                 connection.pgconn.send_query(b"SELECT pg_sleep(60)")
                 opened.callback(connection.cancel_safe)
@@ -90,8 +91,7 @@ def _server_connections(task: dict[str, Any]) -> int:
     return int(settings["max_db_connections"])
 
 
-def _login_at(cloud: LocalCloud, address: str) -> psycopg.Connection[Any]:
-    login = application_login(cloud)
+def _login_at(cloud: LocalCloud, address: str, login: dict[str, Any]) -> psycopg.Connection[Any]:
     return psycopg.connect(
         host=address,
         port=cloud.status()["pooler"]["port"],
@@ -169,18 +169,39 @@ def secrets_fault(kind: str) -> Callable[[LocalCloud], AbstractContextManager[No
 
 @contextmanager
 def rotate_twice(cloud: LocalCloud) -> Iterator[None]:
-    """Rotate the application's password twice, and end every connection.
+    """Rotate the application's password twice, and end every connection, twice too.
 
     With two users that take turns, the first rotation leaves the login in use alone: only the
     second gives that user a new password, which the database asks for from then on. Connections
-    that are open already would go on: so each is ended, and has to log in anew.
+    that are open already would go on: so each is ended and has to log in anew, once while the
+    pooler still knows the old password, which the database refuses, and once when it does not.
     """
+    old = application_login(cloud)
     rotate(cloud)
     rotate(cloud)
+    _end_connections(cloud)
+    for task in cloud.status()["pooler"]["tasks"]:
+        _wait_for_refusal(cloud, task["address"], old)
+    _end_connections(cloud)
+    yield
+
+
+def _end_connections(cloud: LocalCloud) -> None:
     for wire in ("database", "pooler"):
         with cloud.fault(wire, "reset"):
             pass
-    yield
+
+
+def _wait_for_refusal(cloud: LocalCloud, address: str, login: dict[str, Any]) -> None:
+    """Wait until a task of the pooler refuses a login; raise TimeoutError."""
+    deadline = time.monotonic() + ROTATION_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            _login_at(cloud, address, login).close()
+        except psycopg.OperationalError:
+            return
+        time.sleep(0.05)
+    raise TimeoutError(f"the pooler at {address} still accepts the password of before")
 
 
 def rotate(cloud: LocalCloud) -> None:
