@@ -115,6 +115,10 @@ def herd(cloud: LocalCloud, load: Load) -> Wait:
 BLACKHOLE_LATE: Final = 3.0
 """Seconds until the layer gives up a connection whose packets are lost (its tcp_user_timeout)."""
 
+QUEUE_LATE: Final = 0.5
+"""PgBouncer looks at its queue three times a second: a query_wait_timeout of 1 s takes up to a third
+of a second longer, and the last attempt may begin at the end of the checkout timeout."""
+
 GOALS: Final[dict[str, Goal]] = {
     "pooler-replaced": Goal(nobody_fails=True, known=True),
     "rotation": Goal(nobody_fails=True),
@@ -122,7 +126,7 @@ GOALS: Final[dict[str, Goal]] = {
     "secrets-failing": Goal(known=True, struck=1),
     "secrets-throttling": Goal(known=True, struck=1),
     "pool-full": Goal(known=True),
-    "pool-full-long": Goal(known=True),
+    "pool-full-long": Goal(known=True, answer_late=QUEUE_LATE),
     "frozen-in-transaction": Goal(nobody_fails=True, known=True, held_up=3),
     "pooler-blackhole": Goal(answer_late=BLACKHOLE_LATE),
 }

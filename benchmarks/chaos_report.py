@@ -18,9 +18,20 @@ def chaos_table(result: dict[str, Any]) -> str:
     caption = (
         f"{result['clients']} clients, checkout timeout {result['checkout_timeout']} s, seed "
         f"{result['seed']} of the random sequence. The control ({control['name']}) failed "
-        f"{control['failed']} of {control['requests']} requests. {origin(result)}"
+        f"{control['failed']} of {control['requests']} requests.{_herd(result)} {origin(result)}"
     )
     return "\n".join([*lines, "", caption])
+
+
+def _herd(result: dict[str, Any]) -> str:
+    """Say how many connections came in one second, where they were counted."""
+    return "".join(
+        f" {row['title']}: at most {row['client_connects']} client and {row['server_connects']} "
+        f"server connections were opened in one second; allowed are "
+        f"{row['goal']['client_connects']} and {row['goal']['server_connects']}."
+        for row in result["rows"]
+        if row["goal"]["client_connects"] is not None
+    )
 
 
 def _line(row: dict[str, Any]) -> str:

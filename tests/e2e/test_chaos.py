@@ -23,8 +23,8 @@ LIVENESS = (
 )
 REFRESH = (
     "_login.py",
-    "if other is None:",
-    "if other is None or True:",
+    "other = self._credentials.after_refusal(credentials, max(0.1, until - monotonic()))",
+    "other = None",
 )
 ROTATED = trial(faults.ROTATED)
 REPLACED = trial(faults.POOLER_REPLACED)
