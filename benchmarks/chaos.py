@@ -11,6 +11,7 @@ import json
 import random
 import secrets
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -116,8 +117,8 @@ BLACKHOLE_LATE: Final = 3.0
 """Seconds until the layer gives up a connection whose packets are lost (its tcp_user_timeout)."""
 
 QUEUE_LATE: Final = 0.5
-"""PgBouncer looks at its queue three times a second: a query_wait_timeout of 1 s takes up to a third
-of a second longer, and the last attempt may begin at the end of the checkout timeout."""
+"""PgBouncer looks at its queue three times a second: a query_wait_timeout of 1 s takes a third more
+at worst, and the last attempt may begin at the end of the checkout timeout."""
 
 GOALS: Final[dict[str, Goal]] = {
     "pooler-replaced": Goal(nobody_fails=True, known=True),
@@ -401,7 +402,8 @@ def main() -> int:
     seed = secrets.randbelow(2**32) if arguments.seed is None else arguments.seed
     narrator = Narrator()
     narrator.note(f"seed {seed}")
-    with LocalCloud(None, options(), report=narrator) as cloud:
+    folder = Path(tempfile.gettempdir()) / f"lpg-{secrets.token_hex(4)}"  # beside that of `make up`
+    with LocalCloud(folder, options(), report=narrator) as cloud:
         result = run(cloud, seed, arguments.count, narrator.note, f"make chaos (seed {seed})")
     if arguments.output:
         arguments.output.write_text(json.dumps(result) + "\n")

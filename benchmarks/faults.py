@@ -18,6 +18,8 @@ import psycopg
 from local.cloud import LocalCloud
 
 ROTATION_SECONDS: Final = 30.0
+BY_DEPLOYMENT: Final = {"certificate", "migrate", "rotate"}
+"""Functions that no client calls."""
 FRESH: Final = 12
 """Environments that are opened during a fault of Secrets Manager, beside those that there are."""
 
@@ -46,11 +48,16 @@ class Fault:
 @contextmanager
 def kill_one_pooler_task(cloud: LocalCloud) -> Iterator[None]:
     """End PgBouncer in one task as a machine that loses power does."""
-    task = cloud.status()["pooler"]["tasks"][0]
+    task = _running_tasks(cloud)[0]
     for process in psutil.Process(task["pid"]).children(recursive=True):
         if process.name() == "pgbouncer":
             os.kill(process.pid, signal.SIGKILL)
     yield
+
+
+def _running_tasks(cloud: LocalCloud) -> list[dict[str, Any]]:
+    tasks = cloud.status()["pooler"]["tasks"]
+    return [task for task in tasks if task["state"] == "RUNNING"]
 
 
 @contextmanager
@@ -75,7 +82,7 @@ def fill_pool(cloud: LocalCloud) -> Iterator[None]:
     """Have slow queries on every server connection of every task; cancelled at the end."""
     login = application_login(cloud)
     with ExitStack() as opened:
-        for task in cloud.status()["pooler"]["tasks"]:
+        for task in _running_tasks(cloud):
             for _ in range(_server_connections(task)):
                 connection = _login_at(cloud, task["address"], login)
                 opened.callback(connection.close)
@@ -160,7 +167,7 @@ def secrets_fault(kind: str) -> Callable[[LocalCloud], AbstractContextManager[No
     def begin(cloud: LocalCloud) -> Iterator[None]:
         with cloud.fault("secrets", kind):
             for function, count in cloud.status()["functions"].items():
-                if count and function in {"users", "ledger"}:
+                if count and function not in BY_DEPLOYMENT:
                     cloud.environments(function, count + FRESH)
             yield
 
@@ -180,7 +187,7 @@ def rotate_twice(cloud: LocalCloud) -> Iterator[None]:
     rotate(cloud)
     rotate(cloud)
     _end_connections(cloud)
-    for task in cloud.status()["pooler"]["tasks"]:
+    for task in _running_tasks(cloud):
         _wait_for_refusal(cloud, task["address"], old)
     _end_connections(cloud)
     yield
@@ -237,7 +244,7 @@ def _secret_arn(cloud: LocalCloud) -> str:
 
 @contextmanager
 def freeze_half_of_the_busy(cloud: LocalCloud) -> Iterator[None]:
-    """Freeze half of the ledger's environments that are at work, wherever they are in it."""
+    """Freeze half of the environments that are at work, wherever they are in it."""
     busy = busy_environments(cloud)
     frozen = busy[: (len(busy) + 1) // 2]
     for process in frozen:
@@ -250,8 +257,10 @@ def freeze_half_of_the_busy(cloud: LocalCloud) -> Iterator[None]:
 
 
 def busy_environments(cloud: LocalCloud) -> list[psutil.Process]:
-    """Return the ledger's environments that do not rest for a third of a second: slow requests."""
-    found = [psutil.Process(pid) for pid in cloud.processes("ledger")]
+    """Return the environments that do not rest for a third of a second: their request is slow."""
+    functions = cloud.status()["functions"]
+    pids = [pid for function in functions for pid in cloud.processes(function)]
+    found = [psutil.Process(pid) for pid in pids]
     for _ in range(10):
         found = [each for each in found if each.status() != psutil.STATUS_STOPPED]
         time.sleep(0.03)
