@@ -57,6 +57,10 @@ storm: setup ## run the storm with every control and peer, and write benchmarks/
 	$(RUN) -m benchmarks.report --write || code=1; \
 	exit $$code
 
+.PHONY: chaos
+chaos: setup ## faults under load, with an audit of what is there, and write benchmarks/results/chaos.json
+	@$(RUN) -m benchmarks.chaos --output benchmarks/results/chaos.json
+
 .PHONY: bench
 bench: setup ## measure what the layer costs, warm and cold, and write benchmarks/results
 	@code=0; \

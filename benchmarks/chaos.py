@@ -11,6 +11,7 @@ import json
 import random
 import secrets
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -41,6 +42,7 @@ Wait = Callable[[], None]
 
 CHECKOUT_TIMEOUT: Final = 3
 CLIENTS: Final = 12
+CONTROLS: Final = 4
 REST: Final = 0.12
 ENVIRONMENTS: Final = 24
 CALM: Final = 1.5
@@ -115,6 +117,12 @@ def herd(cloud: LocalCloud, load: Load) -> Wait:
 BLACKHOLE_LATE: Final = 3.0
 """Seconds until the layer gives up a connection whose packets are lost (its tcp_user_timeout)."""
 
+QUEUE_LATE: Final = 0.5
+"""PgBouncer looks at its queue three times a second: a query_wait_timeout of 1 s takes a third more
+at worst, and the last attempt may begin at the end of the checkout timeout."""
+
+CONTROLLED: Final = (faults.RESTARTED, faults.CRASHED)
+
 GOALS: Final[dict[str, Goal]] = {
     "pooler-replaced": Goal(nobody_fails=True, known=True),
     "rotation": Goal(nobody_fails=True),
@@ -122,7 +130,7 @@ GOALS: Final[dict[str, Goal]] = {
     "secrets-failing": Goal(known=True, struck=1),
     "secrets-throttling": Goal(known=True, struck=1),
     "pool-full": Goal(known=True),
-    "pool-full-long": Goal(known=True),
+    "pool-full-long": Goal(known=True, answer_late=QUEUE_LATE),
     "frozen-in-transaction": Goal(nobody_fails=True, known=True, held_up=3),
     "pooler-blackhole": Goal(answer_late=BLACKHOLE_LATE),
 }
@@ -150,9 +158,8 @@ def trial(fault: Fault) -> Trial:
 
 
 def plan() -> list[Trial]:
-    """Lay out the rows: the one that has the control beside it comes first."""
-    others = [trial(fault) for fault in FAULTS if fault is not faults.RESTARTED]
-    return [trial(faults.RESTARTED), *others, IDLE, STAMPEDE]
+    """Lay out the rows that follow those with the control beside them."""
+    return [*(trial(fault) for fault in FAULTS if fault not in CONTROLLED), IDLE, STAMPEDE]
 
 
 # A row
@@ -319,6 +326,7 @@ def control(cloud: LocalCloud) -> Iterator[list[int]]:
     """Read through the function without layer and pooler meanwhile; gives its answers' statuses."""
     token = cloud.token(str(uuid.uuid4()))
     user = json.loads(call(cloud.url, "POST", "/users", token, {"name": "Ada"}).body)
+    cloud.environments("baseline", CONTROLS)
     statuses: list[int] = []
     stop = threading.Event()
 
@@ -327,13 +335,15 @@ def control(cloud: LocalCloud) -> Iterator[list[int]]:
             path = f"/baseline/users/{user['id']}"
             statuses.append(call(cloud.url, "GET", path, token).status)
 
-    thread = threading.Thread(target=read, name="control")
-    thread.start()
+    threads = [threading.Thread(target=read, name="control") for _ in range(CONTROLS)]
+    for thread in threads:
+        thread.start()
     try:
         yield statuses
     finally:
         stop.set()
-        thread.join()
+        for thread in threads:
+            thread.join()
 
 
 # The whole
@@ -342,10 +352,10 @@ def control(cloud: LocalCloud) -> Iterator[list[int]]:
 def run(cloud: LocalCloud, seed: int, count: int, report: Report, command: str) -> dict[str, Any]:
     """Run the whole plan on a cloud of `options()` and return its result."""
     chaos = Chaos(cloud, report)
-    first, *others = plan()
+    rows = []
     with control(cloud) as statuses:
-        rows = [chaos.run(first)]
-    rows += [chaos.run(each) for each in others]
+        rows += [chaos.run(trial(each)) for each in CONTROLLED]
+    rows += [chaos.run(each) for each in plan()]
     rows.append(chaos.sequence(seed, count))
     report("deploying the other strategy of rotation")
     cloud.deploy(override=SINGLE)
@@ -397,7 +407,8 @@ def main() -> int:
     seed = secrets.randbelow(2**32) if arguments.seed is None else arguments.seed
     narrator = Narrator()
     narrator.note(f"seed {seed}")
-    with LocalCloud(None, options(), report=narrator) as cloud:
+    folder = Path(tempfile.gettempdir()) / f"lpg-{secrets.token_hex(4)}"  # beside that of `make up`
+    with LocalCloud(folder, options(), report=narrator) as cloud:
         result = run(cloud, seed, arguments.count, narrator.note, f"make chaos (seed {seed})")
     if arguments.output:
         arguments.output.write_text(json.dumps(result) + "\n")

@@ -18,6 +18,8 @@ import psycopg
 from local.cloud import LocalCloud
 
 ROTATION_SECONDS: Final = 30.0
+BY_DEPLOYMENT: Final = {"certificate", "migrate", "rotate"}
+"""Functions that no client calls."""
 FRESH: Final = 12
 """Environments that are opened during a fault of Secrets Manager, beside those that there are."""
 
@@ -46,11 +48,16 @@ class Fault:
 @contextmanager
 def kill_one_pooler_task(cloud: LocalCloud) -> Iterator[None]:
     """End PgBouncer in one task as a machine that loses power does."""
-    task = cloud.status()["pooler"]["tasks"][0]
+    task = _running_tasks(cloud)[0]
     for process in psutil.Process(task["pid"]).children(recursive=True):
         if process.name() == "pgbouncer":
             os.kill(process.pid, signal.SIGKILL)
     yield
+
+
+def _running_tasks(cloud: LocalCloud) -> list[dict[str, Any]]:
+    tasks = cloud.status()["pooler"]["tasks"]
+    return [task for task in tasks if task["state"] == "RUNNING"]
 
 
 @contextmanager
@@ -73,10 +80,11 @@ def stop_pooler(cloud: LocalCloud) -> Iterator[None]:
 @contextmanager
 def fill_pool(cloud: LocalCloud) -> Iterator[None]:
     """Have slow queries on every server connection of every task; cancelled at the end."""
+    login = application_login(cloud)
     with ExitStack() as opened:
-        for task in cloud.status()["pooler"]["tasks"]:
+        for task in _running_tasks(cloud):
             for _ in range(_server_connections(task)):
-                connection = _login_at(cloud, task["address"])
+                connection = _login_at(cloud, task["address"], login)
                 opened.callback(connection.close)
                 connection.pgconn.send_query(b"SELECT pg_sleep(60)")
                 opened.callback(connection.cancel_safe)
@@ -90,8 +98,7 @@ def _server_connections(task: dict[str, Any]) -> int:
     return int(settings["max_db_connections"])
 
 
-def _login_at(cloud: LocalCloud, address: str) -> psycopg.Connection[Any]:
-    login = application_login(cloud)
+def _login_at(cloud: LocalCloud, address: str, login: dict[str, Any]) -> psycopg.Connection[Any]:
     return psycopg.connect(
         host=address,
         port=cloud.status()["pooler"]["port"],
@@ -160,7 +167,7 @@ def secrets_fault(kind: str) -> Callable[[LocalCloud], AbstractContextManager[No
     def begin(cloud: LocalCloud) -> Iterator[None]:
         with cloud.fault("secrets", kind):
             for function, count in cloud.status()["functions"].items():
-                if count and function in {"users", "ledger"}:
+                if count and function not in BY_DEPLOYMENT:
                     cloud.environments(function, count + FRESH)
             yield
 
@@ -169,18 +176,39 @@ def secrets_fault(kind: str) -> Callable[[LocalCloud], AbstractContextManager[No
 
 @contextmanager
 def rotate_twice(cloud: LocalCloud) -> Iterator[None]:
-    """Rotate the application's password twice, and end every connection.
+    """Rotate the application's password twice, and end every connection, twice too.
 
     With two users that take turns, the first rotation leaves the login in use alone: only the
     second gives that user a new password, which the database asks for from then on. Connections
-    that are open already would go on: so each is ended, and has to log in anew.
+    that are open already would go on: so each is ended and has to log in anew, once while the
+    pooler still knows the old password, which the database refuses, and once when it does not.
     """
+    old = application_login(cloud)
     rotate(cloud)
     rotate(cloud)
+    _end_connections(cloud)
+    for task in _running_tasks(cloud):
+        _wait_for_refusal(cloud, task["address"], old)
+    _end_connections(cloud)
+    yield
+
+
+def _end_connections(cloud: LocalCloud) -> None:
     for wire in ("database", "pooler"):
         with cloud.fault(wire, "reset"):
             pass
-    yield
+
+
+def _wait_for_refusal(cloud: LocalCloud, address: str, login: dict[str, Any]) -> None:
+    """Wait until a task of the pooler refuses a login; raise TimeoutError."""
+    deadline = time.monotonic() + ROTATION_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            _login_at(cloud, address, login).close()
+        except psycopg.OperationalError:
+            return
+        time.sleep(0.05)
+    raise TimeoutError(f"the pooler at {address} still accepts the password of before")
 
 
 def rotate(cloud: LocalCloud) -> None:
@@ -216,7 +244,7 @@ def _secret_arn(cloud: LocalCloud) -> str:
 
 @contextmanager
 def freeze_half_of_the_busy(cloud: LocalCloud) -> Iterator[None]:
-    """Freeze half of the ledger's environments that are at work, wherever they are in it."""
+    """Freeze half of the environments that are at work, wherever they are in it."""
     busy = busy_environments(cloud)
     frozen = busy[: (len(busy) + 1) // 2]
     for process in frozen:
@@ -229,8 +257,10 @@ def freeze_half_of_the_busy(cloud: LocalCloud) -> Iterator[None]:
 
 
 def busy_environments(cloud: LocalCloud) -> list[psutil.Process]:
-    """Return the ledger's environments that do not rest for a third of a second: slow requests."""
-    found = [psutil.Process(pid) for pid in cloud.processes("ledger")]
+    """Return the environments that do not rest for a third of a second: their request is slow."""
+    functions = cloud.status()["functions"]
+    pids = [pid for function in functions for pid in cloud.processes(function)]
+    found = [psutil.Process(pid) for pid in pids]
     for _ in range(10):
         found = [each for each in found if each.status() != psutil.STATUS_STOPPED]
         time.sleep(0.03)

@@ -230,9 +230,20 @@ def chaos_table(result: Result) -> str:
     caption = (
         f"{result['clients']} clients, checkout timeout {result['checkout_timeout']} s, seed "
         f"{result['seed']} of the random sequence. The control ({control['name']}) failed "
-        f"{control['failed']} of {control['requests']} requests. {origin(result)}"
+        f"{control['failed']} of {control['requests']} requests.{_herd(result)} {origin(result)}"
     )
     return "\n".join([*lines, "", caption])
+
+
+def _herd(result: Result) -> str:
+    """Say how many connections came in one second, where they were counted."""
+    return "".join(
+        f" {row['title']}: at most {row['client_connects']} client and {row['server_connects']} "
+        f"server connections were opened in one second; allowed are "
+        f"{row['goal']['client_connects']} and {row['goal']['server_connects']}."
+        for row in result["rows"]
+        if row["goal"]["client_connects"] is not None
+    )
 
 
 def chaos_summary(result: Result) -> str:

@@ -204,7 +204,8 @@ def test_each_broken_promise_is_named(row: Measures, goal: Goal, reason: str) ->
 
 def result(**changes: Any) -> dict[str, Any]:
     """Make a result of one row."""
-    row = {"name": "x", "title": "a fault", "missed": [], **asdict(HELD)}
+    goal = asdict(Goal(client_connects=5, server_connects=4))
+    row = {"name": "x", "title": "a fault", "missed": [], **asdict(HELD), "goal": goal}
     control = {"name": "a control", "requests": 5, "failed": 3}
     machine = {"cores": 2, "processor": "a processor"}
     versions = {"postgresql": "17", "pgbouncer": "1", "python": "3"}
@@ -230,6 +231,7 @@ def test_the_table_marks_what_was_missed() -> None:
     good = result()
     assert "| a fault | 0.0 s | 2 | 0, 0, 0 |" in chaos_table(good)
     assert "failed 3 of 5 requests" in chaos_table(good)
+    assert "a fault: at most 0 client and 0 server connections" in chaos_table(good)
     (row,) = good["rows"]
     assert "**a fault: missed**" in chaos_table(result(rows=[{**row, "missed": ["1 lost"]}]))
 

@@ -1,0 +1,227 @@
+"""The faults that a local cloud can be told to have, at its wires and before Secrets Manager."""
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from local import processes
+from local.fault_proxy import can_blackhole
+from local.secrets_front import SecretsFront
+from local.wires import Wires
+
+PATIENCE = 0.3
+"""Seconds after which something that has not come is held back."""
+
+
+@pytest.fixture
+def server() -> Iterator[int]:
+    """A server that answers with what it is told; its port."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=_echo, args=(listener,), daemon=True)
+        thread.start()
+        yield listener.getsockname()[1]
+
+
+def _echo(listener: socket.socket) -> None:
+    while True:
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            return
+        threading.Thread(target=_answer, args=(connection,), daemon=True).start()
+
+
+def _answer(connection: socket.socket) -> None:
+    with connection, suppress(ConnectionResetError):
+        while data := connection.recv(100):
+            connection.sendall(data)
+
+
+def with_wire(tmp_path: Path, server: int, story: Callable[[Wires, int], Awaitable[None]]) -> None:
+    """Run a story with a wire called `hop` to the server, and its port."""
+
+    async def run() -> None:
+        port = processes.free_port()
+        wires = Wires(tmp_path / "log", {"hop": (port, server)})
+        await wires.start()
+        try:
+            await story(wires, port)
+        finally:
+            await wires.close()
+
+    asyncio.run(run())
+
+
+def connect(port: int) -> socket.socket:
+    """Connect, for a patient while."""
+    return socket.create_connection(("127.0.0.1", port), PATIENCE)
+
+
+def answers(connection: socket.socket) -> bool:
+    """Tell whether an answer comes soon."""
+    try:
+        connection.sendall(b"a word")
+        return connection.recv(100) == b"a word"
+    except TimeoutError:
+        return False
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "stall",
+        pytest.param(
+            "blackhole",
+            marks=pytest.mark.skipif(
+                not can_blackhole(), reason="this kernel lets only root do it"
+            ),
+        ),
+    ],
+)
+def test_a_silence_lasts_until_it_is_ended(tmp_path: Path, server: int, kind: str) -> None:
+    """Nothing comes through while it is there; beginning or ending it twice changes nothing."""
+
+    async def story(wires: Wires, port: int) -> None:
+        with connect(port) as connection:
+            assert answers(connection)
+            await wires.begin("hop", kind)
+            await wires.begin("hop", kind)
+            assert not answers(connection)
+            await wires.end("hop", kind)
+            await wires.end("hop", kind)
+            connection.settimeout(5)
+            assert connection.recv(100) == b"a word"
+
+    with_wire(tmp_path, server, story)
+
+
+def test_a_reset_is_over_at_once(tmp_path: Path, server: int) -> None:
+    """What was open is reset, what comes next is served."""
+
+    async def story(wires: Wires, port: int) -> None:
+        with connect(port) as before:
+            assert answers(before)
+            await wires.begin("hop", "reset")
+            with pytest.raises(ConnectionResetError):
+                before.recv(100)
+        with connect(port) as after:
+            assert answers(after)
+        assert await wires.accepted() == {"hop": 2}
+
+    with_wire(tmp_path, server, story)
+
+
+def test_a_refusal_ends_on_the_same_port(tmp_path: Path, server: int) -> None:
+    """Nobody gets in while it is there."""
+
+    async def story(wires: Wires, port: int) -> None:
+        await wires.begin("hop", "refuse")
+        with pytest.raises(ConnectionRefusedError):
+            connect(port)
+        await wires.end("hop", "refuse")
+        with connect(port) as connection:
+            assert answers(connection)
+
+    with_wire(tmp_path, server, story)
+
+
+@pytest.mark.parametrize(("wire", "kind"), [("hop", "earthquake"), ("nowhere", "stall")])
+def test_what_is_not_there_is_refused_by_name(
+    tmp_path: Path, server: int, wire: str, kind: str
+) -> None:
+    """An unknown wire or fault is an error, and the process goes on."""
+
+    async def story(wires: Wires, _port: int) -> None:
+        with pytest.raises(ValueError, match=r"earthquake|nowhere"):
+            await wires.begin(wire, kind)
+        assert await wires.accepted() == {"hop": 0}
+
+    with_wire(tmp_path, server, story)
+
+
+# Secrets Manager
+
+
+def with_secrets(story: Callable[[SecretsFront, Callable[..., Awaitable[int]]], object]) -> None:
+    """Run a story with a front before a control plane, and what asks for a status there."""
+
+    async def control_plane(request: web.BaseRequest) -> web.Response:
+        return web.Response(text=f"{request.raw_path} {(await request.read()).decode()}")
+
+    async def run() -> None:
+        async with aiohttp.ClientSession() as session:
+            plane, address = await _serve(control_plane)
+            front = SecretsFront(address, session)
+            runner, url = await _serve(front.handle)
+
+            async def ask(target: str = "secretsmanager.GetSecretValue") -> int:
+                headers = {"X-Amz-Target": target}
+                async with session.post(f"{url}/?a=b", data=b"order", headers=headers) as answer:
+                    if answer.status == 200:
+                        assert await answer.text() == "/?a=b order"
+                    return answer.status
+
+            try:
+                await story(front, ask)  # type: ignore[misc]  # a coroutine
+            finally:
+                await runner.cleanup()
+                await plane.cleanup()
+
+    asyncio.run(run())
+
+
+async def _serve(
+    handle: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+) -> tuple[web.ServerRunner, str]:
+    runner = web.ServerRunner(web.Server(handle))
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    return runner, f"http://127.0.0.1:{runner.addresses[0][1]}"
+
+
+@pytest.mark.parametrize(("kind", "status"), [("failing", 500), ("throttling", 400)])
+def test_secrets_manager_fails_while_it_is_told_to(kind: str, status: int) -> None:
+    """Other services are served, and it is too when the fault has ended; each strike counts."""
+
+    async def story(front: SecretsFront, ask: Callable[..., Awaitable[int]]) -> None:
+        assert await ask() == 200
+        front.begin(kind)
+        assert await ask() == status
+        assert await ask("AmazonSSM.GetParameter") == 200
+        front.end(kind)
+        assert await ask() == 200
+        assert front.struck == 1
+
+    with_secrets(story)
+
+
+def test_a_slow_secrets_manager_answers_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By as much as it says, and well."""
+    monkeypatch.setattr("local.secrets_front.SLOW_SECONDS", PATIENCE)
+
+    async def story(front: SecretsFront, ask: Callable[..., Awaitable[int]]) -> None:
+        front.begin("slow")
+        began = time.monotonic()
+        assert await ask() == 200
+        assert time.monotonic() - began >= PATIENCE
+
+    with_secrets(story)
+
+
+def test_an_unknown_fault_of_secrets_manager_is_refused() -> None:
+    """By its name."""
+
+    async def story(front: SecretsFront, _ask: Callable[..., Awaitable[int]]) -> None:
+        with pytest.raises(ValueError, match="earthquake"):
+            front.begin("earthquake")
+
+    with_secrets(story)
