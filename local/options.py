@@ -15,6 +15,7 @@ class Options:
 
     `entry`: the module of `app` that builds the stacks. `bound`: the cloud ends with the process
     that started it. `idle_seconds`: after how long an unused execution environment ends.
+    `console`: whether the live console is served.
     """
 
     app: Path = REPOSITORY
@@ -23,6 +24,7 @@ class Options:
     bound: bool = False
     deploy: bool = True
     idle_seconds: float = 600.0
+    console: bool = False
 
     def dump(self) -> str:
         """Write the options for another process."""

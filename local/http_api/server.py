@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -21,6 +22,7 @@ from local.http_api.events import (
     build_event,
     read_response,
 )
+from local.http_api.history import History
 from local.http_api.routes import Match, find_route
 from local.http_api.throttle import Bucket
 
@@ -38,6 +40,7 @@ class HttpApi:
         self._invoke = invoke
         self._authorizer = Authorizer(session)
         self._api: Api | None = None
+        self.history = History()
         self._buckets: dict[tuple[str, Throttle], Bucket] = {}
 
     def update(self, api: Api | None) -> None:
@@ -52,8 +55,10 @@ class HttpApi:
 
     async def handle(self, received: web.BaseRequest) -> web.Response:
         """Answer one request; this is aiohttp's handler."""
+        began = time.monotonic()
         headers = {name.lower(): value for name, value in received.headers.items()}
         response = await self._answer(received, headers)
+        self.history.add(response.status, time.monotonic() - began)
         extra = (
             cors.allowed_headers(self._api.cors, headers) if self._api and self._api.cors else []
         )
