@@ -6,17 +6,17 @@ import time
 from typing import Generic, Protocol, TypeVar
 
 T = TypeVar("T")
-Read = TypeVar("Read", covariant=True)
+Read_co = TypeVar("Read_co", covariant=True)
 INTERVAL = 0.4
 """Seconds between two readings."""
 AWAY_SECONDS = 2.0
 """Age from which a reading is not shown any more: what it was read from hangs, or is away."""
 
 
-class Reader(Protocol[Read]):
+class Reader(Protocol[Read_co]):
     """What can be read; it connects when it has to."""
 
-    def read(self) -> Read:
+    def read(self) -> Read_co:
         """Return what is so at this moment, or raise."""
 
     def close(self) -> None:
