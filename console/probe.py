@@ -9,8 +9,11 @@ T = TypeVar("T")
 Read_co = TypeVar("Read_co", covariant=True)
 INTERVAL = 0.4
 """Seconds between two readings."""
-AWAY_SECONDS = 2.0
-"""Age from which a reading is not shown any more: what it was read from hangs, or is away."""
+AWAY_SECONDS = 4.0
+"""Age from which a reading is not shown any more: what it was read from hangs, or is away.
+
+In the middle of a storm the machine is so busy that answers take two seconds.
+"""
 
 
 class Reader(Protocol[Read_co]):

@@ -47,7 +47,7 @@ const charts = [
     kind: "line",
     series: [
       { name: "all backends", colour: "violet", values: over((sample) => sample.database?.total ?? null) },
-      { name: "pooler’s, busy", colour: "blue", values: over((sample) => sample.pooler?.sv_active ?? null) },
+      { name: "the pooler’s", colour: "blue", values: over(({ pooler }) => (pooler ? pooler.sv_active + pooler.sv_free : null)) },
     ],
     limits: () => [...limit("max_connections", latest()?.max_connections), ...limit("budget", latest()?.budget)],
     format: whole,

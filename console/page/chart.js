@@ -1,7 +1,7 @@
 // Charts of the last minutes, in SVG. A series is [[time, value or null], …]; times are milliseconds.
 
 const HEIGHT = 180;
-const EDGE = { left: 38, right: 8, top: 16, bottom: 20 };
+const EDGE = { left: 48, right: 8, top: 16, bottom: 20 };
 const GAP = 3000; // two points further apart are not joined
 const NAMESPACE = "http://www.w3.org/2000/svg";
 
