@@ -56,6 +56,7 @@ class Probe(Generic[T]):
             if not self._watched.is_set():
                 self._reader.close()
                 self._watched.wait()
+                continue
             self._read()
             time.sleep(INTERVAL)
         self._reader.close()

@@ -69,7 +69,7 @@ const charts = [
       { name: "frozen", colour: "grey", values: over((sample) => environmentsIn(sample, "frozen")) },
       { name: "busy", colour: "blue", values: over((sample) => environmentsIn(sample, "busy")) },
       { name: "restoring", colour: "teal", values: over((sample) => environmentsIn(sample, "restored")) },
-      { name: "starting cold", colour: "amber", values: over((sample) => environmentsIn(sample, "cold")) },
+      { name: "cold start", colour: "amber", values: over((sample) => environmentsIn(sample, "cold")) },
     ],
     format: whole,
   }),
@@ -88,7 +88,7 @@ const charts = [
     kind: "stack",
     series: [
       { name: "connected", colour: "blue", values: over((sample) => sample.pooler?.cl_active ?? null) },
-      { name: "waiting in the queue", colour: "amber", values: over((sample) => sample.pooler?.cl_waiting ?? null) },
+      { name: "waiting", colour: "amber", values: over((sample) => sample.pooler?.cl_waiting ?? null) },
     ],
     format: whole,
   }),

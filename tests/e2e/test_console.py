@@ -173,6 +173,7 @@ def test_a_storm_by_the_keyboard_moves_the_curves_and_loses_nothing(
     """Steady load, the baseline's storm that must fail, lambda-pg's that must not; no error."""
     page, seen = page_and_seen
     expect(page.locator("#cloud")).to_have_text("Running")
+    page.select_option("#window", "60")
     press(page, "#load")
     expect(page.locator("#load")).to_have_attribute("aria-pressed", "true", timeout=30_000)
     page.wait_for_timeout(3000)
