@@ -82,12 +82,17 @@ def console_of(folder: Path) -> Iterator[str]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
-    with process:
-        assert process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
         yield str(json.loads(process.stdout.readline())["url"])
-        assert process.stdin is not None
         process.stdin.close()
         assert process.wait(10) == 0, "it ends with its standard input"
+    finally:
+        process.kill()
+        process.wait()
+        process.stdin.close()
+        process.stdout.close()
 
 
 @contextmanager
