@@ -1,18 +1,21 @@
 """The live console in a real headless browser.
 
 `make screenshots` sets `LAMBDA_PG_SCREENSHOTS` to a folder, where pictures of the page are left.
+The tests of `page_and_seen` follow each other on one page: later ones look at what the storm left.
 """
 
 import json
 import os
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
@@ -249,8 +252,22 @@ def test_nothing_is_asked_for_outside(page_and_seen: tuple[Page, Seen]) -> None:
     expect(page.locator("#load")).to_have_attribute("aria-pressed", "false")
     assert len(seen.urls) > 8
     assert [url for url in seen.urls if not url.startswith(page.url)] == []
-    assert "postgresql://" not in page.content()
     assert seen.errors == []
+
+
+def test_no_secret_leaves_the_console(cloud: LocalCloud, page_and_seen: tuple[Page, Seen]) -> None:
+    """Neither a password nor an address with one, in what is sent or shown."""
+    page, _ = page_and_seen
+    with urllib.request.urlopen(f"{page.url}stream", timeout=10) as stream:  # noqa: S310 - http only
+        said = b"".join(stream.readline() for _ in range(6)).decode()
+    assert said.count("event: ") == 2
+    passwords = (
+        psycopg.conninfo.conninfo_to_dict(cloud.status()["postgres"]["dsn"])["password"],
+        (cloud.folder / "postgres" / "superuser").read_text(),
+    )
+    for secret in ("postgresql://", *map(str, passwords)):
+        assert secret not in said
+        assert secret not in page.content()
 
 
 def test_a_cloud_without_a_deployment_is_watched_until_it_has_gone(browser: Browser) -> None:
@@ -260,11 +277,22 @@ def test_a_cloud_without_a_deployment_is_watched_until_it_has_gone(browser: Brow
         url = str(empty.status()["console_url"])
         assert empty.state.console_url == url
         with opened(browser, url) as (page, seen):
-            expect(page.locator("#hint")).to_contain_text("Nothing is deployed", timeout=20_000)
+            expect(page.locator("#hint")).to_be_visible(timeout=20_000)
+            expect(page.locator("#hint")).to_contain_text("Nothing is deployed")
             expect(page.locator(".tile", has_text="PostgreSQL backends")).to_contain_text("of 1")
             assert not seen.errors
             empty.stop()
             expect(page.locator("#cloud")).to_contain_text("trying again", timeout=20_000)
+
+
+def test_a_console_outlives_its_cloud_and_finds_the_next(browser: Browser) -> None:
+    """Started by hand, it waits for a cloud in its folder."""
+    folder, away = new_cloud_folder(), "The cloud is away"
+    with console_of(folder) as url, opened(browser, url) as (page, _):
+        expect(page.locator("#cloud")).to_have_text(away)
+        with LocalCloud(folder, Options(bound=True, deploy=False)):
+            expect(page.locator("#cloud")).to_have_text("Running", timeout=20_000)
+        expect(page.locator("#cloud")).to_have_text(away, timeout=20_000)
 
 
 def test_a_missing_browser_is_named_with_its_remedy(tmp_path: Path) -> None:
