@@ -74,9 +74,7 @@ class Server:
             "activity": self.actions.told(),
             "targets": {name: target.title for name, target in TARGETS.items()},
             "counts": REQUESTS,
-            "faults": [
-                {"name": each.name, "title": each.title, "seconds": each.seconds} for each in FAULTS
-            ],
+            "faults": [{"name": each.name, "title": each.title} for each in FAULTS],
         }
 
     async def storm(self, request: web.Request) -> web.Response:

@@ -8,7 +8,6 @@ const STATES = ["cold", "restored", "busy", "frozen"];
 const samples = [];
 const requests = new Map(); // by second since the epoch
 let activity = { load: false, activities: [] };
-let faults = [];
 let cursor = null;
 
 const $ = (id) => document.getElementById(id);
@@ -95,7 +94,7 @@ const charts = [
   new Chart({
     title: "Longest wait in the queue",
     kind: "line",
-    series: [{ name: "seconds", colour: "amber", values: over((sample) => sample.pooler?.longest_wait ?? null) }],
+    series: [{ name: "wait", colour: "amber", values: over((sample) => sample.pooler?.longest_wait ?? null) }],
     format: (seconds) => (seconds === 0 ? "0" : duration(seconds)),
     least: 0.5,
   }),
@@ -278,13 +277,12 @@ async function order(path, body) {
   }
 }
 
-function offer({ targets, counts, faults: known }) {
+function offer({ targets, counts, faults }) {
   if ($("target").options.length) return;
-  faults = known;
   $("target").replaceChildren(...Object.entries(targets).map(([value, textContent]) => make("option", { value, textContent })));
   $("count").replaceChildren(...counts.map((value) => make("option", { value, textContent: value, selected: value === 100 })));
-  $("faults").replaceChildren(...faults.map(({ name, title, seconds }) => {
-    const button = make("button", { type: "button" }, title, seconds ? `, ${seconds} s` : "", make("span"));
+  $("faults").replaceChildren(...faults.map(({ name, title }) => {
+    const button = make("button", { type: "button" }, title, make("span"));
     button.dataset.name = name;
     button.addEventListener("click", () => order("faults", { name }));
     return button;

@@ -164,6 +164,7 @@ def weak_texts(page: Page) -> dict[str, float]:
 def picture(page: Page, name: str) -> None:
     """Leave a picture, when asked."""
     if folder := os.environ.get(SCREENSHOTS):
+        page.wait_for_timeout(10_000)  # until the storm is in the middle
         page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
 
 
