@@ -16,7 +16,7 @@ need = command -v $(1) >/dev/null || { echo "lambda-pg needs $(1): $(2)" >&2; ex
 
 .PHONY: help
 help: ## print this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 .PHONY: demo
 demo: setup ## deploy the app to a local cloud, call it, storm it, stop it
@@ -49,6 +49,10 @@ status: setup ## show what the local cloud runs
 .PHONY: psql
 psql: setup ## open a shell on the local database
 	@$(RUN) -m local psql
+
+.PHONY: screenshots
+screenshots: setup ## take the pictures of the console in docs anew, in a real browser
+	@LAMBDA_PG_SCREENSHOTS=docs $(RUN) -m pytest tests/e2e/test_console.py
 
 .PHONY: storm
 storm: setup ## run the storm with every control and peer, and write benchmarks/results/storm.json

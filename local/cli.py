@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def up(chosen: argparse.Namespace) -> int:
     """Start the local cloud, deploy the app, and leave it running."""
-    options = Options(bound=False, deploy=not chosen.no_deploy, wires=True)
+    options = Options(bound=False, deploy=not chosen.no_deploy, wires=True, console=True)
     cloud = LocalCloud(options=options, report=Narrator())
     print(f"starting a local cloud in {cloud.folder}", flush=True)
     cloud.start()
@@ -76,6 +76,7 @@ def _welcome(cloud: LocalCloud) -> str:
     body = """'{"name": "Ada"}'"""
     header = '-H "Authorization: Bearer $TOKEN"'
     return f"""
+The console is at {cloud.state.console_url}: watch, storm, break things.
 The API is at {cloud.url}, the AWS APIs are at {cloud.state.aws_endpoint_url}.
 Logs are in {cloud.folder}. `make status` shows what runs, `make down` stops it.
 
@@ -102,7 +103,9 @@ def status(chosen: argparse.Namespace) -> int:
         return 0
     print(f"API      {found['api_url']}")
     print(f"AWS      {found['aws_endpoint_url']}")
-    if database := found.get("postgres"):
+    if console := found.get("console_url"):
+        print(f"console  {console}")
+    if (database := found.get("postgres")) and "dsn" in database:
         print(f"database {database['dsn']}, max_connections {database['max_connections']}")
     if pooler := found.get("pooler"):
         limit = pooler["max_server_connections"]

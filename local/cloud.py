@@ -168,6 +168,11 @@ class LocalCloud:
         """Return the addresses, and how many environments of each function run."""
         return self._call("GET", "/status")
 
+    def requests(self) -> list[dict[str, Any]]:
+        """Return what the API has answered in the last minutes, as `History.seconds` does."""
+        seconds: list[dict[str, Any]] = self._call("GET", "/requests")["seconds"]
+        return seconds
+
     def environments(
         self, function: str, count: int, start: Start = "restored", *, spread: bool = False
     ) -> list[int]:

@@ -32,6 +32,7 @@ def control_application(daemon: "Daemon") -> web.Application:
     app.add_routes(
         [
             web.get("/status", control.status),
+            web.get("/requests", control.requests),
             web.post("/functions/{folder}/environments", control.open),
             web.delete("/functions/{folder}/environments", control.end),
             web.post("/invoke/{name}", control.invoke),
@@ -81,6 +82,10 @@ class Control:
 
     async def status(self, _request: web.Request) -> web.Response:
         return web.json_response(await self._daemon.status())
+
+    async def requests(self, _request: web.Request) -> web.Response:
+        """Tell what the API has answered in each second of the last minutes."""
+        return web.json_response(self._daemon.requests())
 
     async def open(self, request: web.Request) -> web.Response:
         order = await request.json()

@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ import aiohttp
 from aiohttp import web
 
 from local import installed, processes
+from local.console import Console
 from local.control import control_application
 from local.deployed import Deployed
 from local.deployed import PoolerService as DeployedPooler
@@ -32,7 +34,7 @@ from local.pgbouncer_discovery import PgBouncerBinary, find_pgbouncer
 from local.pooler_service.cloud_map import CloudMap
 from local.pooler_service.front import Front
 from local.pooler_service.service import PoolerService
-from local.postgres import Postgres
+from local.postgres import Postgres, PostgresError
 from local.postgres_discovery import find_postgres
 from local.progress import Progress
 from local.secrets_front import SecretsFront
@@ -73,6 +75,7 @@ class Daemon:
         self._secrets: SecretsFront
         self._function_endpoint = f"http://127.0.0.1:{self._ports['aws']}"
         self._wires = self._new_wires() if options.wires else None
+        self._console = Console(folder)
         self._following: asyncio.Task[None] | None = None
         self._reconciling = asyncio.Lock()
         self._deploying = asyncio.Lock()
@@ -88,6 +91,9 @@ class Daemon:
             runners = await self._open_front_ends(session)
             try:
                 await self._until_stopped(self._start())
+                if self.options.console:
+                    url = await self._console.start()
+                    self._state = replace(self._state, console_url=url)
                 self._announce(ready=True)
                 self.progress.ready()
                 await self._until_stopped(self._serve())
@@ -174,11 +180,11 @@ class Daemon:
         return [*runners, runner]
 
     def _announce(self, *, ready: bool) -> None:
-        values = {name: getattr(self._state, name) for name in State.__slots__}
-        self._state = State(**{**values, "ready": ready})
+        self._state = replace(self._state, ready=ready)
         self._state.save(self.folder)
 
     async def _close(self, runners: list[Any]) -> None:
+        await self._console.close()
         for runner in runners:
             await runner.cleanup()
         await self.account.close()
@@ -385,20 +391,35 @@ class Daemon:
 
     async def status(self) -> dict[str, Any]:
         """Return what `status --json` prints."""
+        known = {
+            "api_url": self._state.api_url,
+            "aws_endpoint_url": self._state.aws_endpoint_url,
+            "console_url": self._state.console_url,
+        }
         with suppress(Exception):
             return {
-                "api_url": self._state.api_url,
-                "aws_endpoint_url": self._state.aws_endpoint_url,
-                "postgres": {
-                    "dsn": self.postgres.dsn,
-                    "max_connections": self.postgres.max_connections,
-                    "pid": self.postgres.pid,
-                },
+                **known,
+                "postgres": self._database(),
                 "pooler": await self.pooler.status(),
                 "functions": self.account.counts(),
-                "requests": {str(status): n for status, n in self._api.answered.items()},
+                "environments": self.account.states(),
+                "requests": {str(status): n for status, n in self._api.history.answered.items()},
             }
-        return {"api_url": self._state.api_url, "aws_endpoint_url": self._state.aws_endpoint_url}
+        return known
+
+    def _database(self) -> dict[str, Any]:
+        found = {
+            "port": self.postgres.port,
+            "pid": self.postgres.pid,
+            "max_connections": self.postgres.max_connections,
+        }
+        with suppress(PostgresError):  # nothing deployed has a database yet
+            return {**found, "dsn": self.postgres.dsn}
+        return found
+
+    def requests(self) -> dict[str, Any]:
+        """Return what the API has answered in each of the last seconds."""
+        return {"seconds": self._api.history.seconds()}
 
 
 def _ports(options: Options) -> dict[str, int]:

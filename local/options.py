@@ -17,6 +17,7 @@ class Options:
     that started it. `idle_seconds`: after how long an unused execution environment ends.
     `wires`: faults can be had on the ways between functions, pooler, database and Secrets Manager,
     at the price of a hop more on each.
+    `console`: whether the live console is served.
     """
 
     app: Path = REPOSITORY
@@ -26,6 +27,7 @@ class Options:
     deploy: bool = True
     idle_seconds: float = 600.0
     wires: bool = False
+    console: bool = False
 
     def dump(self) -> str:
         """Write the options for another process."""

@@ -18,6 +18,7 @@ from local.paths import shareable
 from local.postgres_discovery import PostgresBinaries
 
 SUPERUSER = "postgres"
+SOCKET = "socket"
 # RDS keeps these out of applications' reach: 3 for superusers, 2 for its own administrators.
 SUPERUSER_RESERVED = 3
 ADMINISTRATOR_RESERVED = 2
@@ -26,6 +27,13 @@ STOP_SECONDS = 20.0
 STOP_SIGNALS = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT, "smart": signal.SIGTERM}
 # What a member of RDS's administrators' role may do besides creating roles and databases.
 ADMINISTRATOR_ROLES = ("pg_monitor", "pg_signal_backend")
+
+
+def superuser_dsn(folder: Path, port: int) -> str:
+    """Return the address of the superuser of the server in a folder, over its socket."""
+    password = (folder / "superuser").read_text()
+    query = urlencode({"host": str(folder / SOCKET), "port": port})
+    return f"postgresql://{SUPERUSER}:{password}@/postgres?{query}"
 
 
 class PostgresError(RuntimeError):
@@ -64,7 +72,7 @@ class Postgres:
         self.log = folder / "postgres.log"
         self.ca_file = folder / "ca.pem"
         self._data = folder / "data"
-        self._socket = folder / "socket"
+        self._socket = folder / SOCKET
         self._account = processes.service_account()
         self._process: subprocess.Popen[bytes] | None = None
         self._master: tuple[str, str, str] | None = None
@@ -87,9 +95,7 @@ class Postgres:
     @property
     def superuser_dsn(self) -> str:
         """The address of the superuser, over the socket: for observing, from reserved slots."""
-        password = (self.folder / "superuser").read_text()
-        query = urlencode({"host": str(self._socket), "port": self.port})
-        return f"postgresql://{SUPERUSER}:{password}@/postgres?{query}"
+        return superuser_dsn(self.folder, self.port)
 
     @property
     def pid(self) -> int | None:

@@ -45,6 +45,7 @@ class State:
     aws_endpoint_url: str
     region: str
     ready: bool
+    console_url: str | None = None
 
     def save(self, folder: Path) -> None:
         """Write the state file, readable by this account only, in one step."""

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from local.deployed import Function, Start
-from local.environments.environment import Outcome
+from local.environments.environment import Outcome, State
 from local.environments.fleet import Fleet
 from local.environments.launcher import Surroundings
 
@@ -39,6 +39,13 @@ class Account:
         for fleet in self._fleets.values():
             counts[fleet.function.folder] += len(fleet)
         return dict(counts)
+
+    def states(self) -> dict[str, Counter[State]]:
+        """Return how many environments of each function are in each state, by folder."""
+        states: dict[str, Counter[State]] = {}
+        for fleet in self._fleets.values():
+            states.setdefault(fleet.function.folder, Counter()).update(fleet.states())
+        return states
 
     def has(self, name: str) -> bool:
         """Tell whether there is a function of that name or folder."""

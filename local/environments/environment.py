@@ -17,6 +17,8 @@ from local.environments.runtime_api import MAX_PAYLOAD_BYTES, RuntimeApi
 INIT_LIMIT_SECONDS = 60.0  # AWS allows 10 s on a core of its own; here the cores are shared
 
 Failure = Literal["handled", "timeout", "exit", "init"]
+State = Literal["cold", "restored", "busy", "frozen"]
+"""What an environment does: it starts (cold or restored), runs an event, or waits for one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,13 @@ class Environment:
     def idle(self) -> bool:
         """Tell whether it waits for work."""
         return self._waiting is not None and self._invocation is None and not self.ended
+
+    @property
+    def state(self) -> State:
+        """What it does at this moment."""
+        if not self.ready.done():
+            return self.start
+        return "frozen" if self._invocation is None else "busy"
 
     async def invoke(self, event: bytes, function_arn: str, seconds: float) -> Outcome:
         """Run one event; never raises for what the function does."""

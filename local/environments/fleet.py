@@ -4,13 +4,14 @@ import asyncio
 import functools
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 
 import psutil
 
 from local.deployed import Function, Start
-from local.environments.environment import Environment, Outcome
+from local.environments.environment import Environment, Outcome, State
 from local.environments.launcher import Launcher, LogFile, Surroundings
 
 ACCOUNT_CONCURRENCY = 1000  # Lambda's default for an account
@@ -52,6 +53,10 @@ class Fleet:
     def pids(self) -> list[int]:
         """The processes of all environments."""
         return [environment.pid for environment in self._all if environment.pid is not None]
+
+    def states(self) -> Counter[State]:
+        """Count the environments in each state."""
+        return Counter(environment.state for environment in self._all)
 
     async def invoke(self, event: bytes) -> Outcome:
         """Run one event in a free environment, or in a new cold one; raise `ThrottledError`."""

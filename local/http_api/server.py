@@ -2,8 +2,8 @@
 
 import asyncio
 import json
+import time
 import uuid
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -22,6 +22,7 @@ from local.http_api.events import (
     build_event,
     read_response,
 )
+from local.http_api.history import History
 from local.http_api.routes import Match, find_route
 from local.http_api.throttle import Bucket
 
@@ -39,7 +40,7 @@ class HttpApi:
         self._invoke = invoke
         self._authorizer = Authorizer(session)
         self._api: Api | None = None
-        self.answered: Counter[int] = Counter()  # by status
+        self.history = History()
         self._buckets: dict[tuple[str, Throttle], Bucket] = {}
 
     def update(self, api: Api | None) -> None:
@@ -54,9 +55,10 @@ class HttpApi:
 
     async def handle(self, received: web.BaseRequest) -> web.Response:
         """Answer one request; this is aiohttp's handler."""
+        began = time.monotonic()
         headers = {name.lower(): value for name, value in received.headers.items()}
         response = await self._answer(received, headers)
-        self.answered[response.status] += 1
+        self.history.add(response.status, time.monotonic() - began)
         extra = (
             cors.allowed_headers(self._api.cors, headers) if self._api and self._api.cors else []
         )

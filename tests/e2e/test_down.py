@@ -168,6 +168,7 @@ def test_down_leaves_nothing(place: Place) -> None:
     before = place.snapshot()
     code, said = place.run("up")
     assert code == 0, said
+    assert "The console is at http://127.0.0.1:" in said
     assert place.snapshot().processes > before.processes
     assert place.run("down") == (0, "")
     assert not place.folder.exists()

@@ -14,6 +14,7 @@ from aiohttp import web
 from local.deployed import Api, Cors, JwtAuthorizer, Route, Throttle
 from local.environments.environment import Outcome
 from local.environments.fleet import ThrottledError
+from local.http_api.history import History
 from local.http_api.server import HttpApi
 from local.issuer import AUDIENCE, Issuer
 
@@ -94,6 +95,19 @@ def test_a_token_without_the_routes_scope_is_403() -> None:
     ((status, _, body),) = ask(scoped, token=lambda issuer: issuer.token("s", scope="users.read x"))
     assert status == 200
     assert body["requestContext"]["authorizer"]["jwt"]["claims"]["sub"] == "s"
+
+
+def test_what_it_answers_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every answer, with its status and how long it took."""
+    counted: list[tuple[int, bool]] = []
+
+    def note(_history: History, status: int, seconds: float) -> None:
+        counted.append((status, seconds > 0))
+
+    monkeypatch.setattr(History, "add", note)
+    limited = replace(OPEN, throttle=Throttle(rate=0.001, burst=1))
+    ask(limited, times=2)
+    assert counted == [(200, True), (429, True)]
 
 
 def test_requests_over_the_limit_are_429() -> None:

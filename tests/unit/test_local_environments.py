@@ -16,7 +16,7 @@ import pytest
 from local import installed
 from local.deployed import Function
 from local.environments.account import Account, UnknownFunctionError
-from local.environments.environment import Outcome
+from local.environments.environment import Outcome, State
 from local.environments.fleet import Fleet, ThrottledError
 from local.environments.launcher import Surroundings
 
@@ -439,6 +439,29 @@ def test_only_what_has_changed_is_restarted(bench: Bench) -> None:
         await account.keep_only(["stack-fn", "stack-other"])
         after = await pids()
         assert (after[0] == before[0], after[1] == before[1]) == (True, False)
+        await account.close()
+
+    asyncio.run(work())
+
+
+def test_the_state_of_every_environment_is_told(bench: Bench) -> None:
+    """It starts, cold or restored, is busy with an event, or frozen until the next one."""
+    account = Account(bench.around, 60)
+
+    async def while_it_does(work: Coroutine[Any, Any, Any], state: State) -> None:
+        task = asyncio.create_task(work)
+        await until(lambda: account.states()["fn"][state] == 1)
+        await task
+        assert account.states() == {"fn": {"frozen": 1}}
+
+    async def work() -> None:
+        assert account.states() == {}
+        await account.update(bench.function())
+        assert account.states() == {"fn": {}}
+        await while_it_does(account.open("fn", 1, "restored", spread=False), "restored")
+        await while_it_does(account.invoke("fn", b'{"sleep": 0.3}'), "busy")
+        await account.end("fn")
+        await while_it_does(account.invoke("fn", b"{}"), "cold")
         await account.close()
 
     asyncio.run(work())

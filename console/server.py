@@ -1,0 +1,137 @@
+"""Serve the page, the stream of samples, and the buttons."""
+
+import json
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from benchmarks.faults import FAULTS
+from console.actions import REQUESTS, TARGETS, Actions, BusyError
+from console.watch import Watch, message
+from local.cloud import CloudError, LocalCloud, NotRunningError
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+PAGE = Path(__file__).with_name("page")
+FILES = {
+    "/": "index.html",
+    **{f"/{name}": name for name in ("app.js", "chart.js", "style.css", "icon.svg")},
+}
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+_MAX_BYTES = 4096
+
+
+class Server:
+    """The console of the cloud in a folder."""
+
+    def __init__(self, cloud: LocalCloud) -> None:
+        """Watch nothing and do nothing yet."""
+        self.watch = Watch(cloud)
+        self.actions = Actions(cloud, self._publish)
+
+    def application(self) -> web.Application:
+        """Build the application."""
+        app = web.Application(middlewares=[refuse_strangers, explain], client_max_size=_MAX_BYTES)
+        app.on_response_prepare.append(_protect)
+        app.add_routes([web.get(path, _file(name)) for path, name in FILES.items()])
+        app.add_routes(
+            [
+                web.get("/stream", self.stream),
+                web.post("/storms", self.storm),
+                web.post("/faults", self.fault),
+                web.post("/load", self.load),
+            ]
+        )
+        return app
+
+    def _publish(self) -> None:
+        self.watch.publish("activity", self.actions.told())
+
+    async def stream(self, request: web.Request) -> web.StreamResponse:
+        """Send the last minutes, then each sample and each change, as server-sent events."""
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        with self.watch.watching() as queue, suppress(ConnectionError):
+            await response.write(message("history", self._history()))
+            while (text := await queue.get()) is not None:
+                await response.write(text)
+        return response
+
+    def _history(self) -> dict[str, Any]:
+        return {
+            "samples": list(self.watch.samples),
+            "activity": self.actions.told(),
+            "targets": {name: target.title for name, target in TARGETS.items()},
+            "counts": REQUESTS,
+            "faults": [{"name": each.name, "title": each.title} for each in FAULTS],
+        }
+
+    async def storm(self, request: web.Request) -> web.Response:
+        """Start a storm: `{"target": …, "requests": …}`."""
+        order = await request.json()
+        self.actions.storm(order["target"], order["requests"])
+        return web.json_response({}, status=202)
+
+    async def fault(self, request: web.Request) -> web.Response:
+        """Begin a fault: `{"name": …}`."""
+        self.actions.fault((await request.json())["name"])
+        return web.json_response({}, status=202)
+
+    async def load(self, request: web.Request) -> web.Response:
+        """Switch the steady load: `{"on": …}`."""
+        await self.actions.switch_load(on=(await request.json())["on"] is True)
+        return web.json_response({}, status=202)
+
+
+@web.middleware
+async def refuse_strangers(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse other names (DNS rebinding), other origins, and what a form could send."""
+    port = request.transport.get_extra_info("sockname")[1] if request.transport else 0
+    if request.host not in {f"127.0.0.1:{port}", f"localhost:{port}"}:
+        return _refusal(403, "this console is for 127.0.0.1 and localhost only")
+    origin = request.headers.get("Origin")
+    own = f"http://{request.host}"
+    if origin != own and (origin is not None or request.method not in {"GET", "HEAD"}):
+        return _refusal(403, "only the console's own page may ask for this")
+    if request.method == "POST" and request.content_type != "application/json":
+        return _refusal(415, "JSON only")
+    return await handler(request)
+
+
+@web.middleware
+async def explain(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer errors with a sentence."""
+    try:
+        return await handler(request)
+    except BusyError as error:
+        return _refusal(409, str(error))
+    except (KeyError, TypeError, ValueError, json.JSONDecodeError) as error:
+        return _refusal(400, f"bad request: {error!r}")
+    except (CloudError, NotRunningError, OSError) as error:
+        return _refusal(503, f"The cloud does not do that now: {error}")
+
+
+def _refusal(status: int, sentence: str) -> web.Response:
+    return web.json_response({"error": sentence}, status=status)
+
+
+def _file(name: str) -> Handler:
+    async def serve(_request: web.Request) -> web.StreamResponse:
+        return web.FileResponse(PAGE / name)
+
+    return serve
+
+
+async def _protect(_request: web.Request, response: web.StreamResponse) -> None:
+    response.headers.update(HEADERS)
