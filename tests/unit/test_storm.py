@@ -78,7 +78,10 @@ def row_of(plan: dict[str, Any]) -> dict[str, Any]:
         "failed": failed,
         "failures": {},
         "budget": budget,
+        "throughput_rps": 50.0,
+        "cpu": {"functions": 6.0, "pgbouncer": 2.0, "postgresql": 0.2},
         "peak_server_connections": budget,
+        "peak_client_connections": count,
         "widest_gap_ms": 50.0,
     }
 
