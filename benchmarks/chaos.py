@@ -344,6 +344,8 @@ def control(cloud: LocalCloud) -> Iterator[list[int]]:
         stop.set()
         for thread in threads:
             thread.join()
+        for function in ("baseline", "users"):  # or a fault of Secrets Manager would meet them too
+            cloud.end_environments(function)
 
 
 # The whole

@@ -38,6 +38,16 @@ BACKENDS: Final = (
     "SELECT count(*) FROM pg_stat_activity"
     " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
 )
+
+# The kernel's interface: sock_diag(7) and netlink(7).
+_HEADER: Final = struct.Struct("=IHHII")  # nlmsghdr
+_ORDER: Final = struct.Struct("=BBHIH46s")  # inet_diag_req_v2; the rest of its id is a wildcard
+_ESTABLISHED: Final = 1 << 1
+_SOCK_DIAG_BY_FAMILY: Final = 20
+_REQUEST_DUMP: Final = 0x301
+_NETLINK_SOCK_DIAG: Final = 4
+_ERROR, _DONE = 2, 3
+
 Sample = tuple[float, int]
 """Seconds of the monotonic clock, and connections."""
 
@@ -145,15 +155,6 @@ def established(addresses: Collection[str], port: int) -> int:
                 if kind == _ERROR:
                     raise OSError(f"the kernel does not list its connections: {body!r}")
                 found += body[8:12] in wanted
-
-
-_HEADER: Final = struct.Struct("=IHHII")  # nlmsghdr
-_ORDER: Final = struct.Struct("=BBHIH46s")  # inet_diag_req_v2; the rest of its id is a wildcard
-_ESTABLISHED: Final = 1 << 1
-_SOCK_DIAG_BY_FAMILY: Final = 20
-_REQUEST_DUMP: Final = 0x301
-_NETLINK_SOCK_DIAG: Final = 4
-_ERROR, _DONE = 2, 3
 
 
 def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
