@@ -62,8 +62,11 @@ storm: setup ## run the storm with every control and peer, and write benchmarks/
 	exit $$code
 
 .PHONY: chaos
-chaos: setup ## faults under load, with an audit of what is there, and write benchmarks/results/chaos.json
-	@$(RUN) -m benchmarks.chaos --output benchmarks/results/chaos.json
+chaos: setup ## break one thing after the other under load, and audit what is there
+	@code=0; \
+	$(RUN) -m benchmarks.chaos --output benchmarks/results/chaos.json || code=1; \
+	$(RUN) -m benchmarks.report --write || code=1; \
+	exit $$code
 
 .PHONY: bench
 bench: setup ## measure what the layer costs, warm and cold, and write benchmarks/results
