@@ -19,7 +19,8 @@ def test_500_environments_are_served_where_the_baseline_fails(cloud: LocalCloud)
     for row in result["rows"]:
         assert row["answered"]["200"] == row["served"]
         assert sum(row["answered"].values()) == row["requests"]
-        assert min(row["cpu"].values()) > 0
+        assert min(row["cpu"]["postgresql"], row["cpu"]["functions"]) > 0
+    assert result["rows"][1]["cpu"]["pgbouncer"] > 0.5  # 500 logins
     assert result["rows"][1]["peak_client_connections"] >= 500
 
 
