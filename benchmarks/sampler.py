@@ -87,8 +87,12 @@ class Sampler:
     samples: int
     widest_gap_ms: float
 
-    def __init__(self, status: dict[str, Any]) -> None:
-        """Take the addresses from a cloud's status and connect."""
+    def __init__(self, status: dict[str, Any], *, clients_every: float = INTERVAL) -> None:
+        """Take the addresses from a cloud's status and connect.
+
+        `clients_every`: seconds between two counts of client connections, for which the kernel
+        walks through all there are: among thousands that shows in what is measured.
+        """
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.sampler"],
             stdin=subprocess.PIPE,
@@ -99,7 +103,14 @@ class Sampler:
         pooler = status["pooler"]
         tasks = [task["address"] for task in pooler["tasks"]]
         dsn = status["postgres"]["dsn"]
-        self._send({"database": dsn, "tasks": tasks, "port": pooler["port"]})
+        self._send(
+            {
+                "database": dsn,
+                "tasks": tasks,
+                "port": pooler["port"],
+                "clients_every": clients_every,
+            }
+        )
         self._receive()
 
     def __enter__(self) -> Self:
@@ -170,12 +181,15 @@ def main() -> int:
     order = json.loads(sys.stdin.readline())
     with psycopg.connect(order["database"], autocommit=True, prepare_threshold=0) as connection:
         _hurry(os.getpid(), connection.info.backend_pid)
-        samples = []
+        samples: list[tuple[float, int, int]] = []
+        clients, due = 0, 0.0
         print(json.dumps({}), flush=True)
         while not _told_to_stop(INTERVAL):
             at = time.monotonic()
             row = connection.execute(BACKENDS).fetchone()
-            clients = established(order["tasks"], order["port"])
+            if at >= due:
+                clients = established(order["tasks"], order["port"])
+                due = at + order["clients_every"] - INTERVAL / 2
             samples.append((at, row[0] if row else 0, clients))
     print(json.dumps(samples), flush=True)
     return 0
