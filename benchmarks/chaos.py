@@ -56,6 +56,8 @@ HERD_CLIENTS: Final = 60
 SECONDS_BETWEEN: Final = 1.5
 """Rest between two faults of the random sequence."""
 LONGEST_DRAWN: Final = 4.0
+MOST_SECONDS: Final = 600.0
+"""Of the whole run, the cloud's start included."""
 
 SETTINGS: Final[dict[str, Any]] = {
     "functions": {"checkout_timeout": CHECKOUT_TIMEOUT, "timeout": 25},
@@ -391,6 +393,8 @@ def shortfalls(result: dict[str, Any]) -> list[str]:
     broken = [f"{row['name']}: {promise}" for row in result["rows"] for promise in row["missed"]]
     if not result["control"]["failed"]:
         broken.append("the control did not fail: the faults prove nothing")
+    if result["seconds"] > MOST_SECONDS:
+        broken.append(f"the run took {result['seconds']:.0f} s, more than {MOST_SECONDS:.0f}")
     return broken
 
 
@@ -407,11 +411,12 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="where to write the result as JSON")
     arguments = parser.parse_args()
     seed = secrets.randbelow(2**32) if arguments.seed is None else arguments.seed
-    narrator = Narrator()
+    narrator, began = Narrator(), time.monotonic()
     narrator.note(f"seed {seed}")
     folder = Path(tempfile.gettempdir()) / f"lpg-{secrets.token_hex(4)}"  # beside that of `make up`
     with LocalCloud(folder, options(), report=narrator) as cloud:
         result = run(cloud, seed, arguments.count, narrator.note, f"make chaos (seed {seed})")
+    result["seconds"] = round(time.monotonic() - began, 1)
     if arguments.output:
         arguments.output.write_text(json.dumps(result) + "\n")
     print(f"\n{chaos_table(result)}\n")

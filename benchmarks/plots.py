@@ -157,7 +157,7 @@ def connections_plot(result: Result) -> str:
         panels = _panels(drawn, len(rows), sharey=True)
         for axes, row in zip(panels, rows, strict=True):
             series = row["server"]["series"]
-            axes.fill_between(_seconds(series), series, step="post", color=SERVED, linewidth=0)
+            axes.stairs(series, _edges(series), fill=True, color=SERVED)
             axes.axhline(result["budget"], color=LIMIT, linestyle=":", linewidth=1)
             axes.axhline(result["max_connections"], color=FAILED, linestyle="--", linewidth=1)
             axes.set_title(_plain(row), fontsize=9)
@@ -195,8 +195,8 @@ def open_loop_plot(result: Result) -> str:
             values = [row["cpu_ms"][part] for row in rows]
             cost.bar(sizes, values, bottom=below, color=color, label=part, width=0.5)
             below = [one + other for one, other in zip(below, values, strict=True)]
-        cost.set(ylabel="CPU milliseconds per request", title="Cost")
-        cost.legend()
+        cost.set(ylabel="CPU milliseconds per request", title="Cost", ylim=(0, 1.3 * max(below)))
+        cost.legend(ncols=3)
         for axes in (latency, cost):
             axes.set_xlabel("environments")
             axes.grid(axis="y")
@@ -224,13 +224,14 @@ def chaos_plot(result: Result) -> str:
 def _timeline(axes: Axes, row: Result) -> None:
     served = [well / PERIOD for well, _ in row["timeline"]]
     all_of_them = [(well + badly) / PERIOD for well, badly in row["timeline"]]
-    seconds = _seconds(served)
+    edges = _edges(served)
     axes.axvspan(row["began"], max(row["ended"], row["began"] + PERIOD), color=SHADE, linewidth=0)
-    axes.fill_between(seconds, all_of_them, step="post", color=FAILED, linewidth=0)
-    axes.fill_between(seconds, served, step="post", color=SERVED, linewidth=0)
+    axes.stairs(all_of_them, edges, fill=True, color=FAILED)
+    axes.stairs(served, edges, fill=True, color=SERVED)
     axes.set_title(row["title"], fontsize=9)
     axes.set_ylim(bottom=0)
+    axes.locator_params(nbins=4)
 
 
-def _seconds(series: Sequence[float]) -> list[float]:
-    return [point * PERIOD for point in range(len(series))]
+def _edges(series: Sequence[float]) -> list[float]:
+    return [point * PERIOD for point in range(len(series) + 1)]

@@ -21,11 +21,11 @@ from typing import Any, Final
 import psycopg
 
 from benchmarks import second_driver
-from benchmarks.goals import goals, shortfalls
 from benchmarks.machine import machine, others, packages
 from benchmarks.open_loop import OpenLoop
 from benchmarks.rows import Report, Row, Stage
 from benchmarks.servers import versions
+from benchmarks.storm_goals import goals, shortfalls
 from benchmarks.tables import whole_storm_table
 from local.caller import call
 from local.cloud import LocalCloud

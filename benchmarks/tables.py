@@ -84,7 +84,7 @@ def whole_storm_table(result: Result) -> str:
         lines.append(
             f"| {_title(row, result)} | {row['environments']} {row['start']} | {row['served']} "
             f"| {row['failed']} | {row['throughput_rps']:.0f} | {_times(row)} "
-            f"| {row['peak_server_connections']} of {row['budget']} "
+            f"| {row['peak_server_connections']} "
             f"| {row['peak_client_connections']} | {cpu} |"
         )
     return "\n".join([*lines, "", f"{result['method']} {origin(result)}"])

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from benchmarks import second_driver
-from benchmarks.goals import shortfalls
 from benchmarks.rows import Driver, Row, our_driver
 from benchmarks.storm import plan, run, set_up
+from benchmarks.storm_goals import shortfalls
 from local.cloud import LocalCloud
 
 

@@ -210,7 +210,7 @@ def result(**changes: Any) -> dict[str, Any]:
     machine = {"cores": 2, "processor": "a processor"}
     versions = {"postgresql": "17", "pgbouncer": "1", "python": "3"}
     told = {"machine": machine, "versions": versions, "date": "2026-11-25", "caveats": ["none"]}
-    run = {"seed": 7, "clients": 2, "checkout_timeout": 3, "command": "make chaos"}
+    run = {"seed": 7, "clients": 2, "checkout_timeout": 3, "command": "make chaos", "seconds": 600}
     return {**told, **run, "control": control, "rows": [row], **changes}
 
 
@@ -224,6 +224,7 @@ def test_a_missed_goal_or_a_control_that_did_not_fail_fails_the_run() -> None:
     assert shortfalls(result(control=tame)) == [
         "the control did not fail: the faults prove nothing"
     ]
+    assert shortfalls(result(seconds=601)) == ["the run took 601 s, more than 600"]
 
 
 def test_the_table_marks_what_was_missed() -> None:

@@ -16,11 +16,11 @@ import pytest
 from aiohttp import web
 
 from benchmarks import open_loop, sampler
-from benchmarks.goals import goals, shortfalls
 from benchmarks.load import Outcome, summarise
 from benchmarks.rows import FunctionLog, answered_between
 from benchmarks.second_driver import outcomes_of
 from benchmarks.storm import DRIVERS_PLAN, HOME, PEERS, SMALL_PLAN, full_plan, peers, planned
+from benchmarks.storm_goals import goals, shortfalls
 from benchmarks.tables import STORM_TITLES, whole_storm_table
 from stacks.assets import FUNCTIONS
 

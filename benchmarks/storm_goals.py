@@ -59,13 +59,14 @@ def _of_row(row: Result) -> Iterator[Goal]:
     name = f"{row['name']} with {row['environments']} environments"
     if row["max_connections"] != 100:
         name += f" at max_connections {row['max_connections']}"
-    failed = f"{row['failed']} of {row['requests']} failed {row['failures'] or ''}".strip()
+    failed = f"{row['failed']} of {row['requests']} failed"
     if row["name"] in CONTROLS:
         share = CONTROLS[row["name"]]
         held = row["failed"] >= share * row["requests"]
         yield Goal(f"{name}: the control fails at least {share:.0%}", held, failed)
     if row["name"] in OURS:
-        yield Goal(f"{name}: no request fails", row["failed"] == 0, failed)
+        causes = "".join(f"; {count} times {cause}" for cause, count in row["failures"].items())
+        yield Goal(f"{name}: no request fails", row["failed"] == 0, failed + causes)
         peak, budget = row["peak_server_connections"], row["budget"]
         text = f"{name}: server connections stay within the budget of {budget}"
         yield Goal(text, peak <= budget, f"peak {peak}")
