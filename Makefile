@@ -57,22 +57,22 @@ screenshots: setup ## take the pictures of the console in docs anew, in a real b
 .PHONY: storm
 storm: setup ## run the storm with every control and peer, and write benchmarks/results/storm.json
 	@code=0; \
-	$(RUN) -m benchmarks.storm --output benchmarks/results/storm.json || code=1; \
+	$(RUN) -m benchmarks.storm.run --output benchmarks/results/storm.json || code=1; \
 	$(RUN) -m benchmarks.report --write || code=1; \
 	exit $$code
 
 .PHONY: chaos
 chaos: setup ## break one thing after the other under load, and audit what is there
 	@code=0; \
-	$(RUN) -m benchmarks.chaos --output benchmarks/results/chaos.json || code=1; \
+	$(RUN) -m benchmarks.chaos.run --output benchmarks/results/chaos.json || code=1; \
 	$(RUN) -m benchmarks.report --write || code=1; \
 	exit $$code
 
 .PHONY: bench
 bench: setup ## measure what the layer costs, warm and cold, and write benchmarks/results
 	@code=0; \
-	$(RUN) -m benchmarks.overhead --output benchmarks/results/overhead.json || code=1; \
-	$(RUN) -m benchmarks.cold_start --output benchmarks/results/cold_start.json || code=1; \
+	$(RUN) -m benchmarks.cost.overhead --output benchmarks/results/overhead.json || code=1; \
+	$(RUN) -m benchmarks.cost.cold_start --output benchmarks/results/cold_start.json || code=1; \
 	$(RUN) -m benchmarks.report --write || code=1; \
 	exit $$code
 

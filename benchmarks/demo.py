@@ -4,7 +4,7 @@ import sys
 import time
 import uuid
 
-from benchmarks.storm import conclude, plan, run
+from benchmarks.storm.run import conclude, plan, run
 from benchmarks.tables import storm_table
 from local.caller import Answer, call
 from local.cloud import AlreadyRunningError, CloudError, DeploymentError, LocalCloud

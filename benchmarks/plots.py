@@ -26,6 +26,7 @@ SERVED, FAILED, NEUTRAL, LIMIT, SHADE = (
 COLUMNS = 2
 PERIOD = 0.1
 """Seconds of a point in the results' series."""
+METADATA = ("Date", "Creator", "Format", "Type")
 STYLE = Path(__file__).with_suffix(".mplstyle")
 
 
@@ -37,9 +38,9 @@ def figure(width: float, height: float) -> Iterator[Figure]:
 
 
 def as_svg(drawn: Figure) -> str:
-    """Write a figure without the date and the version that matplotlib would add."""
+    """Write a figure without what matplotlib would add: the date, its version, an address."""
     buffer = io.StringIO()
-    drawn.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    drawn.savefig(buffer, format="svg", metadata=dict.fromkeys(METADATA))
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
 
 

@@ -168,7 +168,7 @@ def _vault(password: str, authority: Authority) -> dict[str, Any]:
 
 def _start_service(port: int, vault: dict[str, Any], folder: Path) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.secrets_service", str(port)],
+        [sys.executable, "-m", "benchmarks.cost.secrets_service", str(port)],
         stdin=subprocess.PIPE,
         stderr=(folder / "secrets.log").open("wb"),
         cwd=ROOT,

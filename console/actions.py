@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from benchmarks.faults import FAULTS, Fault
 from benchmarks.load import Summary, fire, summarise
-from benchmarks.rows import FunctionLog
+from benchmarks.storm.rows import FunctionLog
 from console.steady import SteadyLoad, Visitor
 from local.cloud import LocalCloud
 

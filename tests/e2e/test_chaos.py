@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks import faults
-from benchmarks.chaos import IDLE, Chaos, Trial, control, options, trial
+from benchmarks.chaos.run import IDLE, Chaos, Trial, control, options, trial
 from local.cloud import LocalCloud
 from tests.e2e.conftest import new_cloud_folder
 

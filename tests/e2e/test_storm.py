@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks import second_driver
-from benchmarks.rows import Driver, Row, our_driver
-from benchmarks.storm import plan, run, set_up
-from benchmarks.storm_goals import shortfalls
+from benchmarks.storm import second_driver
+from benchmarks.storm.goals import shortfalls
+from benchmarks.storm.rows import Driver, Row, our_driver
+from benchmarks.storm.run import plan, run, set_up
 from local.cloud import LocalCloud
 
 

@@ -11,8 +11,8 @@ import psutil
 import psycopg
 import pytest
 
-from benchmarks.accounting import CpuSeconds, seconds_of, server_seconds
-from benchmarks.sampler import Sampler
+from benchmarks.storm.accounting import CpuSeconds, seconds_of, server_seconds
+from benchmarks.storm.sampler import Sampler
 from local.postgres import Postgres
 from tests.integration.servers import PoolerFixture
 

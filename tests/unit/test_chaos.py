@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.chaos import draw, plan, shortfalls
-from benchmarks.chaos_goals import Goal, Measures, longest_gap, measure, misses, timeline
-from benchmarks.ledger import (
+from benchmarks.chaos.goals import Goal, Measures, longest_gap, measure, misses, timeline
+from benchmarks.chaos.ledger import (
     ACCOUNTS,
     OPENING_BALANCE,
     Books,
@@ -18,7 +17,8 @@ from benchmarks.ledger import (
     Request,
     audit,
 )
-from benchmarks.steady import outcome_of
+from benchmarks.chaos.run import draw, plan, shortfalls
+from benchmarks.chaos.steady import outcome_of
 from benchmarks.tables import chaos_table
 
 TOTAL = ACCOUNTS * OPENING_BALANCE

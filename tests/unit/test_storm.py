@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from benchmarks import open_loop, sampler
 from benchmarks.load import Outcome, summarise
-from benchmarks.rows import FunctionLog, answered_between
-from benchmarks.second_driver import outcomes_of
-from benchmarks.storm import DRIVERS_PLAN, HOME, PEERS, SMALL_PLAN, full_plan, peers, planned
-from benchmarks.storm_goals import goals, shortfalls
+from benchmarks.storm import open_loop, sampler
+from benchmarks.storm.goals import goals, shortfalls
+from benchmarks.storm.rows import FunctionLog, answered_between
+from benchmarks.storm.run import DRIVERS_PLAN, HOME, PEERS, SMALL_PLAN, full_plan, peers, planned
+from benchmarks.storm.second_driver import outcomes_of
 from benchmarks.tables import STORM_TITLES, whole_storm_table
 from stacks.assets import FUNCTIONS
 

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
-from benchmarks.accounting import CpuSeconds
 from benchmarks.load import Summary, fire, summarise
-from benchmarks.sampler import Observed, Sampler
+from benchmarks.storm.accounting import CpuSeconds
+from benchmarks.storm.sampler import Observed, Sampler
 from local.cloud import LocalCloud
 
 Report = Callable[[str], None]

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import ratios
+from benchmarks.cost import ratios
 from benchmarks.machine import machine, packages
 from benchmarks.servers import ROOT, ROWS, Endpoint, Servers, cores, on_core, running
 
@@ -88,7 +88,7 @@ def _one_run(
     }
     with on_core(cores()[0]):
         child = subprocess.run(
-            [sys.executable, "-m", "benchmarks.lookups"],
+            [sys.executable, "-m", "benchmarks.cost.lookups"],
             input=json.dumps(plan),
             capture_output=True,
             text=True,

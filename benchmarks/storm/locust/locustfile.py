@@ -1,7 +1,7 @@
 r"""The storm from Locust: all users wait for the last one, then each sends one request.
 
     STORM_TOKEN=… STORM_PATH=/storm/lambda_pg/… STORM_OUTPUT=storm-by-locust.json \
-        locust --locustfile benchmarks/locust/locustfile.py --headless \
+        locust --locustfile benchmarks/storm/locust/locustfile.py --headless \
         --users 500 --spawn-rate 500 --host http://127.0.0.1:…
 
 What became of each request is written to STORM_OUTPUT: its status (0 when no answer came) and its

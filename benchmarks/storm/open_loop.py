@@ -16,8 +16,8 @@ from typing import Any, Final
 import aiohttp
 
 from benchmarks.load import Outcome, Summary, session, summarise, timed_request
-from benchmarks.rows import Stage
-from benchmarks.sampler import Sampler
+from benchmarks.storm.rows import Stage
+from benchmarks.storm.sampler import Sampler
 
 FUNCTION: Final = "lambda_pg"
 SIZES: Final = (50, 500, 1000)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from benchmarks.sampler import WIDEST
+from benchmarks.storm.sampler import WIDEST
 
 Result = dict[str, Any]
 

@@ -1,7 +1,7 @@
 """One run of the lookups: the same statement in every way, interleaved in short rounds.
 
-A process of its own, started by benchmarks.overhead with a function's environment. Takes a plan
-as JSON on stdin, prints the time of each variant in each round as JSON on stdout.
+A process of its own, started by benchmarks.cost.overhead with a function's environment. Takes a
+plan as JSON on stdin, prints the time of each variant in each round as JSON on stdout.
 """
 
 import json

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final
 
-from benchmarks.ledger import Findings, Request
+from benchmarks.chaos.ledger import Findings, Request
 
 LATE: Final = 1.0
 """Seconds after the checkout timeout by which a request that fails has its answer."""

@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks import faults
-from benchmarks.chaos_goals import Goal, Measures, measure, misses
+from benchmarks.chaos.goals import Goal, Measures, measure, misses
+from benchmarks.chaos.ledger import Request, audit, open_books, read_books
+from benchmarks.chaos.steady import Client, Load
 from benchmarks.faults import FAULTS, Fault
-from benchmarks.ledger import Request, audit, open_books, read_books
 from benchmarks.machine import machine, packages
 from benchmarks.servers import versions
-from benchmarks.steady import Client, Load
-from benchmarks.storm import RUNS_IN_A_FUNCTION, SHARED_MACHINE
+from benchmarks.storm.run import RUNS_IN_A_FUNCTION, SHARED_MACHINE
 from benchmarks.tables import chaos_table
 from local.caller import call
 from local.cloud import LocalCloud, Options

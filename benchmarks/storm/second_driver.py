@@ -13,7 +13,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from benchmarks.load import Outcome, Summary, summarise
-from benchmarks.rows import Driver, Result, Row, Stage, our_driver
+from benchmarks.storm.rows import Driver, Result, Row, Stage, our_driver
 from local.installed import environment_python
 
 HERE: Final = Path(__file__).resolve().parent / "locust"

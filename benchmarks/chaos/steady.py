@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import aiohttp
 
-from benchmarks.ledger import ACCOUNTS, Kind, Outcome, Request
+from benchmarks.chaos.ledger import ACCOUNTS, Kind, Outcome, Request
 
 KINDS: Final[tuple[Kind, ...]] = ("read", "transfer", "read", "note")
 PATIENCE: Final = 35.0

@@ -20,12 +20,12 @@ from typing import Any, Final
 
 import psycopg
 
-from benchmarks import second_driver
 from benchmarks.machine import machine, others, packages
-from benchmarks.open_loop import OpenLoop
-from benchmarks.rows import Report, Row, Stage
 from benchmarks.servers import versions
-from benchmarks.storm_goals import goals, shortfalls
+from benchmarks.storm import second_driver
+from benchmarks.storm.goals import goals, shortfalls
+from benchmarks.storm.open_loop import OpenLoop
+from benchmarks.storm.rows import Report, Row, Stage
 from benchmarks.tables import whole_storm_table
 from local.caller import call
 from local.cloud import LocalCloud
@@ -75,7 +75,7 @@ SMALL: Final = {
 PATIENT: Final = {"functions": {"checkout_timeout": 20, "timeout": 25}}
 """A thousand first requests need up to 20 s of two cores."""
 
-HOME: Final = Path(__file__).resolve().parent / "functions"
+HOME: Final = Path(__file__).resolve().parents[1] / "functions"
 
 
 def plan(environments: int, cold: int) -> list[Row]:

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from benchmarks import ratios
+from benchmarks.cost import ratios
+from benchmarks.cost.secrets_service import GET, JSON_TYPE
 from benchmarks.machine import machine, packages
-from benchmarks.secrets_service import GET, JSON_TYPE
 from benchmarks.servers import USER, Servers, cores, on_core, running
 from layer.build import Target, build_layer
 

@@ -1,6 +1,6 @@
 """Secrets Manager's GetSecretValue in a process of its own: quick, and not on the client's core.
 
-python -m benchmarks.secrets_service PORT < secrets.json
+python -m benchmarks.cost.secrets_service PORT < secrets.json
 """
 
 import json

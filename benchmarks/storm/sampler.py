@@ -24,7 +24,7 @@ from typing import Any, Final, Self
 
 import psycopg
 
-ROOT: Final = Path(__file__).resolve().parent.parent
+ROOT: Final = Path(__file__).resolve().parents[2]
 INTERVAL: Final = 0.025
 """Seconds of rest between two samples: one takes up to 5 ms."""
 
@@ -94,7 +94,7 @@ class Sampler:
         walks through all there are: among thousands that shows in what is measured.
         """
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.sampler"],
+            [sys.executable, "-m", "benchmarks.storm.sampler"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -1,0 +1,1 @@
+"""Chaos: faults under a steady load, and an audit of what is there."""

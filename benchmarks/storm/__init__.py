@@ -1,0 +1,1 @@
+"""The storm: many environments, each with its first request, at the same moment."""
