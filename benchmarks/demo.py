@@ -4,7 +4,9 @@ import sys
 import time
 import uuid
 
-from benchmarks.storm.run import conclude, plan, run
+from benchmarks.conclusion import conclude
+from benchmarks.storm.goals import shortfalls
+from benchmarks.storm.run import plan, run
 from benchmarks.tables import storm_table
 from local.caller import Answer, call
 from local.cloud import AlreadyRunningError, CloudError, DeploymentError, LocalCloud
@@ -23,9 +25,7 @@ def main() -> int:
         result = run(cloud, plan(environments=500, cold=50), narrator.note, command="make demo")
         print(f"\n{storm_table(result)}\n")
         print("Stopping everything", flush=True)
-    for problem in problems:
-        print(f"FAILED: {problem}", file=sys.stderr)
-    code = conclude(result) or (1 if problems else 0)
+    code = conclude([*shortfalls(result), *problems])
     verdict = "All of it held" if code == 0 else "Not all of it held"
     print(f"{verdict}, in {time.monotonic() - began:.0f} s.")
     return code

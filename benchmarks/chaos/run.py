@@ -27,6 +27,7 @@ from benchmarks import faults
 from benchmarks.chaos.goals import Goal, Measures, measure, misses
 from benchmarks.chaos.ledger import Request, audit, open_books, read_books
 from benchmarks.chaos.steady import Client, Load
+from benchmarks.conclusion import conclude
 from benchmarks.faults import FAULTS, Fault
 from benchmarks.machine import machine, packages
 from benchmarks.servers import versions
@@ -420,10 +421,7 @@ def main() -> int:
     if arguments.output:
         arguments.output.write_text(json.dumps(result) + "\n")
     print(f"\n{chaos_table(result)}\n")
-    broken = shortfalls(result)
-    for promise in broken:
-        print(f"FAILED: {promise}", file=sys.stderr)
-    return 1 if broken else 0
+    return conclude(shortfalls(result))
 
 
 if __name__ == "__main__":

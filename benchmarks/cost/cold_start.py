@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from benchmarks.conclusion import conclude
 from benchmarks.cost import ratios
 from benchmarks.cost.secrets_service import GET, JSON_TYPE
 from benchmarks.machine import machine, packages
@@ -260,10 +261,7 @@ def main() -> int:
     print(f"imports {result['imports_ms']}, secrets service {result['secrets_service_ms']} ms")
     if arguments.output:
         arguments.output.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    broken = shortfalls(result)
-    for promise in broken:
-        print(f"FAILED: {promise}", file=sys.stderr)
-    return 1 if broken else 0
+    return conclude(shortfalls(result))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.conclusion import conclude
 from benchmarks.cost import ratios
 from benchmarks.machine import machine, packages
 from benchmarks.servers import ROOT, ROWS, Endpoint, Servers, cores, on_core, running
@@ -166,10 +167,7 @@ def main() -> int:
         print(f"{row['path']:10} {row['name']:32} {row['median_us']:9.1f} µs {row['ratio']:8.3f}")
     if arguments.output:
         arguments.output.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    broken = shortfalls(result)
-    for promise in broken:
-        print(f"FAILED: {promise}", file=sys.stderr)
-    return 1 if broken else 0
+    return conclude(shortfalls(result))
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import psycopg
 
+from benchmarks.conclusion import conclude
 from benchmarks.machine import machine, others, packages
 from benchmarks.servers import versions
 from benchmarks.storm import second_driver
@@ -227,15 +228,7 @@ def main() -> int:
     if arguments.output:
         arguments.output.write_text(json.dumps(result, indent=2) + "\n")
     print(f"\n{whole_storm_table(result)}\n")
-    return conclude(result)
-
-
-def conclude(result: dict[str, Any]) -> int:
-    """Print what was promised and did not hold; return the exit code."""
-    broken = shortfalls(result)
-    for promise in broken:
-        print(f"FAILED: {promise}", file=sys.stderr)
-    return 1 if broken else 0
+    return conclude(shortfalls(result))
 
 
 if __name__ == "__main__":
