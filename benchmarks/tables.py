@@ -34,7 +34,7 @@ COLD_START_TITLES = {
 
 
 CPU = "| CPU ms a request: function | PgBouncer | PostgreSQL |"
-PEAKS = f"| peak server connections | peak client connections {CPU}"
+PEAKS = f"| p50 of each run | peak server connections | peak client connections {CPU}"
 
 
 def storm_table(result: Result) -> str:
@@ -74,7 +74,7 @@ def whole_storm_table(result: Result) -> str:
     """Draw every row with everything that was measured of it."""
     lines = [
         f"| | environments | served | failed | a second | p50 | p95 | p99 | max {PEAKS}",
-        "|---|---:|" + "---:|" * 12,
+        "|---|---:|" + "---:|" * 13,
     ]
     for row in result["rows"]:
         cpu = " | ".join(
@@ -84,8 +84,8 @@ def whole_storm_table(result: Result) -> str:
         lines.append(
             f"| {_title(row, result)} | {row['environments']} {row['start']} | {row['served']} "
             f"| {row['failed']} | {row['throughput_rps']:.0f} | {_times(row)} "
-            f"| {row['peak_server_connections']} "
-            f"| {row['peak_client_connections']} | {cpu} |"
+            f"| {', '.join(_seconds(run['p50_ms']) for run in row['runs'])} "
+            f"| {row['peak_server_connections']} | {row['peak_client_connections']} | {cpu} |"
         )
     return "\n".join([*lines, "", f"{result['method']} {origin(result)}"])
 
@@ -158,7 +158,11 @@ def _title(row: Result, result: Result) -> str:
 
 
 def _times(row: Result) -> str:
-    return " | ".join(f"{row[f'{name}_ms'] / 1000:.2f} s" for name in ("p50", "p95", "p99", "max"))
+    return " | ".join(_seconds(row[f"{name}_ms"]) for name in ("p50", "p95", "p99", "max"))
+
+
+def _seconds(milliseconds: float) -> str:
+    return f"{milliseconds / 1000:.2f} s"
 
 
 def overhead_table(result: Result) -> str:

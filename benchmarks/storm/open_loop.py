@@ -21,7 +21,7 @@ from benchmarks.storm.sampler import Sampler
 
 FUNCTION: Final = "lambda_pg"
 SIZES: Final = (50, 500, 1000)
-ROUNDS: Final = 4
+ROUNDS: Final = 3
 CLIENTS_EVERY: Final = 1.0
 """Seconds: the fleet keeps its connections, and counting them costs more the more there are."""
 

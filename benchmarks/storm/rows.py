@@ -2,8 +2,8 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
@@ -47,7 +47,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Result(Summary):
-    """What became of one row. CPU in seconds; `answered` is what the API counted, by status."""
+    """What became of one row. CPU in seconds; `answered` is what the API counted, by status.
+
+    Of a row that was measured several times it is the run with the median of the medians; peaks,
+    gaps and `runs` are of all of them.
+    """
 
     name: str
     environments: int
@@ -62,6 +66,7 @@ class Result(Summary):
     client: Observed
     cpu: CpuSeconds
     answered: dict[str, int]
+    runs: tuple[Summary, ...] = ()
 
 
 class Driver(Protocol):
@@ -106,6 +111,14 @@ class Stage:
         )
         return _result(row, summary, sampler, cpu, before, after)
 
+    def by_turns(self, rows: Sequence[Row], times: int) -> list[Result]:
+        """Storm rows several times, so that none always comes first; return each one's result."""
+        found: dict[str, list[Result]] = {row.name: [] for row in rows}
+        for turn in range(times):
+            for row in [*rows[turn:], *rows[:turn]]:
+                found[row.name].append(self.storm(row))
+        return [median_run(results) for results in found.values()]
+
     def _open(self, row: Row) -> None:
         if row.start == "restored":
             self.report(f"{row.name}: opening {row.environments} environments")
@@ -144,6 +157,21 @@ def _result(
         client=sampler.client,
         cpu=cpu,
         answered=answered_between(before, after),
+    )
+
+
+def median_run(results: Sequence[Result]) -> Result:
+    """Return the run in the middle of several, with the peaks and the summaries of all."""
+    middle = sorted(results, key=lambda result: result.p50_ms)[len(results) // 2]
+    names = [each.name for each in fields(Summary)]
+    return replace(
+        middle,
+        peak_server_connections=max(result.peak_server_connections for result in results),
+        peak_client_connections=max(result.peak_client_connections for result in results),
+        widest_gap_ms=max(result.widest_gap_ms for result in results),
+        runs=tuple(
+            Summary(**{name: getattr(result, name) for name in names}) for result in results
+        ),
     )
 
 

@@ -41,8 +41,10 @@ SHARED_MACHINE: Final = "load, functions, pooler and database share one machine 
 WHY: Final = "on AWS each environment has a processor of its own"
 BUSY: Final = "other programs used {busy:.0f} % of the processors when the run began"
 METHOD: Final = (
-    "Every environment of a row gets its first request at the same moment. All rows but the "
-    "baseline answer by the same frame (benchmarks/lookup) and differ in how they connect: "
+    "Every environment of a row gets its first request at the same moment; latencies are those of "
+    "all requests, refused ones too. Ways through the pooler are measured three times by turns, "
+    "and the run in the middle is shown. All rows but the baseline answer "
+    "by the same frame (benchmarks/lookup) and differ in how they connect: "
     "lambda-pg is that frame with the layer, without Powertools. Functions without the layer read "
     "their secret at import, and restored environments share it; the layer reads it with its first "
     "connection. Every environment logs in, which costs about as much in the function as in "
@@ -88,29 +90,28 @@ def plan(environments: int, cold: int) -> list[Row]:
     ]
 
 
-def full_plan() -> list[Row]:
-    """Lay out every row: the controls first, and the largest fleet last, as memory is mapped then.
-
-    The first large fleet of a cloud costs the functions more: its forks map memory anew, which
-    later ones use again.
-    """
-    return [
-        Row("baseline", "baseline", 500, path="/baseline/users"),
-        Row("cached-direct", "cached_direct", 500),
-        Row("connect-through-pooler", "connect_through_pooler", 500),
-        Row("psycopg_pool", "psycopg_pool", 500),
-        Row("sqlalchemy", "sqlalchemy", 500),
-        *(Row("lambda-pg", "lambda_pg", size) for size in (50, 100, 200, 500)),
-        Row("lambda-pg-cold", "lambda_pg", 50, "cold"),
-        Row("lambda-pg", "lambda_pg", 1000),
-    ]
-
-
-SMALL_PLAN: Final = [Row("lambda-pg", "lambda_pg", 500)]
-DRIVERS_PLAN: Final = [
-    Row("lambda-pg", "lambda_pg", 500),
-    Row("baseline", "baseline", 500, path="/baseline/users"),
+# The controls come first: the first large fleets of a cloud cost the functions more, as their forks
+# map memory anew, which later ones use again.
+BASELINE: Final = Row("baseline", "baseline", 500, path="/baseline/users")
+OURS: Final = Row("lambda-pg", "lambda_pg", 500)
+CONTROLS: Final = [BASELINE, Row("cached-direct", "cached_direct", 500)]
+COMPARED: Final = [
+    Row("connect-through-pooler", "connect_through_pooler", 500),
+    Row("psycopg_pool", "psycopg_pool", 500),
+    Row("sqlalchemy", "sqlalchemy", 500),
+    OURS,
 ]
+TURNS: Final = 3
+"""How often each of these is measured, all of them by turns."""
+
+OTHER_SIZES: Final = [
+    *(Row("lambda-pg", "lambda_pg", size) for size in (50, 100, 200)),
+    Row("lambda-pg-cold", "lambda_pg", 50, "cold"),
+    Row("lambda-pg", "lambda_pg", 1000),
+]
+SMALL_PLAN: Final = [OURS]
+DRIVERS_PLAN: Final = [(OURS, 3), (BASELINE, 1)]
+"""What is sent by both drivers, and how often by each."""
 
 
 def set_up(cloud: LocalCloud, report: Report) -> Stage:
@@ -137,7 +138,9 @@ def run_all(report: Report, seed: int) -> dict[str, Any]:
     began = time.monotonic()
     with own_cloud(PATIENT, report) as cloud:
         stage, queue = set_up(cloud, report), QUEUE.format(seconds=queue_seconds(cloud))
-        rows = [stage.storm(row) for row in full_plan()]
+        rows = [stage.storm(row) for row in CONTROLS]
+        rows += stage.by_turns(COMPARED, TURNS)
+        rows += [stage.storm(row) for row in OTHER_SIZES]
         loop = OpenLoop(stage, seed).run()
         drivers = second_driver.compare(stage, DRIVERS_PLAN)
         result = described(cloud, "make storm") | {"seed": seed, "caveats": caveats(cloud)}
@@ -171,7 +174,8 @@ def peers() -> dict[str, str]:
 def planned() -> list[dict[str, Any]]:
     """List what has to be in the result of a whole run."""
     small = SMALL["database"]["max_connections"]
-    rows = [*((row, 100) for row in full_plan()), *((row, small) for row in SMALL_PLAN)]
+    full = [*CONTROLS, *COMPARED, *OTHER_SIZES]
+    rows = [*((row, 100) for row in full), *((row, small) for row in SMALL_PLAN)]
     return [
         {
             "name": row.name,

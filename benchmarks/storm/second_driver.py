@@ -74,10 +74,10 @@ def outcomes_of(found: Sequence[tuple[int, float]]) -> list[Outcome]:
 DRIVERS: Final[dict[str, Driver]] = {"ours": our_driver, "locust": locust}
 
 
-def compare(stage: Stage, rows: Sequence[Row], times: int = 3) -> dict[str, Any]:
-    """Storm each row by turns from both drivers, fresh environments each time."""
+def compare(stage: Stage, plan: Sequence[tuple[Row, int]]) -> dict[str, Any]:
+    """Storm each row so often from both drivers by turns, fresh environments each time."""
     found = []
-    for row in rows:
+    for row, times in plan:
         runs: dict[str, list[Result]] = {name: [] for name in DRIVERS}
         for _ in range(times):
             for name, driver in DRIVERS.items():

@@ -17,11 +17,22 @@ from aiohttp import web
 
 from benchmarks.load import Outcome, summarise
 from benchmarks.storm import open_loop, sampler
+from benchmarks.storm.accounting import CpuSeconds
 from benchmarks.storm.goals import goals, shortfalls
-from benchmarks.storm.rows import FunctionLog, answered_between
-from benchmarks.storm.run import DRIVERS_PLAN, HOME, PEERS, SMALL_PLAN, full_plan, peers, planned
+from benchmarks.storm.rows import (
+    Driver,
+    FunctionLog,
+    Result,
+    Row,
+    Stage,
+    answered_between,
+    median_run,
+    our_driver,
+)
+from benchmarks.storm.run import COMPARED, CONTROLS, HOME, OTHER_SIZES, PEERS, peers, planned
 from benchmarks.storm.second_driver import outcomes_of
 from benchmarks.tables import STORM_TITLES, whole_storm_table
+from local.cloud import LocalCloud
 from stacks.assets import FUNCTIONS
 
 TOKEN = "a-token"
@@ -51,7 +62,7 @@ def test_the_plan_has_every_row() -> None:
 
 def test_every_row_has_a_function() -> None:
     """In a folder of its own, of the benchmarks or of the project."""
-    for row in full_plan() + SMALL_PLAN + DRIVERS_PLAN:
+    for row in CONTROLS + COMPARED + OTHER_SIZES:
         assert any((home / row.function / "handler.py").exists() for home in (HOME, FUNCTIONS))
 
 
@@ -82,6 +93,7 @@ def row_of(plan: dict[str, Any]) -> dict[str, Any]:
         "cpu": {"functions": 6.0, "pgbouncer": 2.0, "postgresql": 0.2},
         "peak_server_connections": budget,
         "peak_client_connections": count,
+        "runs": [],
         "widest_gap_ms": 50.0,
     }
 
@@ -190,7 +202,11 @@ def test_what_others_do_is_no_promise_of_ours(result: dict[str, Any]) -> None:
         (1000, {"failed": 1}, "open loop with 1000 environments: no request fails"),
         (50, {"environments_at_end": 51}, "open loop with 50 environments: the fleet stays"),
         (50, {"rate": 379.0}, "open loop with 50 environments: what arrives is answered"),
-        (50, {"widest_gap_ms": 60.0}, "open loop with 50 environments: connections are sampled"),
+        (
+            50,
+            {"widest_gap_ms": 60.0},
+            "open loop with 50 environments: server connections are sampled",
+        ),
     ],
 )
 def test_an_open_loop_that_breaks_a_promise_is_named(
@@ -438,3 +454,59 @@ def test_outcomes_of_the_second_driver_are_read_as_ours() -> None:
     assert (refused.cause, lost.cause) == ("503", "0")
     assert not refused.served
     assert not lost.served
+
+
+# Runs
+
+
+def test_of_several_runs_the_middle_one_is_shown_with_the_peaks_of_all() -> None:
+    """And what every run came to is kept."""
+    runs = [run_of(p50, peak) for p50, peak in ((9.0, 20), (4.0, 7), (6.0, 9))]
+    shown = median_run(runs)
+    assert (shown.p50_ms, shown.peak_server_connections) == (6.0, 20)
+    assert [run.p50_ms for run in shown.runs] == [9.0, 4.0, 6.0]
+
+
+def test_a_failure_in_any_run_breaks_the_promise(result: dict[str, Any]) -> None:
+    """Not only one in the run that is shown."""
+    row = named(result, "lambda-pg")
+    row["runs"] = [{"failed": 0}, {"failed": 1}, {"failed": 0}]
+    (broken,) = shortfalls(result)
+    assert broken.startswith("lambda-pg with 500 environments: no request fails")
+
+
+def test_ways_take_turns() -> None:
+    """None always comes first."""
+    order: list[str] = []
+
+    class Order(Stage):
+        def storm(self, row: Row, driver: Driver = our_driver) -> Result:
+            assert driver is our_driver
+            order.append(row.name)
+            return run_of(1.0, 1)
+
+    Order(LocalCloud(), "", "", print).by_turns([Row("a", "a", 1), Row("b", "b", 1)], 3)
+    assert order == ["a", "b", "b", "a", "a", "b"]
+
+
+def run_of(p50: float, peak: int) -> Result:
+    """Make one run of a row."""
+    outcomes = [Outcome(200, p50 / 1000, "")] * 2
+    seen = sampler.Observed(peak, [peak])
+    cpu = CpuSeconds(postgresql=1.0, pgbouncer=1.0, functions=1.0)
+    return Result(
+        **asdict(summarise(outcomes, 1.0)),
+        name="lambda-pg",
+        environments=2,
+        start="restored",
+        max_connections=100,
+        budget=20,
+        peak_server_connections=peak,
+        peak_client_connections=2,
+        samples=1,
+        widest_gap_ms=20.0,
+        server=seen,
+        client=seen,
+        cpu=cpu,
+        answered={"200": 2},
+    )
