@@ -317,6 +317,21 @@ def test_a_commit_still_in_progress_is_waited_for(line: Line) -> None:
     assert line.rows() == {1: 1}
 
 
+def test_a_question_about_a_commit_that_is_refused_is_not_asked_again(line: Line) -> None:
+    """Nobody may ask: the outcome stays unknown, and the caller learns that at once."""
+    line.admin.execute("REVOKE EXECUTE ON FUNCTION pg_xact_status FROM PUBLIC")
+    try:
+        with (
+            line.recorder.at("COMMIT", line.network.reset),
+            pytest.raises(CommitOutcomeUnknownError) as caught,
+        ):
+            line.db.run_transaction(lambda connection: connection.execute(INSERT, [1]))
+    finally:
+        line.admin.execute("GRANT EXECUTE ON FUNCTION pg_xact_status TO PUBLIC")
+    assert isinstance(caught.value.__cause__, psycopg.errors.InsufficientPrivilege)
+    assert line.recorder.queries.count(STATUS) == 1
+
+
 def test_a_question_about_a_commit_that_is_lost_too_is_asked_again(line: Line) -> None:
     """One more reset on the way to the answer does not make the outcome unknown."""
     runs = []

@@ -9,7 +9,7 @@ from typing import Final
 
 import psycopg
 import pytest
-from lambda_pg import CredentialsError, Database, _iam
+from lambda_pg import CredentialsError, Database, DatabaseUnavailableError, _iam
 from psycopg import sql
 from psycopg.rows import TupleRow
 
@@ -291,6 +291,26 @@ def test_a_refusal_is_not_hidden_by_a_last_look_that_is_too_short(
         db.execute("SELECT 1")
     assert "password authentication failed" in str(caught.value.__cause__)
     assert len(looks) > 1
+
+
+def test_a_silence_after_a_refusal_is_told_as_what_it_is(
+    open_database: Open, secret: Secret, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With time enough for an answer, none means that the server is gone, not the login."""
+    looks = []
+
+    def connect(*_: object) -> None:
+        looks.append(1)
+        if len(looks) == 1:
+            raise psycopg.OperationalError("FATAL:  password authentication failed for user")
+        time.sleep(2.6)
+        raise psycopg.errors.ConnectionTimeout("connection timeout expired: within 2.4 s")
+
+    monkeypatch.setattr("lambda_pg._connector.Connector.connect", connect)
+    db = secret.open(open_database, checkout_timeout=2.5)
+    with pytest.raises(DatabaseUnavailableError, match="no success within") as caught:
+        db.execute("SELECT 1")
+    assert not isinstance(caught.value, CredentialsError)
 
 
 # Through the pooler

@@ -29,7 +29,7 @@ from lambda_pg._errors import (
 from lambda_pg._events import Events
 from lambda_pg._failures import Failure, classify_connect, classify_statement
 from lambda_pg._flight import Request
-from lambda_pg._login import Login
+from lambda_pg._login import Login, too_short
 from lambda_pg._overload import Breaker, RetryBudget
 from lambda_pg._pool import Pool
 from lambda_pg._recovery import Recovery, reason
@@ -450,11 +450,11 @@ class Database(Generic[Row]):
 
     def _connected(self, window: Window) -> Connection[Row]:
         refused: psycopg.OperationalError | None = None
+        left = 0.0
         while True:
             try:
-                connection: Connection[Row] = self._pool.checkout(
-                    window.remaining(), self._invocation
-                )
+                left = window.remaining()
+                connection: Connection[Row] = self._pool.checkout(left, self._invocation)
             except SecretsUnavailableError as error:
                 self._recovery.pause(window, error)
             except DatabaseUnavailableError:
@@ -463,9 +463,8 @@ class Database(Generic[Row]):
             except psycopg.OperationalError as error:
                 if classify_connect(error) is Failure.LOGIN_REFUSED:
                     refused = error
-                silent = isinstance(error, psycopg.errors.ConnectionTimeout)
-                # What was left of the window may have been too short to be refused once more.
-                self._recover_connect(refused if silent and refused else error, window)
+                told = refused if refused and too_short(error, left) else error
+                self._recover_connect(told, window)
             else:
                 return connection
 
@@ -516,7 +515,7 @@ class Database(Generic[Row]):
         """Find out what became of a transaction whose COMMIT got no answer.
 
         A transaction without an id has written nothing: it counts as not committed. Raises
-        CommitOutcomeUnknownError from `lost` when there is no answer within the window.
+        CommitOutcomeUnknownError, from the last error, when there is no answer within the window.
         """
         unknown = CommitOutcomeUnknownError(
             "the answer to COMMIT was lost, and whether the transaction was committed could not "
@@ -530,6 +529,8 @@ class Database(Generic[Row]):
             except (DatabaseUnavailableError, ConfigurationError) as error:
                 raise unknown from error
             except psycopg.Error as error:
+                if classify_statement(error, broken=True) is Failure.FINAL:
+                    raise unknown from error
                 lost = error  # the question was lost too: the window says whether to ask again
                 continue
             if status is None:

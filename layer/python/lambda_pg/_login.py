@@ -3,7 +3,7 @@
 import logging
 import random
 from time import monotonic, time
-from typing import Any
+from typing import Any, Final
 
 import psycopg
 
@@ -18,6 +18,15 @@ from lambda_pg._stats import Stats
 
 # No state that a snapshot or a fork could copy into many environments.
 _jitter = random.SystemRandom()
+
+
+ENOUGH: Final = 1.0
+"""Seconds after which a connect without an answer has met silence, and not too little time."""
+
+
+def too_short(error: psycopg.Error, seconds: float) -> bool:
+    """Tell whether a connect had too few seconds for its timeout to mean anything."""
+    return isinstance(error, psycopg.errors.ConnectionTimeout) and seconds < ENOUGH
 
 
 class Login:
@@ -51,12 +60,13 @@ class Login:
         refused: psycopg.OperationalError | None = None
         while True:
             self._stats.connections_num += 1
+            left = max(0.0, until - monotonic())
             try:
-                connection = self._connector.connect(credentials, max(0.0, until - monotonic()))
+                connection = self._connector.connect(credentials, left)
             except psycopg.OperationalError as error:
                 self._stats.connections_errors += 1
-                if refused is not None and isinstance(error, psycopg.errors.ConnectionTimeout):
-                    raise refused from None  # too little time was left to ask again
+                if refused is not None and too_short(error, left):
+                    raise refused from None
                 if classify_connect(error) is not Failure.LOGIN_REFUSED:
                     raise
                 refused = error
