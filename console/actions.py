@@ -129,11 +129,13 @@ class Actions:
         async with self._load.paused():
             self._say(activity, f"opening {requests} restored environments")
             await asyncio.to_thread(cloud.end_environments, target.function)
-            await asyncio.to_thread(cloud.environments, target.function, requests)
-            self._say(activity, f"{requests} requests are under way")
-            url = f"{cloud.url}{target.path}/{visitor.user}"
-            outcomes, seconds = await asyncio.to_thread(fire, url, visitor.token, requests)
-            await asyncio.to_thread(cloud.end_environments, target.function)
+            try:
+                await asyncio.to_thread(cloud.environments, target.function, requests)
+                self._say(activity, f"{requests} requests are under way")
+                url = f"{cloud.url}{target.path}/{visitor.user}"
+                outcomes, seconds = await asyncio.to_thread(fire, url, visitor.token, requests)
+            finally:
+                await asyncio.to_thread(cloud.end_environments, target.function)
         activity.result = asdict(_explained(summarise(outcomes, seconds), log))
 
     def _say(self, activity: Activity, detail: str) -> None:

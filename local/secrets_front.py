@@ -1,10 +1,12 @@
 """Stand before the control plane for functions and pooler; let Secrets Manager fail on demand."""
 
 import asyncio
+import io
 from typing import Final, Literal, get_args
 
 import aiohttp
 from aiohttp import web
+from yarl import URL
 
 Kind = Literal["failing", "slow", "throttling"]
 KINDS: Final[tuple[str, ...]] = get_args(Kind)
@@ -54,11 +56,20 @@ class SecretsFront:
         headers = {k: v for k, v in request.headers.items() if k.lower() not in _HOP}
         async with self._session.request(
             request.method,
-            f"{self._endpoint}{request.raw_path}",
+            URL(f"{self._endpoint}{request.raw_path}", encoded=True),
             headers=headers,
-            data=await request.read(),
+            data=await _read(request),
             allow_redirects=False,
         ) as response:
             kept = {k: v for k, v in response.headers.items() if k.lower() not in _HOP}
             kept.pop("Content-Encoding", None)  # what is read here is decoded
             return web.Response(status=response.status, headers=kept, body=await response.read())
+
+
+async def _read(request: web.BaseRequest) -> io.BytesIO:
+    """Read a body whole, of any size: aiohttp's own `read` takes 1 MiB."""
+    body = io.BytesIO()
+    async for chunk in request.content.iter_any():
+        body.write(chunk)
+    body.seek(0)
+    return body

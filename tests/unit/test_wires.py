@@ -1,6 +1,7 @@
 """The faults that a local cloud can be told to have, at its wires and before Secrets Manager."""
 
 import asyncio
+import io
 import socket
 import threading
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 from aiohttp import web
+from yarl import URL
 
 from local import processes
 from local.fault_proxy import can_blackhole
@@ -225,3 +227,23 @@ def test_an_unknown_fault_of_secrets_manager_is_refused() -> None:
             front.begin("earthquake")
 
     with_secrets(story)
+
+
+def test_a_large_request_passes_whole() -> None:
+    """A function's log or code may have megabytes."""
+
+    async def control_plane(request: web.BaseRequest) -> web.Response:
+        size = sum([len(chunk) async for chunk in request.content.iter_any()])
+        return web.Response(text=f"{request.raw_path} {size}")
+
+    async def run() -> None:
+        async with aiohttp.ClientSession() as session:
+            plane, address = await _serve(control_plane)
+            front, url = await _serve(SecretsFront(address, session).handle)
+            target = URL(f"{url}/a%2Fb?c=%3A", encoded=True)
+            async with session.post(target, data=io.BytesIO(bytes(2 * 1024 * 1024))) as answer:
+                assert await answer.text() == "/a%2Fb?c=%3A 2097152"
+            await front.cleanup()
+            await plane.cleanup()
+
+    asyncio.run(run())
