@@ -34,7 +34,8 @@ COLD_START_TITLES = {
 
 
 CPU = "| CPU ms a request: function | PgBouncer | PostgreSQL |"
-PEAKS = f"| p50 of each run | peak server connections | peak client connections {CPU}"
+AGAIN = "| p50 of a second request"
+PEAKS = f"| p50 of each run {AGAIN} | peak server connections | peak client connections {CPU}"
 
 
 def storm_table(result: Result) -> str:
@@ -47,13 +48,13 @@ def storm_table(result: Result) -> str:
         if row not in shown and (row["environments"] == largest or row["start"] == "cold")
     ]
     lines = [
-        "| | environments | served | failed | p50 | p95 | p99 | max | peak server connections |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        f"| | environments | served | failed | p50 | p95 | p99 | max {AGAIN} | peak connections |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     lines += [
         f"| {_title(row, result)} | {row['environments']} {row['start']} "
         f"| {row['served']} of {row['requests']} | {row['failed']} | {_times(row)} "
-        f"| {row['peak_server_connections']} |"
+        f"| {_again(row)} | {row['peak_server_connections']} |"
         for row in shown
     ]
     caption = (
@@ -74,7 +75,7 @@ def whole_storm_table(result: Result) -> str:
     """Draw every row with everything that was measured of it."""
     lines = [
         f"| | environments | served | failed | a second | p50 | p95 | p99 | max {PEAKS}",
-        "|---|---:|" + "---:|" * 13,
+        "|---|---:|" + "---:|" * 14,
     ]
     for row in result["rows"]:
         cpu = " | ".join(
@@ -84,7 +85,7 @@ def whole_storm_table(result: Result) -> str:
         lines.append(
             f"| {_title(row, result)} | {row['environments']} {row['start']} | {row['served']} "
             f"| {row['failed']} | {row['throughput_rps']:.0f} | {_times(row)} "
-            f"| {', '.join(_seconds(run['p50_ms']) for run in row['runs'])} "
+            f"| {', '.join(_seconds(run['p50_ms']) for run in row['runs'])} | {_again(row)} "
             f"| {row['peak_server_connections']} | {row['peak_client_connections']} | {cpu} |"
         )
     return "\n".join([*lines, "", f"{result['method']} {origin(result)}"])
@@ -155,6 +156,14 @@ def goals_table(result: Result) -> str:
 def _title(row: Result, result: Result) -> str:
     title, limit = STORM_TITLES[row["name"]], row["max_connections"]
     return title if limit == result["max_connections"] else f"{title}, `max_connections` {limit}"
+
+
+def _again(row: Result) -> str:
+    """Say how long a second request took, and what failed of them."""
+    again = row["again"]
+    if again is None:
+        return ""
+    return _seconds(again["p50_ms"]) + (f", {again['failed']} failed" if again["failed"] else "")
 
 
 def _times(row: Result) -> str:

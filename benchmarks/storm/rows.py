@@ -31,13 +31,17 @@ UNEXPLAINED: Final = "not explained in the log"
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the plan: which function, how many environments, how they start."""
+    """One line of the plan: which function, how many environments, how they start.
+
+    `again`: each environment gets a second request when all first ones have been answered.
+    """
 
     name: str
     function: str
     environments: int
     start: Literal["restored", "cold"] = "restored"
     path: str = ""
+    again: bool = False
 
     @property
     def route(self) -> str:
@@ -66,6 +70,7 @@ class Result(Summary):
     client: Observed
     cpu: CpuSeconds
     answered: dict[str, int]
+    again: Summary | None = None
     runs: tuple[Summary, ...] = ()
 
 
@@ -102,6 +107,7 @@ class Stage:
             summary = driver(self.address(row), self.token, row.environments)
         after = self.cloud.status()
         cpu = self.cpu(after).since(used)
+        again = driver(self.address(row), self.token, row.environments) if row.again else None
         self.cloud.end_environments(row.function)
         if summary.failed:
             summary = replace(summary, failures=log.causes(summary))
@@ -109,7 +115,7 @@ class Stage:
         self.report(
             f"{row.name}: served {summary.served}, failed {summary.failed}, in {taken:.1f} s"
         )
-        return _result(row, summary, sampler, cpu, before, after)
+        return replace(_result(row, summary, sampler, cpu, before, after), again=again)
 
     def by_turns(self, rows: Sequence[Row], times: int) -> list[Result]:
         """Storm rows several times, so that none always comes first; return each one's result."""
@@ -169,10 +175,16 @@ def median_run(results: Sequence[Result]) -> Result:
         peak_server_connections=max(result.peak_server_connections for result in results),
         peak_client_connections=max(result.peak_client_connections for result in results),
         widest_gap_ms=max(result.widest_gap_ms for result in results),
+        again=_middle([result.again for result in results if result.again]),
         runs=tuple(
             Summary(**{name: getattr(result, name) for name in names}) for result in results
         ),
     )
+
+
+def _middle(summaries: Sequence[Summary]) -> Summary | None:
+    ranked = sorted(summaries, key=lambda summary: summary.p50_ms)
+    return ranked[len(ranked) // 2] if ranked else None
 
 
 def answered_between(before: dict[str, Any], after: dict[str, Any]) -> dict[str, int]:
