@@ -66,10 +66,11 @@ def storm_plot(result: Result) -> str:
     """
     rows = compared(result)
     names = [_plain(row) for row in rows]
-    with figure(8.6, 0.42 * len(rows) + 1.2) as drawn:
-        left, right = drawn.subplots(1, 2, sharey=True, width_ratios=[3, 2])
+    with figure(9.6, 0.42 * len(rows) + 1.2) as drawn:
+        left, middle, right = drawn.subplots(1, 3, sharey=True, width_ratios=[3, 2, 2])
         _outcomes(left, names, rows)
-        _peaks(right, rows, result["max_connections"], result["budget"])
+        _peaks(middle, rows, result["max_connections"], result["budget"])
+        _second_requests(right, rows)
         left.invert_yaxis()
         drawn.suptitle(
             f"{rows[0]['environments']} execution environments, one request each, at the same"
@@ -101,9 +102,21 @@ def _peaks(axes: Axes, rows: list[Result], max_connections: int, budget: int) ->
         axes.text(peak + 1, place, str(peak), va="center")
     for limit, name in ((budget, "budget"), (max_connections, "max_connections")):
         axes.axvline(limit, color=LIMIT, linestyle="--", linewidth=1)
-        axes.text(limit, -0.62, f"{name} {limit}", ha="center", va="bottom", fontsize=8)
+        axes.text(limit, -0.62, f"{name} {limit}", ha="center", va="bottom", fontsize=7)
     axes.set_xlim(0, max_connections * 1.15)
     axes.set_xlabel("peak server connections")
+    axes.tick_params(left=False)
+
+
+def _second_requests(axes: Axes, rows: list[Result]) -> None:
+    """Draw what a second request takes: of the ways that had one, as the others fail already."""
+    for place, row in enumerate(rows):
+        if (again := row["again"]) is not None:
+            seconds = again["p50_ms"] / 1000
+            axes.barh(place, seconds, color=SERVED)
+            axes.text(seconds, place, f" {seconds:.2f} s", va="center")
+    axes.margins(x=0.3)
+    axes.set_xlabel("p50 of a second request, s")
     axes.tick_params(left=False)
 
 
