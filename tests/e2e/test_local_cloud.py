@@ -56,7 +56,10 @@ def test_status_is_one_json_object_that_scripts_can_use(cloud: LocalCloud) -> No
     """It has the promised keys, and its addresses work."""
     done = run(cloud, "status", "--json")
     found = json.loads(done.stdout)
-    assert set(found) == {"api_url", "aws_endpoint_url", "postgres", "pooler", "functions"}
+    addresses = {"api_url", "aws_endpoint_url", "console_url"}
+    parts = {"postgres", "pooler", "functions", "environments", "requests"}
+    assert set(found) == addresses | parts
+    assert found["console_url"] is None
     assert found["postgres"]["max_connections"] == 100
     assert found["pooler"]["max_server_connections"] == 20
     deployed = {"users", "health", "migrate", "rotate", "baseline", "certificate"}
