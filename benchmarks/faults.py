@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import psutil
@@ -53,12 +54,17 @@ def kill_one_pooler_task(cloud: LocalCloud) -> Iterator[None]:
     """End PgBouncer in one task at once, without a drain; raise RuntimeError without one."""
     task = _running_tasks(cloud)[0]
     children = psutil.Process(task["pid"]).children(recursive=True)
-    poolers = [process for process in children if process.name() == "pgbouncer"]
+    poolers = [process for process in children if _runs(process, "pgbouncer")]
     if not poolers:
         raise RuntimeError(f"the pooler's task of process {task['pid']} runs no PgBouncer")
     for process in poolers:
         os.kill(process.pid, signal.SIGKILL)
     yield
+
+
+def _runs(process: psutil.Process, program: str) -> bool:
+    """Tell whether a process runs a program, also where the loader of its libraries starts it."""
+    return any(Path(part).name == program for part in process.cmdline())
 
 
 def _running_tasks(cloud: LocalCloud) -> list[dict[str, Any]]:

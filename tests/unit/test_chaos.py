@@ -1,6 +1,7 @@
 """The ledger's audit and the goals of chaos, each seen to fail on what it is there for."""
 
 import subprocess
+import sys
 import time
 from collections import Counter
 from dataclasses import asdict, replace
@@ -366,3 +367,12 @@ def test_a_pooler_task_that_runs_nothing_cannot_be_killed(monkeypatch: pytest.Mo
         with pytest.raises(RuntimeError, match="no PgBouncer"):
             faults.kill_one_pooler_task(Mock()).__enter__()
         task.kill()
+
+
+def test_a_program_is_known_where_a_loader_starts_it() -> None:
+    """PgBouncer out of Debian's packages runs under the name of its loader."""
+    command = [sys.executable, "-c", "import time; time.sleep(60)", "/usr/sbin/pgbouncer"]
+    with subprocess.Popen(command) as process:
+        assert faults._runs(psutil.Process(process.pid), "pgbouncer")
+        assert not faults._runs(psutil.Process(process.pid), "postgres")
+        process.kill()
