@@ -335,19 +335,15 @@ def test_a_frozen_environment_that_ends_leaves_none_stopped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The first of three is gone, so the second is to be frozen, and thawed again."""
-    ended, second, third = (subprocess.Popen(["sleep", "60"]) for _ in range(3))
-    try:
-        busy = [psutil.Process(each.pid) for each in (ended, second, third)]
-        ended.kill()
-        ended.wait()
-        monkeypatch.setattr(faults, "busy_environments", lambda _cloud: busy)
-        with faults.freeze_half_of_the_busy(Mock()):
-            assert busy[1].status() == psutil.STATUS_STOPPED
-        assert busy[1].status() != psutil.STATUS_STOPPED
-    finally:
-        for each in (second, third):
-            each.kill()
-            each.wait()
+    gone = psutil.NoSuchProcess(1)
+    ended, second, third = Mock(), Mock(), Mock()
+    ended.suspend.side_effect = ended.resume.side_effect = gone
+    monkeypatch.setattr(faults, "busy_environments", lambda _cloud: [ended, second, third])
+    with faults.freeze_half_of_the_busy(Mock()):
+        second.suspend.assert_called_once()
+        second.resume.assert_not_called()
+    second.resume.assert_called_once()
+    third.suspend.assert_not_called()
 
 
 def test_only_a_refused_login_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,7 +358,7 @@ def test_only_a_refused_login_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_pooler_task_that_runs_nothing_cannot_be_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The row would be one without a fault."""
-    with subprocess.Popen(["sleep", "60"]) as task:
+    with subprocess.Popen(["sleep", "5"]) as task:
         monkeypatch.setattr(faults, "_running_tasks", lambda _cloud: [{"pid": task.pid}])
         with pytest.raises(RuntimeError, match="no PgBouncer"):
             faults.kill_one_pooler_task(Mock()).__enter__()
@@ -371,8 +367,13 @@ def test_a_pooler_task_that_runs_nothing_cannot_be_killed(monkeypatch: pytest.Mo
 
 def test_a_program_is_known_where_a_loader_starts_it() -> None:
     """PgBouncer out of Debian's packages runs under the name of its loader."""
-    command = [sys.executable, "-c", "import time; time.sleep(60)", "/usr/sbin/pgbouncer"]
-    with subprocess.Popen(command) as process:
-        assert faults._runs(psutil.Process(process.pid), "pgbouncer")
-        assert not faults._runs(psutil.Process(process.pid), "postgres")
+    script = "print(flush=True); input()"  # with its command line in place when it has printed
+    command = [sys.executable, "-c", script, "/usr/sbin/pgbouncer"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        programs = ("pgbouncer", "postgres")
+        seen = [faults._runs(psutil.Process(process.pid), program) for program in programs]
         process.kill()
+    assert seen == [True, False]
