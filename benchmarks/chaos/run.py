@@ -133,18 +133,20 @@ RESTARTS: Final = (faults.RESTARTED, faults.CRASHED)
 
 SILENCE: Final = 0.8
 
-ROTATED_ROW: Final = Goal(nobody_fails=True, new_clients=1, ended_backends=1)
-"""A client that comes anew is one that was cut off: no more environments than there are clients
-are ever at work, and each of those has connected when the load begins."""
+CUT: Final = 3
+"""Functions' connections opened anew that show that connections were cut. One or two can come by
+chance, when more environments are at work at once than before: after a stall even five."""
+
+ROTATED_ROW: Final = Goal(nobody_fails=True, new_clients=CUT, ended_backends=1)
 
 GOALS: Final[dict[str, Goal]] = {
-    "pooler-replaced": Goal(nobody_fails=True, known=True, new_clients=1),
+    "pooler-replaced": Goal(nobody_fails=True, known=True, new_clients=CUT),
     "backends-killed": Goal(ended_backends=1),
     "postgres-restarted": Goal(restarted=1, ended_backends=1),
     "postgres-crashed": Goal(restarted=1, ended_backends=1),
     "postgres-away": Goal(restarted=1),
     "rotation": ROTATED_ROW,
-    "pooler-reset": Goal(new_clients=1),
+    "pooler-reset": Goal(new_clients=CUT),
     "answers-lost": Goal(new_clients=faults.RESETS),
     "database-reset": Goal(ended_backends=1),
     "secrets-slow": Goal(nobody_fails=True, known=True, struck=1),
@@ -169,7 +171,7 @@ SILENT: Final = {
 BESIDES: Final = {"frozen-in-transaction": slow_transfers}
 IDLE: Final = Trial(
     replace(faults.POOLER_RESET, name="idle-connections-lost", title="idle connections reset"),
-    Goal(nobody_fails=True, known=True, new_clients=1),
+    Goal(nobody_fails=True, known=True, new_clients=CUT),
     held=True,
 )
 ATTEMPTS: Final = 8
