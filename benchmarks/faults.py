@@ -8,20 +8,24 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import psutil
 import psycopg
 
 from local.cloud import LocalCloud
+from local.wires.process import LATENCY
 
 ROTATION_SECONDS: Final = 30.0
 BY_DEPLOYMENT: Final = {"certificate", "migrate", "rotate"}
 """Functions that no client calls."""
 FRESH: Final = 12
 """Environments that are opened during a fault of Secrets Manager, beside those that there are."""
+RESETS: Final = 5
+SECONDS_BETWEEN_RESETS: Final = 0.25
 
 
 @dataclass(frozen=True)
@@ -47,12 +51,20 @@ class Fault:
 
 @contextmanager
 def kill_one_pooler_task(cloud: LocalCloud) -> Iterator[None]:
-    """End PgBouncer in one task as a machine that loses power does."""
+    """End PgBouncer in one task at once, without a drain; raise RuntimeError without one."""
     task = _running_tasks(cloud)[0]
-    for process in psutil.Process(task["pid"]).children(recursive=True):
-        if process.name() == "pgbouncer":
-            os.kill(process.pid, signal.SIGKILL)
+    children = psutil.Process(task["pid"]).children(recursive=True)
+    poolers = [process for process in children if _runs(process, "pgbouncer")]
+    if not poolers:
+        raise RuntimeError(f"the pooler's task of process {task['pid']} runs no PgBouncer")
+    for process in poolers:
+        os.kill(process.pid, signal.SIGKILL)
     yield
+
+
+def _runs(process: psutil.Process, program: str) -> bool:
+    """Tell whether a process runs a program, also where the loader of its libraries starts it."""
+    return any(Path(part).name == program for part in process.cmdline())
 
 
 def _running_tasks(cloud: LocalCloud) -> list[dict[str, Any]]:
@@ -154,6 +166,22 @@ def on_wire(wire: str, kind: str) -> Callable[[LocalCloud], AbstractContextManag
     return lambda cloud: cloud.fault(wire, kind)
 
 
+@contextmanager
+def lose_answers(cloud: LocalCloud) -> Iterator[None]:
+    """Reset the functions' connections several times while their answers are under way.
+
+    The wire is slow before each reset, so that statements have run whose answers never come, and
+    fast after it, so that the next reset finds connections that are open again.
+    """
+    for _ in range(RESETS):
+        with cloud.fault("pooler", "latency"):
+            time.sleep(2 * LATENCY)  # there, and not yet back
+            with cloud.fault("pooler", "reset"):
+                pass
+        time.sleep(SECONDS_BETWEEN_RESETS)
+    yield
+
+
 # Credentials
 
 
@@ -205,8 +233,9 @@ def _wait_for_refusal(cloud: LocalCloud, address: str, login: dict[str, Any]) ->
     while time.monotonic() < deadline:
         try:
             _login_at(cloud, address, login).close()
-        except psycopg.OperationalError:
-            return
+        except psycopg.OperationalError as error:
+            if "authentication failed" in str(error):
+                return
         time.sleep(0.05)
     raise TimeoutError(f"the pooler at {address} still accepts the password of before")
 
@@ -247,13 +276,15 @@ def freeze_half_of_the_busy(cloud: LocalCloud) -> Iterator[None]:
     """Freeze half of the environments that are at work, wherever they are in it."""
     busy = busy_environments(cloud)
     frozen = busy[: (len(busy) + 1) // 2]
-    for process in frozen:
-        process.suspend()
     try:
+        for process in frozen:
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()
         yield
     finally:
         for process in frozen:
-            process.resume()
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
 
 
 def busy_environments(cloud: LocalCloud) -> list[psutil.Process]:
@@ -286,6 +317,9 @@ ROTATED: Final = Fault("rotation", "two rotations, and every login anew", 0, rot
 POOLER_RESET: Final = Fault(
     "pooler-reset", "functions' connections reset", 0, on_wire("pooler", "reset")
 )
+ANSWERS_LOST: Final = Fault(
+    "answers-lost", f"{RESETS} resets with answers under way", 0, lose_answers
+)
 POOL_FULL: Final = Fault("pool-full", "slow queries fill the pool for 1 s", 1, fill_pool)
 POOL_FULL_LONG: Final = Fault("pool-full-long", "slow queries fill the pool for 6 s", 6, fill_pool)
 FROZEN: Final = Fault(
@@ -302,6 +336,7 @@ FAULTS: Final = (
     OUTAGE,
     ROTATED,
     POOLER_RESET,
+    ANSWERS_LOST,
     Fault("pooler-stall", "no byte to the pooler for 2 s", 2, on_wire("pooler", "stall")),
     Fault("pooler-blackhole", "packets to the pooler lost, 2 s", 2, on_wire("pooler", "blackhole")),
     Fault("database-reset", "the pooler's connections reset", 0, on_wire("database", "reset")),

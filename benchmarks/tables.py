@@ -266,7 +266,8 @@ def chaos_summary(result: Result) -> str:
         key: sum(row[key] for row in rows)
         for key in ("requests", "acknowledged", "lost", "duplicated", "unknown_notes")
     }
-    unharmed = [row for row in rows if not any(row[f"failed_{kind}"] for kind in KINDS)]
+    harm = ("unknown_notes", *(f"failed_{kind}" for kind in KINDS))
+    unharmed = [row for row in rows if not any(row[key] for key in harm)]
     return (
         f"{len(rows)} rows of faults (kills, replacements, restarts, outages, rotations, stalls, "
         f"lost packets, frozen environments …) under {sums['requests']:,} requests, "

@@ -20,11 +20,16 @@ class Measures:
     """One row: what clients saw while one fault came and went; times are seconds.
 
     `began` and `ended` are the fault's, from the beginning of the row, as `timeline` is: requests
-    that ended well and not well in each tenth of a second. `failed_*` are requests without success,
+    that ended well and not well in each tenth of a second. `planned` is how long the fault was
+    meant to last. `failed_*` are requests without success,
     those of unknown outcome among them, but for notes, which have `unknown_notes`. `aside` are
-    requests that were made to be slow: they are audited, not measured, and `held_up` counts those
-    that ended after the fault. `struck` are calls of Secrets Manager that failed or were late.
-    `*_connects` are the most in one second; 0 where they were not counted.
+    requests that were made to be slow: their times are not measured, and `held_up` counts those
+    that ended after the fault. `repeats_failed` are repeats under a known key that were not
+    answered as done. `struck` are calls of Secrets Manager that failed or were late.
+    `new_clients` are connections that functions opened since the fault began, `ended_backends`
+    those of the pooler in PostgreSQL that did not outlive the row, `restarted` is 1 if PostgreSQL
+    was. `*_connects` are the most in one second, and `back` the client connections at the end of
+    the row; 0 where they were not counted.
     """
 
     requests: int
@@ -43,6 +48,7 @@ class Measures:
     held_up: int
     began: float
     ended: float
+    planned: float
     acknowledged: int
     lost: int
     duplicated: int
@@ -51,10 +57,15 @@ class Measures:
     off_balance: int
     unknown_but_done: int
     repeated: int
+    repeats_failed: int
     timeline: list[tuple[int, int]] = field(repr=False)
     struck: int = 0
+    new_clients: int = 0
+    ended_backends: int = 0
+    restarted: int = 0
     client_connects: int = 0
     server_connects: int = 0
+    back: int = 0
 
     @property
     def seconds(self) -> float:
@@ -69,7 +80,8 @@ class Goal:
     `nobody_fails`: however long it takes, since there is always somebody who serves. `known`: no
     outcome is unknown. `answer_late`: seconds that a failing request may take beside the checkout
     timeout and LATE. `served_after`: no request that began later than RECOVERY after the fault
-    failed. `held_up`, `struck`: the least that shows that the fault was there. `client_connects`,
+    failed. `held_up`, `struck`, `new_clients`, `ended_backends`, `restarted`, `back`, and `gap`,
+    the longest one in seconds: the least that shows that the fault was there. `client_connects`,
     `server_connects`: the most in one second.
     """
 
@@ -79,6 +91,11 @@ class Goal:
     served_after: bool = True
     held_up: int = 0
     struck: int = 0
+    new_clients: int = 0
+    ended_backends: int = 0
+    restarted: int = 0
+    back: int = 0
+    gap: float = 0.0
     client_connects: int | None = None
     server_connects: int | None = None
 
@@ -89,7 +106,8 @@ def measure(
     *,
     fault: tuple[float, float],
     end: float,
-    repeated: int = 0,
+    planned: float = 0.0,
+    repeats: Sequence[Request] = (),
 ) -> Measures:
     """Count; `fault` is when it began and ended, `end` when the row did, all from its beginning."""
     measured = [request for request in requests if not request.aside]
@@ -104,7 +122,9 @@ def measure(
         failed_notes=sum(r.kind == "note" and r.outcome != "unknown" for r in failed),
         unknown_notes=sum(r.kind == "note" and r.outcome == "unknown" for r in failed),
         unknown_writes=sum(r.kind == "transfer" and r.outcome == "unknown" for r in failed),
-        bad_answers=sum(r.status != 503 or not r.retry_after for r in failed),
+        bad_answers=sum(
+            r.outcome != "done" and (r.status != 503 or not r.retry_after) for r in requests
+        ),
         slowest_failure=max((request.seconds for request in failed), default=0.0),
         longest_gap=longest_gap(served, end),
         recovery=min(after) - fault[1] if after else None,
@@ -114,6 +134,7 @@ def measure(
         held_up=sum(request.ended > fault[1] for request in aside),
         began=fault[0],
         ended=fault[1],
+        planned=planned,
         acknowledged=findings.acknowledged,
         lost=findings.lost,
         duplicated=findings.duplicated,
@@ -121,7 +142,8 @@ def measure(
         half_done=findings.half_done,
         off_balance=findings.off_balance,
         unknown_but_done=findings.unknown_but_done,
-        repeated=repeated,
+        repeated=len(repeats),
+        repeats_failed=sum(request.outcome != "done" for request in repeats),
         timeline=timeline(measured, end),
     )
 
@@ -168,16 +190,26 @@ def _integrity(row: Measures) -> Iterator[str]:
     ):
         if count := getattr(row, name):
             yield f"{count} {name.replace('_', ' ')}: {what}"
+    if row.repeats_failed:
+        yield f"{row.repeats_failed} of {row.repeated} repeats were not answered as done"
 
 
 def _failures(row: Measures, goal: Goal, checkout_timeout: float) -> Iterator[str]:
     if goal.known and row.unknown_notes:
-        yield f"{row.unknown_notes} notes of unknown outcome, though every connection was idle"
-    if goal.nobody_fails or row.seconds <= checkout_timeout:
+        yield f"{row.unknown_notes} notes of unknown outcome, though no answer can have been lost"
+    survived = row.planned <= checkout_timeout
+    if survived and row.seconds > checkout_timeout and not goal.nobody_fails:
+        yield (
+            f"the fault lasted {row.seconds:.1f} s instead of {row.planned:g} s, more than the "
+            f"checkout timeout of {checkout_timeout:g} s: the row proves nothing"
+        )
+    if goal.nobody_fails or survived:
         failed = {"reads": row.failed_reads, "writes": row.failed_writes, "notes": row.failed_notes}
         told = ", ".join(f"{count} {kind}" for kind, count in failed.items() if count)
         if told:
             yield f"failed {told}: nothing may in a fault that is survived"
+    if row.aside_failed:
+        yield f"{row.aside_failed} slow requests failed"
     if goal.served_after and row.failed_after:
         yield f"{row.failed_after} requests failed that began {RECOVERY:g} s after the fault"
 
@@ -197,10 +229,16 @@ def _strength(row: Measures, goal: Goal) -> Iterator[str]:
     for name, what in (
         ("held_up", "requests were held up by the fault"),
         ("struck", "calls of Secrets Manager met the fault"),
+        ("new_clients", "connections of functions were opened anew"),
+        ("ended_backends", "backends of the pooler have ended"),
+        ("restarted", "restarts of PostgreSQL were seen"),
+        ("back", "client connections were there at the end"),
     ):
         least, seen = getattr(goal, name), getattr(row, name)
         if seen < least:
             yield f"only {seen} {what}, at least {least} prove anything"
+    if row.longest_gap < goal.gap:
+        yield f"a gap of only {row.longest_gap:.1f} s, at least {goal.gap:g} s prove anything"
 
 
 def _connects(row: Measures, goal: Goal) -> Iterator[str]:

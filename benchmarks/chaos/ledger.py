@@ -34,7 +34,8 @@ GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA ledger TO lambda_pg_app;
 class Request:
     """What a client saw of one request; times are seconds, `started` from the load's beginning.
 
-    `aside` says that it was made to be slow: it is audited, and its time means nothing.
+    `aside` says that it was made to be slow: it is audited, and its time means nothing. `already`:
+    the answer to a transfer says that an earlier run had carried it out.
     """
 
     kind: Kind
@@ -45,6 +46,7 @@ class Request:
     retry_after: bool
     outcome: Outcome
     aside: bool = False
+    already: bool = False
 
     @property
     def ended(self) -> float:
@@ -63,11 +65,16 @@ class Books:
     notes: Counter[str]
 
 
+WRONG: Final = ("lost", "duplicated", "hidden", "half_done", "off_balance")
+"""The findings that have to be 0."""
+
+
 @dataclass(frozen=True)
 class Findings:
-    """What the audit found. All but `acknowledged` and `unknown_but_done` have to be 0.
+    """What the audit found.
 
-    `lost`: acknowledged and not there. `duplicated`: there more than once. `hidden`: there, though
+    `lost`: acknowledged and not there. `duplicated`: there more than once, or run more than once
+    by what was sent once. `hidden`: there, though
     its client was told "not done". `half_done`: a transfer without its two movements, or
     movements without their transfer. `off_balance`: what the sum of all balances has moved by, and
     accounts that their movements do not explain.
@@ -84,8 +91,7 @@ class Findings:
     @property
     def clean(self) -> bool:
         """Tell whether nothing is wrong."""
-        wrong = (self.lost, self.duplicated, self.hidden, self.half_done, self.off_balance)
-        return not any(wrong)
+        return not any(getattr(self, name) for name in WRONG)
 
 
 def open_books(dsn: str) -> None:
@@ -123,8 +129,10 @@ def read_books(dsn: str) -> Books:
 def audit(requests: Iterable[Request], books: Books) -> Findings:
     """Compare all requests since the books were opened with the books; a key may come again."""
     told: dict[str, set[Outcome]] = {}
+    twice = 0
     for request in requests:
         if request.kind != "read":
+            twice += request.already and request.key not in told  # nobody had sent it before
             told.setdefault(request.key, set()).add(request.outcome)
     there = books.transfers + books.notes
     acknowledged = {key for key, outcomes in told.items() if "done" in outcomes}
@@ -136,7 +144,8 @@ def audit(requests: Iterable[Request], books: Books) -> Findings:
         acknowledged=len(acknowledged),
         lost=sum(there[key] == 0 for key in acknowledged),
         duplicated=sum(count > 1 for count in there.values())
-        + sum(count > 2 for count in books.movements.values()),
+        + sum(count > 2 for count in books.movements.values())
+        + twice,
         hidden=sum(there[key] > 0 for key in refused) + len(there.keys() - told.keys()),
         half_done=sum(books.movements[key] < 2 or not books.transfers[key] for key in keys),
         off_balance=abs(off) + books.unbalanced,

@@ -56,19 +56,22 @@ class Client:
 
     async def _request(self, kind: Kind, key: str, method: str, path: str, order: Any) -> None:
         started = self.now()
-        status, retry_after = 0, False
+        status, retry_after, already = 0, False, False
         outcome: Outcome = "no answer"
         url, headers = self._url + path, self._headers
         try:
             async with self._session.request(method, url, json=order, headers=headers) as answer:
                 status, retry_after = answer.status, "Retry-After" in answer.headers
-                outcome = outcome_of(status, await answer.json(content_type=None))
+                body = await answer.json(content_type=None)
+            outcome = outcome_of(status, body)
+            already = isinstance(body, dict) and body.get("new") is False
         except (aiohttp.ClientError, TimeoutError, ValueError):
             pass  # no answer, or none of the function's
         aside = bool(order and order.get("pause"))
         seconds = self.now() - started
-        request = Request(kind, key, started, seconds, status, retry_after, outcome, aside)
-        self.requests.append(request)
+        self.requests.append(
+            Request(kind, key, started, seconds, status, retry_after, outcome, aside, already)
+        )
 
 
 def outcome_of(status: int, body: Any) -> Outcome:
@@ -116,10 +119,12 @@ class Load:
             self._wait(self._open())
             yield self
         finally:
-            self._wait(self._close())
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
+            try:
+                self._wait(self._close())
+            finally:
+                self._loop.call_soon_threadsafe(self._loop.stop)
+                self._thread.join()
+                self._loop.close()
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -157,8 +162,10 @@ class Load:
     async def _close(self) -> None:
         self._stopped = True
         self._held.set()
-        await asyncio.gather(*self._jobs)
-        await self._session.close()
+        try:
+            await asyncio.gather(*self._jobs)
+        finally:
+            await self._session.close()
 
     async def _hold(self) -> None:
         self._held.clear()

@@ -1,4 +1,4 @@
-"""A short chaos, and three layers broken on purpose: each fails in the row that guards it."""
+"""A short chaos, and five layers broken on purpose: each fails in the row that guards it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +25,17 @@ REFRESH = (
     "_login.py",
     "other = self._credentials.after_refusal(credentials, max(0.1, until - monotonic()))",
     "other = None",
+)
+ONLY_IDEMPOTENT = "            if failure is Failure.LOST and idempotent:\n"
+SAYS_DONE = (
+    "_database.py",
+    ONLY_IDEMPOTENT,
+    f"            if failure is Failure.NOT_RUN:\n                return cursor\n{ONLY_IDEMPOTENT}",
+)
+REPEATS_ALL = (
+    "_database.py",
+    ONLY_IDEMPOTENT,
+    "            if failure is Failure.LOST:\n",
 )
 ROTATED = trial(faults.ROTATED)
 REPLACED = trial(faults.POOLER_REPLACED)
@@ -69,6 +80,24 @@ def test_a_layer_without_a_part_fails_in_the_row_that_guards_it(
     row: dict[str, Any] = Chaos(wired, print).run(guard)
     assert any(reason in missed for missed in row["missed"]), row
     assert row["lost"] == row["duplicated"] == 0, "even a broken layer loses nothing here"
+
+
+@pytest.mark.parametrize(
+    ("mutation", "guard", "finding"),
+    [
+        pytest.param(SAYS_DONE, trial(faults.POOL_FULL_LONG), "lost", id="lost"),
+        pytest.param(REPEATS_ALL, trial(faults.ANSWERS_LOST), "duplicated", id="duplicated"),
+    ],
+)
+def test_what_a_layer_loses_or_does_twice_is_found(
+    wired: LocalCloud, project: Path, mutation: tuple[str, str, str], guard: Trial, finding: str
+) -> None:
+    """One that takes a refusal for success loses; one that repeats every statement duplicates."""
+    mutate(project, *mutation)
+    wired.deploy(app=project)
+    row: dict[str, Any] = Chaos(wired, print).run(guard)
+    assert row[finding] > 0, row
+    assert any(missed.startswith(f"{row[finding]} {finding}") for missed in row["missed"]), row
 
 
 def mutate(project: Path, name: str, part: str, without: str) -> None:

@@ -1,11 +1,18 @@
 """The ledger's audit and the goals of chaos, each seen to fail on what it is there for."""
 
+import subprocess
+import sys
+import time
 from collections import Counter
 from dataclasses import asdict, replace
 from typing import Any
+from unittest.mock import Mock
 
+import psutil
+import psycopg
 import pytest
 
+from benchmarks import faults
 from benchmarks.chaos.goals import Goal, Measures, longest_gap, measure, misses, timeline
 from benchmarks.chaos.ledger import (
     ACCOUNTS,
@@ -17,9 +24,10 @@ from benchmarks.chaos.ledger import (
     Request,
     audit,
 )
-from benchmarks.chaos.run import draw, plan, shortfalls
+from benchmarks.chaos.run import GOALS, SILENT, Connects, draw, plan, shortfalls
 from benchmarks.chaos.steady import outcome_of
-from benchmarks.tables import chaos_table
+from benchmarks.faults import FAULTS
+from benchmarks.tables import chaos_summary, chaos_table
 
 TOTAL = ACCOUNTS * OPENING_BALANCE
 CHECKOUT = 3.0
@@ -91,6 +99,13 @@ def test_a_key_that_came_again_is_acknowledged_by_any_of_its_answers() -> None:
     assert audit(requests, gone).lost == 1
 
 
+def test_what_was_sent_once_and_run_twice_is_found() -> None:
+    """The books are right: only the answer tells that an earlier run had done it."""
+    twice = replace(DONE, already=True)
+    assert audit([twice, NOTED], BOOKS).duplicated == 1
+    assert audit([DONE, NOTED, twice], BOOKS).clean  # a repeat is not new
+
+
 @pytest.mark.parametrize(
     ("status", "body", "outcome"),
     [
@@ -134,6 +149,20 @@ def test_a_row_is_measured_from_its_requests() -> None:
     assert (row.aside, row.aside_failed, row.held_up) == (1, 1, 1)
 
 
+def test_a_bad_answer_counts_whoever_asked() -> None:
+    """A request that was made to be slow gets 503 and Retry-After too."""
+    slow = replace(request("transfer", "t", "no answer", aside=True), status=500)
+    row = measure([DONE, slow], audit([], BOOKS), fault=(0.0, 0.0), end=1.0)
+    assert row.bad_answers == 1
+
+
+def test_a_repeat_without_success_is_counted() -> None:
+    """Whatever it was answered."""
+    repeats = [DONE, request("transfer", "t2", "unknown")]
+    row = measure([DONE], audit([], BOOKS), fault=(0.0, 0.0), end=1.0, repeats=repeats)
+    assert (row.repeated, row.repeats_failed) == (2, 1)
+
+
 def test_the_longest_gap_begins_and_ends_with_the_row() -> None:
     """A row without any success is one gap."""
     assert longest_gap([], 5.0) == 5.0
@@ -152,11 +181,31 @@ HELD = replace(
     measure([DONE, NOTED], audit([DONE, NOTED], BOOKS), fault=(0.0, 0.005), end=1.0),
     recovery=0.1,
 )
-LONG = replace(HELD, ended=10.0, failed_reads=9, failed_writes=9, failed_notes=9)
+LONG = replace(HELD, ended=10.0, planned=10.0, failed_reads=9, failed_writes=9, failed_notes=9)
 STRICT = Goal(
-    nobody_fails=True, known=True, held_up=1, struck=1, client_connects=5, server_connects=5
+    nobody_fails=True,
+    known=True,
+    held_up=1,
+    struck=1,
+    new_clients=1,
+    ended_backends=1,
+    restarted=1,
+    back=5,
+    gap=0.5,
+    client_connects=5,
+    server_connects=5,
 )
-STRICT_HELD = replace(HELD, held_up=1, struck=1, client_connects=5, server_connects=5)
+STRICT_HELD = replace(
+    HELD,
+    held_up=1,
+    struck=1,
+    new_clients=1,
+    ended_backends=1,
+    restarted=1,
+    back=5,
+    client_connects=5,
+    server_connects=5,
+)
 
 
 def test_rows_that_hold_miss_nothing() -> None:
@@ -165,6 +214,7 @@ def test_rows_that_hold_miss_nothing() -> None:
     assert misses(replace(LONG, slowest_failure=4.0), Goal(), CHECKOUT) == []
     assert misses(replace(HELD, unknown_notes=3), Goal(), CHECKOUT) == []
     assert misses(STRICT_HELD, STRICT, CHECKOUT) == []
+    assert misses(replace(HELD, ended=3.1), Goal(nobody_fails=True), CHECKOUT) == []
 
 
 @pytest.mark.parametrize(
@@ -179,6 +229,9 @@ def test_rows_that_hold_miss_nothing() -> None:
         (replace(HELD, failed_reads=1), Goal(), "failed 1 reads"),
         (replace(HELD, failed_writes=1), Goal(), "failed 1 writes"),
         (replace(HELD, failed_notes=1), Goal(), "failed 1 notes"),
+        (replace(HELD, repeated=5, repeats_failed=1), Goal(), "1 of 5 repeats"),
+        (replace(HELD, aside_failed=1), Goal(), "1 slow requests failed"),
+        (replace(HELD, ended=3.1), Goal(), "lasted 3.1 s instead of 0 s, more than"),
         (LONG, Goal(nobody_fails=True), "failed 9 reads, 9 writes, 9 notes"),
         (replace(LONG, failed_after=1), Goal(), "1 requests failed that began 2 s after"),
         (replace(LONG, slowest_failure=4.1), Goal(), "took 4.1 s, more than 4 s"),
@@ -189,6 +242,11 @@ def test_rows_that_hold_miss_nothing() -> None:
         (replace(STRICT_HELD, unknown_notes=1), STRICT, "1 notes of unknown outcome"),
         (replace(STRICT_HELD, held_up=0), STRICT, "only 0 requests were held up"),
         (replace(STRICT_HELD, struck=0), STRICT, "only 0 calls of Secrets Manager"),
+        (replace(STRICT_HELD, new_clients=0), STRICT, "only 0 connections of functions"),
+        (replace(STRICT_HELD, ended_backends=0), STRICT, "only 0 backends"),
+        (replace(STRICT_HELD, restarted=0), STRICT, "only 0 restarts"),
+        (replace(STRICT_HELD, back=4), STRICT, "only 4 client connections"),
+        (replace(STRICT_HELD, longest_gap=0.4), STRICT, "a gap of only 0.4 s, at least 0.5 s"),
         (replace(STRICT_HELD, client_connects=6), STRICT, "6 client connects in one second"),
         (replace(STRICT_HELD, server_connects=0), STRICT, "0 server connects in one second"),
     ],
@@ -206,7 +264,7 @@ def result(**changes: Any) -> dict[str, Any]:
     """Make a result of one row."""
     goal = asdict(Goal(client_connects=5, server_connects=4))
     row = {"name": "x", "title": "a fault", "missed": [], **asdict(HELD), "goal": goal}
-    control = {"name": "a control", "requests": 5, "failed": 3}
+    control = {"name": "a control", "requests": 5, "failed": 3, "during": {"a": 1, "b": 2}}
     machine = {"cores": 2, "processor": "a processor"}
     versions = {"postgresql": "17", "pgbouncer": "1", "python": "3"}
     told = {"machine": machine, "versions": versions, "date": "2026-11-25", "caveats": ["none"]}
@@ -220,9 +278,9 @@ def test_a_missed_goal_or_a_control_that_did_not_fail_fails_the_run() -> None:
     assert shortfalls(good) == []
     (row,) = good["rows"]
     assert shortfalls(result(rows=[{**row, "missed": ["1 lost"]}])) == ["x: 1 lost"]
-    tame = {**good["control"], "failed": 0}
+    tame = {**good["control"], "during": {"a": 3, "b": 0}}
     assert shortfalls(result(control=tame)) == [
-        "the control did not fail: the faults prove nothing"
+        "the control did not fail during b: the faults prove nothing"
     ]
     assert shortfalls(result(seconds=601)) == ["the run took 601 s, more than 600"]
 
@@ -237,6 +295,15 @@ def test_the_table_marks_what_was_missed() -> None:
     assert "**a fault: missed**" in chaos_table(result(rows=[{**row, "missed": ["1 lost"]}]))
 
 
+def test_a_row_with_an_unknown_note_is_none_without_a_failed_request() -> None:
+    """Its client was not served."""
+    good = result()
+    (row,) = good["rows"]
+    assert "1 of them without a failed request" in chaos_summary(good)
+    noted = result(rows=[{**row, "unknown_notes": 1}])
+    assert "0 of them without a failed request" in chaos_summary(noted)
+
+
 def test_a_seed_draws_the_same_faults_again() -> None:
     """None twice, and none that takes long."""
     drawn = draw(42, 5)
@@ -247,6 +314,66 @@ def test_a_seed_draws_the_same_faults_again() -> None:
 
 
 def test_every_row_of_the_plan_has_a_name_of_its_own() -> None:
-    """The goals are found by it."""
+    """The goals are found by it, and none of them is for a row that there is not."""
     names = [trial.fault.name for trial in plan()]
     assert len(names) == len(set(names))
+    assert GOALS.keys() | SILENT <= {fault.name for fault in FAULTS}
+
+
+# What the run and its faults do where something is not as it should be
+
+
+def test_connections_that_cannot_be_counted_fail_the_row() -> None:
+    """What goes wrong in the thread that counts is raised where the counting ends."""
+    cloud = Mock()
+    cloud.traffic.side_effect = RuntimeError("no answer")
+    with pytest.raises(RuntimeError, match="no answer"), Connects(cloud).counted(True):
+        time.sleep(0.2)
+
+
+def test_a_frozen_environment_that_ends_leaves_none_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first of three is gone, so the second is to be frozen, and thawed again."""
+    gone = psutil.NoSuchProcess(1)
+    ended, second, third = Mock(), Mock(), Mock()
+    ended.suspend.side_effect = ended.resume.side_effect = gone
+    monkeypatch.setattr(faults, "busy_environments", lambda _cloud: [ended, second, third])
+    with faults.freeze_half_of_the_busy(Mock()):
+        second.suspend.assert_called_once()
+        second.resume.assert_not_called()
+    second.resume.assert_called_once()
+    third.suspend.assert_not_called()
+
+
+def test_only_a_refused_login_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pooler that is not there, or full, has not heard of the new password."""
+    answers = ["connection refused", "no more connections allowed", "SASL authentication failed"]
+    left = [psycopg.OperationalError(text) for text in answers]
+    login = Mock(side_effect=left)
+    monkeypatch.setattr(faults, "_login_at", login)
+    faults._wait_for_refusal(Mock(), "127.0.0.1", {})
+    assert login.call_count == len(answers)
+
+
+def test_a_pooler_task_that_runs_nothing_cannot_be_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The row would be one without a fault."""
+    with subprocess.Popen(["sleep", "5"]) as task:
+        monkeypatch.setattr(faults, "_running_tasks", lambda _cloud: [{"pid": task.pid}])
+        with pytest.raises(RuntimeError, match="no PgBouncer"):
+            faults.kill_one_pooler_task(Mock()).__enter__()
+        task.kill()
+
+
+def test_a_program_is_known_where_a_loader_starts_it() -> None:
+    """PgBouncer out of Debian's packages runs under the name of its loader."""
+    script = "print(flush=True); input()"  # with its command line in place when it has printed
+    command = [sys.executable, "-c", script, "/usr/sbin/pgbouncer"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        programs = ("pgbouncer", "postgres")
+        seen = [faults._runs(psutil.Process(process.pid), program) for program in programs]
+        process.kill()
+    assert seen == [True, False]

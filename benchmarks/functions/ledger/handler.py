@@ -23,7 +23,10 @@ MOVE = (
 
 
 def transfer(order: dict[str, Any]) -> DictRow | None:
-    """Move an amount between two accounts, once for each key; return the first result."""
+    """Move an amount between two accounts, once for each key; return the first result.
+
+    `new` in it says whether it was this run that has moved it.
+    """
     key, source, target, amount = (order[name] for name in ("key", "source", "target", "amount"))
 
     def work(connection: Connection[DictRow]) -> DictRow | None:
@@ -32,7 +35,8 @@ def transfer(order: dict[str, Any]) -> DictRow | None:
             time.sleep(order.get("pause", 0))  # what a slow function does between its statements
             for account, change in sorted([(source, -amount), (target, amount)]):  # no deadlocks
                 connection.execute(MOVE, {"key": key, "id": account, "amount": change})
-        return connection.execute(FOUND, (key,)).fetchone()
+        found = connection.execute(FOUND, (key,)).fetchone()
+        return found and {**found, "new": bool(added.rowcount)}
 
     return db.run_transaction(work)
 
