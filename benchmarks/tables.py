@@ -275,7 +275,7 @@ def chaos_summary(result: Result) -> str:
         f"acknowledged, **{sums['lost']} lost, {sums['duplicated']} duplicated**, "
         f"{sums['unknown_notes']} plain writes reported as unknown. The control, a connection per "
         f"request, failed {result['control']['failed']} of {result['control']['requests']} "
-        f"requests while PostgreSQL was restarted. {origin(result)}"
+        f"requests while PostgreSQL was restarted and away. {origin(result)}"
     )
 
 
