@@ -1,5 +1,6 @@
 """What the console reads, and from where."""
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -50,20 +51,20 @@ class Requests:
         """Hold nothing."""
 
 
-class Connected:
+class Connected(ABC):
     """A reader with one connection, opened when it is missing and dropped when it fails."""
 
     def __init__(self) -> None:
         """Open nothing yet."""
         self._connection: psycopg.Connection[dict[str, Any]] | None = None
 
+    @abstractmethod
     def connect(self) -> psycopg.Connection[dict[str, Any]]:
         """Open the connection."""
-        raise NotImplementedError
 
+    @abstractmethod
     def query(self, connection: psycopg.Connection[dict[str, Any]]) -> dict[str, Any]:
         """Ask."""
-        raise NotImplementedError
 
     def read(self) -> dict[str, Any]:
         """Ask, over the connection that there is or a new one."""
