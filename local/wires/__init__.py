@@ -21,7 +21,7 @@ class Wires:
 
     async def accepted(self) -> dict[str, int]:
         """Return how many connections each wire has accepted so far."""
-        return dict(await self._process.ask({}))
+        return dict(await self._ask({}))
 
     async def begin(self, wire: str, kind: str) -> None:
         """Begin a fault that is not there yet; raise ValueError for an unknown one."""
@@ -38,9 +38,18 @@ class Wires:
     async def _order(self, verb: str, wire: str, kind: str) -> None:
         if kind not in KINDS:
             raise ValueError(f"{kind!r} is no fault of a wire; there are {', '.join(KINDS)}")
-        answer = await self._process.ask({verb: kind, "wire": wire})
+        answer = await self._ask({verb: kind, "wire": wire})
         if "error" in answer:
             raise ValueError(answer["error"])
+
+    async def _ask(self, order: dict[str, Any]) -> dict[str, Any]:
+        """Ask the process; one that has ended took its faults with it, which nobody may miss."""
+        if not self._process.running:
+            await self.start()
+            raise RuntimeError(
+                "the wires had ended, with every connection and fault; they are open again"
+            )
+        return await self._process.ask(order)
 
 
 KINDS: Final[tuple[Any, ...]] = get_args(Kind)

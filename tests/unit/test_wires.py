@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import aiohttp
+import psutil
 import pytest
 from aiohttp import web
 from yarl import URL
@@ -131,6 +132,28 @@ def test_a_refusal_ends_on_the_same_port(tmp_path: Path, server: int) -> None:
         await wires.end("hop", "refuse")
         with connect(port) as connection:
             assert answers(connection)
+
+    with_wire(tmp_path, server, story)
+
+
+def test_wires_that_ended_in_a_fault_say_so_and_open_again(tmp_path: Path, server: int) -> None:
+    """Without an error nobody would know that the fault has ended before its time."""
+
+    async def story(wires: Wires, port: int) -> None:
+        await wires.begin("hop", "stall")
+        (process,) = [
+            child
+            for child in psutil.Process().children()
+            if "local.wires.process" in child.cmdline()
+        ]
+        process.kill()
+        while process.is_running():  # noqa: ASYNC110 - another process has no event
+            await asyncio.sleep(PATIENCE)
+        with pytest.raises(RuntimeError, match="had ended"):
+            await wires.end("hop", "stall")
+        with connect(port) as connection:
+            assert answers(connection)
+        assert await wires.accepted() == {"hop": 1}
 
     with_wire(tmp_path, server, story)
 
