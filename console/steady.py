@@ -47,6 +47,7 @@ class SteadyLoad:
     def __init__(self, cloud: LocalCloud) -> None:
         """Send nothing yet."""
         self._cloud = cloud
+        self._wanted = False
         self._task: asyncio.Task[None] | None = None
         self._flying: set[asyncio.Task[None]] = set()
         self._paused = 0
@@ -57,14 +58,16 @@ class SteadyLoad:
         return self._task is not None
 
     async def start(self) -> None:
-        """Switch it on; raise where no user can be created."""
+        """Switch it on, unless it is switched off meanwhile; raise where no user can be created."""
+        self._wanted = True
         await self._prepare()
         visitor = await asyncio.to_thread(Visitor.arrive, self._cloud)
-        if self._task is None:
+        if self._wanted and self._task is None:
             self._task = asyncio.create_task(self._run(visitor))
 
     async def stop(self) -> None:
         """Switch it off; requests on their way are given up."""
+        self._wanted = False
         task, self._task = self._task, None
         if task is not None:
             task.cancel()

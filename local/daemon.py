@@ -17,7 +17,6 @@ import aiohttp
 from aiohttp import web
 
 from local import installed, processes
-from local.console import Console
 from local.control import control_application
 from local.deployed import Deployed
 from local.deployed import PoolerService as DeployedPooler
@@ -27,6 +26,7 @@ from local.environments.launcher import Surroundings
 from local.http_api.server import HttpApi
 from local.inventory import Inventory
 from local.issuer import AUDIENCE, Issuer
+from local.json_process import JsonProcess
 from local.ministack import ControlPlane
 from local.options import Options
 from local.pgbouncer import Pooler
@@ -75,7 +75,7 @@ class Daemon:
         self._secrets: SecretsFront
         self._function_endpoint = f"http://127.0.0.1:{self._ports['aws']}"
         self._wires = self._new_wires() if options.wires else None
-        self._console = Console(folder)
+        self._console = JsonProcess("console", [str(folder)], folder / "console.log")
         self._following: asyncio.Task[None] | None = None
         self._reconciling = asyncio.Lock()
         self._deploying = asyncio.Lock()
@@ -92,8 +92,8 @@ class Daemon:
             try:
                 await self._until_stopped(self._start())
                 if self.options.console:
-                    url = await self._console.start()
-                    self._state = replace(self._state, console_url=url)
+                    answer = await self._console.ask({})
+                    self._state = replace(self._state, console_url=answer["url"])
                 self._announce(ready=True)
                 self.progress.ready()
                 await self._until_stopped(self._serve())

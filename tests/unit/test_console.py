@@ -7,14 +7,14 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import pytest
 from aiohttp import web
 
 from benchmarks.faults import Fault
-from console import actions, probe
+from console import actions, probe, steady
 from console.actions import Actions, BusyError
 from console.probe import Probe
 from console.server import FILES, HEADERS, Server
@@ -288,3 +288,41 @@ def test_an_error_is_written_once_and_read_again(
     read.end()
     assert read.latest() is None
     assert capsys.readouterr().err == "fails: ConnectionError: refused\n"
+
+
+class Newcomer:
+    """A cloud whose environments take a while to open."""
+
+    def __init__(self) -> None:
+        """Open nothing yet."""
+        self.opening = threading.Event()
+        self.opened = threading.Event()
+        self.url = "http://127.0.0.1:1"
+
+    def environments(self, *_: Any) -> None:
+        """Take as long as the test wants."""
+        self.opening.set()
+        assert self.opened.wait(10)
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_load_that_is_switched_off_while_it_starts_stays_off(
+    monkeypatch: pytest.MonkeyPatch, stopped: bool
+) -> None:
+    """The last word counts."""
+    monkeypatch.setattr(steady.Visitor, "arrive", lambda _: steady.Visitor("token", "user"))
+    cloud = Newcomer()
+
+    async def play() -> bool:
+        load = steady.SteadyLoad(cast("LocalCloud", cloud))
+        starting = asyncio.create_task(load.start())
+        await asyncio.to_thread(cloud.opening.wait, 10)
+        if stopped:
+            await load.stop()
+        cloud.opened.set()
+        await starting
+        on = load.on
+        await load.stop()
+        return on
+
+    assert asyncio.run(play()) is not stopped
