@@ -39,8 +39,12 @@ def runtime_folder() -> Path:
 
 
 def _installed(name: str, requirements: Path, make: Callable[[Path, Path], None]) -> Path:
-    """Return the cached folder of these requirements for this interpreter; make it if needed."""
-    content = requirements.read_bytes() + sys.executable.encode() + sys.version.encode()
+    """Return the cached folder of these requirements for this interpreter; make it if needed.
+
+    A checkout's own virtual environment leads to the interpreter, which all checkouts share.
+    """
+    interpreter = f"{Path(sys.executable).resolve()} {sys.version}"
+    content = requirements.read_bytes() + interpreter.encode()
     folder = cache_dir() / f"{name}-{_TAG}-{hashlib.sha256(content).hexdigest()[:16]}"
     done = folder / ".complete"
     if not done.exists():

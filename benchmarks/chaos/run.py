@@ -81,8 +81,9 @@ EVERY_ROW: Final = Goal()
 class Trial:
     """A row of the plan: a fault, what is promised, and what clients do besides the load.
 
-    `held`: the load rests while the fault happens, so that every connection is idle. `besides` is
-    begun before the fault. `watched`: connections are counted.
+    `held`: the load rests while the fault happens, so that every connection is idle, and the first
+    request of every environment after it is a note. `besides` is begun before the fault. `watched`:
+    connections are counted.
     """
 
     fault: Fault
@@ -264,6 +265,7 @@ class Chaos:
                 began = load.now()
                 run()
                 ended = load.now()
+                load.at_once(ENVIRONMENTS if trial.held else 0, Client.note)
                 time.sleep(AFTER if trial.watched else 0)
             time.sleep(0 if trial.watched else AFTER)
             end = load.now()
