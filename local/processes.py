@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import random
 import resource
 import shutil
 import signal
@@ -12,11 +13,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 # Accounts that PostgreSQL and PgBouncer, which refuse to run as root, are started as.
 SERVICE_ACCOUNTS = ("postgres", "nobody")
+
+PORTS: Final = range(10_000, 32_768)
+"""Below those that the kernel gives to connections (ip_local_port_range): while a server is away
+for a while, no client's connection takes its port."""
 
 
 @dataclass(frozen=True)
@@ -128,10 +135,12 @@ def base_environment(environment: Mapping[str, str] = os.environ) -> dict[str, s
 
 
 def free_port() -> int:
-    """Find a TCP port that nobody listens on at 127.0.0.1."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
+    """Choose a TCP port that nobody uses, at any address of this machine."""
+    for port in random.sample(PORTS, 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            return port
+    raise OSError(f"no port between {PORTS.start} and {PORTS.stop} is free")
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:

@@ -1,0 +1,35 @@
+"""The ports that local servers get."""
+
+import socket
+
+import pytest
+
+from local import processes
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.2"])
+def test_a_port_that_is_taken_at_any_address_is_not_free(
+    monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    """Tasks of a pooler listen at addresses of their own."""
+    free = processes.free_port()
+    with socket.create_server((address, 0)) as listener:
+        taken = listener.getsockname()[1]
+        monkeypatch.setattr("random.sample", lambda *_: [taken, free])
+        assert processes.free_port() == free
+
+
+def test_no_free_port_is_an_error_that_names_the_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not look for ever."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        taken = listener.getsockname()[1]
+        monkeypatch.setattr("random.sample", lambda *_: [taken])
+        with pytest.raises(OSError, match="10000"):
+            processes.free_port()
+
+
+def test_the_kernel_gives_no_connection_such_a_port() -> None:
+    """Or a client could sit on the port of a server that is away."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        assert probe.getsockname()[1] not in processes.PORTS
