@@ -1,10 +1,12 @@
 """Faults on the ways from functions to the pooler and from there to the database."""
 
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final, Literal, get_args
 
 from local.json_process import JsonProcess
-from local.wires.process import Kind
+
+Kind = Literal["stall", "blackhole", "reset", "latency", "refuse"]
+KINDS: Final[tuple[Any, ...]] = get_args(Kind)
 
 
 class Wires:
@@ -50,6 +52,3 @@ class Wires:
                 "the wires had ended, with every connection and fault; they are open again"
             )
         return await self._process.ask(order)
-
-
-KINDS: Final[tuple[Any, ...]] = get_args(Kind)

@@ -12,12 +12,12 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import ExitStack
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from local import processes
 from local.fault_proxy import Fault, FaultProxy
+from local.wires import Kind
 
-Kind = Literal["stall", "blackhole", "reset", "latency", "refuse"]
 LATENCY: Final = 0.1
 """Seconds that a slow wire takes in each direction."""
 

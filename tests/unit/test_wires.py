@@ -149,8 +149,10 @@ def test_wires_that_ended_in_a_fault_say_so_and_open_again(tmp_path: Path, serve
         process.kill()
         while process.is_running():  # noqa: ASYNC110 - another process has no event
             await asyncio.sleep(PATIENCE)
-        with pytest.raises(RuntimeError, match="had ended"):
+        with pytest.raises(RuntimeError, match="ended"):
             await wires.end("hop", "stall")
+        with suppress(RuntimeError):  # the order before has maybe met it in its end
+            await wires.accepted()
         with connect(port) as connection:
             assert answers(connection)
         assert await wires.accepted() == {"hop": 1}
