@@ -5,7 +5,15 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from local.control_plane import databases, functions, hooks, rotation, secret_versions, services
+from local.control_plane import (
+    databases,
+    functions,
+    hooks,
+    rotation,
+    secret_versions,
+    services,
+    stacks,
+)
 from local.control_plane.cloud import Cloud
 from local.control_plane.handlers import Handlers, Made, Properties, arn, complete, named
 
@@ -67,6 +75,7 @@ def install(cloud: Cloud) -> None:
     complete(table["AWS::ApiGatewayV2::Api"], _api_completion(camel))
     complete(table["AWS::ApiGatewayV2::Stage"], _stage_completion(camel))
     services.install(table, camel)
+    stacks.install()
 
 
 def _api_completion(camel: Callable[[Any], Any]) -> Callable[[Made, Properties], Made]:

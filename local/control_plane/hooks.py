@@ -9,7 +9,8 @@ import sys
 from importlib import import_module, metadata
 
 VERSION = "1.5.33"
-PROVISIONERS = "ministack.services.cloudformation.provisioners"
+STACKS = "ministack.services.cloudformation"
+PROVISIONERS = f"{STACKS}.provisioners"
 LAMBDA = "ministack.services.lambda_svc"
 SECRETS = "ministack.services.secretsmanager"
 RDS = "ministack.services.rds"
@@ -18,6 +19,8 @@ _CREATE = ("logical_id", "props", "stack_name")
 _UPDATE = ("physical_id", "old_props", "new_props", "stack_name", "logical_id")
 _DELETE = ("physical_id", "props")
 FUNCTIONS = {
+    (STACKS, "handle_request"): ("method", "path", "headers", "body", "query_params"),
+    (f"{STACKS}.handlers", "_resolve_stack"): ("stack_name",),
     (PROVISIONERS, "_rds_db_instance_create"): _CREATE,
     (PROVISIONERS, "_rds_db_instance_update"): _UPDATE,
     (PROVISIONERS, "_rds_db_instance_delete"): _DELETE,

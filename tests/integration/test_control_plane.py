@@ -4,6 +4,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,7 @@ from tests.integration.control_plane import (
     POSTGRES,
     REGION,
     ControlPlane,
+    Invocation,
     attribute,
     function,
     output,
@@ -78,6 +83,48 @@ def test_it_serves_loopback_only() -> None:
     done = start("from local.control_plane.__main__ import main; main()", BIND_HOST="0.0.0.0")  # noqa: S104 - what is refused
     assert done.returncode == 1
     assert "loopback" in done.stderr
+
+
+# Stacks
+
+
+def test_who_asks_for_a_stack_is_answered_when_it_is_done(plane: ControlPlane) -> None:
+    """Or after 4 s as it is then; who lists stacks does not wait."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def make(invocation: Invocation) -> None:
+        begun.set()
+        assert go_on.wait(30)
+        event = invocation.event
+        answer = {name: event[name] for name in ("StackId", "RequestId", "LogicalResourceId")}
+        answer |= {"Status": "SUCCESS", "PhysicalResourceId": "made"}
+        body = json.dumps(answer).encode()
+        request = urllib.request.Request(event["ResponseURL"], body, method="PUT")  # noqa: S310 - the plane's own
+        urllib.request.urlopen(request).close()  # noqa: S310 - the same
+
+    plane.daemon.function = make
+    custom = {
+        "Type": "Custom::Late",
+        "Properties": {"ServiceToken": attribute("Function", "Arn")},
+    }
+    client = plane.client("cloudformation")
+    body = json.dumps({"Resources": {"Function": function(), "Late": custom}})
+    client.create_stack(StackName="late", TemplateBody=body)
+    assert begun.wait(30)
+    listed = client.describe_stacks()["Stacks"]
+    assert [stack["StackStatus"] for stack in listed] == ["CREATE_IN_PROGRESS"]
+    assert status(client, "late") == "CREATE_IN_PROGRESS"
+    with ThreadPoolExecutor(1) as executor:
+        asked = executor.submit(status, client, "late")
+        time.sleep(0.3)
+        assert not asked.done()
+        go_on.set()
+        assert asked.result() == "CREATE_COMPLETE"
+
+
+def status(client: Any, name: str) -> str:
+    """Ask for one stack."""
+    return str(client.describe_stacks(StackName=name)["Stacks"][0]["StackStatus"])
 
 
 # Databases
