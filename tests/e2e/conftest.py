@@ -39,7 +39,7 @@ def new_cloud_folder() -> Path:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A copy of the project that can be deployed."""
+    """A copy of the project that can be deployed; it shares the wheels, which nobody changes."""
     git = ["git", "ls-files", "-z"]
     listed = subprocess.run(git, cwd=ROOT, check=True, capture_output=True, text=True)
     folder = tmp_path / "project"
@@ -49,4 +49,8 @@ def project(tmp_path: Path) -> Path:
         shutil.copy2(ROOT / name, target)
     (folder / ".venv").symlink_to(ROOT / ".venv")
     (folder / "node_modules").symlink_to(ROOT / "node_modules")
+    wheels = ROOT / "build" / "cache" / "wheels"
+    wheels.mkdir(parents=True, exist_ok=True)
+    (folder / "build" / "cache").mkdir(parents=True)
+    (folder / "build" / "cache" / "wheels").symlink_to(wheels)
     return folder
