@@ -22,9 +22,18 @@ help: ## print this list
 demo: setup ## deploy the app to a local cloud, call it, storm it, stop it
 	@$(RUN) -m benchmarks.demo
 
+# Most of these tests wait for servers that they broke, so three wait at a time. The end-to-end ones
+# measure and break a whole cloud, which nothing may run beside.
 .PHONY: test
-test: setup ## run all tests
+test: setup ## run all tests, or some: make test ARGS="tests/unit -k url"
+ifdef ARGS
 	@$(RUN) -m pytest $(ARGS)
+else
+	@code=0; \
+	$(RUN) -m pytest --numprocesses 3 --dist loadfile --ignore tests/e2e || code=1; \
+	$(RUN) -m pytest tests/e2e || code=1; \
+	exit $$code
+endif
 
 .PHONY: check
 check: setup ## lint, format, types, and the README's numbers

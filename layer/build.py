@@ -19,6 +19,7 @@ import time
 import tomllib
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -326,8 +327,9 @@ def _mark_used(folder: Path) -> None:
 def _forget_old(parent: Path) -> None:
     """Remove what nobody has asked for in a day, or build/ grows with every edit."""
     for path in parent.iterdir():
-        if time.time() - path.stat().st_mtime > KEEP_SECONDS:
-            shutil.rmtree(path, ignore_errors=True)
+        with suppress(FileNotFoundError):  # a rival has moved or removed it meanwhile
+            if time.time() - path.stat().st_mtime > KEEP_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def notes(target: Target) -> Iterator[str]:

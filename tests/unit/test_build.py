@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
@@ -90,12 +89,11 @@ def test_a_change_of_the_source_gives_another_tree(tmp_path: Path) -> None:
         shutil.rmtree(folder)
 
 
-def test_a_build_with_nothing_to_do_is_quick() -> None:
-    """Synth runs it every time."""
-    build_layer(HERE)
-    started = time.perf_counter()
-    build_layer(HERE)
-    assert time.perf_counter() - started < 0.3
+def test_a_build_with_nothing_to_do_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Synth asks for it every time."""
+    built = build_layer(HERE)
+    monkeypatch.delattr(build, "_fill")
+    assert build_layer(HERE) == built
 
 
 def test_what_is_not_needed_is_left_out() -> None:
@@ -156,7 +154,8 @@ def test_the_layer_imports_little_besides_psycopg() -> None:
 def test_the_import_is_timed_in_the_layer() -> None:
     """What is timed is the import of a whole module, in milliseconds."""
     nothing, everything = (build.import_milliseconds(m, starts=2) for m in ("sys", "lambda_pg"))
-    assert nothing < 5 < everything < 5000
+    assert nothing < everything
+    assert 5 < everything < 5000
 
 
 def test_a_release_is_the_same_file_wherever_it_is_made(tmp_path: Path) -> None:
