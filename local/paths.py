@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -29,6 +31,11 @@ def state_dir(environment: Mapping[str, str] = os.environ) -> Path:
         return _root_state_parent() / NAME
     home = Path.home() / ".local" / "state"
     return Path(environment.get("XDG_RUNTIME_DIR") or home) / NAME
+
+
+def another_state_dir() -> Path:
+    """Choose a folder for a cloud beside the one of `make up`, as short as that one's."""
+    return Path(tempfile.gettempdir()) / f"lpg-{secrets.token_hex(4)}"
 
 
 def _root_state_parent() -> Path:

@@ -12,7 +12,6 @@ import json
 import random
 import secrets
 import sys
-import tempfile
 import threading
 import time
 import uuid
@@ -40,6 +39,7 @@ from benchmarks.tables import chaos_table
 from local.caller import call
 from local.cloud import LocalCloud, Options
 from local.narrator import Narrator
+from local.paths import another_state_dir
 
 Report = Callable[[str], None]
 Wait = Callable[[], None]
@@ -528,8 +528,7 @@ def main() -> int:
     seed = secrets.randbelow(2**32) if arguments.seed is None else arguments.seed
     narrator, began = Narrator(), time.monotonic()
     narrator.note(f"seed {seed}")
-    folder = Path(tempfile.gettempdir()) / f"lpg-{secrets.token_hex(4)}"  # beside that of `make up`
-    with LocalCloud(folder, options(), report=narrator) as cloud:
+    with LocalCloud(another_state_dir(), options(), report=narrator) as cloud:
         result = run(cloud, seed, arguments.count, narrator.note, f"make chaos (seed {seed})")
     result["seconds"] = round(time.monotonic() - began, 1)
     if arguments.output:

@@ -8,7 +8,6 @@ storm from a second load generator. A run whose controls do not fail has failed.
 import argparse
 import json
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -32,6 +31,7 @@ from local.caller import call
 from local.cloud import LocalCloud
 from local.narrator import Narrator
 from local.options import Options
+from local.paths import another_state_dir
 
 RUNS_IN_A_FUNCTION: Final = ("psycopg", "awslambdaric", "boto3")
 PEERS: Final = ("psycopg_pool", "sqlalchemy")
@@ -192,11 +192,9 @@ def planned() -> list[dict[str, Any]]:
 def own_cloud(override: Mapping[str, Any], report: Report) -> Iterator[LocalCloud]:
     """Start a cloud in a folder of its own: one that `make up` left running is not touched."""
     report("starting a local cloud and deploying the app to it")
-    with tempfile.TemporaryDirectory(prefix="lpg-", dir="/tmp") as parent:
-        Path(parent).chmod(0o711)  # the servers' account has to get there
-        options = Options(entry="benchmarks.app", override=override, bound=True)
-        with LocalCloud(Path(parent) / "cloud", options) as cloud:
-            yield cloud
+    options = Options(entry="benchmarks.app", override=override, bound=True)
+    with LocalCloud(another_state_dir(), options) as cloud:
+        yield cloud
 
 
 def described(cloud: LocalCloud, command: str) -> dict[str, Any]:

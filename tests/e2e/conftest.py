@@ -1,15 +1,14 @@
 """One local cloud for all end-to-end tests: the whole project, deployed."""
 
-import secrets
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from local.cloud import LocalCloud, Options
+from local.paths import another_state_dir
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOYMENT_SECONDS = 300  # a slow machine's first one fetches servers
@@ -25,16 +24,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def cloud() -> Iterator[LocalCloud]:
     """Start a local cloud with everything deployed; it ends with the tests."""
-    with LocalCloud(new_cloud_folder(), Options(bound=True)) as started:
+    with LocalCloud(another_state_dir(), Options(bound=True)) as started:
         yield started
-
-
-def new_cloud_folder() -> Path:
-    """Choose a folder for a cloud.
-
-    Not below pytest's own: the servers' account has to get there, and unix sockets have to fit.
-    """
-    return Path(tempfile.gettempdir()) / f"lpg-{secrets.token_hex(4)}"
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from benchmarks import faults
 from benchmarks.chaos.run import IDLE, Chaos, Trial, control, options, trial
 from local.cloud import LocalCloud
-from tests.e2e.conftest import new_cloud_folder
+from local.paths import another_state_dir
 
 RETRY = (
     "_recovery.py",
@@ -45,7 +45,7 @@ KILLED = trial(faults.BACKENDS_KILLED)
 @pytest.fixture(scope="module")
 def wired() -> Iterator[LocalCloud]:
     """A cloud with wires and the ledger."""
-    with LocalCloud(new_cloud_folder(), options()) as started:
+    with LocalCloud(another_state_dir(), options()) as started:
         yield started
 
 

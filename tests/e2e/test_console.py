@@ -22,8 +22,8 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_play
 from benchmarks.faults import FAULTS
 from local.cloud import LocalCloud, Options
 from local.deployment import REPOSITORY
+from local.paths import another_state_dir
 from tests.e2e.chromium import FLAGS, NAME, find_chromium
-from tests.e2e.conftest import new_cloud_folder
 
 SCREENSHOTS = "LAMBDA_PG_SCREENSHOTS"
 STORM_MS = 60_000
@@ -274,7 +274,7 @@ def test_no_secret_leaves_the_console(cloud: LocalCloud, page_and_seen: tuple[Pa
 def test_a_cloud_without_a_deployment_is_watched_until_it_has_gone(browser: Browser) -> None:
     """The daemon's own console: it says that nothing is deployed, and ends with the cloud."""
     options = Options(bound=True, deploy=False, console=True)
-    with LocalCloud(new_cloud_folder(), options) as empty:
+    with LocalCloud(another_state_dir(), options) as empty:
         url = str(empty.status()["console_url"])
         assert empty.state.console_url == url
         with opened(browser, url) as (page, seen):
@@ -288,7 +288,7 @@ def test_a_cloud_without_a_deployment_is_watched_until_it_has_gone(browser: Brow
 
 def test_a_console_outlives_its_cloud_and_finds_the_next(browser: Browser) -> None:
     """Started by hand, it waits for a cloud in its folder."""
-    folder, away = new_cloud_folder(), "The cloud is away"
+    folder, away = another_state_dir(), "The cloud is away"
     with console_of(folder) as url, opened(browser, url) as (page, _):
         expect(page.locator("#cloud")).to_have_text(away)
         with LocalCloud(folder, Options(bound=True, deploy=False)):

@@ -8,8 +8,9 @@ import psutil
 
 from local.caller import call
 from local.cloud import LocalCloud, Options
+from local.paths import another_state_dir
 from tests.e2e.cdk import cdk, deployed_assembly
-from tests.e2e.conftest import ROOT, new_cloud_folder
+from tests.e2e.conftest import ROOT
 
 
 def test_nothing_is_left_to_deploy(cloud: LocalCloud, tmp_path: Path) -> None:
@@ -66,7 +67,7 @@ def versions(cloud: LocalCloud) -> dict[str, tuple[str, str]]:
 
 def test_destroy_removes_everything(tmp_path: Path) -> None:
     """Where the stage allows it: no stack is left, and nothing of theirs runs."""
-    with LocalCloud(new_cloud_folder(), Options(bound=True)) as mine:
+    with LocalCloud(another_state_dir(), Options(bound=True)) as mine:
         assembly = str(deployed_assembly(mine))
         cdk(mine, tmp_path / "cli", "destroy", "--all", "--force", "--app", assembly)
         stacks = mine.client("cloudformation").list_stacks()["StackSummaries"]
