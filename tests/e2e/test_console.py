@@ -88,6 +88,8 @@ def console_of(folder: Path) -> Iterator[str]:
     assert process.stdin is not None
     assert process.stdout is not None
     try:
+        process.stdin.write(b"{}\n")
+        process.stdin.flush()
         yield str(json.loads(process.stdout.readline())["url"])
         process.stdin.close()
         assert process.wait(10) == 0, "it ends with its standard input"
