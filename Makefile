@@ -29,7 +29,7 @@ test: setup ## run all tests, or some: make test ARGS="tests/unit -k url"
 ifdef ARGS
 	@$(RUN) -m pytest $(ARGS)
 else
-	@code=0; \
+	@trap 'exit 130' INT; code=0; \
 	$(RUN) -m pytest --numprocesses 3 --dist loadfile --ignore tests/e2e || code=1; \
 	$(RUN) -m pytest tests/e2e || code=1; \
 	exit $$code

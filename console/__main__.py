@@ -28,6 +28,7 @@ async def serve(folder: Path) -> None:
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    print(f"console: {url}", file=sys.stderr, flush=True)  # for whoever has started it by hand
 
     def answer() -> None:
         lines = os.read(sys.stdin.fileno(), 4096)

@@ -424,10 +424,10 @@ class Daemon:
 
 def _ports(options: Options) -> dict[str, int]:
     """Choose where everything listens; with wires there are two ports more, behind theirs."""
-    ports = {name: processes.free_port() for name in ("aws", "postgres", "pooler")}
-    direct = {"balancer": ports["pooler"], "database": ports["postgres"]}
-    wired = {name: processes.free_port() for name in direct} if options.wires else {}
-    return {**ports, **direct, **wired}
+    aws, postgres, pooler, *wired = processes.free_ports(5)
+    ports = {"aws": aws, "postgres": postgres, "pooler": pooler}
+    balancer, database = wired if options.wires else (pooler, postgres)
+    return {**ports, "balancer": balancer, "database": database}
 
 
 async def _listen(runner: Any) -> tuple[Any, str]:

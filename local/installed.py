@@ -1,19 +1,13 @@
 """Folders in the cache that are made once from pinned, hash-checked requirements."""
 
-import fcntl
 import hashlib
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from local.paths import cache_dir
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from local.paths import cache_dir, one_at_a_time
 
 HERE = Path(__file__).resolve().parent
 _TAG = f"{sys.implementation.cache_tag}-{sys.platform}"
@@ -48,8 +42,7 @@ def _installed(name: str, requirements: Path, make: Callable[[Path, Path], None]
     folder = cache_dir() / f"{name}-{_TAG}-{hashlib.sha256(content).hexdigest()[:16]}"
     done = folder / ".complete"
     if not done.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.with_suffix(".lock")):
+        with one_at_a_time(folder):
             if not done.exists():
                 shutil.rmtree(folder, ignore_errors=True)
                 make(folder, requirements)
@@ -77,11 +70,3 @@ def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise InstallError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-
-
-@contextmanager
-def _locked(path: Path) -> "Iterator[None]":
-    """Let one process at a time install; the file stays, as removing it would race."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

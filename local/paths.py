@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 NAME = "lambda-pg"
@@ -34,8 +35,11 @@ def state_dir(environment: Mapping[str, str] = os.environ) -> Path:
 
 
 def another_state_dir() -> Path:
-    """Choose a folder for a cloud beside the one of `make up`, as short as that one's."""
-    return Path(tempfile.gettempdir()) / f"lpg-{secrets.token_hex(4)}"
+    """Choose a folder for a cloud besides that of `make up`.
+
+    Not below TMPDIR, which may be long, or closed to the servers' account.
+    """
+    return Path("/tmp") / f"lpg-{secrets.token_hex(4)}"  # noqa: S108 - a folder of our own
 
 
 def _root_state_parent() -> Path:
@@ -60,3 +64,12 @@ def shareable(folder: Path) -> Path:
                 "place with LAMBDA_PG_CACHE_DIR and LAMBDA_PG_STATE_DIR."
             )
     return folder
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Let one process at a time make a folder; the lock file stays, as removing it would race."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f"{folder.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

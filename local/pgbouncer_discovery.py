@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from local import debian_packages
-from local.paths import cache_dir, shareable
+from local.paths import cache_dir, one_at_a_time, shareable
 
 # An unauthenticated client can crash older ones (CVE-2026-6664).
 FIXED_UPSTREAM = (1, 25, 2)
@@ -125,8 +125,10 @@ def _from_debian(report: Callable[[str], None]) -> PgBouncerBinary:
     root = cache_dir() / f"pgbouncer-{FIXED_IN_DEBIAN}-or-newer-{os.uname().machine}"
     marker = root / "version"
     if not marker.exists():
-        report(f"fetching PgBouncer of Debian 13 with apt into {root}")
-        _install(root)
+        with one_at_a_time(root):
+            if not marker.exists():
+                report(f"fetching PgBouncer of Debian 13 with apt into {root}")
+                _install(root)
     return PgBouncerBinary(_command(root), marker.read_text(), "debian")
 
 

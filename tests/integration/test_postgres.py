@@ -199,5 +199,5 @@ def test_what_was_fetched_once_is_not_fetched_again(
     find_postgres(17, environment=ways, report=reports.append)
     if Path("/etc/apt").is_dir():
         find_pgbouncer(environment=ways, report=reports.append)
-    assert time.monotonic() - begin < 0.1
+    assert time.monotonic() - begin < 1
     assert reports == []

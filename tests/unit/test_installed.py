@@ -1,6 +1,8 @@
 """What is installed into the cache, and for whom."""
 
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -53,3 +55,28 @@ def test_other_requirements_or_another_interpreter_get_their_own(
     after = installed.environment_python("tool", requirements)
     assert before != after
     assert len(made) == 2
+
+
+def test_rivals_wait_for_whoever_installs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: list[Path]
+) -> None:
+    """Test runs begin with several processes, each of which needs the same."""
+    requirements = tmp_path / "requirements.txt"
+    requirements.write_text("moto==1\n")
+    make, begun, go_on = installed._make_environment, threading.Event(), threading.Event()
+
+    def slowly(folder: Path, requirements: Path) -> None:
+        begun.set()
+        assert go_on.wait(10)
+        make(folder, requirements)
+
+    monkeypatch.setattr(installed, "_make_environment", slowly)
+    with ThreadPoolExecutor(2) as executor:
+        first = executor.submit(installed.environment_python, "tool", requirements)
+        assert begun.wait(10)
+        second = executor.submit(installed.environment_python, "tool", requirements)
+        with pytest.raises(TimeoutError):
+            second.result(0.2)
+        go_on.set()
+        assert first.result() == second.result()
+    assert len(made) == 1
