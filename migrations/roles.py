@@ -13,7 +13,7 @@ from time import sleep
 from typing import Any, LiteralString
 
 from psycopg import Connection, sql
-from psycopg.errors import InsufficientPrivilege, InternalError_, UniqueViolation
+from psycopg.errors import DuplicateObject, InsufficientPrivilege, InternalError_, UniqueViolation
 
 GROUP = "lambda_pg_app"
 """Holds the grants and is named by the policies; cannot log in, so that logins come and go."""
@@ -133,7 +133,7 @@ def admit(connection: Connection[Any], login: Login, *, like: str | None = None)
                 _admit(connection, login)
                 if like is not None:
                     _take_over_limits(connection, like, login.name)
-        except (InternalError_, UniqueViolation):
+        except (InternalError_, UniqueViolation, DuplicateObject):
             if not tries_left:
                 raise
             sleep(PAUSE)

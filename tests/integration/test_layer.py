@@ -127,6 +127,25 @@ def test_a_server_that_stays_full_is_a_checkout_timeout(
             db.execute("SELECT 1")
 
 
+def test_a_full_server_is_not_hidden_by_a_last_attempt_that_is_too_short(
+    open_database: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of the window comes as a silence: the caller is told what the server has said."""
+    attempts = []
+
+    def connect(*_: object) -> None:
+        attempts.append(1)
+        if len(attempts) > 1:
+            raise psycopg.errors.ConnectionTimeout("connection timeout expired: within 0.0 s")
+        raise psycopg.OperationalError("FATAL:  sorry, too many clients already")
+
+    monkeypatch.setattr("lambda_pg._connector.Connector.connect", connect)
+    db = open_database(checkout_timeout=0.4)
+    with pytest.raises(CheckoutTimeoutError, match="clients already"):
+        db.execute("SELECT 1")
+    assert len(attempts) > 1
+
+
 def hold_every_connection(held: ExitStack, settings: Settings, postgres: Postgres) -> None:
     """Connect until the server refuses."""
     address = f"host=127.0.0.1 port={settings.port} user=layer_test password={PASSWORD}"

@@ -449,7 +449,7 @@ class Database(Generic[Row]):
             raise
 
     def _connected(self, window: Window) -> Connection[Row]:
-        refused: psycopg.OperationalError | None = None
+        answered: psycopg.OperationalError | None = None
         left = 0.0
         while True:
             try:
@@ -461,9 +461,9 @@ class Database(Generic[Row]):
                 window.remaining()  # raises where the deadline has ended the wait for a slot
                 raise
             except psycopg.OperationalError as error:
-                if classify_connect(error) is Failure.LOGIN_REFUSED:
-                    refused = error
-                told = refused if refused and too_short(error, left) else error
+                if not isinstance(error, psycopg.errors.ConnectionTimeout):
+                    answered = error
+                told = answered if answered and too_short(error, left) else error
                 self._recover_connect(told, window)
             else:
                 return connection
