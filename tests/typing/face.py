@@ -122,6 +122,7 @@ def errors_are_psycopg_s(error: Exception) -> float | tuple[str, ...] | None:
         return assert_type(error.retry_after, float)
     if isinstance(error, CommitOutcomeUnknownError):
         assert_type(error.xid, str | None)
+        assert_type(error.incarnation, str | None)
     if isinstance(error, StatementRefusedError):
         not_supported: psycopg.NotSupportedError = error
         raise not_supported

@@ -199,12 +199,12 @@ def test_another_installed_version_stands_in_with_a_note(one_postgres: dict[str,
 def test_npm_alone_does_not_fall_back(one_postgres: dict[str, str]) -> None:
     """What is forced is done or refused."""
     environment = one_postgres | {"LAMBDA_PG_POSTGRES": "npm"}
-    with pytest.raises(PostgresNotFoundError, match="the pinned packages are of version 17"):
+    with pytest.raises(PostgresNotFoundError, match="pinned for 15, 16, 17, 18, not for 96"):
         find_postgres(96, environment=environment)
 
 
 def test_nothing_at_all_ends_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The message names the version, what was tried, and how to get one."""
     monkeypatch.setattr(postgres_discovery, "PLACES", ())
-    with pytest.raises(PostgresNotFoundError, match=r"No PostgreSQL server of version 16.*brew"):
-        find_postgres(16, environment={"PATH": str(tmp_path)})
+    with pytest.raises(PostgresNotFoundError, match=r"No PostgreSQL server of version 96.*brew"):
+        find_postgres(96, environment={"PATH": str(tmp_path)})

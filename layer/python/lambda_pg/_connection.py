@@ -27,6 +27,7 @@ from lambda_pg._errors import (
     StatementRefusedError,
 )
 from lambda_pg._flight import Command, Request, fly
+from lambda_pg._outcome import TransactionId, asking, transaction_id
 from lambda_pg._profiles import Profile
 from lambda_pg._statements import ends_transaction, refusal, session_effect
 
@@ -43,7 +44,6 @@ CANCEL_TIMEOUT: Final = 0.25
 
 BEGIN: Final = Command(b"BEGIN")
 COMMIT: Final = Command(b"COMMIT")
-TRANSACTION_ID: Final = Command(b"SELECT pg_current_xact_id_if_assigned()::text")
 SET_CLAIMS: Final = b"SELECT set_config('request.jwt.claims', $1, true)"
 
 
@@ -70,7 +70,7 @@ class Connection(psycopg.Connection[Row]):
     opening: list[Command] | None = None
     """What begins the layer's transaction: it leaves together with the first statement."""
 
-    transaction_id: str | None = None
+    transaction_id: TransactionId | None = None
     """The id of the layer's transaction, once it is known to have one: it writes."""
 
     touched: bool = False
@@ -245,8 +245,8 @@ class Connection(psycopg.Connection[Row]):
         begin, request = self.opening or [], Request.of(cursor, query, params, result)
         self.opening = None
         with self.lock:
-            (answer,) = self.fly([*begin, request, TRANSACTION_ID])
-        self.transaction_id = _text_of(answer)
+            (answer,) = self.fly([*begin, request, asking(self.pgconn.server_version)])
+        self.transaction_id = transaction_id(answer)
 
     def require_open(self) -> None:
         """Raise where COMMIT would hang, do nothing, or answer ROLLBACK as if all were well."""
@@ -276,9 +276,10 @@ class Connection(psycopg.Connection[Row]):
     def learn_transaction_id(self) -> None:
         """Ask for the id, unless the first statement has written and brought it."""
         if self.opening is None and self.transaction_id is None:
+            question = asking(self.pgconn.server_version)
             with self.lock:
-                answer = self._wait(self._exec_command(TRANSACTION_ID.text))
-            self.transaction_id = None if answer is None else _text_of(answer)
+                answer = self._wait(self._exec_command(question.text, pq.Format.BINARY))
+            self.transaction_id = None if answer is None else transaction_id(answer)
 
     def _hold_transaction(self) -> None:
         """Begin the layer's transaction, or refuse what would run after its end."""
@@ -451,11 +452,6 @@ class Connection(psycopg.Connection[Row]):
             pass  # the peer has stalled: closing the socket is all that is left
         finally:
             self.close()
-
-
-def _text_of(result: PGresult) -> str | None:
-    value = result.get_value(0, 0)
-    return None if value is None else value.decode()
 
 
 def _always(_: int) -> list[tuple[int, int]]:

@@ -20,7 +20,6 @@ from psycopg.rows import Row, RowFactory, TupleRow, tuple_row
 from lambda_pg._connection import COMMIT, Connection, opening
 from lambda_pg._credentials import CredentialCache, SecretsUnavailableError
 from lambda_pg._errors import (
-    CommitOutcomeUnknownError,
     ConfigurationError,
     ConnectFailedError,
     CredentialsError,
@@ -30,9 +29,10 @@ from lambda_pg._events import Events
 from lambda_pg._failures import Failure, classify_connect, classify_statement
 from lambda_pg._flight import Request
 from lambda_pg._login import Login, too_short
+from lambda_pg._outcome import STATUS, TransactionId
 from lambda_pg._overload import Breaker, RetryBudget
 from lambda_pg._pool import Pool
-from lambda_pg._recovery import Recovery, reason
+from lambda_pg._recovery import Recovery, outcome_unknown, reason
 from lambda_pg._settings import Settings
 from lambda_pg._snapshot import register_snapshot_hooks
 from lambda_pg._stats import MetricLines, Stats
@@ -50,9 +50,6 @@ RESERVE: Final = 0.5
 
 REMEMBERED: Final = 1000
 """Statements whose text is known to leave no session state, for each connection."""
-
-STATUS: Final = "SELECT pg_xact_status(%s::xid8)"
-"""What became of a transaction: committed, aborted, in progress, or NULL (too long ago)."""
 
 _LEFT_OPEN: Final[dict[int, str]] = {
     pq.TransactionStatus.INTRANS: "a transaction was left open: rolled back",
@@ -200,12 +197,13 @@ class Database(Generic[Row]):
         The whole is run again, within the checkout timeout, after a serialization failure, a
         deadlock, a refusal by the pooler, or a connection lost before COMMIT was sent: `work`
         must have no other effects than those of its connection. When the answer to COMMIT is
-        lost, `pg_xact_status` is asked what became of it; for that, the transaction's id comes with
-        the first statement, or, where only a later one writes, by a round trip before COMMIT.
+        lost, the server is asked what became of it, which it knows unless it has crashed or failed
+        over meanwhile; for that, the transaction's id comes with the first statement, or, where
+        only a later one writes, by a round trip before COMMIT.
         A transaction without an id has written to no table of its database and is run again: what
         it did by NOTIFY or to foreign tables may be there twice.
 
-        Raises DatabaseUnavailableError, CommitOutcomeUnknownError when that cannot be found out,
+        Raises DatabaseUnavailableError, CommitOutcomeUnknownError when that is not certain,
         psycopg's SQL errors, and whatever `work` raises.
         """
         claimed = _json(claims)
@@ -287,7 +285,7 @@ class Database(Generic[Row]):
         except psycopg.Error as error:
             failure = classify_statement(error, broken=connection.lost)
             self._recovery.translate(
-                error, failure, in_transaction=not committing, xid=connection.transaction_id
+                error, failure, in_transaction=not committing, transaction=connection.transaction_id
             )
         else:
             self._answered()
@@ -511,21 +509,20 @@ class Database(Generic[Row]):
                     "the login was refused, also with the credentials as they are now"
                 ) from late
 
-    def _was_committed(self, xid: str | None, lost: psycopg.Error, window: Window) -> bool:
+    def _was_committed(
+        self, transaction: TransactionId | None, lost: psycopg.Error, window: Window
+    ) -> bool:
         """Find out what became of a transaction whose COMMIT got no answer.
 
         A transaction without an id has written nothing: it counts as not committed. Raises
-        CommitOutcomeUnknownError, from the last error, when there is no answer within the window.
+        CommitOutcomeUnknownError, from the last error, when there is no answer within the window,
+        or none that is certainly about this transaction.
         """
-        unknown = CommitOutcomeUnknownError(
-            "the answer to COMMIT was lost, and whether the transaction was committed could not "
-            "be found out in time",
-            xid=xid,
-        )
+        unknown = outcome_unknown("the answer to COMMIT was lost", transaction)
         while True:
             try:
                 self._recovery.pause(window, lost)
-                status = "aborted" if xid is None else self._status(xid, window)
+                status = "aborted" if transaction is None else self._status(transaction, window)
             except (DatabaseUnavailableError, ConfigurationError) as error:
                 raise unknown from error
             except psycopg.Error as error:
@@ -538,16 +535,15 @@ class Database(Generic[Row]):
             if status != "in progress":
                 return status == "committed"
 
-    def _status(self, xid: str, window: Window) -> str | None:
+    def _status(self, transaction: TransactionId, window: Window) -> str | None:
         connection = self._checkout(window)
         connection.deadline = window.deadline
         try:
-            row = (
-                psycopg.Cursor(connection, row_factory=tuple_row).execute(STATUS, [xid]).fetchone()
-            )
+            cursor = psycopg.Cursor(connection)
+            cursor.execute(STATUS, [transaction.xid], binary=True)
         finally:
             self._pool.give_back(connection)
-        return row[0] if row else None
+        return transaction.status(cursor.pgresult) if cursor.pgresult else None
 
     def _answered(self) -> None:
         """Note that the database answers."""

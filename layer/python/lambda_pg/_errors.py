@@ -76,15 +76,21 @@ class CommitOutcomeUnknownError(psycopg.OperationalError):
 
     Nothing was retried. Find out before repeating it, or make the write idempotent.
 
-    `xid` is the id of the transaction where it is known, else None. On any connection to
-    the same database, `SELECT pg_xact_status('<xid>'::xid8)` answers `committed`,
-    `aborted`, `in progress` (ask again), or NULL when it is too long ago.
+    `xid` is the id of the transaction where it is known, else None: `SELECT
+    pg_xact_status('<xid>'::xid8)` answers `committed`, `aborted`, `in progress` (ask again), or
+    NULL when it is too long ago. The answer is about this transaction only while `SELECT
+    pg_postmaster_start_time(), pg_stat_get_bgwriter_stat_reset_time()` still shows the two moments
+    of `incarnation`, which is None where they mean nothing (PostgreSQL before 15, Aurora): a server
+    that has crashed or failed over since may have given the id to another transaction.
     """
 
-    def __init__(self, message: str, *, xid: str | None = None) -> None:
-        """Take a message without secrets and the id to ask with."""
+    def __init__(
+        self, message: str, *, xid: str | None = None, incarnation: str | None = None
+    ) -> None:
+        """Take a message without secrets, the id to ask with, and what it is valid for."""
         super().__init__(message)
         self.xid = xid
+        self.incarnation = incarnation
 
 
 class StatementRefusedError(psycopg.NotSupportedError):

@@ -16,10 +16,12 @@ class Command(NamedTuple):
 
     text: bytes
     params: Sequence[bytes] | None = None
+    binary: bool = False
+    """Whether its answer comes in PostgreSQL's binary format."""
 
     def send(self, pgconn: PGconn) -> None:
         """Hand it to libpq."""
-        pgconn.send_query_params(self.text, self.params)
+        pgconn.send_query_params(self.text, self.params, result_format=self.binary)
 
     def receive(self, pgconn: PGconn, results: list[PGresult]) -> None:
         """Raise the error that the answer is."""

@@ -10,6 +10,7 @@ from lambda_pg._errors import (
 )
 from lambda_pg._events import Events
 from lambda_pg._failures import Failure
+from lambda_pg._outcome import TransactionId
 from lambda_pg._overload import Breaker
 from lambda_pg._stats import Stats
 from lambda_pg._window import Window
@@ -45,7 +46,7 @@ class Recovery:
         failure: Failure,
         *,
         in_transaction: bool,
-        xid: str | None = None,
+        transaction: TransactionId | None = None,
     ) -> None:
         """Raise what a handler catches: one error for the pooler and the network."""
         if isinstance(error.__cause__, psycopg.errors._WaitTimeout):  # it was at work
@@ -61,14 +62,21 @@ class Recovery:
                     "the connection was lost inside a transaction, which was rolled back"
                 ) from error
             case Failure.LOST:
-                raise CommitOutcomeUnknownError(
-                    "the connection was lost after the statement was sent: whether it was "
-                    "committed is unknown",
-                    xid=xid,
+                raise outcome_unknown(
+                    "the connection was lost after the statement was sent", transaction
                 ) from error
             case _:
                 self._breaker.succeeded()  # the database has answered
                 raise error
+
+
+def outcome_unknown(what: str, transaction: TransactionId | None) -> CommitOutcomeUnknownError:
+    """Return the error that says `what` was lost, and how its outcome can be looked up."""
+    return CommitOutcomeUnknownError(
+        f"{what}: whether it was committed is not certain",
+        xid=transaction and transaction.xid,
+        incarnation=transaction and transaction.incarnation,
+    )
 
 
 def reason(error: Exception) -> str:

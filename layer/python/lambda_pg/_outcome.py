@@ -1,0 +1,82 @@
+"""What became of a transaction whose COMMIT got no answer, where that is certain.
+
+PostgreSQL does not log that it has assigned a transaction id. A crash forgets the ids whose first
+record was not on disk yet, and gives them to the next writers: `pg_xact_status` then answers for
+another transaction. So the id is kept together with two moments that every role may read: the start
+of the server, and the last reset of its statistics. A crash discards the statistics, also one after
+which the server restarts its processes without a new start; a failover leads to a server with
+another start. (Both are needed: a standby that was copied from a stopped server has its reset.)
+"""
+
+import datetime
+from typing import Final, NamedTuple
+
+from psycopg.pq.abc import PGresult
+
+from lambda_pg._flight import Command
+
+SOUND: Final = range(15, 19)
+"""Major versions of PostgreSQL whose crashes discard the statistics, which tests/integration/
+test_outcome.py shows for each. 13 and 14 do so too, but read them from a file: 0.1 ms for each
+transaction, and now and then 15 ms (measured). A newer version may keep its statistics."""
+
+_MOMENTS: Final = "pg_postmaster_start_time(), pg_stat_get_bgwriter_stat_reset_time()"
+_ID: Final = "SELECT pg_current_xact_id_if_assigned()"
+_WITH_MOMENTS: Final = Command(f"{_ID}, {_MOMENTS}".encode(), binary=True)
+_ALONE: Final = Command(_ID.encode(), binary=True)
+
+STATUS: Final = (
+    f"SELECT pg_xact_status(%s::xid8), {_MOMENTS},"
+    f" current_setting('server_version_num')::int / 10000 BETWEEN {SOUND[0]} AND {SOUND[-1]}"
+    " AND to_regproc('aurora_version') IS NULL"
+)
+"""What became of a transaction, and whether the answer can be about that one. Aurora recovers
+in its storage; what its crashes do to the statistics is not known here."""
+
+
+class TransactionId(NamedTuple):
+    """The id of a transaction that writes, and the moments of the server that assigned it.
+
+    The moments are PostgreSQL's binary timestamps; there are none where they mean nothing.
+    """
+
+    xid: str
+    moments: tuple[bytes, ...]
+
+    @property
+    def incarnation(self) -> str | None:
+        """The moments for people: the server's start, and the last reset of its statistics."""
+        return " / ".join(str(_time(moment)) for moment in self.moments) or None
+
+    def status(self, answer: PGresult) -> str | None:
+        """Return what an answer to STATUS, in binary format, says of this transaction.
+
+        None where it may speak of another one, where it is too long ago, or where nobody knows.
+        """
+        status, *moments, sound = _values(answer)
+        certain = sound == b"\1" and tuple(moments) == self.moments
+        return status.decode() if certain and status is not None else None
+
+
+def asking(server_version: int) -> Command:
+    """Return what asks for the open transaction; `server_version` is libpq's number."""
+    return _WITH_MOMENTS if server_version // 10000 in SOUND else _ALONE
+
+
+def transaction_id(answer: PGresult) -> TransactionId | None:
+    """Read the answer to `asking`; None for a transaction that has written nothing."""
+    xid, *moments = _values(answer)
+    if xid is None:
+        return None
+    known = tuple(moment for moment in moments if moment is not None)
+    return TransactionId(str(int.from_bytes(xid, "big")), known if len(known) == 2 else ())
+
+
+def _values(answer: PGresult) -> list[bytes | None]:
+    return [answer.get_value(0, column) for column in range(answer.nfields)]
+
+
+def _time(moment: bytes) -> datetime.datetime:
+    """Read a timestamp: microseconds since the year 2000."""
+    since = datetime.timedelta(microseconds=int.from_bytes(moment, "big", signed=True))
+    return datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC) + since
