@@ -77,6 +77,13 @@ chaos: setup ## break one thing after the other under load, and audit what is th
 	$(RUN) -m benchmarks.report --write || code=1; \
 	exit $$code
 
+.PHONY: chaos-long
+chaos-long: setup ## crash PostgreSQL 40 times under 500,000 commits: before a release
+	@code=0; \
+	$(RUN) -m benchmarks.chaos.long --output benchmarks/results/chaos_long.json || code=1; \
+	$(RUN) -m benchmarks.report --write || code=1; \
+	exit $$code
+
 .PHONY: bench
 bench: setup ## measure what the layer costs, warm and cold, and write benchmarks/results
 	@code=0; \

@@ -50,6 +50,7 @@ PARTS = (
     Part(PAGE, "driver", "storm", tables.second_driver_table),
     Part(PAGE, "goals", "storm", tables.goals_table),
     Part(PAGE, "chaos", "chaos", tables.chaos_table),
+    Part(PAGE, "crashes", "chaos", tables.crashes_table),
 )
 PICTURES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "storm.svg": ("storm", plots.storm_plot),

@@ -9,8 +9,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -59,6 +59,8 @@ class Servers:
     secrets_url: str
     secret_arn: str
     versions: dict[str, str]
+    postgres: Postgres
+    pooler: Pooler
 
     @property
     def endpoints(self) -> tuple[Endpoint, Endpoint]:
@@ -89,16 +91,23 @@ class Servers:
 
 
 @contextmanager
-def running(core: int) -> Iterator[Servers]:
-    """Start the servers on one core, with a table of ROWS users, and stop them at the end."""
+def running(
+    core: int | None = None, *, parameters: Mapping[str, str] | None = None
+) -> Iterator[Servers]:
+    """Start the servers, with a table of ROWS users, and stop them at the end.
+
+    `core` keeps them on one core; `parameters` go into PostgreSQL's settings.
+    """
     folder = Path(tempfile.mkdtemp(prefix="lpg-", dir="/tmp"))
     folder.chmod(0o711)
     password = secrets.token_urlsafe(12)
-    postgres = Postgres(find_postgres(MAJOR), folder / "pg", port=processes.free_port())
+    postgres = Postgres(
+        find_postgres(MAJOR), folder / "pg", port=processes.free_port(), parameters=parameters
+    )
     service: subprocess.Popen[bytes] | None = None
     pooler: Pooler | None = None
     try:
-        with on_core(core):
+        with nullcontext() if core is None else on_core(core):
             postgres.start()
             postgres.create_master(USER, password, DATABASE)
             _fill(postgres.dsn)
@@ -115,6 +124,8 @@ def running(core: int) -> Iterator[Servers]:
             secrets_url=f"http://127.0.0.1:{service_port}",
             secret_arn=LOGIN_ARN,
             versions=versions(postgres.dsn, pooler.admin_dsn),
+            postgres=postgres,
+            pooler=pooler,
         )
     finally:
         if pooler is not None:

@@ -230,8 +230,13 @@ def _short(microseconds: float) -> str:
 
 KINDS = ("reads", "writes", "notes")
 HEAD = (
-    "| fault | lasted | requests | failed: reads, writes, notes | unknown notes | longest gap "
+    "| fault | lasted | requests | failed: reads, writes, notes | unknown: writes, notes "
+    "| longest gap "
     "| back after | acknowledged | lost | duplicated |"
+)
+CRASHES_HEAD = (
+    "| crash | path | flush | crashes | acknowledged | unknown | lost | duplicated "
+    "| lost by the control |"
 )
 
 
@@ -259,13 +264,27 @@ def _herd(result: Result) -> str:
     )
 
 
+def crashes_table(result: Result) -> str:
+    """Draw one line for each kind of crash on each path."""
+    lines = [CRASHES_HEAD, "|---|---|---|" + "---:|" * 6]
+    for row in result["crashes"]:
+        layer, control = row["layer"], row["control"]
+        lines.append(
+            f"| {row['kind']} | {row['path']} | {row['flush']} | {row['crashes']} "
+            f"| {layer['acknowledged']:,} | {layer['unknown']} | {layer['lost']} "
+            f"| {layer['duplicated']} | {control['lost']} of {control['acknowledged']:,} |"
+        )
+    return "\n".join([*lines, "", origin(result)])
+
+
 def chaos_summary(result: Result) -> str:
     """Say in a few lines what all faults together came to."""
     rows = result["rows"]
     sums = {
         key: sum(row[key] for row in rows)
-        for key in ("requests", "acknowledged", "lost", "duplicated", "unknown_notes")
+        for key in ("requests", "acknowledged", "lost", "duplicated")
     }
+    unknown = sum(row["unknown_writes"] + row["unknown_notes"] for row in rows)
     harm = ("unknown_notes", *(f"failed_{kind}" for kind in KINDS))
     unharmed = [row for row in rows if not any(row[key] for key in harm)]
     return (
@@ -273,18 +292,37 @@ def chaos_summary(result: Result) -> str:
         f"lost packets, frozen environments …) under {sums['requests']:,} requests, "
         f"{len(unharmed)} of them without a failed request: {sums['acknowledged']:,} writes "
         f"acknowledged, **{sums['lost']} lost, {sums['duplicated']} duplicated**, "
-        f"{sums['unknown_notes']} plain writes reported as unknown. The control, a connection per "
+        f"{unknown} reported as unknown. The control, a connection per "
         f"request, failed {result['control']['failed']} of {result['control']['requests']} "
-        f"requests while PostgreSQL was restarted and away. {origin(result)}"
+        f"requests while PostgreSQL was restarted and away. {_crashes(result)} {origin(result)}"
     )
 
 
+def _crashes(result: Result) -> str:
+    """Say what became of commits of one statement while the server crashed."""
+    rows = result["crashes"]
+    acknowledged, lost = (
+        sum(row["layer"][key] for row in rows) for key in ("acknowledged", "lost")
+    )
+    return (
+        f"Of {acknowledged:,} commits under {sum(row['crashes'] for row in rows)} crashes of "
+        f"PostgreSQL **{lost} were lost**; a layer that believes `pg_xact_status` after a crash "
+        f"lost {sum(row['control']['lost'] for row in rows)}."
+    )
+
+
+def _failed(row: Result) -> tuple[int, int, int]:
+    """Count reads, writes and notes that failed; those of unknown outcome are told beside them."""
+    writes = row["failed_writes"] - row["unknown_writes"]
+    return row["failed_reads"], writes, row["failed_notes"]
+
+
 def _line(row: Result) -> str:
-    failed = ", ".join(str(row[f"failed_{kind}"]) for kind in KINDS)
+    failed = ", ".join(str(count) for count in _failed(row))
     title = f"**{row['title']}: missed**" if row["missed"] else row["title"]
     back = "never" if row["recovery"] is None else f"{row['recovery']:.2f} s"
     return (
         f"| {title} | {row['ended'] - row['began']:.1f} s | {row['requests']} | {failed} "
-        f"| {row['unknown_notes']} | {row['longest_gap']:.2f} s | {back} "
+        f"| {row['unknown_writes']}, {row['unknown_notes']} | {row['longest_gap']:.2f} s | {back} "
         f"| {row['acknowledged']} | {row['lost']} | {row['duplicated']} |"
     )

@@ -78,15 +78,17 @@ class Goal:
     """What a row promises beside what all do.
 
     `nobody_fails`: however long it takes, since there is always somebody who serves. `known`: no
-    outcome is unknown. `answer_late`: seconds that a failing request may take beside the checkout
-    timeout and LATE. `served_after`: no request that began later than RECOVERY after the fault
-    failed. `held_up`, `struck`, `new_clients`, `ended_backends`, `restarted`, `back`, and `gap`,
-    the longest one in seconds: the least that shows that the fault was there. `client_connects`,
-    `server_connects`: the most in one second.
+    outcome is unknown. `crash`: the outcome of a transfer may be, as a server that has crashed
+    cannot say it with certainty. `answer_late`: seconds that a failing request may take beside the
+    checkout timeout and LATE. `served_after`: no request that began later than RECOVERY after the
+    fault failed. `held_up`, `struck`, `new_clients`, `ended_backends`, `restarted`, `back`, and
+    `gap`, the longest one in seconds: the least that shows that the fault was there.
+    `client_connects`, `server_connects`: the most in one second.
     """
 
     nobody_fails: bool = False
     known: bool = False
+    crash: bool = False
     answer_late: float = 0.0
     served_after: bool = True
     held_up: int = 0
@@ -204,7 +206,8 @@ def _failures(row: Measures, goal: Goal, checkout_timeout: float) -> Iterator[st
             f"checkout timeout of {checkout_timeout:g} s: the row proves nothing"
         )
     if goal.nobody_fails or survived:
-        failed = {"reads": row.failed_reads, "writes": row.failed_writes, "notes": row.failed_notes}
+        writes = row.failed_writes - (row.unknown_writes if goal.crash else 0)
+        failed = {"reads": row.failed_reads, "writes": writes, "notes": row.failed_notes}
         told = ", ".join(f"{count} {kind}" for kind, count in failed.items() if count)
         if told:
             yield f"failed {told}: nothing may in a fault that is survived"

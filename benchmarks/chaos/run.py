@@ -27,6 +27,8 @@ from typing import Any, Final
 import psycopg
 
 from benchmarks import faults
+from benchmarks.chaos.crashes import Flush, crash_under_commits
+from benchmarks.chaos.crashes import shortfalls as lost_in_crashes
 from benchmarks.chaos.goals import Goal, Measures, measure, misses
 from benchmarks.chaos.ledger import WRONG, Request, audit, open_books, read_books
 from benchmarks.chaos.steady import Client, Load
@@ -61,6 +63,8 @@ HERD_CLIENTS: Final = 60
 SECONDS_BETWEEN: Final = 1.5
 """Rest between two faults of the random sequence."""
 LONGEST_DRAWN: Final = 4.0
+COMMITS: Final[dict[Flush, int]] = {"default": 1500, "delayed": 150}
+"""Before each crash of the server under commits."""
 MOST_SECONDS: Final = 600.0
 """Of the whole run, the cloud's start included."""
 
@@ -70,6 +74,11 @@ SETTINGS: Final[dict[str, Any]] = {
 }
 """The product's own timeouts in the queue and at checkout: a storm's are longer. A function has
 more time, as one that was frozen for PgBouncer's idle_transaction_timeout has to end."""
+
+NO_MACHINE_CRASH: Final = (
+    "PostgreSQL runs without fsync, but for the commits under its crashes; no row has a crash of "
+    "the machine"
+)
 
 SINGLE: Final[dict[str, Any]] = {**SETTINGS, "database": {"rotation": "single"}}
 
@@ -144,7 +153,7 @@ GOALS: Final[dict[str, Goal]] = {
     "pooler-replaced": Goal(nobody_fails=True, known=True, new_clients=CUT),
     "backends-killed": Goal(ended_backends=1),
     "postgres-restarted": Goal(restarted=1, ended_backends=1),
-    "postgres-crashed": Goal(restarted=1, ended_backends=1),
+    "postgres-crashed": Goal(crash=True, restarted=1, ended_backends=1),
     "postgres-away": Goal(restarted=1),
     "rotation": ROTATED_ROW,
     "pooler-reset": Goal(new_clients=CUT),
@@ -247,7 +256,7 @@ class Chaos:
                 time.sleep(SECONDS_BETWEEN)
 
         name, title = "random", f"{count} faults drawn by seed {seed}"
-        goal = Goal(nobody_fails=True)
+        goal = Goal(nobody_fails=True, crash=faults.CRASHED in drawn)
         measures = self._measured(Trial(Fault(name, title, 0, lambda _: nullcontext())), run)
         return {**self._told(name, title, goal, measures), "faults": [f.name for f in drawn]}
 
@@ -483,7 +492,7 @@ def run(cloud: LocalCloud, seed: int, count: int, report: Report, command: str) 
         "command": command,
         "caveats": [
             SHARED_MACHINE,
-            "PostgreSQL runs without fsync: a machine's crash is not in it",
+            NO_MACHINE_CRASH,
         ],
         "seed": seed,
         "checkout_timeout": CHECKOUT_TIMEOUT,
@@ -503,6 +512,7 @@ def run(cloud: LocalCloud, seed: int, count: int, report: Report, command: str) 
 def shortfalls(result: dict[str, Any]) -> list[str]:
     """Name every promise that this result breaks; none is a passed run."""
     broken = [f"{row['name']}: {promise}" for row in result["rows"] for promise in row["missed"]]
+    broken += lost_in_crashes(result["crashes"])
     broken += [
         f"the control did not fail during {what}: the faults prove nothing"
         for what, failed in result["control"]["during"].items()
@@ -530,6 +540,11 @@ def main() -> int:
     narrator.note(f"seed {seed}")
     with LocalCloud(another_state_dir(), options(), report=narrator) as cloud:
         result = run(cloud, seed, arguments.count, narrator.note, f"make chaos (seed {seed})")
+    result["crashes"] = [
+        row
+        for flush, commits in COMMITS.items()
+        for row in crash_under_commits(flush, crashes=1, commits=commits, report=narrator.note)[0]
+    ]
     result["seconds"] = round(time.monotonic() - began, 1)
     if arguments.output:
         arguments.output.write_text(json.dumps(result) + "\n")

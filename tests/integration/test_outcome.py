@@ -22,9 +22,9 @@ import psycopg
 import pytest
 from lambda_pg import CommitOutcomeUnknownError, Database, Settings
 from lambda_pg._outcome import SOUND, TransactionId
-from psycopg.pq.abc import PGresult
 from psycopg.rows import TupleRow
 
+from benchmarks.chaos.writers import believe
 from local import processes
 from local.fault_proxy import FaultProxy
 from local.postgres import Postgres
@@ -158,12 +158,6 @@ def copy_at_rest(server: Server) -> None:
     signal_file.touch()
     processes.own(signal_file, processes.service_account())
     postgres.start()
-
-
-def believe(_: TransactionId, answer: PGresult) -> str | None:
-    """Take the server's word, whatever has happened to it meanwhile."""
-    status = answer.get_value(0, 0)
-    return None if status is None else status.decode()
 
 
 def lose_the_answer(server: Server, disaster: Callable[[Server, int], None]) -> Exception | None:

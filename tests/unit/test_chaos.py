@@ -13,6 +13,8 @@ import psycopg
 import pytest
 
 from benchmarks import faults
+from benchmarks.chaos import long
+from benchmarks.chaos.crashes import Count
 from benchmarks.chaos.goals import Goal, Measures, longest_gap, measure, misses, timeline
 from benchmarks.chaos.ledger import (
     ACCOUNTS,
@@ -26,8 +28,9 @@ from benchmarks.chaos.ledger import (
 )
 from benchmarks.chaos.run import GOALS, SILENT, Connects, draw, plan, shortfalls
 from benchmarks.chaos.steady import outcome_of
+from benchmarks.chaos.writers import Told
 from benchmarks.faults import FAULTS
-from benchmarks.tables import chaos_summary, chaos_table
+from benchmarks.tables import chaos_summary, chaos_table, crashes_table
 
 TOTAL = ACCOUNTS * OPENING_BALANCE
 CHECKOUT = 3.0
@@ -213,6 +216,8 @@ def test_rows_that_hold_miss_nothing() -> None:
     assert misses(HELD, Goal(), CHECKOUT) == []
     assert misses(replace(LONG, slowest_failure=4.0), Goal(), CHECKOUT) == []
     assert misses(replace(HELD, unknown_notes=3), Goal(), CHECKOUT) == []
+    unknown = replace(HELD, failed_writes=2, unknown_writes=2)
+    assert misses(unknown, Goal(crash=True), CHECKOUT) == []
     assert misses(STRICT_HELD, STRICT, CHECKOUT) == []
     assert misses(replace(HELD, ended=3.1), Goal(nobody_fails=True), CHECKOUT) == []
 
@@ -229,6 +234,8 @@ def test_rows_that_hold_miss_nothing() -> None:
         (replace(HELD, failed_reads=1), Goal(), "failed 1 reads"),
         (replace(HELD, failed_writes=1), Goal(), "failed 1 writes"),
         (replace(HELD, failed_notes=1), Goal(), "failed 1 notes"),
+        (replace(HELD, failed_writes=1, unknown_writes=1), Goal(), "failed 1 writes"),
+        (replace(HELD, failed_writes=2, unknown_writes=1), Goal(crash=True), "failed 1 writes"),
         (replace(HELD, repeated=5, repeats_failed=1), Goal(), "1 of 5 repeats"),
         (replace(HELD, aside_failed=1), Goal(), "1 slow requests failed"),
         (replace(HELD, ended=3.1), Goal(), "lasted 3.1 s instead of 0 s, more than"),
@@ -269,7 +276,17 @@ def result(**changes: Any) -> dict[str, Any]:
     versions = {"postgresql": "17", "pgbouncer": "1", "python": "3"}
     told = {"machine": machine, "versions": versions, "date": "2026-11-25", "caveats": ["none"]}
     run = {"seed": 7, "clients": 2, "checkout_timeout": 3, "command": "make chaos", "seconds": 600}
-    return {**told, **run, "control": control, "rows": [row], **changes}
+    return {**told, **run, "control": control, "rows": [row], "crashes": [CRASHES], **changes}
+
+
+CRASHES = {
+    "kind": "one backend killed",
+    "path": "direct",
+    "flush": "default",
+    "crashes": 2,
+    "layer": asdict(Count(acknowledged=1000, unknown=3)),
+    "control": asdict(Count(acknowledged=500, lost=1)),
+}
 
 
 def test_a_missed_goal_or_a_control_that_did_not_fail_fails_the_run() -> None:
@@ -283,6 +300,49 @@ def test_a_missed_goal_or_a_control_that_did_not_fail_fails_the_run() -> None:
         "the control did not fail during b: the faults prove nothing"
     ]
     assert shortfalls(result(seconds=601)) == ["the run took 601 s, more than 600"]
+
+
+@pytest.mark.parametrize("wrong", ["lost", "duplicated", "hidden"])
+def test_a_commit_that_a_crash_has_taken_fails_the_run(wrong: str) -> None:
+    """Lost, there twice, or there though its writer was told that it was not."""
+    broken = {**CRASHES, "layer": {**asdict(Count(acknowledged=1000)), wrong: 2}}
+    assert shortfalls(result(crashes=[broken])) == [
+        f"one backend killed, direct, flush default: 2 {wrong}"
+    ]
+
+
+def test_crashes_in_which_the_control_loses_nothing_prove_nothing() -> None:
+    """Of all rows together: one crash may find no commit on its way."""
+    tame = {**CRASHES, "control": asdict(Count(acknowledged=500))}
+    assert shortfalls(result(crashes=[tame, CRASHES])) == []
+    assert shortfalls(result(crashes=[tame])) == [
+        "the control lost nothing: the crashes prove nothing"
+    ]
+
+
+def test_the_rows_of_a_writer_are_compared_with_what_it_was_told() -> None:
+    """Acknowledged is what is neither unknown nor refused; each such row has to be there, once."""
+    told = Told(first=1, last=6, unknown=[2, 3], refused=[4])
+    count = Count()
+    count.add(told, {1: 1, 2: 1, 5: 1, 6: 1})
+    assert count == Count(acknowledged=3, unknown=2, refused=1)
+    count.add(told, {1: 2, 4: 1, 5: 1})
+    assert count == Count(acknowledged=6, unknown=4, refused=2, lost=1, duplicated=1, hidden=1)
+
+
+def test_a_long_run_of_too_few_commits_or_crashes_fails() -> None:
+    """What was promised is part of the result."""
+    few = long.shortfalls({"crashes": [CRASHES]})
+    assert few == [
+        "only 1,000 commits, at least 500,000 were promised",
+        "only 2 crashes, at least 40 were promised",
+    ]
+
+
+def test_the_table_of_crashes_shows_the_control() -> None:
+    """Beside what the layer has kept."""
+    line = "| one backend killed | direct | default | 2 | 1,000 | 3 | 0 | 0 | 1 of 500 |"
+    assert line in crashes_table(result())
 
 
 def test_the_table_marks_what_was_missed() -> None:

@@ -1,0 +1,219 @@
+"""Commits of one statement each while the server crashes, and an audit of what is there.
+
+Processes of writers commit straight to the server and through the pooler while it crashes:
+restarted at once, or with one backend killed, after which the server ends all the others. One
+process in three is the control, which has to lose writes, or the crashes prove nothing.
+"""
+
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import IO, Any, Final, Literal
+
+import psycopg
+
+from benchmarks.chaos.writers import SPAN, THREADS, Told
+from benchmarks.servers import DATABASE, ROOT, USER, Endpoint, Servers, running
+from local import processes
+
+Report = Callable[[str], None]
+Kind = Literal["server restarted at once", "one backend killed"]
+Flush = Literal["default", "delayed"]
+
+KINDS: Final[tuple[Kind, ...]] = ("server restarted at once", "one backend killed")
+FLUSHES: Final[dict[Flush, dict[str, str]]] = {
+    "default": {},
+    "delayed": {"commit_delay": "100000", "commit_siblings": "0"},
+}
+"""PostgreSQL's settings. Delayed, every COMMIT waits 0.1 s before it is flushed: each crash finds
+all writers on their way."""
+PROCESSES: Final = 3
+"""Of writers, for each path; the last one is the control."""
+BACK: Final = 100
+"""Commits after which the writers are back from a crash."""
+RECOVERY: Final = 30.0
+"""Seconds without a commit after which they will not come back."""
+
+
+@dataclass
+class Count:
+    """What became of the rows of some writers.
+
+    `lost`: acknowledged and not there; `duplicated`: there more than once; `hidden`: there, though
+    its writer was told that it had not run.
+    """
+
+    acknowledged: int = 0
+    unknown: int = 0
+    refused: int = 0
+    lost: int = 0
+    duplicated: int = 0
+    hidden: int = 0
+
+    def add(self, told: Told, there: Mapping[int, int]) -> None:
+        """Compare what a writer was told with how often each of its rows is there."""
+        doubtful = {*told.unknown, *told.refused}
+        self.acknowledged += told.acknowledged
+        self.unknown += len(told.unknown)
+        self.refused += len(told.refused)
+        self.lost += told.acknowledged - sum(number not in doubtful for number in there)
+        self.duplicated += sum(times > 1 for times in there.values())
+        self.hidden += sum(number in there for number in told.refused)
+
+
+class Process:
+    """A process of writers; `commits` is what it has told of so far."""
+
+    def __init__(self, servers: Servers, endpoint: Endpoint, number: int) -> None:
+        """Start it."""
+        self.is_control = number == PROCESSES - 1
+        self.commits = 0
+        self.told: list[Told] = []
+        self._process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "benchmarks.chaos.writers"),
+                *("--first", str(1 + number * THREADS * SPAN)),
+                *(["--control"] if self.is_control else []),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=servers.function_environment(endpoint, [ROOT / "layer" / "python", ROOT]),
+            cwd=ROOT,
+        )
+        self._reader = threading.Thread(target=self._read, args=(self._process.stdout,))
+        self._reader.start()
+
+    def _read(self, output: IO[bytes]) -> None:
+        for line in output:
+            answer = json.loads(line)
+            if isinstance(answer, int):
+                self.commits = answer
+            else:
+                self.told = [Told(**each) for each in answer]
+
+    def end(self) -> None:
+        """Let it finish; raise RuntimeError where it does not say what its writers were told."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        self._reader.join()
+        processes.stop(self._process, signal.SIGTERM, RECOVERY)
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+    @property
+    def failed(self) -> bool:
+        """Tell whether it has ended without a word."""
+        return not self.told
+
+
+@contextmanager
+def writing(servers: Servers, endpoint: Endpoint) -> Iterator[list[Process]]:
+    """Write from several processes until the block is left; then each has what it was told."""
+    writers = [Process(servers, endpoint, number) for number in range(PROCESSES)]
+    try:
+        yield writers
+    finally:
+        for process in writers:
+            process.end()
+    if any(process.failed for process in writers):
+        raise RuntimeError("a process of writers has failed: its traceback is above")
+
+
+def await_commits(writers: list[Process], count: int) -> None:
+    """Wait for `count` more commits of the layer's writers; raise TimeoutError when none comes."""
+    goal, last, since = _commits(writers) + count, -1, time.monotonic()
+    while (now := _commits(writers)) < goal:
+        if now != last:
+            last, since = now, time.monotonic()
+        if time.monotonic() - since > RECOVERY:
+            raise TimeoutError(f"no commit for {RECOVERY:g} s: the writers are not back")
+        time.sleep(0.01)
+
+
+def _commits(writers: list[Process]) -> int:
+    return sum(process.commits for process in writers if not process.is_control)
+
+
+def crash(servers: Servers, kind: Kind) -> None:
+    """Crash the server, which then recovers; raise RuntimeError where there is no backend."""
+    if kind == "server restarted at once":
+        servers.postgres.restart("immediate")
+        return
+    with psycopg.connect(servers.postgres.superuser_dsn, autocommit=True) as admin:
+        found = admin.execute("SELECT pid FROM pg_stat_activity WHERE usename = %s", [USER])
+        backends = [pid for (pid,) in found]
+    if not backends:
+        raise RuntimeError("the writers have no backend that could be killed")
+    os.kill(random.choice(backends), signal.SIGKILL)  # noqa: S311  # any will do
+
+
+def row(
+    servers: Servers, endpoint: Endpoint, kind: Kind, *, crashes: int, commits: int, report: Report
+) -> dict[str, Any]:
+    """Crash the server `crashes` times, each after `commits` more commits, and audit the rows."""
+    with psycopg.connect(servers.direct.url, sslrootcert=str(servers.direct.ca_file)) as owner:
+        owner.execute("DROP TABLE IF EXISTS commits")
+        owner.execute("CREATE TABLE commits (number bigint NOT NULL)")
+    with writing(servers, endpoint) as writers:
+        await_commits(writers, BACK)
+        for _ in range(crashes):
+            await_commits(writers, commits)
+            crash(servers, kind)
+            await_commits(writers, BACK)
+    layer, control = Count(), Count()
+    for process in writers:
+        _audit(servers, process.told, control if process.is_control else layer)
+    report(
+        f"{kind}, {endpoint.path}: {layer.acknowledged} commits and {crashes} crashes, "
+        f"{layer.lost} lost, {layer.unknown} unknown; the control lost {control.lost}"
+    )
+    counts = {"layer": asdict(layer), "control": asdict(control)}
+    return {"path": endpoint.path, "kind": kind, "crashes": crashes, **counts}
+
+
+def _audit(servers: Servers, told: list[Told], count: Count) -> None:
+    with psycopg.connect(servers.postgres.superuser_dsn, dbname=DATABASE) as admin:
+        for each in told:
+            rows = admin.execute(
+                "SELECT number, count(*) FROM commits WHERE number BETWEEN %s AND %s GROUP BY 1",
+                [each.first, each.last],
+            )
+            count.add(each, dict(rows.fetchall()))
+
+
+def crash_under_commits(
+    flush: Flush, *, crashes: int, commits: int, report: Report
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Return four rows, both kinds of crash on both paths, and the versions of the servers.
+
+    `crashes` is of each row, `commits` what comes between two of them. The server is durable.
+    """
+    with running(parameters=FLUSHES[flush]) as servers:
+        rows = [
+            {
+                "flush": flush,
+                **row(servers, endpoint, kind, crashes=crashes, commits=commits, report=report),
+            }
+            for endpoint, kind in itertools.product(servers.endpoints, KINDS)
+        ]
+        return rows, servers.versions
+
+
+def shortfalls(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Name what the rows break: nothing may be lost, and the control has to lose."""
+    for each in rows:
+        for wrong in ("lost", "duplicated", "hidden"):
+            if count := each["layer"][wrong]:
+                name = f"{each['kind']}, {each['path']}, flush {each['flush']}"
+                yield f"{name}: {count} {wrong}"
+    if not sum(each["control"]["lost"] for each in rows):
+        yield "the control lost nothing: the crashes prove nothing"

@@ -1,0 +1,73 @@
+"""The part of chaos that takes long: run it before a release.
+
+Hundreds of thousands of commits of one statement while the server crashes dozens of times. Exit
+code 0 only if every promise held.
+"""
+
+import argparse
+import json
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.chaos.crashes import crash_under_commits
+from benchmarks.chaos.crashes import shortfalls as lost_in_crashes
+from benchmarks.chaos.run import Report
+from benchmarks.conclusion import conclude
+from benchmarks.machine import machine, packages
+from benchmarks.storm.run import SHARED_MACHINE
+from benchmarks.tables import crashes_table
+from local.narrator import Narrator
+
+CRASHES: Final = 10
+"""Of each of four rows, with PostgreSQL's default flushes."""
+COMMITS: Final = 13_000
+"""Between two of them: together more than 500,000."""
+LEAST_COMMITS: Final = 500_000
+LEAST_CRASHES: Final = 40
+
+
+def run(report: Report) -> dict[str, Any]:
+    """Run everything and return the result."""
+    rows, versions = crash_under_commits("default", crashes=CRASHES, commits=COMMITS, report=report)
+    return {
+        "machine": machine(),
+        "versions": {**packages("psycopg"), **versions},
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": "make chaos-long",
+        "caveats": [SHARED_MACHINE],
+        "crashes": rows,
+    }
+
+
+def shortfalls(result: dict[str, Any]) -> list[str]:
+    """Name every promise that this result breaks; none is a passed run."""
+    rows = result["crashes"]
+    broken = list(lost_in_crashes(rows))
+    for what, least, seen in (
+        ("commits", LEAST_COMMITS, sum(row["layer"]["acknowledged"] for row in rows)),
+        ("crashes", LEAST_CRASHES, sum(row["crashes"] for row in rows)),
+    ):
+        if seen < least:
+            broken.append(f"only {seen:,} {what}, at least {least:,} were promised")
+    return broken
+
+
+def main() -> int:
+    """Run it and print what it has found."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, help="where to write the result as JSON")
+    arguments = parser.parse_args()
+    narrator, began = Narrator(), time.monotonic()
+    result = run(narrator.note)
+    result["seconds"] = round(time.monotonic() - began, 1)
+    if arguments.output:
+        arguments.output.write_text(json.dumps(result) + "\n")
+    print(f"\n{crashes_table(result)}\n")
+    return conclude(shortfalls(result))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
