@@ -80,8 +80,9 @@ class CommitOutcomeUnknownError(psycopg.OperationalError):
     pg_xact_status('<xid>'::xid8)` answers `committed`, `aborted`, `in progress` (ask again), or
     NULL when it is too long ago. The answer is about this transaction only while `SELECT
     pg_postmaster_start_time(), pg_stat_get_bgwriter_stat_reset_time()` still shows the two moments
-    of `incarnation`, which is None where they mean nothing (PostgreSQL before 15, Aurora): a server
-    that has crashed or failed over since may have given the id to another transaction.
+    of `incarnation`: a server that has crashed or failed over since may have given the id to
+    another transaction. `incarnation` is None on PostgreSQL before 15, and proves nothing on Aurora
+    or on versions after 18.
     """
 
     def __init__(

@@ -37,25 +37,30 @@ in its storage; what its crashes do to the statistics is not known here."""
 class TransactionId(NamedTuple):
     """The id of a transaction that writes, and the moments of the server that assigned it.
 
-    The moments are PostgreSQL's binary timestamps; there are none where they mean nothing.
+    All are in PostgreSQL's binary format; there are no moments where they mean nothing.
     """
 
-    xid: str
-    moments: tuple[bytes, ...]
+    number: bytes
+    moments: tuple[bytes | None, ...]
+
+    @property
+    def xid(self) -> str:
+        """The id, as `pg_xact_status` takes it."""
+        return str(int.from_bytes(self.number, "big"))
 
     @property
     def incarnation(self) -> str | None:
         """The moments for people: the server's start, and the last reset of its statistics."""
-        return " / ".join(str(_time(moment)) for moment in self.moments) or None
+        return " / ".join(str(_time(moment)) for moment in self.moments if moment) or None
 
     def status(self, answer: PGresult) -> str | None:
         """Return what an answer to STATUS, in binary format, says of this transaction.
 
         None where it may speak of another one, where it is too long ago, or where nobody knows.
         """
-        status, *moments, sound = _values(answer)
-        certain = sound == b"\1" and tuple(moments) == self.moments
-        return status.decode() if certain and status is not None else None
+        status, *moments, sound = (answer.get_value(0, column) for column in range(4))
+        same = tuple(moments) == self.moments and None not in moments
+        return status.decode() if same and sound == b"\1" and status is not None else None
 
 
 def asking(server_version: int) -> Command:
@@ -65,15 +70,11 @@ def asking(server_version: int) -> Command:
 
 def transaction_id(answer: PGresult) -> TransactionId | None:
     """Read the answer to `asking`; None for a transaction that has written nothing."""
-    xid, *moments = _values(answer)
-    if xid is None:
+    number = answer.get_value(0, 0)
+    if number is None:
         return None
-    known = tuple(moment for moment in moments if moment is not None)
-    return TransactionId(str(int.from_bytes(xid, "big")), known if len(known) == 2 else ())
-
-
-def _values(answer: PGresult) -> list[bytes | None]:
-    return [answer.get_value(0, column) for column in range(answer.nfields)]
+    moments = (answer.get_value(0, 1), answer.get_value(0, 2)) if answer.nfields == 3 else ()
+    return TransactionId(number, moments)
 
 
 def _time(moment: bytes) -> datetime.datetime:
