@@ -21,7 +21,6 @@ from typing import IO, Any, Final, Literal
 
 import psycopg
 
-from benchmarks.chaos.writers import SPAN, THREADS, Told
 from benchmarks.servers import DATABASE, ROOT, USER, Endpoint, Servers, running
 from local import processes
 
@@ -40,8 +39,27 @@ PROCESSES: Final = 3
 """Of writers, for each path; the last one is the control."""
 BACK: Final = 100
 """Commits after which the writers are back from a crash."""
+THREADS: Final = 8
+"""Of each process; each is a writer with a database for itself."""
+SPAN: Final = 1 << 40
+"""Numbers that each writer has for its rows."""
 RECOVERY: Final = 30.0
 """Seconds without a commit after which they will not come back."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What one writer was told of its rows `first` to `last`: the rest of them is acknowledged."""
+
+    first: int
+    last: int
+    unknown: list[int]
+    refused: list[int]
+
+    @property
+    def acknowledged(self) -> int:
+        """How many rows have to be there, once each."""
+        return self.last - self.first + 1 - len(self.unknown) - len(self.refused)
 
 
 @dataclass
@@ -81,7 +99,7 @@ class Process:
         self._process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "benchmarks.chaos.writers"),
-                *("--first", str(1 + number * THREADS * SPAN)),
+                *(str(1 + (number * THREADS + thread) * SPAN) for thread in range(THREADS)),
                 *(["--control"] if self.is_control else []),
             ],
             stdin=subprocess.PIPE,

@@ -1,18 +1,16 @@
 """A process of writers: each inserts row after row, one `run_transaction` for each.
 
-Its environment is a function's. It prints how many commits there were, again and again, and when
-its input ends, as a line of JSON, what each writer was told. With `--control` the writers believe
+Its environment is a function's. It prints how many rows were acknowledged, again and again, and
+when its input ends, as a line of JSON, what each writer was told. With `--control` the writers believe
 `pg_xact_status` whatever has happened to the server meanwhile, as the layer once did.
 """
 
 import argparse
-import itertools
 import json
 import sys
 import threading
 import time
-from dataclasses import asdict, dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import psycopg
 from lambda_pg import CommitOutcomeUnknownError, Database, DatabaseUnavailableError
@@ -20,28 +18,10 @@ from lambda_pg._outcome import TransactionId
 from psycopg.pq.abc import PGresult
 from psycopg.rows import TupleRow
 
-THREADS: Final = 8
 REST: Final = 0.05
 """Seconds that a writer rests after a refusal."""
 EVERY: Final = 0.02
 """Seconds between two counts."""
-SPAN: Final = 1 << 40
-"""Numbers that each writer has for its rows."""
-
-
-@dataclass
-class Told:
-    """What one writer was told of its rows `first` to `last`: the rest of them is acknowledged."""
-
-    first: int
-    last: int
-    unknown: list[int] = field(default_factory=list)
-    refused: list[int] = field(default_factory=list)
-
-    @property
-    def acknowledged(self) -> int:
-        """How many rows have to be there, once each."""
-        return self.last - self.first + 1 - len(self.unknown) - len(self.refused)
 
 
 class Writer(threading.Thread):
@@ -50,7 +30,9 @@ class Writer(threading.Thread):
     def __init__(self, first: int, stop: threading.Event) -> None:
         """Take the number of the first row."""
         super().__init__(name=f"writer {first}")
-        self.told = Told(first, first - 1)
+        self.first, self.last = first, first - 1
+        self.unknown: list[int] = []
+        self.refused: list[int] = []
         self.failure: Exception | None = None
         self._db = Database.from_env()
         self._stop_writing = stop
@@ -59,8 +41,8 @@ class Writer(threading.Thread):
         """Write; what is not foreseen ends it, and the process with a traceback."""
         try:
             while not self._stop_writing.is_set():
-                self.told.last += 1
-                self._write(self.told.last)
+                self.last += 1
+                self._write(self.last)
         except Exception as error:  # noqa: BLE001  # the main thread raises it
             self.failure = error
         self._db.close()
@@ -72,10 +54,20 @@ class Writer(threading.Thread):
         try:
             self._db.run_transaction(work)
         except CommitOutcomeUnknownError:
-            self.told.unknown.append(number)
+            self.unknown.append(number)
         except DatabaseUnavailableError:
-            self.told.refused.append(number)
+            self.refused.append(number)
             time.sleep(REST)
+
+    @property
+    def acknowledged(self) -> int:
+        """How many rows were, about: the last one is on its way."""
+        return self.last - self.first - len(self.unknown) - len(self.refused)
+
+    def told(self) -> dict[str, Any]:
+        """Say what became of rows `first` to `last`; all but these were acknowledged."""
+        rows = {"first": self.first, "last": self.last}
+        return {**rows, "unknown": self.unknown, "refused": self.refused}
 
 
 def believe(_: TransactionId, answer: PGresult) -> str | None:
@@ -87,24 +79,23 @@ def believe(_: TransactionId, answer: PGresult) -> str | None:
 def main() -> None:
     """Write until the input ends."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--first", type=int, required=True, help="number of the first row")
+    parser.add_argument("first", type=int, nargs="+", help="number of each writer's first row")
     parser.add_argument("--control", action="store_true", help="believe the server")
     arguments = parser.parse_args()
     if arguments.control:
         TransactionId.status = believe  # type: ignore[assignment, method-assign]
     stop = threading.Event()
-    firsts = itertools.count(arguments.first, SPAN)
-    writers = [Writer(first, stop) for first in itertools.islice(firsts, THREADS)]
+    writers = [Writer(first, stop) for first in arguments.first]
     for writer in writers:
         writer.start()
     threading.Thread(target=_await_end, args=(stop,), daemon=True).start()
     while not stop.wait(EVERY):
-        print(sum(writer.told.acknowledged for writer in writers), flush=True)
+        print(sum(writer.acknowledged for writer in writers), flush=True)
     for writer in writers:
         writer.join()
         if writer.failure is not None:
             raise writer.failure
-    print(json.dumps([asdict(writer.told) for writer in writers]), flush=True)
+    print(json.dumps([writer.told() for writer in writers]), flush=True)
 
 
 def _await_end(stop: threading.Event) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks import faults
 from benchmarks.chaos import long
-from benchmarks.chaos.crashes import Count
+from benchmarks.chaos.crashes import Count, Told
 from benchmarks.chaos.goals import Goal, Measures, longest_gap, measure, misses, timeline
 from benchmarks.chaos.ledger import (
     ACCOUNTS,
@@ -28,7 +28,6 @@ from benchmarks.chaos.ledger import (
 )
 from benchmarks.chaos.run import GOALS, SILENT, Connects, draw, plan, shortfalls
 from benchmarks.chaos.steady import outcome_of
-from benchmarks.chaos.writers import Told
 from benchmarks.faults import FAULTS
 from benchmarks.tables import chaos_summary, chaos_table, crashes_table
 
