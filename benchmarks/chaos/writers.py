@@ -1,8 +1,8 @@
 """A process of writers: each inserts row after row, one `run_transaction` for each.
 
 Its environment is a function's. It prints how many rows were acknowledged, again and again, and
-when its input ends, as a line of JSON, what each writer was told. With `--control` the writers believe
-`pg_xact_status` whatever has happened to the server meanwhile, as the layer once did.
+when its input ends, as a line of JSON, what each writer was told. With `--control` the writers
+believe `pg_xact_status` whatever has happened to the server meanwhile, as the layer once did.
 """
 
 import argparse
