@@ -71,8 +71,8 @@ QUEUE: Final = (
 )
 
 SMALL: Final = {
-    "database": {"max_connections": 25, "other_connections": 4},
-    "pgbouncer": {"max_db_connections": 2, "default_pool_size": 2},
+    "database": {"max_connections": 25, "other_connections": 4, "rotation": "single"},
+    "pgbouncer": {"max_db_connections": 2},
 }
 """A server for 25 connections, of which 4 are the pooler's: more do not fit the budget."""
 
