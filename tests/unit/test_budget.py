@@ -1,6 +1,5 @@
 """The connection budget: what counts, and what a stage over it is told."""
 
-import itertools
 import random
 from collections import Counter
 from collections.abc import Iterator
