@@ -216,6 +216,8 @@ def use(app: Application, login: dict[str, str]) -> None:
         connection.execute(claim, [json.dumps({"sub": str(other)})])
         assert connection.execute("SELECT count(*) FROM users").fetchone() == (0,)
         assert connection.execute("SHOW statement_timeout").fetchone() == ("7s",)
+        shown = connection.execute("SHOW client_connection_check_interval").fetchone()
+        assert shown == ("100ms",)
 
 
 def refused(app: Application, login: dict[str, str]) -> bool:

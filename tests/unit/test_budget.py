@@ -57,6 +57,24 @@ def test_a_deployment_doubles_the_tasks_that_autoscaling_may_have_made() -> None
     assert "6 tasks during a deployment (3 at 200 %) and 3 that drain" in first.what
 
 
+def test_postgresql_limits_each_user_to_its_part_of_the_pooler_s_line() -> None:
+    """Both users of a rotation together stay within the line, with backends nobody waits for."""
+    line = server(budget("dev")).lines[0].connections
+    limit = login_limit(Config.of_stage("dev"))
+    assert limit == (3 * 2 + 3) * (15 // 2)
+    assert line - 9 <= 2 * limit <= line
+    single = Config.of_stage("dev", {"database": {"rotation": "single"}})
+    assert login_limit(single) == line
+
+
+@pytest.mark.parametrize(
+    "override", [{"baseline": True}, {"pooler": "rds-proxy"}, COMBINATIONS["external"]]
+)
+def test_others_have_no_limit(override: dict[str, Any]) -> None:
+    """The control of the storm shows a function without a budget; other poolers have their own."""
+    assert login_limit(Config.of_stage("dev", override)) == -1
+
+
 @pytest.mark.parametrize(
     ("tasks", "percent", "running"), [(1, 200, 2), (2, 150, 3), (3, 150, 4), (1, 150, 1)]
 )
@@ -325,7 +343,7 @@ def simulate(config: Config, chance: Chance, users: int) -> int:
     """
     backends: Counter[int] = Counter()
     tasks = [Counter[int]() for _ in range(running_tasks(config))]
-    for _ in range(10_000):
+    for _ in range(6 * len(tasks) * config.pgbouncer.max_db_connections):
         task, user = chance.choice(tasks), chance.randrange(users)
         if chance.random() < 0.5 and task[user]:
             task[user] -= 1  # its client has gone: the pooler forgets it, the backend works on
