@@ -70,7 +70,7 @@ QUEUE: Final = (
     "and others do not"
 )
 
-SMALL: Final = {
+SMALL: Final[dict[str, dict[str, Any]]] = {
     "database": {"max_connections": 25, "other_connections": 4, "rotation": "single"},
     "pgbouncer": {"max_db_connections": 2},
 }

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import psycopg
 import pytest
@@ -169,7 +169,7 @@ def test_a_user_over_its_limit_is_served_when_abandoned_backends_have_ended(
 
 @pytest.mark.parametrize("profile", ["pgbouncer", "rds-proxy"])
 def test_a_statement_that_its_deadline_cuts_leaves_no_backend_at_work(
-    deployed: Deployed, secrets_environment: None, profile: str
+    deployed: Deployed, secrets_environment: None, profile: Literal["pgbouncer", "rds-proxy"]
 ) -> None:
     """A cancel through the pooler ends it; where none is sent (RDS Proxy's profile), the look."""
     deployed.migrate()
