@@ -104,10 +104,10 @@ def fill_pool(cloud: LocalCloud) -> Iterator[None]:
 
 
 def _server_connections(task: dict[str, Any]) -> int:
-    """Ask a task's console how many server connections it may open."""
+    """Ask a task's console how many server connections it may open for one user."""
     with psycopg.connect(task["admin_dsn"], autocommit=True, prepare_threshold=None) as console:
         settings = {row[0]: row[1] for row in console.execute("SHOW CONFIG")}
-    return int(settings["max_db_connections"])
+    return int(settings["default_pool_size"])
 
 
 def _login_at(cloud: LocalCloud, address: str, login: dict[str, Any]) -> psycopg.Connection[Any]:

@@ -40,6 +40,18 @@ PAUSE = 0.05
 LIMITS_TRANSACTIONS = 170000
 """The first server version that has transaction_timeout."""
 
+CHECKS_CLIENTS = 140000
+"""The first server version that has client_connection_check_interval."""
+
+CLIENT_CHECK = ("client_connection_check_interval", "100ms")
+"""How often a statement at work looks whether its client is still there.
+
+When a client vanishes in the middle of a statement, PgBouncer closes the server connection and
+opens another one, while the backend works on until statement_timeout. With this it ends soon. The
+look is one poll() of a socket; at 100 ms no cost could be measured, neither of short statements
+nor of long ones.
+"""
+
 logger = logging.getLogger("migrate")
 
 
@@ -96,18 +108,22 @@ def prepare(
     timeouts: Timeouts,
     *,
     shared: bool = False,
+    login_limit: int | None = None,
 ) -> None:
     """Create or alter everything, in one transaction; raise `LoginError` or `NeighbourError`.
 
     The login is read under the lock: a rotation that ends meanwhile would leave a password set
     that is not the current one any more. In a database that is `shared` with others nothing changes
-    for them: it stays open to whom it was, and the limits are the login's own.
+    for them: it stays open to whom it was, and the limits are the login's own. `login_limit` is how
+    many connections each of the application's users may have: -1 is no limit, None changes none.
     """
     with connection.transaction():
         hold(connection)
         _refuse_neighbour(connection)
         login = read_login()
         admit(connection, login)
+        if login_limit is not None and not login.borrowed:
+            _limit_connections(connection, login_limit)
         _open_database(connection, shared=shared)
         if shared:
             _limit_login(connection, timeouts, login)
@@ -123,8 +139,9 @@ def hold(connection: Connection[Any]) -> None:
 def admit(connection: Connection[Any], login: Login, *, like: str | None = None) -> None:
     """Let a login in, new or not, as a member of the group, in one transaction.
 
-    It gets the timeouts that the user `like` has for itself, as in a shared database. Raise
-    `LoginError`, before anything is changed, for a role that is none of the application's.
+    It gets the limit of connections of the user `like`, and the timeouts that `like` has for
+    itself, as in a shared database. Raise `LoginError`, before anything is changed, for a role that
+    is none of the application's.
     """
     for tries_left in reversed(range(TRIES)):
         try:
@@ -282,6 +299,41 @@ def _limit(connection: Connection[Any], timeouts: Timeouts, whose: sql.Composabl
         limits["transaction_timeout"] = timeouts.transaction
     for name, seconds in limits.items():
         _set(connection, whose, name, f"{seconds}s")
+    if connection.info.server_version >= CHECKS_CLIENTS:
+        _set(connection, whose, *CLIENT_CHECK)
+
+
+def _limit_connections(connection: Connection[Any], limit: int) -> None:
+    """Limit the connections of each of the application's users, both of a rotation's among them.
+
+    PostgreSQL counts every backend of a user, also those whose client has gone.
+    """
+    members = connection.execute(
+        "SELECT member.rolname FROM pg_auth_members"
+        " JOIN pg_roles AS member ON member.oid = pg_auth_members.member"
+        " JOIN pg_roles AS grouped ON grouped.oid = pg_auth_members.roleid"
+        " WHERE grouped.rolname = %s AND member.rolcanlogin AND member.rolconnlimit <> %s"
+        " ORDER BY member.rolname",
+        [GROUP, limit],
+    )
+    for (name,) in members.fetchall():
+        try:
+            with connection.transaction():
+                _limit_user(connection, name, limit)
+        except InsufficientPrivilege as error:
+            logger.warning(
+                "the role %s keeps its limit of connections, since only who made it may set that "
+                "(%s): let it be set by ALTER ROLE %s CONNECTION LIMIT %d",
+                name,
+                error,
+                name,
+                limit,
+            )
+
+
+def _limit_user(connection: Connection[Any], name: str, limit: int) -> None:
+    statement = sql.SQL("ALTER ROLE {} CONNECTION LIMIT {}")
+    connection.execute(statement.format(sql.Identifier(name), sql.Literal(limit)))
 
 
 def _limit_login(connection: Connection[Any], timeouts: Timeouts, login: Login) -> None:
@@ -303,7 +355,10 @@ def _limit_login(connection: Connection[Any], timeouts: Timeouts, login: Login) 
 
 
 def _take_over_limits(connection: Connection[Any], like: str, name: str) -> None:
-    """Set for a user the timeouts that another one has for itself in this database."""
+    """Set for a user the limits that another one has for itself, on the server and here."""
+    limited = connection.execute("SELECT rolconnlimit FROM pg_roles WHERE rolname = %s", [like])
+    for (limit,) in limited.fetchall():
+        _limit_user(connection, name, limit)
     found = connection.execute(
         "SELECT unnest(setconfig) FROM pg_db_role_setting"
         " JOIN pg_roles ON pg_roles.oid = setrole JOIN pg_database ON pg_database.oid = setdatabase"
@@ -312,7 +367,7 @@ def _take_over_limits(connection: Connection[Any], like: str, name: str) -> None
     )
     for (setting,) in found.fetchall():
         parameter, _, value = setting.partition("=")
-        if parameter.endswith("_timeout"):
+        if parameter.endswith("_timeout") or parameter == CLIENT_CHECK[0]:
             _set(connection, _in_database(connection, name), parameter, value)
 
 

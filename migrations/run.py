@@ -31,6 +31,7 @@ def migrate(
     patience: float,
     shared: bool = False,
     max_connections: int | None = None,
+    login_limit: int | None = None,
 ) -> Outcome:
     """Migrate over a direct connection in autocommit, which is closed at the end.
 
@@ -45,7 +46,7 @@ def migrate(
             _check_budget(connection, max_connections)
         _lift_limits(connection)
         _take_lock(connection, patience)
-        prepare(connection, read_login, timeouts, shared=shared)
+        prepare(connection, read_login, timeouts, shared=shared, login_limit=login_limit)
         _limit_locks(connection, timeouts.lock)
         return upgrade(connection, scripts)
     finally:

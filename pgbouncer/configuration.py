@@ -170,7 +170,8 @@ def _pooling(settings: Settings) -> dict[str, object]:
     return {
         "pool_mode": settings.pool_mode,
         "max_client_conn": settings.max_client_conn,
-        # Pools are per user: only max_db_connections bounds what all of them open together.
+        # Pools are per user: only max_db_connections bounds what all of them open together. It is
+        # shared without fairness, so a user's pool has to be a part of it.
         "default_pool_size": settings.default_pool_size,
         "max_db_connections": settings.max_db_connections,
         # Protocol-level prepared statements of clients that use them keep working.

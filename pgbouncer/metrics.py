@@ -90,7 +90,7 @@ class Metrics:
         """Return the numbers since the last answer; raise SessionError where there is none."""
         pools, stats = self._ask()
         try:
-            levels = levels_of(pools, self._settings.max_db_connections)
+            levels = levels_of(pools, self._settings.default_pool_size)
             totals = totals_of(stats)
         except (KeyError, TypeError, ValueError) as error:
             raise SessionError(f"the console's answer is unusable: {error!r}") from error
@@ -113,21 +113,22 @@ def _rows_of(database: str, rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if row.get("database") == database]
 
 
-def levels_of(pools: Iterable[Row], max_db_connections: int) -> Numbers:
+def levels_of(pools: Iterable[Row], default_pool_size: int) -> Numbers:
     """Take the numbers of this moment out of SHOW POOLS: one row for each user."""
-    clients = waiting = servers = idle = longest = 0.0
+    clients = waiting = servers = busiest = longest = 0.0
     for row in pools:
         clients += _number(row, "cl_active") + _number(row, "cl_waiting")
         waiting += _number(row, "cl_waiting")
-        servers += sum(_number(row, name) for name in row if name.startswith("sv_"))
-        idle += sum(_number(row, name) for name in IDLE)
+        opened = sum(_number(row, name) for name in row if name.startswith("sv_"))
+        servers += opened
+        busiest = max(busiest, opened - sum(_number(row, name) for name in IDLE))
         longest = max(longest, _number(row, "maxwait") + _number(row, "maxwait_us") / 1e6)
     return {
         "ClientConnections": clients,
         "ClientsWaiting": waiting,
         "MaxWait": longest,
         "ServerConnections": servers,
-        "ServerConnectionsUsed": 100 * (servers - idle) / max_db_connections,
+        "ServerConnectionsUsed": 100 * busiest / default_pool_size,
     }
 
 

@@ -15,7 +15,7 @@ from constructs import Construct
 
 from stacks.acknowledged import accept
 from stacks.assets import Assets
-from stacks.budget import HEALTH_CONCURRENCY
+from stacks.budget import HEALTH_CONCURRENCY, login_limit
 from stacks.capacity import max_connections
 from stacks.clients import Cap, Clients
 from stacks.config import Config
@@ -164,6 +164,7 @@ class ApiStack(Stack):
         if settings.kind != "none":
             # What the budget counts with has to be what the server accepts.
             limits["MAX_CONNECTIONS"], _ = max_connections(self._config)
+            limits["LOGIN_LIMIT"] = login_limit(self._config)
         return limits
 
     def _name_login(self, function: lambda_.Function) -> None:

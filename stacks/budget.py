@@ -206,15 +206,33 @@ def _server_sums(config: Config) -> Iterator[Sum]:
     yield Sum("server connection", tuple(lines), limit, source)
 
 
+def most_tasks(config: Config) -> int:
+    """Count the tasks of PgBouncer that can have server connections at the same moment."""
+    settings = config.pgbouncer
+    return rolling_tasks(settings.max_tasks, settings.maximum_percent) + settings.max_tasks
+
+
+def login_limit(config: Config) -> int:
+    """Return what PostgreSQL accepts of one application's user (CONNECTION LIMIT); -1: no limit.
+
+    PgBouncer forgets a server connection when its client vanishes, and opens the next one while the
+    backend still works. PostgreSQL counts that backend too: the limits of all users together are
+    no more than PgBouncer's line of the budget. The control of the storm has no budget, so a stage
+    with it has no limit.
+    """
+    if config.pooler != "pgbouncer" or config.baseline:
+        return -1
+    return most_tasks(config) * config.pool_size
+
+
 def _pgbouncer_line(config: Config, _limit: int) -> Line:
     settings = config.pgbouncer
-    rolling = rolling_tasks(settings.max_tasks, settings.maximum_percent)
-    draining = settings.max_tasks
+    draining, tasks = settings.max_tasks, most_tasks(config)
     return Line(
-        f"PgBouncer: {rolling} tasks during a deployment ({settings.max_tasks} at "
+        f"PgBouncer: {tasks - draining} tasks during a deployment ({settings.max_tasks} at "
         f"{settings.maximum_percent} %) and {draining} that drain from the one before, "
         f"x {settings.max_db_connections} over all users",
-        (rolling + draining) * settings.max_db_connections,
+        tasks * settings.max_db_connections,
     )
 
 
@@ -259,7 +277,7 @@ def _session_sum(config: Config, clients: Sequence[Client]) -> Sum:
     """In session mode each client keeps a server connection: all of them have to fit."""
     settings = config.pgbouncer
     tasks = remaining_tasks(settings.tasks)
-    each = min(settings.max_db_connections, settings.default_pool_size)
+    each = config.pool_size
     everyone = tasks * settings.max_client_conn
     lines = [
         Line(
@@ -303,7 +321,7 @@ def _settings_of(config: Config) -> Iterator[tuple[str, str, int]]:
     if config.pooler == "rds-proxy":
         yield "rds_proxy", "max_connections_percent", 1
         return
-    yield "pgbouncer", "max_db_connections", 1
+    yield "pgbouncer", "max_db_connections", 2
     yield "pgbouncer", "max_tasks", config.pgbouncer.tasks
     yield "pgbouncer", "max_client_conn", 60_000
 

@@ -207,10 +207,11 @@ class PgBouncer:
         2000, "client connections for each task", minimum=10, maximum=60000
     )
     max_db_connections: int = setting(
-        20, "server connections for each task, over all users", minimum=1, maximum=4000
-    )
-    default_pool_size: int = setting(
-        20, "server connections for each user in a task", minimum=1, maximum=4000
+        20,
+        "server connections for each task, over all users; with an alternating rotation each of the"
+        " two users has half of them",
+        minimum=2,
+        maximum=4000,
     )
     query_wait_timeout: int = setting(
         1, "longest wait in the pooler's queue", unit="seconds", minimum=1, maximum=5
@@ -464,6 +465,16 @@ class Config:
     def by_token(self) -> bool:
         """Tell whether functions log in with tokens of their roles, and nobody has a password."""
         return self.pooler == "rds-proxy" and self.rds_proxy.auth == "iam"
+
+    @property
+    def pool_size(self) -> int:
+        """Server connections of one user in a task of PgBouncer.
+
+        PgBouncer shares `max_db_connections` among users without fairness: busy clients of one user
+        would keep all of them from a rotation's second user. So each user has a part of its own.
+        """
+        users = 2 if self.database.rotation == "alternating" else 1
+        return self.pgbouncer.max_db_connections // users
 
     @property
     def pooler_port(self) -> int:

@@ -120,7 +120,7 @@ class ObservabilityStack(Stack):
         yield _Watched("PoolerClients", clients, most, "clients-are-refused")
         yield _Watched("RefusedClients", refused, 1, "clients-are-refused")
         yield _Watched("ServerConnectionsUsed", used, 100 * NEARLY_ALL, "the-queue-grows")
-        yield _Watched("ClientsWaiting", waiting, settings.max_db_connections, "the-queue-grows")
+        yield _Watched("ClientsWaiting", waiting, self._config.pool_size, "the-queue-grows")
         yield _Watched("QueueTime", wait, settings.query_wait_timeout * 0.5, "the-queue-grows")
         yield _Watched("QueueTimeouts", given_up, 1, "the-queue-grows")
 

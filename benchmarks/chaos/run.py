@@ -70,17 +70,22 @@ MOST_SECONDS: Final = 600.0
 
 SETTINGS: Final[dict[str, Any]] = {
     "functions": {"checkout_timeout": CHECKOUT_TIMEOUT, "timeout": 25},
-    "pgbouncer": {"query_wait_timeout": 1},
+    "database": {"max_connections": 150},
+    "pgbouncer": {"query_wait_timeout": 1, "max_db_connections": 20},
 }
 """The product's own timeouts in the queue and at checkout: a storm's are longer. A function has
-more time, as one that was frozen for PgBouncer's idle_transaction_timeout has to end."""
+more time, as one that was frozen for PgBouncer's idle_transaction_timeout has to end. In a task a
+user has 10 server connections, so that slow transfers leave some for the load."""
 
 NO_MACHINE_CRASH: Final = (
     "PostgreSQL runs without fsync, but for the commits under its crashes; no row has a crash of "
     "the machine"
 )
 
-SINGLE: Final[dict[str, Any]] = {**SETTINGS, "database": {"rotation": "single"}}
+SINGLE: Final[dict[str, Any]] = {
+    **SETTINGS,
+    "database": {**SETTINGS["database"], "rotation": "single"},
+}
 
 
 EVERY_ROW: Final = Goal()

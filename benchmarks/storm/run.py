@@ -70,9 +70,9 @@ QUEUE: Final = (
     "and others do not"
 )
 
-SMALL: Final = {
-    "database": {"max_connections": 25, "other_connections": 4},
-    "pgbouncer": {"max_db_connections": 2, "default_pool_size": 2},
+SMALL: Final[dict[str, dict[str, Any]]] = {
+    "database": {"max_connections": 25, "other_connections": 4, "rotation": "single"},
+    "pgbouncer": {"max_db_connections": 2},
 }
 """A server for 25 connections, of which 4 are the pooler's: more do not fit the budget."""
 

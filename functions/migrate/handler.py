@@ -44,7 +44,8 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
             read_timeouts(),
             patience=patience,
             shared=SHARED,
-            max_connections=read_max_connections(),
+            max_connections=read_number("MAX_CONNECTIONS"),
+            login_limit=read_number("LOGIN_LIMIT"),
         )
     if user := os.environ.get("APP_USER"):
         check_owner(user)
@@ -112,7 +113,7 @@ def read_timeouts() -> Timeouts:
     )
 
 
-def read_max_connections() -> int | None:
-    """Read how many connections the budget counts on; None where it is not ours to say."""
-    text = os.environ.get("MAX_CONNECTIONS")
+def read_number(variable: str) -> int | None:
+    """Read a number of connections; None where it is not ours to say."""
+    text = os.environ.get(variable)
     return int(text) if text else None

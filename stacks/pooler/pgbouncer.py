@@ -166,7 +166,7 @@ class PgBouncerStack(Stack):
             "CERTIFICATE_SECRET_ARN": self.certificate.secret.secret_arn,
             "POOL_MODE": settings.pool_mode,
             "MAX_CLIENT_CONN": settings.max_client_conn,
-            "DEFAULT_POOL_SIZE": settings.default_pool_size,
+            "DEFAULT_POOL_SIZE": config.pool_size,
             "MAX_DB_CONNECTIONS": settings.max_db_connections,
             "QUERY_WAIT_TIMEOUT": settings.query_wait_timeout,
             "REFRESH_INTERVAL": settings.refresh_interval,

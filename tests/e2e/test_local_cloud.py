@@ -61,7 +61,7 @@ def test_status_is_one_json_object_that_scripts_can_use(cloud: LocalCloud) -> No
     assert set(found) == addresses | parts
     assert found["console_url"] is None
     assert found["postgres"]["max_connections"] == 100
-    assert found["pooler"]["max_server_connections"] == 20
+    assert found["pooler"]["max_server_connections"] == 28
     deployed = {"users", "health", "migrate", "rotate", "baseline", "certificate"}
     assert deployed == set(found["functions"])
     with psycopg.connect(found["postgres"]["dsn"]) as connection:

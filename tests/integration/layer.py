@@ -4,12 +4,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import psycopg
 from lambda_pg import Database, Settings
 from psycopg.rows import TupleRow
 
+from stacks.config import Config
 from tests.integration.servers import DATABASE, PoolerFixture
 
 PASSWORD = "canary-Pa55word"
@@ -162,3 +163,50 @@ def is_refused(pooler: PoolerFixture, password: str) -> bool:
     except psycopg.OperationalError:
         return True
     return False
+
+
+def pool_sizes(max_db_connections: int, rotation: str) -> dict[str, str]:
+    """Size the pooler's pools as a stage with so many server connections a task does."""
+    override = {
+        "pgbouncer": {"max_db_connections": max_db_connections},
+        "database": {"rotation": rotation},
+    }
+    size = Config.of_stage("dev", override).pool_size
+    return {"MAX_DB_CONNECTIONS": str(max_db_connections), "DEFAULT_POOL_SIZE": str(size)}
+
+
+@contextmanager
+def busy_clients(connect: Callable[[], Admin], count: int = 24) -> Iterator[None]:
+    """Have clients that send statements of 50 to 200 ms, one after the other."""
+    stop = threading.Event()
+    begun = [threading.Event() for _ in range(count)]
+
+    def work(number: int) -> None:
+        with connect() as client:
+            while not stop.is_set():
+                client.execute("SELECT pg_sleep(%s)", [0.05 + 0.15 * number / count])
+                begun[number].set()
+
+    with ThreadPoolExecutor(count) as threads:
+        working = [threads.submit(work, number) for number in range(count)]
+        try:
+            wait_until(lambda: all(each.is_set() for each in begun))
+            yield
+        finally:
+            stop.set()
+        for each in working:
+            each.result()
+
+
+def count_served(settings: Settings, environments: int = 8) -> int:
+    """Have new environments make one request each, at once; count those that are served."""
+
+    def request(_: int) -> bool:
+        with closing(Database(settings)) as db:
+            try:
+                return db.execute("SELECT 1", idempotent=True).fetchone() == (1,)
+            except psycopg.OperationalError:
+                return False
+
+    with ThreadPoolExecutor(environments) as threads:
+        return sum(threads.map(request, range(environments)))

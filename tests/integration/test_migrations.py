@@ -67,6 +67,7 @@ class Target:
         patience: float = 60.0,
         shared: bool = False,
         max_connections: int | None = None,
+        login_limit: int | None = None,
         **options: str,
     ) -> Outcome:
         """Run the migration as the function does."""
@@ -79,7 +80,17 @@ class Target:
             patience=patience,
             shared=shared,
             max_connections=max_connections,
+            login_limit=login_limit,
         )
+
+    def limits(self) -> dict[object, object]:
+        """Read the limits of connections of the application's users."""
+        with psycopg.connect(self.dsn) as connection:
+            rows = connection.execute(
+                "SELECT rolname, rolconnlimit FROM pg_roles WHERE starts_with(rolname, %s)",
+                [self.login.name],
+            )
+            return dict(rows.fetchall())
 
     def connect(self) -> psycopg.Connection[tuple[object, ...]]:
         """Log in as the application."""
@@ -250,6 +261,59 @@ def test_a_transaction_has_a_timeout_where_the_server_knows_one(target: Target) 
     with target.connect() as connection:
         shown = connection.execute("SELECT current_setting('transaction_timeout', true)").fetchone()
         assert shown in {("0",), (None,)}
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_statements_look_whether_their_client_is_there(target: Target, shared: bool) -> None:
+    """A pooler forgets a server connection whose client has gone; its backend has to end too."""
+    target.migrate(shared=shared)
+    with target.connect() as connection:
+        shown = connection.execute("SHOW client_connection_check_interval").fetchone()
+    assert shown == ("100ms",)
+
+
+def test_both_users_of_a_rotation_have_a_limit_of_connections(target: Target) -> None:
+    """The secret names one of them; what the other one may have belongs to the budget too."""
+    first = target.login.name
+    second = f"{first}_clone"
+    target.migrate(login_limit=20)
+    with psycopg.connect(target.dsn, autocommit=True) as master:
+        admit(master, Login(second, "canary-of-the-clone"), like=first)
+        try:
+            assert target.limits() == {first: 20, second: 20}
+            for limit, limits in [(30, 30), (None, 30), (-1, -1)]:
+                target.migrate(login_limit=limit)
+                assert target.limits() == {first: limits, second: limits}
+        finally:
+            master.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(second)))
+
+
+def test_a_member_of_the_group_whom_another_one_made_keeps_its_limit(
+    target: Target, postgres: Postgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only who made a role may change it; the log names it, and the deployment goes on."""
+    with psycopg.connect(target.dsn) as master:
+        if master.info.server_version < 160000:
+            pytest.skip("before PostgreSQL 16, CREATEROLE may change every role")
+    target.migrate()
+    stranger = Login(f"{target.login.name}_other", PASSWORD)
+    with psycopg.connect(postgres.superuser_dsn, autocommit=True) as admin:
+        create_role(admin, stranger)
+        grant = sql.SQL("GRANT {} TO {}")
+        admin.execute(grant.format(sql.Identifier(GROUP), sql.Identifier(stranger.name)))
+        try:
+            target.migrate(login_limit=20)
+            assert target.limits() == {target.login.name: 20, stranger.name: -1}
+            assert f"ALTER ROLE {stranger.name} CONNECTION LIMIT 20" in caplog.text
+        finally:
+            admin.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(stranger.name)))
+
+
+def test_a_borrowed_role_keeps_its_limit_of_connections(target: Target) -> None:
+    """Another pooler may have its own idea of how many connections it takes."""
+    target.login = replace(target.login, borrowed=True)
+    target.migrate(shared=True, login_limit=20)
+    assert target.limits() == {target.login.name: -1}
 
 
 def test_the_database_s_timeouts_are_not_the_migration_s(target: Target, scripts: Path) -> None:
@@ -633,13 +697,15 @@ def test_fewer_connections_than_the_budget_s_are_refused(target: Target) -> None
 def test_the_function_takes_the_budget_from_its_environment(
     target: Target, function: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """MAX_CONNECTIONS; without it nothing is held against the server's number."""
+    """MAX_CONNECTIONS, without which nothing is held against the server's number; LOGIN_LIMIT."""
     monkeypatch.setenv("APP_USER", target.login.name)
     monkeypatch.setenv("MAX_CONNECTIONS", "5000")
     with pytest.raises(MigrationError, match="5000"):
         function.handler({}, Context(30))
     monkeypatch.delenv("MAX_CONNECTIONS")
+    monkeypatch.setenv("LOGIN_LIMIT", "20")
     assert function.handler({}, Context(30))["applied"] == [HEAD]
+    assert target.limits() == {target.login.name: 20}
 
 
 @pytest.mark.parametrize("password", [{}, {"password": ""}, {"password": None}])

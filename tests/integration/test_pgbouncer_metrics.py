@@ -49,8 +49,8 @@ def measured(new_pooler: PoolerFixture) -> PoolerFixture:
 
 
 def test_a_line_tells_of_clients_and_server_connections(measured: PoolerFixture) -> None:
-    """Those of the database, not the console's own; of MAX_DB_CONNECTIONS, the idle are free."""
-    pooler = measured.start(MAX_DB_CONNECTIONS="8")
+    """Those of the database, not the console's own; of DEFAULT_POOL_SIZE, the idle are free."""
+    pooler = measured.start(DEFAULT_POOL_SIZE="8")
     first, second = pooler.connect(), pooler.connect()
     with psycopg.connect(pooler.process.admin_dsn, autocommit=True), first, second:
         for client in (first, second):

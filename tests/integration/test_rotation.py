@@ -31,7 +31,16 @@ from local.postgres import Postgres
 from migrations.roles import GROUP, LOCK, Login, Timeouts
 from migrations.run import migrate
 from tests.integration.functions import load_function
-from tests.integration.layer import Clock, Context, Load, settings_for, wait_until
+from tests.integration.layer import (
+    Clock,
+    Context,
+    Load,
+    busy_clients,
+    count_served,
+    pool_sizes,
+    settings_for,
+    wait_until,
+)
 from tests.integration.servers import REGION, PoolerFixture, SecretsService
 
 STEPS: Final = ("createSecret", "setSecret", "testSecret", "finishSecret")
@@ -207,6 +216,8 @@ def use(app: Application, login: dict[str, str]) -> None:
         connection.execute(claim, [json.dumps({"sub": str(other)})])
         assert connection.execute("SELECT count(*) FROM users").fetchone() == (0,)
         assert connection.execute("SHOW statement_timeout").fetchone() == ("7s",)
+        shown = connection.execute("SHOW client_connection_check_interval").fetchone()
+        assert shown == ("100ms",)
 
 
 def refused(app: Application, login: dict[str, str]) -> bool:
@@ -746,6 +757,33 @@ def test_no_request_fails_when_the_second_rotation_comes_too_soon(
         fleet.work()
     assert not fleet.errors
     assert fleet.rows_are_exact(postgres)
+
+
+@Strategy
+def test_new_environments_are_served_beside_busy_ones_of_before(
+    app: Application, new_pooler: PoolerFixture
+) -> None:
+    """After a rotation 24 clients with the old login keep their server connections busy."""
+    new_pooler.environment |= pool_sizes(4, app.strategy)
+    pooler = start(new_pooler, app)
+    before = app.content()
+    old = make_conninfo(
+        pooler.dsn(),
+        dbname=app.database,
+        user=before["username"],
+        password=before["password"],
+    )
+    with busy_clients(lambda: psycopg.connect(old, autocommit=True, prepare_threshold=None)):
+        app.rotate()
+        wait_until(lambda: knows(pooler, app.content()["username"]))
+        settings = replace(settings_for(pooler), dbname=app.database, secret_arn=app.arn)
+        assert count_served(settings) == 8
+
+
+def knows(pooler: PoolerFixture, user: str) -> bool:
+    """Tell whether the pooler has a user's password."""
+    with psycopg.connect(pooler.process.admin_dsn, autocommit=True) as console:
+        return user in {row[0] for row in console.execute("SHOW USERS").fetchall()}
 
 
 def rotate_in_use(app: Application, pooler: PoolerFixture, postgres: Postgres) -> None:

@@ -70,7 +70,7 @@ def test_the_database_enforces_what_the_budget_assumes(prod: Stage) -> None:
     """The number of connections is explicit, and TLS is forced."""
     (group,) = prod.all("AWS::RDS::DBParameterGroup").values()
     parameters = group["Properties"]["Parameters"]
-    assert parameters["max_connections"] == "400"
+    assert parameters["max_connections"] == "750"
     assert parameters["rds.force_ssl"] == "1"
     (instance,) = prod.all("AWS::RDS::DBInstance").values()
     properties = instance["Properties"]
