@@ -4,8 +4,6 @@ A cloud for all of them is started with `Options(wires=True)`, as `make up` does
 """
 
 import json
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -52,14 +50,35 @@ class Fault:
 @contextmanager
 def kill_one_pooler_task(cloud: LocalCloud) -> Iterator[None]:
     """End PgBouncer in one task at once, without a drain; raise RuntimeError without one."""
+    for process in _poolers_of_one_task(cloud):
+        process.kill()
+    yield
+
+
+@contextmanager
+def stop_one_pooler_task(cloud: LocalCloud) -> Iterator[None]:
+    """Stop PgBouncer in one task, as one that hangs: the kernel goes on accepting connections.
+
+    The supervisor ends it meanwhile; raise RuntimeError without a PgBouncer.
+    """
+    poolers = _poolers_of_one_task(cloud)
+    for process in poolers:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in poolers:
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
+
+
+def _poolers_of_one_task(cloud: LocalCloud) -> list[psutil.Process]:
     task = _running_tasks(cloud)[0]
     children = psutil.Process(task["pid"]).children(recursive=True)
     poolers = [process for process in children if _runs(process, "pgbouncer")]
     if not poolers:
         raise RuntimeError(f"the pooler's task of process {task['pid']} runs no PgBouncer")
-    for process in poolers:
-        os.kill(process.pid, signal.SIGKILL)
-    yield
+    return poolers
 
 
 def _runs(process: psutil.Process, program: str) -> bool:
@@ -301,6 +320,9 @@ def busy_environments(cloud: LocalCloud) -> list[psutil.Process]:
 POOLER_KILLED: Final = Fault(
     "pooler-task-killed", "kill -9 of one pooler task", 0, kill_one_pooler_task
 )
+POOLER_HANGS: Final = Fault(
+    "pooler-task-hangs", "one pooler task hangs for 10 s", 10, stop_one_pooler_task
+)
 POOLER_REPLACED: Final = Fault(
     "pooler-replaced", "rolling replacement of the pooler", 0, replace_pooler
 )
@@ -328,6 +350,7 @@ FROZEN: Final = Fault(
 
 FAULTS: Final = (
     POOLER_KILLED,
+    POOLER_HANGS,
     POOLER_REPLACED,
     POOLER_AWAY,
     BACKENDS_KILLED,
