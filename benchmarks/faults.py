@@ -21,7 +21,7 @@ ROTATION_SECONDS: Final = 30.0
 BY_DEPLOYMENT: Final = {"certificate", "migrate", "rotate"}
 """Functions that no client calls."""
 FRESH: Final = 12
-"""Environments that are opened during a fault of Secrets Manager, beside those that there are."""
+"""Environments that are opened during a fault that meets new ones, beside those that there are."""
 RESETS: Final = 5
 SECONDS_BETWEEN_RESETS: Final = 0.25
 
@@ -57,14 +57,16 @@ def kill_one_pooler_task(cloud: LocalCloud) -> Iterator[None]:
 
 @contextmanager
 def stop_one_pooler_task(cloud: LocalCloud) -> Iterator[None]:
-    """Stop PgBouncer in one task, as one that hangs: the kernel goes on accepting connections.
+    """Stop PgBouncer in one task while environments start, which have to connect.
 
-    The supervisor ends it meanwhile; raise RuntimeError without a PgBouncer.
+    The kernel goes on accepting connections for it. The supervisor ends it meanwhile. Raise
+    RuntimeError without a PgBouncer.
     """
     poolers = _poolers_of_one_task(cloud)
     for process in poolers:
         process.suspend()
     try:
+        _start_environments(cloud)
         yield
     finally:
         for process in poolers:
@@ -213,12 +215,17 @@ def secrets_fault(kind: str) -> Callable[[LocalCloud], AbstractContextManager[No
     @contextmanager
     def begin(cloud: LocalCloud) -> Iterator[None]:
         with cloud.fault("secrets", kind):
-            for function, count in cloud.status()["functions"].items():
-                if count and function not in BY_DEPLOYMENT:
-                    cloud.environments(function, count + FRESH)
+            _start_environments(cloud)
             yield
 
     return begin
+
+
+def _start_environments(cloud: LocalCloud) -> None:
+    """Start some for each function at work; the next requests go to them."""
+    for function, count in cloud.status()["functions"].items():
+        if count and function not in BY_DEPLOYMENT:
+            cloud.environments(function, count + FRESH)
 
 
 @contextmanager

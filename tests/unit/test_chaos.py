@@ -375,9 +375,12 @@ def test_a_pooler_task_that_hangs_is_stopped_and_may_end_meanwhile(
     ended, other = Mock(), Mock()
     ended.resume.side_effect = psutil.NoSuchProcess(1)
     monkeypatch.setattr(faults, "_poolers_of_one_task", lambda _cloud: [ended, other])
-    with faults.stop_one_pooler_task(Mock()):
+    cloud = Mock()
+    cloud.status.return_value = {"functions": {"ledger": 3, "users": 0, "rotate": 1}}
+    with faults.stop_one_pooler_task(cloud):
         ended.suspend.assert_called_once()
         other.resume.assert_not_called()
+        cloud.environments.assert_called_once_with("ledger", 3 + faults.FRESH)
     other.resume.assert_called_once()
 
 
