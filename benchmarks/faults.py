@@ -4,8 +4,6 @@ A cloud for all of them is started with `Options(wires=True)`, as `make up` does
 """
 
 import json
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -23,7 +21,7 @@ ROTATION_SECONDS: Final = 30.0
 BY_DEPLOYMENT: Final = {"certificate", "migrate", "rotate"}
 """Functions that no client calls."""
 FRESH: Final = 12
-"""Environments that are opened during a fault of Secrets Manager, beside those that there are."""
+"""Environments that are opened during a fault that meets new ones, beside those that there are."""
 RESETS: Final = 5
 SECONDS_BETWEEN_RESETS: Final = 0.25
 
@@ -52,14 +50,37 @@ class Fault:
 @contextmanager
 def kill_one_pooler_task(cloud: LocalCloud) -> Iterator[None]:
     """End PgBouncer in one task at once, without a drain; raise RuntimeError without one."""
+    for process in _poolers_of_one_task(cloud):
+        process.kill()
+    yield
+
+
+@contextmanager
+def stop_one_pooler_task(cloud: LocalCloud) -> Iterator[None]:
+    """Stop PgBouncer in one task while environments start, which have to connect.
+
+    The kernel goes on accepting connections for it. The supervisor ends it meanwhile. Raise
+    RuntimeError without a PgBouncer.
+    """
+    poolers = _poolers_of_one_task(cloud)
+    for process in poolers:
+        process.suspend()
+    try:
+        _start_environments(cloud)
+        yield
+    finally:
+        for process in poolers:
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
+
+
+def _poolers_of_one_task(cloud: LocalCloud) -> list[psutil.Process]:
     task = _running_tasks(cloud)[0]
     children = psutil.Process(task["pid"]).children(recursive=True)
     poolers = [process for process in children if _runs(process, "pgbouncer")]
     if not poolers:
         raise RuntimeError(f"the pooler's task of process {task['pid']} runs no PgBouncer")
-    for process in poolers:
-        os.kill(process.pid, signal.SIGKILL)
-    yield
+    return poolers
 
 
 def _runs(process: psutil.Process, program: str) -> bool:
@@ -194,12 +215,17 @@ def secrets_fault(kind: str) -> Callable[[LocalCloud], AbstractContextManager[No
     @contextmanager
     def begin(cloud: LocalCloud) -> Iterator[None]:
         with cloud.fault("secrets", kind):
-            for function, count in cloud.status()["functions"].items():
-                if count and function not in BY_DEPLOYMENT:
-                    cloud.environments(function, count + FRESH)
+            _start_environments(cloud)
             yield
 
     return begin
+
+
+def _start_environments(cloud: LocalCloud) -> None:
+    """Start some for each function at work; the next requests go to them."""
+    for function, count in cloud.status()["functions"].items():
+        if count and function not in BY_DEPLOYMENT:
+            cloud.environments(function, count + FRESH)
 
 
 @contextmanager
@@ -301,6 +327,9 @@ def busy_environments(cloud: LocalCloud) -> list[psutil.Process]:
 POOLER_KILLED: Final = Fault(
     "pooler-task-killed", "kill -9 of one pooler task", 0, kill_one_pooler_task
 )
+POOLER_HANGS: Final = Fault(
+    "pooler-task-hangs", "one pooler task hangs for 10 s", 10, stop_one_pooler_task
+)
 POOLER_REPLACED: Final = Fault(
     "pooler-replaced", "rolling replacement of the pooler", 0, replace_pooler
 )
@@ -328,6 +357,7 @@ FROZEN: Final = Fault(
 
 FAULTS: Final = (
     POOLER_KILLED,
+    POOLER_HANGS,
     POOLER_REPLACED,
     POOLER_AWAY,
     BACKENDS_KILLED,

@@ -12,6 +12,9 @@ from .settings import Settings
 # Cancel requests on their way to one peer at once. PgBouncer would take default_pool_size, which
 # may be 1, and a request that finds no place is as good as lost.
 PEER_POOL_SIZE = 100
+# Connections that the kernel keeps until PgBouncer takes them, all at once. A burst of new
+# environments connects at once; the default, 128, drops their SYNs.
+LISTEN_BACKLOG = 4096
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,11 @@ class Files:
         return self.folder / "certificate.pem"
 
     @property
+    def alive(self) -> Path:
+        """Empty; its time is that of the last look that found everything in order."""
+        return self.folder / "alive"
+
+    @property
     def admin_dsn(self) -> Path:
         """The address of the console, for whoever runs this."""
         return self.folder / "admin_dsn"
@@ -121,8 +129,7 @@ def _listening(settings: Settings, files: Files) -> dict[str, object]:
     return {
         "listen_addr": settings.listen_addr,
         "listen_port": settings.listen_port,
-        # A burst of new environments connects at once; the default, 128, drops their SYNs.
-        "listen_backlog": 4096,
+        "listen_backlog": LISTEN_BACKLOG,
         "unix_socket_dir": settings.run_dir,
         "unix_socket_mode": "0700",
         "client_tls_sslmode": "require",

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pwd
 import secrets
 import ssl
+from collections.abc import Mapping
 from os import chown
+from pathlib import Path
 from urllib.parse import quote, urlencode
 
 from .configuration import (
@@ -35,18 +37,26 @@ class Folder:
         try:
             settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._owner = _owner(settings.pgbouncer_user)
+            self.files.alive.unlink(missing_ok=True)
             self.join(None)
+            self._write(
+                {
+                    "access.conf": render_access(settings, self.console),
+                    "admin_dsn": self._admin_dsn(),
+                }
+            )
         except OSError as error:
             raise SettingsError(
                 f"RUN_DIR is {settings.run_dir}, where nothing can be written: {error}"
             ) from error
-        self._write("access.conf", render_access(settings, self.console))
-        self._write("admin_dsn", self._admin_dsn())
 
     def join(self, group: Group | None) -> bool:
-        """Write the main file with the tasks that are known; tell whether anything has changed."""
+        """Write the main file with the tasks that are known; tell whether anything has changed.
+
+        Raise OSError where that cannot be done: the old file stays.
+        """
         return self._write(
-            "pgbouncer.ini", render_ini(self._settings, self.files, self.console, group)
+            {"pgbouncer.ini": render_ini(self._settings, self.files, self.console, group)}
         )
 
     def make_relay(self) -> Relay:
@@ -60,42 +70,68 @@ class Folder:
         return relay
 
     def update(self, content: Content) -> bool:
-        """Write users and certificate; tell whether anything has changed."""
+        """Write users and certificate; tell whether anything has changed.
+
+        Raise OSError where that cannot be done: the old files stay, both of them.
+        """
         users = [self._admin, self._observer, *content.users]
-        changed = self._write("users.txt", render_users(users))
-        return self._write("certificate.pem", content.certificate.pem) or changed
+        return self._write(
+            {"users.txt": render_users(users), "certificate.pem": content.certificate.pem}
+        )
 
     def check(self, certificate: Certificate) -> None:
-        """Raise SecretUnusableError for a certificate that does not load, or not with its key."""
-        self._write("certificate.check", certificate.pem)
+        """Raise SecretUnusableError for a certificate that does not load, or not with its key.
+
+        Raise OSError where it cannot be written.
+        """
+        path = self.files.folder / "certificate.check"
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
+            self._fill(path, certificate.pem)
             # The password keeps OpenSSL from asking the terminal for that of an encrypted key.
-            context.load_cert_chain(self.files.folder / "certificate.check", password="-")  # noqa: S106
+            context.load_cert_chain(path, password="-")  # noqa: S106
         except (ssl.SSLError, ValueError) as error:
             raise SecretUnusableError(f"its certificate and key do not load: {error}") from error
         finally:
-            (self.files.folder / "certificate.check").unlink()
-            self._written.pop("certificate.check")
+            path.unlink(missing_ok=True)
+
+    def show_alive(self) -> None:
+        """Renew the time of the file that the container's health check looks at."""
+        self.files.alive.touch(mode=0o600)
 
     def _admin_dsn(self) -> str:
         query = urlencode({"host": self._settings.run_dir, "port": self._settings.listen_port})
         return f"postgresql://{self._admin.name}:{quote(self._admin.password)}@/pgbouncer?{query}"
 
-    def _write(self, name: str, text: str) -> bool:
-        """Write a file in one step, for its owner only; tell whether it is another text."""
-        if self._written.get(name) == text:
-            return False
-        path = self.files.folder / name
-        fresh = path.with_name(f"{name}.new")
-        fresh.unlink(missing_ok=True)
-        fresh.touch(mode=0o600)
-        fresh.write_text(text)
-        if self._owner is not None:
-            chown(fresh, *self._owner)
-        fresh.rename(path)
-        self._written[name] = text
-        return True
+    def _write(self, texts: Mapping[str, str]) -> bool:
+        """Write files, for their owner only; tell whether any has another text than before.
+
+        Only when all of them are on the disk do they take the place of the old ones.
+        """
+        changed = {name: text for name, text in texts.items() if self._written.get(name) != text}
+        fresh = {name: self.files.folder / f"{name}.new" for name in changed}
+        try:
+            for name, text in changed.items():
+                self._fill(fresh[name], text)
+        except OSError:
+            for path in fresh.values():
+                path.unlink(missing_ok=True)
+            raise
+        for name, path in fresh.items():
+            path.rename(self.files.folder / name)
+        self._written.update(changed)
+        return bool(changed)
+
+    def _fill(self, path: Path, text: str) -> None:
+        """Make a file of its own; raise OSError, which names it."""
+        try:
+            path.unlink(missing_ok=True)
+            path.touch(mode=0o600)
+            path.write_text(text)
+            if self._owner is not None:
+                chown(path, *self._owner)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _login(role: str) -> User:

@@ -17,9 +17,12 @@ from collections.abc import Callable, Mapping
 from os import WNOHANG, kill, waitpid, waitstatus_to_exitcode
 from typing import IO
 
+from .configuration import LISTEN_BACKLOG, PEER_POOL_SIZE
 from .files import Folder
 from .metrics import CONTINUED, Metrics, Tally, render
+from .output import LogHandler, Output
 from .peers import CloudMap, Peering
+from .pulse import LOOK_SECONDS, Pulse
 from .relay import Relay
 from .session import SessionError
 from .settings import Settings, SettingsError
@@ -28,6 +31,8 @@ from .vault import Content, SecretsManager, Vault, region_of
 
 # Open files of PgBouncer besides its connections: listeners, log, pipes, name resolution.
 OWN_FILES = 64
+# How long files that could not be written (no space left) wait for the next try.
+STORE_SECONDS = 2.0
 # A refused login may mean that a secret has changed: look at once, but not more often than this.
 LOOK_GAP = 1.0
 # How long a drain may wait for its own transaction, and how long it keeps it open.
@@ -37,7 +42,7 @@ HOLD_SECONDS = 1.0
 START_SECONDS = 10.0
 # How long PgBouncer may take to end at once.
 QUIT_SECONDS = 5.0
-# How long the last lines of an ended PgBouncer may take to be copied.
+# How long the last lines of an ended PgBouncer may take to be copied, and then to be written.
 LOG_SECONDS = 1.0
 WRONG_SETTINGS = 78  # EX_CONFIG
 CONTINUATION = b"..."
@@ -48,42 +53,63 @@ log = logging.getLogger("supervisor")
 
 def main(environment: Mapping[str, str]) -> int:
     """Run until PgBouncer has ended; return the exit code."""
+    stdout, stderr = Output(sys.stdout.fileno()), Output(sys.stderr.fileno())
     logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(asctime)s supervisor: %(message)s"
+        handlers=[LogHandler(stderr)],
+        level=logging.INFO,
+        format="%(asctime)s supervisor: %(message)s",
     )
     logging.getLogger("botocore").setLevel(logging.WARNING)
     try:
         settings = Settings.from_env(environment)
         raise_open_files(settings)
-        return Supervisor(settings).run()
+        return Supervisor(settings, stdout, stderr).run()
     except SettingsError as error:
         log.error("%s", error)  # noqa: TRY400 - the message is meant for people, a traceback is not
         return WRONG_SETTINGS
+    except Exception:  # the interpreter would write it where nobody may read, and wait
+        log.exception("the supervisor cannot go on")
+        return 1
+    finally:
+        stderr.finish(LOG_SECONDS)
+        stdout.finish(LOG_SECONDS)
 
 
 def raise_open_files(settings: Settings) -> None:
     """Raise the limit of open files to the hard limit; refuse more clients than it allows."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = settings.max_client_conn + settings.max_db_connections + OWN_FILES
+    needed = open_files(settings)
     if hard != resource.RLIM_INFINITY and needed > hard:
         raise SettingsError(
-            f"MAX_CLIENT_CONN is {settings.max_client_conn}: with MAX_DB_CONNECTIONS "
-            f"{settings.max_db_connections} and {OWN_FILES} files of its own PgBouncer may open "
-            f"{needed}, but the limit here is {hard}. Raise the limit (nofile) or lower the number."
+            f"MAX_CLIENT_CONN is {settings.max_client_conn}: PgBouncer may then open {needed} "
+            f"files ({LISTEN_BACKLOG} for a burst of logins, MAX_DB_CONNECTIONS "
+            f"{settings.max_db_connections}, and {PEER_POOL_SIZE + OWN_FILES} of its own), but the "
+            f"limit here is {hard}. Raise the limit (nofile) or lower the number."
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed if hard < 0 else hard, hard))
 
 
-class StopRequestedError(BaseException):
-    """Ends a look at a service; not an Exception, or the SDK would take it for a failed try."""
+def open_files(settings: Settings) -> int:
+    """Count the files that PgBouncer may have open at once.
+
+    It counts a client against max_client_conn when it reads the client's first packet, and takes
+    all connections that wait before it reads anything: a whole backlog comes on top. A PgBouncer
+    without a free descriptor accepts nobody for five seconds, and no setting changes that.
+    """
+    connections = settings.max_client_conn + settings.max_db_connections + LISTEN_BACKLOG
+    return connections + PEER_POOL_SIZE + OWN_FILES
 
 
 class Supervisor:
     """One PgBouncer and what it needs."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Write the first files; raise SettingsError where that cannot be done."""
+    def __init__(self, settings: Settings, stdout: Output, stderr: Output) -> None:
+        """Write the first files; raise SettingsError where that cannot be done.
+
+        Metrics go to `stdout`, PgBouncer's log to `stderr`.
+        """
         self._settings = settings
+        self._stdout, self._stderr = stdout, stderr
         self._folder = Folder(settings)
         self._vault = Vault(
             settings.user_secret_arns,
@@ -103,11 +129,14 @@ class Supervisor:
         self._events: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._content: Content
         self._child: subprocess.Popen[bytes] | None = None
+        self._pulse: Pulse | None = None
         self._copying: threading.Thread | None = None
-        self._stopping = self._looking = False
+        self._stopping = False
+        # A look at the secrets is under way; another one is wanted after it.
+        self._looking = self._look_again = False
         self._last_look = 0.0
         # What there is to do, and when; an event brings it forward.
-        self._due = {"look": 0.0, "peers": math.inf, "report": math.inf}
+        self._due = dict.fromkeys(("look", "store", "peers", "report", "pulse"), math.inf)
 
     def run(self) -> int:
         """Wait for what PgBouncer needs, start it, and serve until it or we have to end."""
@@ -115,12 +144,18 @@ class Supervisor:
         if not self._await_own_address() or not self._await_secrets():
             return 0
         self._start()
-        duties = {"look": self._look, "peers": self._join_peers, "report": self._report}
+        duties = {
+            "look": self._look,
+            "store": self._store,
+            "peers": self._join_peers,
+            "report": self._report,
+            "pulse": self._feel_pulse,
+        }
         while not self._stopping:
             # Before the wait: the start may have taken the event of a death that it saw.
             if (code := self._exit_code()) is not None:
                 self._end_log()
-                log.error("PgBouncer has ended by itself, with code %d", code)
+                log.error("PgBouncer has ended, with code %d, though nobody stopped it", code)
                 return code
             self._next_event(min(self._due.values()) - time.monotonic())
             for name, perform in duties.items():
@@ -136,11 +171,7 @@ class Supervisor:
             signal.signal(signal.Signals[name], lambda *_, event=event: self._notice(event))
 
     def _notice(self, event: str) -> None:
-        """Queue an event; a stop also ends a look, which may wait long for a silent service."""
         self._events.put(event)
-        if event == "stop" and self._looking:
-            self._looking = False
-            raise StopRequestedError
 
     def _next_event(self, seconds: float) -> None:
         """Wait for an event, at most for some seconds, and note what it asks for."""
@@ -150,21 +181,12 @@ class Supervisor:
             return
         if event == "stop":
             self._stopping = True
+        elif event == "looked":
+            self._end_look()
         elif event == "refused":
             self._due["look"] = min(self._due["look"], self._last_look + LOOK_GAP)
         elif event in self._due:
             self._due[event] = time.monotonic()
-
-    def _until_stopped(self, look: Callable[[], None], what: str) -> None:
-        """Look at what may wait long for an answer, until done or told to stop."""
-        try:
-            self._looking = True
-            try:
-                look()
-            finally:
-                self._looking = False
-        except StopRequestedError:
-            log.info("told to stop while looking at %s", what)
 
     def _rest(self, seconds: float) -> None:
         """Wait before another try, unless told to look or to stop."""
@@ -178,11 +200,12 @@ class Supervisor:
         """Look until there are a user and a certificate; False when told to stop before."""
         pause = 1.0
         while not self._stopping:
-            self._until_stopped(self._vault.refresh, "the secrets")
-            if (content := self._vault.content) is not None:
-                self._content = content
-                self._folder.update(content)
-                self._plan_look()
+            self._look()
+            while self._looking and not self._stopping:
+                self._next_event(LOOK_GAP)
+            if self._stopping:
+                break
+            if self._vault.content is not None and self._write(self._update):
                 return True
             log.info("waiting %g s for a user and a certificate", pause)
             self._rest(pause)
@@ -190,17 +213,53 @@ class Supervisor:
         return False
 
     def _look(self) -> None:
-        """Look at the secrets; when anything has changed, have PgBouncer read it."""
-        self._until_stopped(self._vault.refresh, "the secrets")
-        self._content = self._vault.content or self._content
-        if self._folder.update(self._content):
+        """Look at the secrets, in a thread: a silent service must not hide PgBouncer's death."""
+        self._due["look"] = math.inf
+        if self._looking:
+            self._look_again = True
+            return
+        self._looking = True
+        threading.Thread(target=self._fetch, daemon=True).start()
+
+    def _fetch(self) -> None:
+        try:
+            self._vault.refresh()
+        except Exception:  # nothing may end the thread before it has said so
+            log.exception("the look at the secrets failed")
+        finally:
+            self._events.put("looked")
+
+    def _end_look(self) -> None:
+        """Plan what follows a look: to write what it has brought, and the next one."""
+        self._last_look = time.monotonic()
+        pause = LOOK_GAP if self._look_again else self._settings.refresh_interval
+        self._due["look"] = self._last_look + pause
+        self._looking = self._look_again = False
+        self._due["store"] = self._last_look
+
+    def _store(self) -> None:
+        """Have PgBouncer read users and certificate, where they have changed."""
+        self._due["store"] = math.inf
+        if self._looking:  # it stores at its end
+            return
+        changed = self._write(self._update)
+        if changed is None:
+            self._due["store"] = time.monotonic() + STORE_SECONDS
+        elif changed:
             log.info("users or certificate have changed: reloading PgBouncer")
             self._signal(signal.SIGHUP)
-        self._plan_look()
 
-    def _plan_look(self) -> None:
-        self._last_look = time.monotonic()
-        self._due["look"] = self._last_look + self._settings.refresh_interval
+    def _update(self) -> bool:
+        self._content = self._vault.content or self._content
+        return self._folder.update(self._content)
+
+    def _write(self, write: Callable[[], bool]) -> bool | None:
+        """Write files; return whether they have changed, or None where that cannot be done."""
+        try:
+            return write()
+        except OSError as error:
+            log.warning("%s (keeping the old files, trying again soon)", error)
+            return None
 
     # Peers
 
@@ -209,7 +268,7 @@ class Supervisor:
         if self._peering is None:
             return True
         while not self._stopping:
-            self._until_stopped(self._peering.learn_own, "this task's address")
+            self._peering.learn_own()
             if self._peering.group is not None:
                 self._folder.join(self._peering.group)
                 self._relay = self._folder.make_relay()
@@ -225,7 +284,10 @@ class Supervisor:
         if group is None or self._relay is None:
             return
         self._relay.addresses = {peer.id: peer.address for peer in group.peers}
-        if self._folder.join(group):
+        changed = self._write(lambda: self._folder.join(group))
+        if changed is None:
+            self._due["peers"] = time.monotonic() + STORE_SECONDS
+        elif changed:
             tasks = ", ".join(f"{peer.id} at {peer.address}" for peer in group.peers)
             log.info("the tasks are now %s: reloading PgBouncer", tasks)
             self._signal(signal.SIGHUP)
@@ -248,9 +310,7 @@ class Supervisor:
         except SessionError as error:
             log.warning("no metrics this time: %s", error)
             return
-        # In one piece: where both go to one file, the log's lines come from another thread.
-        sys.stdout.write(f"{render(numbers, self._settings.metrics, time.time())}\n")
-        sys.stdout.flush()
+        self._stdout.put(f"{render(numbers, self._settings.metrics, time.time())}\n".encode())
 
     # PgBouncer
 
@@ -264,6 +324,9 @@ class Supervisor:
         self._copying.start()
         log.info("PgBouncer runs as process %d", self._child.pid)
         self._await_socket()
+        observer = self._folder.console.observer
+        self._pulse = Pulse(self._settings.socket, observer, self._child.pid)
+        self._due["pulse"] = time.monotonic()
         self._plan_report(time.monotonic())
         if self._peering is not None:
             self._peering.watch(lambda: self._events.put("peers"))
@@ -282,15 +345,29 @@ class Supervisor:
             return probe.connect_ex(str(self._settings.socket)) == 0
 
     def _pass_on(self, output: IO[bytes]) -> None:
-        """Copy PgBouncer's log, in a thread: it must never wait for a reader."""
+        """Copy PgBouncer's log, in a thread: PgBouncer must never wait for a reader."""
         for line in output:
             # Marked, as what a client may have written: it must not pass for a line of metrics.
             mark = CONTINUATION if line.startswith(CONTINUED) else b""
-            sys.stderr.buffer.write(mark + line)
-            sys.stderr.buffer.flush()
+            self._stderr.put(mark + line)
             self._tally.note(line)
             if REFUSED_LOGIN.search(line):
                 self._events.put("refused")
+
+    def _feel_pulse(self) -> None:
+        """End a PgBouncer that hangs; else show the container's health check that it does not."""
+        self._due["pulse"] = time.monotonic() + LOOK_SECONDS
+        if self._pulse is None:
+            return
+        if reason := self._pulse.look():
+            log.error("PgBouncer hangs: %s. Ending it, so that another task is started", reason)
+            # Not SIGQUIT first: what hangs runs no handler, and a stopped process none either.
+            self._signal(signal.SIGKILL)
+        elif self._pulse.answers:
+            try:
+                self._folder.show_alive()
+            except OSError as error:
+                log.warning("the health check will fail: %s", error)
 
     def _end_log(self) -> None:
         """Wait for PgBouncer's last lines, which may say why it has ended."""

@@ -13,7 +13,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from .configuration import User
 
-# Two short tries: the supervisor has to stay able to answer a signal.
+# Two short tries: a new look begins only when the one before has ended.
 CLIENT_CONFIG = Config(
     connect_timeout=2, read_timeout=3, retries={"total_max_attempts": 2, "mode": "standard"}
 )
@@ -66,7 +66,7 @@ class Vault:
         """Keep the names; nothing is read yet.
 
         `read(arn, stage)` answers as GetSecretValue does; `check` raises SecretUnusableError for
-        a certificate that PgBouncer could not use.
+        a certificate that PgBouncer could not use, and OSError where it cannot find that out.
         """
         self._user_arns = user_arns
         self._certificate_arn = certificate_arn
@@ -106,7 +106,7 @@ class Vault:
             if seen != self._seen.get(arn):
                 take(arn, answer)
                 self._seen[arn] = seen
-        except (BotoCoreError, ClientError, SecretUnusableError) as error:
+        except (BotoCoreError, ClientError, SecretUnusableError, OSError) as error:
             kept = "keeping the last good one" if arn in self._seen else "none yet"
             self._report(f"secret {arn} ({kept}): {type(error).__name__}: {error}")
 

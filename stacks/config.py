@@ -204,7 +204,7 @@ class PgBouncer:
         "transaction", "when a server connection is given back", choices=("transaction", "session")
     )
     max_client_conn: int = setting(
-        2000, "client connections for each task", minimum=10, maximum=60000
+        2000, "client connections for each task", minimum=10, maximum=55000
     )
     max_db_connections: int = setting(
         20,

@@ -28,8 +28,9 @@ class Measures:
     answered as done. `struck` are calls of Secrets Manager that failed or were late.
     `new_clients` are connections that functions opened since the fault began, `ended_backends`
     those of the pooler in PostgreSQL that did not outlive the row, `restarted` is 1 if PostgreSQL
-    was. `*_connects` are the most in one second, and `back` the client connections at the end of
-    the row; 0 where they were not counted.
+    was, `replaced` are tasks of the pooler that had not run before. `*_connects` are the most in
+    one second, and `back` the client connections at the end of the row; 0 where they were not
+    counted.
     """
 
     requests: int
@@ -63,6 +64,7 @@ class Measures:
     new_clients: int = 0
     ended_backends: int = 0
     restarted: int = 0
+    replaced: int = 0
     client_connects: int = 0
     server_connects: int = 0
     back: int = 0
@@ -81,8 +83,8 @@ class Goal:
     outcome is unknown. `crash`: the outcome of a transfer may be, as a server that has crashed
     cannot say it with certainty. `answer_late`: seconds that a failing request may take beside the
     checkout timeout and LATE. `served_after`: no request that began later than RECOVERY after the
-    fault failed. `held_up`, `struck`, `new_clients`, `ended_backends`, `restarted`, `back`, and
-    `gap`, the longest one in seconds: the least that shows that the fault was there.
+    fault failed. `held_up`, `struck`, `new_clients`, `ended_backends`, `restarted`, `replaced`,
+    `back`, and `gap`, the longest one in seconds: the least that shows that the fault was there.
     `client_connects`, `server_connects`: the most in one second.
     """
 
@@ -96,6 +98,7 @@ class Goal:
     new_clients: int = 0
     ended_backends: int = 0
     restarted: int = 0
+    replaced: int = 0
     back: int = 0
     gap: float = 0.0
     client_connects: int | None = None
@@ -235,6 +238,7 @@ def _strength(row: Measures, goal: Goal) -> Iterator[str]:
         ("new_clients", "connections of functions were opened anew"),
         ("ended_backends", "backends of the pooler have ended"),
         ("restarted", "restarts of PostgreSQL were seen"),
+        ("replaced", "tasks of the pooler were started in place of others"),
         ("back", "client connections were there at the end"),
     ):
         least, seen = getattr(goal, name), getattr(row, name)

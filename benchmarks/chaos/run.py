@@ -144,6 +144,10 @@ QUEUE_LATE: Final = 0.5
 """PgBouncer looks at its queue three times a second: a query_wait_timeout of 1 s takes a third more
 at worst, and the last attempt may begin at the end of the checkout timeout."""
 
+HUNG_LATE: Final = 5.0
+"""Seconds until the supervisor has ended a PgBouncer that hangs: a statement that one had taken is
+without an answer until then, and no client can tell whether it ran."""
+
 RESTARTS: Final = (faults.RESTARTED, faults.CRASHED)
 
 SILENCE: Final = 0.8
@@ -155,6 +159,7 @@ chance, when more environments are at work at once than before: after a stall ev
 ROTATED_ROW: Final = Goal(nobody_fails=True, new_clients=CUT, ended_backends=1)
 
 GOALS: Final[dict[str, Goal]] = {
+    "pooler-task-hangs": Goal(answer_late=HUNG_LATE, new_clients=CUT, replaced=1),
     "pooler-replaced": Goal(nobody_fails=True, known=True, new_clients=CUT),
     "backends-killed": Goal(ended_backends=1),
     "postgres-restarted": Goal(restarted=1, ended_backends=1),
@@ -302,6 +307,7 @@ class Chaos:
             new_clients=after.clients - before.clients,
             ended_backends=len(before.backends - after.backends),
             restarted=int(before.started != after.started),
+            replaced=len(after.tasks - before.tasks),
             back=back,
             struck=self._cloud.traffic()["secrets"] - struck,
             client_connects=connects.most("pooler"),
@@ -360,12 +366,13 @@ class Servers:
     """What shows that a fault has happened: when PostgreSQL started, and who is connected.
 
     `backends` are the process ids of the application's, `clients` the connections that functions
-    have opened so far.
+    have opened so far, `tasks` the ids of the pooler's tasks that run.
     """
 
     started: datetime
     backends: frozenset[int]
     clients: int
+    tasks: frozenset[str]
 
     @classmethod
     def seen(cls, cloud: LocalCloud) -> "Servers":
@@ -374,9 +381,11 @@ class Servers:
             "SELECT pg_postmaster_start_time(), array(SELECT pid FROM pg_stat_activity"
             " WHERE usename LIKE 'lambda_pg_user%')"
         )
-        with psycopg.connect(cloud.status()["postgres"]["dsn"], autocommit=True) as admin:
+        status = cloud.status()
+        with psycopg.connect(status["postgres"]["dsn"], autocommit=True) as admin:
             ((started, backends),) = admin.execute(query).fetchall()
-        return cls(started, frozenset(backends), cloud.traffic()["pooler"])
+        tasks = {task["id"] for task in status["pooler"]["tasks"] if task["state"] == "RUNNING"}
+        return cls(started, frozenset(backends), cloud.traffic()["pooler"], frozenset(tasks))
 
 
 def client_connections(cloud: LocalCloud) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import resource
 import socket
 import struct
@@ -46,8 +47,12 @@ class Targets:
         return bool(self._registered)
 
     def choices(self) -> list[str]:
-        """Return where a new flow may go, the one with the fewest flows first."""
-        return sorted(self._registered, key=self.flows.__getitem__)
+        """Return where a new flow may go, in random order: a flow's hash is as good as that.
+
+        As a network load balancer it does not look at how many flows a target has. One that hangs
+        loses its clients, and would be given all new ones.
+        """
+        return random.sample(self._registered, len(self._registered))
 
     def begin(self, address: str) -> None:
         """Count a flow from before its connection is made, so that a burst spreads."""

@@ -49,6 +49,19 @@ def supervisor_metric(config: Config, name: str, statistic: str) -> cloudwatch.M
     )
 
 
+OPEN_FILES = 65536
+"""Files that a task may have open."""
+
+ALIVE_SECONDS = 10
+"""The health check fails when the supervisor's file is older; it is renewed every second while
+PgBouncer answers or works."""
+
+
+def healthy_command(run_dir: str) -> str:
+    """Return the shell command that succeeds while the supervisor renews its file."""
+    return f"find {run_dir} -name alive -newermt '{ALIVE_SECONDS} seconds ago' | grep -q ."
+
+
 class PgBouncerStack(Stack):
     """The service, its certificate and its name; what others need is published."""
 
@@ -119,7 +132,18 @@ class PgBouncerStack(Stack):
             readonly_root_filesystem=True,
             linux_parameters=self._without_capabilities(),
             stop_timeout=Duration.seconds(settings.drain_timeout + 10),
-            ulimits=[ecs.Ulimit(name=ecs.UlimitName.NOFILE, soft_limit=65536, hard_limit=65536)],
+            # For a supervisor that hangs; it ends a PgBouncer that hangs by itself, and sooner.
+            # Half a minute: what is only short of processor must not be replaced.
+            health_check=ecs.HealthCheck(
+                command=["CMD-SHELL", healthy_command(RUN_DIR)],
+                interval=Duration.seconds(10),
+                timeout=Duration.seconds(10),
+                retries=3,
+                start_period=Duration.seconds(120),
+            ),
+            ulimits=[
+                ecs.Ulimit(name=ecs.UlimitName.NOFILE, soft_limit=OPEN_FILES, hard_limit=OPEN_FILES)
+            ],
         )
         container.add_mount_points(
             ecs.MountPoint(container_path=RUN_DIR, source_volume="run", read_only=False)
@@ -276,10 +300,11 @@ class PgBouncerStack(Stack):
             targets=[self.service],
             deregistration_delay=Duration.seconds(self._config.pgbouncer.deregistration_delay),
             # A TCP connect only: a check that reached the database would recycle every pooler
-            # during a failover.
+            # during a failover. It cannot see a PgBouncer that hangs, whose kernel goes on
+            # accepting: the supervisor ends it, and the task leaves.
             health_check=elb.HealthCheck(
                 protocol=elb.Protocol.TCP,
-                interval=Duration.seconds(10),
+                interval=Duration.seconds(5),
                 healthy_threshold_count=2,
                 unhealthy_threshold_count=2,
             ),

@@ -15,6 +15,7 @@ import psutil
 import psycopg
 import pytest
 
+from benchmarks import faults
 from local import processes
 from local.caller import call
 from local.cloud import CloudError, LocalCloud
@@ -94,6 +95,17 @@ def pair(cloud: LocalCloud) -> Iterator[LocalCloud]:
     cloud.scale_pooler(2)
     yield cloud
     cloud.scale_pooler(before)
+
+
+def test_a_task_that_hangs_is_replaced(pair: LocalCloud) -> None:
+    """Its supervisor ends it, and the service starts another one; then nothing fails."""
+    before = addresses(pair)
+    with faults.stop_one_pooler_task(pair):
+        until(lambda: len(addresses(pair) - before) == 1, "another task")
+    assert len(addresses(pair)) == 2
+    with Readers(pair) as readers:
+        readers.go_on()
+    assert not readers.failures
 
 
 def update(cloud: LocalCloud, **changes: Any) -> None:

@@ -192,6 +192,7 @@ STRICT = Goal(
     new_clients=1,
     ended_backends=1,
     restarted=1,
+    replaced=1,
     back=5,
     gap=0.5,
     client_connects=5,
@@ -204,6 +205,7 @@ STRICT_HELD = replace(
     new_clients=1,
     ended_backends=1,
     restarted=1,
+    replaced=1,
     back=5,
     client_connects=5,
     server_connects=5,
@@ -251,6 +253,7 @@ def test_rows_that_hold_miss_nothing() -> None:
         (replace(STRICT_HELD, new_clients=0), STRICT, "only 0 connections of functions"),
         (replace(STRICT_HELD, ended_backends=0), STRICT, "only 0 backends"),
         (replace(STRICT_HELD, restarted=0), STRICT, "only 0 restarts"),
+        (replace(STRICT_HELD, replaced=0), STRICT, "only 0 tasks of the pooler"),
         (replace(STRICT_HELD, back=4), STRICT, "only 4 client connections"),
         (replace(STRICT_HELD, longest_gap=0.4), STRICT, "a gap of only 0.4 s, at least 0.5 s"),
         (replace(STRICT_HELD, client_connects=6), STRICT, "6 client connects in one second"),
@@ -422,6 +425,22 @@ def test_a_pooler_task_that_runs_nothing_cannot_be_killed(monkeypatch: pytest.Mo
         with pytest.raises(RuntimeError, match="no PgBouncer"):
             faults.kill_one_pooler_task(Mock()).__enter__()
         task.kill()
+
+
+def test_a_pooler_task_that_hangs_is_stopped_and_may_end_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its supervisor ends it, as the row wants; one that is still there goes on."""
+    ended, other = Mock(), Mock()
+    ended.resume.side_effect = psutil.NoSuchProcess(1)
+    monkeypatch.setattr(faults, "_poolers_of_one_task", lambda _cloud: [ended, other])
+    cloud = Mock()
+    cloud.status.return_value = {"functions": {"ledger": 3, "users": 0, "rotate": 1}}
+    with faults.stop_one_pooler_task(cloud):
+        ended.suspend.assert_called_once()
+        other.resume.assert_not_called()
+        cloud.environments.assert_called_once_with("ledger", 3 + faults.FRESH)
+    other.resume.assert_called_once()
 
 
 def test_a_program_is_known_where_a_loader_starts_it() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import struct
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,13 @@ from pgbouncer.configuration import (
     render_ini,
     render_users,
 )
+from pgbouncer.files import Folder
 from pgbouncer.session import column_names, error_text, query_message, startup_message, values
 from pgbouncer.settings import MetricsSettings, PeersSettings, Settings, SettingsError
-from pgbouncer.vault import Certificate, SecretUnusableError, Vault
+from pgbouncer.supervisor import open_files
+from pgbouncer.vault import Certificate, Content, SecretUnusableError, Vault
+from stacks.config import PgBouncer
+from stacks.pooler.pgbouncer import OPEN_FILES
 
 USER_ARN = "arn:aws:secretsmanager:eu-west-1:000000000000:secret:user"
 LEAF_ARN = "arn:aws:secretsmanager:eu-west-1:000000000000:secret:leaf"
@@ -150,6 +156,16 @@ def test_peers_without_a_way_to_the_own_address_are_refused(
         Settings.from_env(environment | {"ECS_CONTAINER_METADATA_URI_V4": url})
 
 
+def test_the_largest_task_that_a_stage_allows_finds_enough_files(
+    environment: dict[str, str],
+) -> None:
+    """With fewer files than it needs the supervisor would refuse to start, on AWS only."""
+    rules = {field.name: field.metadata["rule"] for field in fields(PgBouncer)}
+    names = ("max_client_conn", "max_db_connections")
+    most = {name.upper(): str(rules[name].maximum) for name in names}
+    assert open_files(Settings.from_env(environment | most)) <= OPEN_FILES
+
+
 # Files
 
 
@@ -218,6 +234,37 @@ def test_a_password_that_the_file_cannot_hold_is_refused(password: str) -> None:
 def test_secrets_do_not_show_in_reprs() -> None:
     """A traceback or a log of these objects gives nothing away."""
     assert "canary" not in repr([User("a", "canary"), Certificate("canary", "chain")])
+
+
+def test_users_and_certificate_are_replaced_both_or_neither(
+    environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is space for one of them only, PgBouncer keeps the pair that it has."""
+    folder = Folder(Settings.from_env(environment | {"RUN_DIR": str(tmp_path)}))
+    paths = [folder.files.users, folder.files.certificate]
+    assert folder.update(Content((User("app", "one"),), Certificate("KEY", "CHAIN")))
+    before = [path.read_text() for path in paths]
+    write_text = Path.write_text
+
+    def until_full(path: Path, text: str) -> int:
+        if path.name.startswith("certificate"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write_text(path, text)
+
+    later = Content((User("app", "two"),), Certificate("ANOTHER KEY", "CHAIN"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", until_full)
+        with pytest.raises(OSError, match=r"No space left on device: '.*/certificate\.pem\.new'"):
+            folder.update(later)
+        with pytest.raises(OSError, match="No space left on device"):
+            folder.check(later.certificate)
+    assert [path.read_text() for path in paths] == before
+    assert {path.name for path in tmp_path.iterdir()} <= {
+        "pgbouncer.ini", "access.conf", "admin_dsn", "users.txt", "certificate.pem", "aws.pem",
+    }  # fmt: skip
+    assert folder.update(later)
+    assert '"two"' in folder.files.users.read_text()
+    assert not folder.update(later)
 
 
 # Secrets
@@ -320,12 +367,19 @@ def test_an_unreachable_service_keeps_the_last_good_content(secrets: FakeSecrets
     assert len(reports) == 2
 
 
-def test_a_certificate_that_does_not_load_is_not_taken(secrets: FakeSecrets) -> None:
+@pytest.mark.parametrize(
+    "refusal",
+    [SecretUnusableError("its certificate and key do not load"), OSError(28, "No space left")],
+    ids=["does not load", "no space to check it"],
+)
+def test_a_certificate_that_does_not_load_is_not_taken(
+    secrets: FakeSecrets, refusal: Exception
+) -> None:
     """The check decides; its refusal is reported at each look until it is mended."""
     reports: list[str] = []
 
     def refuse(_: Certificate) -> None:
-        raise SecretUnusableError("its certificate and key do not load")
+        raise refusal
 
     vault = Vault((USER_ARN,), LEAF_ARN, read=secrets, check=refuse, report=reports.append)
     vault.refresh()
