@@ -143,9 +143,9 @@ class Database(Generic[Row]):
         """Run one statement and return its cursor, whose rows are already here.
 
         With `claims` the statement runs in a transaction of its own that has them as
-        `request.jwt.claims`, all in one round trip. Refusals after which the statement certainly
-        did not run are retried within the checkout timeout; a lost connection only for
-        `idempotent=True`, as reads are.
+        `request.jwt.claims`, all in one round trip. What certainly had no effect is retried within
+        the checkout timeout: a refusal, a deadlock, a server that is not able now
+        (docs/failures.md). A lost connection is retried only for `idempotent=True`, as reads are.
 
         Raises DatabaseUnavailableError, CommitOutcomeUnknownError, and psycopg's SQL errors.
         """
@@ -169,7 +169,8 @@ class Database(Generic[Row]):
                     request = Request.of(cursor, query, params)
                     connection.fly([*opening(claimed), request, COMMIT])
             except psycopg.Error as error:
-                failed, broken = error, connection.lost
+                alone = query if claimed is None else None
+                failed, failure = error, self._recovery.judge(error, connection, alone)
                 self._pool.give_back(connection)
             except BaseException:
                 self._pool.give_back(connection)  # nothing was sent, or it is closed there
@@ -181,7 +182,6 @@ class Database(Generic[Row]):
                 return cursor
             connection = None
             window = window or self._window(began)
-            failure = classify_statement(failed, broken=broken)
             if failure is Failure.LOST and idempotent:
                 window.may_have_run = True
                 window.begin_anew()
@@ -198,8 +198,9 @@ class Database(Generic[Row]):
         """Run `work(connection)` between BEGIN and COMMIT and return what it returns.
 
         The whole is run again, within the checkout timeout, after a serialization failure, a
-        deadlock, a refusal by the pooler, or a connection lost before COMMIT was sent: `work`
-        must have no other effects than those of its connection. When the answer to COMMIT is
+        deadlock, a refusal by the pooler, an answer that the server is not able now
+        (docs/failures.md), or a connection lost before COMMIT was sent: `work` must have no other
+        effects than those of its connection. When the answer to COMMIT is
         lost, `pg_xact_status` is asked what became of it; for that, the transaction's id comes with
         the first statement, or, where only a later one writes, by a round trip before COMMIT.
         A transaction without an id has written to no table of its database and is run again: what
@@ -221,18 +222,15 @@ class Database(Generic[Row]):
                 committing = True
                 connection.finish()
             except psycopg.Error as error:
-                failed, broken = error, connection.lost
+                failed, failure = error, self._recovery.judge(error, connection)
             else:
                 self._answered()
                 return result
             finally:
                 self._pool.take_back(connection)
-            failure = classify_statement(failed, broken=broken)
-            if failure in {Failure.ROLLED_BACK, Failure.LOST}:
+            if failure is Failure.LOST:
                 window.begin_anew()
-            if failure is Failure.ROLLED_BACK:
-                self._recovery.pause(window, failed, absent=False)
-            elif failure is Failure.LOST and not committing:
+            if failure is Failure.LOST and not committing:
                 self._recovery.pause(window, failed)
             elif failure is Failure.LOST:
                 if self._was_committed(connection.transaction_id, failed, window):
@@ -243,8 +241,9 @@ class Database(Generic[Row]):
     def connection(self) -> AbstractContextManager[psycopg.Connection[Row]]:
         """Hand out a psycopg connection in autocommit, for what execute() cannot express.
 
-        Nothing is retried. On leaving, refusals by the pooler become DatabaseUnavailableError,
-        and a connection lost outside a transaction CommitOutcomeUnknownError.
+        Nothing is retried. On leaving, refusals by the pooler, and errors of a server that is not
+        able now, become DatabaseUnavailableError, and a connection lost outside a transaction
+        CommitOutcomeUnknownError.
         """
         return _Block(self._connection())
 
@@ -255,7 +254,7 @@ class Database(Generic[Row]):
         try:
             yield connection
         except psycopg.Error as error:
-            failure = classify_statement(error, broken=connection.lost)
+            failure = self._recovery.judge(error, connection)
             self._recovery.translate(error, failure, in_transaction=False)
         else:
             self._answered()
@@ -268,8 +267,9 @@ class Database(Generic[Row]):
         """Hand out a connection between BEGIN and COMMIT, or ROLLBACK on an exception.
 
         BEGIN and the claims leave together with the first statement; without one nothing is sent.
-        Nothing is retried. On leaving, refusals by the pooler and lost connections become
-        DatabaseUnavailableError, a lost answer to COMMIT CommitOutcomeUnknownError.
+        Nothing is retried. On leaving, refusals by the pooler, lost connections, and errors of a
+        server that is not able now become DatabaseUnavailableError, a lost answer to COMMIT
+        CommitOutcomeUnknownError.
         """
         return _Block(self._transaction(claims))
 
@@ -285,7 +285,7 @@ class Database(Generic[Row]):
             committing = True
             connection.finish()
         except psycopg.Error as error:
-            failure = classify_statement(error, broken=connection.lost)
+            failure = self._recovery.judge(error, connection)
             self._recovery.translate(
                 error, failure, in_transaction=not committing, xid=connection.transaction_id
             )
