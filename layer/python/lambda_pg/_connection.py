@@ -89,8 +89,8 @@ class Connection(psycopg.Connection[Row]):
     _pool: None = None
     """What tells psycopg that it may end with the program, open and without a warning."""
 
-    block: object = None
-    """The block that a caller has entered and that must not end before he leaves it."""
+    slot: object = None
+    """Its place in the pool, which is free when nobody has the connection any more."""
 
     reclaimed: bool = False
     """Whether the pool took it back while a caller still had it."""

@@ -245,19 +245,21 @@ class Database(Generic[Row]):
         able now, become DatabaseUnavailableError, and a connection lost outside a transaction
         CommitOutcomeUnknownError.
         """
-        return _Block(self._connection())
+        return _Block(self._lent_freely, self._leave)
 
-    @contextmanager
-    def _connection(self) -> Generator[Connection[Row], None, None]:
+    def _lent_freely(self) -> Connection[Row]:
+        """Take a connection in autocommit, on which a caller may do whatever it likes."""
         connection = self._lent(self._request())
-        connection.touched = connection.profile.session  # whatever it does with it
+        connection.touched = connection.profile.session
+        return connection
+
+    def _leave(self, connection: Connection[Row], raised: BaseException | None) -> None:
         try:
-            yield connection
-        except psycopg.Error as error:
-            failure = self._recovery.judge(error, connection)
-            self._recovery.translate(error, failure, in_transaction=False)
-        else:
-            self._answered()
+            if isinstance(raised, psycopg.Error):
+                failure = self._recovery.judge(raised, connection)
+                self._recovery.translate(raised, failure, in_transaction=False)
+            elif raised is None:
+                self._answered()
         finally:
             self._take_back(connection)
 
@@ -271,26 +273,29 @@ class Database(Generic[Row]):
         server that is not able now become DatabaseUnavailableError, a lost answer to COMMIT
         CommitOutcomeUnknownError.
         """
-        return _Block(self._transaction(claims))
+        return _Block(functools.partial(self._begin, claims), self._end_transaction)
 
-    @contextmanager
-    def _transaction(self, claims: Claims | None) -> Generator[Connection[Row], None, None]:
+    def _begin(self, claims: Claims | None) -> Connection[Row]:
         claimed = _json(claims)
         connection = self._lent(self._request())
+        connection.begin(claimed)
+        return connection
+
+    def _end_transaction(self, connection: Connection[Row], raised: BaseException | None) -> None:
         committing = False
         try:
-            connection.begin(claimed)
-            yield connection
-            connection.require_open()
-            committing = True
-            connection.finish()
+            if raised is None:
+                connection.require_open()
+                committing = True
+                connection.finish()
+                self._answered()
+            elif isinstance(raised, psycopg.Error):
+                raise raised
         except psycopg.Error as error:
             failure = self._recovery.judge(error, connection)
             self._recovery.translate(
                 error, failure, in_transaction=not committing, xid=connection.transaction_id
             )
-        else:
-            self._answered()
         finally:
             self._pool.take_back(connection)
 
@@ -299,9 +304,7 @@ class Database(Generic[Row]):
 
         For adapters to libraries that keep the connection themselves: handlers use connection().
         """
-        connection = self._lent(self._request())
-        connection.touched = connection.profile.session
-        return connection
+        return self._lent_freely()
 
     def putconn(self, connection: psycopg.Connection[Any]) -> None:
         """Return what `getconn` gave; what is open on it is rolled back."""
@@ -324,12 +327,13 @@ class Database(Generic[Row]):
         thread has checked out already, too.
         """
         self._has_own_deadlines = True  # for good: threads cannot count together without a lock
-        token = self._own_deadline.set(min(self._own_deadline.get(), monotonic() + seconds))
-        self._pool.bind(self._earliest())
+        before = self._own_deadline.get()
         try:
+            self._own_deadline.set(min(before, monotonic() + seconds))
+            self._pool.bind(self._earliest())
             yield
         finally:
-            self._own_deadline.reset(token)
+            self._own_deadline.set(before)
             self._pool.bind(self._earliest())
 
     def bind_lambda_context(
@@ -359,7 +363,7 @@ class Database(Generic[Row]):
             finally:
                 self._deadline = math.inf
                 self._invocation = None
-                if self._pool.lent or self._emits:
+                if self._pool.has_leaked or self._emits:
                     self._end()
                 self._events.context = None
 
@@ -556,22 +560,29 @@ class Database(Generic[Row]):
 
 
 class _Block(AbstractContextManager[Connection[Row]]):
-    """A block that ends only where it is left.
+    """A block that ends only where it is left: its caller may enter it by hand and drop it.
 
-    A generator would also end when nobody refers to it any more, and give a connection back that
-    its caller, who has entered the block by hand, still uses.
+    A generator would end then, and give a connection back that its caller still uses.
     """
 
-    def __init__(self, block: AbstractContextManager[Connection[Row]]) -> None:
-        self._block = block
+    def __init__(
+        self,
+        enter: Callable[[], Connection[Row]],
+        leave: Callable[[Connection[Row], BaseException | None], None],
+    ) -> None:
+        self._enter = enter
+        self._leave = leave
+        self._connection: Connection[Row] | None = None
 
     def __enter__(self) -> Connection[Row]:
-        connection = self._block.__enter__()
-        connection.block = self
-        return connection
+        if self._connection is not None:
+            raise RuntimeError("the block was entered before: each is for one `with`")
+        self._connection = self._enter()
+        return self._connection
 
-    def __exit__(self, *raised: Any) -> bool | None:
-        return self._block.__exit__(*raised)
+    def __exit__(self, _: object, raised: BaseException | None, __: object) -> None:
+        if self._connection is not None:
+            self._leave(self._connection, raised)
 
 
 def _json(claims: Claims | None) -> str | None:
