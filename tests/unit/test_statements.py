@@ -16,7 +16,7 @@ from lambda_pg._profiles import (
     SUPABASE_TRANSACTION,
     Profile,
 )
-from lambda_pg._statements import is_undone_by_error, refusal, session_effect
+from lambda_pg._statements import _remembered, is_undone_by_error, refusal, session_effect
 
 LASTING = "set_config(…, false)"
 UNKNOWN = "set_config(…) that may be lasting"
@@ -342,3 +342,13 @@ UNDONE = {
 def test_only_what_an_error_certainly_undoes_may_be_repeated(query: str, expected: bool) -> None:
     """A statement that can commit a part of its work is not one of them, wherever it stands."""
     assert is_undone_by_error(query) is expected
+
+
+def test_long_statements_are_not_remembered() -> None:
+    """What is kept is bounded in bytes, whatever the characters: some have four of them."""
+    _remembered.cache_clear()
+    session_effect("SET x = 1 -- " + "\N{GRINNING FACE}" * 4000)  # 16 KB in fewer characters
+    session_effect("SET x = 1 -- " + "a" * 500_000)
+    assert _remembered.cache_info().currsize == 0
+    session_effect("SET x = 1 -- " + "a" * 4000)
+    assert _remembered.cache_info().currsize == 1

@@ -35,6 +35,7 @@ from lambda_pg._pool import Pool
 from lambda_pg._recovery import Recovery, reason
 from lambda_pg._settings import Settings
 from lambda_pg._snapshot import register_snapshot_hooks
+from lambda_pg._statements import is_short
 from lambda_pg._stats import MetricLines, Stats
 from lambda_pg._window import Window
 
@@ -49,7 +50,7 @@ RESERVE: Final = 0.5
 """Seconds of the invocation kept back to answer in after its deadline has ended a wait."""
 
 REMEMBERED: Final = 1000
-"""Statements whose text is known to leave no session state, for each connection."""
+"""Short statements whose text is known to leave no session state, for each connection."""
 
 STATUS: Final = "SELECT pg_xact_status(%s::xid8)"
 """What became of a transaction: committed, aborted, in progress, or NULL (too long ago)."""
@@ -492,7 +493,7 @@ class Database(Generic[Row]):
     def _inspect(self, connection: Connection[Row], query: QueryNoTemplate) -> None:
         if not connection.inspect(query):
             connection.used_by = self._invocation
-        elif isinstance(query, str):
+        elif isinstance(query, str) and is_short(query):
             if len(connection.harmless) >= REMEMBERED:
                 connection.harmless.clear()
             connection.harmless.add(query)
