@@ -531,3 +531,12 @@ def test_no_variable_of_a_fetch_in_vain_has_the_keys(
     with pytest.raises(DatabaseUnavailableError) as raised:
         db.execute("SELECT 1")
     assert_in_no_frame(raised.value)
+
+
+def test_long_statements_leave_nothing_in_memory(db: Database[TupleRow]) -> None:
+    """A hundred statements of half a megabyte are run, and none of them is kept."""
+    for number in range(100):
+        assert db.execute(f"SELECT {number} -- {'a' * 500_000}").fetchone() == (number,)
+    db.execute("SELECT 1")
+    (connection,) = db._pool._idle
+    assert connection.harmless == {"SELECT 1"}

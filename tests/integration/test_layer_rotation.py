@@ -10,6 +10,7 @@ from typing import Final
 import psycopg
 import pytest
 from lambda_pg import CredentialsError, Database, DatabaseUnavailableError, _iam
+from lambda_pg._secrets import Fetch, SecretError
 from psycopg import sql
 from psycopg.rows import TupleRow
 
@@ -28,6 +29,7 @@ from tests.integration.layer import (
 from tests.integration.servers import PoolerFixture, SecretsService, change_password
 
 SECOND: Final = "canary-of-the-second-version"
+THIRD: Final = "canary-of-the-third-version"
 
 RECONNECTING: Final = 0.05
 """Lifetime in seconds of connections that put every change to the test."""
@@ -102,7 +104,62 @@ def refuses(db: Database[TupleRow], admin: Admin, password: str) -> bool:
     return False
 
 
+class Throttled(Fetch):
+    """A fetch that Secrets Manager throttles."""
+
+    def run(self) -> None:
+        """Answer as fetch_secret does."""
+        self._error = SecretError("Secrets Manager refused: ThrottlingException", passing=True)
+
+
+def throttle(db: Database[TupleRow], seconds: float) -> list[str]:
+    """Throttle each fetch of a database for so long; return the stages asked for meanwhile."""
+    until, asked, start = time.monotonic() + seconds, list[str](), db._credentials._start_fetch
+
+    def begin(arn: str, stage: str) -> Fetch:
+        if time.monotonic() >= until:
+            return start(arn, stage)
+        asked.append(stage)
+        fetch = Throttled(arn, stage)
+        fetch.start()
+        return fetch
+
+    db._credentials._start_fetch = begin
+    return asked
+
+
 # The database itself
+
+
+THROTTLED: Final = 2.3
+"""Seconds: a last look comes 0.3 s before the end of the checkout timeout of 3 s."""
+
+
+@pytest.mark.parametrize("right", [SECOND, THIRD])
+def test_two_rotations_while_secrets_are_throttled(
+    open_database: Open, secret: Secret, admin: Admin, right: str
+) -> None:
+    """A warm environment knows neither version; the first request finds what the database takes.
+
+    It may be the current one, or the previous one while the database is not so far yet.
+    """
+    db = secret.open(open_database)
+    assert scalar(db, "SELECT 1") == 1
+    secret.set(SECOND)
+    secret.set(THIRD)
+    secret.change_role(right)
+    db.close()
+    asked = throttle(db, 1.2 if right == SECOND else THROTTLED)
+    assert scalar(db, "SELECT 1") == 1
+    assert 1 <= len(asked) <= THROTTLED + 2
+
+
+def test_a_new_environment_while_secrets_are_throttled(open_database: Open, secret: Secret) -> None:
+    """It waits for its turn, once a second, until the throttling ends within its window."""
+    db = secret.open(open_database)
+    asked = throttle(db, THROTTLED)
+    assert scalar(db, "SELECT 1") == 1
+    assert 1 <= len(asked) <= THROTTLED + 2
 
 
 def test_one_user_whose_database_is_first(

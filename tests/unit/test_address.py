@@ -1,6 +1,7 @@
 """Names of hosts: resolved within a time, and told apart where they cannot be."""
 
 import ctypes
+import errno
 import socket
 import threading
 import time
@@ -9,7 +10,7 @@ from collections.abc import Callable
 import psycopg
 import pytest
 from lambda_pg._address import resolve
-from lambda_pg._failures import Failure, classify_connect
+from lambda_pg._failures import RESOLVER, Failure, classify_connect
 
 Resolver = Callable[..., list[tuple[object, ...]]]
 
@@ -53,27 +54,44 @@ def test_addresses_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve("db.example", 5) == ["::2", *order]
 
 
-@pytest.mark.parametrize(
-    ("code", "expected"),
-    [
-        (socket.EAI_NONAME, Failure.FINAL),
-        (socket.EAI_NODATA, Failure.FINAL),
-        (socket.EAI_FAIL, Failure.FINAL),
-        (socket.EAI_AGAIN, Failure.NOT_RUN),
-    ],
-)
-def test_a_wrong_name_is_final_and_a_resolver_in_trouble_is_not(
-    monkeypatch: pytest.MonkeyPatch, code: int, expected: Failure
+@pytest.mark.parametrize("name", [name for name in RESOLVER if hasattr(socket, name)])
+def test_an_error_of_the_resolver_is_told_by_its_number(
+    monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """The texts of this machine's resolver fit the table that retries rest on."""
-    monkeypatch.setattr(socket, "getaddrinfo", refuse(code))
+    """Whatever language this machine's resolver speaks, the table is what decides."""
+    monkeypatch.setattr(socket, "getaddrinfo", refuse(getattr(socket, name)))
     with pytest.raises(psycopg.OperationalError, match=r"cannot resolve db\.example: ") as caught:
         resolve("db.example", 5)
-    assert classify_connect(caught.value) is expected
+    assert isinstance(caught.value.__cause__, socket.gaierror)
+    assert classify_connect(caught.value) is RESOLVER[name]
+
+
+def test_a_resolver_that_cannot_work_here_may_be_asked_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """For EAI_SYSTEM Python raises what errno says, as without file descriptors."""
+
+    def exhausted(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Zu viele offene Dateien")
+
+    monkeypatch.setattr(socket, "getaddrinfo", exhausted)
+    with pytest.raises(psycopg.OperationalError, match="Zu viele offene Dateien") as caught:
+        resolve("db.example", 5)
+    assert classify_connect(caught.value) is Failure.NOT_RUN
 
 
 @pytest.mark.parametrize(
-    "name", ["", "a..example", ".example", "a" * 64 + ".example", "a b", "ü\ud800", "x\0y"]
+    "name",
+    [
+        "",
+        "a..example",
+        ".example",
+        "a" * 64 + ".example",
+        "a." * 127 + "a",
+        "a b",
+        "ü\ud800",
+        "x\0y",
+    ],
 )
 def test_what_cannot_be_a_name_is_final(name: str) -> None:
     """No name whatsoever ends in a traceback from inside, or is asked for again."""

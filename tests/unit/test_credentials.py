@@ -234,7 +234,7 @@ def test_forgetting_is_knowing_nothing(
     assert cache.fresh_until == 0
     environment.setenv("AWS_ENDPOINT_URL", DOWN)
     with pytest.raises(SecretsUnavailableError):
-        cache.get(3)
+        cache.get(0.2)
     environment.setenv("AWS_ENDPOINT_URL", service.url)
     assert cache.get(3).password == "second"
     assert len(fetches.stages) == 3
@@ -687,3 +687,157 @@ def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+# --- a Secrets Manager that fails or throttles, and a secret that cannot be used now
+
+
+class Throttled(Fetch):
+    """A fetch that Secrets Manager throttles."""
+
+    def run(self) -> None:
+        """Answer as fetch_secret does."""
+        self._error = SecretError("Secrets Manager refused: ThrottlingException", passing=True)
+
+
+class Throttling(Fetches):
+    """Fetches of which those that `refuses` picks are throttled; the times are noted."""
+
+    def __init__(self, refuses: Callable[[str], bool]) -> None:
+        """Take what picks by the stage."""
+        super().__init__()
+        self.refuses = refuses
+        self.times: list[float] = []
+
+    def __call__(self, arn: str, stage: str) -> Fetch:
+        """Begin a fetch."""
+        self.times.append(time.monotonic())
+        if not self.refuses(stage):
+            return super().__call__(arn, stage)
+        self.stages.append(stage)
+        fetch = Throttled(arn, stage)
+        fetch.start()
+        return fetch
+
+
+@pytest.mark.parametrize("seconds", [0.5, 1.4, 2.4])
+def test_a_throttling_that_ends_in_time_fails_no_new_environment(arn: str, seconds: float) -> None:
+    """A fetch is repeated once a second, and looks once more before its time is up."""
+    began = time.monotonic()
+    fetches = Throttling(lambda _: time.monotonic() - began < seconds)
+    assert CredentialCache(Settings(secret_arn=arn), fetches).get(3).password == "first"
+    assert len(fetches.times) <= seconds + 2
+
+
+def test_a_throttling_service_is_asked_once_a_second(arn: str) -> None:
+    """However many requests come, an environment adds no more to the load than that."""
+    fetches = Throttling(lambda _: True)
+    cache = CredentialCache(Settings(secret_arn=arn), fetches)
+    began = time.monotonic()
+    while time.monotonic() - began < 3.5:
+        with pytest.raises(SecretsUnavailableError):
+            cache.get(0.4)
+    assert 2 <= len(fetches.times) <= 3.5 + 2
+
+
+def test_a_throttled_look_at_the_previous_version_is_no_answer(
+    service: SecretsService, arn: str, clock: Clock
+) -> None:
+    """It is looked for again a second later, and not after half a minute."""
+    service.put(arn, login("second"))
+    once = Throttling(lambda stage: stage == "AWSPREVIOUS" and stage not in once.stages)
+    cache = CredentialCache(Settings(secret_arn=arn), once, clock)
+    refused = cache.get(3)
+    clock.now += REFUSED_PAUSE
+    assert cache.after_refusal(refused, 3) is None
+    clock.now += 1.1
+    previous = cache.after_refusal(refused, 3)
+    assert previous is not None
+    assert previous.password == "first"
+    assert once.stages.count("AWSPREVIOUS") == 2
+
+
+UNUSABLE = ["{half a", "[]", '{"username": "app"}']
+
+
+def put_text(service: SecretsService, arn: str, text: str) -> None:
+    """Make any text the current version."""
+    service.client.put_secret_value(SecretId=arn, SecretString=text)
+
+
+@pytest.mark.parametrize("text", UNUSABLE)
+def test_a_new_environment_takes_the_previous_version_of_an_unusable_secret(
+    cache: CredentialCache, service: SecretsService, arn: str, clock: Clock, text: str
+) -> None:
+    """Somebody is editing it: what was right until now is used until it is mended."""
+    put_text(service, arn, text)
+    assert cache.get(3).password == "first"
+    service.put(arn, login("third"))
+    clock.now += PAUSE
+    assert cache.get(3).password == "third"
+
+
+def test_an_error_of_an_unusable_secret_names_both_versions(
+    cache: CredentialCache, service: SecretsService, arn: str
+) -> None:
+    """Where neither version can be used, the error says what is wrong with each."""
+    put_text(service, arn, '{"username": "app"}')
+    put_text(service, arn, CANARY)
+    with pytest.raises(ConfigurationError, match="not a JSON object") as caught:
+        cache.get(3)
+    assert "previous version" in str(caught.value)
+    assert "'password'" in str(caught.value)
+    assert_nowhere(caught.value)
+
+
+def test_an_unusable_secret_that_was_never_rotated_is_told(
+    service: SecretsService, environment: pytest.MonkeyPatch
+) -> None:
+    """Without a previous version the error names the current one's problem first."""
+    broken = service.create({"user": "app"})
+    with pytest.raises(ConfigurationError) as caught:
+        CredentialCache(Settings(secret_arn=broken)).get(3)
+    assert "'username'" in caught.value.problems[0]
+    assert "previous version" in caught.value.problems[-1]
+
+
+def test_a_refusal_looks_at_the_previous_version_of_an_unusable_secret(
+    cache: CredentialCache, service: SecretsService, arn: str, clock: Clock
+) -> None:
+    """A warm environment whose login is refused finds the version in between."""
+    refused = cache.get(3)
+    service.put(arn, login("second"))
+    put_text(service, arn, "{half a")
+    clock.now += REFUSED_PAUSE
+    other = cache.after_refusal(refused, 3)
+    assert other is not None
+    assert other.password == "second"
+
+
+def test_a_refusal_with_an_unusable_secret_may_be_tried_again(
+    cache: CredentialCache, service: SecretsService, arn: str, clock: Clock
+) -> None:
+    """Where the previous version was the one refused, the secret's repair is waited for."""
+    refused = cache.get(3)
+    put_text(service, arn, "{half a")
+    clock.now += REFUSED_PAUSE
+    with pytest.raises(SecretsUnavailableError, match="not a JSON object"):
+        cache.after_refusal(refused, 3)
+
+
+def test_an_interrupted_fetch_holds_up_nobody(
+    cache: CredentialCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an alarm left behind, between taking the turn and using it, is free."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cache, "_first", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            cache.get(3)
+    abandoned = cache._locked(3)
+    abandoned.__enter__()
+    del abandoned
+    assert cache.get(1).password == "first"

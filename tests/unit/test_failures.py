@@ -1,6 +1,8 @@
 """The table that retries rest on, against messages of real servers, poolers and proxies."""
 
 import re
+import socket
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -10,6 +12,7 @@ from lambda_pg._failures import (
     CONNECT_AGAIN,
     LOGIN_REFUSED,
     NOT_RUN,
+    RESOLVER,
     Failure,
     classify_connect,
     classify_statement,
@@ -73,7 +76,7 @@ CAPTURED = [
     (AT + "SSL connection has been closed unexpectedly", Failure.NOT_RUN),
     ("connection timeout expired: no answer from direct db.example:5432", Failure.NOT_RUN),
     ("cannot resolve db.example: Temporary failure in name resolution", Failure.NOT_RUN),
-    ("cannot resolve db.example: Name or service not known", Failure.FINAL),
+    ("cannot resolve db..example: it is not the name of a host", Failure.FINAL),
     (AT + 'FATAL:  database "nope" does not exist', Failure.FINAL),
     (AT + "FATAL:  no such database: nope", Failure.FINAL),
     (AT + 'FATAL:  role "app" is not permitted to log in', Failure.FINAL),
@@ -237,13 +240,17 @@ def test_a_connect_that_timed_out_may_be_tried_again() -> None:
     assert classify_connect(errors.ConnectionTimeout("late")) is Failure.NOT_RUN
 
 
-def said(severity: str, sqlstate: str, text: str, *, server: bool = True) -> psycopg.Error:
+def said(
+    severity: str, sqlstate: str, text: str, *, server: bool = True, source: str = ""
+) -> psycopg.Error:
     """Make the error that psycopg makes of a message; a pooler sends no untranslated severity."""
     fields: dict[int, bytes | None] = {
         DiagnosticField.SEVERITY: severity.encode(),
         DiagnosticField.SQLSTATE: sqlstate.encode(),
         DiagnosticField.MESSAGE_PRIMARY: text.encode(),
     }
+    if source:
+        fields[DiagnosticField.SOURCE_FUNCTION] = source.encode()
     if server:
         fields[DiagnosticField.SEVERITY_NONLOCALIZED] = severity.encode()
     try:
@@ -309,6 +316,21 @@ STATEMENT = [
     ),
     (psycopg.OperationalError("server closed the connection unexpectedly"), Failure.LOST),
     (psycopg.OperationalError("consuming input failed: connection reset"), Failure.LOST),
+    (said("ERROR", "25006", "cannot execute INSERT in a read-only transaction"), Failure.NOT_ABLE),
+    (said("ERROR", "53100", "could not extend file: No space left on device"), Failure.NOT_ABLE),
+    (said("ERROR", "53200", "out of shared memory"), Failure.NOT_ABLE),
+    (said("ERROR", "53400", "temporary file size exceeds temp_file_limit"), Failure.FINAL),
+    (
+        said("ERROR", "55P03", "Abbruch wegen Sperren-Timeout", source="ProcessInterrupts"),
+        Failure.NOT_ABLE,
+    ),
+    (
+        said("ERROR", "55P03", "could not obtain lock on row", source="heap_lock_tuple"),
+        Failure.FINAL,
+    ),
+    (said("ERROR", "55P03", "raised by hand", source="exec_stmt_raise"), Failure.FINAL),
+    (said("ERROR", "55P03", "from somewhere that does not tell its source"), Failure.FINAL),
+    (said("ERROR", "40003", "result is ambiguous"), Failure.LOST),
     (said("ERROR", "23505", "duplicate key value"), Failure.FINAL),
     (said("ERROR", "57014", "canceling statement due to statement timeout"), Failure.FINAL),
     (said("ERROR", "XX000", "cache lookup failed for relation 1"), Failure.FINAL),
@@ -345,9 +367,7 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize("text", REFUSALS)
-@pytest.mark.parametrize(
-    "sqlstate", ["P0001", "23505", "22P02", "08P01", "53300", "57P03", "XX000"]
-)
+@pytest.mark.parametrize("sqlstate", ["P0001", "23505", "22P02", "08P01", "57P01", "XX000"])
 def test_what_a_statement_says_does_not_count(sqlstate: str, text: str) -> None:
     """An error from within a statement makes it no more repeatable by quoting a pooler's message.
 
@@ -357,13 +377,16 @@ def test_what_a_statement_says_does_not_count(sqlstate: str, text: str) -> None:
     assert classify_statement(said("ERROR", sqlstate, text), broken=False) is Failure.FINAL
 
 
-AGAIN = {Failure.NOT_RUN, Failure.LOGIN_REFUSED, Failure.ROLLED_BACK}
+AGAIN = {Failure.NOT_RUN, Failure.LOGIN_REFUSED, Failure.ROLLED_BACK, Failure.NOT_ABLE}
 PATTERNS = "|".join([*LOGIN_REFUSED, *CONNECT_AGAIN, *(text for _, text in NOT_RUN if text)])
 UNKNOWN_TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])).filter(
     lambda text: not re.search(PATTERNS, text)
 )
 SQLSTATE = st.text("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ", min_size=5, max_size=5)
-KNOWN_STATES = {"40001", "40P01", "28P01", *(known for known, text in NOT_RUN if not text)}
+KNOWN_STATES = {
+    *("40001", "40003", "40P01", "08007", "28P01", "25006", "53000", "53100", "53200", "55P03"),
+    *(known for known, text in NOT_RUN if not text),
+}
 SEVERITY = st.sampled_from(["ERROR", "FATAL", "PANIC", "FEHLER", ""])
 
 
@@ -393,7 +416,57 @@ def test_an_unknown_statement_failure_is_never_repeated(
 
 @given(text=st.text(), sqlstate=SQLSTATE)
 def test_no_error_from_within_a_statement_is_repeated(text: str, sqlstate: str) -> None:
-    """Only the server's own word that it rolled back is believed of an ERROR."""
+    """Only the SQLSTATE is believed of an ERROR, whatever its text says."""
     failure = classify_statement(said("ERROR", sqlstate, text), broken=False)
-    assert (failure is Failure.ROLLED_BACK) == (sqlstate in {"40001", "40P01"})
-    assert failure in {Failure.ROLLED_BACK, Failure.FINAL}
+    assert failure is classify_statement(said("ERROR", sqlstate, ""), broken=False)
+    assert failure not in {Failure.NOT_RUN, Failure.LOGIN_REFUSED}
+
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "failures.md").read_text()
+DECISIONS = {
+    "final": Failure.FINAL,
+    "login": Failure.LOGIN_REFUSED,
+    "not able now": Failure.NOT_ABLE,
+    "not run": Failure.NOT_RUN,
+    "rolled back": Failure.ROLLED_BACK,
+    "unknown": Failure.LOST,
+}
+STATE_ROWS = {
+    row[0]: (DECISIONS[row[1]], DECISIONS[row[2]], row[3])
+    for row in re.findall(
+        r"(?m)^\| `([0-9A-Z]{2,5})` \| [^|]+ \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", PAGE
+    )
+}
+KNOWN = sorted(code for code in errors._sqlcodes if re.fullmatch("[0-9A-Z]{5}", code))
+
+
+def _row(sqlstate: str) -> tuple[Failure, Failure, str]:
+    """Return the longest entry of the documented table that fits."""
+    fitting = [key for key in STATE_ROWS if sqlstate.startswith(key)]
+    assert fitting, f"docs/failures.md lacks {sqlstate}"
+    return STATE_ROWS[max(fitting, key=len)]
+
+
+@pytest.mark.parametrize("sqlstate", KNOWN)
+def test_every_sqlstate_is_decided_as_documented(sqlstate: str) -> None:
+    """Each SQLSTATE that psycopg knows has one decision for ERROR and one for FATAL."""
+    on_error, on_fatal, reason = _row(sqlstate)
+    answered = said("ERROR", sqlstate, "", source="ProcessInterrupts")
+    ended = said("FATAL", sqlstate, "")
+    assert classify_statement(answered, broken=False) is on_error
+    assert classify_statement(ended, broken=True) is on_fatal
+    assert reason.strip()
+
+
+def test_the_documented_table_has_no_class_that_is_not_there() -> None:
+    """Each entry of the page is a class or an SQLSTATE that psycopg knows."""
+    assert len(KNOWN) > 200
+    assert not [key for key in STATE_ROWS if not any(code.startswith(key) for code in KNOWN)]
+
+
+def test_every_error_of_the_resolver_is_decided_as_documented() -> None:
+    """Each EAI_ constant of this system is in the table, and the page says the same."""
+    rows = re.findall(r"(?m)^\| `(EAI_[A-Z]+)` \| ([^|]+) \| [^|]+ \|$", PAGE)
+    assert {name: DECISIONS[decision] for name, decision in rows} == RESOLVER
+    here = {name for name in dir(socket) if name.startswith("EAI_")} - {"EAI_MAX"}
+    assert here <= set(RESOLVER)

@@ -16,7 +16,7 @@ from lambda_pg._profiles import (
     SUPABASE_TRANSACTION,
     Profile,
 )
-from lambda_pg._statements import refusal, session_effect
+from lambda_pg._statements import _remembered, is_undone_by_error, refusal, session_effect
 
 LASTING = "set_config(…, false)"
 UNKNOWN = "set_config(…) that may be lasting"
@@ -316,3 +316,39 @@ def test_prepared_statements_and_named_cursors_are_judged_by_profile() -> None:
     assert refused == {"pgbouncer": False, "rds-proxy": True, "supabase": True, "neon": False}
     assert refusal("SELECT 1", RDS_PROXY, named_cursor=True) is not None
     assert refusal("SELECT 1", PGBOUNCER, named_cursor=True) is None
+
+
+UNDONE = {
+    "SELECT 1": True,
+    "(SELECT 1) UNION (SELECT 2)": True,
+    "  -- CALL p()\n/* DO */ insert into t values ('; CALL p()')": True,
+    "WITH x AS (DELETE FROM t RETURNING *) SELECT * FROM x": True,
+    "UPDATE t SET a = 1; DELETE FROM t;": True,
+    "EXPLAIN ANALYZE UPDATE t SET a = 1": True,
+    "": True,
+    "CALL p()": False,
+    "/* a */ call p()": False,
+    "SELECT 1; CALL p()": False,
+    "DO $$ BEGIN COMMIT; END $$": False,
+    "INSERT INTO t VALUES (1); COMMIT; SELECT 1": False,
+    "BEGIN; INSERT INTO t VALUES (1); END; SELECT 1": False,
+    "CREATE INDEX CONCURRENTLY i ON t (a)": False,
+    "VACUUM t": False,
+    "EXECUTE p": False,
+}
+
+
+@pytest.mark.parametrize(("query", "expected"), UNDONE.items())
+def test_only_what_an_error_certainly_undoes_may_be_repeated(query: str, expected: bool) -> None:
+    """A statement that can commit a part of its work is not one of them, wherever it stands."""
+    assert is_undone_by_error(query) is expected
+
+
+def test_long_statements_are_not_remembered() -> None:
+    """What is kept is bounded in bytes, whatever the characters: some have four of them."""
+    _remembered.cache_clear()
+    session_effect("SET x = 1 -- " + "\N{GRINNING FACE}" * 4000)  # 16 KB in fewer characters
+    session_effect("SET x = 1 -- " + "a" * 500_000)
+    assert _remembered.cache_info().currsize == 0
+    session_effect("SET x = 1 -- " + "a" * 4000)
+    assert _remembered.cache_info().currsize == 1

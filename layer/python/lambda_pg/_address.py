@@ -1,24 +1,33 @@
 """The addresses of a host, within a time: libpq would wait for the resolver without limit."""
 
+import re
 import socket
 import threading
+from typing import Final
 
 import psycopg
+
+_NAME: Final = r"[\w-]{1,63}(\.[\w-]{1,63})*\.?"
+"""What can be a host's name. libc would say of anything else that it does not know it."""
 
 
 def resolve(host: str, timeout: float) -> list[str]:
     """Return the addresses of `host` in the resolver's order; one that is an address is its own.
 
     The lookup runs in a thread of its own, which is left behind when it does not come back in
-    time. Raises psycopg.OperationalError.
+    time. Raises psycopg.OperationalError, with the resolver's error as its cause.
     """
     if _is_address(host):
         return [host]
+    if re.fullmatch(_NAME, host, re.ASCII) is None or len(host) > 254:
+        raise psycopg.OperationalError(f"cannot resolve {host}: it is not the name of a host")
     lookup = _Lookup(host)
     lookup.start()
     lookup.join(timeout)
     if lookup.error is not None:
-        raise psycopg.OperationalError(f"cannot resolve {host}: {lookup.error.strerror}")
+        raise psycopg.OperationalError(
+            f"cannot resolve {host}: {lookup.error.strerror}"
+        ) from lookup.error
     if lookup.addresses is None:
         raise psycopg.errors.ConnectionTimeout(
             f"the resolver did not answer for {host} within {timeout:.1f} s"
@@ -31,16 +40,14 @@ class _Lookup(threading.Thread):
         super().__init__(name=f"resolve {host}", daemon=True)
         self.host = host
         self.addresses: list[str] | None = None
-        self.error: socket.gaierror | None = None
+        self.error: OSError | None = None
 
     def run(self) -> None:
         try:
             # Bytes: for a str Python imports its idna codec, 1.5 ms of a cold start (measured).
             found = socket.getaddrinfo(self.host.encode("ascii"), None, type=socket.SOCK_STREAM)
-        except socket.gaierror as error:
+        except OSError as error:  # a gaierror; for EAI_SYSTEM Python raises what errno says
             self.error = error
-        except ValueError as error:  # of the idna codec, or a NUL
-            self.error = socket.gaierror(socket.EAI_NONAME, f"is no host name: {error.args[-1]}")
         else:
             self.addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
 

@@ -19,7 +19,7 @@ from psycopg._preparing import PrepareManager
 from psycopg.abc import Params, PQGen, Query
 from psycopg.adapt import Transformer
 from psycopg.pq.abc import PGresult
-from psycopg.rows import Row, RowFactory
+from psycopg.rows import Row, RowFactory, tuple_row
 
 from lambda_pg._cursor import Cursor, ServerCursor
 from lambda_pg._errors import (
@@ -44,6 +44,14 @@ CANCEL_TIMEOUT: Final = 0.25
 
 BEGIN: Final = Command(b"BEGIN")
 COMMIT: Final = Command(b"COMMIT")
+IS_READ_ONLY: Final = (
+    "SELECT pg_is_in_recovery() OR setting = 'on' "
+    "AND source NOT IN ('client', 'user', 'database user', 'session', 'interactive') "
+    "FROM pg_settings WHERE name = 'default_transaction_read_only'"
+)
+READ_ONLY_TIMEOUT: Final = 0.5
+"""Seconds that this question may take."""
+
 SET_CLAIMS: Final = b"SELECT set_config('request.jwt.claims', $1, true)"
 
 
@@ -81,8 +89,8 @@ class Connection(psycopg.Connection[Row]):
     _pool: None = None
     """What tells psycopg that it may end with the program, open and without a warning."""
 
-    block: object = None
-    """The block that a caller has entered and that must not end before he leaves it."""
+    slot: object = None
+    """Its place in the pool, which is free when nobody has the connection any more."""
 
     reclaimed: bool = False
     """Whether the pool took it back while a caller still had it."""
@@ -311,7 +319,7 @@ class Connection(psycopg.Connection[Row]):
         transaction, which could be rerun, and for a NUL: libpq would silently cut the statement
         there.
         """
-        text = self._text(query)
+        text = self.text_of(query)
         if "\0" in text:
             raise psycopg.ProgrammingError("the statement holds a NUL character")
         if self.managed and ends_transaction(text):
@@ -326,7 +334,8 @@ class Connection(psycopg.Connection[Row]):
             self.touched = True
         return not self.touched
 
-    def _text(self, query: Query) -> str:
+    def text_of(self, query: Query) -> str:
+        """Return a query as text."""
         if isinstance(query, str):
             return query
         if isinstance(query, bytes):
@@ -375,6 +384,21 @@ class Connection(psycopg.Connection[Row]):
             self.prepare_threshold = None
             self.touched = False
         return True
+
+    def is_read_only(self) -> bool:
+        """Ask, after a write was refused, whether the server takes no writes from anybody.
+
+        What a client, a role or a statement sets for itself does not count; a standby and settings
+        of the database or the server do. A connection that cannot answer says yes.
+        """
+        self.deadline = min(self.deadline, monotonic() + READ_ONLY_TIMEOUT)
+        try:
+            if not self.clean():
+                return True
+            row = psycopg.Cursor(self, row_factory=tuple_row).execute(IS_READ_ONLY).fetchone()
+        except psycopg.Error:
+            return True
+        return row is None or bool(row[0])
 
     def lend(self, row_factory: RowFactory[Row]) -> None:
         """Make the connection ready for the caller who gets it in his hands."""

@@ -9,8 +9,8 @@ import weakref
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from threading import Lock
-from time import monotonic
+from threading import Condition, Lock
+from time import monotonic, sleep
 from typing import Any, Final
 
 from lambda_pg._errors import ConfigurationError, CredentialsError
@@ -32,12 +32,23 @@ REFUSED_PAUSE: Final = 0.5
 """Seconds between two looks for a new version while logins are refused: a rotation takes its time,
 and Secrets Manager is asked by a whole fleet then."""
 
+FAILED_PAUSE: Final = 1.0
+"""Seconds between two fetches of an environment while Secrets Manager fails or throttles."""
+
+LAST_LOOK: Final = 0.3
+"""Seconds before the end of a wait at which it looks once more, ahead of its turn: enough for the
+answer and for a login."""
+
+END: Final = 0.9
+"""Seconds before the end of a wait from which a refused login waits for that last look: more than
+LAST_LOOK and the longest pause between two logins."""
+
 # No state that a snapshot or a fork could copy into many environments.
 _jitter = random.SystemRandom()
 
 
 class SecretsUnavailableError(CredentialsError):
-    """Report that Secrets Manager failed or throttled: asking again may succeed."""
+    """Report that there is no usable version of the secret now: asking again may succeed."""
 
 
 @dataclass(frozen=True)
@@ -141,15 +152,23 @@ class CredentialCache:
         self.refreshes = 0
         self.generation = 0
         """Counts the changes: what was opened under an older one is to be replaced."""
-        self._lock = Lock()
+        self.unlock()
         self.forget()
         _CACHES.add(self)
+
+    def unlock(self) -> None:
+        """Let nobody be the one who fetches."""
+        self._lock = Lock()
+        self._freed = Condition(self._lock)
+        self._holder: Callable[[], object] = _nobody
 
     def forget(self) -> None:
         """Know nothing, as a new environment does."""
         self.generation += 1
         self._cached: Credentials | None = None
         self._asked_at = 0.0
+        self._may_fetch_at = 0.0
+        """The wall clock's time before which a failing Secrets Manager is not asked again."""
         self._previous: Credentials | None = None
         self._previous_asked_at = 0.0
         self.fresh_until = 0.0
@@ -162,11 +181,11 @@ class CredentialCache:
         Raises CredentialsError, and ConfigurationError for a secret that cannot be used.
         """
         cached = self._cached
-        if cached is not None and (self._clock() < self.fresh_until or self._lock.locked()):
+        if cached is not None and (self._clock() < self.fresh_until or self._holder() is not None):
             return cached  # fresh, or another thread is looking already
         with self._locked(timeout) as left:
             if self._cached is None:
-                return self._refresh(left)
+                return self._first(left)
             if self._clock() < self.fresh_until:
                 return self._cached
             try:
@@ -184,8 +203,8 @@ class CredentialCache:
     def after_refusal(self, refused: Credentials, timeout: float) -> Credentials | None:
         """Look for other credentials than those that were refused; None when there are none now.
 
-        First the current version is fetched anew. When that is refused too, the previous one may
-        still be right: a pooler need not know the new password yet.
+        First the current version is fetched anew. When that is refused too, or cannot be used, the
+        previous one may still be right: a pooler need not know the new password yet.
         """
         if self._settings.secret_arn is None and self._settings.auth == "password":
             return None
@@ -194,38 +213,87 @@ class CredentialCache:
                 return None
             if self._cached is not None and self._cached != refused:
                 return self._cached  # another thread was faster
+            unusable: ConfigurationError | None = None
             if not 0 <= self._clock() - self._asked_at < REFUSED_PAUSE:  # a clock may be set back
-                current = self._refresh(left)
-                if current != refused:
-                    return current
-            return self._look_at_previous(refused, left)
+                try:
+                    current = self._refresh(left, patient=left <= END)
+                except ConfigurationError as error:
+                    unusable = error.with_traceback(None)
+                else:
+                    if current != refused:
+                        return current
+            previous = self._look_at_previous(refused, left)
+            if previous is None and unusable is not None:
+                raise SecretsUnavailableError(f"the login was refused, and now {unusable}")
+            return previous
 
     def _look_at_previous(self, refused: Credentials, timeout: float) -> Credentials | None:
         if self._settings.secret_arn is None:
             return None
         if 0 <= self._clock() - self._previous_asked_at < PAUSE:
             return None
-        self._previous_asked_at = self._clock()
         try:
-            self._previous = self._fetch("AWSPREVIOUS", timeout)
+            self._previous = self._fetch("AWSPREVIOUS", timeout, patient=timeout <= END)
+        except SecretsUnavailableError:
+            return None  # no answer: the next look need not wait for long
         except (CredentialsError, ConfigurationError):
+            self._previous_asked_at = self._clock()
             return None  # a secret that was never rotated has none
+        self._previous_asked_at = self._clock()
         return None if self._previous == refused else self._previous
+
+    def _first(self, timeout: float) -> Credentials:
+        """Fetch the current version, or the previous one while the current one cannot be used."""
+        until = monotonic() + timeout
+        try:
+            return self._refresh(timeout, patient=True)
+        except ConfigurationError as error:
+            if self._settings.secret_arn is None or self._settings.auth == "iam":
+                raise
+            problems = error.problems
+        try:
+            previous = self._fetch("AWSPREVIOUS", max(0.1, until - monotonic()), patient=True)
+        except SecretsUnavailableError:
+            raise
+        except (CredentialsError, ConfigurationError) as error:
+            also = f"nor can its previous version be used: {error}"
+            raise ConfigurationError([*problems, also]) from None
+        self._cached = previous
+        self.fresh_until = self._clock() + PAUSE
+        return previous
 
     @contextmanager
     def _locked(self, timeout: float) -> Generator[float, None, None]:
-        """Wait for another thread's fetch; give the seconds that are left then."""
+        """Wait for another thread's fetch; give the seconds that are left then.
+
+        Who fetches holds a turn, which goes with it: a signal handler's exception may come between
+        any two steps, and would leave a lock locked for good.
+        """
         until = monotonic() + timeout
-        if not self._lock.acquire(timeout=max(0.0, timeout)):
-            raise SecretsUnavailableError(f"Secrets Manager did not answer within {timeout:.1f} s")
+        turn = _Turn()
+        with self._lock:
+            while self._holder() is not None:
+                left = until - monotonic()
+                if left <= 0:
+                    raise SecretsUnavailableError(
+                        f"Secrets Manager did not answer within {timeout:.1f} s"
+                    )
+                self._freed.wait(min(left, 0.1))  # a turn that was dropped gives no notice
+            self._holder = weakref.ref(turn)
         try:
             yield max(0.1, until - monotonic())
         finally:
-            self._lock.release()
+            self._holder = _nobody
+            with self._lock:
+                self._freed.notify()
 
-    def _refresh(self, timeout: float) -> Credentials:
+    def _refresh(self, timeout: float, *, patient: bool = False) -> Credentials:
         self._asked_at = self._clock()
-        fresh = self._current(timeout)
+        try:
+            fresh = self._current(timeout, patient=patient)
+        except SecretsUnavailableError:
+            self._asked_at = 0.0  # there was no answer
+            raise
         if self._cached is not None and fresh != self._cached and self._settings.auth != "iam":
             self.generation += 1  # a new token is no change: it matters at a connect only
         self._cached = fresh
@@ -234,15 +302,41 @@ class CredentialCache:
         self.refreshes += self._settings.password is None  # else nobody was asked
         return fresh
 
-    def _current(self, timeout: float) -> Credentials:
+    def _current(self, timeout: float, *, patient: bool) -> Credentials:
         settings = self._settings
         if settings.auth == "iam":
             return Credentials(settings.user or "", auth_token(settings))
         if settings.secret_arn is None:
             return Credentials(settings.user or "", settings.password or "")
-        return self._fetch("AWSCURRENT", timeout)
+        return self._fetch("AWSCURRENT", timeout, patient=patient)
 
-    def _fetch(self, stage: str, timeout: float) -> Credentials:
+    def _fetch(self, stage: str, timeout: float, *, patient: bool) -> Credentials:
+        """Fetch a version of the secret within `timeout` seconds.
+
+        While Secrets Manager fails or throttles, it is asked once a second at most. A `patient`
+        fetch waits for its turns; another one raises SecretsUnavailableError before its turn.
+        """
+        until = monotonic() + timeout
+        while True:
+            pause = self._may_fetch_at - self._clock()
+            if not 0 < pause <= 2 * FAILED_PAUSE:  # a clock may be set back
+                pause = 0.0
+            wait = _wait(pause, until - monotonic()) if patient and pause else pause
+            if wait is None or (wait and not patient):
+                raise SecretsUnavailableError(
+                    f"Secrets Manager failed a moment ago for {self._settings.secret_arn}: it is "
+                    f"asked again in {pause:.1f} s"
+                )
+            sleep(wait)
+            turn = self._clock() + pause - wait  # a look ahead of its turn counts as if in turn
+            try:
+                return self._fetch_now(stage, max(0.1, until - monotonic()))
+            except SecretsUnavailableError:
+                self._may_fetch_at = turn + FAILED_PAUSE
+                if not patient or until - monotonic() <= LAST_LOOK:
+                    raise
+
+    def _fetch_now(self, stage: str, timeout: float) -> Credentials:
         arn = self._settings.secret_arn or ""
         fetch = self._start_fetch(arn, stage)
         try:
@@ -254,13 +348,33 @@ class CredentialCache:
             raise kind(str(error)) from error
 
 
+class _Turn:
+    """What the thread that fetches holds."""
+
+
+def _nobody() -> None:
+    return None
+
+
+def _wait(seconds: float, left: float) -> float | None:
+    """Return the seconds to wait for a turn with `left` seconds left, or None for no such turn.
+
+    One that would come too late is brought forward, to a last look before the time is up, unless
+    another one was already.
+    """
+    if seconds <= left - LAST_LOOK:
+        return max(0.0, seconds)
+    early = left - LAST_LOOK
+    return early if early > 0 and seconds <= FAILED_PAUSE else None
+
+
 _CACHES: Final[weakref.WeakSet[CredentialCache]] = weakref.WeakSet()
 
 
 def _unlock() -> None:
     """Free a forked child of what a thread of its parent holds."""
     for cache in list(_CACHES):
-        cache._lock = Lock()
+        cache.unlock()
 
 
 os.register_at_fork(after_in_child=_unlock)

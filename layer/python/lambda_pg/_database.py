@@ -35,6 +35,7 @@ from lambda_pg._pool import Pool
 from lambda_pg._recovery import Recovery, outcome_unknown, reason
 from lambda_pg._settings import Settings
 from lambda_pg._snapshot import register_snapshot_hooks
+from lambda_pg._statements import is_short
 from lambda_pg._stats import MetricLines, Stats
 from lambda_pg._window import Window
 
@@ -49,7 +50,7 @@ RESERVE: Final = 0.5
 """Seconds of the invocation kept back to answer in after its deadline has ended a wait."""
 
 REMEMBERED: Final = 1000
-"""Statements whose text is known to leave no session state, for each connection."""
+"""Short statements whose text is known to leave no session state, for each connection."""
 
 _LEFT_OPEN: Final[dict[int, str]] = {
     pq.TransactionStatus.INTRANS: "a transaction was left open: rolled back",
@@ -140,9 +141,9 @@ class Database(Generic[Row]):
         """Run one statement and return its cursor, whose rows are already here.
 
         With `claims` the statement runs in a transaction of its own that has them as
-        `request.jwt.claims`, all in one round trip. Refusals after which the statement certainly
-        did not run are retried within the checkout timeout; a lost connection only for
-        `idempotent=True`, as reads are.
+        `request.jwt.claims`, all in one round trip. What certainly had no effect is retried within
+        the checkout timeout: a refusal, a deadlock, a server that is not able now
+        (docs/failures.md). A lost connection is retried only for `idempotent=True`, as reads are.
 
         Raises DatabaseUnavailableError, CommitOutcomeUnknownError, and psycopg's SQL errors.
         """
@@ -166,7 +167,8 @@ class Database(Generic[Row]):
                     request = Request.of(cursor, query, params)
                     connection.fly([*opening(claimed), request, COMMIT])
             except psycopg.Error as error:
-                failed, broken = error, connection.lost
+                alone = query if claimed is None else None
+                failed, failure = error, self._recovery.judge(error, connection, alone)
                 self._pool.give_back(connection)
             except BaseException:
                 self._pool.give_back(connection)  # nothing was sent, or it is closed there
@@ -178,7 +180,6 @@ class Database(Generic[Row]):
                 return cursor
             connection = None
             window = window or self._window(began)
-            failure = classify_statement(failed, broken=broken)
             if failure is Failure.LOST and idempotent:
                 window.may_have_run = True
                 window.begin_anew()
@@ -195,11 +196,12 @@ class Database(Generic[Row]):
         """Run `work(connection)` between BEGIN and COMMIT and return what it returns.
 
         The whole is run again, within the checkout timeout, after a serialization failure, a
-        deadlock, a refusal by the pooler, or a connection lost before COMMIT was sent: `work`
-        must have no other effects than those of its connection. When the answer to COMMIT is
-        lost, the server is asked what became of it, which it knows unless it has crashed or failed
-        over meanwhile; for that, the transaction's id comes with the first statement, or, where
-        only a later one writes, by a round trip before COMMIT.
+        deadlock, a refusal by the pooler, an answer that the server is not able now
+        (docs/failures.md), or a connection lost before COMMIT was sent: `work` must have no other
+        effects than those of its connection. When the answer to COMMIT is lost, the server is asked
+        what became of it, which it knows unless it has crashed or failed over meanwhile; for that,
+        the transaction's id comes with the first statement, or, where only a later one writes, by a
+        round trip before COMMIT.
         A transaction without an id has written to no table of its database and is run again: what
         it did by NOTIFY or to foreign tables may be there twice.
 
@@ -219,18 +221,15 @@ class Database(Generic[Row]):
                 committing = True
                 connection.finish()
             except psycopg.Error as error:
-                failed, broken = error, connection.lost
+                failed, failure = error, self._recovery.judge(error, connection)
             else:
                 self._answered()
                 return result
             finally:
                 self._pool.take_back(connection)
-            failure = classify_statement(failed, broken=broken)
-            if failure in {Failure.ROLLED_BACK, Failure.LOST}:
+            if failure is Failure.LOST:
                 window.begin_anew()
-            if failure is Failure.ROLLED_BACK:
-                self._recovery.pause(window, failed, absent=False)
-            elif failure is Failure.LOST and not committing:
+            if failure is Failure.LOST and not committing:
                 self._recovery.pause(window, failed)
             elif failure is Failure.LOST:
                 if self._was_committed(connection.transaction_id, failed, window):
@@ -241,22 +240,25 @@ class Database(Generic[Row]):
     def connection(self) -> AbstractContextManager[psycopg.Connection[Row]]:
         """Hand out a psycopg connection in autocommit, for what execute() cannot express.
 
-        Nothing is retried. On leaving, refusals by the pooler become DatabaseUnavailableError,
-        and a connection lost outside a transaction CommitOutcomeUnknownError.
+        Nothing is retried. On leaving, refusals by the pooler, and errors of a server that is not
+        able now, become DatabaseUnavailableError, and a connection lost outside a transaction
+        CommitOutcomeUnknownError.
         """
-        return _Block(self._connection())
+        return _Block(self._lent_freely, self._leave)
 
-    @contextmanager
-    def _connection(self) -> Generator[Connection[Row], None, None]:
+    def _lent_freely(self) -> Connection[Row]:
+        """Take a connection in autocommit, on which a caller may do whatever it likes."""
         connection = self._lent(self._request())
-        connection.touched = connection.profile.session  # whatever it does with it
+        connection.touched = connection.profile.session
+        return connection
+
+    def _leave(self, connection: Connection[Row], raised: BaseException | None) -> None:
         try:
-            yield connection
-        except psycopg.Error as error:
-            failure = classify_statement(error, broken=connection.lost)
-            self._recovery.translate(error, failure, in_transaction=False)
-        else:
-            self._answered()
+            if isinstance(raised, psycopg.Error):
+                failure = self._recovery.judge(raised, connection)
+                self._recovery.translate(raised, failure, in_transaction=False)
+            elif raised is None:
+                self._answered()
         finally:
             self._take_back(connection)
 
@@ -266,29 +268,33 @@ class Database(Generic[Row]):
         """Hand out a connection between BEGIN and COMMIT, or ROLLBACK on an exception.
 
         BEGIN and the claims leave together with the first statement; without one nothing is sent.
-        Nothing is retried. On leaving, refusals by the pooler and lost connections become
-        DatabaseUnavailableError, a lost answer to COMMIT CommitOutcomeUnknownError.
+        Nothing is retried. On leaving, refusals by the pooler, lost connections, and errors of a
+        server that is not able now become DatabaseUnavailableError, a lost answer to COMMIT
+        CommitOutcomeUnknownError.
         """
-        return _Block(self._transaction(claims))
+        return _Block(functools.partial(self._begin, claims), self._end_transaction)
 
-    @contextmanager
-    def _transaction(self, claims: Claims | None) -> Generator[Connection[Row], None, None]:
+    def _begin(self, claims: Claims | None) -> Connection[Row]:
         claimed = _json(claims)
         connection = self._lent(self._request())
+        connection.begin(claimed)
+        return connection
+
+    def _end_transaction(self, connection: Connection[Row], raised: BaseException | None) -> None:
         committing = False
         try:
-            connection.begin(claimed)
-            yield connection
-            connection.require_open()
-            committing = True
-            connection.finish()
+            if raised is None:
+                connection.require_open()
+                committing = True
+                connection.finish()
+                self._answered()
+            elif isinstance(raised, psycopg.Error):
+                raise raised
         except psycopg.Error as error:
-            failure = classify_statement(error, broken=connection.lost)
+            failure = self._recovery.judge(error, connection)
             self._recovery.translate(
                 error, failure, in_transaction=not committing, transaction=connection.transaction_id
             )
-        else:
-            self._answered()
         finally:
             self._pool.take_back(connection)
 
@@ -297,9 +303,7 @@ class Database(Generic[Row]):
 
         For adapters to libraries that keep the connection themselves: handlers use connection().
         """
-        connection = self._lent(self._request())
-        connection.touched = connection.profile.session
-        return connection
+        return self._lent_freely()
 
     def putconn(self, connection: psycopg.Connection[Any]) -> None:
         """Return what `getconn` gave; what is open on it is rolled back."""
@@ -322,12 +326,13 @@ class Database(Generic[Row]):
         thread has checked out already, too.
         """
         self._has_own_deadlines = True  # for good: threads cannot count together without a lock
-        token = self._own_deadline.set(min(self._own_deadline.get(), monotonic() + seconds))
-        self._pool.bind(self._earliest())
+        before = self._own_deadline.get()
         try:
+            self._own_deadline.set(min(before, monotonic() + seconds))
+            self._pool.bind(self._earliest())
             yield
         finally:
-            self._own_deadline.reset(token)
+            self._own_deadline.set(before)
             self._pool.bind(self._earliest())
 
     def bind_lambda_context(
@@ -357,7 +362,7 @@ class Database(Generic[Row]):
             finally:
                 self._deadline = math.inf
                 self._invocation = None
-                if self._pool.lent or self._emits:
+                if self._pool.has_leaked or self._emits:
                     self._end()
                 self._events.context = None
 
@@ -486,7 +491,7 @@ class Database(Generic[Row]):
     def _inspect(self, connection: Connection[Row], query: QueryNoTemplate) -> None:
         if not connection.inspect(query):
             connection.used_by = self._invocation
-        elif isinstance(query, str):
+        elif isinstance(query, str) and is_short(query):
             if len(connection.harmless) >= REMEMBERED:
                 connection.harmless.clear()
             connection.harmless.add(query)
@@ -552,22 +557,29 @@ class Database(Generic[Row]):
 
 
 class _Block(AbstractContextManager[Connection[Row]]):
-    """A block that ends only where it is left.
+    """A block that ends only where it is left: its caller may enter it by hand and drop it.
 
-    A generator would also end when nobody refers to it any more, and give a connection back that
-    its caller, who has entered the block by hand, still uses.
+    A generator would end then, and give a connection back that its caller still uses.
     """
 
-    def __init__(self, block: AbstractContextManager[Connection[Row]]) -> None:
-        self._block = block
+    def __init__(
+        self,
+        enter: Callable[[], Connection[Row]],
+        leave: Callable[[Connection[Row], BaseException | None], None],
+    ) -> None:
+        self._enter = enter
+        self._leave = leave
+        self._connection: Connection[Row] | None = None
 
     def __enter__(self) -> Connection[Row]:
-        connection = self._block.__enter__()
-        connection.block = self
-        return connection
+        if self._connection is not None:
+            raise RuntimeError("the block was entered before: each is for one `with`")
+        self._connection = self._enter()
+        return self._connection
 
-    def __exit__(self, *raised: Any) -> bool | None:
-        return self._block.__exit__(*raised)
+    def __exit__(self, _: object, raised: BaseException | None, __: object) -> None:
+        if self._connection is not None:
+            self._leave(self._connection, raised)
 
 
 def _json(claims: Claims | None) -> str | None:

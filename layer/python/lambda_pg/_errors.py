@@ -31,8 +31,9 @@ class ConfigurationError(Exception):
 class DatabaseUnavailableError(psycopg.OperationalError):
     """Report that the database cannot serve this request now.
 
-    Nothing was changed, with two exceptions: a statement that its caller declared idempotent may
-    have run, and so may one that the deadline ended (DeadlineExceededError.may_have_run).
+    The statement or transaction that failed changed nothing, with three exceptions. A statement
+    that its caller declared idempotent may have run, and so may one that the deadline ended
+    (DeadlineExceededError.may_have_run). A procedure in connection() may have committed a part.
 
     `retry_after` is the number of seconds after which a client may try again, for a
     Retry-After header. `__cause__` holds the error underneath.
@@ -49,7 +50,7 @@ class CheckoutTimeoutError(DatabaseUnavailableError):
 
 
 class ConnectFailedError(DatabaseUnavailableError):
-    """Report a refused connect that no waiting mends: wrong name, certificate or database."""
+    """Report a refused connect that no waiting mends: wrong certificate or database."""
 
 
 class CredentialsError(DatabaseUnavailableError):

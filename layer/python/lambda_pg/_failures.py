@@ -10,6 +10,8 @@ those of its lib/supavisor/errors and of the versions before, Neon's those of it
 
 import enum
 import re
+import socket
+from collections.abc import Mapping
 from typing import Final
 
 import psycopg
@@ -21,6 +23,8 @@ class Failure(enum.Enum):
     NOT_RUN = "the statement certainly did not run, and may be sent again"
     LOGIN_REFUSED = "nothing ran: the credentials are stale or wrong"
     ROLLED_BACK = "the server rolled the transaction back; running it again may succeed"
+    NOT_ABLE = "the server rolled the transaction back, because it is not able now"
+    DENIED = "a read-only transaction on a server that takes writes: asked for, or it just changed"
     LOST = "the connection is gone, and whether the statement ran is unknown"
     FINAL = "waiting changes nothing: the caller gets the error as it is"
 
@@ -106,7 +110,19 @@ NOT_RUN: Final = (
 )
 """SQLSTATE and text of a statement that a pooler had no server connection for."""
 
+READ_ONLY: Final = "25006"
+"""The server takes no writes now, or the caller asked for a read-only transaction."""
+
 _ROLLED_BACK: Final = frozenset({"40001", "40P01"})
+# As answers with the severity ERROR: what was begun is undone, and the connection lives.
+# docs/failures.md has all classes and the reasons.
+_NOT_ABLE: Final = frozenset({READ_ONLY, "53000", "53100", "53200", "53300", "55P03", "57P03"})
+# Only a lock timeout: with NOWAIT, in the statement or in a function, the caller asked for the
+# error, and RAISE is the caller's own. The server's C function tells them apart in any language.
+_LOCK_NOT_AVAILABLE: Final = "55P03"
+_TIMEOUT_SOURCE: Final = "ProcessInterrupts"
+# By their definition nobody knows whether the transaction was committed.
+_UNKNOWN: Final = frozenset({"08007", "40003"})
 # The server ended the connection. It rolled the statement back, but a procedure may have
 # committed before that: this is no NOT_RUN.
 _ENDED: Final = frozenset({"57P01", "57P02", "57P05"})
@@ -115,8 +131,29 @@ _ENDED: Final = frozenset({"57P01", "57P02", "57P05"})
 _ENDED_IF_FATAL: Final = frozenset({"53", "57", "58", "XX"})
 
 
+RESOLVER: Final[Mapping[str, Failure]] = {
+    "EAI_AGAIN": Failure.NOT_RUN,  # no name server answers, or it fails
+    "EAI_FAIL": Failure.NOT_RUN,  # a name server refuses, as one does that is just starting
+    "EAI_NONAME": Failure.NOT_RUN,  # a name is missing while it is moved to another server
+    "EAI_NODATA": Failure.NOT_RUN,  # so is its address
+    "EAI_ADDRFAMILY": Failure.NOT_RUN,
+    "EAI_MEMORY": Failure.NOT_RUN,  # this machine is short of something
+    "EAI_SYSTEM": Failure.NOT_RUN,
+    "EAI_BADFLAGS": Failure.FINAL,  # wrong questions: the layer asks the same one each time
+    "EAI_BADHINTS": Failure.FINAL,
+    "EAI_FAMILY": Failure.FINAL,
+    "EAI_OVERFLOW": Failure.FINAL,
+    "EAI_PROTOCOL": Failure.FINAL,
+    "EAI_SERVICE": Failure.FINAL,
+    "EAI_SOCKTYPE": Failure.FINAL,
+}
+"""What each error of the resolver means. Systems number them differently, and lack some."""
+
+
 def classify_connect(error: psycopg.Error) -> Failure:
     """Tell what a failed connect means; nothing can have run."""
+    if isinstance(error.__cause__, OSError):  # from the resolver, whose texts are translated
+        return _classify_lookup(error.__cause__)
     text = str(error)
     if _matches(LOGIN_REFUSED, text):
         return Failure.LOGIN_REFUSED
@@ -135,6 +172,11 @@ def classify_statement(error: psycopg.Error, *, broken: bool) -> Failure:
     severity = error.diag.severity_nonlocalized or error.diag.severity
     if sqlstate in _ROLLED_BACK:
         return Failure.ROLLED_BACK
+    if sqlstate in _UNKNOWN:
+        return Failure.LOST
+    if sqlstate in _NOT_ABLE and severity == "ERROR":
+        waited = sqlstate != _LOCK_NOT_AVAILABLE or error.diag.source_function == _TIMEOUT_SOURCE
+        return Failure.NOT_ABLE if waited else Failure.FINAL
     if sqlstate is not None and (severity != "ERROR" or sqlstate == "08000"):
         text = error.diag.message_primary or str(error)
         if sqlstate == "28P01" or (sqlstate == "08P01" and _matches(LOGIN_REFUSED, text)):
@@ -148,6 +190,15 @@ def classify_statement(error: psycopg.Error, *, broken: bool) -> Failure:
         or (severity in {"FATAL", "PANIC"} and sqlstate[:2] in _ENDED_IF_FATAL)
     )
     return Failure.LOST if broken and ended else Failure.FINAL
+
+
+def _classify_lookup(error: OSError) -> Failure:
+    if not isinstance(error, socket.gaierror):
+        return RESOLVER["EAI_SYSTEM"]  # Python raises it by its errno
+    for name, failure in RESOLVER.items():
+        if getattr(socket, name, None) == error.errno:
+            return failure
+    return Failure.FINAL
 
 
 def _matches(patterns: tuple[str, ...], text: str) -> bool:

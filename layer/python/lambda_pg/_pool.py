@@ -30,6 +30,23 @@ _NESTED: Final = (
 )
 
 
+class _Slot:
+    """One place in the pool: taken as long as somebody holds it, as an open connection does.
+
+    An exception from a signal handler may come between any two steps of a checkout or a return.
+    What it leaves behind frees its place by itself.
+    """
+
+    def __init__(self, pool: "Pool") -> None:
+        self._pool = weakref.ref(pool)
+        self.is_free = False
+
+    def __del__(self) -> None:
+        pool = self._pool()
+        if pool is not None and not self.is_free:
+            pool._abandon()
+
+
 class Pool:
     """Hand out at most `slots` connections; connects happen in the calling thread."""
 
@@ -59,22 +76,31 @@ class Pool:
         _POOLS.add(self)
 
     def _forget(self) -> None:
-        self._free = threading.Condition()
+        # Entered itself, not by the condition: no signal handler can come between lock and block.
+        self._lock = threading.RLock()
+        self._free = threading.Condition(self._lock)
         self._waiting = 0
-        self._size = 0
+        # No WeakSet: an exception in its own callback would leave the dead ones counted.
+        self._taken: list[weakref.ref[_Slot]] = []
+        self._abandoned = 0
         self._idle: list[AnyConnection] = []
-        self.lent: dict[AnyConnection, int] = {}
+        self.lent: weakref.WeakKeyDictionary[AnyConnection, int] = weakref.WeakKeyDictionary()
         """What callers have in their hands, and in which thread."""
 
     @property
     def size(self) -> int:
         """Connections that are open or being opened."""
-        return self._size
+        return len(self._slots_taken())
 
     @property
     def available(self) -> int:
         """Connections that nobody uses."""
         return len(self._idle)
+
+    @property
+    def has_leaked(self) -> bool:
+        """Tell whether a connection is lent, or was given up by nobody."""
+        return bool(self.lent) or self._abandoned > 0
 
     @property
     def waiting(self) -> int:
@@ -131,29 +157,32 @@ class Pool:
         Raises CheckoutTimeoutError when every slot stays taken, and whatever a connect raises.
         """
         until = monotonic() + timeout
-        connection = self._take_slot(until, timeout)
+        slot: object
+        connection, slot = self._take_slot(until, timeout)
         try:
-            return self._good_or_new(connection, until, invocation)
+            while connection is not None:
+                slot = connection.slot
+                if self._is_kept(connection, until, invocation):
+                    return connection
+                if (other := self._next_idle()) is not None:
+                    self._free_slot(slot)  # the other one has a slot of its own
+                connection = other
+            connection = self._connect(max(0.0, until - monotonic()))
+            connection.slot = slot
         except BaseException:
-            self._free_slot()
+            self._free_slot(slot)
             raise
+        return connection
 
-    def _good_or_new(
-        self, connection: AnyConnection | None, until: float, invocation: int | None
-    ) -> AnyConnection:
-        while connection is not None:
-            good = False
-            try:
-                good = self._is_good(connection, until, invocation)
-            finally:
-                if not good:
-                    connection.close()
-            if good:
-                return connection
-            if (other := self._next_idle()) is not None:
-                self._free_slot()  # the other one has a slot of its own
-            connection = other
-        return self._connect(max(0.0, until - monotonic()))
+    def _is_kept(self, connection: AnyConnection, until: float, invocation: int | None) -> bool:
+        """Tell whether an idle connection is still good, and close it where it is not."""
+        good = False
+        try:
+            good = self._is_good(connection, until, invocation)
+        finally:
+            if not good:
+                connection.close()
+        return good
 
     def lend(self, connection: AnyConnection) -> None:
         """Note that a caller has the connection in his hands."""
@@ -188,16 +217,19 @@ class Pool:
     def discard(self, connection: AnyConnection) -> None:
         """Close a connection and free its slot."""
         connection.close()
-        self._free_slot()
+        self._free_slot(connection.slot)
 
     def reclaim(self) -> int:
-        """Cut every connection that is still lent, and free its slot; return how many."""
-        reclaimed = 0
+        """Cut every connection that is still lent, and free its slot.
+
+        Return how many there were, together with those that nobody has had in hand any more.
+        """
+        reclaimed, self._abandoned = self._abandoned, 0
         for connection in list(self.lent):
             if self.lent.pop(connection, None) is not None:  # or its caller has just returned it
                 connection.reclaimed = True
                 connection.cut()
-                self._free_slot()
+                self._free_slot(connection.slot)
                 reclaimed += 1
         return reclaimed
 
@@ -247,17 +279,27 @@ class Pool:
             return True
         return connection.answers(min(CHECK_TIMEOUT, timeout), reset=reset)
 
-    def _take_slot(self, until: float, timeout: float) -> AnyConnection | None:
-        """Return an idle connection, or None for the right to open one."""
+    def _take_slot(self, until: float, timeout: float) -> tuple[AnyConnection | None, _Slot | None]:
+        """Return an idle connection, or a slot to open one in."""
         if not self._waiting and (connection := self._next_idle()) is not None:
-            return connection
-        with self._free:
-            if not self._waiting and self._size < self._slots:
-                self._size += 1
-                return None
+            return connection, None
+        with self._lock:
+            if not self._waiting and self.size < self._slots:
+                return None, self._new_slot()
             return self._wait_for_slot(until, timeout)
 
-    def _wait_for_slot(self, until: float, timeout: float) -> AnyConnection | None:
+    def _new_slot(self) -> _Slot:
+        slot = _Slot(self)
+        self._taken = [*map(weakref.ref, self._slots_taken()), weakref.ref(slot)]
+        return slot
+
+    def _slots_taken(self) -> list[_Slot]:
+        slots = [reference() for reference in self._taken]
+        return [slot for slot in slots if slot is not None and not slot.is_free]
+
+    def _wait_for_slot(
+        self, until: float, timeout: float
+    ) -> tuple[AnyConnection | None, _Slot | None]:
         if list(self.lent.values()).count(threading.get_ident()) == self._slots:
             raise ConfigurationError([_NESTED.format(self._slots)])
         began = monotonic()
@@ -267,10 +309,9 @@ class Pool:
         try:
             while True:
                 if is_first and (connection := self._next_idle()) is not None:
-                    return connection
-                if is_first and self._size < self._slots:
-                    self._size += 1
-                    return None
+                    return connection, None
+                if is_first and self.size < self._slots:
+                    return None, self._new_slot()
                 if not in_time:  # only after a last look: a notice may have come too late to wake
                     raise CheckoutTimeoutError(
                         f"all {self._slots} slots of the pool stayed taken for {timeout:.1f} s"
@@ -283,13 +324,21 @@ class Pool:
                 self._free.notify()
             self._stats.requests_wait_ms += (monotonic() - began) * 1000
 
-    def _free_slot(self) -> None:
-        with self._free:
-            self._size -= 1
+    def _free_slot(self, slot: object) -> None:
+        if not isinstance(slot, _Slot):
+            return
+        with self._lock:
+            slot.is_free = True
             self._free.notify()
 
+    def _abandon(self) -> None:
+        """Note that a slot was given up by nobody: what held it has gone."""
+        self._abandoned += 1
+        if self._waiting:
+            self._notify()
+
     def _notify(self) -> None:
-        with self._free:
+        with self._lock:
             self._free.notify()
 
 
@@ -300,6 +349,8 @@ def _start_anew() -> None:
     """Leave a forked child without connections: its parent's sockets are dead in it."""
     for pool in list(_POOLS):
         idle = pool._idle
+        for slot in pool._slots_taken():
+            slot.is_free = True
         pool._forget()
         for connection in idle:
             connection.close()

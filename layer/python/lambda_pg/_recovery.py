@@ -1,17 +1,21 @@
 """What follows from a failure: another try, or the error that a handler catches."""
 
 import logging
+from typing import Any
 
 import psycopg
+from psycopg.abc import QueryNoTemplate
 
+from lambda_pg._connection import Connection
 from lambda_pg._errors import (
     CommitOutcomeUnknownError,
     DatabaseUnavailableError,
 )
 from lambda_pg._events import Events
-from lambda_pg._failures import Failure
+from lambda_pg._failures import READ_ONLY, Failure, classify_statement
 from lambda_pg._outcome import TransactionId
 from lambda_pg._overload import Breaker
+from lambda_pg._statements import is_undone_by_error
 from lambda_pg._stats import Stats
 from lambda_pg._window import Window
 
@@ -25,6 +29,29 @@ class Recovery:
         self._stats = stats
         self._events = events
 
+    def judge(
+        self,
+        error: psycopg.Error,
+        connection: Connection[Any],
+        alone: QueryNoTemplate | None = None,
+    ) -> Failure:
+        """Tell what the failed statement of a connection means, before the connection is returned.
+
+        `alone` is a query that ran in autocommit: a part of it may have been committed before the
+        error. A connection to a server that takes no writes is closed: another connect may reach
+        the new primary.
+        """
+        failure = classify_statement(error, broken=connection.lost)
+        if failure not in {Failure.NOT_ABLE, Failure.ROLLED_BACK}:
+            return failure
+        undone = alone is None or is_undone_by_error(connection.text_of(alone))
+        if error.sqlstate == READ_ONLY:
+            if not connection.is_read_only():
+                failure = Failure.DENIED
+            else:
+                connection.close()
+        return failure if undone else Failure.FINAL
+
     def pause(self, window: Window, error: Exception, *, absent: bool = True) -> None:
         """Wait for another try; raises what the caller gets when there is no time for one."""
         window.pause(error, absent=absent)
@@ -34,9 +61,15 @@ class Recovery:
     def recover(
         self, error: psycopg.Error, failure: Failure, window: Window, *, in_transaction: bool
     ) -> None:
-        """Wait for another try when the work certainly did not run; else raise as `translate`."""
+        """Wait for another try when the work certainly had no effect; else raise as `translate`."""
         if failure in {Failure.NOT_RUN, Failure.LOGIN_REFUSED}:
             self.pause(window, error)
+        elif failure in {Failure.NOT_ABLE, Failure.ROLLED_BACK} or (
+            failure is Failure.DENIED and window.may_ask_again()
+        ):
+            if failure is Failure.ROLLED_BACK:
+                window.begin_anew()
+            self.pause(window, error, absent=False)  # the database has answered
         else:
             self.translate(error, failure, in_transaction=in_transaction)
 
@@ -57,6 +90,9 @@ class Recovery:
             case Failure.NOT_RUN | Failure.LOGIN_REFUSED:
                 self._breaker.failed()
                 raise DatabaseUnavailableError(f"refused: {reason(error)}") from error
+            case Failure.NOT_ABLE:
+                self._breaker.succeeded()  # the database has answered
+                raise DatabaseUnavailableError(_not_able(error)) from error
             case Failure.LOST if in_transaction:
                 raise DatabaseUnavailableError(
                     "the connection was lost inside a transaction, which was rolled back"
@@ -77,6 +113,12 @@ def outcome_unknown(what: str, transaction: TransactionId | None) -> CommitOutco
         xid=transaction and transaction.xid,
         incarnation=transaction and transaction.incarnation,
     )
+
+
+def _not_able(error: psycopg.Error) -> str:
+    if error.sqlstate == READ_ONLY:
+        return f"the server is read-only now: {reason(error)}"
+    return f"the server cannot run the statement now ({error.sqlstate}): {reason(error)}"
 
 
 def reason(error: Exception) -> str:

@@ -7,6 +7,7 @@ function or a DO block does inside cannot be seen.
 
 import functools
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -15,8 +16,13 @@ from lambda_pg._profiles import Profile
 PINNING_SIZE: Final = 16 * 1024
 """Bytes of a statement above which RDS Proxy pins (AWS documentation)."""
 
-_CACHED_SIZE: Final = 8 * 1024
-"""Characters up to which a statement is remembered: long ones are rarely sent twice."""
+_REMEMBERED_SIZE: Final = 8 * 1024
+"""Bytes of memory up to which a statement is remembered: long ones are rarely sent twice."""
+
+_ATOMIC: Final = frozenset(
+    {"select", "insert", "update", "delete", "merge", "with", "values", "table"}
+)
+"""Statements that cannot commit a part of what they do: CALL, DO and much of DDL can."""
 
 _SUSPECT: Final = (
     *("set", "discard", "listen", "load", "prepare", "execute", "deallocate", "declare"),
@@ -62,7 +68,7 @@ def session_effect(query: str) -> str | None:
     A value that ends with its transaction is none: SET LOCAL, set_config(…, true),
     pg_advisory_xact_lock, a temporary table ON COMMIT DROP.
     """
-    return (_remembered(query) if len(query) <= _CACHED_SIZE else _look_at(query))[0]
+    return (_remembered(query) if is_short(query) else _look_at(query))[0]
 
 
 def refusal(
@@ -77,12 +83,22 @@ def refusal(
         return None
     if prepare and not profile.prepared:
         return f"a prepared statement {_consequence(profile)}: leave out prepare=True"
-    effect, only_rds_proxy = _look_at(query) if len(query) > _CACHED_SIZE else _remembered(query)
+    effect, only_rds_proxy = _remembered(query) if is_short(query) else _look_at(query)
     if effect is None and profile.name == "rds-proxy":
         effect = _pins(query, only_rds_proxy, named_cursor=named_cursor)
     if effect is None:
         return None
     return f"{effect} {_consequence(profile)}: docs/pooling.md says what to do instead"
+
+
+def is_short(query: str) -> bool:
+    """Tell whether a statement may be kept in memory after it was run."""
+    return sys.getsizeof(query) <= _REMEMBERED_SIZE
+
+
+def is_undone_by_error(query: str) -> bool:
+    """Tell whether an error of this query certainly undoes all that it did in autocommit."""
+    return all(statement[0] in _ATOMIC for statement in _statements(query))
 
 
 def ends_transaction(query: str) -> bool:

@@ -45,6 +45,7 @@ class Window:
         self._budget = budget
         self._attempts = 0
         self._anew = False
+        self._denied = False
         self.may_have_run = False
         """Whether an attempt was lost of which nobody knows what it did."""
 
@@ -68,6 +69,11 @@ class Window:
         if not self._anew:
             self._anew = True
             self._until = monotonic() + self._seconds
+
+    def may_ask_again(self) -> bool:
+        """Grant, once, another try of a write that was denied by a server that takes writes."""
+        denied, self._denied = self._denied, True
+        return not denied
 
     def pause(self, cause: Exception, *, absent: bool = True) -> None:
         """Sleep before the next attempt; raises from `cause` when there is none to be had.
