@@ -15,6 +15,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from lambda_pg import ConnectFailedError, Database, DatabaseUnavailableError
+from lambda_pg._connection import Connection
 from lambda_pg._failures import RESOLVER, Failure
 from psycopg import errors
 from psycopg.rows import TupleRow
@@ -216,6 +217,27 @@ def test_a_standby_that_is_promoted_takes_the_write(standby: Postgres, open_data
         with later(1.0, lambda: connection.execute("SELECT pg_promote()")):
             db.run_transaction(insert)
         assert scalar(db, "SELECT count(*) FROM counter") == 1
+
+
+def test_an_answer_is_not_hidden_by_a_last_connect_that_is_too_short(
+    standby: Postgres, open_database: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connect that the end of the window cuts says less than what the server has said before."""
+    db = open_database(
+        port=standby.port, dbname="app", sslrootcert=standby.ca_file, checkout_timeout=0.5
+    )
+    connect = db._pool._connect
+
+    def once(timeout: float) -> Connection[TupleRow]:
+        monkeypatch.setattr(db._pool, "_connect", cut)
+        return connect(timeout)
+
+    def cut(_: float) -> Connection[TupleRow]:
+        raise errors.ConnectionTimeout("no answer within 0.0 s")
+
+    monkeypatch.setattr(db._pool, "_connect", once)
+    with pytest.raises(DatabaseUnavailableError, match="read-only"):
+        db.execute(INSERT)
 
 
 def test_a_standby_says_that_it_is_one(standby: Postgres, open_database: Open) -> None:

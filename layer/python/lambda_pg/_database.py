@@ -466,6 +466,9 @@ class Database(Generic[Row]):
             except psycopg.OperationalError as error:
                 if not isinstance(error, psycopg.errors.ConnectionTimeout):
                     answered = error
+                if answered is None and window.answered and too_short(error, left):
+                    self._recovery.pause(window, window.answered, absent=False)
+                    continue  # what the server answered says more than a connect cut short
                 told = answered if answered and too_short(error, left) else error
                 self._recover_connect(told, window)
             else:

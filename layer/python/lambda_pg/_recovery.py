@@ -69,6 +69,7 @@ class Recovery:
         ):
             if failure is Failure.ROLLED_BACK:
                 window.begin_anew()
+            window.answered = error
             self.pause(window, error, absent=False)  # the database has answered
         else:
             self.translate(error, failure, in_transaction=in_transaction)

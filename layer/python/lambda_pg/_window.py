@@ -46,6 +46,8 @@ class Window:
         self._attempts = 0
         self._anew = False
         self._denied = False
+        self.answered: Exception | None = None
+        """What the server answered last, when it was there and could not run the statement."""
         self.may_have_run = False
         """Whether an attempt was lost of which nobody knows what it did."""
 
