@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +56,7 @@ class Servers:
 
     direct: Endpoint
     pgbouncer: Endpoint
+    pooler: Pooler
     secrets_url: str
     secret_arn: str
     versions: dict[str, str]
@@ -89,8 +90,11 @@ class Servers:
 
 
 @contextmanager
-def running(core: int) -> Iterator[Servers]:
-    """Start the servers on one core, with a table of ROWS users, and stop them at the end."""
+def running(core: int, **task: str) -> Iterator[Servers]:
+    """Start the servers on one core, with a table of ROWS users, and stop them at the end.
+
+    `task` changes the environment of the pooler's task.
+    """
     folder = Path(tempfile.mkdtemp(prefix="lpg-", dir="/tmp"))
     folder.chmod(0o711)
     password = secrets.token_urlsafe(12)
@@ -106,11 +110,12 @@ def running(core: int) -> Iterator[Servers]:
             vault = _vault(password, authority)
             service_port = processes.free_port()
             service = _start_service(service_port, vault, folder)
-            pooler = _pooler(folder, postgres, service_port)
+            pooler = _pooler(folder, postgres, service_port, task)
             pooler.start()
         (folder / "ca.pem").write_text(authority.pem)
         yield Servers(
             direct=Endpoint("direct", postgres.port, postgres.ca_file, password),
+            pooler=pooler,
             pgbouncer=Endpoint("pgbouncer", pooler.port, folder / "ca.pem", password),
             secrets_url=f"http://127.0.0.1:{service_port}",
             secret_arn=LOGIN_ARN,
@@ -185,7 +190,7 @@ def _listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _pooler(folder: Path, postgres: Postgres, service_port: int) -> Pooler:
+def _pooler(folder: Path, postgres: Postgres, service_port: int, task: Mapping[str, str]) -> Pooler:
     environment = {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{service_port}",
         "AWS_REGION": REGION,
@@ -203,7 +208,7 @@ def _pooler(folder: Path, postgres: Postgres, service_port: int) -> Pooler:
         "MAX_DB_CONNECTIONS": "20",
         "REFRESH_INTERVAL": "3600",
     }
-    return Pooler(find_pgbouncer(), folder / "pooler", environment)
+    return Pooler(find_pgbouncer(), folder / "pooler", environment | dict(task))
 
 
 def versions(dsn: str, admin_dsn: str) -> dict[str, str]:

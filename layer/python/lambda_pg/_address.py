@@ -5,6 +5,8 @@ import threading
 
 import psycopg
 
+from lambda_pg._overload import NotReachedError
+
 
 def resolve(host: str, timeout: float) -> list[str]:
     """Return the addresses of `host` in the resolver's order; one that is an address is its own.
@@ -18,7 +20,7 @@ def resolve(host: str, timeout: float) -> list[str]:
     lookup.start()
     lookup.join(timeout)
     if lookup.error is not None:
-        raise psycopg.OperationalError(f"cannot resolve {host}: {lookup.error.strerror}")
+        raise NotReachedError(f"cannot resolve {host}: {lookup.error.strerror}")
     if lookup.addresses is None:
         raise psycopg.errors.ConnectionTimeout(
             f"the resolver did not answer for {host} within {timeout:.1f} s"

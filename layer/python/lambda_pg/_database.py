@@ -86,7 +86,6 @@ class Database(Generic[Row]):
         self._login = Login(
             settings,
             self._credentials,
-            breaker=self._breaker,
             stats=self._stats,
             events=self._events,
         )
@@ -394,11 +393,12 @@ class Database(Generic[Row]):
     def close(self) -> None:
         """Close the idle connections; the next checkout opens a new one."""
         self._pool.close()
+        self._login.close()
 
     def forget(self) -> None:
         """Close every connection and know no credentials: a snapshot is about to be taken."""
         self._pool.reclaim()
-        self._pool.close()
+        self.close()
         self._credentials.forget()
 
     def _end(self) -> None:

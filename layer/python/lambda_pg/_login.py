@@ -12,7 +12,6 @@ from lambda_pg._connector import Connector
 from lambda_pg._credentials import CredentialCache
 from lambda_pg._events import Events
 from lambda_pg._failures import Failure, classify_connect
-from lambda_pg._overload import Breaker
 from lambda_pg._settings import Settings
 from lambda_pg._stats import Stats
 
@@ -37,7 +36,6 @@ class Login:
         settings: Settings,
         credentials: CredentialCache,
         *,
-        breaker: Breaker,
         stats: Stats,
         events: Events,
     ) -> None:
@@ -45,7 +43,6 @@ class Login:
         self._settings = settings
         self._credentials = credentials
         self._connector = Connector(settings)
-        self._breaker = breaker
         self._stats = stats
         self._events = events
 
@@ -80,10 +77,13 @@ class Login:
             else:
                 break
         self._credentials.accepted(credentials)
-        self._breaker.connect_seconds = monotonic() - began
-        self._stats.connections_ms += self._breaker.connect_seconds * 1000
+        self._stats.connections_ms += (monotonic() - began) * 1000
         self._date(connection)
         return connection
+
+    def close(self) -> None:
+        """Close the logins that no request has finished."""
+        self._connector.close()
 
     def _date(self, connection: Connection[Any]) -> None:
         """Say how long a new connection may live; a fleet's do not end together."""

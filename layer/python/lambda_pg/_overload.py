@@ -5,20 +5,24 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+import psycopg
+
 from lambda_pg._errors import DatabaseUnavailableError
 
 BUDGET: Final = 60
-"""Retries that an environment may spend at once: five requests' worth of a whole window each."""
+"""Retries that may cost the server something and that an environment may spend at once."""
 
-EARNED: Final = 1.0
-"""Retries that come back each second: one, about what a window's longest pauses spend."""
+EARNED: Final = 4.0
+"""Such retries that come back each second. A request makes eight in the first second and a half of
+an outage, and then four a second: so one request at a time cannot spend all, whatever comes and
+goes; threads that share an environment can."""
 
 FAILURES: Final = 3
 """Requests in a row that the database had to fail before the breaker opens."""
 
 PROBE: Final = 1.0
-"""Seconds that the one request may try which looks whether the database is back, or twice what the
-last connect took: far away it would never come through otherwise."""
+"""Seconds that the one request may try which looks whether the database is back. A login may take
+longer, among those of a whole fleet: it is kept, and the next probe goes on with it."""
 
 PROBE_PAUSE: Final = (0.25, 0.75)
 """Bounds of the seconds between two probes. With PROBE they keep the promise that the first
@@ -28,8 +32,19 @@ success follows at most 2 s after a fault has ended."""
 _jitter = random.SystemRandom()
 
 
+class NotReachedError(psycopg.OperationalError):
+    """Report an attempt of which the server has seen nothing: a refusal by the kernel, no route."""
+
+
 class RetryBudget:
-    """Bound the retries of one environment, whatever happens to it."""
+    """Bound the work in vain that the retries of one environment give a server.
+
+    What costs is a retry after an answer: a login that was refused or cut, a statement that a
+    pooler has refused or lost (5 ms of PgBouncer 1.24 for the login that follows). What costs
+    nothing is not counted: the server has not seen the attempt (NotReachedError), it has not
+    answered yet (its login is kept and finished), or it is there and two transactions conflict,
+    which the window bounds.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         """Start with all of it."""
@@ -56,8 +71,6 @@ class Breaker:
         self._clock = clock
         self.failures = 0
         """Requests in a row that were failed by the database's absence."""
-        self.connect_seconds = 0.0
-        """What the last connect took."""
         self._probe_at = 0.0
 
     @property
@@ -74,7 +87,7 @@ class Breaker:
         if not self.is_open:
             return seconds
         now = self._clock()
-        probe = min(max(PROBE, 2 * self.connect_seconds), seconds)
+        probe = min(PROBE, seconds)
         busy = probe + PROBE_PAUSE[1]
         if now < self._probe_at <= now + busy:  # later: the clock was set back
             raise DatabaseUnavailableError(

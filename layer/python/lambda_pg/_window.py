@@ -6,14 +6,19 @@ import time
 from time import monotonic
 from typing import Final
 
+import psycopg
+
 from lambda_pg._errors import CheckoutTimeoutError, DatabaseUnavailableError, DeadlineExceededError
-from lambda_pg._overload import Breaker, RetryBudget
+from lambda_pg._overload import Breaker, NotReachedError, RetryBudget
 
 FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 0.5
 DOUBLINGS: Final = 4
 """Bounds of the pause between attempts in seconds, with full jitter: a fleet does not march."""
 
+LAST_ATTEMPT: Final = 0.1
+"""Seconds before its end at which a window's last attempt begins: a connect takes 5 to 50 ms, and
+one that is not finished in time is kept."""
 
 # No state that a snapshot or a fork could copy into many environments.
 _jitter = random.SystemRandom()
@@ -70,9 +75,10 @@ class Window:
             self._until = monotonic() + self._seconds
 
     def pause(self, cause: Exception, *, absent: bool = True) -> None:
-        """Sleep before the next attempt; raises from `cause` when there is none to be had.
+        """Sleep before the next attempt; raises from `cause` when there is no time for one.
 
-        `absent` says that the database was not there to answer, which the breaker counts. A probe
+        The last attempt begins `LAST_ATTEMPT` before the end. `absent` says that the database was
+        not there to answer: the breaker counts that, and the budget what it may have cost. A probe
         tries once: with a whole fleet it would hammer a server that is about to come back.
         """
         if absent and self._probes:
@@ -82,13 +88,13 @@ class Window:
             ) from cause
         longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._attempts, DOUBLINGS))
         self._attempts += 1
-        pause = _jitter.uniform(0, longest)
-        in_time = monotonic() + pause < min(self._until, self._deadline)
-        if not (in_time and self._budget.spend()):
+        left = min(self._until, self._deadline) - LAST_ATTEMPT - monotonic()
+        in_time = left > 0
+        if not (in_time and (not (absent and _costs(cause)) or self._budget.spend())):
             if absent:
                 self._breaker.failed()
             raise self._error(cause, in_time=in_time) from cause
-        time.sleep(pause)
+        time.sleep(min(_jitter.uniform(0, longest), left))
 
     def _error(self, cause: Exception, *, in_time: bool) -> DatabaseUnavailableError:
         tried = f"{self._attempts} attempt{'s' if self._attempts > 1 else ''}"
@@ -107,6 +113,11 @@ class Window:
             f"no success within {self._seconds:.1f} s ({tried}); "
             f"the last one failed: {_first_line(cause)}"
         )
+
+
+def _costs(error: Exception) -> bool:
+    """Tell whether a server may have worked on a failed attempt in vain."""
+    return not isinstance(error, NotReachedError | psycopg.errors.ConnectionTimeout)
 
 
 def _first_line(error: Exception) -> str:
