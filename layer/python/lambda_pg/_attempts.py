@@ -25,7 +25,7 @@ from lambda_pg._overload import NotReachedError
 MOST: Final = 3
 """Sockets that one connect may have open at once; the oldest goes when another is due."""
 
-UNCONNECTED: Final = 0.5
+UNCONNECTED: Final = 0.25
 """Seconds without a TCP connection after which a fresh SYN is better than to wait for the next
 retransmission of the old one (after 1, 3 and 7 s): the server knows of neither."""
 

@@ -17,8 +17,8 @@ DOUBLINGS: Final = 4
 """Bounds of the pause between attempts in seconds, with full jitter: a fleet does not march."""
 
 LAST_ATTEMPT: Final = 0.1
-"""Seconds before its end at which a window's last attempt begins: a connect takes 5 to 50 ms, and
-one that is not finished in time is kept."""
+"""Seconds before the end of a window in which no attempt begins: a connect takes 5 to 50 ms."""
+
 
 # No state that a snapshot or a fork could copy into many environments.
 _jitter = random.SystemRandom()
@@ -77,9 +77,10 @@ class Window:
     def pause(self, cause: Exception, *, absent: bool = True) -> None:
         """Sleep before the next attempt; raises from `cause` when there is no time for one.
 
-        The last attempt begins `LAST_ATTEMPT` before the end. `absent` says that the database was
-        not there to answer: the breaker counts that, and the budget what it may have cost. A probe
-        tries once: with a whole fleet it would hammer a server that is about to come back.
+        No pause is longer than half of what is left, so that the window ends with an attempt,
+        whenever the database comes back before. `absent` says that the database was not there to
+        answer: the breaker counts that, and the budget what it may have cost. A probe tries once:
+        with a whole fleet it would hammer a server that is about to come back.
         """
         if absent and self._probes:
             self._breaker.failed()
@@ -88,13 +89,13 @@ class Window:
             ) from cause
         longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._attempts, DOUBLINGS))
         self._attempts += 1
-        left = min(self._until, self._deadline) - LAST_ATTEMPT - monotonic()
-        in_time = left > 0
+        left = min(self._until, self._deadline) - monotonic()
+        in_time = left > LAST_ATTEMPT
         if not (in_time and (not (absent and _costs(cause)) or self._budget.spend())):
             if absent:
                 self._breaker.failed()
             raise self._error(cause, in_time=in_time) from cause
-        time.sleep(min(_jitter.uniform(0, longest), left))
+        time.sleep(min(_jitter.uniform(0, longest), left / 2))
 
     def _error(self, cause: Exception, *, in_time: bool) -> DatabaseUnavailableError:
         tried = f"{self._attempts} attempt{'s' if self._attempts > 1 else ''}"
