@@ -14,9 +14,9 @@ from .settings import Settings
 # may be 1, and a request that finds no place is as good as lost.
 PEER_POOL_SIZE = 100
 
-# Seconds after a failed login at the database until the next one. Meanwhile every client is
-# refused: the default, 15, turns one refused login into 15 seconds of errors for everyone. A database
-# that is away, or a password that is wrong, meets at most five logins a second of a task and user.
+# Seconds from a failed login at the database to the next one. Until then every client is refused;
+# the default, 15, turns one refused login into 15 seconds of errors for everyone. A database that
+# is away, or a wrong password, meets at most five logins a second from each task and user.
 SERVER_LOGIN_RETRY = 0.2
 
 # Processor seconds of a login with PgBouncer 1.24, which needs the most, and the smallest task.

@@ -11,13 +11,13 @@ from typing import Any
 import psycopg
 import pytest
 from lambda_pg import _attempts as attempts_module
-from lambda_pg._attempts import KEPT, MOST, Attempt, Attempts
+from lambda_pg._attempts import KEPT, MOST, PACE, SLOW, Attempt, Attempts
 from lambda_pg._credentials import Credentials
 from lambda_pg._overload import NotReachedError
 from psycopg.waiting import Ready, Wait
 
 LOGIN = Credentials("app", "p")
-CONNECTION: Any = object()
+CONNECTION: Any = SimpleNamespace()
 
 
 class Peer:
@@ -114,14 +114,30 @@ def test_a_login_once_begun_is_finished_by_the_next_request(network: Network) ->
 def test_a_connect_without_an_answer_leaves_time_for_others(network: Network) -> None:
     """They stay open beside it; the first that is answered is taken, the others are closed."""
     attempts = Attempts(LOGIN)
-    assert finish(attempts, network, 0.17) is None
-    assert [peer.closed for peer in network.peers] == [False, False, False]
-    assert attempts.silent == ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
-    network.peers[0].answer()
-    assert finish(attempts, network, 0.05) is None
-    assert [peer.closed for peer in network.peers] == [False, True, True]
-    network.peers[0].answer()
+    while len(attempts.silent) < 2:
+        assert finish(attempts, network, 0.02) is None
+    answered = network.peers[len(network.peers) - len(attempts.silent)]
+    answered.answer()
+    while not attempts.is_answered:
+        assert finish(attempts, network, 0.02) is None
+    assert [peer for peer in network.peers if not peer.closed] == [answered]
+    answered.answer()
     assert finish(attempts, network, 5) is CONNECTION
+
+
+def test_a_slow_login_goes_on_after_a_while(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answer took long: a crowd logs in, and the next step waits, so that it spreads."""
+    monkeypatch.setattr(attempts_module, "_jitter", SimpleNamespace(uniform=lambda _, most: most))
+    attempts = Attempts(LOGIN)
+    assert finish(attempts, network, 0.02) is None
+    network.peers[0].answer()
+    assert finish(attempts, network, SLOW + 0.05) is None
+    network.peers[0].answer()
+    began = time.monotonic()
+    assert finish(attempts, network, 5) is CONNECTION
+    assert time.monotonic() - began > PACE * SLOW
 
 
 def test_sockets_are_few_and_waits_grow(network: Network) -> None:

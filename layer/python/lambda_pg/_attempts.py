@@ -7,6 +7,7 @@ no time left: what the pooler has spent on it is not spent again.
 """
 
 import os
+import random
 import select
 import time
 import weakref
@@ -37,12 +38,22 @@ LONGEST_UNANSWERED: Final = 12.0
 """From this attempt on, the wait for a first byte doubles, up to so many seconds: an overloaded
 pooler must not lose sight of connects before it has looked at them once."""
 
+SLOW: Final = 0.25
+PACE: Final = 2.0
+"""Seconds that an answer of a login may take; after a slower one the login goes on after up to so
+many times as long. A fleet that comes back at once would else take each step together, and a pooler
+that is busy with hundreds of them has no time for its server connections: it refuses those that
+have logged in, as they have waited too long for one, and they begin again."""
+
 STUCK: Final = 30.0
 """Seconds without another byte from a server that has answered, until another connect may begin."""
 
 KEPT: Final = 30.0
 """Seconds by the wall clock that attempts may rest between two requests: of an environment that was
 frozen for longer, a pooler may have ended the login, and a load balancer dropped the flow."""
+
+# No state that a snapshot or a fork could copy into many environments.
+_jitter = random.SystemRandom()
 
 Opening = PQGenConn[Connection[Any]]
 
@@ -58,6 +69,9 @@ class Attempt:
         self.address = address
         self.is_connected = False
         self.is_answered = False
+        self.began = self._asked = monotonic()
+        self.rests_until = 0.0
+        """The time.monotonic() until which its next step waits."""
         self.socket = -1
         """The socket that it waits for; -1 while libpq may change it."""
         self._opening = opening
@@ -88,6 +102,7 @@ class Attempt:
             error._pgconn = None  # which has the password, as a frame of psycopg's has
             raise error.with_traceback(None)  # noqa: B904  # the same error
         self.socket, self._wants = step[0], int(step[1])
+        self._asked, self.rests_until = monotonic(), 0.0
         is_reading = self._wants == _READING
         # libpq sends its first message before it reads for the first time. What it reads then is an
         # answer, unless it goes on to another address, where it has to write.
@@ -96,7 +111,11 @@ class Attempt:
         return None
 
     def resume(self) -> Connection[Any] | None:
-        """Take the next step after an event of poll()."""
+        """Take the next step after an event of poll(), or wait with it."""
+        waited = monotonic() - self._asked
+        if self.is_answered and not self.rests_until and waited > SLOW:
+            self.rests_until = monotonic() + _jitter.uniform(0, PACE * waited)
+            return None
         return self.go_on(self._wants)
 
     def close(self) -> None:
@@ -116,6 +135,8 @@ class Attempts:
         self._another_at = 0.0
         """The time.monotonic() at which another one may begin."""
         self._left_at = time.time()
+        self.login_seconds = 0.0
+        """What a login took that has come to its end, also to a refusal."""
         _ALL.add(self)
 
     @property
@@ -143,6 +164,7 @@ class Attempts:
                 connection = self._advance(attempt)
                 if connection is not None:
                     self._open.remove(attempt)
+                    self.login_seconds = monotonic() - attempt.began
                     return connection
                 if attempt.is_answered:
                     break  # the others are closed
@@ -156,10 +178,15 @@ class Attempts:
     def _ready(self, until: float) -> list[Attempt]:
         """Wait until an attempt can go on, another one is due, or the time is up."""
         poll, waiting_for = select.poll(), {}
+        now = monotonic()
+        until = min(until, self._another_at)
         for attempt in self._open:
-            poll.register(attempt.socket, attempt.events)
-            waiting_for[attempt.socket] = attempt
-        seconds = max(0.0, min(until, self._another_at) - monotonic())
+            if attempt.rests_until > now:
+                until = min(until, attempt.rests_until)
+            else:
+                poll.register(attempt.socket, attempt.events)
+                waiting_for[attempt.socket] = attempt
+        seconds = max(0.0, until - now)
         # Rounded up: poll() would spin through the last millisecond.
         found = poll.poll(seconds * 1000 + 1 if seconds else 0)
         return [waiting_for[ready] for ready, _ in found]
@@ -182,6 +209,8 @@ class Attempts:
             connection = attempt.resume()
         except psycopg.OperationalError:
             self._open.remove(attempt)
+            if attempt.is_answered:
+                self.login_seconds = monotonic() - attempt.began
             if attempt.is_answered or not self._open:
                 raise
             return None

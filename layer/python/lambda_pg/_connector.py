@@ -15,6 +15,7 @@ from lambda_pg._attempts import Attempt, Attempts
 from lambda_pg._connection import Connection
 from lambda_pg._credentials import Credentials
 from lambda_pg._errors import ConfigurationError, ConnectFailedError
+from lambda_pg._overload import Breaker
 from lambda_pg._profiles import Profile, options_refused, profile_for, roots_for
 from lambda_pg._settings import Settings
 
@@ -25,9 +26,10 @@ TCP_USER_TIMEOUT: Final = 3000
 class Connector:
     """Open connections as the settings say, with credentials given at each connect."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Write nothing yet: an environment may still be copied."""
+    def __init__(self, settings: Settings, breaker: Breaker) -> None:
+        """Write nothing yet: an environment may still be copied. Logins are told to the breaker."""
         self._settings = settings
+        self._breaker = breaker
         self._ca_file: Path | None = None
         self._silent: dict[str, float] = {}
         """Addresses that have not answered, and when: the others come first."""
@@ -64,6 +66,8 @@ class Connector:
         except BaseException:
             attempts.close()
             raise
+        finally:
+            self._breaker.logged_in(attempts.login_seconds)
         if connection is None:
             self._kept.append(attempts)
             missing = "login not finished by" if attempts.is_answered else "no answer from"

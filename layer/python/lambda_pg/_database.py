@@ -86,6 +86,7 @@ class Database(Generic[Row]):
         self._login = Login(
             settings,
             self._credentials,
+            breaker=self._breaker,
             stats=self._stats,
             events=self._events,
         )

@@ -12,6 +12,7 @@ from lambda_pg._connector import Connector
 from lambda_pg._credentials import CredentialCache
 from lambda_pg._events import Events
 from lambda_pg._failures import Failure, classify_connect
+from lambda_pg._overload import Breaker
 from lambda_pg._settings import Settings
 from lambda_pg._stats import Stats
 
@@ -36,13 +37,14 @@ class Login:
         settings: Settings,
         credentials: CredentialCache,
         *,
+        breaker: Breaker,
         stats: Stats,
         events: Events,
     ) -> None:
         """Open nothing yet."""
         self._settings = settings
         self._credentials = credentials
-        self._connector = Connector(settings)
+        self._connector = Connector(settings, breaker)
         self._stats = stats
         self._events = events
 

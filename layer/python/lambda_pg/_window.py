@@ -89,13 +89,15 @@ class Window:
             ) from cause
         longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._attempts, DOUBLINGS))
         self._attempts += 1
+        costs = absent and _costs(cause)
+        rest = self._breaker.rest if costs else 0.0
         left = min(self._until, self._deadline) - monotonic()
-        in_time = left > LAST_ATTEMPT
-        if not (in_time and (not (absent and _costs(cause)) or self._budget.spend())):
+        in_time = left > LAST_ATTEMPT + rest
+        if not (in_time and (not costs or self._budget.spend())):
             if absent:
                 self._breaker.failed()
             raise self._error(cause, in_time=in_time) from cause
-        time.sleep(min(_jitter.uniform(0, longest), left / 2))
+        time.sleep(max(rest, min(_jitter.uniform(0, longest), left / 2)))
 
     def _error(self, cause: Exception, *, in_time: bool) -> DatabaseUnavailableError:
         tried = f"{self._attempts} attempt{'s' if self._attempts > 1 else ''}"
