@@ -332,13 +332,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--environments", type=int, help="one scenario instead of all")
     parser.add_argument("--away", type=float, default=12.0, help="its seconds without a pooler")
     parser.add_argument("--share", type=float, default=SHARE, help="of a core, for PgBouncer")
+    parser.add_argument("--queue", default="1", help="the pooler's query_wait_timeout")
     parser.add_argument("--policy", choices=("kept", "naive"), help="only this one")
     options = parser.parse_args(arguments)
     scenarios = [(options.environments, options.away)] if options.environments else SCENARIOS
     plan: list[tuple[Policy, int, float]] = [("kept", *scenario) for scenario in scenarios]
     plan.append(("naive", *scenarios[-1]))
     rows = []
-    with running(cores()[1], MAX_CLIENT_CONN="5000", QUERY_WAIT_TIMEOUT="1") as servers:
+    with running(cores()[1], MAX_CLIENT_CONN="5000", QUERY_WAIT_TIMEOUT=options.queue) as servers:
         cost = login_cost(servers)
         for policy, environments, away in plan:
             if options.policy in {None, policy}:

@@ -16,6 +16,10 @@ LONGEST_PAUSE: Final = 0.5
 DOUBLINGS: Final = 4
 """Bounds of the pause between attempts in seconds, with full jitter: a fleet does not march."""
 
+LONGEST_CONFLICT_PAUSE: Final = 0.2
+"""The same between two attempts of transactions that conflict: they take milliseconds, and one that
+waits for longer and longer loses to those that have just begun."""
+
 LAST_ATTEMPT: Final = 0.1
 """Seconds before the end of a window in which no attempt begins: a connect takes 5 to 50 ms."""
 
@@ -87,7 +91,8 @@ class Window:
             raise DatabaseUnavailableError(
                 f"the database is still away: {_first_line(cause)}"
             ) from cause
-        longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._attempts, DOUBLINGS))
+        most = LONGEST_PAUSE if absent else LONGEST_CONFLICT_PAUSE
+        longest = min(most, FIRST_PAUSE * 2 ** min(self._attempts, DOUBLINGS))
         self._attempts += 1
         costs = absent and _costs(cause)
         rest = self._breaker.rest if costs else 0.0
