@@ -40,12 +40,13 @@ pooler must not lose sight of connects before it has looked at them once."""
 
 SLOW: Final = 0.25
 PACE: Final = 2.0
-LONGEST_PAUSE: Final = 1.0
-"""Seconds that an answer of a login may take; after the first slower one the login goes on after up
-to so many times as long, at most the last number of seconds. A fleet that comes back at once would
-else take each step together, and a pooler that is busy with hundreds of them has no time for its
-server connections: it refuses those that have logged in, as they have waited too long for one, and
-they begin again. The last number keeps the promise of the first success 2 s after a fault."""
+FIRST_REST: Final = 1.0
+"""Seconds that an answer of a login may take; after a slower one the login goes on after up to so
+many times as long. A fleet that comes back at once would else take each step together, and a pooler
+that is busy with hundreds of them has no time for its server connections: it refuses those that
+have logged in, as they have waited too long for one, and they begin again. The first rest is at
+most the last number of seconds: a pooler that only hung for a while answers quickly after that, and
+the first success has to follow within 2 s."""
 
 STUCK: Final = 30.0
 """Seconds without another byte from a server that has answered, until another connect may begin."""
@@ -73,7 +74,8 @@ class Attempt:
         self.is_answered = False
         self.began = self._asked = monotonic()
         self.rests_until = 0.0
-        """The time.monotonic() until which a step waits, once; 0 when none has."""
+        """The time.monotonic() until which its next step waits; 0 when it does not."""
+        self._has_rested = False
         self.socket = -1
         """The socket that it waits for; -1 while libpq may change it."""
         self._opening = opening
@@ -104,7 +106,7 @@ class Attempt:
             error._pgconn = None  # which has the password, as a frame of psycopg's has
             raise error.with_traceback(None)  # noqa: B904  # the same error
         self.socket, self._wants = step[0], int(step[1])
-        self._asked = monotonic()
+        self._asked, self.rests_until = monotonic(), 0.0
         is_reading = self._wants == _READING
         # libpq sends its first message before it reads for the first time. What it reads then is an
         # answer, unless it goes on to another address, where it has to write.
@@ -116,8 +118,9 @@ class Attempt:
         """Take the next step after an event of poll(), or wait with it."""
         waited = monotonic() - self._asked
         if self.is_answered and not self.rests_until and waited > SLOW:
-            longest = min(LONGEST_PAUSE, PACE * waited)
+            longest = PACE * waited if self._has_rested else min(FIRST_REST, PACE * waited)
             self.rests_until = monotonic() + _jitter.uniform(0, longest)
+            self._has_rested = True
             return None
         return self.go_on(self._wants)
 
