@@ -92,11 +92,12 @@ class Servers:
 
 @contextmanager
 def running(
-    core: int | None = None, *, parameters: Mapping[str, str] | None = None
+    core: int | None = None, *, parameters: Mapping[str, str] | None = None, **task: str
 ) -> Iterator[Servers]:
     """Start the servers, with a table of ROWS users, and stop them at the end.
 
-    `core` keeps them on one core; `parameters` go into PostgreSQL's settings.
+    `core` keeps them on one core; `parameters` go into PostgreSQL's settings, `task` changes the
+    environment of the pooler's task.
     """
     folder = Path(tempfile.mkdtemp(prefix="lpg-", dir="/tmp"))
     folder.chmod(0o711)
@@ -115,7 +116,7 @@ def running(
             vault = _vault(password, authority)
             service_port = processes.free_port()
             service = _start_service(service_port, vault, folder)
-            pooler = _pooler(folder, postgres, service_port)
+            pooler = _pooler(folder, postgres, service_port, task)
             pooler.start()
         (folder / "ca.pem").write_text(authority.pem)
         yield Servers(
@@ -196,7 +197,7 @@ def _listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _pooler(folder: Path, postgres: Postgres, service_port: int) -> Pooler:
+def _pooler(folder: Path, postgres: Postgres, service_port: int, task: Mapping[str, str]) -> Pooler:
     environment = {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{service_port}",
         "AWS_REGION": REGION,
@@ -214,7 +215,7 @@ def _pooler(folder: Path, postgres: Postgres, service_port: int) -> Pooler:
         "MAX_DB_CONNECTIONS": "20",
         "REFRESH_INTERVAL": "3600",
     }
-    return Pooler(find_pgbouncer(), folder / "pooler", environment)
+    return Pooler(find_pgbouncer(), folder / "pooler", environment | dict(task))
 
 
 def versions(dsn: str, admin_dsn: str) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,15 @@ PEER_POOL_SIZE = 100
 # Connections that the kernel keeps until PgBouncer takes them, all at once. A burst of new
 # environments connects at once; the default, 128, drops their SYNs.
 LISTEN_BACKLOG = 4096
+
+# Seconds from a failed login at the database to the next one. Until then every client is refused;
+# the default, 15, turns one refused login into 15 seconds of errors for everyone. A database that
+# is away, or a wrong password, meets at most five logins a second from each task and user.
+SERVER_LOGIN_RETRY = 0.2
+
+# Processor seconds of a login with PgBouncer 1.24, which needs the most, and the smallest task.
+LOGIN_SECONDS = 0.005
+SMALLEST_CPU = 0.25
 
 
 @dataclass(frozen=True)
@@ -193,16 +203,26 @@ def _timeouts(settings: Settings) -> dict[str, object]:
         # transaction_timeout here: PgBouncer has one from 1.25 on only, and an older one does not
         # start with it. The database's own bounds a transaction whoever holds it.
         "idle_transaction_timeout": settings.idle_transaction_timeout,
-        "client_login_timeout": 15,
+        "client_login_timeout": login_timeout(settings.max_client_conn),
         "server_connect_timeout": 5,
-        # The default, 15, turns one refused login into 15 seconds of errors for everyone.
-        "server_login_retry": 1,
+        "server_login_retry": SERVER_LOGIN_RETRY,
         # A cancel request that cannot be passed on at once is of no use later, and keeps those that
         # come after it (docs/decisions/0010).
         "cancel_wait_timeout": 1,
         "dns_max_ttl": 5,
         "dns_nxdomain_ttl": 1,
     }
+
+
+def login_timeout(clients: int) -> int:
+    """Return the seconds that a login may take: twice what those of all clients take together.
+
+    After an outage all of a task's clients log in at once, PgBouncer works on all of them in turn,
+    and they are finished at nearly the same time. A shorter timeout cuts every one of them just
+    before that, they begin again, and it never ends. A login that a client has left keeps one of
+    the task's places that much longer, as an open connection would.
+    """
+    return max(15, math.ceil(2 * clients * LOGIN_SECONDS / SMALLEST_CPU))
 
 
 def _logging() -> dict[str, object]:

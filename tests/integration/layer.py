@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 
+import psutil
 import psycopg
 from lambda_pg import Database, Settings
 from psycopg.rows import TupleRow
@@ -79,6 +80,12 @@ def kill_backends(admin: Admin) -> int:
         [APPLICATION],
     ).fetchall()
     return len(ended)
+
+
+def sockets_to(port: int) -> list[object]:
+    """Return this process' connections to a port."""
+    found = psutil.Process().net_connections("tcp")
+    return [each for each in found if each.raddr and each.raddr.port == port]
 
 
 def scalar(db: Database[TupleRow], query: str) -> object:

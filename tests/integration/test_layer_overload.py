@@ -1,5 +1,6 @@
 """Outages and exhaustion: survived while short, answered in time while long, over soon after."""
 
+import os
 import socket
 import threading
 import time
@@ -19,9 +20,9 @@ from lambda_pg import (
 )
 from psycopg.rows import TupleRow
 
-from local.fault_proxy import FaultProxy
+from local.fault_proxy import FaultProxy, can_blackhole
 from local.postgres import Postgres
-from tests.integration.layer import Load, Open, scalar, settings_for, slot_taken
+from tests.integration.layer import Admin, Load, Open, scalar, settings_for, slot_taken, sockets_to
 from tests.integration.servers import PoolerFixture
 
 AT_ONCE: Final = 0.25
@@ -300,6 +301,95 @@ def test_the_breaker_opens_after_three_failures_and_closes_after_one_success(
         assert ask(db).took < AT_ONCE
 
 
+# Connects that take longer than a request has
+
+
+HALF_A_LOGIN: Final = 600
+"""Bytes of the server's answers after which a login is half done: the certificate is longer."""
+
+
+def test_a_login_once_begun_is_finished_by_the_next_request(
+    open_database: Open, proxy: FaultProxy
+) -> None:
+    """What an overloaded server has spent on it is not spent again."""
+    db = open_database(port=proxy.port, checkout_timeout=0.3)
+    with proxy.cut_after(HALF_A_LOGIN, then="stall"):
+        for _ in range(2):
+            request = ask(db)
+            require_unavailable(request, 0.3 + AT_ONCE)
+            assert "login not finished by" in str(request.error)
+    assert first_success(db, time.monotonic()) < 2
+    assert proxy.accepted == 1
+
+
+def test_a_probe_goes_on_with_the_login_of_the_one_before(
+    open_database: Open, proxy: FaultProxy
+) -> None:
+    """Behind an open breaker, too: a probe is too short for a login among those of a fleet."""
+    db = open_database(port=proxy.port, checkout_timeout=0.3)
+    with proxy.cut_after(HALF_A_LOGIN, then="stall"):
+        open_breaker(db, 0.3)
+        keep_asking(db, 1.5)
+    assert first_success(db, time.monotonic()) < 2
+    assert proxy.accepted == 1
+
+
+def test_a_half_done_login_is_forgotten_before_a_snapshot(
+    open_database: Open, proxy: FaultProxy
+) -> None:
+    """As an open connection is; and close() ends it, too."""
+    db = open_database(port=proxy.port, checkout_timeout=0.3)
+    with proxy.cut_after(HALF_A_LOGIN, then="stall"):
+        for end in (db.forget, db.close):
+            assert ask(db).error is not None
+            assert len(sockets_to(proxy.port)) == 1
+            end()
+            assert not sockets_to(proxy.port)
+    assert ask(db).error is None
+
+
+def test_a_forked_child_leaves_a_half_done_login_to_its_parent(
+    open_database: Open, proxy: FaultProxy
+) -> None:
+    """The child begins its own, and the parent's goes on."""
+    db = open_database(port=proxy.port, checkout_timeout=0.8)
+    with proxy.cut_after(HALF_A_LOGIN, then="stall"):
+        assert ask(db).error is not None
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if ask(db).error is None else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert first_success(db, time.monotonic()) < 2
+    assert proxy.accepted == 2
+
+
+def test_a_server_that_hangs_leaves_time_for_another(
+    open_database: Open, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of two tasks is stopped: the kernel accepts for it, and the other one serves."""
+    monkeypatch.setattr("lambda_pg._connector.resolve", lambda *_: ["127.0.0.2", "127.0.0.1"])
+    with socket.create_server(("127.0.0.2", postgres.port)):
+        db = open_database()
+        request = ask(db)
+    assert request.error is None
+    assert request.took < 2
+
+
+@pytest.mark.skipif(not can_blackhole(), reason="needs Linux's socket filters")
+def test_lost_packets_that_end_within_the_window_fail_no_connect(
+    open_database: Open, proxy: FaultProxy
+) -> None:
+    """A fresh SYN is sent twice a second: TCP alone would wait from 1 s to 3 s."""
+    dbs = [open_database(port=proxy.port) for _ in range(8)]
+    with ThreadPoolExecutor(len(dbs)) as threads, proxy.blackhole():
+        asked = []
+        for db in dbs:
+            asked.append(threads.submit(ask, db))
+            time.sleep(0.05)
+        time.sleep(2.1)
+    assert [each.result().error for each in asked] == [None] * len(dbs)
+
+
 class Closing:
     """A server that takes connections and closes them at once; counts them."""
 
@@ -343,6 +433,39 @@ def test_a_fleet_does_not_hammer_a_dead_server(open_database: Open) -> None:
 
 
 # What is no outage
+
+
+CONFLICTS: Final = 15.0
+"""Seconds of conflicts: a budget of 60 retries and one a second was spent after ten."""
+
+
+def test_conflicts_on_one_row_are_bound_by_the_window_only(
+    open_database: Open, admin: Admin
+) -> None:
+    """Four environments count up one row at REPEATABLE READ for longer than a budget lasts."""
+    admin.execute("INSERT INTO counter VALUES (0)")
+    ends = time.monotonic() + CONFLICTS
+
+    def count(connection: psycopg.Connection[TupleRow]) -> None:
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        row = connection.execute("SELECT n FROM counter").fetchone()
+        time.sleep(0.01)
+        connection.execute("UPDATE counter SET n = %s", [row[0] + 1 if row else None])
+
+    def work(db: Database[TupleRow]) -> tuple[int, int]:
+        done = 0
+        while time.monotonic() < ends:
+            try:
+                db.run_transaction(count)
+                done += 1
+            except CheckoutTimeoutError:
+                continue  # the window has ended: no other error may come
+        return done, db.stats()["retries"]
+
+    with ThreadPoolExecutor(4) as threads:
+        results = list(threads.map(work, [open_database() for _ in range(4)]))
+    assert max(retries for _, retries in results) > 60 + CONFLICTS, "too few conflicts to tell"
+    assert admin.execute("SELECT n FROM counter").fetchone() == (sum(done for done, _ in results),)
 
 
 def sql_error(db: Database[TupleRow]) -> None:

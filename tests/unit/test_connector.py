@@ -8,6 +8,7 @@ from lambda_pg import ConfigurationError, Settings
 from lambda_pg._connection import Connection
 from lambda_pg._connector import Connector
 from lambda_pg._credentials import Credentials
+from lambda_pg._overload import Breaker
 from psycopg.conninfo import conninfo_to_dict
 
 LOGIN = Credentials("app", "p")
@@ -29,7 +30,7 @@ class Connect:
     def asked(self, settings: Settings, credentials: Credentials = LOGIN) -> dict[str, str]:
         """Return what libpq would be asked for."""
         with pytest.raises(psycopg.OperationalError, match="as far as the test goes"):
-            Connector(settings).connect(credentials, 1)
+            Connector(settings, Breaker()).connect(credentials, 1)
         return {name: str(value) for name, value in conninfo_to_dict(self.conninfo).items()}
 
 
@@ -85,7 +86,7 @@ def test_options_are_refused_where_they_cannot_work(
 ) -> None:
     """Wherever options and host come from, a pooler that refuses the first is not even asked."""
     with pytest.raises(ConfigurationError, match=f"{source} (have|has) startup options") as caught:
-        Connector(settings).connect(credentials, 1)
+        Connector(settings, Breaker()).connect(credentials, 1)
     assert "refuses startup options" in str(caught.value)
     assert not connect.conninfo
 

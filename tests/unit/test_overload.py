@@ -10,6 +10,7 @@ from lambda_pg._overload import (
     FAILURES,
     PROBE,
     PROBE_PAUSE,
+    SLOW_LOGIN,
     Breaker,
     RetryBudget,
 )
@@ -171,6 +172,30 @@ def test_probes_of_a_fleet_do_not_march(clock: Clock) -> None:
     pauses = {refusal(opened(clock)).retry_after for _ in range(50)}
     assert len(pauses) > 40
     assert min(pauses) < sum(PROBE_PAUSE) / 2 < max(pauses)
+
+
+def test_a_slow_login_in_vain_is_followed_by_a_rest(clock: Clock) -> None:
+    """A pooler with too many logins to do is not given another at once; its time doubles."""
+    breaker = Breaker(clock)
+    breaker.logged_in(4)
+    assert breaker.admit(WINDOW) == WINDOW  # nothing has failed
+    breaker.failed()
+    assert 1 <= breaker.rest <= 4
+    with pytest.raises(DatabaseUnavailableError, match="overloaded with logins"):
+        breaker.admit(WINDOW)
+    clock.now += 4
+    assert breaker.admit(WINDOW) == WINDOW
+    breaker.logged_in(4)
+    assert 2 <= breaker.rest <= 8
+
+
+def test_a_quick_login_is_followed_by_no_rest(clock: Clock) -> None:
+    """Of a healthy pooler, whatever it refuses."""
+    breaker = Breaker(clock)
+    breaker.failed()
+    breaker.logged_in(SLOW_LOGIN)
+    assert breaker.rest == 0
+    assert breaker.admit(WINDOW) == WINDOW
 
 
 def test_the_promise_of_the_first_success_holds() -> None:

@@ -8,8 +8,16 @@ import psycopg
 import pytest
 from lambda_pg import CheckoutTimeoutError, DatabaseUnavailableError, DeadlineExceededError
 from lambda_pg import _window as window_module
-from lambda_pg._overload import BUDGET, FAILURES, PROBE, PROBE_PAUSE, Breaker, RetryBudget
-from lambda_pg._window import FIRST_PAUSE, LONGEST_PAUSE, Window
+from lambda_pg._overload import (
+    BUDGET,
+    FAILURES,
+    PROBE,
+    PROBE_PAUSE,
+    Breaker,
+    NotReachedError,
+    RetryBudget,
+)
+from lambda_pg._window import FIRST_PAUSE, LAST_ATTEMPT, LONGEST_PAUSE, Window
 
 CAUSE = psycopg.OperationalError("connection refused\n\tIs the server running?")
 
@@ -78,11 +86,20 @@ def test_a_request_tries_until_its_window_ends(window: Window, time: Time) -> No
     began = time.now
     error = give_up(window)
     assert isinstance(error, CheckoutTimeoutError)
-    assert 3 - LONGEST_PAUSE <= time.now - began < 3
+    assert 3 - 2 * LAST_ATTEMPT <= time.now - began < 3
     attempts = len(time.sleeps) + 1
     assert str(error) == (
         f"no success within 3.0 s ({attempts} attempts); the last one failed: connection refused"
     )
+
+
+def test_a_window_ends_with_an_attempt(time: Time, breaker: Breaker, budget: RetryBudget) -> None:
+    """No pause is so long that more than 0.2 s of the window pass unused."""
+    for _ in range(300):
+        window = Window(3, math.inf, breaker=Breaker(time), budget=RetryBudget(time))
+        began = time.now
+        give_up(window)
+        assert 3 - 2 * LAST_ATTEMPT <= time.now - began < 3
 
 
 def test_pauses_grow_and_have_full_jitter(time: Time, breaker: Breaker) -> None:
@@ -181,6 +198,42 @@ def test_a_retry_that_has_no_time_spends_nothing(
     """Giving up is free."""
     give_up(Window(3, math.inf, breaker=breaker, budget=budget, spent=3))
     assert sum(budget.spend() for _ in range(BUDGET)) == BUDGET
+
+
+def test_conflicts_have_the_window_for_a_bound_and_cost_no_budget(
+    time: Time, breaker: Breaker, budget: RetryBudget
+) -> None:
+    """Serialization failures and deadlocks are no absence, however many requests meet them."""
+    for _ in range(20):
+        error = give_up(Window(3, math.inf, breaker=breaker, budget=budget), absent=False)
+        assert isinstance(error, CheckoutTimeoutError)
+    assert sum(budget.spend() for _ in range(BUDGET)) == BUDGET
+
+
+@pytest.mark.parametrize(
+    "unseen", [NotReachedError("connection refused"), psycopg.errors.ConnectionTimeout("silence")]
+)
+def test_what_the_server_has_not_seen_costs_no_budget(
+    unseen: psycopg.OperationalError, time: Time, breaker: Breaker, budget: RetryBudget
+) -> None:
+    """A refusal by the kernel, and a connect that is not finished, is kept, and cost it nothing."""
+    for _ in range(BUDGET):
+        budget.spend()
+    window = Window(3, math.inf, breaker=breaker, budget=budget)
+    for _ in range(5):
+        window.pause(unseen)
+    assert "budget of retries" in str(give_up(window))
+
+
+def test_outages_in_a_row_do_not_spend_the_budget(time: Time) -> None:
+    """A minute of outages of 1.5 s with 0.5 s between them, for one request at a time."""
+    budget = RetryBudget(time)
+    for _ in range(30):
+        window = Window(3, math.inf, breaker=Breaker(time), budget=budget)
+        ends = time.now + 1.5
+        while time.now < ends:
+            window.pause(CAUSE)
+        time.now += 0.5
 
 
 def test_requests_that_give_up_open_the_breaker(

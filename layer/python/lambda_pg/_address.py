@@ -7,6 +7,8 @@ from typing import Final
 
 import psycopg
 
+from lambda_pg._overload import NotReachedError
+
 _NAME: Final = r"[\w-]{1,63}(\.[\w-]{1,63})*\.?"
 """What can be a host's name. libc would say of anything else that it does not know it."""
 
@@ -25,9 +27,7 @@ def resolve(host: str, timeout: float) -> list[str]:
     lookup.start()
     lookup.join(timeout)
     if lookup.error is not None:
-        raise psycopg.OperationalError(
-            f"cannot resolve {host}: {lookup.error.strerror}"
-        ) from lookup.error
+        raise NotReachedError(f"cannot resolve {host}: {lookup.error.strerror}") from lookup.error
     if lookup.addresses is None:
         raise psycopg.errors.ConnectionTimeout(
             f"the resolver did not answer for {host} within {timeout:.1f} s"

@@ -8,13 +8,14 @@ from time import monotonic
 from typing import Any, Final
 
 import psycopg
-from psycopg import waiting
 from psycopg.conninfo import make_conninfo
 
 from lambda_pg._address import resolve
-from lambda_pg._connection import INTERVAL, Connection
+from lambda_pg._attempts import Attempt, Attempts
+from lambda_pg._connection import Connection
 from lambda_pg._credentials import Credentials
 from lambda_pg._errors import ConfigurationError, ConnectFailedError
+from lambda_pg._overload import Breaker
 from lambda_pg._profiles import Profile, options_refused, profile_for, roots_for
 from lambda_pg._settings import Settings
 
@@ -25,15 +26,18 @@ TCP_USER_TIMEOUT: Final = 3000
 class Connector:
     """Open connections as the settings say, with credentials given at each connect."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Write nothing yet: an environment may still be copied."""
+    def __init__(self, settings: Settings, breaker: Breaker) -> None:
+        """Write nothing yet: an environment may still be copied. Logins are told to the breaker."""
         self._settings = settings
+        self._breaker = breaker
         self._ca_file: Path | None = None
-        self._silent: str | None = None
-        """The address that the last connect waited for in vain: libpq would wait for it again."""
+        self._silent: dict[str, float] = {}
+        """Addresses that have not answered, and when: the others come first."""
+        self._kept: list[Attempts] = []
+        """What requests have begun and had no time to finish."""
 
     def connect(self, credentials: Credentials, timeout: float) -> Connection[Any]:
-        """Connect within `timeout` seconds.
+        """Connect within `timeout` seconds, or go on where the last request had to stop.
 
         Raises psycopg.OperationalError, ConnectFailedError when there is no host, and
         ConfigurationError for startup options that cannot work there.
@@ -41,29 +45,55 @@ class Connector:
         until = monotonic() + timeout
         host, port = self._endpoint(credentials)
         profile = profile_for(self._settings.profile, host, port)
-        addresses = sorted(resolve(host, timeout), key=lambda address: address == self._silent)
-        # Connection.connect() rounds timeouts up to at least 2 s: too coarse for a deadline.
-        opening = Connection._connect_gen(
-            self._conninfo(credentials, host, port, addresses, profile)
-        )
-        try:
-            connection: Connection[Any] = waiting.wait_conn(
-                opening,
-                interval=INTERVAL,
-                timeout=max(0.0, until - monotonic()),
+        attempts = self._kept_for(credentials)
+        addresses: list[str] = []
+
+        def begin() -> Attempt:
+            # Connection.connect() rounds timeouts up to at least 2 s: too coarse for a deadline.
+            if not addresses:
+                addresses.extend(resolve(host, max(0.0, until - monotonic())))
+            self._silent |= dict.fromkeys(attempts.silent, monotonic())
+            addresses.sort(key=lambda address: self._silent.get(address, 0.0))
+            return Attempt(
+                Connection._connect_gen(
+                    self._conninfo(credentials, host, port, addresses, profile)
+                ),
+                addresses[0],
             )
-        except psycopg.errors._WaitTimeout as error:
-            opening.close()  # its half-open connection would live as long as the error
-            self._silent = addresses[0]
+
+        try:
+            connection = attempts.finish(begin, until)
+        except BaseException:
+            attempts.close()
+            raise
+        finally:
+            self._breaker.logged_in(attempts.login_seconds)
+        if connection is None:
+            self._kept.append(attempts)
+            missing = "login not finished by" if attempts.is_answered else "no answer from"
             raise psycopg.errors.ConnectionTimeout(
-                f"connection timeout expired: no answer from {profile.name} {host}:{port} "
+                f"connection timeout expired: {missing} {profile.name} {host}:{port} "
                 f"within {timeout:.1f} s"
-            ) from error
-        except psycopg.Error as error:
-            error._pgconn = None  # which has the password, as a frame of psycopg's has
-            raise error.with_traceback(None)  # noqa: B904  # the same error
+            )
+        self._silent.pop(connection.info.hostaddr, None)
         connection.equip(profile, strict=self._settings.strict)
         return connection
+
+    def close(self) -> None:
+        """Close the connects that no request has finished."""
+        while self._kept:
+            self._kept.pop().close()
+
+    def _kept_for(self, credentials: Credentials) -> Attempts:
+        """Take what another request has begun with these credentials, or something new."""
+        try:
+            kept = self._kept.pop()
+        except IndexError:
+            return Attempts(credentials)
+        if kept.may_go_on(credentials):
+            return kept
+        kept.close()
+        return Attempts(credentials)
 
     def _endpoint(self, credentials: Credentials) -> tuple[str, int]:
         settings = self._settings

@@ -397,11 +397,12 @@ class Database(Generic[Row]):
     def close(self) -> None:
         """Close the idle connections; the next checkout opens a new one."""
         self._pool.close()
+        self._login.close()
 
     def forget(self) -> None:
         """Close every connection and know no credentials: a snapshot is about to be taken."""
         self._pool.reclaim()
-        self._pool.close()
+        self.close()
         self._credentials.forget()
 
     def _end(self) -> None:

@@ -44,8 +44,7 @@ class Login:
         """Open nothing yet."""
         self._settings = settings
         self._credentials = credentials
-        self._connector = Connector(settings)
-        self._breaker = breaker
+        self._connector = Connector(settings, breaker)
         self._stats = stats
         self._events = events
 
@@ -80,10 +79,13 @@ class Login:
             else:
                 break
         self._credentials.accepted(credentials)
-        self._breaker.connect_seconds = monotonic() - began
-        self._stats.connections_ms += self._breaker.connect_seconds * 1000
+        self._stats.connections_ms += (monotonic() - began) * 1000
         self._date(connection)
         return connection
+
+    def close(self) -> None:
+        """Close the logins that no request has finished."""
+        self._connector.close()
 
     def _date(self, connection: Connection[Any]) -> None:
         """Say how long a new connection may live; a fleet's do not end together."""

@@ -6,13 +6,22 @@ import time
 from time import monotonic
 from typing import Final
 
+import psycopg
+
 from lambda_pg._errors import CheckoutTimeoutError, DatabaseUnavailableError, DeadlineExceededError
-from lambda_pg._overload import Breaker, RetryBudget
+from lambda_pg._overload import Breaker, NotReachedError, RetryBudget
 
 FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 0.5
 DOUBLINGS: Final = 4
 """Bounds of the pause between attempts in seconds, with full jitter: a fleet does not march."""
+
+LONGEST_CONFLICT_PAUSE: Final = 0.2
+"""The same between two attempts of transactions that conflict: they take milliseconds, and one that
+waits for longer and longer loses to those that have just begun."""
+
+LAST_ATTEMPT: Final = 0.1
+"""Seconds before the end of a window in which no attempt begins: a connect takes 5 to 50 ms."""
 
 
 # No state that a snapshot or a fork could copy into many environments.
@@ -78,25 +87,30 @@ class Window:
         return not denied
 
     def pause(self, cause: Exception, *, absent: bool = True) -> None:
-        """Sleep before the next attempt; raises from `cause` when there is none to be had.
+        """Sleep before the next attempt; raises from `cause` when there is no time for one.
 
-        `absent` says that the database was not there to answer, which the breaker counts. A probe
-        tries once: with a whole fleet it would hammer a server that is about to come back.
+        No pause is longer than half of what is left, so that the window ends with an attempt,
+        whenever the database comes back before. `absent` says that the database was not there to
+        answer: the breaker counts that, and the budget what it may have cost. A probe tries once:
+        with a whole fleet it would hammer a server that is about to come back.
         """
         if absent and self._probes:
             self._breaker.failed()
             raise DatabaseUnavailableError(
                 f"the database is still away: {_first_line(cause)}"
             ) from cause
-        longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._attempts, DOUBLINGS))
+        most = LONGEST_PAUSE if absent else LONGEST_CONFLICT_PAUSE
+        longest = min(most, FIRST_PAUSE * 2 ** min(self._attempts, DOUBLINGS))
         self._attempts += 1
-        pause = _jitter.uniform(0, longest)
-        in_time = monotonic() + pause < min(self._until, self._deadline)
-        if not (in_time and self._budget.spend()):
+        costs = absent and _costs(cause)
+        rest = self._breaker.rest if costs else 0.0
+        left = min(self._until, self._deadline) - monotonic()
+        in_time = left > LAST_ATTEMPT + rest
+        if not (in_time and (not costs or self._budget.spend())):
             if absent:
                 self._breaker.failed()
             raise self._error(cause, in_time=in_time) from cause
-        time.sleep(pause)
+        time.sleep(max(rest, min(_jitter.uniform(0, longest), left / 2)))
 
     def _error(self, cause: Exception, *, in_time: bool) -> DatabaseUnavailableError:
         tried = f"{self._attempts} attempt{'s' if self._attempts > 1 else ''}"
@@ -115,6 +129,11 @@ class Window:
             f"no success within {self._seconds:.1f} s ({tried}); "
             f"the last one failed: {_first_line(cause)}"
         )
+
+
+def _costs(error: Exception) -> bool:
+    """Tell whether a server may have worked on a failed attempt in vain."""
+    return not isinstance(error, NotReachedError | psycopg.errors.ConnectionTimeout)
 
 
 def _first_line(error: Exception) -> str:

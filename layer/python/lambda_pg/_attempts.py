@@ -1,0 +1,253 @@
+"""Connects under way: the first to finish is taken, and one that was answered is never thrown away.
+
+An overloaded pooler and one that hangs look the same until the first byte of an answer: the kernel
+accepts connections for both. So a connect without an answer soon gets another one beside it, which
+may reach another task, and one that was answered is finished, by a later request where this one has
+no time left: what the pooler has spent on it is not spent again.
+"""
+
+import os
+import random
+import select
+import time
+import weakref
+from collections.abc import Callable
+from time import monotonic
+from typing import Any, Final
+
+import psycopg
+from psycopg import waiting
+from psycopg.abc import PQGenConn
+
+from lambda_pg._connection import Connection
+from lambda_pg._credentials import Credentials
+from lambda_pg._overload import NotReachedError
+
+MOST: Final = 3
+"""Sockets that one connect may have open at once; the oldest goes when another is due."""
+
+UNCONNECTED: Final = 0.25
+"""Seconds without a TCP connection after which a fresh SYN is better than to wait for the next
+retransmission of the old one (after 1, 3 and 7 s): the server knows of neither."""
+
+UNANSWERED: Final = 0.75
+"""Seconds without a byte from a server that TCP has reached: four attempts in a window of 3 s."""
+
+PATIENT: Final = 4
+LONGEST_UNANSWERED: Final = 12.0
+"""From this attempt on, the wait for a first byte doubles, up to so many seconds: an overloaded
+pooler must not lose sight of connects before it has looked at them once."""
+
+SLOW: Final = 0.25
+PACE: Final = 2.0
+FIRST_REST: Final = 1.0
+"""Seconds that an answer of a login may take; after a slower one the login goes on after up to so
+many times as long. A fleet that comes back at once would else take each step together, and a pooler
+that is busy with hundreds of them has no time for its server connections: it refuses those that
+have logged in, as they have waited too long for one, and they begin again. The first rest is at
+most the last number of seconds: a pooler that only hung for a while answers quickly after that, and
+the first success has to follow within 2 s."""
+
+STUCK: Final = 30.0
+"""Seconds without another byte from a server that has answered, until another connect may begin."""
+
+KEPT: Final = 30.0
+"""Seconds by the wall clock that attempts may rest between two requests: of an environment that was
+frozen for longer, a pooler may have ended the login, and a load balancer dropped the flow."""
+
+# No state that a snapshot or a fork could copy into many environments.
+_jitter = random.SystemRandom()
+
+Opening = PQGenConn[Connection[Any]]
+
+_READING: Final = int(waiting.WAIT_R)
+_EVENTS: Final = {_READING: select.POLLIN, int(waiting.WAIT_W): select.POLLOUT}
+
+
+class Attempt:
+    """One connect: psycopg's generator, the socket that it waits for, and how far it came."""
+
+    def __init__(self, opening: Opening, address: str) -> None:
+        """Send the SYN; raises psycopg.OperationalError."""
+        self.address = address
+        self.is_connected = False
+        self.is_answered = False
+        self.began = self._asked = monotonic()
+        self.rests_until = 0.0
+        """The time.monotonic() until which its next step waits; 0 when it does not."""
+        self._has_rested = False
+        self.socket = -1
+        """The socket that it waits for; -1 while libpq may change it."""
+        self._opening = opening
+        self._wants = 0
+        self.go_on(None)
+
+    @property
+    def events(self) -> int:
+        """What poll() has to wait for."""
+        return _EVENTS[self._wants]
+
+    def go_on(self, ready: int | None) -> Connection[Any] | None:
+        """Take the next step; return the connection after the last one.
+
+        Raises psycopg.OperationalError, NotReachedError where the server has seen nothing of it.
+        """
+        was_reading, self.socket = self._wants == _READING, -1
+        try:
+            step = next(self._opening) if ready is None else self._opening.send(ready)
+        except StopIteration as end:
+            self.is_answered = True
+            connection: Connection[Any] = end.value
+            return connection
+        except psycopg.Error as error:
+            if not was_reading:
+                raise NotReachedError(str(error)) from None
+            self.is_answered = True
+            error._pgconn = None  # which has the password, as a frame of psycopg's has
+            raise error.with_traceback(None)  # noqa: B904  # the same error
+        self.socket, self._wants = step[0], int(step[1])
+        self._asked, self.rests_until = monotonic(), 0.0
+        is_reading = self._wants == _READING
+        # libpq sends its first message before it reads for the first time. What it reads then is an
+        # answer, unless it goes on to another address, where it has to write.
+        self.is_answered = self.is_answered or (was_reading and is_reading)
+        self.is_connected = self.is_answered or is_reading
+        return None
+
+    def resume(self) -> Connection[Any] | None:
+        """Take the next step after an event of poll(), or wait with it."""
+        waited = monotonic() - self._asked
+        if self.is_answered and not self.rests_until and waited > SLOW:
+            longest = PACE * waited if self._has_rested else min(FIRST_REST, PACE * waited)
+            self.rests_until = monotonic() + _jitter.uniform(0, longest)
+            self._has_rested = True
+            return None
+        return self.go_on(self._wants)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self.socket = -1
+        self._opening.close()
+
+
+class Attempts:
+    """The connects of one request, or of several in turn, at most one of which is answered."""
+
+    def __init__(self, credentials: Credentials) -> None:
+        """Begin nothing yet."""
+        self.credentials = credentials
+        self._open: list[Attempt] = []
+        self._begun = 0
+        self._another_at = 0.0
+        """The time.monotonic() at which another one may begin."""
+        self._left_at = time.time()
+        self.login_seconds = 0.0
+        """What a login took that has come to its end, also to a refusal."""
+        _ALL.add(self)
+
+    @property
+    def is_answered(self) -> bool:
+        """Tell whether a server has answered."""
+        return any(attempt.is_answered for attempt in self._open)
+
+    @property
+    def silent(self) -> list[str]:
+        """The addresses that have not answered yet."""
+        return [attempt.address for attempt in self._open if not attempt.is_answered]
+
+    def may_go_on(self, credentials: Credentials) -> bool:
+        """Tell whether a request with these credentials can go on where the last one has ended."""
+        return credentials == self.credentials and 0 <= time.time() - self._left_at < KEPT
+
+    def finish(self, begin: Callable[[], Attempt], until: float) -> Connection[Any] | None:
+        """Return the first connection, or None when there is none at the time.monotonic() `until`.
+
+        `begin` begins another connect. Raises what it raises, and psycopg.OperationalError, when no
+        connect is left that could still succeed.
+        """
+        while True:
+            for attempt in self._ready(until):
+                connection = self._advance(attempt)
+                if connection is not None:
+                    self._open.remove(attempt)
+                    self.login_seconds = monotonic() - attempt.began
+                    return connection
+                if attempt.is_answered:
+                    break  # the others are closed
+            now = monotonic()
+            self._left_at = time.time()
+            if now >= until:
+                return None
+            if now >= self._another_at:
+                self._begin(begin)
+
+    def _ready(self, until: float) -> list[Attempt]:
+        """Wait until an attempt can go on, another one is due, or the time is up."""
+        poll, waiting_for = select.poll(), {}
+        now = monotonic()
+        until = min(until, self._another_at)
+        for attempt in self._open:
+            if attempt.rests_until > now:
+                until = min(until, attempt.rests_until)
+            else:
+                poll.register(attempt.socket, attempt.events)
+                waiting_for[attempt.socket] = attempt
+        seconds = max(0.0, until - now)
+        # Rounded up: poll() would spin through the last millisecond.
+        found = poll.poll(seconds * 1000 + 1 if seconds else 0)
+        return [waiting_for[ready] for ready, _ in found]
+
+    def _begin(self, begin: Callable[[], Attempt]) -> None:
+        if len(self._open) == MOST:
+            self._open.pop(0).close()
+        self._begun += 1
+        self._another_at = monotonic() + UNCONNECTED
+        try:
+            self._open.append(begin())
+        except psycopg.OperationalError:
+            if not self._open:
+                raise
+
+    def _advance(self, attempt: Attempt) -> Connection[Any] | None:
+        """Let one attempt go on; raises its error unless another one may still succeed."""
+        was_connected = attempt.is_connected
+        try:
+            connection = attempt.resume()
+        except psycopg.OperationalError:
+            self._open.remove(attempt)
+            if attempt.is_answered:
+                self.login_seconds = monotonic() - attempt.began
+            if attempt.is_answered or not self._open:
+                raise
+            return None
+        if attempt.is_answered:
+            self._another_at = monotonic() + STUCK
+            for other in [each for each in self._open if each is not attempt]:
+                self._open.remove(other)
+                other.close()
+        elif attempt.is_connected and not was_connected:
+            doubled = UNANSWERED * 2.0 ** max(0, self._begun - PATIENT)
+            self._another_at = monotonic() + min(LONGEST_UNANSWERED, doubled)
+        return connection
+
+    def close(self) -> None:
+        """Close what is under way."""
+        while self._open:
+            self._open.pop().close()
+
+
+_ALL: Final[weakref.WeakSet[Attempts]] = weakref.WeakSet()
+
+
+def _orphan() -> None:
+    """Cut a forked child off its parent's connects, which go on there."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for attempts in list(_ALL):
+        for attempt in attempts._open:
+            if attempt.socket >= 0:
+                os.dup2(null, attempt.socket)
+        attempts._open, attempts._another_at = [], 0.0
+    os.close(null)
+
+
+os.register_at_fork(after_in_child=_orphan)

@@ -1,0 +1,206 @@
+"""The end of an overload, simulated: a fleet logs in at a pooler that has just come back.
+
+Environments are state machines with the layer's own breaker and numbers, the pooler is a processor
+that takes the steps of all logins in the order in which they arrive, as PgBouncer's loop does.
+benchmarks/chaos/recovery.py shows the same with a real PgBouncer.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+import pytest
+from lambda_pg import _overload
+from lambda_pg._attempts import LONGEST_UNANSWERED, MOST, PATIENT, UNANSWERED
+from lambda_pg._overload import FAILURES, PROBE_PAUSE, Breaker
+
+from pgbouncer.configuration import LOGIN_SECONDS, login_timeout
+
+WINDOW: Final = 3.0
+REST: Final = 0.05
+"""Seconds after which a client asks again that was answered 503."""
+
+STEPS: Final = (0.02, 0.2, 0.03, 0.6, 0.1, 0.05)
+"""The parts of a login: SSLRequest, the handshake's two flights, and SCRAM's three."""
+
+FLEETS: Final = (120, 240, 1000, 5000)
+CORES: Final = (0.25, 0.5, 1.0)
+SHORT_LOGIN: Final = 15.0
+"""The pooler's timeout for a login before this was looked at."""
+
+
+def promised(count: int, cores: float) -> float:
+    """Return 2 s and twice the seconds that the logins need by themselves."""
+    return 2 + 2 * count * LOGIN_SECONDS / cores
+
+
+@dataclass(eq=False)
+class Connect:
+    """One connect, and the next step of its login."""
+
+    began: float
+    step: int = 0
+    dropped: bool = False
+
+
+@dataclass(eq=False)
+class Environment:
+    """A client that asks again and again, behind a breaker that is open."""
+
+    now: float
+    chance: random.Random
+    breaker: Breaker = field(init=False)
+    until: float = 0.0
+    """When its probe ends."""
+    open: list[Connect] = field(default_factory=list)
+    begun: int = 0
+    another_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Fail as often as it takes; then the first probe begins."""
+        self.breaker = Breaker(lambda: self.now)
+        for _ in range(FAILURES):
+            self.breaker.failed()
+        self.probe()
+
+    def probe(self) -> None:
+        """Begin the next probe: the requests before it fail at once."""
+        self.now = self.breaker._probe_at + self.chance.uniform(0, REST)
+        self.until = self.now + self.breaker.admit(WINDOW)
+
+    def drives(self, at: float) -> float:
+        """Return the first moment from `at` on at which a request goes on with its connects."""
+        while self.until <= at:
+            self.now = self.until
+            self.breaker.failed()
+            self.probe()
+        return max(self.now, at)
+
+
+class Simulation:
+    """A pooler with a share of a core, and a fleet."""
+
+    def __init__(self, count: int, cores: float, *, keeps: bool, timeout: float) -> None:
+        """Let a fleet find the pooler back at 0; `keeps` is the layer's policy."""
+        chance = random.Random(count)  # noqa: S311  # repeatable is what it must be
+        self._cores = cores
+        self._keeps = keeps
+        self._timeout = timeout
+        self._busy_until = 0.0
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+        self._left = count
+        self.now = 0.0
+        for _ in range(count):
+            environment = Environment(-chance.uniform(0, PROBE_PAUSE[1]), chance)
+            self._at(max(0.0, environment.drives(0)), self._begin, environment)
+
+    def recovered(self, limit: float) -> float | None:
+        """Return when the last environment was served, or None when that is after `limit`."""
+        while self._left:
+            self.now, _, happens = heapq.heappop(self._events)
+            if self.now > limit:
+                return None
+            happens()
+        return self.now
+
+    def _at(self, time: float, action: Callable[..., None], *arguments: object) -> None:
+        heapq.heappush(self._events, (time, next(self._order), lambda: action(*arguments)))
+
+    def _begin(self, environment: Environment) -> None:
+        """Begin a connect beside those that nobody has answered."""
+        if len(environment.open) == MOST:
+            environment.open.pop(0).dropped = True
+        environment.begun += 1
+        connect = Connect(self.now)
+        environment.open.append(connect)
+        self._send(environment, connect)
+        doubled = UNANSWERED * 2.0 ** max(0, environment.begun - PATIENT)
+        environment.another_at = self.now + min(LONGEST_UNANSWERED, doubled)
+        if self._keeps:
+            at = environment.another_at
+            self._at(at, self._begin_another, environment)
+        else:
+            self._at(environment.until, self._give_up, environment, connect)
+
+    def _begin_another(self, environment: Environment) -> None:
+        if not environment.open or environment.open[0].step or environment.another_at > self.now:
+            return
+        at = environment.drives(self.now)
+        if at > self.now:
+            environment.another_at = at
+            self._at(at, self._begin_another, environment)
+        else:
+            self._begin(environment)
+
+    def _give_up(self, environment: Environment, connect: Connect) -> None:
+        """Throw a connect away at the end of its probe, and begin again with the next one."""
+        if connect in environment.open:
+            connect.dropped = True
+            environment.open.clear()
+            self._at(environment.drives(self.now), self._begin, environment)
+
+    def _send(self, environment: Environment, connect: Connect) -> None:
+        """Have the pooler do a step: also of what its client has dropped meanwhile."""
+        cost = STEPS[connect.step] * LOGIN_SECONDS / self._cores
+        self._busy_until = max(self._busy_until, self.now) + cost
+        self._at(self._busy_until, self._answer, environment, connect)
+
+    def _answer(self, environment: Environment, connect: Connect) -> None:
+        if connect.dropped:
+            return
+        if self.now - connect.began > self._timeout:
+            environment.open.clear()
+            self._at(environment.drives(self.now), self._begin, environment)
+            return
+        for other in environment.open:
+            other.dropped = other is not connect
+        environment.open[:] = [connect]
+        connect.step += 1
+        at = environment.drives(self.now) if self._keeps else self.now
+        if connect.step < len(STEPS):
+            self._at(at, self._send, environment, connect)
+        else:
+            environment.open.clear()
+            self._at(at, self._served)
+
+    def _served(self) -> None:
+        self._left -= 1
+
+
+@pytest.fixture(autouse=True)
+def same_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same jitter in every run."""
+    monkeypatch.setattr(_overload, "_jitter", random.Random(7))  # noqa: S311  # repeatable
+
+
+@pytest.mark.parametrize("cores", CORES)
+@pytest.mark.parametrize("count", FLEETS)
+def test_a_fleet_is_back_in_time(count: int, cores: float) -> None:
+    """Within 2 s and twice what its logins need by themselves, at every size of task."""
+    simulation = Simulation(count, cores, keeps=True, timeout=login_timeout(count))
+    assert simulation.recovered(promised(count, cores)) is not None
+
+
+@pytest.mark.parametrize("cores", CORES)
+@pytest.mark.parametrize("count", FLEETS[:-1])  # 5,000 take minutes to lose
+def test_logins_that_are_thrown_away_are_made_for_ever(count: int, cores: float) -> None:
+    """The control: one second for each, and again. It is lost where all together take two."""
+    limit = promised(count, cores)
+    simulation = Simulation(count, cores, keeps=False, timeout=login_timeout(count))
+    lost = simulation.recovered(limit) is None
+    if count * LOGIN_SECONDS / cores > 2:
+        assert lost
+
+
+def test_a_login_timeout_that_is_too_short_cuts_all_logins() -> None:
+    """The control: 1,000 logins at a quarter of a core take 20 s, and none of them 15."""
+    limit = promised(1000, 0.25)
+    for timeout, is_over in ((SHORT_LOGIN, False), (login_timeout(1000), True)):
+        simulation = Simulation(1000, 0.25, keeps=True, timeout=timeout)
+        assert (simulation.recovered(limit) is not None) is is_over
