@@ -21,6 +21,9 @@ from lambda_pg._settings import Settings
 # A half-open connection ends after this many milliseconds instead of 15 minutes (measured: 3.4 s).
 TCP_USER_TIMEOUT: Final = 3000
 
+REFUSED_CERTIFICATE: Final = "certificate verify failed"
+"""What libpq says of a certificate that it does not accept, whatever the reason."""
+
 
 class Connector:
     """Open connections as the settings say, with credentials given at each connect."""
@@ -61,9 +64,29 @@ class Connector:
             ) from error
         except psycopg.Error as error:
             error._pgconn = None  # which has the password, as a frame of psycopg's has
+            if REFUSED_CERTIFICATE in str(error):
+                self._explain(error.with_traceback(None), profile, host, port, addresses, until)
             raise error.with_traceback(None)  # noqa: B904  # the same error
         connection.equip(profile, strict=self._settings.strict)
         return connection
+
+    def _explain(
+        self,
+        error: psycopg.Error,
+        profile: Profile,
+        host: str,
+        port: int,
+        addresses: list[str],
+        until: float,
+    ) -> None:
+        """Raise ConnectFailedError that says why the certificate was refused, where that shows."""
+        from lambda_pg._certificates import why_refused  # noqa: PLC0415  # no cold start needs it
+
+        roots = self._root_certificate(profile, host)
+        why = why_refused(addresses, port, roots, until - monotonic())
+        if why is not None:
+            first_line = str(error).partition("\n")[0]
+            raise ConnectFailedError(f"cannot connect: {first_line}: {why}") from error
 
     def _endpoint(self, credentials: Credentials) -> tuple[str, int]:
         settings = self._settings
