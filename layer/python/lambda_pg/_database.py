@@ -57,6 +57,8 @@ _LEFT_OPEN: Final[dict[int, str]] = {
 }
 """What is said of what a caller has not ended. A failed transaction was told by its error."""
 
+_ENDED: Final = "the invocation in which this thread asked for a connection has ended"
+
 # No state that a snapshot or a fork could copy into many environments.
 _jitter = random.SystemRandom()
 
@@ -176,9 +178,9 @@ class Database(Generic[Row]):
                     self._breaker.succeeded()
                 self._pool.put(connection)
                 return cursor
+            failure = _classify(connection, failed, broken=broken, in_transaction=False)
             connection = None
             window = window or self._window(began)
-            failure = classify_statement(failed, broken=broken)
             if failure is Failure.LOST and idempotent:
                 window.may_have_run = True
                 window.begin_anew()
@@ -225,7 +227,7 @@ class Database(Generic[Row]):
                 return result
             finally:
                 self._pool.take_back(connection)
-            failure = classify_statement(failed, broken=broken)
+            failure = _classify(connection, failed, broken=broken, in_transaction=not committing)
             if failure in {Failure.ROLLED_BACK, Failure.LOST}:
                 window.begin_anew()
             if failure is Failure.ROLLED_BACK:
@@ -253,7 +255,7 @@ class Database(Generic[Row]):
         try:
             yield connection
         except psycopg.Error as error:
-            failure = classify_statement(error, broken=connection.lost)
+            failure = _classify(connection, error, broken=connection.lost, in_transaction=False)
             self._recovery.translate(error, failure, in_transaction=False)
         else:
             self._answered()
@@ -283,7 +285,9 @@ class Database(Generic[Row]):
             committing = True
             connection.finish()
         except psycopg.Error as error:
-            failure = classify_statement(error, broken=connection.lost)
+            failure = _classify(
+                connection, error, broken=connection.lost, in_transaction=not committing
+            )
             self._recovery.translate(
                 error, failure, in_transaction=not committing, transaction=connection.transaction_id
             )
@@ -335,7 +339,8 @@ class Database(Generic[Row]):
     ) -> Callable[Concatenate[Any, Any, P], R]:
         """Decorate a handler: its invocation's remaining time bounds every wait on the database.
 
-        Connections that the handler has left open are closed when it ends, and reported.
+        Connections that the handler has left open are closed when it ends, and reported; so are
+        those on which threads of it are still at work.
 
         An execution environment serves one invocation at a time; threads that the handler starts
         are bound by the same deadline.
@@ -357,7 +362,7 @@ class Database(Generic[Row]):
             finally:
                 self._deadline = math.inf
                 self._invocation = None
-                if self._pool.lent or self._emits:
+                if self._pool.busy or self._emits:
                     self._end()
                 self._events.context = None
 
@@ -400,15 +405,15 @@ class Database(Generic[Row]):
         self._credentials.forget()
 
     def _end(self) -> None:
-        """Finish an invocation: nothing stays open, and what it cost is told."""
+        """Finish an invocation: nothing stays open, no thread goes on, and what it cost is told."""
         leaked = self._pool.reclaim()
         if leaked:
             self._stats.leaks += leaked
             self._events.report(
                 logging.WARNING,
                 "leak",
-                "the handler left %d connection(s) checked out: closed, and what was open on them "
-                "rolled back",
+                "the handler left %d connection(s) checked out, or a thread at work on them: "
+                "closed, and what was open on them rolled back",
                 leaked,
             )
         if self._emits:
@@ -427,7 +432,7 @@ class Database(Generic[Row]):
     def _window(self, began: float) -> Window:
         """Open the window of a request that began at the time.monotonic() of `began`."""
         try:
-            return Window(
+            window = Window(
                 self._settings.checkout_timeout,
                 self._earliest(),
                 spent=monotonic() - began,
@@ -437,6 +442,8 @@ class Database(Generic[Row]):
         except DatabaseUnavailableError:
             self._stats.requests_errors += 1
             raise
+        window.invocation = self._invocation
+        return window
 
     def _checkout(self, window: Window) -> Connection[Row]:
         """Take a connection, connecting again while the window lasts and it may help."""
@@ -464,7 +471,10 @@ class Database(Generic[Row]):
                 told = answered if answered and too_short(error, left) else error
                 self._recover_connect(told, window)
             else:
-                return connection
+                if window.invocation is None or window.invocation == self._invocation:
+                    return connection
+                self._pool.give_back(connection)  # a thread that has waited past the end
+                raise DatabaseUnavailableError(f"{_ENDED}: nothing was sent")
 
     def _lent(self, window: Window) -> Connection[Row]:
         """Take a connection for a caller's hands."""
@@ -478,7 +488,7 @@ class Database(Generic[Row]):
     def _take_back(self, connection: Connection[Row]) -> None:
         """Return a connection whose caller may have left something open, and say so."""
         left_open = _LEFT_OPEN.get(connection.pgconn.transaction_status)
-        if left_open is not None:
+        if left_open is not None and not connection.reclaimed:  # or it was reported then
             self._stats.leaks += 1
             self._events.report(logging.WARNING, "leak", left_open)
         self._pool.take_back(connection)
@@ -568,6 +578,23 @@ class _Block(AbstractContextManager[Connection[Row]]):
 
     def __exit__(self, *raised: Any) -> bool | None:
         return self._block.__exit__(*raised)
+
+
+def _classify(
+    connection: Connection[Any], error: psycopg.Error, *, broken: bool, in_transaction: bool
+) -> Failure:
+    """Tell what a failed statement means.
+
+    Raises what tells a thread that its invocation's end has closed the connection: nothing is
+    retried for an invocation that has been answered.
+    """
+    failure = classify_statement(error, broken=broken or connection.reclaimed)
+    if not connection.reclaimed or failure is not Failure.LOST:
+        return failure
+    if in_transaction:
+        raise DatabaseUnavailableError(f"{_ENDED}: its transaction was rolled back") from error
+    what = f"{_ENDED} while a statement was at work"
+    raise outcome_unknown(what, connection.transaction_id) from error
 
 
 def _json(claims: Claims | None) -> str | None:

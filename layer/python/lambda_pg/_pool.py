@@ -63,6 +63,7 @@ class Pool:
         self._waiting = 0
         self._size = 0
         self._idle: list[AnyConnection] = []
+        self._open: list[AnyConnection] = []
         self.lent: dict[AnyConnection, int] = {}
         """What callers have in their hands, and in which thread."""
 
@@ -75,6 +76,11 @@ class Pool:
     def available(self) -> int:
         """Connections that nobody uses."""
         return len(self._idle)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a thread has a connection, or opens one."""
+        return self._size != len(self._idle)
 
     @property
     def waiting(self) -> int:
@@ -153,7 +159,9 @@ class Pool:
             if (other := self._next_idle()) is not None:
                 self._free_slot()  # the other one has a slot of its own
             connection = other
-        return self._connect(max(0.0, until - monotonic()))
+        opened = self._connect(max(0.0, until - monotonic()))
+        self._keep_open(opened)
+        return opened
 
     def lend(self, connection: AnyConnection) -> None:
         """Note that a caller has the connection in his hands."""
@@ -191,15 +199,30 @@ class Pool:
         self._free_slot()
 
     def reclaim(self) -> int:
-        """Cut every connection that is still lent, and free its slot; return how many."""
+        """Cut every connection that a thread still has; return how many.
+
+        The slot of one that is lent is free at once. A thread that runs a statement of the layer's
+        has not lent its connection: it hears of the cut, and frees the slot itself.
+        """
         reclaimed = 0
+        for connection in self._open:
+            if connection not in self.lent and connection not in self._idle:
+                reclaimed += not connection.closed
+                connection.reclaimed = True
+                connection.shut()
         for connection in list(self.lent):
             if self.lent.pop(connection, None) is not None:  # or its caller has just returned it
                 connection.reclaimed = True
                 connection.cut()
                 self._free_slot()
                 reclaimed += 1
+        self._keep_open()
         return reclaimed
+
+    def _keep_open(self, *opened: AnyConnection) -> None:
+        with self._free:
+            known = (each for each in self._open if not (each.closed or each.reclaimed))
+            self._open = [*known, *opened]
 
     def close(self) -> None:
         """Close the idle connections; the next checkout opens a new one."""

@@ -45,6 +45,8 @@ class Window:
         self._budget = budget
         self._attempts = 0
         self._anew = False
+        self.invocation: int | None = None
+        """The invocation that the request belongs to, where there is one."""
         self.may_have_run = False
         """Whether an attempt was lost of which nobody knows what it did."""
 
