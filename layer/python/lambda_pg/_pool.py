@@ -99,7 +99,8 @@ class Pool:
             connection = self._idle.pop()
         except IndexError:
             return None
-        if self._clock() < connection.fresh_until and not connection.poll(0):
+        now = self._clock()  # before it was returned: the clock was set back
+        if connection.idle_since <= now < connection.fresh_until and not connection.poll(0):
             return connection
         self._idle.append(connection)
         if self._waiting:
@@ -238,6 +239,9 @@ class Pool:
     def _is_good(self, connection: AnyConnection, until: float, invocation: int | None) -> bool:
         now = self._clock()
         idle_for = now - connection.idle_since
+        if idle_for < 0:  # the clock was set back, by so much at least
+            connection.expires_at += idle_for
+            connection.renew_at += idle_for
         timeout = (until - monotonic()) / 2
         if connection.poll(0):
             reason = "was lost"
@@ -263,10 +267,13 @@ class Pool:
     def _answers(
         self, connection: AnyConnection, idle_for: float, timeout: float, invocation: int | None
     ) -> bool:
-        """Ask a connection that was idle for long, or that another invocation has touched."""
+        """Ask a connection that was idle for long, or that another invocation has touched.
+
+        A clock that was set back does not tell for how long it was idle.
+        """
         mine = invocation is not None and connection.used_by == invocation
         reset = connection.touched and not mine
-        if idle_for < connection.ask_after and not reset:
+        if 0 <= idle_for < connection.ask_after and not reset:
             return True
         return connection.answers(min(CHECK_TIMEOUT, timeout), reset=reset)
 
