@@ -1,4 +1,4 @@
-"""Certificates whose time is over, or has not come: the caller learns which and why, at once."""
+"""Certificates that have expired or are not valid yet: the caller learns which and why, at once."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def server(postgres: Postgres) -> Iterator[Presented]:
 
 
 @OUT_OF_TIME
-def test_a_certificate_out_of_its_time_is_told_at_once(
+def test_a_certificate_out_of_its_time_is_reported_at_once(
     open_database: Open, server: Presented, tmp_path: Path, issue: Issue, told: str
 ) -> None:
     """No retry can mend it; the error says which certificate it is, and what to do."""
@@ -155,7 +155,7 @@ def test_a_certificate_that_is_renewed_is_accepted_without_a_restart(
     assert scalar(db, "SELECT 1") == 1
 
 
-def test_a_stranger_s_certificate_is_told_with_the_reason(
+def test_a_stranger_s_certificate_is_reported_with_the_reason(
     open_database: Open, tmp_path: Path
 ) -> None:
     """What libpq leaves out is not only the time."""
@@ -166,7 +166,7 @@ def test_a_stranger_s_certificate_is_told_with_the_reason(
         db.execute("SELECT 1")
 
 
-def test_a_certificate_that_nobody_can_look_at_again_is_still_told(
+def test_a_certificate_that_nobody_can_look_at_again_is_still_reported(
     open_database: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second look is for the reason only; without it the error is libpq's."""
@@ -241,7 +241,7 @@ class Secured:
 
 
 @pytest.mark.parametrize("region", ["aws:secretsmanager:us-east-1", "aws-cn:secretsmanager:cn-x-1"])
-def test_an_expired_certificate_of_secrets_manager_is_told_at_once(
+def test_an_expired_certificate_of_secrets_manager_is_reported_at_once(
     open_database: Open, secured: Secured, region: str
 ) -> None:
     """Asked directly and through boto3: one look, the reason, and no wait for what cannot mend."""
@@ -289,7 +289,7 @@ def serve(pooler: PoolerFixture, content: dict[str, str]) -> None:
 def test_environments_outlive_an_expired_certificate_of_the_pooler(
     new_pooler: PoolerFixture, secrets_environment: None
 ) -> None:
-    """What is connected goes on; what is not is told; when it is renewed, all are served again."""
+    """What is connected goes on, what is not gets the reason; once renewed, all are served."""
     pooler = new_pooler.start(REFRESH_INTERVAL="0.3")
     connected: Database[TupleRow] = Database(settings_for(pooler))
     late: Database[TupleRow] = Database(settings_for(pooler))

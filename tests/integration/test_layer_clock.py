@@ -48,7 +48,7 @@ LONG: Final = {name: jump for name, jump in JUMPS.items() if name != "10 s forwa
 """10 s are within the time that a connection may be idle without a question."""
 
 
-@pytest.fixture(params=JUMPS.values(), ids=JUMPS)
+@pytest.fixture(params=list(JUMPS.values()), ids=list(JUMPS))
 def jump(request: pytest.FixtureRequest) -> float:
     """Seconds by which the clock is set."""
     return float(request.param)
@@ -253,7 +253,7 @@ def test_a_clock_that_is_set_right_in_time_costs_no_request(
 
 
 @pytest.mark.parametrize(("wrong", "told"), [(HOUR, "not yet current"), (-HOUR, "expired")])
-def test_a_clock_that_stays_wrong_is_told(
+def test_a_clock_that_stays_wrong_is_reported(
     open_database: Open, by_signature: Clock, wrong: float, told: str
 ) -> None:
     """The caller answers 503, with what AWS says of the signature; then the clock is set right."""

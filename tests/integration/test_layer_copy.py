@@ -158,7 +158,7 @@ def recovers(postgres: Postgres) -> bool:
 @BLOCKS
 @WORKS
 @pytest.mark.parametrize("disaster", [fast_shutdown, terminated, killed])
-def test_what_a_server_interrupts_is_told_as_it_is(
+def test_what_a_server_interrupts_is_reported_as_it_is(
     open_database: Open,
     postgres: Postgres,
     block: Block,
@@ -218,7 +218,7 @@ def test_what_is_at_work_when_a_pooler_drains_is_finished(
 
 @BLOCKS
 @WORKS
-def test_what_a_drain_cuts_is_told_as_it_is(
+def test_what_a_drain_cuts_is_reported_as_it_is(
     new_pooler: PoolerFixture,
     secrets_environment: None,
     table: None,
@@ -236,7 +236,7 @@ def test_what_a_drain_cuts_is_told_as_it_is(
 
 @BLOCKS
 @WORKS
-def test_what_a_killed_pooler_cuts_is_told_as_it_is(
+def test_what_a_killed_pooler_cuts_is_reported_as_it_is(
     pooler: PoolerFixture,
     secrets_environment: None,
     table: None,
@@ -253,6 +253,7 @@ def test_what_a_killed_pooler_cuts_is_told_as_it_is(
 
 def drain(pooler: PoolerFixture) -> None:
     """Tell the supervisor to end, and wait until it drains."""
+    assert pooler.process.pid is not None
     os.kill(pooler.process.pid, signal.SIGTERM)
     wait_until(lambda: "draining, for at most" in pooler.log)
     time.sleep(2)  # longer than the supervisor's own transaction holds PgBouncer

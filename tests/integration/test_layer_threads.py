@@ -157,7 +157,7 @@ def ask_next(db: Database[TupleRow]) -> object:
 
 @pytest.mark.parametrize("use", [*UNKNOWN, *UNDONE])
 @pytest.mark.parametrize("slots", [1, 2])
-def test_a_thread_that_outlives_its_invocation_is_told_and_hinders_nobody(
+def test_a_thread_that_outlives_its_invocation_gets_an_error_and_hinders_nobody(
     open_database: Open,
     admin: Admin,
     threads: ThreadPoolExecutor,
@@ -205,6 +205,42 @@ def test_a_thread_that_waits_for_a_slot_past_the_end_sends_nothing(
     assert scalar(db, "SELECT count(*) FROM counter") == 0
     stats = db.stats()
     assert stats["pool_size"] == stats["pool_available"] == 1
+
+
+def test_a_connection_is_not_closed_under_a_copy(
+    db: Database[TupleRow], threads: ThreadPoolExecutor
+) -> None:
+    """A COPY holds no lock of psycopg's: its thread alone may free what it works in."""
+    begun, go_on = threading.Event(), threading.Event()
+    seen: list[psycopg.Connection[TupleRow]] = []
+
+    def work() -> None:
+        with (
+            db.connection() as borrowed,
+            borrowed.cursor() as cursor,
+            cursor.copy("COPY counter FROM STDIN") as copy,
+        ):
+            seen.append(borrowed)
+            begun.set()
+            assert go_on.wait(10)
+            for _ in range(1000):
+                copy.write("1\n" * 1000)
+
+    @db.bind_lambda_context
+    def handler(event: object, context: Context) -> Future[None]:
+        left = threads.submit(work)
+        assert begun.wait(10)
+        return left
+
+    left = handler(None, Context(60))
+    closed_by_the_end = seen[0].closed
+    go_on.set()
+    error = left.exception(10)
+    assert isinstance(error, CommitOutcomeUnknownError)
+    assert str(error).startswith(ENDED)
+    assert not closed_by_the_end
+    assert seen[0].closed
+    assert scalar(db, "SELECT count(*) FROM counter") == 0
 
 
 def test_a_thread_that_comes_back_between_invocations_is_served(
@@ -263,11 +299,11 @@ def test_no_thread_gets_another_ones_rows(open_database: Open) -> None:
     @db.bind_lambda_context
     def handler(event: int, context: Context) -> object:
         for each in range(3):
-            threads.submit(echo, event * 10 + each)
+            pool.submit(echo, event * 10 + each)
         time.sleep(0.01)  # so that threads are at all places when it ends
         return scalar(db, f"SELECT {event}")
 
-    with ThreadPoolExecutor(12) as threads:
+    with ThreadPoolExecutor(12) as pool:
         for turn in range(100):
             assert handler(turn, Context(60)) == turn
     assert not wrong

@@ -3,7 +3,7 @@
 import socket
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Final
@@ -49,6 +49,6 @@ def _explained(error: ssl.SSLCertVerificationError, context: ssl.SSLContext, roo
     return f"{error.verify_message}; {which}. The clock here says {now} UTC"
 
 
-def _is_valid_now(root: dict[str, object]) -> bool:
+def _is_valid_now(root: Mapping[str, object]) -> bool:
     begin, end = (ssl.cert_time_to_seconds(str(root[name])) for name in ("notBefore", "notAfter"))
     return begin <= time.time() <= end

@@ -405,7 +405,7 @@ class Database(Generic[Row]):
         self._credentials.forget()
 
     def _end(self) -> None:
-        """Finish an invocation: nothing stays open, no thread goes on, and what it cost is told."""
+        """Finish an invocation: nothing stays open or at work, and what it cost is reported."""
         leaked = self._pool.reclaim()
         if leaked:
             self._stats.leaks += leaked
