@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psycopg
@@ -29,7 +29,7 @@ from local import processes
 from local.fault_proxy import FaultProxy
 from local.postgres import Postgres
 from local.postgres_discovery import PostgresBinaries, find_postgres
-from tests.integration.layer import PASSWORD, wait_until
+from tests.integration.layer import PASSWORD, Load, wait_until
 
 PARAMETERS = {"wal_writer_delay": "10s", "checkpoint_timeout": "1h"}
 """Nothing but a commit or a checkpoint writes the log to disk."""
@@ -122,14 +122,8 @@ def failover_to_a_lagging_copy(server: Server, backend: int) -> None:
 
     So it has the primary's statistics, and the same id is its next one.
     """
-    copy = server.postgres.folder.parent / "copy"
-    standby = Postgres(server.postgres.binaries, copy, port=server.postgres.port)
     os.kill(backend, signal.SIGKILL)
-    server.postgres.stop("immediate")
-    standby.start()
-    with psycopg.connect(standby.superuser_dsn, autocommit=True) as admin:
-        admin.execute("SELECT pg_promote()")
-    server.postgres = standby
+    promote_the_copy(server)
 
 
 def _lives(connection: psycopg.Connection[TupleRow]) -> bool:
@@ -145,6 +139,17 @@ def _answers(server: Server) -> bool:
         server.superuser().close()
         return True
     return False
+
+
+def promote_the_copy(server: Server) -> None:
+    """Put the standby that was copied in the place of the primary, which is gone."""
+    copy = server.postgres.folder.parent / "copy"
+    standby = Postgres(server.postgres.binaries, copy, port=server.postgres.port)
+    server.postgres.stop("immediate")
+    standby.start()
+    with psycopg.connect(standby.superuser_dsn, autocommit=True) as admin:
+        admin.execute("SELECT pg_promote()")
+    server.postgres = standby
 
 
 def copy_at_rest(server: Server) -> None:
@@ -248,3 +253,50 @@ def test_a_server_that_has_not_crashed_is_believed(server: Server) -> None:
 
     assert lose_the_answer(server, go_on) is None
     assert server.rows() == [1]
+
+
+class Units(Load):
+    """Units of work that each write a row of their own."""
+
+    def __init__(self, db: Database[TupleRow]) -> None:
+        """Begin with no row."""
+        super().__init__(db)
+        self._next = 1000
+        self.acknowledged: list[int] = []
+
+    def _request(self) -> None:
+        self._next += 1
+        number = self._next
+        self._db.run_transaction(
+            lambda connection: connection.execute("INSERT INTO counter VALUES (%s)", [number])
+        )
+        self.acknowledged.append(number)
+
+
+@ONE_VERSION
+def test_work_goes_on_after_a_failover_to_a_lagging_standby(server: Server) -> None:
+    """Reads that may be repeated and units of work wait for it, and what follows is there once.
+
+    What was acknowledged before and had not reached the standby is lost with the primary, and the
+    layer cannot know it: synchronous replication is the server's to give.
+    """
+    copy_at_rest(server)
+    reader, writer = (Database(replace(server.db._settings)) for _ in range(2))
+    reads, units = Load(reader), Units(writer)
+    with reads, units:
+        reads.wait_for(10)
+        units.wait_for(10)
+        with server.network.refuse():
+            server.network.reset()
+            promote_the_copy(server)
+            before = list(units.acknowledged)
+        read, written = reads.served, len(before)
+        wait_until(lambda: reads.served > read + 10 and len(units.acknowledged) > written + 10)
+    for db in (reader, writer):
+        db.close()
+    assert not reads.errors
+    assert [type(error) for error in units.errors] in ([], [CommitOutcomeUnknownError])
+    with server.superuser() as admin:
+        rows = [n for (n,) in admin.execute("SELECT n FROM counter WHERE n > 1000 ORDER BY n")]
+    assert rows == units.acknowledged[written:]
+    assert before, "nothing was acknowledged before: this proves nothing"

@@ -822,3 +822,42 @@ def test_requests_fail_behind_a_pooler_that_does_not_look(
         log_in_again(pooler)
         wait_until(lambda: fleet.errors)
     assert fleet.rows_are_exact(postgres)
+
+
+@Strategy
+@pytest.mark.parametrize("done", range(len(STEPS)))
+@pytest.mark.parametrize("again", ["the same version", "another version"])
+def test_a_rotation_that_ends_half_way_hinders_nobody(
+    app: Application,
+    new_pooler: PoolerFixture,
+    postgres: Postgres,
+    clock: Clock,
+    done: int,
+    again: str,
+) -> None:
+    """AWSPENDING stays behind: all go on with AWSCURRENT, and the next rotation succeeds.
+
+    Where a single user has its next password already, nobody can log in to the database with
+    AWSCURRENT until then: the pooler's server connections go on, and clients can log in there.
+    """
+    pooler = start(new_pooler, app)
+    with Fleet(app, pooler, clock) as fleet:
+        before, token = app.content(), app.begin()
+        for step in STEPS[:done]:
+            app.take(step, token)
+        locked_out = app.strategy == "single" and done >= 2
+        assert refused(app, before) is locked_out
+        if not locked_out:
+            log_in_again(pooler)
+        fleet.work()
+        assert "AWSPENDING" in app.stages()[token]
+        assert app.content() == before
+        app.rotate(token if again == "the same version" else None)
+        log_in_again(pooler)
+        fleet.work()
+        fleet.follow(app.content()["username"])
+        fleet.work()
+    assert not fleet.errors
+    assert fleet.rows_are_exact(postgres)
+    assert app.content()["password"] != before["password"]
+    use(app, app.content())

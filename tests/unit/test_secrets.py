@@ -326,6 +326,37 @@ def test_a_refusal_is_final_and_says_why(service: Service, kind: str, name: str)
     assert "coral" not in str(error)
 
 
+OTHER_CLOCKS = [
+    ("InvalidSignatureException", "Signature expired: 20261129T1000Z is now earlier than …"),
+    (
+        "InvalidSignatureException",
+        "Signature not yet current: 20261129T1900Z is still later than …",
+    ),
+    ("RequestTimeTooSkewed", "The difference between the request time and … is too large."),
+    ("RequestExpired", "Request has expired."),
+]
+
+
+@pytest.mark.parametrize("arn", [ARN, ARN.replace("arn:aws:", "arn:aws-cn:")])
+@pytest.mark.parametrize(("kind", "message"), OTHER_CLOCKS)
+def test_a_signature_of_another_time_is_a_passing_failure(
+    service: Service, kind: str, message: str, arn: str
+) -> None:
+    """The clock is set right in a moment, or the request was signed before a freeze."""
+    service.answer = fail(400, __type=kind, message=message)
+    error = refused(arn)
+    assert error.passing
+    assert message[:12] in str(error)
+
+
+@pytest.mark.parametrize("arn", [ARN, ARN.replace("arn:aws:", "arn:aws-cn:")])
+def test_a_signature_with_another_key_is_final(service: Service, arn: str) -> None:
+    """The same exception's name; a wrong key stays wrong."""
+    message = "The request signature we calculated does not match the signature you provided."
+    service.answer = fail(400, __type="InvalidSignatureException", message=message)
+    assert not refused(arn).passing
+
+
 def test_a_binary_secret_is_final(service: Service) -> None:
     """A secret that is no text cannot be used, and is not shown."""
     binary = base64.b64encode(SECRET.encode()).decode()

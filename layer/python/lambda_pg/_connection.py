@@ -93,7 +93,7 @@ class Connection(psycopg.Connection[Row]):
     """Its place in the pool, which is free when nobody has the connection any more."""
 
     reclaimed: bool = False
-    """Whether the pool took it back while a caller still had it."""
+    """Whether the pool took it back, at an invocation's end, while a thread still had it."""
 
     orphaned: bool = False
     """Whether it belongs to the parent of this process; its socket here is a dead one."""
@@ -272,7 +272,7 @@ class Connection(psycopg.Connection[Row]):
             )
         if status == pq.TransactionStatus.IDLE:
             raise psycopg.ProgrammingError("a statement inside the transaction has ended it")
-        if self.lost:
+        if self.lost or self.reclaimed:  # shut by another thread: libpq need not know it yet
             raise psycopg.OperationalError("the connection was lost inside the transaction")
 
     def finish(self) -> None:
@@ -350,15 +350,22 @@ class Connection(psycopg.Connection[Row]):
     def cut(self) -> None:
         """End the connection, which another thread may be using.
 
-        That thread would go on in memory that libpq has freed: only the socket is shut then, which
-        it hears of at once, and the thread closes the rest.
+        Where that thread is at work in psycopg, only the socket is shut: see `shut`.
         """
         if self.lock.acquire(blocking=False):
             try:
-                self.close()
+                if self.pgconn.transaction_status != _ACTIVE:  # a COPY does not hold the lock
+                    self.close()
+                    return
             finally:
                 self.lock.release()
-            return
+        self.shut()
+
+    def shut(self) -> None:
+        """Shut the socket, which a thread that waits for it hears of at once; it closes the rest.
+
+        Closed here, it would go on in memory that libpq has freed.
+        """
         with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(self.fileno())) as twin:
             twin.shutdown(socket.SHUT_RDWR)
 

@@ -22,6 +22,9 @@ from lambda_pg._settings import Settings
 # A half-open connection ends after this many milliseconds instead of 15 minutes (measured: 3.4 s).
 TCP_USER_TIMEOUT: Final = 3000
 
+REFUSED_CERTIFICATE: Final = "certificate verify failed"
+"""What libpq says of a certificate that it does not accept, whatever the reason."""
+
 
 class Connector:
     """Open connections as the settings say, with credentials given at each connect."""
@@ -63,6 +66,11 @@ class Connector:
 
         try:
             connection = attempts.finish(begin, until)
+        except psycopg.Error as error:
+            attempts.close()
+            if REFUSED_CERTIFICATE in str(error):
+                self._explain(error.with_traceback(None), profile, host, port, until)
+            raise
         except BaseException:
             attempts.close()
             raise
@@ -94,6 +102,24 @@ class Connector:
             return kept
         kept.close()
         return Attempts(credentials)
+
+    def _explain(
+        self,
+        error: psycopg.Error,
+        profile: Profile,
+        host: str,
+        port: int,
+        until: float,
+    ) -> None:
+        """Raise ConnectFailedError that says why the certificate was refused, where that shows."""
+        from lambda_pg._certificates import why_refused  # noqa: PLC0415  # no cold start needs it
+
+        roots = self._root_certificate(profile, host)
+        addresses = resolve(host, max(0.0, until - monotonic()))
+        why = why_refused(addresses, port, roots, until - monotonic())
+        if why is not None:
+            first_line = str(error).partition("\n")[0]
+            raise ConnectFailedError(f"cannot connect: {first_line}: {why}") from error
 
     def _endpoint(self, credentials: Credentials) -> tuple[str, int]:
         settings = self._settings

@@ -1,6 +1,7 @@
 """Who to log in as: cached, fetched once at a time, refreshed when a login is refused."""
 
 import json
+import math
 import os
 import random
 import re
@@ -166,11 +167,11 @@ class CredentialCache:
         """Know nothing, as a new environment does."""
         self.generation += 1
         self._cached: Credentials | None = None
-        self._asked_at = 0.0
-        self._may_fetch_at = 0.0
+        self._asked_at = -math.inf
+        self._may_fetch_at = -math.inf
         """The wall clock's time before which a failing Secrets Manager is not asked again."""
         self._previous: Credentials | None = None
-        self._previous_asked_at = 0.0
+        self._previous_asked_at = -math.inf
         self.fresh_until = 0.0
         """The wall clock's time until which `get` returns what it has."""
 
@@ -181,18 +182,21 @@ class CredentialCache:
         Raises CredentialsError, and ConfigurationError for a secret that cannot be used.
         """
         cached = self._cached
-        if cached is not None and (self._clock() < self.fresh_until or self._holder() is not None):
+        if cached is not None and (self._is_fresh() or self._holder() is not None):
             return cached  # fresh, or another thread is looking already
         with self._locked(timeout) as left:
             if self._cached is None:
                 return self._first(left)
-            if self._clock() < self.fresh_until:
+            if self._is_fresh():
                 return self._cached
             try:
                 return self._refresh(left / 3)
             except (CredentialsError, ConfigurationError):
                 self.fresh_until = self._clock() + PAUSE
                 return self._cached
+
+    def _is_fresh(self) -> bool:
+        return 0 < self.fresh_until - self._clock() <= LIFETIME  # else the clock was set back
 
     def accepted(self, credentials: Credentials) -> None:
         """Go on with credentials that a login has just shown to be right."""
@@ -383,7 +387,7 @@ os.register_at_fork(after_in_child=_unlock)
 def _start_fetch(arn: str, stage: str) -> Fetch:
     """Begin a fetch, or take the one that began with the environment, while it is young."""
     early = take_prefetched(arn) if stage == "AWSCURRENT" else None
-    if early is not None and time.time() - early.started_at < PAUSE:
+    if early is not None and 0 <= time.time() - early.started_at < PAUSE:
         return early
     fetch = Fetch(arn, stage)
     fetch.start()

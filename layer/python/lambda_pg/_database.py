@@ -58,6 +58,8 @@ _LEFT_OPEN: Final[dict[int, str]] = {
 }
 """What is said of what a caller has not ended. A failed transaction was told by its error."""
 
+_ENDED: Final = "the invocation in which this thread asked for a connection has ended"
+
 # No state that a snapshot or a fork could copy into many environments.
 _jitter = random.SystemRandom()
 
@@ -178,6 +180,7 @@ class Database(Generic[Row]):
                     self._breaker.succeeded()
                 self._pool.put(connection)
                 return cursor
+            _require_invocation(connection, failure, failed, in_transaction=False)
             connection = None
             window = window or self._window(began)
             if failure is Failure.LOST and idempotent:
@@ -227,6 +230,7 @@ class Database(Generic[Row]):
                 return result
             finally:
                 self._pool.take_back(connection)
+            _require_invocation(connection, failure, failed, in_transaction=not committing)
             if failure is Failure.LOST:
                 window.begin_anew()
             if failure is Failure.LOST and not committing:
@@ -256,6 +260,7 @@ class Database(Generic[Row]):
         try:
             if isinstance(raised, psycopg.Error):
                 failure = self._recovery.judge(raised, connection)
+                _require_invocation(connection, failure, raised, in_transaction=False)
                 self._recovery.translate(raised, failure, in_transaction=False)
             elif raised is None:
                 self._answered()
@@ -292,6 +297,7 @@ class Database(Generic[Row]):
                 raise raised
         except psycopg.Error as error:
             failure = self._recovery.judge(error, connection)
+            _require_invocation(connection, failure, error, in_transaction=not committing)
             self._recovery.translate(
                 error, failure, in_transaction=not committing, transaction=connection.transaction_id
             )
@@ -340,7 +346,8 @@ class Database(Generic[Row]):
     ) -> Callable[Concatenate[Any, Any, P], R]:
         """Decorate a handler: its invocation's remaining time bounds every wait on the database.
 
-        Connections that the handler has left open are closed when it ends, and reported.
+        Connections that the handler has left open are closed when it ends, and reported; so are
+        those on which threads of it are still at work.
 
         An execution environment serves one invocation at a time; threads that the handler starts
         are bound by the same deadline.
@@ -362,7 +369,7 @@ class Database(Generic[Row]):
             finally:
                 self._deadline = math.inf
                 self._invocation = None
-                if self._pool.has_leaked or self._emits:
+                if self._pool.busy or self._emits:
                     self._end()
                 self._events.context = None
 
@@ -406,15 +413,15 @@ class Database(Generic[Row]):
         self._credentials.forget()
 
     def _end(self) -> None:
-        """Finish an invocation: nothing stays open, and what it cost is told."""
+        """Finish an invocation: nothing stays open or at work, and what it cost is reported."""
         leaked = self._pool.reclaim()
         if leaked:
             self._stats.leaks += leaked
             self._events.report(
                 logging.WARNING,
                 "leak",
-                "the handler left %d connection(s) checked out: closed, and what was open on them "
-                "rolled back",
+                "the handler left %d connection(s) checked out, or a thread at work on them: "
+                "closed, and what was open on them rolled back",
                 leaked,
             )
         if self._emits:
@@ -433,7 +440,7 @@ class Database(Generic[Row]):
     def _window(self, began: float) -> Window:
         """Open the window of a request that began at the time.monotonic() of `began`."""
         try:
-            return Window(
+            window = Window(
                 self._settings.checkout_timeout,
                 self._earliest(),
                 spent=monotonic() - began,
@@ -443,6 +450,8 @@ class Database(Generic[Row]):
         except DatabaseUnavailableError:
             self._stats.requests_errors += 1
             raise
+        window.invocation = self._invocation
+        return window
 
     def _checkout(self, window: Window) -> Connection[Row]:
         """Take a connection, connecting again while the window lasts and it may help."""
@@ -473,7 +482,10 @@ class Database(Generic[Row]):
                 told = answered if answered and too_short(error, left) else error
                 self._recover_connect(told, window)
             else:
-                return connection
+                if window.invocation is None or window.invocation == self._invocation:
+                    return connection
+                self._pool.give_back(connection)  # a thread that has waited past the end
+                raise DatabaseUnavailableError(f"{_ENDED}: nothing was sent")
 
     def _lent(self, window: Window) -> Connection[Row]:
         """Take a connection for a caller's hands."""
@@ -487,7 +499,7 @@ class Database(Generic[Row]):
     def _take_back(self, connection: Connection[Row]) -> None:
         """Return a connection whose caller may have left something open, and say so."""
         left_open = _LEFT_OPEN.get(connection.pgconn.transaction_status)
-        if left_open is not None:
+        if left_open is not None and not connection.reclaimed:  # or it was reported then
             self._stats.leaks += 1
             self._events.report(logging.WARNING, "leak", left_open)
         self._pool.take_back(connection)
@@ -584,6 +596,21 @@ class _Block(AbstractContextManager[Connection[Row]]):
     def __exit__(self, _: object, raised: BaseException | None, __: object) -> None:
         if self._connection is not None:
             self._leave(self._connection, raised)
+
+
+def _require_invocation(
+    connection: Connection[Any], failure: Failure, error: psycopg.Error, *, in_transaction: bool
+) -> None:
+    """Raise where the end of a thread's invocation has closed the thread's connection.
+
+    Nothing is retried for an invocation that has been answered.
+    """
+    if not connection.reclaimed or failure is not Failure.LOST:
+        return
+    if in_transaction:
+        raise DatabaseUnavailableError(f"{_ENDED}: its transaction was rolled back") from error
+    what = f"{_ENDED} while a statement was at work"
+    raise outcome_unknown(what, connection.transaction_id) from error
 
 
 def _json(claims: Claims | None) -> str | None:

@@ -84,6 +84,7 @@ class Pool:
         self._taken: list[weakref.ref[_Slot]] = []
         self._abandoned = 0
         self._idle: list[AnyConnection] = []
+        self._open: list[weakref.ref[AnyConnection]] = []
         self.lent: weakref.WeakKeyDictionary[AnyConnection, int] = weakref.WeakKeyDictionary()
         """What callers have in their hands, and in which thread."""
 
@@ -98,9 +99,9 @@ class Pool:
         return len(self._idle)
 
     @property
-    def has_leaked(self) -> bool:
-        """Tell whether a connection is lent, or was given up by nobody."""
-        return bool(self.lent) or self._abandoned > 0
+    def busy(self) -> bool:
+        """Tell whether a thread has a connection or opens one, or has dropped one."""
+        return self.size != len(self._idle) or self._abandoned > 0
 
     @property
     def waiting(self) -> int:
@@ -119,7 +120,8 @@ class Pool:
             connection = self._idle.pop()
         except IndexError:
             return None
-        if self._clock() < connection.fresh_until and not connection.poll(0):
+        now = self._clock()  # before it was returned: the clock was set back
+        if connection.idle_since <= now < connection.fresh_until and not connection.poll(0):
             return connection
         self._idle.append(connection)
         if self._waiting:
@@ -169,6 +171,7 @@ class Pool:
                 connection = other
             connection = self._connect(max(0.0, until - monotonic()))
             connection.slot = slot
+            self._keep_open(connection)
         except BaseException:
             self._free_slot(slot)
             raise
@@ -220,18 +223,35 @@ class Pool:
         self._free_slot(connection.slot)
 
     def reclaim(self) -> int:
-        """Cut every connection that is still lent, and free its slot.
+        """Cut every connection that a thread still has; return how many.
 
-        Return how many there were, together with those that nobody has had in hand any more.
+        Those that were dropped count too. The slot of one that is lent is free at once. A thread
+        that runs a statement of the layer's has not lent its connection: it hears of the cut, and
+        frees the slot itself.
         """
         reclaimed, self._abandoned = self._abandoned, 0
+        for connection in self._opened():
+            if connection not in self.lent and connection not in self._idle:
+                reclaimed += not connection.closed
+                connection.reclaimed = True
+                connection.shut()
         for connection in list(self.lent):
             if self.lent.pop(connection, None) is not None:  # or its caller has just returned it
                 connection.reclaimed = True
                 connection.cut()
                 self._free_slot(connection.slot)
                 reclaimed += 1
+        self._keep_open()
         return reclaimed
+
+    def _keep_open(self, *opened: AnyConnection) -> None:
+        with self._lock:
+            known = [each for each in self._opened() if not (each.closed or each.reclaimed)]
+            self._open = [*map(weakref.ref, known), *map(weakref.ref, opened)]
+
+    def _opened(self) -> list[AnyConnection]:
+        found = [reference() for reference in self._open]
+        return [connection for connection in found if connection is not None]
 
     def close(self) -> None:
         """Close the idle connections; the next checkout opens a new one."""
@@ -247,6 +267,9 @@ class Pool:
     def _is_good(self, connection: AnyConnection, until: float, invocation: int | None) -> bool:
         now = self._clock()
         idle_for = now - connection.idle_since
+        if idle_for < 0:  # the clock was set back, by so much at least
+            connection.expires_at += idle_for
+            connection.renew_at += idle_for
         timeout = (until - monotonic()) / 2
         if connection.poll(0):
             reason = "was lost"
@@ -272,10 +295,13 @@ class Pool:
     def _answers(
         self, connection: AnyConnection, idle_for: float, timeout: float, invocation: int | None
     ) -> bool:
-        """Ask a connection that was idle for long, or that another invocation has touched."""
+        """Ask a connection that was idle for long, or that another invocation has touched.
+
+        A clock that was set back does not tell for how long it was idle.
+        """
         mine = invocation is not None and connection.used_by == invocation
         reset = connection.touched and not mine
-        if idle_for < connection.ask_after and not reset:
+        if 0 <= idle_for < connection.ask_after and not reset:
             return True
         return connection.answers(min(CHECK_TIMEOUT, timeout), reset=reset)
 

@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping
+from ssl import SSLCertVerificationError
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -28,7 +29,19 @@ class SecretError(Exception):
         self.passing = passing
 
 
-_PASSING: Final = {"ThrottlingException", "InternalServiceError", "ServiceUnavailable"}
+_PASSING: Final = {
+    *("ThrottlingException", "InternalServiceError", "ServiceUnavailable"),
+    *("RequestExpired", "RequestTimeTooSkewed"),
+}
+_OTHER_TIME: Final = ("Signature expired", "Signature not yet current")
+"""Beginnings of what is said of a signature by another clock. A wrong clock is soon set right, and
+a request that was signed before a freeze is signed again."""
+
+_UNTRUSTED: Final = (
+    "Secrets Manager's certificate was not accepted for {}: {}. If it has expired or is not valid "
+    "yet, look at the clock of this environment; else at AWS_CA_BUNDLE and at what inspects TLS"
+)
+"""Of the ARN and the reason: asking again would not help."""
 
 _KEYS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 _UNUSUAL: Final = (
@@ -132,6 +145,8 @@ def _fetch_signed(ask: Mapping[str, str], timeout: float) -> str:
         status, answer = _ask_signed(ask, timeout)
     except UnusualAnswerError:
         return _fetch_boto3(ask, timeout)
+    except SSLCertVerificationError as error:
+        raise SecretError(_UNTRUSTED.format(arn, error)) from error.with_traceback(None)
     except OSError as error:
         raise SecretError(
             f"Secrets Manager did not answer for {arn}: {error}", passing=True
@@ -182,12 +197,17 @@ def _read(arn: str, status: int, answer: bytes) -> str:
     if status != 200:
         # "__type" may be prefixed by a namespace; the message of AWS names the ARN, no secret.
         kind = str(document.get("__type", status)).rpartition("#")[2]
-        message = document.get("message") or document.get("Message") or ""
+        message = str(document.get("message") or document.get("Message") or "")
         raise SecretError(
             f"Secrets Manager refused {arn}: {kind} {message}".rstrip(),
-            passing=kind in _PASSING,
+            passing=_is_passing(kind, message),
         )
     return _text(arn, document)
+
+
+def _is_passing(kind: str, message: str) -> bool:
+    """Tell whether a refusal by Secrets Manager may end by itself."""
+    return kind in _PASSING or message.startswith(_OTHER_TIME)
 
 
 def _fetch_boto3(ask: Mapping[str, str], timeout: float) -> str:
@@ -211,12 +231,15 @@ def _fetch_boto3(ask: Mapping[str, str], timeout: float) -> str:
         return _text(arn, client.get_secret_value(**ask))
     except exceptions.ClientError as error:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        kind = error.response.get("Error", {}).get("Code")
-        passing = kind in _PASSING or status >= 500 or status == 429
+        told = error.response.get("Error", {})
+        refused = _is_passing(str(told.get("Code")), str(told.get("Message")))
+        passing = refused or status >= 500 or status == 429
         raise SecretError(
             f"Secrets Manager refused {arn}: {error}", passing=passing
         ) from error.with_traceback(None)
     except exceptions.BotoCoreError as error:
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            raise SecretError(_UNTRUSTED.format(arn, error)) from error.with_traceback(None)
         passing = isinstance(error, exceptions.HTTPClientError | exceptions.ConnectionError)
         raise SecretError(
             f"Secrets Manager did not answer for {arn}: {error}", passing=passing

@@ -57,6 +57,8 @@ class Window:
         self._denied = False
         self.answered: Exception | None = None
         """What the server answered last, when it was there and could not run the statement."""
+        self.invocation: int | None = None
+        """The invocation that the request belongs to, where there is one."""
         self.may_have_run = False
         """Whether an attempt was lost of which nobody knows what it did."""
 
