@@ -1,4 +1,4 @@
-"""Threads that a handler leaves behind: the next invocation neither waits for them nor hears."""
+"""Threads that a handler leaves behind: the next invocation does not wait for them."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def test_a_thread_that_waits_for_a_slot_past_the_end_sends_nothing(
 def test_a_connection_is_not_closed_under_a_copy(
     db: Database[TupleRow], threads: ThreadPoolExecutor
 ) -> None:
-    """A COPY holds no lock of psycopg's: its thread alone may free what it works in."""
+    """Its thread alone may free what it works in, also between two writes."""
     begun, go_on = threading.Event(), threading.Event()
     seen: list[psycopg.Connection[TupleRow]] = []
 

@@ -825,8 +825,9 @@ def test_requests_fail_behind_a_pooler_that_does_not_look(
 
 
 @Strategy
-@pytest.mark.parametrize("done", range(len(STEPS)))
-@pytest.mark.parametrize("again", ["the same version", "another version"])
+@pytest.mark.parametrize(
+    ("done", "again"), [(0, "same"), (1, "another"), (2, "same"), (2, "another"), (3, "another")]
+)
 def test_a_rotation_that_ends_half_way_hinders_nobody(
     app: Application,
     new_pooler: PoolerFixture,
@@ -837,8 +838,9 @@ def test_a_rotation_that_ends_half_way_hinders_nobody(
 ) -> None:
     """AWSPENDING stays behind: all go on with AWSCURRENT, and the next rotation succeeds.
 
-    Where a single user has its next password already, nobody can log in to the database with
-    AWSCURRENT until then: the pooler's server connections go on, and clients can log in there.
+    It takes the same version up again, or makes another one. Where a single user has its next
+    password already, nobody can log in to the database with AWSCURRENT until then: the pooler's
+    server connections go on, and clients can log in there.
     """
     pooler = start(new_pooler, app)
     with Fleet(app, pooler, clock) as fleet:
@@ -852,7 +854,7 @@ def test_a_rotation_that_ends_half_way_hinders_nobody(
         fleet.work()
         assert "AWSPENDING" in app.stages()[token]
         assert app.content() == before
-        app.rotate(token if again == "the same version" else None)
+        app.rotate(token if again == "same" else None)
         log_in_again(pooler)
         fleet.work()
         fleet.follow(app.content()["username"])

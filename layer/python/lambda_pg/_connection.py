@@ -272,7 +272,7 @@ class Connection(psycopg.Connection[Row]):
             )
         if status == pq.TransactionStatus.IDLE:
             raise psycopg.ProgrammingError("a statement inside the transaction has ended it")
-        if self.lost or self.reclaimed:  # shut by another thread: libpq need not know it yet
+        if self.lost:
             raise psycopg.OperationalError("the connection was lost inside the transaction")
 
     def finish(self) -> None:
@@ -354,12 +354,11 @@ class Connection(psycopg.Connection[Row]):
         """
         if self.lock.acquire(blocking=False):
             try:
-                if self.pgconn.transaction_status != _ACTIVE:  # a COPY does not hold the lock
-                    self.close()
-                    return
+                self.close()
             finally:
                 self.lock.release()
-        self.shut()
+        else:
+            self.shut()
 
     def shut(self) -> None:
         """Shut the socket, which a thread that waits for it hears of at once; it closes the rest.

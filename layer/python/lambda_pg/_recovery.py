@@ -41,7 +41,7 @@ class Recovery:
         error. A connection to a server that takes no writes is closed: another connect may reach
         the new primary.
         """
-        failure = classify_statement(error, broken=connection.lost or connection.reclaimed)
+        failure = classify_statement(error, broken=connection.lost)
         if failure not in {Failure.NOT_ABLE, Failure.ROLLED_BACK}:
             return failure
         undone = alone is None or is_undone_by_error(connection.text_of(alone))
