@@ -238,7 +238,11 @@ def by_signature(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Iterator[Cloc
 ARN: Final = "arn:aws:secretsmanager:us-east-1:000000000000:secret:app"
 
 
-@pytest.mark.parametrize("wrong", [HOUR, -HOUR, 5.0 - time.time()])
+@pytest.mark.parametrize(
+    "wrong",
+    [HOUR, -HOUR, 5.0 - time.time()],
+    ids=["an hour ahead", "an hour behind", "in 1970"],
+)
 def test_a_clock_that_is_set_right_in_time_costs_no_request(
     open_database: Open, by_signature: Clock, wrong: float
 ) -> None:
