@@ -67,6 +67,11 @@ class Pooler:
         return (self.run_dir / "admin_dsn").read_text()
 
     @property
+    def alive(self) -> Path:
+        """The file whose age the container's health check looks at."""
+        return self.run_dir / "alive"
+
+    @property
     def pid(self) -> int | None:
         """The supervisor's process id."""
         return self._process.pid if self.running and self._process else None
@@ -94,7 +99,10 @@ class Pooler:
         )
 
     def answers(self) -> bool:
-        """Tell whether PgBouncer answers; raise PoolerError when the supervisor has ended."""
+        """Tell whether the task is healthy and PgBouncer answers.
+
+        Raise PoolerError when the supervisor has ended.
+        """
         if not self.running:
             raise PoolerError(
                 f"the pooler's supervisor ended; the end of {self.log}:\n"
@@ -102,6 +110,7 @@ class Pooler:
             )
         try:
             psycopg.connect(self.admin_dsn, connect_timeout=5, autocommit=True).close()
+            self.alive.stat()
         except (FileNotFoundError, psycopg.OperationalError):
             return False
         return True

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from os import WNOHANG, kill, waitpid, waitstatus_to_exitcode
 from typing import IO
 
@@ -38,6 +39,9 @@ LOOK_GAP = 1.0
 # How long a drain may wait for its own transaction, and how long it keeps it open.
 HOLD_WAIT = 2.0
 HOLD_SECONDS = 1.0
+# How many server connections each current user has before clients come, and how long that may take.
+WARM_CONNECTIONS = 10
+WARM_SECONDS = 2.0
 # How long PgBouncer may take until it listens. A SIGHUP that comes before would end it.
 START_SECONDS = 10.0
 # How long PgBouncer may take to end at once.
@@ -326,10 +330,38 @@ class Supervisor:
         self._await_socket()
         observer = self._folder.console.observer
         self._pulse = Pulse(self._settings.socket, observer, self._child.pid)
-        self._due["pulse"] = time.monotonic()
+        threading.Thread(target=self._warm_up, daemon=True).start()
         self._plan_report(time.monotonic())
         if self._peering is not None:
             self._peering.watch(lambda: self._events.put("peers"))
+
+    def _warm_up(self) -> None:
+        """Have PgBouncer log in at the database before clients come, in a thread.
+
+        It opens one server connection after the other, and each step of a login takes a round of
+        its loop: tenths of a second for all of them now, and many seconds among the logins of a
+        fleet, whose statements wait meanwhile and are refused. The health check succeeds only after
+        this; whether the database is there makes no difference to it.
+        """
+        settings = self._settings
+        users = self._content.users[: len(settings.user_secret_arns)]
+        share = settings.max_db_connections // len(users)
+        count = min(settings.default_pool_size, max(share, 1), WARM_CONNECTIONS)
+        names = [user.name for user in users for _ in range(count)]
+        # All are open at once: else one server connection would serve one after the other.
+        with ThreadPoolExecutor(len(names)) as logins:
+            opened = [found for found in logins.map(self._begin, names) if found is not None]
+        for transaction in opened:
+            transaction.close()
+        log.info("%d of %d server connections are open", len(opened), len(names))
+        self._events.put("pulse")
+
+    def _begin(self, user: str) -> Transaction | None:
+        try:
+            database = self._settings.database_name
+            return Transaction(self._settings.socket, user, database, WARM_SECONDS)
+        except SessionError:
+            return None
 
     def _await_socket(self) -> None:
         """Wait until PgBouncer listens, has ended, or takes too long."""

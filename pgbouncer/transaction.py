@@ -2,7 +2,8 @@
 
 A drain needs one. PgBouncer, told to stop, ends as soon as no server connection is in use, and
 then cuts clients whose statements are on their way: whether those ran, nobody knows. While a
-transaction is open it stays, and refuses each such statement with a clean error instead.
+transaction is open it stays, and refuses each such statement with a clean error instead. A start
+has several at once, so that there are server connections before there are clients.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ class Transaction:
 
     def __init__(self, path: Path, user: str, database: str, seconds: float) -> None:
         """Log in and begin, within some seconds; raise SessionError."""
-        self._session = Session(path, user, database, purpose="drain", seconds=seconds)
+        self._session = Session(path, user, database, purpose="supervisor", seconds=seconds)
         try:
             self._session.query("BEGIN")
         except SessionError:

@@ -1,7 +1,8 @@
 """The end of an overload: a whole fleet logs in at once, at a pooler with a quarter of a core.
 
-PgBouncer is killed, its clients go on asking, it comes back slowed down by SIGSTOP and SIGCONT, and
-the seconds are counted until every environment is served. `naive` is the control: it throws away
+PgBouncer is killed, its clients go on asking, and it comes back slowed down by SIGSTOP and SIGCONT.
+As behind a load balancer, clients reach it when its task is healthy; from then the seconds are
+counted until every environment is served. `naive` is the control: it throws away
 the logins that a request has no time to finish, as connection pools do, and has to fail the goal.
 
 An environment is a thread with a Database, in one of a few processes: a thread costs a fiftieth of
@@ -14,7 +15,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -31,6 +31,7 @@ from psycopg.rows import TupleRow
 
 from benchmarks.servers import DATABASE, USER, Endpoint, Servers, cores, running
 from local import processes
+from local.fault_proxy import FaultProxy
 
 Policy = Literal["kept", "naive"]
 
@@ -40,8 +41,8 @@ PERIOD: Final = 0.1
 """Seconds in which it runs once and rests once, as under Linux's quota for containers."""
 PROCESSES: Final = 4
 CONTEXT: Final = multiprocessing.get_context("spawn")
-REST: Final = 0.05
-"""Seconds between two requests of an environment."""
+REST: Final = 0.5
+"""Seconds between two requests of an environment: 120 of them send 230 a second."""
 LOGINS: Final = 100
 """Logins that are measured for what one costs the pooler."""
 CALM: Final = 1.0
@@ -112,17 +113,11 @@ def pgbouncer_of(servers: Servers) -> psutil.Process:
     return supervisor.children()[0]
 
 
-def listens(port: int) -> bool:
-    """Tell whether a port takes connections."""
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def settings_of(endpoint: Endpoint) -> Settings:
-    """Say where the pooler is."""
+def settings_of(endpoint: Endpoint, port: int) -> Settings:
+    """Say where the pooler is, or what stands before it."""
     return Settings(
         host="127.0.0.1",
-        port=endpoint.port,
+        port=port,
         dbname=DATABASE,
         user=USER,
         password=endpoint.password,
@@ -134,7 +129,7 @@ def settings_of(endpoint: Endpoint) -> Settings:
 def login_cost(servers: Servers) -> float:
     """Measure the processor seconds that PgBouncer spends on one login."""
     pgbouncer = pgbouncer_of(servers)
-    db = Database(settings_of(servers.pgbouncer))
+    db = Database(settings_of(servers.pgbouncer, servers.pgbouncer.port))
     db.execute("SELECT 1")
     before = sum(pgbouncer.cpu_times()[:2])
     for _ in range(LOGINS):
@@ -237,7 +232,7 @@ def measure_recovery(
 ) -> dict[str, Any]:
     """Take the pooler away for some seconds, bring it back slowed down, and measure the end.
 
-    Times are seconds. `recovered` counts from the pooler's first listen until every environment was
+    Times are seconds. `recovered` counts from when the task is healthy until every environment was
     served and none fails any more; None where that does not happen in time. `promised` is `GRACE`
     and `TIMES` the processor time of all logins at the pooler's share of a core, times `busy`: how
     much longer the pooler's work took because others use this machine, from the kernel's count of
@@ -246,16 +241,21 @@ def measure_recovery(
     cost = login_cost(servers) if cost is None else cost
     alone = environments * cost / share
     pooler = servers.pooler
-    settings = settings_of(servers.pgbouncer)
-    with Brake(share) as brake, fleet(policy, environments, settings) as shared:
+    with (
+        FaultProxy("127.0.0.1", pooler.port) as balancer,
+        Brake(share) as brake,
+        fleet(policy, environments, settings_of(servers.pgbouncer, balancer.port)) as shared,
+    ):
         time.sleep(CALM)
-        pooler.kill()
-        gone = time.monotonic()
-        time.sleep(max(0.0, away - START_SECONDS))
-        pooler.launch()
-        pgbouncer = pgbouncer_of(servers)
-        brake.hold(pgbouncer)
-        processes.wait_until(lambda: listens(pooler.port), 30, "the pooler's port")
+        with balancer.refuse():
+            balancer.reset()
+            pooler.kill()
+            gone = time.monotonic()
+            time.sleep(max(0.0, away - START_SECONDS))
+            pooler.launch()
+            pgbouncer = pgbouncer_of(servers)
+            brake.hold(pgbouncer)
+            processes.wait_until(pooler.answers, 30, "a healthy pooler")
         back = time.monotonic()
         all_served, busy, promised = None, 1.0, GRACE + TIMES * alone
         while True:
@@ -272,7 +272,6 @@ def measure_recovery(
                 break
         used = sum(pgbouncer.cpu_times()[:2]) / (now - back)
         left = sum(served < back for served in shared.served)
-    processes.wait_until(pooler.answers, 30, "PgBouncer")
     return {
         "policy": policy,
         "environments": environments,
@@ -288,8 +287,8 @@ def measure_recovery(
     }
 
 
-START_SECONDS: Final = 1.5
-"""What a supervisor needs until PgBouncer listens: it is started so much before the end."""
+START_SECONDS: Final = 2.5
+"""What a task needs until it is healthy: it is started so much before the end."""
 
 
 def business(process: psutil.Process) -> float:
