@@ -39,6 +39,8 @@ LOOK_GAP = 1.0
 # How long a drain may wait for its own transaction, and how long it keeps it open.
 HOLD_WAIT = 2.0
 HOLD_SECONDS = 1.0
+# How long to wait for an event at most: nothing may be due, and a queue takes no infinity.
+LONGEST_WAIT = 3600.0
 # How many server connections each current user has before clients come, and how long that may take.
 WARM_CONNECTIONS = 10
 WARM_SECONDS = 2.0
@@ -180,7 +182,7 @@ class Supervisor:
     def _next_event(self, seconds: float) -> None:
         """Wait for an event, at most for some seconds, and note what it asks for."""
         try:
-            event = self._events.get(timeout=max(seconds, 0))
+            event = self._events.get(timeout=min(max(seconds, 0), LONGEST_WAIT))
         except queue.Empty:
             return
         if event == "stop":

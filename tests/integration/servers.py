@@ -147,8 +147,19 @@ class PoolerFixture:
         return self._process
 
     def start(self, **changes: str) -> PoolerFixture:
-        """Start with changes to the environment, and wait until PgBouncer answers."""
+        """Start with changes to the environment, and wait until PgBouncer answers.
+
+        The server connections that it opens first are ended: they would not know what a test
+        changes of the role or the database.
+        """
         self.prepare(**changes).start()
+        if self.postgres.running:
+            with psycopg.connect(self.postgres.superuser_dsn, autocommit=True) as admin:
+                admin.execute(
+                    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+                    " WHERE usename = %s",
+                    [self.login.name],
+                )
         return self
 
     def dsn(self, **options: str) -> str:

@@ -100,10 +100,11 @@ class Attempt:
             connection: Connection[Any] = end.value
             return connection
         except psycopg.Error as error:
+            error._pgconn = None  # which has the password, as a frame of psycopg's has
+            error.__traceback__ = None
             if not was_reading:
                 raise NotReachedError(str(error)) from None
             self.is_answered = True
-            error._pgconn = None  # which has the password, as a frame of psycopg's has
             raise error.with_traceback(None)  # noqa: B904  # the same error
         self.socket, self._wants = step[0], int(step[1])
         self._asked, self.rests_until = monotonic(), 0.0

@@ -170,6 +170,7 @@ class CredentialCache:
         self._asked_at = -math.inf
         self._may_fetch_at = -math.inf
         """The wall clock's time before which a failing Secrets Manager is not asked again."""
+        self._failure = ""
         self._previous: Credentials | None = None
         self._previous_asked_at = -math.inf
         self.fresh_until = 0.0
@@ -327,16 +328,13 @@ class CredentialCache:
                 pause = 0.0
             wait = _wait(pause, until - monotonic()) if patient and pause else pause
             if wait is None or (wait and not patient):
-                raise SecretsUnavailableError(
-                    f"Secrets Manager failed a moment ago for {self._settings.secret_arn}: it is "
-                    f"asked again in {pause:.1f} s"
-                )
+                raise SecretsUnavailableError(f"{self._failure} (asked again in {pause:.1f} s)")
             sleep(wait)
             turn = self._clock() + pause - wait  # a look ahead of its turn counts as if in turn
             try:
                 return self._fetch_now(stage, max(0.1, until - monotonic()))
-            except SecretsUnavailableError:
-                self._may_fetch_at = turn + FAILED_PAUSE
+            except SecretsUnavailableError as error:
+                self._may_fetch_at, self._failure = turn + FAILED_PAUSE, str(error)
                 if not patient or until - monotonic() <= LAST_LOOK:
                     raise
 
