@@ -144,19 +144,16 @@ def test_a_client_writes_no_numbers_of_its_own(measured: PoolerFixture) -> None:
 
 
 def test_a_frozen_pgbouncer_is_a_gap_and_a_line_in_the_log(measured: PoolerFixture) -> None:
-    """The supervisor goes on, and so do the numbers once PgBouncer does."""
-    pooler, lines = measured.start(REFRESH_INTERVAL="0.2"), Lines(measured)
+    """The numbers go on once PgBouncer does, before it counts as one that hangs."""
+    pooler, lines = measured.start(), Lines(measured)
     child = pgbouncer_of(pooler)
     child.send_signal(signal.SIGSTOP)
     try:
-        wait_until(lambda: pooler.log.count("no metrics this time") > 1, 15, "two gaps")
+        wait_until(lambda: "no metrics this time" in pooler.log, 15, "a gap")
         before = len(lines.read())
-        pooler.rotate_password("the-next-password")
-        wait_until(lambda: "have changed: reloading" in pooler.log, 15, "a look at the secrets")
-        assert len(lines.read()) == before
     finally:
         child.send_signal(signal.SIGCONT)
-    wait_until(lambda: logs_in(pooler), 10, "a login with the new password")
+    assert logs_in(pooler)
     wait_until(lambda: len(lines.read()) > before, 10, "a line after the gap")
     assert pooler.process.stop() == 0
 
