@@ -9,6 +9,7 @@ from psycopg.rows import dict_row
 
 from local.cloud import LocalCloud
 from local.postgres import superuser_dsn
+from pgbouncer.configuration import OWN_CLIENTS
 
 CONNECT_SECONDS = 2
 APPLICATION_NAME = "lambda-pg console"
@@ -130,9 +131,8 @@ class PoolerTask(Connected):
             row_factory=dict_row,
         )
         settings = connection.execute("SHOW CONFIG").fetchall()
-        self._most_clients = next(
-            int(each["value"]) for each in settings if each["key"] == "max_client_conn"
-        )
+        limit = next(int(each["value"]) for each in settings if each["key"] == "max_client_conn")
+        self._most_clients = limit - OWN_CLIENTS
         return connection
 
     def query(self, connection: psycopg.Connection[dict[str, Any]]) -> dict[str, Any]:

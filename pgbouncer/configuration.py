@@ -13,6 +13,8 @@ from .settings import Settings
 # Cancel requests on their way to one peer at once. PgBouncer would take default_pool_size, which
 # may be 1, and a request that finds no place is as good as lost.
 PEER_POOL_SIZE = 100
+# The supervisor's own session with the console, which counts as a client.
+OWN_CLIENTS = 1
 # Connections that the kernel keeps until PgBouncer takes them, all at once. A burst of new
 # environments connects at once; the default, 128, drops their SYNs.
 LISTEN_BACKLOG = 4096
@@ -186,7 +188,7 @@ def _logins(files: Files, console: Console) -> dict[str, object]:
 def _pooling(settings: Settings) -> dict[str, object]:
     return {
         "pool_mode": settings.pool_mode,
-        "max_client_conn": settings.max_client_conn,
+        "max_client_conn": settings.max_client_conn + OWN_CLIENTS,
         # Pools are per user: only max_db_connections bounds what all of them open together. It is
         # shared without fairness, so a user's pool has to be a part of it.
         "default_pool_size": settings.default_pool_size,

@@ -347,7 +347,7 @@ class Supervisor:
         """
         settings = self._settings
         users = self._content.users[: len(settings.user_secret_arns)]
-        share = settings.max_db_connections // len(users)
+        share = min(settings.max_db_connections, settings.max_client_conn // 2) // len(users)
         count = min(settings.default_pool_size, max(share, 1), WARM_CONNECTIONS)
         names = [user.name for user in users for _ in range(count)]
         # All are open at once: else one server connection would serve one after the other.

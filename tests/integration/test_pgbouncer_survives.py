@@ -76,8 +76,14 @@ def test_a_pgbouncer_that_is_only_busy_is_not_ended(new_pooler: PoolerFixture) -
     """A storm of logins on a part of a core keeps its console silent for longer than a hang."""
     pooler = new_pooler.start(QUERY_WAIT_TIMEOUT="5")
     assert logs_in(pooler)
-    with storm_of_logins(pooler, 100), share_of_a_core(pgbouncer_of(pooler), 0.01, 0.25):
-        silence = longest_silence(pooler, HUNG_SECONDS)
+    with (
+        psycopg.connect(
+            pooler.process.admin_dsn, autocommit=True, prepare_threshold=None
+        ) as console,
+        storm_of_logins(pooler, 150),
+        share_of_a_core(pgbouncer_of(pooler), 0.025, 0.25),
+    ):
+        silence = longest_silence(console, HUNG_SECONDS)
     assert silence >= HUNG_SECONDS, "the storm was too small to prove anything"
     assert pooler.process.running
     assert "hangs" not in pooler.log
@@ -123,17 +129,14 @@ def share_of_a_core(process: psutil.Process, run: float, cycle: float) -> Iterat
         starving.join()
 
 
-def longest_silence(pooler: PoolerFixture, seconds: float) -> float:
+def longest_silence(console: psycopg.Connection, seconds: float) -> float:
     """Ask the console until an answer takes so many seconds; return the longest it took."""
     longest = 0.0
-    with psycopg.connect(
-        pooler.process.admin_dsn, autocommit=True, prepare_threshold=None
-    ) as console:
-        until = time.monotonic() + 60
-        while longest < seconds and time.monotonic() < until:
-            began = time.monotonic()
-            console.execute("SHOW VERSION")
-            longest = max(longest, time.monotonic() - began)
+    until = time.monotonic() + 60
+    while longest < seconds and time.monotonic() < until:
+        began = time.monotonic()
+        console.execute("SHOW VERSION")
+        longest = max(longest, time.monotonic() - began)
     return longest
 
 

@@ -184,7 +184,7 @@ def test_every_default_that_does_not_fit_lambda_is_set(environment: dict[str, st
         "client_tls_sslmode": "require",
         "server_tls_sslmode": "verify-full",
         "pool_mode": "transaction",
-        "max_client_conn": "2000",
+        "max_client_conn": "2001",  # with the supervisor's own
         "default_pool_size": "20",
         "max_db_connections": "25",
         "query_wait_timeout": "2",
