@@ -220,5 +220,6 @@ def test_what_alarms_interrupt_is_never_half_done(
         for _ in range(ALARMS // 4)
     )
     assert rung > ALARMS // 40
+    db.run_transaction(work)  # on a busy machine every one of them may have been interrupted
     row = admin.execute("SELECT coalesce(sum(n), 0), count(*) > 0 FROM counter").fetchone()
     assert row == (0, True)

@@ -401,6 +401,8 @@ def test_a_pooler_that_does_not_know_the_new_password_gets_the_old_one(
 ) -> None:
     """New environments meet one that has not looked yet: AWSPREVIOUS is what it knows."""
     old = pooler.login.password
+    with pooler.connect() as client:
+        client.execute("SELECT 1")  # its server connection lives on, whatever the pooler reads
     pooler.service.put(pooler.login.arn, {"username": pooler.login.name, "password": SECOND})
     assert is_refused(pooler, SECOND)
     assert not is_refused(pooler, old)
