@@ -18,8 +18,8 @@ RETRY = (
 )
 LIVENESS = (
     "_pool.py",
-    "if self._clock() < connection.fresh_until and not connection.poll(0):",
-    "if self._clock() < connection.fresh_until:",
+    "if connection.idle_since <= now < connection.fresh_until and not connection.poll(0):",
+    "if connection.idle_since <= now < connection.fresh_until:",
 )
 REFRESH = (
     "_login.py",
