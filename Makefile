@@ -78,7 +78,7 @@ chaos: setup ## break one thing after the other under load, and audit what is th
 	exit $$code
 
 .PHONY: chaos-long
-chaos-long: setup ## crash PostgreSQL 40 times under 500,000 commits: before a release
+chaos-long: setup ## the long part of chaos, before a release: 40 crashes of PostgreSQL, and login storms
 	@code=0; \
 	$(RUN) -m benchmarks.chaos.long --output benchmarks/results/chaos_long.json || code=1; \
 	$(RUN) -m benchmarks.report --write || code=1; \

@@ -16,7 +16,7 @@ README = ROOT / "README.md"
 PAGE = RESULTS / "README.md"
 
 Result = dict[str, Any]
-COMMANDS = {"storm": "make storm", "chaos": "make chaos"}
+COMMANDS = {"storm": "make storm", "chaos": "make chaos", "chaos_long": "make chaos-long"}
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ PARTS = (
     Part(PAGE, "goals", "storm", tables.goals_table),
     Part(PAGE, "chaos", "chaos", tables.chaos_table),
     Part(PAGE, "crashes", "chaos", tables.crashes_table),
+    Part(PAGE, "crashes-long", "chaos_long", tables.crashes_table),
+    Part(PAGE, "recovery", "chaos_long", tables.recovery_table),
 )
 PICTURES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "storm.svg": ("storm", plots.storm_plot),

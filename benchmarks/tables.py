@@ -277,6 +277,22 @@ def crashes_table(result: Result) -> str:
     return "\n".join([*lines, "", origin(result)])
 
 
+def recovery_table(result: Result) -> str:
+    """Draw one line for each fleet that logs in at once, the control last."""
+    lines = [
+        "| layer | environments | without a pooler | logins alone | promised | all served after |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in result["recovery"]["rows"]:
+        layer = "as it is" if row["policy"] == "kept" else "control: throws logins away"
+        served = f"{row['recovered']} s" if row["recovered"] is not None else "not in time"
+        lines.append(
+            f"| {layer} | {row['environments']} | {row['away']:.0f} s | {row['logins_alone']} s "
+            f"| {row['promised']} s | {served} |"
+        )
+    return "\n".join([*lines, "", origin(result)])
+
+
 def chaos_summary(result: Result) -> str:
     """Say in a few lines what all faults together came to."""
     rows = result["rows"]
@@ -312,7 +328,7 @@ def _crashes(result: Result) -> str:
 
 
 def _failed(row: Result) -> tuple[int, int, int]:
-    """Count reads, writes and notes that failed; those of unknown outcome are told beside them."""
+    """Count reads, writes and notes that failed; those of unknown outcome are shown beside them."""
     writes = row["failed_writes"] - row["unknown_writes"]
     return row["failed_reads"], writes, row["failed_notes"]
 

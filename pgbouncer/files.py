@@ -123,7 +123,7 @@ class Folder:
         return bool(changed)
 
     def _fill(self, path: Path, text: str) -> None:
-        """Make a file of its own; raise OSError, which names it."""
+        """Make a private file; raise OSError, which names it."""
         try:
             path.unlink(missing_ok=True)
             path.touch(mode=0o600)

@@ -471,7 +471,7 @@ class Config:
         """Server connections of one user in a task of PgBouncer.
 
         PgBouncer shares `max_db_connections` among users without fairness: busy clients of one user
-        would keep all of them from a rotation's second user. So each user has a part of its own.
+        would keep all of them from a rotation's second user. So each user has a part for itself.
         """
         users = 2 if self.database.rotation == "alternating" else 1
         return self.pgbouncer.max_db_connections // users

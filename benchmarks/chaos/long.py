@@ -1,12 +1,16 @@
 """The part of chaos that takes long: run it before a release.
 
-Hundreds of thousands of commits of one statement while the server crashes dozens of times. Exit
-code 0 only if every promise held.
+Hundreds of thousands of commits of one statement while the server crashes dozens of times, and
+fleets that log in all at once at a pooler with a quarter of a core. Exit code 0 only if every
+promise held.
 """
 
 import argparse
 import json
+import os
+import subprocess
 import sys
+import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,14 +21,17 @@ from benchmarks.chaos.crashes import shortfalls as lost_in_crashes
 from benchmarks.chaos.run import Report
 from benchmarks.conclusion import conclude
 from benchmarks.machine import machine, packages
+from benchmarks.servers import ROOT
 from benchmarks.storm.run import SHARED_MACHINE
-from benchmarks.tables import crashes_table
+from benchmarks.tables import crashes_table, recovery_table
 from local.narrator import Narrator
 
 CRASHES: Final = 10
 """Of each of four rows, with PostgreSQL's default flushes."""
 COMMITS: Final = 13_000
 """Between two of them: together more than 500,000."""
+RECOVERY: Final = (sys.executable, "-m", "benchmarks.chaos.recovery", "--output")
+"""In a process of its own, which has the layer on its path."""
 LEAST_COMMITS: Final = 500_000
 LEAST_CRASHES: Final = 40
 
@@ -39,13 +46,26 @@ def run(report: Report) -> dict[str, Any]:
         "command": "make chaos-long",
         "caveats": [SHARED_MACHINE],
         "crashes": rows,
+        "recovery": recover(report),
     }
+
+
+def recover(report: Report) -> dict[str, Any]:
+    """Measure how overloads end; return the rows and what they missed."""
+    report("fleets of 120 and 240 log in at a quarter of a core, after an outage")
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "recovery.json"
+        path = os.pathsep.join(map(str, (ROOT / "layer" / "python", ROOT)))
+        environment = {**os.environ, "PYTHONPATH": path}
+        subprocess.run([*RECOVERY, str(output)], cwd=ROOT, env=environment, check=False)
+        result: dict[str, Any] = json.loads(output.read_text())
+    return result
 
 
 def shortfalls(result: dict[str, Any]) -> list[str]:
     """Name every promise that this result breaks; none is a passed run."""
     rows = result["crashes"]
-    broken = list(lost_in_crashes(rows))
+    broken = [*lost_in_crashes(rows), *result["recovery"]["missed"]]
     for what, least, seen in (
         ("commits", LEAST_COMMITS, sum(row["layer"]["acknowledged"] for row in rows)),
         ("crashes", LEAST_CRASHES, sum(row["crashes"] for row in rows)),
@@ -65,7 +85,7 @@ def main() -> int:
     result["seconds"] = round(time.monotonic() - began, 1)
     if arguments.output:
         arguments.output.write_text(json.dumps(result) + "\n")
-    print(f"\n{crashes_table(result)}\n")
+    print(f"\n{crashes_table(result)}\n\n{recovery_table(result)}\n")
     return conclude(shortfalls(result))
 
 

@@ -1,6 +1,6 @@
 """An environment that is killed in the middle of COMMIT: the repetition is carried out once.
 
-The function is the ledger's (benchmarks/functions/ledger), in a process of its own: one unit of
+The function is the ledger's (benchmarks/functions/ledger), in a separate process: one unit of
 work under an idempotency key.
 """
 

@@ -502,7 +502,7 @@ def test_a_resolver_that_fails_for_a_moment_fails_nobody(
 
 
 def test_what_is_no_name_fails_at_once(open_database: Open) -> None:
-    """A mistake in the settings is told without a wait."""
+    """A mistake in the settings is reported without a wait."""
     began = time.monotonic()
     with pytest.raises(ConnectFailedError, match="not the name of a host"):
         open_database(host="db example").execute("SELECT 1")

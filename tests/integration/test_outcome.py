@@ -142,7 +142,7 @@ def _answers(server: Server) -> bool:
 
 
 def promote_the_copy(server: Server) -> None:
-    """Put the standby that was copied in the place of the primary, which is gone."""
+    """Replace the primary, which is gone, by the standby that was copied."""
     copy = server.postgres.folder.parent / "copy"
     standby = Postgres(server.postgres.binaries, copy, port=server.postgres.port)
     server.postgres.stop("immediate")
@@ -220,7 +220,7 @@ def test_the_word_of_such_a_server_would_lose_the_write(
     disaster: Callable[[Server, int], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The control: whoever believes it returns a result whose row is not there."""
+    """The control: a layer that believes it returns a result whose row is not there."""
     if disaster is failover_to_a_lagging_copy:
         copy_at_rest(server)
     monkeypatch.setattr(TransactionId, "status", believe)
@@ -263,7 +263,7 @@ class Reads(Load):
 
 
 class Units(Load):
-    """Units of work that each write a row of their own."""
+    """Units of work that each write another row."""
 
     def __init__(self, db: Database[TupleRow]) -> None:
         """Begin with no row."""

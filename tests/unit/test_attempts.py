@@ -166,7 +166,7 @@ def test_a_refusal_beside_a_silence_is_waited_out(network: Network) -> None:
 
 
 def test_an_error_after_an_answer_ends_all(network: Network) -> None:
-    """A server has said something: the caller is told."""
+    """A server has said something: the caller gets it."""
     attempts = Attempts(LOGIN)
     assert finish(attempts, network, 0.1) is None
     network.peers[0].end.close()

@@ -334,8 +334,9 @@ def test_the_rows_of_a_writer_are_compared_with_what_it_was_told() -> None:
 
 def test_a_long_run_of_too_few_commits_or_crashes_fails() -> None:
     """What was promised is part of the result."""
-    few = long.shortfalls({"crashes": [CRASHES]})
+    few = long.shortfalls({"crashes": [CRASHES], "recovery": {"missed": ["120 were too late"]}})
     assert few == [
+        "120 were too late",
         "only 1,000 commits, at least 500,000 were promised",
         "only 2 crashes, at least 40 were promised",
     ]

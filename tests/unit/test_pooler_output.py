@@ -43,7 +43,7 @@ def reader() -> Iterator[Reader]:
 
 
 def put_all(output: Output, count: int) -> bool:
-    """Put lines, in a thread of their own; tell whether that ended within seconds."""
+    """Put lines in another thread; tell whether that ended within seconds."""
 
     def put() -> None:
         for _ in range(count):
@@ -66,7 +66,7 @@ def test_lines_arrive_in_order(reader: Reader) -> None:
 
 
 def test_nobody_waits_for_a_reader_and_every_missing_line_is_counted(reader: Reader) -> None:
-    """What is missing is told where it is missing: between the lines before and what came later."""
+    """The count of missing lines stands where they are missing."""
     output = Output(reader.writer, most=200_000)
     assert put_all(output, 10_000)
     reading = threading.Thread(target=reader.read_until, args=(rb"later\n",))
@@ -95,7 +95,7 @@ def test_the_end_waits_for_what_is_left_but_not_for_ever(reader: Reader) -> None
 
 
 def test_a_reader_that_has_gone_is_no_error() -> None:
-    """There is nobody to tell; whoever puts goes on."""
+    """Nobody reads any more; the writer goes on."""
     end, writer = os.pipe()
     os.close(end)
     output = Output(writer)

@@ -30,7 +30,7 @@ class Connector:
     """Open connections as the settings say, with credentials given at each connect."""
 
     def __init__(self, settings: Settings, breaker: Breaker) -> None:
-        """Write nothing yet: an environment may still be copied. Logins are told to the breaker."""
+        """Write nothing yet: an environment may still be copied. The breaker hears of logins."""
         self._settings = settings
         self._breaker = breaker
         self._ca_file: Path | None = None

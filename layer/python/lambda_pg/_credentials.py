@@ -208,7 +208,7 @@ class CredentialCache:
     def after_refusal(self, refused: Credentials, timeout: float) -> Credentials | None:
         """Look for other credentials than those that were refused; None when there are none now.
 
-        First the current version is fetched anew. When that is refused too, or cannot be used, the
+        First the current version is fetched again. When that is refused too, or cannot be used, the
         previous one may still be right: a pooler need not know the new password yet.
         """
         if self._settings.secret_arn is None and self._settings.auth == "password":

@@ -167,7 +167,7 @@ class Pool:
                 if self._is_kept(connection, until, invocation):
                     return connection
                 if (other := self._next_idle()) is not None:
-                    self._free_slot(slot)  # the other one has a slot of its own
+                    self._free_slot(slot)  # the other one has its slot
                 connection = other
             connection = self._connect(max(0.0, until - monotonic()))
             connection.slot = slot
