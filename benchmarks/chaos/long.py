@@ -31,7 +31,7 @@ CRASHES: Final = 10
 COMMITS: Final = 13_000
 """Between two of them: together more than 500,000."""
 RECOVERY: Final = (sys.executable, "-m", "benchmarks.chaos.recovery", "--output")
-"""In a process of its own, which has the layer on its path."""
+"""In another process, which has the layer on its path."""
 LEAST_COMMITS: Final = 500_000
 LEAST_CRASHES: Final = 40
 

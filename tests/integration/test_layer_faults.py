@@ -459,7 +459,7 @@ def read_later(db: Database[TupleRow]) -> None:
 
 def send_much(db: Database[TupleRow]) -> None:
     """Send more than the buffers on the way hold."""
-    db.execute("SELECT length(%s)", ["x" * 50_000_000])
+    db.execute("SELECT length(%s)", ["x" * 16_000_000])
 
 
 def connect(db: Database[TupleRow]) -> None:
