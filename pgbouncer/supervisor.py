@@ -89,8 +89,8 @@ def raise_open_files(settings: Settings) -> None:
         raise SettingsError(
             f"MAX_CLIENT_CONN is {settings.max_client_conn}: PgBouncer may then open {needed} "
             f"files ({LISTEN_BACKLOG} for a burst of logins, MAX_DB_CONNECTIONS "
-            f"{settings.max_db_connections}, and {PEER_POOL_SIZE + OWN_FILES} for peers and logs), but the "
-            f"limit here is {hard}. Raise the limit (nofile) or lower the number."
+            f"{settings.max_db_connections}, and {PEER_POOL_SIZE + OWN_FILES} for peers and logs), "
+            f"but the limit here is {hard}. Raise the limit (nofile) or lower the number."
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed if hard < 0 else hard, hard))
 
