@@ -10,7 +10,7 @@ import json
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -25,7 +25,7 @@ from benchmarks.servers import versions
 from benchmarks.storm import second_driver
 from benchmarks.storm.goals import goals, shortfalls
 from benchmarks.storm.open_loop import OpenLoop
-from benchmarks.storm.rows import Report, Row, Stage
+from benchmarks.storm.rows import Report, Result, Row, Stage
 from benchmarks.tables import whole_storm_table
 from local.caller import call
 from local.cloud import LocalCloud
@@ -37,6 +37,7 @@ RUNS_IN_A_FUNCTION: Final = ("psycopg", "awslambdaric", "boto3")
 PEERS: Final = ("psycopg_pool", "sqlalchemy")
 """Functions with a requirements.in of one line: the published package that they show."""
 
+SAMPLED: Final = "server connections were sampled, at the most {gap:.0f} ms apart"
 SHARED_MACHINE: Final = "load, functions, pooler and database share one machine and no network"
 WHY: Final = "on AWS each environment has a processor of its own"
 BUSY: Final = "other programs used {busy:.0f} % of the processors when the run began"
@@ -128,7 +129,7 @@ def run(cloud: LocalCloud, rows: list[Row], report: Report, command: str) -> dic
     stage = set_up(cloud, report)
     results = [stage.storm(row) for row in rows]
     return described(cloud, command) | {
-        "caveats": caveats(cloud),
+        "caveats": [*caveats(cloud), sampled(results)],
         "rows": [asdict(result) for result in results],
     }
 
@@ -148,7 +149,7 @@ def run_all(report: Report, seed: int) -> dict[str, Any]:
     with own_cloud({**PATIENT, **SMALL}, report) as cloud:
         stage = set_up(cloud, report)
         rows += [stage.storm(row) for row in SMALL_PLAN]
-    result["caveats"] += [BUSY.format(busy=busy), queue, NO_NODE]
+    result["caveats"] += [BUSY.format(busy=busy), queue, NO_NODE, sampled(rows)]
     result["method"] = METHOD
     result["versions"] |= peers() | {"locust": second_driver.version()}
     result |= {"rows": [asdict(row) for row in rows], "planned": planned()}
@@ -156,6 +157,11 @@ def run_all(report: Report, seed: int) -> dict[str, Any]:
     result["seconds"] = round(time.monotonic() - began, 1)
     result["goals"] = [asdict(goal) for goal in goals(result)]
     return result
+
+
+def sampled(rows: Sequence[Result]) -> str:
+    """Say how far apart samples were: a peak between two of them is not seen."""
+    return SAMPLED.format(gap=max(row.widest_gap_ms for row in rows))
 
 
 def queue_seconds(cloud: LocalCloud) -> str:

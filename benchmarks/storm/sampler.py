@@ -28,9 +28,6 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 INTERVAL: Final = 0.025
 """Seconds of rest between two samples: one takes up to 5 ms."""
 
-WIDEST: Final = 0.05
-"""Seconds that may lie between two samples."""
-
 PERIOD: Final = 0.1
 """Seconds of the time series that are kept as one number, their peak."""
 
