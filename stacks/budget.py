@@ -323,7 +323,7 @@ def _settings_of(config: Config) -> Iterator[tuple[str, str, int]]:
         return
     yield "pgbouncer", "max_db_connections", 2
     yield "pgbouncer", "max_tasks", config.pgbouncer.tasks
-    yield "pgbouncer", "max_client_conn", 60_000
+    yield "pgbouncer", "max_client_conn", 55_000
 
 
 def _setting(
