@@ -11,13 +11,24 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote
 
 APT_FOLDER = Path("/etc/apt")
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+# Every package that Debian ever had, by the time at which it had it.
+SNAPSHOTS = "https://snapshot.debian.org/archive/debian"
+APT_HELPER = "/usr/lib/apt/apt-helper"
+# An archive that does not answer is given up after seconds: another one is asked next.
+APT_HELPER_OPTIONS = (
+    "-qq",
+    "--option=APT::Sandbox::User=",
+    "--option=Acquire::Retries=1",
+    "--option=Acquire::http::Timeout=15",
+    "--option=Acquire::https::Timeout=15",
+)
 RELEASES = (
     "bullseye", "bookworm", "trixie", "forky", "duke", "sid",
     "oldoldstable", "oldstable", "stable", "testing", "unstable",
@@ -66,6 +77,23 @@ class Source:
         if self.signed_by:
             lines.append(f"Signed-By: {self.signed_by}")
         return "\n".join(lines) + "\n"
+
+
+@dataclass(frozen=True)
+class Pin:
+    """One version of one package: where an archive keeps it, and what its file must hash to."""
+
+    version: str
+    snapshot: str  # a time at which Debian's archive had it
+    files: Mapping[str, tuple[str, str]]  # architecture → SHA-256 and path
+
+
+def read_pin(text: str) -> Pin:
+    """Read the lines of a lock file: `version`, `snapshot`, then one for each architecture."""
+    lines = dict(line.split(" ", 1) for line in text.splitlines())
+    version, snapshot = lines.pop("version"), lines.pop("snapshot")
+    files = {name: (line.split()[0], line.split()[1]) for name, line in lines.items()}
+    return Pin(version, snapshot, files)
 
 
 def parse_list(text: str) -> Iterator[Source]:
@@ -146,17 +174,56 @@ def fetch(release: str, packages: Sequence[str], folder: Path) -> dict[str, str]
 
     Raises DebianPackagesError when apt is missing, refuses or does not reach its mirror.
     """
-    for program in ("apt-get", "dpkg-deb"):
-        if shutil.which(program) is None:
-            raise DebianPackagesError(f"{program} is missing: this needs Debian or a relative")
+    _look_for_apt()
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix="apt-") as scratch:
         apt = _Apt(Path(scratch), sources_of(release, machine_sources()))
         apt.run("update")
         apt.run("download", *packages)
         files = sorted(Path(scratch).glob("*.deb"))
         for file in files:
-            _run(["dpkg-deb", "--extract", str(file), str(folder)], Path(scratch))
+            _unpack(file, folder)
         return dict(_name_and_version(file) for file in files)
+
+
+def fetch_pinned(pin: Pin, folder: Path) -> None:
+    """Fetch the one file that a pin allows, from the machine's mirror or from Debian's snapshots.
+
+    Raises DebianPackagesError when neither has it for this machine; names the reason of each.
+    """
+    _look_for_apt()
+    architecture = _run(["dpkg", "--print-architecture"], folder).strip()
+    if architecture not in pin.files:
+        raise DebianPackagesError(f"no package is pinned for {architecture}")
+    checksum, path = pin.files[architecture]
+    mirror = sources_of("testing", machine_sources())[0].uri.rstrip("/")
+    reasons = []
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="apt-") as scratch:
+        file = Path(scratch) / "pinned.deb"
+        for archive in (mirror, f"{SNAPSHOTS}/{pin.snapshot}"):
+            try:
+                _download(f"{archive}/{path}", checksum, file)
+            except DebianPackagesError as error:
+                reasons.append(str(error))
+            else:
+                _unpack(file, folder)
+                return
+    raise DebianPackagesError("; ".join(reasons))
+
+
+def _look_for_apt() -> None:
+    for program in ("apt-get", "dpkg-deb"):
+        if shutil.which(program) is None:
+            raise DebianPackagesError(f"{program} is missing: this needs Debian or a relative")
+
+
+def _download(address: str, checksum: str, file: Path) -> None:
+    """Have apt fetch a file: through the machine's proxy, and only if the checksum is right."""
+    options = (*APT_HELPER_OPTIONS, "download-file")
+    _run([APT_HELPER, *options, address, str(file), f"SHA256:{checksum}"], file.parent)
+
+
+def _unpack(file: Path, folder: Path) -> None:
+    _run(["dpkg-deb", "--extract", str(file), str(folder)], folder)
 
 
 def _name_and_version(file: Path) -> tuple[str, str]:
@@ -201,7 +268,7 @@ Acquire::Retries "3";
 """
 
 
-def _run(command: Sequence[str], folder: Path) -> None:
+def _run(command: Sequence[str], folder: Path) -> str:
     done = subprocess.run(
         command, cwd=folder, capture_output=True, text=True, umask=0o022, check=False
     )
@@ -209,3 +276,4 @@ def _run(command: Sequence[str], folder: Path) -> None:
         raise DebianPackagesError(
             f"`{' '.join(command)}` failed: {(done.stderr or done.stdout).strip()[-600:]}"
         )
+    return done.stdout

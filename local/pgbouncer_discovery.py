@@ -12,23 +12,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from local import debian_packages
+from local.debian_packages import DebianPackagesError, Pin, read_pin
 from local.paths import cache_dir, one_at_a_time, shareable
 
-# An unauthenticated client can crash older ones (CVE-2026-6664).
-FIXED_UPSTREAM = (1, 25, 2)
-FIXED_IN_DEBIAN = "1.24.1-1+deb13u2"
-RELEASE = "trixie"
+# An unauthenticated client can crash older ones (CVE-2026-19888) or keep them busy for ever
+# (CVE-2026-107349), and they know no `scram_iterations`, which is three quarters of a login.
+OLDEST = (1, 26, 1)
+# PgBouncer comes from Debian's testing release, where that version is; the libraries that it needs
+# come from the stable one, which gets security fixes.
+TESTING = "testing"
+STABLE = "trixie"
+LOCK = Path(__file__).resolve().parent.parent / "pgbouncer" / "pgbouncer.lock"
 CHOICES = ("any", "installed", "debian")
-# PgBouncer and each library that it and they need. Their loader must be their own C library's.
-PACKAGES = (
-    "pgbouncer",
+# Each library that PgBouncer and they need. Their loader must be their own C library's.
+LIBRARIES = (
     "libaudit1",
     "libc6",
     "libcap-ng0",
     "libcap2",
     "libcares2",
     "libevent-2.1-7t64",
+    "libldap2",
     "libpam0g",
+    "libsasl2-2",
     "libssl3t64",
     "libsystemd0",
     "libzstd1",
@@ -36,14 +42,13 @@ PACKAGES = (
 )
 PLACES = ("/usr/sbin", "/usr/local/sbin", "/usr/local/bin", "/opt/homebrew/bin")
 ADVICE = (
-    "Install one that has the fix of CVE-2026-6664: on macOS `brew install pgbouncer`, on Debian "
-    f"13 `apt-get install pgbouncer` ({FIXED_IN_DEBIAN} or newer), elsewhere PgBouncer 1.25.2 or "
-    "newer."
+    f"Install PgBouncer {'.'.join(map(str, OLDEST))} or newer: on macOS `brew install pgbouncer`, "
+    "on Debian from its testing release."
 )
 
 
 class PgBouncerNotFoundError(LookupError):
-    """No PgBouncer that would do is to be had; says how to get one."""
+    """There is no PgBouncer that can be used; says how to get one."""
 
 
 @dataclass(frozen=True)
@@ -81,12 +86,9 @@ def find_pgbouncer(
 
 
 def has_fixes(version: str) -> bool:
-    """Tell whether a version, Debian's full one where there is one, has the fixes that matter."""
-    debian = re.match(r"1\.24\.1-1\+deb13u(\d+)", version)
-    if debian is not None:
-        return int(debian[1]) >= 2
+    """Tell whether a version has the fixes that matter; no Debian revision of an older one has."""
     upstream = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
-    return upstream is not None and tuple(map(int, upstream.groups())) >= FIXED_UPSTREAM
+    return upstream is not None and tuple(map(int, upstream.groups())) >= OLDEST
 
 
 def _installed(environment: Mapping[str, str]) -> PgBouncerBinary:
@@ -122,24 +124,33 @@ def _version(command: tuple[str, ...]) -> str:
 
 
 def _from_debian(report: Callable[[str], None]) -> PgBouncerBinary:
-    root = cache_dir() / f"pgbouncer-{FIXED_IN_DEBIAN}-or-newer-{os.uname().machine}"
+    pin = read_pin(LOCK.read_text())
+    root = cache_dir() / f"pgbouncer-{pin.version}-or-newer-{os.uname().machine}"
+    return PgBouncerBinary(*unpacked(root, lambda tree: _fetch(pin, tree), report), "debian")
+
+
+def unpacked(
+    root: Path, fetch: Callable[[Path], str], report: Callable[[str], None]
+) -> tuple[tuple[str, ...], str]:
+    """Return the command and the version of the PgBouncer in a folder, which is filled once.
+
+    `fetch` fills a folder beside it and returns the version; once that has run PgBouncer, it is
+    moved to its place in one step.
+    """
     marker = root / "version"
     if not marker.exists():
         with one_at_a_time(root):
             if not marker.exists():
-                report(f"fetching PgBouncer of Debian 13 with apt into {root}")
-                _install(root)
-    return PgBouncerBinary(_command(root), marker.read_text(), "debian")
+                report(f"fetching PgBouncer from Debian with apt into {root}")
+                _install(root, fetch)
+    return _command(root), marker.read_text()
 
 
-def _install(root: Path) -> None:
-    """Fetch into a folder beside the place, check what came, then move it there in one step."""
+def _install(root: Path, fetch: Callable[[Path], str]) -> None:
     with tempfile.TemporaryDirectory(dir=shareable(root.parent), prefix="pgbouncer-") as scratch:
         tree = Path(scratch) / "tree"
         tree.mkdir(mode=0o755)
-        version = debian_packages.fetch(RELEASE, PACKAGES, tree)["pgbouncer"]
-        if not has_fixes(version):
-            raise PgBouncerNotFoundError(f"Debian 13's is {version}, which is too old")
+        version = fetch(tree)
         _version(_command(tree))  # runs it: a missing library shows here
         (tree / "version").write_text(version)
         try:
@@ -147,6 +158,24 @@ def _install(root: Path) -> None:
         except OSError:
             if not root.is_dir():  # else another process was faster
                 raise
+
+
+def _fetch(pin: Pin, tree: Path) -> str:
+    """Fetch the pinned package, wherever it is, with stable libraries; else testing's newest.
+
+    Testing drops a package when a newer one comes, and mirrors follow.
+    """
+    try:
+        debian_packages.fetch(STABLE, LIBRARIES, tree)
+        debian_packages.fetch_pinned(pin, tree)
+    except DebianPackagesError as missing:
+        version = debian_packages.fetch(TESTING, ("pgbouncer", *LIBRARIES), tree)["pgbouncer"]
+        if not has_fixes(version):
+            raise PgBouncerNotFoundError(
+                f"{missing}; the one of Debian testing is {version}, which is too old"
+            ) from missing
+        return version
+    return pin.version
 
 
 def _command(root: Path) -> tuple[str, ...]:

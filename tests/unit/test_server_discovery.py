@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from local import pgbouncer_discovery, postgres_discovery
+from local import debian_packages, pgbouncer_discovery, postgres_discovery
 from local.debian_packages import (
     DebianPackagesError,
     Source,
@@ -63,22 +63,100 @@ def program(folder: Path, name: str, output: str) -> None:
     ("version", "fixed"),
     [
         ("1.18.0-1+b1", False),
-        ("1.24.1", False),
-        ("1.24.1-1", False),
-        ("1.24.1-1+deb13u1", False),
-        ("1.24.1-1+deb13u2", True),
-        ("1.24.1-1+deb13u10", True),
-        ("1.24.1-1.pgdg13+1", False),
-        ("1.25.1-1", False),
-        ("1.25.2", True),
-        ("1.25.2-1.pgdg12+1", True),
+        ("1.24.1-1+deb13u2", False),
+        ("1.25.2", False),
+        ("1.26.0-1", False),
+        ("1.26.1", True),
+        ("1.26.1-1", True),
+        ("1.26.1-1.pgdg12+1", True),
         ("1.30.0", True),
         ("of an unknown version", False),
     ],
 )
-def test_only_versions_with_the_fix_pass(version: str, fixed: bool) -> None:
-    """1.24.1 has it in Debian's revision 2 only; upstream has it from 1.25.2 on."""
+def test_only_versions_with_the_fixes_pass(version: str, fixed: bool) -> None:
+    """Upstream has them from 1.26.1 on, and no older version of Debian has them."""
     assert has_fixes(version) is fixed
+
+
+# The pinned package
+
+
+def fetched(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, answers: dict[str, str]
+) -> tuple[str, list[str]]:
+    """Fetch PgBouncer with archives that have it only where `answers` names them.
+
+    Return the version, and the places that were asked, in their order.
+    """
+    asked: list[str] = []
+
+    def download(address: str, checksum: str, _: Path) -> None:
+        asked.append(address)
+        if not any(place in address for place in answers):
+            raise DebianPackagesError(f"{address} has no file of {checksum}")
+
+    def fetch(release: str, packages: tuple[str, ...], _: Path) -> dict[str, str]:
+        asked.append(release)
+        return dict.fromkeys(packages, answers.get(release, "0"))
+
+    monkeypatch.setattr(debian_packages, "_download", download)
+    monkeypatch.setattr(debian_packages, "_unpack", lambda *_: None)
+    monkeypatch.setattr(debian_packages, "_run", lambda *_: "arm64\n")
+    monkeypatch.setattr(debian_packages, "_look_for_apt", lambda: None)
+    monkeypatch.setattr(debian_packages, "machine_sources", lambda: [*parse_sources(DEB822)])
+    monkeypatch.setattr(debian_packages, "fetch", fetch)
+    pin = debian_packages.read_pin(pgbouncer_discovery.LOCK.read_text())
+    return pgbouncer_discovery._fetch(pin, tmp_path), asked
+
+
+def test_the_pinned_package_comes_from_the_machines_mirror(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the stable release's libraries, and nothing else is asked."""
+    version, asked = fetched(monkeypatch, tmp_path, {MIRROR: "", "trixie": ""})
+    assert version.startswith("1.26.1")
+    assert asked[0] == "trixie"
+    assert len(asked) == 2
+    assert asked[1].startswith(f"{MIRROR}/pool/main/p/pgbouncer/pgbouncer_1.26.1-1_arm64")
+
+
+def test_a_mirror_that_went_on_leaves_the_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Debian keeps every package for ever, by the time at which it had it."""
+    version, asked = fetched(monkeypatch, tmp_path, {debian_packages.SNAPSHOTS: ""})
+    assert version.startswith("1.26.1")
+    assert [place.split("/pool")[0] for place in asked[1:]] == [
+        MIRROR,
+        f"{debian_packages.SNAPSHOTS}/20261030T090000Z",
+    ]
+
+
+def test_without_both_a_newer_version_of_testing_is_taken_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With testing's libraries: it may need newer ones."""
+    version, asked = fetched(monkeypatch, tmp_path, {"testing": "1.27.0-1"})
+    assert version == "1.27.0-1"
+    assert asked[-1] == "testing"
+
+
+def test_an_old_version_of_testing_is_refused_with_every_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine whose testing release is a year old: the message says what was tried."""
+    with pytest.raises(PgBouncerNotFoundError, match=r"mirror\.example.*snapshot.*is 1\.25\.1-1"):
+        fetched(monkeypatch, tmp_path, {"testing": "1.25.1-1"})
+
+
+def test_the_lock_pins_both_architectures_of_one_version() -> None:
+    """Graviton tasks run arm64, laptops often amd64; a checksum is 64 hexadecimal digits."""
+    pin = debian_packages.read_pin(pgbouncer_discovery.LOCK.read_text())
+    assert has_fixes(pin.version)
+    assert set(pin.files) == {"amd64", "arm64"}
+    for architecture, (checksum, path) in pin.files.items():
+        assert len(checksum) == 64
+        assert path.endswith(f"_{pin.version}_{architecture}.deb")
 
 
 # apt's configuration
@@ -131,11 +209,11 @@ def test_the_folder_of_apt_is_read(tmp_path: Path) -> None:
 
 def test_an_installed_pgbouncer_that_is_new_enough_is_taken(tmp_path: Path) -> None:
     """The first one in PATH decides."""
-    program(tmp_path / "bin", "pgbouncer", "PgBouncer 1.25.2")
+    program(tmp_path / "bin", "pgbouncer", "PgBouncer 1.26.1")
     environment = {"PATH": str(tmp_path / "bin"), "LAMBDA_PG_PGBOUNCER": "installed"}
     found = find_pgbouncer(environment=environment)
     assert found.command == (str(tmp_path / "bin" / "pgbouncer"),)
-    assert (found.version, found.origin) == ("1.25.2", "installed")
+    assert (found.version, found.origin) == ("1.26.1", "installed")
 
 
 def test_an_installed_pgbouncer_that_is_too_old_is_refused_with_advice(tmp_path: Path) -> None:
