@@ -34,6 +34,8 @@ class Folder:
         self._admin, self._observer = _login("admin"), _login("observer")
         self.console = Console(self._admin.name, self._observer.name)
         self._written: dict[str, str] = {}
+        self._users: tuple[User, ...] = ()
+        self._group: Group | None = None
         try:
             settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._owner = _owner(settings.pgbouncer_user)
@@ -55,9 +57,8 @@ class Folder:
 
         Raise OSError where that cannot be done: the old file stays.
         """
-        return self._write(
-            {"pgbouncer.ini": render_ini(self._settings, self.files, self.console, group)}
-        )
+        self._group = group
+        return self._write(self._main())
 
     def make_relay(self) -> Relay:
         """Make the socket that stands for the peers, for PgBouncer's account only."""
@@ -72,12 +73,18 @@ class Folder:
     def update(self, content: Content) -> bool:
         """Write users and certificate; tell whether anything has changed.
 
-        Raise OSError where that cannot be done: the old files stay, both of them.
+        Raise OSError where that cannot be done: the old files stay, all of them.
         """
+        self._users = content.users
         users = [self._admin, self._observer, *content.users]
         return self._write(
-            {"users.txt": render_users(users), "certificate.pem": content.certificate.pem}
+            self._main()
+            | {"users.txt": render_users(users), "certificate.pem": content.certificate.pem}
         )
+
+    def _main(self) -> dict[str, str]:
+        parts = (self._settings, self.files, self.console, self._users, self._group)
+        return {"pgbouncer.ini": render_ini(*parts)}
 
     def check(self, certificate: Certificate) -> None:
         """Raise SecretUnusableError for a certificate that does not load, or not with its key.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import string
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from local.certificates import Authority
 from local.pgbouncer import Pooler
 from local.pgbouncer_discovery import PgBouncerBinary
 from local.postgres import Postgres
+from pgbouncer.configuration import is_machine_made
 
 REGION = "us-east-1"
 DATABASE = "app"
@@ -75,6 +77,15 @@ class Login:
     arn: str
 
 
+def machine_made_password() -> str:
+    """Make a password as Secrets Manager does for the project's stacks."""
+    letters = string.ascii_letters + string.digits + "._"
+    while True:
+        password = "".join(secrets.choice(letters) for _ in range(40))
+        if is_machine_made(password):  # it has one of each kind
+            return password
+
+
 def create_login(postgres: Postgres, service: SecretsService, password: str) -> Login:
     """Create a role with a name of its own, and its secret."""
     name = f"app_{secrets.token_hex(4)}"
@@ -107,7 +118,7 @@ class PoolerFixture:
         self.authority = Authority.create("test CA")
         self.ca_file = folder / "ca.pem"
         self.ca_file.write_text(self.authority.pem)
-        self.login = create_login(postgres, service, secrets.token_urlsafe(12))
+        self.login = create_login(postgres, service, machine_made_password())
         self.certificate_arn = service.create(self.certificate_content("127.0.0.1"))
         self.port = port
         self.environment = service.environment | {

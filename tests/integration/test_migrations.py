@@ -34,7 +34,7 @@ from migrations.run import LOCK, migrate
 from migrations.upgrade import SCRIPTS, MigrationError, Outcome
 from tests.integration.functions import load_function
 from tests.integration.layer import Context
-from tests.integration.servers import SecretsService
+from tests.integration.servers import SecretsService, machine_made_password
 from tests.unit.canary import CANARY, assert_nowhere
 
 TIMEOUTS = Timeouts(statement=7, lock=2, idle_in_transaction=20, transaction=30)
@@ -491,6 +491,24 @@ def test_a_deployment_leaves_the_other_user_as_it_is(target: Target) -> None:
     finally:
         with psycopg.connect(target.dsn, autocommit=True) as master:
             master.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(target.login.name)))
+
+
+@pytest.mark.parametrize(("made", "rounds"), [(True, 1), (False, 4096)])
+def test_a_password_that_a_machine_made_has_a_cheap_verifier(
+    target: Target, postgres: Postgres, made: bool, rounds: int
+) -> None:
+    """One hash round, so that a direct login costs its client a fifth; and it logs in."""
+    password = machine_made_password() if made else PASSWORD
+    target.login = Login(target.login.name, password)
+    target.migrate()
+    with psycopg.connect(postgres.superuser_dsn) as admin:
+        row = admin.execute(
+            "SELECT rolpassword FROM pg_authid WHERE rolname = %s", [target.login.name]
+        ).fetchone()
+        version = admin.info.server_version
+    assert row is not None
+    assert row[0].startswith(f"SCRAM-SHA-256${rounds if version >= 160000 else 4096}:")
+    target.connect().close()
 
 
 def test_a_user_of_iam_has_no_password(target: Target, iam: None, postgres: Postgres) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import os
+import re
 import signal
 import socket
 import ssl
+import tempfile
 import time
 from configparser import ConfigParser
 from dataclasses import replace
@@ -23,7 +25,13 @@ from local.fault_proxy import FaultProxy, can_blackhole
 from local.pgbouncer import PoolerError
 from local.postgres import Postgres
 from local.processes import wait_until
-from tests.integration.servers import DATABASE, PoolerFixture, SecretsService, create_login
+from tests.integration.servers import (
+    DATABASE,
+    PoolerFixture,
+    SecretsService,
+    create_login,
+    machine_made_password,
+)
 
 
 def answer(connection: psycopg.Connection) -> int:
@@ -151,6 +159,32 @@ def test_a_password_with_quotes_and_other_characters_works(
     new_pooler.login = create_login(new_pooler.postgres, secrets_service, "a\"b'c\\d %;#=é€ e")
     new_pooler.start(USER_SECRET_ARNS=new_pooler.login.arn)
     assert logs_in(new_pooler)
+
+
+def rounds_of(pooler: PoolerFixture) -> int:
+    """Log in and return how often SCRAM hashes the password, as the pooler asks for it."""
+    with tempfile.TemporaryFile("w+") as trace:
+        login = psycopg.conninfo.make_conninfo(pooler.dsn(), sslrootcert=str(pooler.ca_file))
+        connection = psycopg.pq.PGconn.connect_start(login.encode())
+        connection.trace(trace.fileno())
+        while (status := connection.connect_poll()) != psycopg.pq.PollingStatus.OK:
+            assert status != psycopg.pq.PollingStatus.FAILED, connection.get_error_message()
+            time.sleep(0.001)
+        connection.finish()
+        trace.seek(0)
+        found = re.search(r",i=(\d+)", trace.read())
+    assert found is not None
+    return int(found[1])
+
+
+def test_a_password_that_a_machine_made_needs_no_rounds(new_pooler: PoolerFixture) -> None:
+    """One hash for those that our stacks make; RFC 7677's 4,096 for one that somebody chose."""
+    pooler = new_pooler.start(REFRESH_INTERVAL="0.3")
+    assert rounds_of(pooler) == 1
+    pooler.rotate_password("Correct-horse-battery-staple-was-chosen-in-2026")
+    wait_until(lambda: logs_in(pooler) and rounds_of(pooler) == 4096, 5, "4,096 rounds")
+    pooler.rotate_password(machine_made_password())
+    wait_until(lambda: logs_in(pooler) and rounds_of(pooler) == 1, 5, "one round")
 
 
 def test_the_console_answers_only_through_the_socket(pooler: PoolerFixture) -> None:

@@ -333,7 +333,7 @@ def test_the_file_names_every_task_and_this_ones_number(tmp_path: Path) -> None:
         }
     )
     group = Group(OWN, (Peer(7, "10.0.0.7"), OWN))
-    arguments = settings, Files(tmp_path), Console("admin", "observer")
+    arguments = settings, Files(tmp_path), Console("admin", "observer"), ()
     alone, together = render_ini(*arguments), render_ini(*arguments, group)
     assert "peer_id" not in alone
     assert "[peers]" not in alone

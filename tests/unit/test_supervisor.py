@@ -13,13 +13,16 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
 
+import migrations.roles
 from pgbouncer.configuration import (
     Console,
     Files,
     User,
+    is_machine_made,
     render_access,
     render_ini,
     render_users,
+    scram_iterations,
 )
 from pgbouncer.files import Folder
 from pgbouncer.session import column_names, error_text, query_message, startup_message, values
@@ -172,7 +175,7 @@ def test_the_largest_task_that_a_stage_allows_finds_enough_files(
 def ini_of(environment: dict[str, str]) -> dict[str, str]:
     """Render the main file and read it back."""
     settings = Settings.from_env(environment)
-    lines = render_ini(settings, Files(Path("/run/pgbouncer")), CONSOLE).splitlines()
+    lines = render_ini(settings, Files(Path("/run/pgbouncer")), CONSOLE, ()).splitlines()
     return dict(line.split(" = ", 1) for line in lines if " = " in line)
 
 
@@ -202,6 +205,33 @@ def test_every_default_that_does_not_fit_lambda_is_set(environment: dict[str, st
     if sys.platform != "linux":
         del expected["tcp_user_timeout"]
     assert {name: ini[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("password", "made"),
+    [
+        ("tiV2Z_w0kQ.n8LrJ5sXcGdYpO1uHe7AbMf4TzWq9", True),
+        ("tiV2Z_w0kQ.n8LrJ5sXcGdYpO1uHe7AbMf4TzWq9xY", True),
+        ("tiV2Z_w0kQ.n8LrJ5sXcGdYpO1uHe7AbMf4TzWq", False),  # 39 characters
+        ("aB3.".ljust(40, "x"), False),
+        ("My-horse-is-called-Bucephalus-since-2026", False),
+        ("tiV2Z w0kQ.n8LrJ5sXcGdYpO1uHe7AbMf4TzWq9", False),
+        ("tivzw0kqn8lrj5sxcgdypo1uhe7abmf4tzwq9tiv", False),  # no capital letter
+        ("", False),
+    ],
+)
+def test_only_what_a_machine_made_goes_without_rounds(password: str, made: bool) -> None:
+    """The pooler and the migrations, which make the database's verifiers, judge alike."""
+    assert is_machine_made(password) is made
+    assert migrations.roles.is_machine_made(password) is made
+
+
+def test_one_chosen_password_brings_the_rounds_back(environment: dict[str, str]) -> None:
+    """PgBouncer has one number for all users."""
+    made = User("made", "tiV2Z_w0kQ.n8LrJ5sXcGdYpO1uHe7AbMf4TzWq9")
+    assert scram_iterations([made, made]) == 1
+    assert scram_iterations([made, User("chosen", "secret")]) == 4096
+    assert ini_of(environment)["scram_iterations"] == "1"  # nobody is known yet
 
 
 def test_only_the_socket_reaches_the_console_and_only_tls_the_database(
