@@ -89,6 +89,7 @@ bench: setup ## measure what the layer costs, warm and cold, and write benchmark
 	@code=0; \
 	$(RUN) -m benchmarks.cost.overhead --output benchmarks/results/overhead.json || code=1; \
 	$(RUN) -m benchmarks.cost.cold_start --output benchmarks/results/cold_start.json || code=1; \
+	$(RUN) -m benchmarks.cost.logins --output benchmarks/results/logins.json || code=1; \
 	$(RUN) -m benchmarks.report --write || code=1; \
 	exit $$code
 

@@ -49,6 +49,7 @@ PARTS = (
     Part(PAGE, "growth", "storm", tables.growth_table),
     Part(PAGE, "driver", "storm", tables.second_driver_table),
     Part(PAGE, "goals", "storm", tables.goals_table),
+    Part(PAGE, "logins", "logins", tables.logins_table),
     Part(PAGE, "chaos", "chaos", tables.chaos_table),
     Part(PAGE, "crashes", "chaos", tables.crashes_table),
     Part(PAGE, "crashes-long", "chaos_long", tables.crashes_table),

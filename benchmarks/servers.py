@@ -2,7 +2,6 @@
 
 import json
 import os
-import secrets
 import shutil
 import signal
 import socket
@@ -20,6 +19,7 @@ import psycopg
 
 from local import processes
 from local.certificates import Authority
+from local.passwords import machine_made_password
 from local.pgbouncer import Pooler
 from local.pgbouncer_discovery import find_pgbouncer
 from local.postgres import Postgres
@@ -101,7 +101,7 @@ def running(
     """
     folder = Path(tempfile.mkdtemp(prefix="lpg-", dir="/tmp"))
     folder.chmod(0o711)
-    password = secrets.token_urlsafe(12)
+    password = machine_made_password()
     postgres = Postgres(
         find_postgres(MAJOR), folder / "pg", port=processes.free_port(), parameters=parameters
     )

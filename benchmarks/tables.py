@@ -211,6 +211,17 @@ def cold_start_table(result: Result) -> str:
     return "\n".join([*lines, "", caption])
 
 
+def logins_table(result: Result) -> str:
+    """Draw what a login costs, PgBouncer's part and the client's."""
+    lines = ["| a login | whose time | ms | ratio | to |", "|---|---|---:|---:|---|"]
+    lines += [
+        f"| {row['name']} | {row['whose']} | {row['median_ms']:.2f} | {row['ratio']:.2f} "
+        f"| {row['base']} |"
+        for row in result["rows"]
+    ]
+    return "\n".join([*lines, "", f"{result['method']} {origin(result)}"])
+
+
 def origin(result: Result) -> str:
     """Say where, when and with what a result was measured."""
     machine, versions = result["machine"], result["versions"]

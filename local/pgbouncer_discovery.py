@@ -16,7 +16,7 @@ from local.debian_packages import DebianPackagesError, Pin, read_pin
 from local.paths import cache_dir, one_at_a_time, shareable
 
 # An unauthenticated client can crash older ones (CVE-2026-19888) or keep them busy for ever
-# (CVE-2026-107349), and they know no `scram_iterations`, which is three quarters of a login.
+# (CVE-2026-107349), and they hash the password 4,096 times in each login.
 OLDEST = (1, 26, 1)
 # PgBouncer comes from Debian's testing release, where that version is; the libraries that it needs
 # come from the stable one, which gets security fixes.

@@ -274,8 +274,8 @@ def _cheap_verifier(connection: Connection[Any], name: str, password: str) -> st
     """Make a verifier of one hash round for a password that a machine made.
 
     libpq takes the number of rounds from what the server reports of the session, from PostgreSQL 16
-    on. The rounds make guessing slower, which such a password does not need, and are most of what a
-    direct login costs its client (docs/decisions/0020).
+    on. The rounds make guessing slower, which such a password does not need, and are more than half
+    of what a direct login costs its client (docs/decisions/0020).
     """
     if connection.info.server_version < SETS_ROUNDS or not is_machine_made(password):
         return _verifier(connection, name, password)

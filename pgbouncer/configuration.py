@@ -202,8 +202,8 @@ def _logins(files: Files, console: Console, users: Iterable[User]) -> dict[str, 
 def scram_iterations(users: Iterable[User]) -> int:
     """Return how often a login hashes a password: once where a machine made all of them.
 
-    The rounds make guessing slower, which a password of 240 bits does not need. They are three
-    quarters of what a login costs, for PgBouncer and for its client (docs/decisions/0020).
+    The rounds make guessing slower, which a password of 240 bits does not need. They are half of
+    what a login costs the client (docs/decisions/0020).
     """
     return 1 if all(is_machine_made(user.password) for user in users) else SCRAM_ITERATIONS
 

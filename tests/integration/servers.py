@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import string
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,10 @@ from moto.server import ThreadedMotoServer
 from psycopg import sql
 
 from local.certificates import Authority
+from local.passwords import machine_made_password
 from local.pgbouncer import Pooler
 from local.pgbouncer_discovery import PgBouncerBinary
 from local.postgres import Postgres
-from pgbouncer.configuration import is_machine_made
 
 REGION = "us-east-1"
 DATABASE = "app"
@@ -75,15 +74,6 @@ class Login:
     name: str
     password: str = field(repr=False)
     arn: str
-
-
-def machine_made_password() -> str:
-    """Make a password as Secrets Manager does for the project's stacks."""
-    letters = string.ascii_letters + string.digits + "._"
-    while True:
-        password = "".join(secrets.choice(letters) for _ in range(40))
-        if is_machine_made(password):  # it has one of each kind
-            return password
 
 
 def create_login(postgres: Postgres, service: SecretsService, password: str) -> Login:

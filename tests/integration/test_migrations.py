@@ -17,6 +17,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from local.passwords import machine_made_password
 from local.postgres import Postgres
 from migrations.roles import (
     GROUP,
@@ -34,7 +35,7 @@ from migrations.run import LOCK, migrate
 from migrations.upgrade import SCRIPTS, MigrationError, Outcome
 from tests.integration.functions import load_function
 from tests.integration.layer import Context
-from tests.integration.servers import SecretsService, machine_made_password
+from tests.integration.servers import SecretsService
 from tests.unit.canary import CANARY, assert_nowhere
 
 TIMEOUTS = Timeouts(statement=7, lock=2, idle_in_transaction=20, transaction=30)

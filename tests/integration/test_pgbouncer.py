@@ -22,6 +22,7 @@ import pytest
 from local import processes
 from local.certificates import Authority
 from local.fault_proxy import FaultProxy, can_blackhole
+from local.passwords import machine_made_password
 from local.pgbouncer import PoolerError
 from local.postgres import Postgres
 from local.processes import wait_until
@@ -30,7 +31,6 @@ from tests.integration.servers import (
     PoolerFixture,
     SecretsService,
     create_login,
-    machine_made_password,
 )
 
 

@@ -1,0 +1,279 @@
+"""What a login costs PgBouncer and its client: one hash round, 4,096 of them, and PgBouncer 1.24.
+
+Processor time of the processes, by their own clocks. PgBouncer 1.24.1 is the control.
+"""
+
+import argparse
+import json
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import psycopg
+from psycopg import sql
+
+from benchmarks.conclusion import conclude
+from benchmarks.cost import ratios
+from benchmarks.machine import machine, packages
+from benchmarks.servers import DATABASE, START_SECONDS, USER, Servers, cores, on_core, running
+from benchmarks.storm.accounting import seconds_of
+from local import certificates, debian_packages, processes
+from local.debian_packages import DebianPackagesError
+from local.passwords import machine_made_password
+from local.paths import cache_dir, shareable
+from local.pgbouncer_discovery import LIBRARIES, STABLE, find_pgbouncer, unpacked
+from pgbouncer.configuration import SCRAM_ITERATIONS, User
+from pgbouncer.files import Folder
+from pgbouncer.settings import Settings
+from pgbouncer.vault import Certificate, Content
+
+MEASURED: Final = "1 round"
+ROUNDS: Final = "4,096 rounds"
+OLD: Final = "PgBouncer 1.24.1"
+DIRECT: Final = "direct, 1 round"
+DIRECT_ROUNDS: Final = "direct, 4,096 rounds"
+OLD_VERSION: Final = "1.24.1-1+deb13u2"
+
+GOALS: Final = {"pooler": (OLD, 0.30), "client": (ROUNDS, 0.55)}
+"""Whose processor time → to which row, and the highest ratio."""
+
+METHOD: Final = (
+    "A client that connects by psycopg (TLS, verify-full), asks nothing and leaves, {logins} times "
+    "in a round and variant, {rounds} rounds; the variants take turns in a new order each round. "
+    "Processor milliseconds a login, by the clocks of the client's and PgBouncer's processes, on "
+    "two cores where there are two; ratio: median over rounds to the base in the same round."
+)
+CAVEATS: Final = (
+    "PgBouncer runs without its supervisor here, which does not take part in logins",
+    "PgBouncer 1.26 hashes a password once and remembers: the rounds are its client's cost only",
+    "the client's time includes Python's for psycopg.connect",
+)
+
+Times = dict[str, dict[str, list[float]]]
+"""Whose time → variant → milliseconds a login in each round."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Where clients log in, and the process whose time counts as the pooler's (None: none)."""
+
+    dsn: str
+    pid: int | None
+
+
+def old_pgbouncer() -> tuple[tuple[str, ...], str]:
+    """Fetch the PgBouncer that logins were measured with before, for this measurement only."""
+    root = cache_dir() / f"baseline-pgbouncer-{OLD_VERSION}"
+
+    def fetch(tree: Path) -> str:
+        return debian_packages.fetch(STABLE, ("pgbouncer", *LIBRARIES), tree)["pgbouncer"]
+
+    return unpacked(root, fetch, print)
+
+
+@contextmanager
+def pgbouncer(
+    command: tuple[str, ...],
+    servers: Servers,
+    login: User,
+    rounds: int | None,
+    issued: certificates.Certificate,
+) -> Iterator[tuple[int, int]]:
+    """Run a PgBouncer with the supervisor's files; yield its port and process id.
+
+    `rounds` is None for a version that knows no `scram_iterations`.
+    """
+    account = processes.service_account()
+    folder = shareable(Path(tempfile.mkdtemp(prefix="lpg-", dir="/tmp")))
+    run_dir = processes.make_private_folder(folder / "run", account)
+    port = processes.free_port()
+    settings = Settings.from_env(
+        {
+            "LISTEN_ADDR": "127.0.0.1",
+            "LISTEN_PORT": str(port),
+            "DATABASE_HOST": "127.0.0.1",
+            "DATABASE_PORT": str(servers.postgres.port),
+            "DATABASE_NAME": DATABASE,
+            "USER_SECRET_ARNS": "none",
+            "CERTIFICATE_SECRET_ARN": "none",
+            "SERVER_TLS_CA_FILE": str(servers.postgres.ca_file),
+            "MAX_CLIENT_CONN": "200",
+            "DEFAULT_POOL_SIZE": "10",
+            "MAX_DB_CONNECTIONS": "20",
+            "RUN_DIR": str(run_dir),
+            "PGBOUNCER_USER": account.name if account else "",
+        }
+    )
+    files = Folder(settings)
+    files.update(Content((login,), Certificate(issued.private_key, issued.chain)))
+    ini = files.files.ini
+    lines = [line for line in ini.read_text().splitlines() if "scram_iterations" not in line]
+    if rounds is not None:
+        lines.append(f"scram_iterations = {rounds}")
+    ini.write_text("\n".join(lines) + "\n")
+    process = processes.start(
+        [*processes.launcher(account, signal.SIGKILL), *command, str(ini)],
+        log=folder / "pgbouncer.log",
+        environment=processes.base_environment(),
+        folder=folder,
+    )
+    try:
+        processes.wait_until(settings.socket.exists, START_SECONDS, "PgBouncer")
+        yield port, process.pid
+    finally:
+        processes.stop(process, signal.SIGKILL, 5)
+
+
+def client(dsn: str, logins: int) -> None:
+    """Log in and leave, again and again; print the processor seconds that it took."""
+    began = time.process_time()
+    for _ in range(logins):
+        psycopg.connect(dsn).close()
+    print(time.process_time() - began)
+
+
+def one_round(variants: Mapping[str, Variant], logins: int, times: Times) -> None:
+    """Measure every variant once, in a new order."""
+    for name in random.sample(list(variants), len(variants)):
+        variant = variants[name]
+        before = seconds_of(variant.pid) if variant.pid else 0.0
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.cost.logins", "--client", str(logins)],
+            input=variant.dsn,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        times["client"].setdefault(name, []).append(float(done.stdout) / logins * 1000)
+        if variant.pid:
+            spent = seconds_of(variant.pid) - before
+            times["pooler"].setdefault(name, []).append(spent / logins * 1000)
+
+
+def verifier_of(servers: Servers, name: str, rounds: int) -> User:
+    """Make a user whose verifier in the database has that many rounds."""
+    user = User(name, machine_made_password())
+    with psycopg.connect(servers.postgres.superuser_dsn, autocommit=True) as admin:
+        admin.execute(sql.SQL("SET scram_iterations = {}").format(rounds))
+        admin.execute(
+            sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(name), user.password)
+        )
+    return user
+
+
+def dsn_of(user: User, port: int, ca_file: Path) -> str:
+    """Build the address of a login, verified in full."""
+    return psycopg.conninfo.make_conninfo(
+        host="127.0.0.1",
+        port=port,
+        dbname=DATABASE,
+        user=user.name,
+        password=user.password,
+        sslmode="verify-full",
+        sslrootcert=str(ca_file),
+    )
+
+
+def run(servers: Servers, stack: ExitStack, rounds: int, logins: int) -> dict[str, Any]:
+    """Measure all variants and return the rows; a baseline that cannot be fetched is absent."""
+    authority = certificates.Authority.create("logins CA")
+    ca_file = servers.postgres.ca_file.parent / "logins.pem"
+    ca_file.write_text(authority.pem)
+    issued = authority.issue(("127.0.0.1",))
+    password = servers.direct.password
+    found = find_pgbouncer()
+    commands: dict[str, tuple[tuple[str, ...], int | None]] = {
+        MEASURED: (found.command, 1),
+        ROUNDS: (found.command, SCRAM_ITERATIONS),
+    }
+    caveats = list(CAVEATS)
+    try:
+        old, old_version = old_pgbouncer()
+    except DebianPackagesError as error:
+        caveats.append(f"PgBouncer 1.24.1 could not be fetched, so it has no row: {error}")
+    else:
+        commands[OLD] = (old, None)
+        if not old_version.startswith("1.24.1"):
+            caveats.append(f"the old PgBouncer is {old_version}")
+    variants = {}
+    for name, (command, iterations) in commands.items():
+        login = User(USER, password)
+        port, pid = stack.enter_context(pgbouncer(command, servers, login, iterations, issued))
+        variants[name] = Variant(dsn_of(login, port, ca_file), pid)
+    for name, iterations in ((DIRECT, 1), (DIRECT_ROUNDS, SCRAM_ITERATIONS)):
+        user = verifier_of(servers, f"rounds_{iterations}", iterations)
+        dsn = dsn_of(user, servers.postgres.port, servers.postgres.ca_file)
+        variants[name] = Variant(dsn, None)
+    times: Times = {"pooler": {}, "client": {}}
+    with on_core(cores()[0]):
+        for number in range(rounds):
+            one_round(variants, logins, times)
+            print(f"round {number + 1} of {rounds}", flush=True)
+    rows = [
+        {**row, "whose": whose, "base": base}
+        for whose, (base, _) in GOALS.items()
+        if base in times[whose]
+        for row in ratios.rows(base, [times[whose]], "ms")
+    ]
+    return {"caveats": caveats, "rows": rows}
+
+
+def shortfalls(result: dict[str, Any]) -> list[str]:
+    """Name every promise that this result breaks; none is a passed run."""
+    broken = []
+    for row in result["rows"]:
+        base, goal = GOALS[row["whose"]]
+        if row["name"] == MEASURED and row["ratio"] > goal:
+            broken.append(
+                f"the {row['whose']}'s part of a login took {row['ratio']} of that of {base}, "
+                f"not {goal}"
+            )
+        if row["whose"] == "client" and row["name"] == OLD and row["ratio"] <= goal:
+            broken.append(
+                f"against PgBouncer 1.24.1 the client's part took only {row['ratio']} of that of "
+                f"{base}: a control that does not lose proves nothing"
+            )
+    return broken
+
+
+def main() -> int:
+    """Measure; exit code 0 only if the goals are met."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, help="where to write the result as JSON")
+    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--logins", type=int, default=40, help="of each variant in a round")
+    parser.add_argument("--client", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.client:
+        client(sys.stdin.read(), arguments.client)
+        return 0
+    with running(core=cores()[1]) as servers, ExitStack() as stack:
+        with on_core(cores()[1]):
+            measured = run(servers, stack, arguments.rounds, arguments.logins)
+        result = {
+            "machine": machine(),
+            "versions": {**packages("psycopg"), **servers.versions},
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": "make bench",
+            "method": METHOD.format(logins=arguments.logins, rounds=arguments.rounds),
+            "goals": {whose: goal for whose, (_, goal) in GOALS.items()},
+            **measured,
+        }
+    for row in result["rows"]:
+        print(f"{row['whose']:7} {row['name']:22} {row['median_ms']:7.2f} ms {row['ratio']:7.3f}")
+    if arguments.output:
+        arguments.output.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    return conclude(shortfalls(result))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
