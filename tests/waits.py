@@ -40,3 +40,12 @@ def survived(fault: str, checkout_timeout: float = Settings().checkout_timeout) 
 
 
 SURVIVED: Final = {fault: survived(fault) for fault in WAITS}
+
+RETRANSMISSIONS: Final = (0.2, 0.6, 1.4, 3.0)
+"""Seconds after which TCP sends a lost packet again: 0.2 (TCP_RTO_MIN of Linux), then doubled."""
+
+IN_FLIGHT: Final = max(
+    after for after in RETRANSMISSIONS if after + CONNECT < Settings().checkout_timeout
+)
+"""Seconds for which packets of a statement may be lost: until the last retransmission that is
+still answered in the window."""

@@ -22,7 +22,7 @@ from local.pgbouncer_discovery import PgBouncerBinary
 from local.postgres import Postgres
 from tests.integration.layer import settings_for
 from tests.integration.servers import PoolerFixture, SecretsService
-from tests.waits import CONNECT, SURVIVED
+from tests.waits import CONNECT, IN_FLIGHT, SURVIVED
 
 STEPS: Final = (-0.2, -0.1, 0.0)
 """Seconds that a fault lasts more than the longest one that fails nobody."""
@@ -44,6 +44,8 @@ class Line:
     databases: list[Database[TupleRow]]
     connect: Callable[[], object]
     """Connect without the layer; raises psycopg.OperationalError."""
+    idempotent: bool = True
+    """Whether a statement that may have run may run again."""
     returns: float = CONNECT
     """Seconds after the fault within which a plain client is served on a machine that is not
     overloaded."""
@@ -52,13 +54,13 @@ class Line:
 Lines = Callable[[], Any]
 
 
-def ask(db: Database[TupleRow], ends: threading.Event) -> list[Exception]:
+def ask(db: Database[TupleRow], ends: threading.Event, idempotent: bool) -> list[Exception]:
     """Send requests until told to stop; return the errors."""
     errors: list[Exception] = []
     while not ends.is_set():
         try:
-            db.execute("SELECT 1", idempotent=True)
-        except DatabaseUnavailableError as error:
+            db.execute("SELECT 1", idempotent=idempotent)
+        except psycopg.OperationalError as error:
             errors.append(error)
         time.sleep(EVERY)
     return errors
@@ -68,7 +70,7 @@ def failed(line: Line, seconds: float) -> tuple[list[Exception], float]:
     """Let a fault happen; return what failed, and the seconds until a plain client was served."""
     ends = threading.Event()
     with ThreadPoolExecutor(CLIENTS) as threads:
-        asked = [threads.submit(ask, db, ends) for db in line.databases]
+        asked = [threads.submit(ask, db, ends, line.idempotent) for db in line.databases]
         time.sleep(3 * EVERY)
         began = time.monotonic()
         with line.begin():
@@ -167,6 +169,18 @@ def test_lost_packets_while_environments_connect(direct: Lines) -> None:
             yield Line(begin, databases, connect)
 
     require_bound(lines, SURVIVED["lost"])
+
+
+@pytest.mark.skipif(not can_blackhole(), reason="needs Linux's socket filters")
+def test_lost_packets_of_statements_in_flight(direct: Lines) -> None:
+    """TCP sends them again in time, and nothing has to run twice."""
+
+    @contextmanager
+    def lines() -> Iterator[Line]:
+        with direct() as (network, databases, connect):
+            yield Line(network.blackhole, databases, connect, idempotent=False)
+
+    require_bound(lines, IN_FLIGHT)
 
 
 def test_no_secrets_for_new_environments(

@@ -7,7 +7,7 @@ import pytest
 from lambda_pg._connector import TCP_USER_TIMEOUT
 
 from pgbouncer.configuration import login_timeout
-from tests.waits import SURVIVED, WAITS, survived
+from tests.waits import IN_FLIGHT, RETRANSMISSIONS, SURVIVED, WAITS, survived
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "operations.md").read_text()
 
@@ -31,6 +31,15 @@ def test_a_sum_is_never_rounded_up() -> None:
 def test_lost_packets_of_a_statement_are_given_up_after_the_window() -> None:
     """The page says 3 s."""
     assert f"{TCP_USER_TIMEOUT / 1000:g} s (`tcp_user_timeout`)" in PAGE
+
+
+def test_lost_packets_of_a_statement_are_sent_again_in_the_window() -> None:
+    """The page names each retransmission, and the longest loss that fails nobody."""
+    found = re.search(r"sent again by TCP after ([0-9., s]+?) and ([0-9.]+) s, and given", PAGE)
+    assert found is not None
+    times = [float(time) for time in (*found[1].split(", "), found[2])]
+    assert times == [after for after in RETRANSMISSIONS if after <= IN_FLIGHT]
+    assert f"losses of up to {IN_FLIGHT} s fail nobody" in PAGE
 
 
 def test_every_client_of_a_task_has_time_to_log_in() -> None:
