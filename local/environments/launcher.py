@@ -90,7 +90,8 @@ class Launcher:
             self._start_cold(environment, address)
         else:
             template = await self._snapshot()
-            environment.watch(await template.restore({"AWS_LAMBDA_RUNTIME_API": address}))
+            pid = await template.restore({"AWS_LAMBDA_RUNTIME_API": address})
+            environment.watch(pid, lambda: template.reap(pid))
 
     def _start_cold(self, environment: Environment, address: str) -> None:
         variables = process_variables(self._function, "cold", self._around)
@@ -191,6 +192,12 @@ class _Template:
         self._orders.append(order)
         self._process.stdin.write(json.dumps({"variables": variables}).encode() + b"\n")
         return await order
+
+    def reap(self, pid: int) -> None:
+        """Have an environment that has ended waited for by its parent, if that is still there."""
+        assert self._process.stdin is not None  # noqa: S101  # it was started with a pipe
+        if not self.ended and not self._process.stdin.is_closing():
+            self._process.stdin.write(json.dumps({"ended": pid}).encode() + b"\n")
 
     async def _read(self) -> None:
         while "pid" in (answer := await self._answer()):
