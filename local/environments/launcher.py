@@ -18,6 +18,7 @@ _BOOTSTRAP = Path(__file__).with_name("bootstrap.py")
 # -S: no site-packages, neither the virtual environment's nor the system's; -P: not this folder.
 _INTERPRETER = [sys.executable, "-S", "-P"]
 _SNAPSHOT_SECONDS = 60.0
+_CLOSE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,8 +220,14 @@ class _Template:
         return answer
 
     async def close(self) -> None:
-        with suppress(ProcessLookupError):
-            self._process.kill()
-        await self._process.wait()
+        """Let it do what it has been told so far, and end."""
+        assert self._process.stdin is not None  # noqa: S101  # it was started with a pipe
+        self._process.stdin.close()
+        try:
+            await asyncio.wait_for(self._process.wait(), _CLOSE_SECONDS)
+        except TimeoutError:
+            with suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
         if self._reading is not None:
             await self._reading
