@@ -6,11 +6,14 @@ that are left are reserved, ends with its FATAL and logs no disconnection.
 """
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
+
+from local.cloud import LocalCloud
 
 PERIOD: Final = 0.1
 """Seconds of the time series that are kept as one number, their peak."""
@@ -40,12 +43,30 @@ class ConnectionLog:
         self._path = path
         self._begin = path.stat().st_size
 
+    @classmethod
+    def of(cls, cloud: LocalCloud) -> Self:
+        """Take the log of a cloud that runs."""
+        return cls(cloud.folder / "postgres" / "postgres.log")
+
     def observed(self, began: float, ended: float) -> Observed:
         """Return the connections between two moments (seconds since the epoch)."""
         log = self._path.read_bytes()
         before = list(changes(_lines(log[: self._begin])))
         later = list(changes(_lines(log)))[len(before) :]
         return observe(before[-1][1] if before else 0, later, began, ended)
+
+    def logins(self) -> list[float]:
+        """Return when each connection since the beginning was authorised, in order."""
+        log = self._path.read_bytes()[self._begin :]
+        found = (_LINE.match(line) for line in _lines(log))
+        return sorted(_moment(one) for one in found if one and "authorized" in one["what"])
+
+
+def most_within(moments: Sequence[float], seconds: float) -> int:
+    """Return how many of these moments, which are in order, lie within so many seconds at most."""
+    return max(
+        (bisect_right(moments, at + seconds) - place for place, at in enumerate(moments)), default=0
+    )
 
 
 def changes(lines: Iterable[str]) -> Iterator[Change]:
@@ -61,7 +82,7 @@ def changes(lines: Iterable[str]) -> Iterator[Change]:
             open_now.clear()
         else:
             open_now.discard(found["pid"])
-        yield datetime.fromisoformat(f"{found['time']}+00:00").timestamp(), len(open_now)
+        yield _moment(found), len(open_now)
 
 
 def observe(first: int, later: Sequence[Change], began: float, ended: float) -> Observed:
@@ -81,6 +102,10 @@ def observe(first: int, later: Sequence[Change], began: float, ended: float) -> 
         for place in range(period(at), max(period(at), period(until)) + 1):
             series[place] = max(series[place], count)
     return Observed(max(series), series)
+
+
+def _moment(found: re.Match[str]) -> float:
+    return datetime.fromisoformat(f"{found['time']}+00:00").timestamp()
 
 
 def _lines(log: bytes) -> list[str]:

@@ -34,7 +34,7 @@ class Meter:
     def __enter__(self) -> Self:
         """Read what has been used so far."""
         self.before = self._cloud.status()
-        self._log = ConnectionLog(self._cloud.folder / "postgres" / "postgres.log")
+        self._log = ConnectionLog.of(self._cloud)
         self._used = Usage.of(self.before, self._daemon)
         self._busy, self._own = busy_seconds(), own_seconds()
         self._began, self._clock = time.time(), time.monotonic()

@@ -19,7 +19,7 @@ from benchmarks.conclusion import NOT_MEASURABLE, conclude
 from benchmarks.load import Outcome, summarise
 from benchmarks.storm import open_loop
 from benchmarks.storm.accounting import CpuSeconds, Waits
-from benchmarks.storm.connections import Observed, changes, observe
+from benchmarks.storm.connections import ConnectionLog, Observed, changes, most_within, observe
 from benchmarks.storm.goals import (
     goals,
     ratios,
@@ -482,6 +482,21 @@ def test_connections_become_the_peak_of_each_period() -> None:
     assert observe(2, later, 10.0, 10.45) == Observed(9, [9, 4, 5, 5, 5])
     assert observe(7, [], 10.0, 10.25) == Observed(7, [7, 7, 7])
     assert observe(7, [(10.01, 0), (99.0, 50)], 10.0, 10.25) == Observed(7, [7, 0, 0])
+
+
+def test_the_most_logins_within_a_second_are_found_at_any_moment(tmp_path: Path) -> None:
+    """Not only between two full seconds; those before the beginning are not meant."""
+    path = tmp_path / "postgres.log"
+    path.write_text(LOG)
+    log = ConnectionLog(path)
+    assert log.logins() == []
+    with path.open("a") as file:
+        file.write(LOG.replace("10:00:03.000", "10:00:02.025"))
+    logins = log.logins()
+    assert [round(at - logins[0], 3) for at in logins] == [0.0, 0.01, 0.02, 1.005]
+    assert most_within(logins, 1.0) == 3
+    assert most_within(logins[1:], 1.0) == 3
+    assert most_within([], 1.0) == 0
 
 
 def test_what_other_programs_had_is_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
