@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 # A storm's environments share this machine with the database and the front ends, which on AWS have
 # machines of their own: where there are many, they come last. The first ones of a function do not.
-# Where Linux does not group processes by session (in a container, say), nice 19 beside a busy program
+# Where Linux does not group processes by session (in a container, say), nice 19 beside a busy loop
 # is 1.4 % of a core: a request that needs 16 ms took 4 s, and 0.3 s at nice 0 and 5.
 CROWD = 4 * (os.cpu_count() or 1)
 CROWD_NICE = 19
