@@ -17,20 +17,10 @@ import threading
 from pathlib import Path
 from typing import Any, NoReturn
 
-# A storm's environments share this machine with the database and the front ends, which on AWS have
-# machines of their own: where there are many, they come last. The first ones of a function do not.
-# Where Linux does not group processes by session (in a container, say), nice 19 beside a busy loop
-# is 1.4 % of a core: a request that needs 16 ms took 4 s, and 0.3 s at nice 0 and 5.
-CROWD = 4 * (os.cpu_count() or 1)
-CROWD_NICE = 19
-COLD_NICE = 5  # one that starts cold does not know how many there are
-
-
 def run_cold(handler: str) -> None:
     """Serve invocations with awslambdaric, as AWS's own bootstrap does."""
     from awslambdaric.__main__ import main  # noqa: PLC0415  # a template must not load it
 
-    os.nice(COLD_NICE)
     main(["bootstrap", handler])
 
 
@@ -55,20 +45,15 @@ class SnapshotClient:
         gc.collect()
         gc.freeze()  # the collector would otherwise write to every shared page
         self._answer({"ready": True})
-        running = 0
         while line := sys.stdin.buffer.readline():
             order = json.loads(line)
             if "ended" in order:  # only a child that is waited for has its time counted
                 os.waitpid(order["ended"], 0)
-                running -= 1
                 continue
             child = os.fork()
             if child == 0:
-                if running >= CROWD:
-                    os.nice(CROWD_NICE)
                 self._become_environment(order["variables"])
                 return
-            running += 1
             self._answer({"pid": child})
         os._exit(0)  # the cloud is gone, or has retired this template
 
@@ -145,6 +130,8 @@ def run_template(handler: str) -> None:
 
 
 if __name__ == "__main__":
-    # An environment has a process group but no session of its own: where Linux groups processes by
-    # session, it shares the processor out among sessions, whatever nice value each process has.
+    # A storm's environments share this machine with the database and the front ends, which on AWS
+    # have machines of their own: they come last. For the same reason an environment has a process
+    # group but no session of its own, as Linux shares the processor out between sessions first.
+    os.nice(19)
     {"cold": run_cold, "template": run_template}[sys.argv[1]](sys.argv[2])

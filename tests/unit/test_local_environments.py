@@ -257,25 +257,6 @@ def test_a_process_that_exits_fails_its_request_only(bench: Bench) -> None:
     run(fleet, work())
 
 
-def test_only_a_crowd_comes_last(bench: Bench) -> None:
-    """A lone environment beside a busy program would get next to nothing of its core."""
-    fleet = bench.fleet()
-    few = 4 * (os.cpu_count() or 1)
-    own = os.nice(0)
-
-    async def work() -> None:
-        pids = await fleet.open(few + 3, "restored")
-        nice = sorted(psutil.Process(pid).nice() for pid in pids)
-        assert nice == [own] * few + [19] * 3
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
-        await until(lambda: not any(map(psutil.pid_exists, pids)))
-        (again,) = await fleet.open(1, "restored")
-        assert psutil.Process(again).nice() == own
-
-    run(fleet, work())
-
-
 @pytest.mark.parametrize("start", ["cold", "restored"])
 def test_the_processor_time_of_environments_that_have_ended_is_known(
     bench: Bench, start: Start
