@@ -17,6 +17,7 @@ import threading
 from pathlib import Path
 from typing import Any, NoReturn
 
+
 def run_cold(handler: str) -> None:
     """Serve invocations with awslambdaric, as AWS's own bootstrap does."""
     from awslambdaric.__main__ import main  # noqa: PLC0415  # a template must not load it
