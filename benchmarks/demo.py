@@ -23,7 +23,7 @@ def main() -> int:
         print("\nCalling each route", flush=True)
         problems = call_each_route(cloud)
         print("\nThe storm", flush=True)
-        result = run(cloud, plan(environments=500, cold=50), narrator.note, command="make demo")
+        result = run(cloud, plan(environments=500, cold=20), narrator.note, command="make demo")
         print(f"\n{storm_table(result)}\n")
         print("Stopping everything", flush=True)
     return conclude_demo(result, problems, time.monotonic() - began)
