@@ -3,9 +3,10 @@
 import sys
 import time
 import uuid
+from typing import Any
 
 from benchmarks.conclusion import conclude
-from benchmarks.storm.goals import shortfalls
+from benchmarks.storm.goals import VERDICTS, shortfalls, unmeasured
 from benchmarks.storm.run import plan, run
 from benchmarks.tables import storm_table
 from local.caller import Answer, call
@@ -14,7 +15,7 @@ from local.narrator import Narrator
 
 
 def main() -> int:
-    """Run the demo; return 0 only if all of it held."""
+    """Run the demo; return 0 only if all of it held, 3 where this machine could not measure it."""
     began = time.monotonic()
     narrator = Narrator()
     print("Starting a local cloud and deploying the app to it", flush=True)
@@ -22,12 +23,16 @@ def main() -> int:
         print("\nCalling each route", flush=True)
         problems = call_each_route(cloud)
         print("\nThe storm", flush=True)
-        result = run(cloud, plan(environments=500, cold=50), narrator.note, command="make demo")
+        result = run(cloud, plan(environments=500, cold=20), narrator.note, command="make demo")
         print(f"\n{storm_table(result)}\n")
         print("Stopping everything", flush=True)
-    code = conclude([*shortfalls(result), *problems])
-    verdict = "All of it held" if code == 0 else "Not all of it held"
-    print(f"{verdict}, in {time.monotonic() - began:.0f} s.")
+    return conclude_demo(result, problems, time.monotonic() - began)
+
+
+def conclude_demo(result: dict[str, Any], problems: list[str], seconds: float) -> int:
+    """Say last what all of it came to; return the exit code."""
+    code = conclude([*shortfalls(result), *problems], unmeasured(result))
+    print(f"{VERDICTS['failed' if problems else result['verdict']]}, in {seconds:.0f} s.")
     return code
 
 

@@ -1,5 +1,6 @@
 """Draw results as Markdown."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Result = dict[str, Any]
@@ -33,9 +34,21 @@ COLD_START_TITLES = {
 }
 
 
-CPU = "| CPU ms a request: function | PgBouncer | PostgreSQL |"
+CPU_TITLES = {
+    "functions": "function",
+    "pgbouncer": "PgBouncer",
+    "postgresql": "PostgreSQL",
+    "daemon": "front end and Runtime API",
+    "control_plane": "control plane",
+    "balancer": "balancer",
+    "load": "load",
+}
+"""What processor time is told of, in this order; a result may not have all of it."""
+
+TIMES = "| p50 | p95 | p99 | max"
+TO_FIRST = "| p50, ms | to the first | p95 | p99"
 AGAIN = "| p50 of a second request"
-PEAKS = f"| p50 of each run {AGAIN} | peak server connections | peak client connections {CPU}"
+PEAKS = f"| p50 of each run {AGAIN} | peak server connections"
 
 
 def storm_table(result: Result) -> str:
@@ -73,20 +86,18 @@ def compared(result: Result) -> list[Result]:
 
 def whole_storm_table(result: Result) -> str:
     """Draw every row with everything that was measured of it."""
+    parts = _cpu_parts(result["rows"][0]["cpu"])
     lines = [
-        f"| | environments | served | failed | a second | p50 | p95 | p99 | max {PEAKS}",
-        "|---|---:|" + "---:|" * 14,
+        f"| | environments | served | failed | a second {TIMES} {PEAKS} {_cpu_head(parts)}",
+        "|---|" + "---:|" * (11 + len(parts)),
     ]
     for row in result["rows"]:
-        cpu = " | ".join(
-            f"{1000 * row['cpu'][name] / row['requests']:.1f}"
-            for name in ("functions", "pgbouncer", "postgresql")
-        )
+        cpu = " | ".join(f"{1000 * row['cpu'][part] / row['requests']:.1f}" for part in parts)
         lines.append(
             f"| {_title(row, result)} | {row['environments']} {row['start']} | {row['served']} "
             f"| {row['failed']} | {row['throughput_rps']:.0f} | {_times(row)} "
             f"| {', '.join(_seconds(run['p50_ms']) for run in row['runs'])} | {_again(row)} "
-            f"| {row['peak_server_connections']} | {row['peak_client_connections']} | {cpu} |"
+            f"| {row['peak_server_connections']} | {cpu} |"
         )
     return "\n".join([*lines, "", f"{result['method']} {origin(result)}"])
 
@@ -104,14 +115,13 @@ def causes_table(result: Result) -> str:
 def growth_table(result: Result) -> str:
     """Draw what a request costs as the same load spreads over a growing fleet."""
     loop = result["open_loop"]
+    parts = _cpu_parts(loop["sizes"][0]["cpu_ms"])
     lines = [
-        f"| environments | requests | failed | a second | p50, ms | to the first | p95 | p99 {CPU}",
-        "|---:|" + "---:|" * 10,
+        f"| environments | requests | failed | a second {TO_FIRST} {_cpu_head(parts)}",
+        "|---:|" + "---:|" * (7 + len(parts)),
     ]
     for size, growth in zip(loop["sizes"], loop["growth"], strict=True):
-        cpu = " | ".join(
-            f"{size['cpu_ms'][name]:.2f}" for name in ("functions", "pgbouncer", "postgresql")
-        )
+        cpu = " | ".join(f"{size['cpu_ms'][part]:.2f}" for part in parts)
         lines.append(
             f"| {size['environments']} | {size['requests']} | {size['failed']} | {size['rate']} "
             f"| {size['p50_ms']} | {growth['p50']:.2f} | {size['p95_ms']} | {size['p99_ms']} "
@@ -146,11 +156,24 @@ def second_driver_table(result: Result) -> str:
 def goals_table(result: Result) -> str:
     """Draw what was promised, and what was found."""
     lines = ["| goal | found | |", "|---|---|---|"]
-    lines += [
-        f"| {goal['text']} | {goal['found']} | {'held' if goal['held'] else '**missed**'} |"
-        for goal in result["goals"]
-    ]
+    lines += [f"| {goal['text']} | {goal['found']} | {_kept(goal)} |" for goal in result["goals"]]
     return "\n".join(lines)
+
+
+def _kept(goal: Result) -> str:
+    if goal["held"]:
+        return "held"
+    why = goal.get("unmeasured")
+    return f"not measurable: {why}" if why else "**missed**"
+
+
+def _cpu_parts(cpu: Mapping[str, float]) -> list[str]:
+    return [part for part in CPU_TITLES if part in cpu]
+
+
+def _cpu_head(parts: Sequence[str]) -> str:
+    """Write the heads of the columns of processor time."""
+    return f"| CPU ms a request: {' | '.join(CPU_TITLES[part] for part in parts)} |"
 
 
 def _title(row: Result, result: Result) -> str:

@@ -54,7 +54,7 @@ class LocalCloud:
         report: Report = lambda _message: None,
     ) -> None:
         self.folder = folder or state_dir()
-        self._options = options or Options(bound=True)
+        self.options = options or Options(bound=True)
         self._report = report
         self._guardian: subprocess.Popen[bytes] | None = None
         self._leash = -1
@@ -76,7 +76,7 @@ class LocalCloud:
         command = [sys.executable, "-m", "local.guardian", str(self.folder)]
         with (self.folder / "cloud.log").open("wb") as log:
             self._guardian = subprocess.Popen(
-                [*command, self._options.dump(), str(leash)],
+                [*command, self.options.dump(), str(leash)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,

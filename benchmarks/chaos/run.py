@@ -36,6 +36,7 @@ from benchmarks.conclusion import conclude
 from benchmarks.faults import FAULTS, Fault
 from benchmarks.machine import machine, packages
 from benchmarks.servers import versions
+from benchmarks.storm.connections import ConnectionLog, most_within
 from benchmarks.storm.run import RUNS_IN_A_FUNCTION, SHARED_MACHINE
 from benchmarks.tables import chaos_table
 from local.caller import call
@@ -274,7 +275,7 @@ class Chaos:
         open_books(self._dsn)
         self._cloud.environments("ledger", ENVIRONMENTS)
         load = Load(self._cloud.url, self._token, clients=CLIENTS, rest=REST)
-        connects = Connects(self._cloud)
+        connects, logins = Connects(self._cloud), ConnectionLog.of(self._cloud)
         struck = self._cloud.traffic()["secrets"]
         with load.running():
             time.sleep(CALM)
@@ -310,8 +311,8 @@ class Chaos:
             replaced=len(after.tasks - before.tasks),
             back=back,
             struck=self._cloud.traffic()["secrets"] - struck,
-            client_connects=connects.most("pooler"),
-            server_connects=connects.most("database"),
+            client_connects=connects.most(),
+            server_connects=most_within(logins.logins(), 1.0),
         )
 
     def _repeat(self, requests: list[Request], began: float) -> list[Request]:
@@ -400,12 +401,12 @@ def client_connections(cloud: LocalCloud) -> int:
 
 
 class Connects:
-    """How many connections come to each hop, ten times a second."""
+    """How many client connections come to the pooler: the wire's own count, ten times a second."""
 
     def __init__(self, cloud: LocalCloud) -> None:
         """Count nothing yet."""
         self._cloud = cloud
-        self._samples: list[tuple[float, dict[str, int]]] = []
+        self._samples: list[tuple[float, int]] = []
         self._stop = threading.Event()
 
     @contextmanager
@@ -422,22 +423,17 @@ class Connects:
                 self._stop.set()
             counting.result()  # raises what has ended it
 
-    def most(self, wire: str) -> int:
-        """Return the most connections within a second."""
-        counts = [(at, sample[wire]) for at, sample in self._samples]
-        return max(
-            (
-                later - count
-                for at, count in counts
-                for then, later in counts
-                if at <= then <= at + 1.0
-            ),
-            default=0,
-        )
+    def most(self) -> int:
+        """Return the most connections within a second: between two looks rather more than less."""
+        counts, found = self._samples, 0
+        for place, (at, count) in enumerate(counts):
+            later = next((n for then, n in counts[place:] if then >= at + 1.0), counts[-1][1])
+            found = max(found, later - count)
+        return found
 
     def _run(self) -> None:
         while not self._stop.wait(0.1):
-            self._samples.append((time.monotonic(), self._cloud.traffic()))
+            self._samples.append((time.monotonic(), self._cloud.traffic()["pooler"]))
 
 
 # The control

@@ -1,8 +1,11 @@
 """What a storm promises, held against its result; that its controls fail is a promise too."""
 
-from collections.abc import Iterable, Iterator
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
+
+from benchmarks.storm.accounting import simulator_seconds
 
 Result = dict[str, Any]
 
@@ -10,6 +13,9 @@ CONTROLS: Final = {"baseline": 0.5, "cached-direct": 0.2}
 """Rows that have to fail, and the share of their requests that has to."""
 
 OURS: Final = ("lambda-pg", "lambda-pg-cold")
+RAW: Final = "connect-through-pooler"
+"""Raw psycopg through the same pooler: what it fails is not its own, and no measure for ours."""
+
 FLAT: Final = 1.5
 """How much longer a request may take with 500 environments than with 50."""
 
@@ -24,22 +30,49 @@ AGREE: Final = 0.25
 
 MOST_SECONDS: Final = 600.0
 
+TO_RAW: Final = {"p50_ms": 0.7, "p99_ms": 0.8}
+"""How long a first request may take to that of raw psycopg through the same pooler."""
+
+TWICE: Final = 2.2
+"""How much longer the slowest requests may take with 1,000 environments than with 500."""
+
+SIMULATOR_MS: Final = 3.0
+"""Processor time that a local cloud itself may take of a first request."""
+
+OTHERS: Final = 0.25
+"""The share of all processors that other programs have on a machine that is busy with them."""
+
+WAITED: Final = 1 / 3
+"""The share of its time for which somebody without a processor has waited for one."""
+
+Verdict = Literal["held", "failed", "not measurable"]
+VERDICTS: Final[dict[Verdict, str]] = {
+    "held": "All of it held",
+    "failed": "Not all of it held",
+    "not measurable": "Not measurable here: requests failed for want of a processor",
+}
+
 
 @dataclass(frozen=True)
 class Goal:
-    """One promise, whether it was kept, and the numbers."""
+    """One promise, whether it was kept, and the numbers.
+
+    `unmeasured`: why it could not be measured here, where it was not kept for that; "" elsewhere.
+    """
 
     text: str
     held: bool
     found: str
+    unmeasured: str = ""
 
 
 def goals(result: Result) -> list[Goal]:
     """Hold a result against all promises that its parts are about."""
-    found = [goal for row in result["rows"] for goal in _of_row(row)]
-    found += _of_second_requests(result["rows"])
+    found = [goal for row in result["rows"] for goal in _of_row(row, result["calibration"])]
+    found += _of_second_requests(result["rows"], result["calibration"])
+    found += _of_costs(result)
     if "open_loop" in result:
-        found += _of_open_loop(result["open_loop"])
+        found += _of_open_loop(result)
     if "second_driver" in result:
         found += _of_second_driver(result["second_driver"])
     if "planned" in result:
@@ -53,11 +86,54 @@ def goals(result: Result) -> list[Goal]:
 
 
 def shortfalls(result: Result) -> list[str]:
-    """Name every promise that this result breaks; none is a passed run."""
-    return [f"{goal.text}: {goal.found}" for goal in goals(result) if not goal.held]
+    """Name every promise that this result breaks."""
+    broken = [goal for goal in goals(result) if not goal.held and not goal.unmeasured]
+    return [f"{goal.text}: {goal.found}" for goal in broken]
 
 
-def _of_row(row: Result) -> Iterator[Goal]:
+def unmeasured(result: Result) -> list[str]:
+    """Name every promise that was not kept because this machine had no processor for it."""
+    missed = [goal for goal in goals(result) if goal.unmeasured]
+    return [f"{goal.text}: {goal.found}; {goal.unmeasured}" for goal in missed]
+
+
+def verdict(found: Sequence[Goal]) -> Verdict:
+    """Say what all goals together come to."""
+    missed = [goal for goal in found if not goal.held]
+    if not missed:
+        return "held"
+    return "not measurable" if all(goal.unmeasured for goal in missed) else "failed"
+
+
+def without_a_processor(part: Result, calibration: Result) -> str:
+    """Say why requests of a part of the result got no processor, "" where they did.
+
+    Two things have to be so. Somebody took the processors, or this machine is too slow for the
+    raw control. And those that were to work were ready and waited: environments for a good part of
+    the checkout timeout, or a server of the cloud of the whole time. Without an environment that
+    is left (they time out) the first decides alone.
+    """
+    busy, slow = part["others"] >= OTHERS, calibration["needed"] > calibration["most"]
+    if not (busy or slow):
+        return ""
+    limit, seconds = calibration["limits"]["checkout"], part["seconds"]
+    environment, server = part["waits"]["environment"], part["waits"]["server"]
+    if environment is None:
+        waited = "no environment is left to ask"
+    elif environment >= WAITED * limit:
+        waited = f"environments waited {environment:.1f} s for a processor, of {limit} s"
+    elif server >= WAITED * seconds:
+        waited = f"a server waited {server:.1f} s for a processor, of {seconds:.1f} s"
+    else:
+        return ""
+    control = (
+        f"the control, raw psycopg, needed {calibration['seconds']:.1f} s for "
+        f"{calibration['requests']} requests before"
+    )
+    return f"other programs had {part['others']:.0%} of the processors, {waited}; {control}"
+
+
+def _of_row(row: Result, calibration: Result) -> Iterator[Goal]:
     name = f"{row['name']} with {row['environments']} environments"
     if row["max_connections"] != 100:
         name += f" at max_connections {row['max_connections']}"
@@ -66,33 +142,101 @@ def _of_row(row: Result) -> Iterator[Goal]:
         share = CONTROLS[row["name"]]
         held = row["failed"] >= share * row["requests"]
         yield Goal(f"{name}: the control fails at least {share:.0%}", held, failed)
-    if row["name"] in OURS:
+    if row["name"] in (*OURS, RAW):
         causes = "".join(f"; {count} times {cause}" for cause, count in row["failures"].items())
-        every = sum(run["failed"] for run in row["runs"] or [row])
-        yield Goal(f"{name}: no request fails", every == 0, failed + causes)
+        text = f"{name}: no request fails"
+        yield Goal(text, _failed(row) == 0, failed + causes, _why(row, calibration))
+    if row["name"] in OURS:
         peak, budget = row["peak_server_connections"], row["budget"]
         text = f"{name}: server connections stay within the budget of {budget}"
         yield Goal(text, peak <= budget, f"peak {peak}")
 
 
-def _of_second_requests(rows: list[Result]) -> Iterator[Goal]:
+def ratios(rows: Sequence[Result]) -> dict[str, float]:
+    """Relate first requests to the raw ones, and those of the largest fleet to a smaller one's.
+
+    Of several runs of a row the medians count. What is not among the rows is left out.
+    """
+    found: dict[str, float] = {}
+    sizes = {row["environments"]: row for row in rows if _plain(row, "lambda-pg")}
+    raw = next((row for row in rows if _plain(row, RAW)), None)
+    if raw and (ours := sizes.get(raw["environments"])):
+        found |= {f"{key}_to_raw": _median(ours, key) / _median(raw, key) for key in TO_RAW}
+    if {500, 1000} <= sizes.keys():
+        found["p99_of_1000_to_500"] = _median(sizes[1000], "p99_ms") / _median(sizes[500], "p99_ms")
+    return {name: round(ratio, 3) for name, ratio in found.items()}
+
+
+def simulator_ms(row: Result) -> float:
+    """Return the milliseconds of processor time that the local cloud took of a request."""
+    return round(1000 * simulator_seconds(row["cpu"]) / int(row["requests"]), 2)
+
+
+def _of_costs(result: Result) -> Iterator[Goal]:
+    rows, found = result["rows"], ratios(result["rows"])
+
+    def goal(text: str, value: float, most: float, *of: tuple[str, int]) -> Goal:
+        about = [row for row in rows for name, size in of if _plain(row, name, size)]
+        whys = [_why(row, result["calibration"]) for row in about]
+        held = value <= most
+        return Goal(text, held, f"{value:.2f}", "" if held else next(filter(None, whys), ""))
+
+    raw = [("lambda-pg", 500), (RAW, 500)]
+    for key, most in TO_RAW.items():
+        if (ratio := found.get(f"{key}_to_raw")) is not None:
+            text = f"lambda-pg: {key[:3]} of first requests is at most {most} of raw psycopg's"
+            yield goal(text, ratio, most, *raw)
+    if (ratio := found.get("p99_of_1000_to_500")) is not None:
+        text = f"lambda-pg: p99 with 1000 environments is at most {TWICE} times that with 500"
+        yield goal(text, ratio, TWICE, ("lambda-pg", 1000), ("lambda-pg", 500))
+    if "planned" in result:
+        row = next(row for row in rows if _plain(row, "lambda-pg", 500))
+        text = f"the local cloud itself takes at most {SIMULATOR_MS:g} ms of a first request"
+        yield goal(text, simulator_ms(row), SIMULATOR_MS)
+
+
+def _plain(row: Result, name: str, environments: int | None = None) -> bool:
+    """Tell whether a row is of the server that all ways were measured at."""
+    size = environments in (None, row["environments"])
+    return size and row["name"] == name and row["max_connections"] == 100
+
+
+def _median(row: Result, key: str) -> float:
+    return float(statistics.median(run[key] for run in row["runs"] or [row]))
+
+
+def _failed(row: Result) -> int:
+    return sum(run["failed"] for run in row.get("runs") or [row])
+
+
+def _why(row: Result, calibration: Result) -> str:
+    """Say why what is missed in a row could not be measured: its requests had no processor."""
+    return without_a_processor(row, calibration) if _failed(row) else ""
+
+
+def _of_second_requests(rows: list[Result], calibration: Result) -> Iterator[Goal]:
     """Hold the second requests: the first ones all log in, these show what a kept connection is."""
     found = {row["name"]: row["again"] for row in rows if row.get("again")}
     if not {"lambda-pg", "connect-through-pooler"} <= found.keys():
         return
     ours, control = found["lambda-pg"], found["connect-through-pooler"]
     failed = f"{ours['failed']} of {ours['requests']} failed"
-    yield Goal("lambda-pg: no second request fails", ours["failed"] == 0, failed)
+    row = next(row for row in rows if row["again"] is ours)
+    why = _why(row, calibration) if ours["failed"] else ""
+    yield Goal("lambda-pg: no second request fails", ours["failed"] == 0, failed, why)
     text = f"lambda-pg: second requests take at most {KEPT} of what a new connection takes (p50)"
     held = ours["p50_ms"] <= KEPT * control["p50_ms"]
     yield Goal(text, held, f"{ours['p50_ms']} ms to {control['p50_ms']} ms")
 
 
-def _of_open_loop(loop: Result) -> Iterator[Goal]:
+def _of_open_loop(result: Result) -> Iterator[Goal]:
+    loop = result["open_loop"]
     sizes = {size["environments"]: size for size in loop["sizes"]}
     for size in sizes.values():
         name = f"open loop with {size['environments']} environments"
-        yield Goal(f"{name}: no request fails", size["failed"] == 0, f"{size['failed']} failed")
+        why = _why(size, result["calibration"])
+        failed = f"{size['failed']} failed"
+        yield Goal(f"{name}: no request fails", size["failed"] == 0, failed, why)
         end = size["environments_at_end"]
         yield Goal(f"{name}: the fleet stays that large", end == size["environments"], f"{end}")
         least = KEPT_UP * loop["offered_rps"]

@@ -16,15 +16,13 @@ from typing import Any, Final
 import aiohttp
 
 from benchmarks.load import Outcome, Summary, session, summarise, timed_request
+from benchmarks.storm.accounting import Waits
+from benchmarks.storm.meter import Meter
 from benchmarks.storm.rows import Stage
-from benchmarks.storm.sampler import Sampler
 
 FUNCTION: Final = "lambda_pg"
 SIZES: Final = (50, 500, 1000)
 ROUNDS: Final = 3
-CLIENTS_EVERY: Final = 1.0
-"""Seconds: the fleet keeps its connections, and counting them costs more the more there are."""
-
 SECONDS: Final = 7.0
 """Of each size in each round."""
 
@@ -48,8 +46,10 @@ class Measure(Summary):
     environments_at_end: int
     """The same, or another size was measured."""
     peak_server_connections: int
-    peak_client_connections: int
-    widest_gap_ms: float
+    waits: Waits
+    others: float
+    """The share of all processors that other programs had (0 to 1)."""
+    seconds: float
 
 
 def schedule(rate: float, seconds: float, seed: int) -> list[float]:
@@ -152,12 +152,8 @@ class OpenLoop:
         """Let requests arrive at a fleet of a size; a smaller one than before begins anew."""
         self._fill(size)
         moments = schedule(rate, seconds, self._seed + number)
-        before = self._stage.cloud.status()
-        used = self._stage.cpu(before)
-        with Sampler(before, clients_every=CLIENTS_EVERY) as sampler:
+        with Meter(self._stage.cloud) as meter:
             outcomes, taken = arrive(self._url, self._stage.token, moments, size)
-        after = self._stage.cloud.status()
-        cpu = self._stage.cpu(after).since(used)
         summary = summarise(outcomes, taken)
         self._stage.report(
             f"open loop: {size} environments, round {number + 1}: p50 {summary.p50_ms} ms"
@@ -168,12 +164,14 @@ class OpenLoop:
             round=number + 1,
             rate=round(len(outcomes) / taken, 1),
             cpu_ms={
-                name: round(1000 * spent / len(outcomes), 3) for name, spent in asdict(cpu).items()
+                name: round(1000 * spent / len(outcomes), 3)
+                for name, spent in asdict(meter.cpu).items()
             },
-            environments_at_end=after["functions"][FUNCTION],
-            peak_server_connections=sampler.server.peak,
-            peak_client_connections=sampler.client.peak,
-            widest_gap_ms=sampler.widest_gap_ms,
+            environments_at_end=meter.after["functions"][FUNCTION],
+            peak_server_connections=meter.server.peak,
+            waits=meter.waits,
+            others=meter.others,
+            seconds=round(taken, 3),
         )
 
     def _fill(self, size: int) -> None:
@@ -205,8 +203,12 @@ def warm(url: str, token: str, count: int) -> list[Outcome]:
 
 
 def of_size(size: int, measures: Sequence[Measure]) -> dict[str, Any]:
-    """Return the medians over the rounds of one size; failures are added up."""
+    """Return the medians over the rounds of one size; failures are added up.
+
+    `waits`, `others` and `seconds` are those of the round that failed most.
+    """
     rounds = [measure for measure in measures if measure.environments == size]
+    worst = max(rounds, key=lambda measure: measure.failed)
     names = ("p50_ms", "p95_ms", "p99_ms", "max_ms", "rate")
     medians = {
         name: round(statistics.median(getattr(m, name) for m in rounds), 2) for name in names
@@ -222,8 +224,9 @@ def of_size(size: int, measures: Sequence[Measure]) -> dict[str, Any]:
         },
         "environments_at_end": max(measure.environments_at_end for measure in rounds),
         "peak_server_connections": max(m.peak_server_connections for m in rounds),
-        "peak_client_connections": max(m.peak_client_connections for m in rounds),
-        "widest_gap_ms": max(m.widest_gap_ms for m in rounds),
+        "waits": asdict(worst.waits),
+        "others": worst.others,
+        "seconds": worst.seconds,
     }
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
 from benchmarks.load import Summary, fire, summarise
-from benchmarks.storm.accounting import CpuSeconds
-from benchmarks.storm.sampler import Observed, Sampler
+from benchmarks.storm.accounting import CpuSeconds, Waits
+from benchmarks.storm.connections import Observed
+from benchmarks.storm.meter import Meter
 from local.cloud import LocalCloud
 
 Report = Callable[[str], None]
@@ -53,8 +54,9 @@ class Row:
 class Result(Summary):
     """What became of one row. CPU in seconds; `answered` is what the API counted, by status.
 
-    Of a row that was measured several times it is the run with the median of the medians; peaks,
-    gaps and `runs` are of all of them.
+    `others` is the share of all processors that other programs had (0 to 1), in `seconds`.
+    Of a row that was measured several times it is the run with the median of the medians; the peak
+    and `runs` are of all of them, and `waits`, `others` and `seconds` of the one that failed most.
     """
 
     name: str
@@ -63,12 +65,11 @@ class Result(Summary):
     max_connections: int
     budget: int
     peak_server_connections: int
-    peak_client_connections: int
-    samples: int
-    widest_gap_ms: float
     server: Observed
-    client: Observed
     cpu: CpuSeconds
+    waits: Waits
+    others: float
+    seconds: float
     answered: dict[str, int]
     again: Summary | None = None
     runs: tuple[Summary, ...] = ()
@@ -100,13 +101,9 @@ class Stage:
         began = time.monotonic()
         self.cloud.end_environments(row.function)
         log = FunctionLog(self.cloud.folder / "logs" / f"{row.function}.log")
-        before = self.cloud.status()
-        used = self.cpu(before)
         self._open(row)
-        with Sampler(before) as sampler:
+        with Meter(self.cloud) as meter:
             summary = driver(self.address(row), self.token, row.environments)
-        after = self.cloud.status()
-        cpu = self.cpu(after).since(used)
         again = driver(self.address(row), self.token, row.environments) if row.again else None
         self.cloud.end_environments(row.function)
         if summary.failed:
@@ -115,7 +112,7 @@ class Stage:
         self.report(
             f"{row.name}: served {summary.served}, failed {summary.failed}, in {taken:.1f} s"
         )
-        return replace(_result(row, summary, sampler, cpu, before, after), again=again)
+        return replace(_result(row, summary, meter), again=again)
 
     def by_turns(self, rows: Sequence[Row], times: int) -> list[Result]:
         """Storm rows several times, so that none always comes first; return each one's result."""
@@ -135,46 +132,36 @@ class Stage:
         """Name what every request of a row asks for."""
         return f"{self.cloud.url}{row.route}/{self.user_id}"
 
-    def cpu(self, status: dict[str, Any]) -> CpuSeconds:
-        """Read the processor time used so far."""
-        return CpuSeconds.of(status, self.cloud.state.daemon)
 
-
-def _result(
-    row: Row,
-    summary: Summary,
-    sampler: Sampler,
-    cpu: CpuSeconds,
-    before: dict[str, Any],
-    after: dict[str, Any],
-) -> Result:
+def _result(row: Row, summary: Summary, meter: Meter) -> Result:
     return Result(
         **asdict(summary),
         name=row.name,
         environments=row.environments,
         start=row.start,
-        max_connections=before["postgres"]["max_connections"],
-        budget=before["pooler"]["max_server_connections"],
-        peak_server_connections=sampler.server.peak,
-        peak_client_connections=sampler.client.peak,
-        samples=sampler.samples,
-        widest_gap_ms=sampler.widest_gap_ms,
-        server=sampler.server,
-        client=sampler.client,
-        cpu=cpu,
-        answered=answered_between(before, after),
+        max_connections=meter.before["postgres"]["max_connections"],
+        budget=meter.before["pooler"]["max_server_connections"],
+        peak_server_connections=meter.server.peak,
+        server=meter.server,
+        cpu=meter.cpu,
+        waits=meter.waits,
+        others=meter.others,
+        seconds=round(meter.seconds, 3),
+        answered=answered_between(meter.before, meter.after),
     )
 
 
 def median_run(results: Sequence[Result]) -> Result:
-    """Return the run in the middle of several, with the peaks and the summaries of all."""
+    """Return the run in the middle of several, with the peak and the summaries of all."""
     middle = sorted(results, key=lambda result: result.p50_ms)[len(results) // 2]
+    worst = max(results, key=lambda result: result.failed)
     names = [each.name for each in fields(Summary)]
     return replace(
         middle,
         peak_server_connections=max(result.peak_server_connections for result in results),
-        peak_client_connections=max(result.peak_client_connections for result in results),
-        widest_gap_ms=max(result.widest_gap_ms for result in results),
+        waits=worst.waits,
+        others=worst.others,
+        seconds=worst.seconds,
         again=_middle([result.again for result in results if result.again]),
         runs=tuple(
             Summary(**{name: getattr(result, name) for name in names}) for result in results

@@ -10,25 +10,25 @@ import json
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-import psycopg
-
 from benchmarks.conclusion import conclude
 from benchmarks.machine import machine, others, packages
 from benchmarks.servers import versions
 from benchmarks.storm import second_driver
-from benchmarks.storm.goals import goals, shortfalls
+from benchmarks.storm.goals import VERDICTS, goals, ratios, shortfalls, unmeasured, verdict
+from benchmarks.storm.limits import Calibration, Limits, calibrate
 from benchmarks.storm.open_loop import OpenLoop
-from benchmarks.storm.rows import Report, Result, Row, Stage
+from benchmarks.storm.rows import Report, Row, Stage
 from benchmarks.tables import whole_storm_table
 from local.caller import call
 from local.cloud import LocalCloud
+from local.deployment import merge
 from local.narrator import Narrator
 from local.options import Options
 from local.paths import another_state_dir
@@ -37,7 +37,6 @@ RUNS_IN_A_FUNCTION: Final = ("psycopg", "awslambdaric", "boto3")
 PEERS: Final = ("psycopg_pool", "sqlalchemy")
 """Functions with a requirements.in of one line: the published package that they show."""
 
-SAMPLED: Final = "server connections were sampled, at the most {gap:.0f} ms apart"
 SHARED_MACHINE: Final = "load, functions, pooler and database share one machine and no network"
 WHY: Final = "on AWS each environment has a processor of its own"
 BUSY: Final = "other programs used {busy:.0f} % of the processors when the run began"
@@ -49,12 +48,11 @@ METHOD: Final = (
     "the same frame (benchmarks/lookup) and differ in how they connect: lambda-pg is that frame "
     "with the layer, without Powertools. Functions without the layer read their secret at "
     "import, and restored environments share it; the layer reads it with its first connection. "
-    "Every environment logs in, which costs about as much in the function as in PgBouncer, most "
-    "of it the 4,096 rounds of SCRAM. Server connections are all clients of the database but "
-    "the sampler, idle ones that the pooler keeps from the row before included; client "
-    "connections are TCP connections at the pooler's tasks, as the kernel lists them. Processor "
-    "seconds are from opening the environments to the last answer; the database's hold the "
-    "sampler's questions. Open loop: a Poisson process at half of the rate that 50 busy "
+    "Every environment logs in. Server connections are all clients of the database, as "
+    "PostgreSQL's own log has them, idle ones that the pooler keeps from the row before included. "
+    "Processor seconds are those of the kernel's clock of each process, from the first request to "
+    "the last answer; environments of all rows but the cold one are there before. Open loop: a "
+    "Poisson process at half of the rate that 50 busy "
     "environments answer, on fleets whose connections are open, each request timed from the "
     "moment it was due, to the environment that has been idle for longest; who finds all of "
     "them busy waits; medians of the rounds, in which the sizes take turns. Second driver: both "
@@ -65,20 +63,11 @@ NO_NODE: Final = (
     "Node cannot; AWS's runtime client for it needs Node 22 and a compiler"
 )
 
-QUEUE: Final = (
-    "who waits longer than {seconds} s in the pooler's queue is refused there: functions without a "
-    "processor of their own hold transactions for long, which the layer survives by sending again, "
-    "and others do not"
-)
-
 SMALL: Final[dict[str, dict[str, Any]]] = {
     "database": {"max_connections": 25, "other_connections": 4, "rotation": "single"},
     "pgbouncer": {"max_db_connections": 2},
 }
 """A server for 25 connections, of which 4 are the pooler's: more do not fit the budget."""
-
-PATIENT: Final = {"functions": {"checkout_timeout": 20, "timeout": 25}}
-"""A thousand first requests need up to 20 s of two cores."""
 
 HOME: Final = Path(__file__).resolve().parents[1] / "functions"
 
@@ -106,10 +95,14 @@ COMPARED: Final = [
 TURNS: Final = 3
 """How often each of these is measured, all of them by turns."""
 
+RAW: Final = COMPARED[0]
+"""What the limits are calibrated by, and what lambda-pg is held against."""
+
+LARGEST: Final = 1000
 OTHER_SIZES: Final = [
     *(Row("lambda-pg", "lambda_pg", size) for size in (50, 100, 200)),
     Row("lambda-pg-cold", "lambda_pg", 50, "cold"),
-    Row("lambda-pg", "lambda_pg", 1000),
+    Row("lambda-pg", "lambda_pg", LARGEST),
 ]
 SMALL_PLAN: Final = [replace(OURS, again=False)]
 DRIVERS_PLAN: Final = [(replace(OURS, again=False), 3), (BASELINE, 1)]
@@ -125,51 +118,64 @@ def set_up(cloud: LocalCloud, report: Report) -> Stage:
 
 
 def run(cloud: LocalCloud, rows: list[Row], report: Report, command: str) -> dict[str, Any]:
-    """Storm a running cloud with each row and return the whole result."""
+    """Storm a running cloud with each row and return the whole result.
+
+    The control comes first among the rows, and first requests of its function, which connects by
+    raw psycopg, tell the limits. They are deployed where what is deployed is shorter.
+    """
     stage = set_up(cloud, report)
-    results = [stage.storm(row) for row in rows]
-    return described(cloud, command) | {
-        "caveats": [*caveats(cloud), sampled(results)],
-        "rows": [asdict(result) for result in results],
-    }
+    deployed = Limits.deployed(cloud)
+    most = max(row.environments for row in rows)
+    found = calibrate(stage, rows[0], most, deployed)
+    report(str(found))
+    if found.limits.checkout > deployed.checkout:
+        deploy(cloud, found, report)
+    result = described(cloud, command) | {"calibration": asdict(found)}
+    result |= {"caveats": caveats(found), "rows": [asdict(stage.storm(row)) for row in rows]}
+    return concluded(result)
 
 
 def run_all(report: Report, seed: int) -> dict[str, Any]:
     """Start a cloud, and a small one after it, and measure everything."""
     busy = others()
     began = time.monotonic()
-    with own_cloud(PATIENT, report) as cloud:
-        stage, queue = set_up(cloud, report), QUEUE.format(seconds=queue_seconds(cloud))
+    with own_cloud({}, report) as cloud:
+        stage = set_up(cloud, report)
+        found = calibrate(stage, RAW, LARGEST, Limits.deployed(cloud))
+        report(str(found))
+        deploy(cloud, found, report)
         rows = [stage.storm(row) for row in CONTROLS]
         rows += stage.by_turns(COMPARED, TURNS)
         rows += [stage.storm(row) for row in OTHER_SIZES]
         loop = OpenLoop(stage, seed).run()
         drivers = second_driver.compare(stage, DRIVERS_PLAN)
-        result = described(cloud, "make storm") | {"seed": seed, "caveats": caveats(cloud)}
-    with own_cloud({**PATIENT, **SMALL}, report) as cloud:
+        result = described(cloud, "make storm") | {"seed": seed, "calibration": asdict(found)}
+    with own_cloud(merge(found.limits.override, SMALL), report) as cloud:
         stage = set_up(cloud, report)
         rows += [stage.storm(row) for row in SMALL_PLAN]
-    result["caveats"] += [BUSY.format(busy=busy), queue, NO_NODE, sampled(rows)]
+    result["caveats"] = [*caveats(found), BUSY.format(busy=busy), NO_NODE]
     result["method"] = METHOD
     result["versions"] |= peers() | {"locust": second_driver.version()}
     result |= {"rows": [asdict(row) for row in rows], "planned": planned()}
     result |= {"open_loop": loop, "second_driver": drivers}
     result["seconds"] = round(time.monotonic() - began, 1)
-    result["goals"] = [asdict(goal) for goal in goals(result)]
-    return result
+    return concluded(result)
 
 
-def sampled(rows: Sequence[Result]) -> str:
-    """Say how far apart samples were: a peak between two of them is not seen."""
-    return SAMPLED.format(gap=max(row.widest_gap_ms for row in rows))
+def concluded(result: dict[str, Any]) -> dict[str, Any]:
+    """Add the ratios, the goals, and what these come to."""
+    found = goals(result)
+    return result | {
+        "ratios": ratios(result["rows"]),
+        "goals": [asdict(goal) for goal in found],
+        "verdict": verdict(found),
+    }
 
 
-def queue_seconds(cloud: LocalCloud) -> str:
-    """Ask a task of the pooler for its query_wait_timeout."""
-    dsn = cloud.status()["pooler"]["admin_dsn"]
-    with psycopg.connect(dsn, autocommit=True, prepare_threshold=None) as console:
-        rows = console.execute("SHOW CONFIG").fetchall()
-    return next(str(row[1]) for row in rows if row[0] == "query_wait_timeout")
+def deploy(cloud: LocalCloud, calibration: Calibration, report: Report) -> None:
+    """Give a running cloud the limits of a calibration, beside what it was started with."""
+    report("deploying these limits")
+    cloud.deploy(override=merge(cloud.options.override, calibration.limits.override))
 
 
 def peers() -> dict[str, str]:
@@ -217,18 +223,13 @@ def described(cloud: LocalCloud, command: str) -> dict[str, Any]:
     }
 
 
-def caveats(cloud: LocalCloud) -> list[str]:
+def caveats(calibration: Calibration) -> list[str]:
     """Say what a reader has to know before comparing these numbers with others."""
-    functions = cloud.client("lambda").list_functions()["Functions"]
-    variables = [function["Environment"]["Variables"] for function in functions]
-    timeout = next(
-        v["LAMBDA_PG_CHECKOUT_TIMEOUT"] for v in variables if v.get("PGAPPNAME") == "users"
-    )
-    return [SHARED_MACHINE, f"the checkout timeout is {timeout} s here, not the default 3 s: {WHY}"]
+    return [SHARED_MACHINE, f"{calibration}: {WHY}"]
 
 
 def main() -> int:
-    """Measure on clouds of its own; exit code 0 only if every promise held."""
+    """Measure on clouds of its own; exit code 0 only if every promise held, 3: not measurable."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, help="where to write the result as JSON")
     parser.add_argument("--seed", type=int, default=20, help="of the open loop's arrivals")
@@ -237,7 +238,9 @@ def main() -> int:
     if arguments.output:
         arguments.output.write_text(json.dumps(result, indent=2) + "\n")
     print(f"\n{whole_storm_table(result)}\n")
-    return conclude(shortfalls(result))
+    code = conclude(shortfalls(result), unmeasured(result))
+    print(f"{VERDICTS[result['verdict']]}.")
+    return code
 
 
 if __name__ == "__main__":

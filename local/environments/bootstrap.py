@@ -12,7 +12,6 @@ boto3, as in AWS's runtime). Two ways in:
 import gc
 import json
 import os
-import signal
 import sys
 import threading
 from pathlib import Path
@@ -46,10 +45,12 @@ class SnapshotClient:
         _refuse_what_a_snapshot_cannot_hold()
         gc.collect()
         gc.freeze()  # the collector would otherwise write to every shared page
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         self._answer({"ready": True})
         while line := sys.stdin.buffer.readline():
             order = json.loads(line)
+            if "ended" in order:  # only a child that is waited for has its time counted
+                os.waitpid(order["ended"], 0)
+                continue
             child = os.fork()
             if child == 0:
                 self._become_environment(order["variables"])
@@ -59,7 +60,6 @@ class SnapshotClient:
 
     def _become_environment(self, variables: dict[str, str]) -> None:
         os.setpgid(0, 0)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)
         os.close(nothing)

@@ -145,9 +145,9 @@ class Fleet:
         ending = list(self._all)
         for environment in ending:
             environment.kill()
-        await self._launcher.close()
         for environment in ending:
             await environment.over.wait()
+        await self._launcher.close()  # last: it waits for them
 
     async def retire(self) -> None:
         """End idle environments now, and each busy one when it has answered."""

@@ -18,6 +18,7 @@ _BOOTSTRAP = Path(__file__).with_name("bootstrap.py")
 # -S: no site-packages, neither the virtual environment's nor the system's; -P: not this folder.
 _INTERPRETER = [sys.executable, "-S", "-P"]
 _SNAPSHOT_SECONDS = 60.0
+_CLOSE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,8 @@ class Launcher:
             self._start_cold(environment, address)
         else:
             template = await self._snapshot()
-            environment.watch(await template.restore({"AWS_LAMBDA_RUNTIME_API": address}))
+            pid = await template.restore({"AWS_LAMBDA_RUNTIME_API": address})
+            environment.watch(pid, lambda: template.reap(pid))
 
     def _start_cold(self, environment: Environment, address: str) -> None:
         variables = process_variables(self._function, "cold", self._around)
@@ -192,6 +194,12 @@ class _Template:
         self._process.stdin.write(json.dumps({"variables": variables}).encode() + b"\n")
         return await order
 
+    def reap(self, pid: int) -> None:
+        """Have an environment that has ended waited for by its parent, if that is still there."""
+        assert self._process.stdin is not None  # noqa: S101  # it was started with a pipe
+        if not self.ended and not self._process.stdin.is_closing():
+            self._process.stdin.write(json.dumps({"ended": pid}).encode() + b"\n")
+
     async def _read(self) -> None:
         while "pid" in (answer := await self._answer()):
             order = self._orders.popleft()
@@ -212,8 +220,14 @@ class _Template:
         return answer
 
     async def close(self) -> None:
-        with suppress(ProcessLookupError):
-            self._process.kill()
-        await self._process.wait()
+        """Let it do what it has been told so far, and end."""
+        assert self._process.stdin is not None  # noqa: S101  # it was started with a pipe
+        self._process.stdin.close()
+        try:
+            await asyncio.wait_for(self._process.wait(), _CLOSE_SECONDS)
+        except TimeoutError:
+            with suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
         if self._reading is not None:
             await self._reading

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.storm import second_driver
-from benchmarks.storm.goals import shortfalls
+from benchmarks.storm.goals import shortfalls, unmeasured
 from benchmarks.storm.rows import Driver, Row, our_driver
 from benchmarks.storm.run import plan, run, set_up
 from local.cloud import LocalCloud
@@ -14,14 +14,20 @@ from local.cloud import LocalCloud
 def test_500_environments_are_served_where_the_baseline_fails(cloud: LocalCloud) -> None:
     """0 of 500 fail through layer and pooler, within the budget; the baseline loses half."""
     result = run(cloud, plan(environments=500, cold=10), print, command="make test")
-    assert not shortfalls(result)
+    assert (shortfalls(result), unmeasured(result), result["verdict"]) == ([], [], "held")
     assert [row["requests"] for row in result["rows"]] == [500, 500, 10]
     for row in result["rows"]:
         assert row["answered"]["200"] == row["served"]
         assert sum(row["answered"].values()) == row["requests"]
-        assert min(row["cpu"]["postgresql"], row["cpu"]["functions"]) > 0
-    assert result["rows"][1]["cpu"]["pgbouncer"] > 0.5  # 500 logins
-    assert result["rows"][1]["peak_client_connections"] >= 500
+        used = {part: 1000 * seconds / row["requests"] for part, seconds in row["cpu"].items()}
+        parts = ("functions", "postgresql", "daemon", "load")
+        assert all(used[part] > 0.1 for part in parts), used  # milliseconds of a request
+        assert sum(used.values()) > 5
+    ours = result["rows"][1]["cpu"]
+    assert ours["pgbouncer"] > 0.2  # 500 logins
+    assert ours["balancer"] > 0
+    limits = result["calibration"]["limits"]
+    assert limits["queue"] < limits["checkout"] < limits["function"] <= 25
 
 
 @pytest.mark.parametrize("driver", [our_driver, second_driver.locust])

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import os
+import resource
+import subprocess
+import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import psutil
 import psycopg
 import pytest
 
-from benchmarks.storm.accounting import CpuSeconds, seconds_of, server_seconds
-from benchmarks.storm.sampler import Sampler
+from benchmarks.storm.accounting import (
+    Usage,
+    own_seconds,
+    run_queue_seconds,
+    seconds_of,
+    server_seconds,
+)
+from benchmarks.storm.connections import ConnectionLog
 from local.postgres import Postgres
+from local.processes import wait_until
 from tests.integration.servers import PoolerFixture
 
 WORK = "SELECT count(*) FROM (SELECT generate_series(1, 6000000)) AS numbers"
@@ -31,12 +42,91 @@ def status_of(postgres: Postgres, pooler: PoolerFixture) -> dict[str, Any]:
     }
 
 
+BURN = """
+import sys, time
+while time.process_time() < float(sys.argv[1]): pass
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def burning(count: int, seconds: float) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Have processes that have used so much processor time, and wait."""
+    command = [sys.executable, "-S", "-E", "-c", BURN, str(seconds)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    running = [subprocess.Popen(command, **pipes) for _ in range(count)]  # type: ignore[call-overload]
+    try:
+        for process in running:
+            assert process.stdout is not None
+            process.stdout.readline()
+        yield running
+    finally:
+        for process in running:
+            process.kill()
+            process.communicate()
+
+
+def children_seconds() -> float:
+    """Return what the kernel says of this process's children that have ended: in microseconds."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def test_many_short_processes_are_counted_exactly_and_ticks_lose_a_good_part() -> None:
+    """By the kernel's clocks, not by /proc/PID/stat, which cuts each one's time twice."""
+    before = children_seconds()
+    with burning(30, 0.024) as running:
+        clocks = sum(seconds_of(process.pid) for process in running)
+        times = [psutil.Process(process.pid).cpu_times() for process in running]
+        ticks = sum(time.user + time.system for time in times)
+    exact = children_seconds() - before
+    assert 0.9 * exact < clocks <= exact  # the rest is their end
+    assert ticks < 0.85 * exact
+
+
+def test_a_process_that_has_ended_counts_until_it_is_collected() -> None:
+    """And is nothing, not an error, when it is gone."""
+    before = children_seconds()
+    process = subprocess.Popen([sys.executable, "-S", "-E", "-c", "sum(range(1_000_000))"])
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    used = seconds_of(process.pid)
+    process.wait()
+    assert used == pytest.approx(children_seconds() - before, abs=1e-4)
+    assert seconds_of(process.pid) == run_queue_seconds(process.pid) == 0.0
+
+
+def test_this_process_and_its_ended_children_are_the_load() -> None:
+    """A load generator that is another process counts as ours does."""
+    before = own_seconds()
+    with burning(1, 0.05):
+        pass
+    assert own_seconds() - before >= 0.05
+
+
+def test_who_is_ready_and_has_no_processor_is_seen_waiting() -> None:
+    """Two at once on one core wait for each other; one that sleeps waits for nothing."""
+    core = min(os.sched_getaffinity(0))
+    spin = f"import os\nos.sched_setaffinity(0, {{{core}}})\nwhile True: pass"
+    command = [sys.executable, "-S", "-E", "-c", spin]
+    pair = [subprocess.Popen(command) for _ in range(2)]
+    with burning(1, 0.0) as (sleeper,):
+        idle = run_queue_seconds(sleeper.pid)
+        try:
+            wait_until(lambda: all(run_queue_seconds(one.pid) > 0.2 for one in pair), 60, "waits")
+            assert run_queue_seconds(sleeper.pid) - idle < 0.1
+        finally:
+            for process in pair:
+                process.kill()
+                process.wait()
+
+
 def work(postgres: Postgres) -> float:
     """Have a backend of its own compute; return its processor seconds, which end with it."""
     with psycopg.connect(postgres.dsn) as connection:
         backend = psutil.Process(connection.info.backend_pid)
         connection.execute(WORK)
-        used = seconds_of(backend)
+        used = seconds_of(backend.pid)
     psutil.wait_procs([backend], timeout=10)
     return used
 
@@ -47,8 +137,8 @@ def test_the_database_time_counts_backends_that_have_ended(postgres: Postgres) -
     before = server_seconds(postgres.pid)
     used = work(postgres)
     assert used > 0.05
-    # The kernel counts in ticks of 10 ms, and the server's own processes do something too.
-    assert used - 0.05 < server_seconds(postgres.pid) - before < 1.8 * used
+    # Those that have ended are cut to ticks, all at once; the server itself does something too.
+    assert used - 0.03 < server_seconds(postgres.pid) - before < 1.8 * used
 
 
 def test_the_database_time_counts_backends_that_run(postgres: Postgres) -> None:
@@ -63,47 +153,42 @@ def test_the_database_time_counts_backends_that_run(postgres: Postgres) -> None:
 def test_every_server_is_accounted_for(postgres: Postgres, pooler: PoolerFixture) -> None:
     """Logins cost PgBouncer, work costs PostgreSQL, and functions there are none."""
     status = status_of(postgres, pooler)
-    before = CpuSeconds.of(status, os.getpid())
+    before = Usage.of(status, os.getpid())
     deadline = time.monotonic() + 10
-    while CpuSeconds.of(status, os.getpid()).since(before).pgbouncer < 0.03:
+    while Usage.of(status, os.getpid()).cpu.since(before.cpu).pgbouncer < 0.03:
         assert time.monotonic() < deadline
         pooler.connect().close()
     work(postgres)
-    used = CpuSeconds.of(status, os.getpid()).since(before)
+    after = Usage.of(status, os.getpid())
+    used = after.cpu.since(before.cpu)
     assert used.pgbouncer >= 0.03
     assert used.postgresql > 0.05
-    assert used.functions == 0
+    assert used.daemon > 0  # here it is this process
+    assert after.waited_since(before).environment is None
 
 
-def test_the_sampler_sees_as_many_connections_as_there_are(
-    postgres: Postgres, pooler: PoolerFixture
-) -> None:
-    """Backends but its own, and clients at the pooler; a peak that has passed is kept."""
-    with ExitStack() as stack:
-        with Sampler(status_of(postgres, pooler)) as idle:
-            time.sleep(0.1)
-        with Sampler(status_of(postgres, pooler)) as sampler:
-            time.sleep(0.1)
-            with ExitStack() as short:
-                for _ in range(12):
-                    short.enter_context(psycopg.connect(postgres.dsn))
-                time.sleep(0.1)
-            for _ in range(7):
-                stack.enter_context(pooler.connect())
-            time.sleep(0.1)
-    assert sampler.server.peak >= idle.server.peak + 12
-    assert sampler.server.peak <= idle.server.peak + 12 + 7
-    assert sampler.client.peak == idle.client.peak + 7 == max(sampler.client.series)
-    assert sampler.client.series[0] == 0
-    assert sampler.samples >= 6
-    assert 0 < sampler.widest_gap_ms < 1000
+def test_the_log_tells_how_many_connections_there_were_at_the_most(postgres: Postgres) -> None:
+    """Also those that came and went between two looks, with those that were there before."""
+    with ExitStack() as kept:
+        kept.enter_context(psycopg.connect(postgres.dsn))
+        log = ConnectionLog(postgres.log)
+        began = time.time()
+        with ExitStack() as short:
+            for _ in range(60):
+                short.enter_context(psycopg.connect(postgres.dsn))
+        kept.enter_context(psycopg.connect(postgres.dsn))
+        wait_until(lambda: log.observed(began, time.time()).series[-1] == 2, 30, "two are left")
+        seen = log.observed(began, time.time())
+    assert seen.peak == 61
 
 
-def test_a_sampler_without_a_database_fails_the_run(
-    postgres: Postgres, pooler: PoolerFixture
-) -> None:
-    """Not a peak of 0."""
-    status = status_of(postgres, pooler)
-    status["postgres"]["dsn"] = postgres.dsn_of("nobody", "wrong", "app")
-    with pytest.raises(RuntimeError, match="the sampler has ended"):
-        Sampler(status)
+def test_a_connection_that_is_refused_is_not_counted_for_ever(postgres: Postgres) -> None:
+    """It is authorised first, and its FATAL is all that ends it in the log."""
+    log = ConnectionLog(postgres.log)
+    began = time.time()
+    with ExitStack() as stack, suppress(psycopg.OperationalError):
+        for _ in range(postgres.max_connections):
+            stack.enter_context(psycopg.connect(postgres.dsn))
+    assert "connection slots are reserved" in postgres.log.read_text()
+    wait_until(lambda: log.observed(began, time.time()).series[-1] == 0, 30, "none is left")
+    assert 90 <= log.observed(began, time.time()).peak <= postgres.max_connections

@@ -13,8 +13,9 @@ from typing import Any
 import psutil
 import pytest
 
+from benchmarks.storm.accounting import Usage
 from local import installed
-from local.deployed import Function
+from local.deployed import Function, Start
 from local.environments.account import Account, UnknownFunctionError
 from local.environments.environment import Outcome, State
 from local.environments.fleet import Fleet, ThrottledError
@@ -254,6 +255,32 @@ def test_a_process_that_exits_fails_its_request_only(bench: Bench) -> None:
         assert (await fleet.invoke(b"{}")).failure is None
 
     run(fleet, work())
+
+
+@pytest.mark.parametrize("start", ["cold", "restored"])
+def test_the_processor_time_of_environments_that_have_ended_is_known(
+    bench: Bench, start: Start
+) -> None:
+    """Benchmarks count it: those that time out are ended, and have cost the most."""
+    source = "import time\ndef handler(event, context):\n while time.process_time() < 0.3: pass"
+    fleet = bench.fleet(source)
+
+    async def work() -> None:
+        (pid,) = await fleet.open(1, start)
+        await fleet.invoke(b"{}")
+        before = functions_seconds()
+        assert before >= 0.3
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: not psutil.pid_exists(pid))
+        assert functions_seconds() > before - 0.05  # of those that have ended, whole ticks count
+
+    run(fleet, work())
+
+
+def functions_seconds() -> float:
+    """Return the processor time of all environments below this process."""
+    status = {"pooler": {"tasks": []}, "postgres": {"pid": os.getpid()}}
+    return Usage.of(status, os.getpid()).cpu.functions
 
 
 def test_a_handler_that_cannot_be_imported_fails_with_its_error(bench: Bench) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import copy
 import itertools
-import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -15,10 +14,23 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from benchmarks import demo
+from benchmarks.conclusion import NOT_MEASURABLE, conclude
 from benchmarks.load import Outcome, summarise
-from benchmarks.storm import open_loop, sampler
-from benchmarks.storm.accounting import CpuSeconds
-from benchmarks.storm.goals import goals, shortfalls
+from benchmarks.storm import open_loop
+from benchmarks.storm.accounting import CpuSeconds, Waits
+from benchmarks.storm.connections import ConnectionLog, Observed, changes, most_within, observe
+from benchmarks.storm.goals import (
+    goals,
+    ratios,
+    shortfalls,
+    simulator_ms,
+    unmeasured,
+    verdict,
+    without_a_processor,
+)
+from benchmarks.storm.limits import Limits, calibrated
+from benchmarks.storm.meter import others_share
 from benchmarks.storm.rows import (
     Driver,
     FunctionLog,
@@ -29,7 +41,16 @@ from benchmarks.storm.rows import (
     median_run,
     our_driver,
 )
-from benchmarks.storm.run import COMPARED, CONTROLS, HOME, OTHER_SIZES, PEERS, peers, planned
+from benchmarks.storm.run import (
+    COMPARED,
+    CONTROLS,
+    HOME,
+    OTHER_SIZES,
+    PEERS,
+    concluded,
+    peers,
+    planned,
+)
 from benchmarks.storm.second_driver import outcomes_of
 from benchmarks.tables import STORM_TITLES, whole_storm_table
 from local.cloud import LocalCloud
@@ -74,6 +95,38 @@ def test_peers_are_named_with_the_versions_that_are_deployed() -> None:
 
 # Goals
 
+QUIET: dict[str, Any] = {
+    "others": 0.02,
+    "waits": {"environment": 4.5, "server": 1.0},
+    "seconds": 6.0,
+}
+"""What was read of a storm on a quiet machine: its requests wait for each other."""
+
+BUSY: dict[str, Any] = {
+    "others": 0.5,
+    "waits": {"environment": 9.0, "server": 4.0},
+    "seconds": 30.0,
+}
+"""And beside another program on each core."""
+
+CALIBRATION: dict[str, Any] = {
+    "requests": 50,
+    "seconds": 0.5,
+    "environments": 1000,
+    "needed": 10.0,
+    "most": 20,
+    "limits": {"queue": 5, "checkout": 20, "function": 23},
+}
+CPU = {
+    "functions": 6.0,
+    "pgbouncer": 2.0,
+    "postgresql": 0.2,
+    "daemon": 0.6,
+    "control_plane": 0.3,
+    "balancer": 0.3,
+    "load": 0.3,
+}
+
 
 def row_of(plan: dict[str, Any]) -> dict[str, Any]:
     """Make a row of the result that keeps every promise."""
@@ -81,6 +134,8 @@ def row_of(plan: dict[str, Any]) -> dict[str, Any]:
     failed = {"baseline": count // 2, "cached-direct": count // 5}.get(plan["name"], 0)
     budget = 20 if plan["max_connections"] == 100 else 4
     times = {f"{name}_ms": 1000.0 for name in ("p50", "p95", "p99", "max")}
+    if plan["name"] == "lambda-pg":
+        times |= {"p50_ms": 700.0, "p99_ms": 1760.0 if count == 1000 else 800.0}
     return {
         **plan,
         **times,
@@ -90,12 +145,11 @@ def row_of(plan: dict[str, Any]) -> dict[str, Any]:
         "failures": {},
         "budget": budget,
         "throughput_rps": 50.0,
-        "cpu": {"functions": 6.0, "pgbouncer": 2.0, "postgresql": 0.2},
+        "cpu": CPU,
         "peak_server_connections": budget,
-        "peak_client_connections": count,
         "runs": [],
         "again": again(plan),
-        "widest_gap_ms": 50.0,
+        **QUIET,
     }
 
 
@@ -115,7 +169,7 @@ def size_of(environments: int) -> dict[str, Any]:
         "p50_ms": 9.0 if environments > 50 else 6.0,
         "rate": 380.0,
         "environments_at_end": environments,
-        "widest_gap_ms": 24.0,
+        **QUIET,
     }
 
 
@@ -139,6 +193,7 @@ def result() -> dict[str, Any]:
         {
             "max_connections": 100,
             "budget": 20,
+            "calibration": CALIBRATION,
             "planned": planned(),
             "rows": list(map(row_of, planned())),
             "open_loop": {"offered_rps": 400.0, "sizes": list(map(size_of, (50, 500, 1000)))},
@@ -369,8 +424,9 @@ def measure(environments: int, number: int, p50: float, failed: int = 0) -> open
         cpu_ms={"postgresql": 0.1 * p50, "functions": 0.2 * p50},
         environments_at_end=environments + number,
         peak_server_connections=number,
-        peak_client_connections=environments,
-        widest_gap_ms=20.0 + number,
+        waits=Waits(environment=0.1 * number, server=0.0),
+        others=0.1 * number,
+        seconds=7.0,
     )
 
 
@@ -381,7 +437,7 @@ def test_a_size_is_the_median_of_its_rounds_and_keeps_every_failure() -> None:
     assert (found["p50_ms"], found["p95_ms"], found["max_ms"]) == (11.0, 22.0, 44.0)
     assert (found["requests"], found["failed"], found["rate"]) == (300, 3, 12.0)
     assert found["cpu_ms"] == {"postgresql": 1.1, "functions": 2.2}
-    assert (found["peak_server_connections"], found["widest_gap_ms"]) == (3, 23.0)
+    assert (found["peak_server_connections"], found["others"]) == (3, 0.2)
     assert found["environments_at_end"] == 53
 
 
@@ -394,33 +450,215 @@ def test_growth_relates_every_size_to_the_smallest() -> None:
     ]
 
 
-# Sampler and counts
+# Connections and counts
+
+LOG = """\
+2026-11-29 10:00:00.000 UTC [7] LOG:  starting PostgreSQL 17.10 on x86_64
+2026-11-29 10:00:01.010 UTC [10] [unknown]@[unknown] [unknown] LOG:  connection received: host=127.0.0.1
+2026-11-29 10:00:01.020 UTC [10] app@app users LOG:  connection authorized: user=app database=app
+2026-11-29 10:00:01.030 UTC [11] app@app users LOG:  connection authorized: user=app database=app
+2026-11-29 10:00:01.040 UTC [12] app@app users LOG:  connection authorized: user=app database=app
+2026-11-29 10:00:01.041 UTC [12] app@app users FATAL:  remaining connection slots are reserved
+2026-11-29 10:00:01.042 UTC [13] app@app [unknown] FATAL:  sorry, too many clients already
+2026-11-29 10:00:01.250 UTC [10] app@app users ERROR:  division by zero
+2026-11-29 10:00:01.250 UTC [10] app@app users LOG:  disconnection: session time: 0:00:00.230
+2026-11-29 10:00:02.000 UTC [11] app@app users FATAL:  terminating connection due to administrator command
+2026-11-29 10:00:02.000 UTC [11] app@app users LOG:  disconnection: session time: 0:00:00.970
+2026-11-29 10:00:03.000 UTC [14] app@app users LOG:  connection authorized: user=app database=app
+2026-11-29 10:00:04.000 UTC [8] LOG:  starting PostgreSQL 17.10 on x86_64
+"""  # noqa: E501
 
 
-def test_samples_become_the_peak_of_each_period() -> None:
-    """A peak between two lower samples is kept, a moment without a sample is 0."""
-    found = sampler.observe([(10.01, 3), (10.05, 9), (10.09, 4), (10.25, 5)], 10.0, 10.3)
-    assert asdict(found) == {"peak": 9, "series": [9, 0, 5, 0]}
+def test_a_connection_counts_from_its_login_to_its_end() -> None:
+    """Whichever line ends it: that it has gone, that it is refused, or that the server starts."""
+    found = list(changes(LOG.splitlines()))
+    assert [count for _, count in found] == [0, 1, 2, 3, 2, 2, 1, 0, 0, 1, 0]
+    assert found[1][0] - found[0][0] == pytest.approx(1.02)
 
 
-def test_the_widest_gap_counts_the_edges() -> None:
-    """A sampler that begins late or ends early has missed something."""
-    assert sampler.widest_gap([10.1, 10.2, 10.5], 10.0, 10.6) == pytest.approx(0.3)
-    assert sampler.widest_gap([10.1, 10.2], 10.0, 10.6) == pytest.approx(0.4)
-    assert sampler.widest_gap([], 10.0, 10.6) == pytest.approx(0.6)
+def test_connections_become_the_peak_of_each_period() -> None:
+    """One that comes and goes within a period is seen, one that stays is in all that follow."""
+    later = [(10.01, 3), (10.05, 9), (10.09, 4), (10.25, 5)]
+    assert observe(2, later, 10.0, 10.45) == Observed(9, [9, 4, 5, 5, 5])
+    assert observe(7, [], 10.0, 10.25) == Observed(7, [7, 7, 7])
+    assert observe(7, [(10.01, 0), (99.0, 50)], 10.0, 10.25) == Observed(7, [7, 0, 0])
 
 
-def test_the_kernel_counts_connections_at_a_port_of_chosen_addresses() -> None:
-    """A listening socket is none, nor is one to another address; one that has closed is gone."""
-    with socket.create_server(("127.0.0.2", 0)) as server:
-        port = server.getsockname()[1]
-        assert sampler.established(["127.0.0.2"], port) == 0
-        clients = [socket.create_connection(("127.0.0.2", port)) for _ in range(40)]
-        assert sampler.established(["127.0.0.2", "127.0.0.3"], port) == 40
-        assert sampler.established(["127.0.0.3"], port) == 0
-        for client in clients:
-            client.close()
-        assert sampler.established(["127.0.0.2"], port) == 0
+def test_the_most_logins_within_a_second_are_found_at_any_moment(tmp_path: Path) -> None:
+    """Not only between two full seconds; those before the beginning are not meant."""
+    path = tmp_path / "postgres.log"
+    path.write_text(LOG)
+    log = ConnectionLog(path)
+    assert log.logins() == []
+    with path.open("a") as file:
+        file.write(LOG.replace("10:00:03.000", "10:00:02.025"))
+    logins = log.logins()
+    assert [round(at - logins[0], 3) for at in logins] == [0.0, 0.01, 0.02, 1.005]
+    assert most_within(logins, 1.0) == 3
+    assert most_within(logins[1:], 1.0) == 3
+    assert most_within([], 1.0) == 0
+
+
+def test_what_other_programs_had_is_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all processors' time, and never less than nothing."""
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    assert others_share(busy=20.0, ours=5.0, seconds=10.0) == 0.75
+    assert others_share(busy=4.9, ours=5.0, seconds=10.0) == 0.0
+
+
+# Limits
+
+
+def test_limits_follow_from_what_raw_requests_took() -> None:
+    """Twice of it, never shorter than what is deployed, never longer than the settings allow."""
+    deployed = Limits(queue=2, checkout=15, function=20)
+    assert calibrated(50, 0.1, 500, deployed).limits == deployed
+    assert calibrated(50, 0.85, 500, deployed).limits == Limits(5, 17, 20)
+    slow = calibrated(50, 2.5, 500, deployed)
+    assert slow.limits == Limits(5, 20, 23)
+    assert (slow.needed, slow.most) == (25.0, 20)
+    assert "so 500 need about 25 s" in str(slow)
+    limits = slow.limits
+    assert limits.queue < limits.checkout < limits.function <= 25
+
+
+def test_limits_are_settings_of_a_stage() -> None:
+    """As `cdk.json` has them."""
+    assert Limits(5, 17, 20).override == {
+        "functions": {"checkout_timeout": 17, "timeout": 20},
+        "pgbouncer": {"query_wait_timeout": 5},
+    }
+
+
+# Verdicts
+
+
+def failing(result: dict[str, Any], name: str = "lambda-pg", **evidence: Any) -> dict[str, Any]:
+    """Have a request of a row fail, under circumstances."""
+    named(result, name).update(failed=1, **evidence)
+    return result
+
+
+def test_a_run_in_which_everything_is_kept_has_held(result: dict[str, Any]) -> None:
+    """On a busy machine too: what was served was served."""
+    for row in result["rows"]:
+        row.update(BUSY)
+    assert verdict(goals(result)) == "held"
+    assert conclude(shortfalls(result), unmeasured(result)) == 0
+
+
+def test_requests_that_fail_on_a_quiet_machine_have_failed(result: dict[str, Any]) -> None:
+    """They wait for each other there, too; nobody took the processors."""
+    assert verdict(goals(failing(result))) == "failed"
+    assert conclude(shortfalls(result), unmeasured(result)) == 1
+
+
+def test_requests_that_had_no_processor_are_not_measurable(result: dict[str, Any]) -> None:
+    """Other programs had it, and the environments waited: with the evidence, and never green."""
+    assert verdict(goals(failing(result, **BUSY))) == "not measurable"
+    assert shortfalls(result) == []
+    (missed,) = unmeasured(result)
+    assert missed.startswith("lambda-pg with 500 environments: no request fails: 1 of 500 failed")
+    assert "other programs had 50% of the processors" in missed
+    assert "environments waited 9.0 s for a processor, of 20 s" in missed
+    assert "raw psycopg, needed 0.5 s for 50 requests" in missed
+    assert conclude(shortfalls(result), unmeasured(result)) == NOT_MEASURABLE == 3
+
+
+def test_a_layer_that_hangs_has_failed_on_a_busy_machine_too(result: dict[str, Any]) -> None:
+    """Its environments sleep: they are not ready to run, so no processor is what they miss."""
+    waits = {"environment": 1.0, "server": 2.0}
+    assert verdict(goals(failing(result, **{**BUSY, "waits": waits}))) == "failed"
+
+
+def test_a_layer_that_burns_the_processor_has_failed(result: dict[str, Any]) -> None:
+    """Its environments wait for each other, and no other program is there."""
+    waits = {"environment": 18.0, "server": 20.0}
+    assert verdict(goals(failing(result, **{**QUIET, "waits": waits}))) == "failed"
+
+
+def test_a_broken_promise_beside_an_unmeasured_one_is_a_failed_run(result: dict[str, Any]) -> None:
+    """Nothing hides behind a busy machine."""
+    failing(result, **BUSY)["rows"][-1]["peak_server_connections"] = 99
+    assert verdict(goals(result)) == "failed"
+    assert conclude(shortfalls(result), unmeasured(result)) == 1
+
+
+@pytest.mark.parametrize(
+    ("part", "calibration", "why"),
+    [
+        ({}, {}, "environments waited 9.0 s"),
+        ({"waits": {"environment": 1.0, "server": 10.0}}, {}, "a server waited 10.0 s"),
+        ({"waits": {"environment": None, "server": 0.0}}, {}, "no environment is left"),
+        ({"others": 0.0}, {"needed": 20.1}, "environments waited 9.0 s"),
+        ({"others": 0.24}, {"needed": 20.0}, ""),
+        ({"waits": {"environment": 6.0, "server": 9.0}}, {}, ""),
+    ],
+)
+def test_what_says_that_there_was_no_processor(
+    part: dict[str, Any], calibration: dict[str, Any], why: str
+) -> None:
+    """A busy or a slow machine, and somebody who was ready for a third of the time."""
+    found = without_a_processor(BUSY | part, CALIBRATION | calibration)
+    assert (why in found) if why else found == ""
+
+
+def test_ratios_of_rows_that_had_no_processor_are_not_measurable(result: dict[str, Any]) -> None:
+    """Requests that timed out make them."""
+    failing(result, p99_ms=20_000.0, **BUSY)
+    assert verdict(goals(result)) == "not measurable"
+    assert len(unmeasured(result)) == 2
+    named(result, "lambda-pg").update(failed=0)
+    assert verdict(goals(result)) == "failed"
+
+
+def test_the_demo_says_last_that_it_could_not_be_measured(
+    result: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And has an exit code for it; a wrong answer of a route has failed all the same."""
+    found = concluded(failing(result, **BUSY))
+    assert (demo.conclude_demo(found, [], 61.0), demo.conclude_demo(found, ["wrong"], 61.0)) == (
+        3,
+        1,
+    )
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "Not measurable here: requests failed for want of a processor, in 61 s."
+    assert second == "Not all of it held, in 61 s."
+
+
+# Costs
+
+
+@pytest.mark.parametrize(
+    ("name", "environments", "changed", "complaint"),
+    [
+        ("lambda-pg", 500, {"p50_ms": 711.0}, "p50 of first requests is at most 0.7 of raw"),
+        ("lambda-pg", 500, {"p99_ms": 811.0}, "p99 of first requests is at most 0.8 of raw"),
+        ("lambda-pg", 1000, {"p99_ms": 1790.0}, "p99 with 1000 environments is at most 2.2 times"),
+        ("lambda-pg", 500, {"cpu": CPU | {"daemon": 0.7}}, "itself takes at most 3 ms"),
+        ("connect-through-pooler", 500, {"failed": 1}, "no request fails: 1 of 500"),
+    ],
+)
+def test_a_request_that_costs_too_much_is_named(
+    result: dict[str, Any], name: str, environments: int, changed: dict[str, Any], complaint: str
+) -> None:
+    """To the raw row's, which has to be a fair one; with twice the environments; and of whom."""
+    named(result, name, environments).update(changed)
+    (broken,) = shortfalls(result)
+    assert complaint in broken
+
+
+def test_ratios_are_of_the_medians_of_all_runs(result: dict[str, Any]) -> None:
+    """Not of the run whose median is shown."""
+    runs = [{"p50_ms": p50, "p99_ms": 10 * p50, "failed": 0} for p50 in (900.0, 100.0, 500.0)]
+    named(result, "lambda-pg").update(runs=runs)
+    assert ratios(result["rows"]) == {
+        "p50_ms_to_raw": 0.5,
+        "p99_ms_to_raw": 5.0,
+        "p99_of_1000_to_500": 0.352,
+    }
+    assert ratios(result["rows"][:1]) == {}
+    assert simulator_ms(named(result, "lambda-pg")) == 3.0
 
 
 def test_causes_of_failures_come_from_what_is_logged_meanwhile(tmp_path: Path) -> None:
@@ -473,7 +711,7 @@ def test_of_several_runs_the_middle_one_is_shown_with_the_peaks_of_all() -> None
 def test_a_failure_in_any_run_breaks_the_promise(result: dict[str, Any]) -> None:
     """Not only one in the run that is shown."""
     row = named(result, "lambda-pg")
-    row["runs"] = [{"failed": 0}, {"failed": 1}, {"failed": 0}]
+    row["runs"] = [{**row, "failed": failed} for failed in (0, 1, 0)]
     (broken,) = shortfalls(result)
     assert broken.startswith("lambda-pg with 500 environments: no request fails")
 
@@ -495,8 +733,7 @@ def test_ways_take_turns() -> None:
 def run_of(p50: float, peak: int) -> Result:
     """Make one run of a row."""
     outcomes = [Outcome(200, p50 / 1000, "")] * 2
-    seen = sampler.Observed(peak, [peak])
-    cpu = CpuSeconds(postgresql=1.0, pgbouncer=1.0, functions=1.0)
+    seen = Observed(peak, [peak])
     return Result(
         **asdict(summarise(outcomes, 1.0)),
         name="lambda-pg",
@@ -505,12 +742,11 @@ def run_of(p50: float, peak: int) -> Result:
         max_connections=100,
         budget=20,
         peak_server_connections=peak,
-        peak_client_connections=2,
-        samples=1,
-        widest_gap_ms=20.0,
         server=seen,
-        client=seen,
-        cpu=cpu,
+        cpu=CpuSeconds(**CPU),
+        waits=Waits(environment=p50, server=0.0),
+        others=0.0,
+        seconds=p50,
         answered={"200": 2},
     )
 
