@@ -184,6 +184,17 @@ def pool_sizes(max_db_connections: int, rotation: str) -> dict[str, str]:
     return {"MAX_DB_CONNECTIONS": str(max_db_connections), "DEFAULT_POOL_SIZE": str(size)}
 
 
+@contextmanager
+def later(seconds: float, action: Callable[[], object]) -> Iterator[None]:
+    """Do something after some seconds, in any case before the block is left."""
+    timer = threading.Timer(seconds, action)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.join()
+
+
 SLEEP = "DO $$ BEGIN RAISE NOTICE 'at work'; PERFORM pg_sleep(300); END $$"
 """Says when it is at work: a notice is sent at once."""
 
