@@ -69,6 +69,14 @@ def test_postgresql_limits_each_user_to_its_part_of_the_pooler_s_line() -> None:
     assert login_limit(single) == line
 
 
+@given(st.integers(2, 4000))
+def test_no_user_of_a_rotation_can_take_all_server_connections(size: int) -> None:
+    """The pools of both fit into the bound that they share, so each has a part for itself."""
+    config = Config.of_stage("dev", {"pgbouncer": {"max_db_connections": size}})
+    assert 1 <= config.pool_size < size
+    assert 2 * config.pool_size <= size
+
+
 @pytest.mark.parametrize(
     "override", [{"baseline": True}, {"pooler": "rds-proxy"}, COMBINATIONS["external"]]
 )
@@ -300,6 +308,23 @@ def test_a_function_without_a_reservation_takes_what_is_left() -> None:
     found = budget("dev", Client("users", Cap.POOLER_LIMIT))
     found.check()
     assert "users: nothing reserved, takes what is left, 503 beyond it" in found.explain()
+
+
+def test_all_sums_are_shown() -> None:
+    """`make budget` prints what can exist, and what can log in at once."""
+    shown = budget("dev", FREE, Client("health", Cap.POOLER_LIMIT)).explain()
+    kinds = [block.partition("\n")[0] for block in shown.split("\n\n")]
+    assert kinds == ["server connections", "client connections", "logins"]
+    assert "2400  milliseconds that these take" in shown
+
+
+def test_a_change_that_breaks_another_sum_is_no_remedy() -> None:
+    """More clients for each task would fit, and could not all log in."""
+    override = {"pgbouncer": {**SMALL, "max_client_conn": 500}, "functions": {"other_clients": 0}}
+    found = budget("dev", Client("users", 350), FREE, **override)
+    with pytest.raises(BudgetError, match="client connections") as refused:
+        found.check()
+    assert "max_client_conn =" not in str(refused.value)
 
 
 def test_one_task_may_be_away() -> None:
