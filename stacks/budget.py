@@ -360,7 +360,7 @@ def _proxy_line(config: Config, limit: int) -> Line:
 # Client connections
 
 
-def _client_sums(config: Config, clients: Sequence[Client]) -> Iterator[Sum]:
+def _client_sums(config: Config, clients: Sequence[Client]) -> Iterator[Sum | LoginStorm]:
     limit = _client_limit(config)
     if limit is None:
         return  # RDS Proxy has no limit of its own

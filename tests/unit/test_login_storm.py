@@ -67,8 +67,8 @@ def waits(config: Config, clients: Sequence[Client], chance: random.Random) -> I
     tasks: list[list[float]] = [[] for _ in range(serving(config))]
     for each in arrivals(config, clients):
         chance.choice(tasks).append(each)
-    for each in tasks:
-        yield from _at_task(each, config.pgbouncer.cpu / 1024)
+    for times in tasks:
+        yield from _at_task(times, config.pgbouncer.cpu / 1024)
 
 
 def _at_task(times: list[float], core: float) -> Iterator[float]:
