@@ -1,9 +1,10 @@
 """Prove that nothing that can exist exhausts the database, nor the pooler in front of it.
 
-Pure arithmetic over a stage's settings and the functions attached to it. Two sums: the server
-connections that can exist at the same moment against `max_connections`, and the client connections
-against what the pooler accepts. The baseline function is deliberately in neither: it is the
-control of the storm, and what it shows is a function without a budget.
+Pure arithmetic over a stage's settings and the functions attached to it. Three sums: the server
+connections that can exist at the same moment against `max_connections`, the client connections
+against what the pooler accepts, and the time in which all new environments log in against the
+checkout timeout. The baseline function is deliberately in none: it is the control of the storm, and
+what it shows is a function without a budget.
 """
 
 import bisect
@@ -14,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from stacks.capacity import RESERVED, max_connections
 from stacks.config import Config
-from stacks.contradictions import most_connections
+from stacks.contradictions import TASK_MEMORY, most_checkout, most_connections
 
 MIGRATIONS = 2
 """One that runs and one that waits for its lock."""
@@ -30,6 +31,24 @@ PROXY = 2
 
 TURNOVER = 2
 """Environments of the version before keep their connections until Lambda ends them."""
+
+
+LOGIN_MILLISECONDS = 1.2
+"""What a login costs PgBouncer 1.26.1 with `scram_iterations = 1`, TLS handshake included, in
+milliseconds of a processor of the machine that measured it: 1.1 to 1.2 on a core of an AMD EPYC. No
+Fargate vCPU was measured. PgBouncer 1.24 hashes 4,096 rounds for each login and needs 4.8."""
+
+WHOLE_CORE = 1024
+"""pgbouncer.cpu of a task with a processor for itself; a smaller one gets its share of the time."""
+
+SCALING = 1000
+SCALING_SECONDS = 10
+"""New environments that Lambda starts for each function, and in how many seconds (AWS, "Lambda
+scaling behavior"). Unused ones are not saved up."""
+
+SPREAD = 4
+"""Standard deviations by which the busiest task may have more logins than the average: a load
+balancer chooses a task by a hash of the flow. A task exceeds it once in 30,000 storms."""
 
 
 class Cap(enum.Enum):
@@ -71,6 +90,24 @@ class Client:
             f"{self.slots} slots x {TURNOVER} versions during a deployment"
         )
 
+    def new_at_once(self, seconds: int) -> int:
+        """Count the environments that can be new within the seconds of a checkout timeout.
+
+        A deployment does not double them: environments of the version before are logged in already.
+        """
+        most = SCALING * math.ceil(seconds / SCALING_SECONDS)
+        return most if isinstance(self.concurrency, Cap) else min(self.concurrency, most)
+
+    def logins(self, seconds: int) -> "Line":
+        """Count the logins of new environments, and write the factors down."""
+        new = self.new_at_once(seconds)
+        free = "nothing reserved, " if isinstance(self.concurrency, Cap) else ""
+        return Line(
+            f"{self.name}: {free}{new} new environments x {self.processes} processes x "
+            f"{self.slots} slots",
+            new * self.processes * self.slots,
+        )
+
 
 @dataclass(frozen=True)
 class Line:
@@ -99,10 +136,79 @@ class Sum:
         """Tell whether the limit holds."""
         return self.total <= self.limit
 
+    @property
+    def excess(self) -> str:
+        """Say by how much the limit is exceeded."""
+        over = self.total - self.limit
+        return f"the {self.kind}s that can exist are {over} more than {self.limit_name}"
+
     def explain(self) -> str:
         """Write the arithmetic, one line each."""
-        rows = [*self.lines, Line("all together", self.total), Line(self.limit_name, self.limit)]
-        return "\n".join(f"  {row.connections:>6}  {row.what}" for row in rows)
+        limit = Line(self.limit_name, self.limit)
+        return _rows(*self.lines, Line("all together", self.total), limit)
+
+
+@dataclass(frozen=True)
+class LoginStorm:
+    """Logins that new environments can ask for at the same moment, and the time that they take.
+
+    `tasks` of PgBouncer share them, each with `cpu` / 1024 of a core; `timeout` is in seconds.
+    """
+
+    lines: tuple[Line, ...]
+    tasks: int
+    cpu: int
+    timeout: int
+    kind: str = "login"
+
+    @property
+    def total(self) -> int:
+        """Add all lines up."""
+        return sum(line.connections for line in self.lines)
+
+    @property
+    def busiest(self) -> int:
+        """Count the logins of the task that gets most of them."""
+        share = self.total / self.tasks
+        spread = SPREAD * math.sqrt(share * (1 - 1 / self.tasks))
+        return min(self.total, math.ceil(share + spread))
+
+    @property
+    def milliseconds(self) -> int:
+        """Return the time until the last one has logged in."""
+        return math.ceil(self.busiest * LOGIN_MILLISECONDS * WHOLE_CORE / self.cpu)
+
+    @property
+    def fits(self) -> bool:
+        """Tell whether nobody's checkout timeout ends before."""
+        return self.milliseconds <= self.timeout * 1000
+
+    @property
+    def excess(self) -> str:
+        """Say by how much the timeout is exceeded."""
+        seconds, over = self.milliseconds / 1000, self.milliseconds / 1000 - self.timeout
+        return (
+            f"the logins that can come at once take {seconds:.1f} s, {over:.1f} s more than"
+            " functions.checkout_timeout"
+        )
+
+    def explain(self) -> str:
+        """Write the arithmetic, one line each."""
+        return _rows(
+            *self.lines,
+            Line("all together", self.total),
+            Line(f"for the busiest of {self.tasks} tasks, with one away", self.busiest),
+            Line(
+                f"milliseconds that these take: {LOGIN_MILLISECONDS} ms of a core each,"
+                f" pgbouncer.cpu is {self.cpu} of {WHOLE_CORE}",
+                self.milliseconds,
+            ),
+            Line("functions.checkout_timeout in milliseconds", self.timeout * 1000),
+        )
+
+
+def _rows(*lines: Line) -> str:
+    return "\n".join(f"  {line.connections:>6}  {line.what}" for line in lines)
 
 
 @dataclass(frozen=True)
@@ -111,7 +217,7 @@ class Budget:
 
     config: Config
     clients: tuple[Client, ...]
-    sums: tuple[Sum, ...]
+    sums: tuple[Sum | LoginStorm, ...]
     add_up: Callable[[Config, Sequence[Client]], "Budget"]
 
     @property
@@ -127,10 +233,9 @@ class Budget:
         """Raise `BudgetError` when a limit could be exceeded."""
         for each in self.sums:
             if not each.fits:
-                over = each.total - each.limit
                 raise BudgetError(
-                    f"stage {self.config.stage!r}: the {each.kind}s that can exist are {over} more "
-                    f"than {each.limit_name}:\n{each.explain()}\n{self._advice()}"
+                    f"stage {self.config.stage!r}: {each.excess}:\n{each.explain()}\n"
+                    f"{self._advice()}"
                 )
 
     def _advice(self) -> str:
@@ -139,14 +244,25 @@ class Budget:
             return "No single setting mends this: lower the concurrency, the tasks and the pools."
         return "The smallest change that fits: " + "; or ".join(found) + "."
 
-    def _fitting(self, change: "_Change") -> Callable[[int], bool]:
-        return lambda value: self.add_up(*change(value)).fits
+    def _mends(self, change: "_Change") -> Callable[[int], bool]:
+        """Tell of a value whether the sums fit that do not fit now."""
+        failed = [number for number, each in enumerate(self.sums) if not each.fits]
+
+        def mended(value: int) -> bool:
+            sums = self.add_up(*change(value)).sums
+            return all(sums[number].fits for number in failed)
+
+        return mended
 
     def _remedies(self) -> Iterator[tuple[float, str]]:
-        """Yield the first value of each setting with which everything fits, and how far it is."""
+        """Yield the first value of each setting with which everything fits, and how far it is.
+
+        A change can break another sum, the more the farther it goes: so the first value that mends
+        what fails is the only one to look at.
+        """
         for name, current, values, change in _candidates(self.config, self.clients):
-            first = _first(values, self._fitting(change))
-            if first < len(values):
+            first = _first(values, self._mends(change))
+            if first < len(values) and self.add_up(*change(values[first])).fits:
                 distance = abs(values[first] - current) / max(current, 1)
                 yield distance, f"{name} = {values[first]} (it is {current})"
 
@@ -244,7 +360,7 @@ def _proxy_line(config: Config, limit: int) -> Line:
 # Client connections
 
 
-def _client_sums(config: Config, clients: Sequence[Client]) -> Iterator[Sum]:
+def _client_sums(config: Config, clients: Sequence[Client]) -> Iterator[Sum | LoginStorm]:
     limit = _client_limit(config)
     if limit is None:
         return  # RDS Proxy has no limit of its own
@@ -254,6 +370,8 @@ def _client_sums(config: Config, clients: Sequence[Client]) -> Iterator[Sum]:
     yield Sum("client connection", tuple(lines), count, name)
     if _session_pooling(config):
         yield _session_sum(config, clients)
+    if config.pooler == "pgbouncer":
+        yield _login_storm(config, clients, count)
 
 
 def _client_limit(config: Config) -> tuple[int, str] | None:
@@ -295,19 +413,35 @@ def _session_sum(config: Config, clients: Sequence[Client]) -> Sum:
     )
 
 
+# Logins
+
+
+def _login_storm(config: Config, clients: Sequence[Client], accepted: int) -> LoginStorm:
+    """Count the logins of all environments that can be new at once, up to what is accepted."""
+    settings, timeout = config.pgbouncer, config.functions.checkout_timeout
+    lines = [client.logins(timeout) for client in clients]
+    lines.append(Line("functions of other apps", config.functions.other_clients))
+    beyond = sum(line.connections for line in lines) - accepted
+    if beyond > 0:
+        lines.append(Line(f"over the {accepted} clients that PgBouncer accepts: 503", -beyond))
+    tasks = remaining_tasks(settings.tasks)
+    return LoginStorm(tuple(lines), tasks, settings.cpu, timeout)
+
+
 # Remedies
 
 _Change = Callable[[int], tuple[Config, Sequence[Client]]]
-_Candidate = tuple[str, int, range, _Change]
+_Candidate = tuple[str, int, Sequence[int], _Change]
 
 
 def _candidates(config: Config, clients: tuple[Client, ...]) -> Iterator[_Candidate]:
     """List what could mend a budget, each with its values from the nearest on to the last."""
     for section, name, last in _settings_of(config):
         yield _setting(config, clients, section, name, last)
+    if config.pooler == "pgbouncer":
+        yield _cpu(config, clients)
     for client in clients:
-        if not isinstance(client.concurrency, Cap):
-            yield _concurrency(config, clients, client, client.concurrency)
+        yield _concurrency(config, clients, client)
 
 
 def _settings_of(config: Config) -> Iterator[tuple[str, str, int]]:
@@ -323,7 +457,10 @@ def _settings_of(config: Config) -> Iterator[tuple[str, str, int]]:
         return
     yield "pgbouncer", "max_db_connections", 2
     yield "pgbouncer", "max_tasks", config.pgbouncer.tasks
+    # Not downwards: PgBouncer refuses a client after the TLS handshake, nine tenths of a login.
     yield "pgbouncer", "max_client_conn", 55_000
+    yield "pgbouncer", "tasks", config.pgbouncer.max_tasks
+    yield "functions", "checkout_timeout", most_checkout(config)
 
 
 def _setting(
@@ -340,14 +477,29 @@ def _setting(
     return f"{section}.{name}", current, _steps(current, last), change
 
 
-def _concurrency(
-    config: Config, clients: tuple[Client, ...], client: Client, current: int
-) -> _Candidate:
+def _cpu(config: Config, clients: tuple[Client, ...]) -> _Candidate:
+    current = config.pgbouncer
+
+    def change(value: int) -> tuple[Config, Sequence[Client]]:
+        memory = max(current.memory, TASK_MEMORY[value][0])
+        return replace(config, pgbouncer=replace(current, cpu=value, memory=memory)), clients
+
+    values = [cpu for cpu in TASK_MEMORY if cpu > current.cpu]
+    name = "pgbouncer.cpu (with at least twice as much pgbouncer.memory)"
+    return name, current.cpu, values, change
+
+
+def _concurrency(config: Config, clients: tuple[Client, ...], client: Client) -> _Candidate:
+    current, name = client.concurrency, f"the concurrency of {client.name}"
+    if isinstance(current, Cap):
+        current = client.new_at_once(config.functions.checkout_timeout)
+        name = f"the new environments of {client.name}, by a reservation"
+
     def change(value: int) -> tuple[Config, Sequence[Client]]:
         changed = replace(client, concurrency=value)
         return config, [changed if each is client else each for each in clients]
 
-    return f"the concurrency of {client.name}", current, _steps(current, 1), change
+    return name, current, _steps(current, 1), change
 
 
 def _steps(current: int, last: int) -> range:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from stacks.contradictions import contradictions
+from stacks.contradictions import LONGEST_CHECKOUT, TASK_MEMORY, contradictions
 from stacks.settings import REQUIRED, ConfigurationError, read, section, setting
 
 CDK_JSON = Path(__file__).resolve().parents[1] / "cdk.json"
@@ -190,7 +190,7 @@ class PgBouncer:
     tasks: int = setting(2, "tasks that always run; each uses one core", minimum=1, maximum=8)
     max_tasks: int = setting(4, "tasks up to which the service scales", minimum=1, maximum=8)
     cpu: int = setting(
-        1024, "CPU of a task, 1024 is one core", unit="units", choices=(256, 512, 1024)
+        1024, "CPU of a task, 1024 is one core", unit="units", choices=tuple(TASK_MEMORY)
     )
     memory: int = setting(2048, "memory of a task", unit="MiB", choices=(512, 1024, 2048, 4096))
     port: int = setting(6432, "port that functions connect to", minimum=1024, maximum=65535)
@@ -300,8 +300,9 @@ class Functions:
         300, "longest migration", unit="seconds", minimum=30, maximum=870
     )
     checkout_timeout: int = setting(
-        3, "longest wait for a usable connection", unit="seconds", minimum=1, maximum=20
-    )
+        3, "longest wait for a usable connection", unit="seconds", minimum=1,
+        maximum=LONGEST_CHECKOUT,
+    )  # fmt: skip
     reserved_concurrency: int | None = setting(
         None,
         "requests that 'users' may serve at once; null: nothing is reserved, and the pooler's"

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
 API_TIMEOUT = 29
 """Seconds after which the API gives up on a function; an HTTP API's own limit is 30."""
 
+LONGEST_CHECKOUT = 20
+"""Seconds up to which functions.checkout_timeout can be set."""
+
+TASK_MEMORY = {256: (512, 1024, 2048), 512: (1024, 2048, 4096), 1024: (2048, 4096)}
+"""MiB that Fargate combines with the CPU units of a task, of the sizes that can be set here."""
+
 
 def contradictions(config: "Config") -> Iterator[str]:
     """Yield each contradiction with the settings' names, their values and what is allowed."""
@@ -119,6 +125,11 @@ def _database(config: "Config") -> Iterator[str]:
         )
 
 
+def most_checkout(config: "Config") -> int:
+    """Return the longest checkout timeout that a function's timeout leaves room for."""
+    return min(LONGEST_CHECKOUT, config.functions.timeout - 1)
+
+
 def most_connections(config: "Config") -> int:
     """Say what may be asked of a server: twice what it accepts by itself, if that is known."""
     database = config.database
@@ -158,6 +169,12 @@ def _pooler(config: "Config") -> Iterator[str]:
         yield (
             f"pgbouncer.max_tasks = {pgbouncer.max_tasks}: allowed is pgbouncer.tasks ="
             f" {pgbouncer.tasks} or more"
+        )
+    if pgbouncer.memory not in TASK_MEMORY[pgbouncer.cpu]:
+        allowed = ", ".join(map(str, TASK_MEMORY[pgbouncer.cpu]))
+        yield (
+            f"pgbouncer.memory = {pgbouncer.memory}: allowed with pgbouncer.cpu ="
+            f" {pgbouncer.cpu} is one of {allowed} (MiB), which Fargate combines with it"
         )
     if floor(pgbouncer.tasks * pgbouncer.maximum_percent / 100) == pgbouncer.tasks:
         yield (

@@ -36,7 +36,7 @@ from local.fault_proxy import FaultProxy
 Policy = Literal["kept", "naive"]
 
 SHARE: Final = 0.25
-"""Of a core, for PgBouncer: the stage `dev`."""
+"""Of a core, for PgBouncer: the smallest task."""
 PERIOD: Final = 0.1
 """Seconds in which it runs once and rests once, as under Linux's quota for containers."""
 PROCESSES: Final = 4

@@ -1,10 +1,12 @@
 """What the tests of the layer share: an invocation's context, and a few questions."""
 
+import select
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from typing import Any
 
 import psutil
 import psycopg
@@ -180,6 +182,34 @@ def pool_sizes(max_db_connections: int, rotation: str) -> dict[str, str]:
     }
     size = Config.of_stage("dev", override).pool_size
     return {"MAX_DB_CONNECTIONS": str(max_db_connections), "DEFAULT_POOL_SIZE": str(size)}
+
+
+@contextmanager
+def later(seconds: float, action: Callable[[], object]) -> Iterator[None]:
+    """Do something after some seconds, in any case before the block is left."""
+    timer = threading.Timer(seconds, action)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.join()
+
+
+SLEEP = "DO $$ BEGIN RAISE NOTICE 'at work'; PERFORM pg_sleep(300); END $$"
+"""Says when it is at work: a notice is sent at once."""
+
+
+def vanish(client: psycopg.Connection[Any], statement: str = SLEEP) -> bool:
+    """Have a client vanish in the middle of a statement; tell whether that was at work."""
+    with closing(client):
+        said: list[object] = []
+        client.add_notice_handler(said.append)
+        client.pgconn.send_query(statement.encode())
+        client.pgconn.flush()
+        select.select([client.fileno()], [], [], 10)
+        client.pgconn.consume_input()
+        client.pgconn.is_busy()  # parses what has come
+        return bool(said)
 
 
 @contextmanager

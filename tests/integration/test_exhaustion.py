@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import select
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -20,7 +19,8 @@ from local.processes import wait_until
 from migrations import roles
 from migrations.roles import CLIENT_CHECK, Timeouts
 from migrations.run import migrate
-from tests.integration.layer import busy_clients, count_served, pool_sizes, settings_for
+from tests.integration import layer
+from tests.integration.layer import SLEEP, busy_clients, count_served, pool_sizes, settings_for
 from tests.integration.servers import Login, PoolerFixture, SecretsService, create_login
 
 TIMEOUTS = Timeouts(statement=60, lock=5, idle_in_transaction=60, transaction=60)
@@ -28,9 +28,8 @@ POOL = 4
 VANISHED = 24
 LIMIT = 10
 
-SLEEP = "DO $$ BEGIN RAISE NOTICE 'at work'; PERFORM pg_sleep(300); END $$"
 COMPUTE = "DO $$ BEGIN RAISE NOTICE 'at work'; LOOP PERFORM 1; END LOOP; END $$"
-"""Both say when they are at work: a notice is sent at once."""
+"""Says when it is at work, as SLEEP does."""
 
 
 @dataclass
@@ -65,15 +64,7 @@ class Deployed:
 
     def vanish(self, statement: str) -> bool:
         """Have a client vanish in the middle of a statement; tell whether that was at work."""
-        with closing(self.pooler.connect(dbname=self.name)) as client:
-            said: list[object] = []
-            client.add_notice_handler(said.append)
-            client.pgconn.send_query(statement.encode())
-            client.pgconn.flush()
-            select.select([client.fileno()], [], [], 10)
-            client.pgconn.consume_input()
-            client.pgconn.is_busy()  # parses what has come
-            return bool(said)
+        return layer.vanish(self.pooler.connect(dbname=self.name), statement)
 
     def backends(self) -> int:
         """Count the backends of the application's user."""

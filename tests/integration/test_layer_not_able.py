@@ -23,7 +23,7 @@ from psycopg.rows import TupleRow
 from local import processes
 from local.postgres import Postgres
 from local.postgres_discovery import find_postgres
-from tests.integration.layer import Admin, Open, scalar, wait_until
+from tests.integration.layer import Admin, Open, later, scalar, wait_until
 
 INSERT = "INSERT INTO counter VALUES (1)"
 Work = Callable[[psycopg.Connection[TupleRow]], object]
@@ -70,17 +70,6 @@ def count(admin: Admin) -> int:
     """Count the rows."""
     row = admin.execute("SELECT count(*) FROM counter").fetchone()
     return row[0] if row else 0
-
-
-@contextmanager
-def later(seconds: float, action: Callable[[], object]) -> Iterator[None]:
-    """Do something after some seconds, in any case before the block is left."""
-    timer = threading.Timer(seconds, action)
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.join()
 
 
 # --- a server that takes no writes

@@ -7,7 +7,8 @@ import secrets
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -28,10 +29,13 @@ from psycopg.rows import TupleRow
 from local import processes
 from local.certificates import Authority
 from local.postgres import Postgres
-from migrations.roles import GROUP, LOCK, Login, Timeouts
+from migrations.roles import CLIENT_CHECK, GROUP, LOCK, Login, Timeouts
 from migrations.run import migrate
+from stacks.budget import login_limit, most_tasks
+from stacks.config import Config
 from tests.integration.functions import load_function
 from tests.integration.layer import (
+    Admin,
     Clock,
     Context,
     Load,
@@ -39,6 +43,7 @@ from tests.integration.layer import (
     count_served,
     pool_sizes,
     settings_for,
+    vanish,
     wait_until,
 )
 from tests.integration.servers import REGION, PoolerFixture, SecretsService
@@ -72,10 +77,17 @@ class Application:
         """The users that take turns, the first one first."""
         return self.user, f"{self.user}_clone"
 
-    def deploy(self, *, shared: bool = False) -> None:
+    def deploy(self, *, shared: bool = False, login_limit: int = -1) -> None:
         """Migrate, as each deployment does; others may use the database too."""
         connection = psycopg.connect(self.master_dsn, autocommit=True)
-        migrate(connection, self._login, TIMEOUTS, patience=60.0, shared=shared)
+        migrate(
+            connection,
+            self._login,
+            TIMEOUTS,
+            patience=60.0,
+            shared=shared,
+            login_limit=login_limit,
+        )
 
     def rotate(self, token: str | None = None) -> str:
         """Go through all steps, as Secrets Manager does; return the version's id."""
@@ -778,6 +790,59 @@ def test_new_environments_are_served_beside_busy_ones_of_before(
         wait_until(lambda: knows(pooler, app.content()["username"]))
         settings = replace(settings_for(pooler), dbname=app.database, secret_arn=app.arn)
         assert count_served(settings) == 8
+
+
+def test_both_users_of_a_rotation_fill_the_line_of_the_budget_and_no_more(
+    application: Application, new_pooler: PoolerFixture, postgres: Postgres
+) -> None:
+    """Clients of both vanish: the second user, which the rotation makes, has the limit, too.
+
+    A pooler with bounds of its own knows of 4 server connections; the budget counts 3 such tasks.
+    """
+    sizes = {"tasks": 1, "max_tasks": 1, "max_db_connections": 4}
+    config = Config.of_stage("dev", {"pgbouncer": sizes})
+    application.deploy(login_limit=login_limit(config))
+    with psycopg.connect(postgres.superuser_dsn, autocommit=True) as admin:
+        for change in ("SET statement_timeout = '300s'", f"RESET {CLIENT_CHECK[0]}"):
+            admin.execute(f"ALTER DATABASE {application.database} {change}".encode())
+        new_pooler.environment |= pool_sizes(4, application.strategy)
+        pooler = start(new_pooler, application)
+        logins = [application.content()]
+        application.rotate()
+        logins.append(application.content())
+        wait_until(lambda: knows(pooler, logins[1]["username"]))
+        with ThreadPoolExecutor(len(logins)) as threads:
+            list(threads.map(lambda login: vanish_often(pooler, application, login), logins))
+        assert backends(admin, application) == dict.fromkeys(application.users, 6)
+        assert most_tasks(config) * sizes["max_db_connections"] == 2 * 6
+        application.master().close()  # the owner finds a place
+        admin.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = ANY(%s)",
+            [list(application.users)],
+        )
+    settings = replace(
+        settings_for(pooler), dbname=application.database, secret_arn=application.arn
+    )
+    assert count_served(settings) == 8
+
+
+def vanish_often(pooler: PoolerFixture, app: Application, login: dict[str, str]) -> None:
+    """Have many more clients of a user vanish in a statement than its limit lets work."""
+    user, password = login["username"], login["password"]
+    address = make_conninfo(pooler.dsn(), dbname=app.database, user=user, password=password)
+    for _ in range(18):
+        with suppress(psycopg.OperationalError):  # refused: as it must be from the seventh on
+            vanish(psycopg.connect(address, autocommit=True, prepare_threshold=None))
+
+
+def backends(admin: Admin, app: Application) -> dict[str, int]:
+    """Count each user's statements at work in the database itself."""
+    found = admin.execute(
+        "SELECT usename::text, count(*) FROM pg_stat_activity"
+        " WHERE usename = ANY(%s) AND state = 'active' GROUP BY usename",
+        [list(app.users)],
+    )
+    return dict(found.fetchall())
 
 
 def knows(pooler: PoolerFixture, user: str) -> bool:

@@ -715,6 +715,12 @@ def test_a_stage_over_its_budget_does_not_synthesise(tmp_path: Path) -> None:
         new_app("local", tmp_path, {"pgbouncer": {"max_db_connections": 60}})
 
 
+def test_a_stage_that_cannot_log_everybody_in_does_not_synthesise(tmp_path: Path) -> None:
+    """A quarter of a core is too little for the first function of the stage `dev` already."""
+    with pytest.raises(BudgetError, match=r"the logins that can come at once take 5\.0 s"):
+        new_app("dev", tmp_path, {"pgbouncer": {"cpu": 256, "memory": 512}})
+
+
 def test_app_is_short() -> None:
     """app.py only wires: at most 60 lines."""
     text = (Path(__file__).parents[2] / "app.py").read_text()

@@ -31,6 +31,8 @@ from stacks.synthesis import COMBINATIONS, stages
 
 Chance = random.Random
 USERS = Client("users", 50)
+FREE = Client("users", Cap.POOLER_LIMIT)
+SMALL = {"cpu": 256, "memory": 512}
 
 
 def budget(stage: str = "dev", *clients: Client, **override: object) -> Budget:
@@ -65,6 +67,14 @@ def test_postgresql_limits_each_user_to_its_part_of_the_pooler_s_line() -> None:
     assert line - 9 <= 2 * limit <= line
     single = Config.of_stage("dev", {"database": {"rotation": "single"}})
     assert login_limit(single) == line
+
+
+@given(st.integers(2, 4000))
+def test_no_user_of_a_rotation_can_take_all_server_connections(size: int) -> None:
+    """The pools of both fit into the bound that they share, so each has a part for itself."""
+    config = Config.of_stage("dev", {"pgbouncer": {"max_db_connections": size}})
+    assert 1 <= config.pool_size < size
+    assert 2 * config.pool_size <= size
 
 
 @pytest.mark.parametrize(
@@ -153,7 +163,7 @@ pgbouncer.max_client_conn x 1 tasks, with one away:
     2220  all together
     2000  PgBouncer's clients: pgbouncer.max_client_conn x 1 tasks, with one away
 The smallest change that fits: pgbouncer.max_client_conn = 2220 (it is 2000); or \
-the concurrency of users = 890 (it is 1000).""",
+the concurrency of users = 890 (it is 1000); or pgbouncer.tasks = 3 (it is 2).""",
     ),
     "sessions": (
         {"pgbouncer": {"pool_mode": "session"}, "functions": {"other_clients": 0}},
@@ -166,6 +176,55 @@ stage 'dev': the sessions that can exist are 33 more than server connections for
       40  all together
        7  server connections for sessions: 7 x 1 tasks, with one away
 The smallest change that fits: the concurrency of users = 3 (it is 20).""",
+    ),
+    "too many logins at once": (
+        {"pgbouncer": SMALL},
+        (FREE, Client("health", Cap.POOLER_LIMIT)),
+        """\
+stage 'dev': the logins that can come at once take 9.6 s, 6.6 s more than \
+functions.checkout_timeout:
+    1000  users: nothing reserved, 1000 new environments x 1 processes x 1 slots
+    1000  health: nothing reserved, 1000 new environments x 1 processes x 1 slots
+      50  functions of other apps
+     -50  over the 2000 clients that PgBouncer accepts: 503
+    2000  all together
+    2000  for the busiest of 1 tasks, with one away
+    9600  milliseconds that these take: 1.2 ms of a core each, pgbouncer.cpu is 256 of 1024
+    3000  functions.checkout_timeout in milliseconds
+The smallest change that fits: functions.checkout_timeout = 10 (it is 3); or pgbouncer.cpu (with \
+at least twice as much pgbouncer.memory) = 1024 (it is 256).""",
+    ),
+    "logins of a few slots each, at three tasks": (
+        {"pgbouncer": {**SMALL, "tasks": 3, "max_tasks": 3}},
+        (Client("users", 600, slots=2),),
+        """\
+stage 'dev': the logins that can come at once take 3.3 s, 0.3 s more than \
+functions.checkout_timeout:
+    1200  users: 600 new environments x 1 processes x 2 slots
+      50  functions of other apps
+    1250  all together
+     696  for the busiest of 2 tasks, with one away
+    3341  milliseconds that these take: 1.2 ms of a core each, pgbouncer.cpu is 256 of 1024
+    3000  functions.checkout_timeout in milliseconds
+The smallest change that fits: the concurrency of users = 533 (it is 600); or \
+functions.checkout_timeout = 4 (it is 3); or pgbouncer.cpu (with at least twice as much \
+pgbouncer.memory) = 512 (it is 256).""",
+    ),
+    "logins of a function without a reservation": (
+        {"pgbouncer": SMALL},
+        (FREE,),
+        """\
+stage 'dev': the logins that can come at once take 5.0 s, 2.0 s more than \
+functions.checkout_timeout:
+    1000  users: nothing reserved, 1000 new environments x 1 processes x 1 slots
+      50  functions of other apps
+    1050  all together
+    1050  for the busiest of 1 tasks, with one away
+    5040  milliseconds that these take: 1.2 ms of a core each, pgbouncer.cpu is 256 of 1024
+    3000  functions.checkout_timeout in milliseconds
+The smallest change that fits: the new environments of users, by a reservation = 575 (it is \
+1000); or pgbouncer.tasks = 3 (it is 2); or functions.checkout_timeout = 6 (it is 3); or \
+pgbouncer.cpu (with at least twice as much pgbouncer.memory) = 512 (it is 256).""",
     ),
     "a plan with few clients": (
         {**COMBINATIONS["external"], "functions": {"other_clients": 10}},
@@ -198,8 +257,14 @@ def test_each_change_that_is_named_really_fits_and_the_one_before_does_not(name:
     found = budget("dev", *clients, **override)
     for setting, value, before in remedies(found):
         assert applied(found, setting, value).fits
-        step = 1 if value < before else -1
-        assert not applied(found, setting, value + step).fits
+        assert not applied(found, setting, value_before(setting, value, before)).fits
+
+
+def value_before(setting: str, value: int, current: int) -> int:
+    """Go back by one step: a task's sizes are each twice the one before."""
+    if setting.startswith("pgbouncer.cpu"):
+        return value // 2
+    return value + (1 if value < current else -1)
 
 
 def remedies(found: Budget) -> Iterator[tuple[str, int, int]]:
@@ -215,11 +280,11 @@ def remedies(found: Budget) -> Iterator[tuple[str, int, int]]:
 
 def applied(found: Budget, setting: str, value: int) -> Budget:
     """Do one change."""
-    if setting.startswith("the concurrency of "):
-        name = setting.removeprefix("the concurrency of ")
+    if " of " in setting:
+        name = setting.partition(" of ")[2].removesuffix(", by a reservation")
         changed = [replace(c, concurrency=value) if c.name == name else c for c in found.clients]
         return budget_of(found.config, changed)
-    section, _, field = setting.partition(".")
+    section, _, field = setting.partition(" (")[0].partition(".")
     part = replace(getattr(found.config, section), **{field: value})
     return budget_of(replace(found.config, **{section: part}), found.clients)
 
@@ -243,6 +308,23 @@ def test_a_function_without_a_reservation_takes_what_is_left() -> None:
     found = budget("dev", Client("users", Cap.POOLER_LIMIT))
     found.check()
     assert "users: nothing reserved, takes what is left, 503 beyond it" in found.explain()
+
+
+def test_all_sums_are_shown() -> None:
+    """`make budget` prints what can exist, and what can log in at once."""
+    shown = budget("dev", FREE, Client("health", Cap.POOLER_LIMIT)).explain()
+    kinds = [block.partition("\n")[0] for block in shown.split("\n\n")]
+    assert kinds == ["server connections", "client connections", "logins"]
+    assert "2400  milliseconds that these take" in shown
+
+
+def test_a_change_that_breaks_another_sum_is_no_remedy() -> None:
+    """More clients for each task would fit, and could not all log in."""
+    override = {"pgbouncer": {**SMALL, "max_client_conn": 500}, "functions": {"other_clients": 0}}
+    found = budget("dev", Client("users", 350), FREE, **override)
+    with pytest.raises(BudgetError, match="client connections") as refused:
+        found.check()
+    assert "max_client_conn =" not in str(refused.value)
 
 
 def test_one_task_may_be_away() -> None:

@@ -68,6 +68,10 @@ def test_an_unknown_stage_names_those_there_are() -> None:
         ({"pgbouncer": {"prot": 1}}, "pgbouncer.prot = 1 is no setting: allowed are tasks, max"),
         ({"pgbouncer": {"pool_mode": "statement"}}, "one of 'transaction', 'session'"),
         ({"pgbouncer": {"cpu": 1000}}, "pgbouncer.cpu = 1000: allowed is a whole number, one of"),
+        (
+            {"pgbouncer": {"cpu": 1024, "memory": 512}},
+            "pgbouncer.memory = 512: allowed with pgbouncer.cpu = 1024 is one of 2048, 4096",
+        ),
         ({"pgbouncer": {"endpoint_host": "a b"}}, "pgbouncer.endpoint_host = 'a b'"),
         ({"pgbouncer": 7}, "pgbouncer is 7: allowed is a group of settings"),
         ({"pooler": "odyssey"}, "pooler = 'odyssey': allowed is text, one of 'pgbouncer'"),

@@ -1,0 +1,150 @@
+"""A failover behind PgBouncer, whose server connections lead to a standby that takes no writes."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psycopg
+import pytest
+from lambda_pg import Database, DatabaseUnavailableError
+from psycopg import errors
+from psycopg.conninfo import make_conninfo
+from psycopg.rows import TupleRow
+
+from local import processes
+from local.pgbouncer_discovery import PgBouncerBinary
+from local.postgres import Postgres
+from local.postgres_discovery import find_postgres
+from tests.integration.conftest import MAJOR, MASTER
+from tests.integration.layer import Admin, later, scalar, settings_for
+from tests.integration.servers import DATABASE, PoolerFixture, SecretsService
+
+INSERT = "INSERT INTO counter VALUES (1)"
+REFUSED = "cannot execute INSERT in a read-only transaction"
+
+Verb = Callable[[Database[TupleRow]], object]
+
+
+@dataclass
+class Pair:
+    """A primary and its standby, one after the other at one address, and the pooler before it."""
+
+    primary: Postgres
+    standby: Postgres
+    pooler: PoolerFixture
+
+    def superuser(self) -> Admin:
+        """Connect to the standby, past the pooler."""
+        address = make_conninfo(self.standby.superuser_dsn, dbname=DATABASE)
+        return psycopg.connect(address, autocommit=True)
+
+    def fail_over(self) -> None:
+        """Crash the primary, and have the standby answer in its place: reads only."""
+        self.primary.stop("immediate")
+        self.standby.start()
+
+    def promote(self) -> None:
+        """Let the standby take writes."""
+        with self.superuser() as admin:
+            admin.execute("SELECT pg_promote()")
+
+    def rows(self) -> int:
+        """Count the rows that the standby has."""
+        with self.superuser() as admin:
+            return len(admin.execute("SELECT FROM counter").fetchall())
+
+
+@pytest.fixture
+def pair(
+    secrets_service: SecretsService, pgbouncer_binary: PgBouncerBinary, secrets_environment: None
+) -> Iterator[Pair]:
+    """A pooler that works with the primary; the standby is a copy from before."""
+    folder = Path(tempfile.mkdtemp(prefix="lpg-", dir="/tmp"))
+    folder.chmod(0o711)
+    binaries, port = find_postgres(MAJOR), processes.free_port()
+    primary, standby = (
+        Postgres(binaries, folder / name, port=port, durable=False) for name in ("pg", "copy")
+    )
+    pooler: PoolerFixture | None = None
+    try:
+        primary.start()
+        primary.create_master(*MASTER, DATABASE)
+        pooler = PoolerFixture(
+            pgbouncer_binary, folder, processes.free_port(), primary, secrets_service
+        )
+        with psycopg.connect(make_conninfo(primary.superuser_dsn, dbname=DATABASE)) as admin:
+            admin.execute("CREATE TABLE counter (n int)")
+            admin.execute("GRANT ALL ON counter TO PUBLIC")
+        primary.stop("fast")
+        subprocess.run(["cp", "-a", str(primary.folder), str(standby.folder)], check=True)
+        signal_file = standby.folder / "data" / "standby.signal"
+        signal_file.touch()
+        processes.own(signal_file, processes.service_account())
+        primary.start()
+        yield Pair(primary, standby, pooler.start())
+    finally:
+        if pooler is not None:
+            pooler.stop()
+        primary.stop("immediate")
+        standby.stop("immediate")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def by_execute(db: Database[TupleRow]) -> object:
+    """Write one row by the one verb that can be retried."""
+    return db.execute(INSERT)
+
+
+def by_work(db: Database[TupleRow]) -> object:
+    """Write one row by the other one."""
+    return db.run_transaction(lambda connection: connection.execute(INSERT))
+
+
+@pytest.mark.parametrize("verb", [by_execute, by_work])
+def test_a_write_waits_for_the_promotion_of_a_standby(pair: Pair, verb: Verb) -> None:
+    """PgBouncer goes on with the server connections that it opened while the standby was one."""
+    with closing(Database(replace(settings_for(pair.pooler), checkout_timeout=20))) as db:
+        verb(db)
+        pair.fail_over()
+        assert scalar_again(db, "SELECT pg_is_in_recovery()") is True
+        before = backends(pair)
+        with later(1.0, pair.promote):
+            verb(db)
+        assert REFUSED in pair.standby.log.read_text(), "nothing was refused: this proves nothing"
+        assert before & backends(pair), "the pooler has only new server connections"
+    assert pair.rows() == 1
+
+
+@pytest.mark.parametrize("verb", [by_execute, by_work])
+def test_a_standby_that_stays_one_is_unavailable_for_writes(pair: Pair, verb: Verb) -> None:
+    """A handler answers 503 within the checkout timeout, and reads are still served."""
+    with closing(Database(replace(settings_for(pair.pooler), checkout_timeout=5))) as db:
+        verb(db)
+        pair.fail_over()
+        assert scalar_again(db, "SELECT pg_is_in_recovery()") is True
+        with pytest.raises(DatabaseUnavailableError, match="read-only") as caught:
+            verb(db)
+        assert isinstance(caught.value.__cause__, errors.ReadOnlySqlTransaction)
+        assert scalar(db, "SELECT pg_is_in_recovery()") is True
+    assert pair.rows() == 0
+
+
+def scalar_again(db: Database[TupleRow], query: str) -> object:
+    """Ask by a statement that may be repeated, as connections may be lost meanwhile."""
+    row = db.execute(query, idempotent=True).fetchone()
+    return row[0] if row else None
+
+
+def backends(pair: Pair) -> set[int]:
+    """Return the process ids of the pooler's server connections at the standby."""
+    with pair.superuser() as admin:
+        found = admin.execute(
+            "SELECT pid FROM pg_stat_activity WHERE usename = %s", [pair.pooler.login.name]
+        )
+        return {pid for (pid,) in found.fetchall()}
