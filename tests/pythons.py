@@ -101,7 +101,7 @@ def run(python: Python) -> Outcome:
         return Outcome(python.version, error.returncode)
     results = FOLDER / f"{python.version}.xml"
     results.unlink(missing_ok=True)
-    command = [program, "-m", "pytest", "--quiet", f"--junitxml={results}"]
+    command = [str(program), "-m", "pytest", "--quiet", f"--junitxml={results}"]
     command += ["--numprocesses", str(WORKERS), "--dist", "loadfile", "tests/unit"]
     done = subprocess.run([*command, "tests/integration"], cwd=ROOT, check=False)
     return read(python.version, done.returncode, results)
@@ -116,8 +116,8 @@ def prepare(python: Python) -> Path:
     if not done.exists() or done.read_text() != digest:
         print("setting up its packages (once)", flush=True)
         subprocess.run([python.program, "-m", "venv", "--clear", folder], check=True)
-        install = [UV, "pip", "install", "--quiet", "--python", program, "--require-hashes"]
-        subprocess.run([*install, "-r", REQUIREMENTS], check=True)
+        install = [str(UV), "pip", "install", "--quiet", "--require-hashes"]
+        subprocess.run([*install, "--python", program, "-r", REQUIREMENTS], check=True)
         done.write_text(digest)
     return program
 
