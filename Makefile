@@ -11,21 +11,43 @@ STAGE ?= dev
 RUN := .venv/bin/python
 CDK := node_modules/.bin/cdk
 
-# $(call need,command,what to do) stops with a sentence when a command is missing.
-need = command -v $(1) >/dev/null || { echo "lambda-pg needs $(1): $(2)" >&2; exit 1; }
+# What is missing is told, all of it at once, before anything is installed.
+define look_first
+	@missing=0; tell() { echo "lambda-pg needs $$1" >&2; missing=1; }; \
+	if ! command -v $(PYTHON) >/dev/null; then \
+	  tell "Python 3.11 or newer, and there is no $(PYTHON). Debian: apt install python3 python3-venv. Another one: make PYTHON=python3.13"; \
+	elif ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	  tell "Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1 | head -n 1). Another one: make PYTHON=python3.13"; \
+	elif ! $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then \
+	  tell "a Python that can make virtual environments; $(PYTHON) cannot. Debian: apt install python3-venv"; \
+	fi; \
+	if ! command -v node >/dev/null; then \
+	  tell "Node.js 20 or newer, and there is no node. $(node_advice)"; \
+	elif ! node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' 2>/dev/null; then \
+	  tell "Node.js 20 or newer; node is $$(node --version 2>&1). $(node_advice)"; \
+	fi; \
+	command -v npm >/dev/null || tell "npm, which comes with Node.js. Debian: apt install npm"; \
+	command -v git >/dev/null || tell "git. Debian: apt install git"; \
+	free=$$(df -Pk . | awk 'NR == 2 { print int($$4 / 1024) }'); \
+	test "$$free" -ge $(space) || tell "$(space) MB of disk space in $(CURDIR), where $$free MB are free"; \
+	exit $$missing
+endef
+node_advice := Debian 13: apt install nodejs npm. Debian 12 has 18: take a newer one from nodejs.org
+# For packages, the CDK, servers and built layers; measured: 1,300 MB.
+space := 2000
 
 .PHONY: help
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 .PHONY: demo
-demo: setup ## deploy the app to a local cloud, call it, storm it, stop it
+demo: servers setup ## deploy the app to a local cloud, call it, storm it, stop it
 	@$(RUN) -m benchmarks.demo
 
 # Most of these tests wait for servers that they broke, so three wait at a time. The end-to-end ones
 # measure and break a whole cloud, which nothing may run beside.
 .PHONY: test
-test: setup ## run all tests, or some: make test ARGS="tests/unit -k url"
+test: servers setup ## run all tests, or some: make test ARGS="tests/unit -k url"
 ifdef ARGS
 	@$(RUN) -m pytest $(ARGS)
 else
@@ -34,6 +56,10 @@ else
 	$(RUN) -m pytest tests/e2e || code=1; \
 	exit $$code
 endif
+
+.PHONY: test-pythons
+test-pythons: servers setup ## run unit and integration tests on every Python found, 3.11 to 3.14
+	@$(RUN) -m tests.pythons $(ARGS)
 
 .PHONY: check
 check: setup ## lint, format, types, and the README's numbers
@@ -44,7 +70,7 @@ check: setup ## lint, format, types, and the README's numbers
 	$(RUN) -m benchmarks.report --check
 
 .PHONY: up
-up: setup ## start the local cloud, deploy the app, and leave it running
+up: servers setup ## start the local cloud, deploy the app, and leave it running
 	@$(RUN) -m local up
 
 .PHONY: down
@@ -64,28 +90,28 @@ screenshots: setup ## take the pictures of the console in docs anew, in a real b
 	@LAMBDA_PG_SCREENSHOTS=docs $(RUN) -m pytest tests/e2e/test_console.py
 
 .PHONY: storm
-storm: setup ## run the storm with every control and peer, and write benchmarks/results/storm.json
+storm: servers setup ## run the storm with every control and peer, and write benchmarks/results/storm.json
 	@code=0; \
 	$(RUN) -m benchmarks.storm.run --output benchmarks/results/storm.json || code=1; \
 	$(RUN) -m benchmarks.report --write || code=1; \
 	exit $$code
 
 .PHONY: chaos
-chaos: setup ## break one thing after the other under load, and audit what is there
+chaos: servers setup ## break one thing after the other under load, and audit what is there
 	@code=0; \
 	$(RUN) -m benchmarks.chaos.run --output benchmarks/results/chaos.json || code=1; \
 	$(RUN) -m benchmarks.report --write || code=1; \
 	exit $$code
 
 .PHONY: chaos-long
-chaos-long: setup ## the long part of chaos, before a release: 40 crashes of PostgreSQL, and login storms
+chaos-long: servers setup ## the long part of chaos, before a release: 40 crashes of PostgreSQL, and login storms
 	@code=0; \
 	$(RUN) -m benchmarks.chaos.long --output benchmarks/results/chaos_long.json || code=1; \
 	$(RUN) -m benchmarks.report --write || code=1; \
 	exit $$code
 
 .PHONY: bench
-bench: setup ## measure what the layer costs, warm and cold, and write benchmarks/results
+bench: servers setup ## measure what the layer costs, warm and cold, and write benchmarks/results
 	@code=0; \
 	$(RUN) -m benchmarks.cost.overhead --output benchmarks/results/overhead.json || code=1; \
 	$(RUN) -m benchmarks.cost.cold_start --output benchmarks/results/cold_start.json || code=1; \
@@ -139,15 +165,31 @@ lock: setup ## pin every requirements.in anew, with hashes
 	    "$$input" --output-file "$${input%.in}.txt" || exit 1; \
 	done
 
+# PgBouncer comes from the machine or out of a package of Debian; PostgreSQL also from npm.
+.PHONY: servers
+servers:
+	@PATH="$$PATH:/usr/sbin:/usr/local/sbin:/usr/local/bin:/opt/homebrew/bin"; \
+	command -v pgbouncer >/dev/null || { command -v apt-get && command -v dpkg-deb; } >/dev/null || \
+	  { echo "lambda-pg needs PgBouncer, or apt-get and dpkg-deb to fetch the one of Debian: install pgbouncer" >&2; exit 1; }
+
 .PHONY: setup
-setup: .venv/ready node_modules/ready
+setup: same-python .venv/ready node_modules/ready
+
+which_python := import sys; print("%d.%d.%d" % sys.version_info[:3], "in", sys.base_prefix)
+
+# A PYTHON that was asked for is not ignored because .venv has another one.
+.PHONY: same-python
+same-python:
+	@test -e .venv/ready || exit 0; \
+	has=$$(.venv/bin/python -c '$(which_python)' 2>/dev/null) || \
+	  { echo "the Python of .venv does not run any more. Make .venv again: rm -rf .venv && make setup" >&2; exit 1; }; \
+	$(if $(filter file,$(origin PYTHON)),exit 0;) \
+	asked=$$($(PYTHON) -c '$(which_python)' 2>/dev/null) || asked="no Python that runs"; \
+	test "$$asked" = "$$has" || \
+	  { echo "PYTHON=$(PYTHON) is $$asked, but .venv was made with $$has. Make .venv again: rm -rf .venv && make setup PYTHON=$(PYTHON)" >&2; exit 1; }
 
 .venv/ready: requirements-dev.txt
-	@$(call need,$(PYTHON),install Python 3.11 or newer - Debian: apt install python3 python3-venv)
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "lambda-pg needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try make PYTHON=python3.13" >&2; exit 1; }
-	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
-	  { echo "$(PYTHON) cannot make virtual environments. Debian: apt install python3-venv" >&2; exit 1; }
+	$(look_first)
 	@echo "setting up Python packages (once)"
 	@$(PYTHON) -m venv --clear .venv
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.txt
@@ -155,8 +197,7 @@ setup: .venv/ready node_modules/ready
 	@touch $@
 
 node_modules/ready: package-lock.json
-	@$(call need,node,install Node.js 20 or newer - Debian: apt install nodejs npm)
-	@$(call need,npm,it comes with Node.js - Debian: apt install npm)
+	$(look_first)
 	@echo "setting up the AWS CDK command line (once)"
 	@npm ci --loglevel=error
 	@touch $@

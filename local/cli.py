@@ -16,10 +16,12 @@ from local.cloud import (
     LocalCloud,
     NotRunningError,
     Options,
+    UnhealthyError,
 )
 from local.narrator import Narrator
 
 _INTERRUPTED = 130
+_RUNNING = "`make status` shows what runs, `make down` stops it."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,6 +68,13 @@ def up(chosen: argparse.Namespace) -> int:
     cloud = LocalCloud(options=options, report=Narrator())
     print(f"starting a local cloud in {cloud.folder}", flush=True)
     cloud.start()
+    if options.deploy:
+        try:
+            cloud.check_health()
+        except UnhealthyError as error:
+            print(error, file=sys.stderr)
+            print(f"More logs are in {cloud.folder}. {_RUNNING}", file=sys.stderr)
+            return 1
     print(_welcome(cloud))
     return 0
 
@@ -78,7 +87,7 @@ def _welcome(cloud: LocalCloud) -> str:
     return f"""
 The console is at {cloud.state.console_url}: watch, storm, break things.
 The API is at {cloud.url}, the AWS APIs are at {cloud.state.aws_endpoint_url}.
-Logs are in {cloud.folder}. `make status` shows what runs, `make down` stops it.
+Logs are in {cloud.folder}. {_RUNNING}
 
 Try it, as user {subject}:
 

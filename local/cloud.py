@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import IO, Any, Self
 from urllib.parse import quote, urlsplit
 
 from local import state
+from local.caller import call
 from local.deployed import Start
 from local.deployment import REPOSITORY, DeploymentError
 from local.issuer import AUDIENCE, Issuer
@@ -30,14 +32,22 @@ __all__ = [
     "LocalCloud",
     "NotRunningError",
     "Options",
+    "UnhealthyError",
 ]
 
 _STOP_SECONDS = 30.0
+# For the API's first 200: on a busy machine a cold start alone may outlast the API's 29 s.
+_HEALTH_SECONDS = 60.0
+_LOOK_SECONDS = 0.5
 Report = Callable[[Mapping[str, Any]], None]
 
 
 class CloudError(RuntimeError):
     """The local cloud did not start, or did not do what it was asked for."""
+
+
+class UnhealthyError(CloudError):
+    """The deployed API does not answer `GET /health` with 200."""
 
 
 class LocalCloud:
@@ -163,6 +173,41 @@ class LocalCloud:
         return self.issuer.token(
             subject, scope=scope, audience=audience, seconds=seconds, claims=claims
         )
+
+    def check_health(self) -> None:
+        """Ask for `/health` until it is 200; raise `UnhealthyError` if it does not get there."""
+        deadline = time.monotonic() + _HEALTH_SECONDS
+        noted = False
+        while problem := self._problem():
+            if time.monotonic() >= deadline:
+                log = self.folder / "logs" / "health.log"
+                raise UnhealthyError(
+                    f"the API is not healthy: {problem}. The end of the function's log, {log}:\n"
+                    f"{last_lines(log, 5)}"
+                )
+            if not noted:
+                note = f"{problem}; asking again for up to {_HEALTH_SECONDS:.0f} s"
+                self._report({"note": note})
+                noted = True
+            time.sleep(_LOOK_SECONDS)
+
+    def _problem(self) -> str | None:
+        """Ask for `/health` once; return what is wrong with the answer, None for a 200."""
+        asked = f"GET {self.url}/health"
+        try:
+            answer = call(self.url, "GET", "/health")
+        except (OSError, http.client.HTTPException) as error:
+            return f"{asked} was not answered ({error})"
+        return None if answer.status == 200 else f"{asked} answered {answer.status} {answer.body}"
+
+    def keep_logs(self, target: Path) -> None:
+        """Copy all logs to a folder, which is emptied first: they would end with the cloud."""
+        shutil.rmtree(target, ignore_errors=True)
+        for log in self.folder.rglob("*.log"):
+            if log.is_file():
+                copy = target / log.relative_to(self.folder)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(log, copy)
 
     def status(self) -> dict[str, Any]:
         """Return the addresses, and how many environments of each function run."""

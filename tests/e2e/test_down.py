@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,62 +16,13 @@ import psutil
 import pytest
 
 from local.deployment import REPOSITORY
+from local.processes import wait_until
 from local.state import MARK, State, is_locked
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(600)  # a deployment takes minutes where the machine is busy
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """Every process of this machine, every listening address, and the files where litter falls."""
-
-    processes: frozenset[tuple[int, float]]
-    listening: frozenset[tuple[str, int]]
-    files: frozenset[Path]
-
-    @classmethod
-    def take(cls, folders: list[Path]) -> "Snapshot":
-        """Look at everything, except for what other clouds of this machine start meanwhile."""
-        processes, foreign = set(), set()
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                if _foreign(process):
-                    foreign.add(process.pid)
-                else:
-                    processes.add((process.pid, process.create_time()))
-        listening = {
-            (found.laddr.ip, found.laddr.port)
-            for found in psutil.net_connections("inet")
-            if found.laddr and found.status == psutil.CONN_LISTEN and found.pid not in foreign
-        }
-        files = {path for folder in folders if folder.exists() for path in folder.iterdir()}
-        return cls(frozenset(processes), frozenset(listening), frozenset(files))
-
-
-_BEFORE: set[tuple[int, float]] = set()
-
-
-def _foreign(process: psutil.Process) -> bool:
-    """Tell whether a process is new but descends from one that was there before the test.
-
-    Such as what another terminal runs. What the cloud leaves has lost its parents.
-    """
-    if (process.pid, process.create_time()) in _BEFORE:
-        return False
-    if process.status() == psutil.STATUS_ZOMBIE:
-        return True
-    own = os.getpid()
-    for parent in process.parents():
-        if parent.pid in {own, 1}:
-            return False
-        if (parent.pid, parent.create_time()) in _BEFORE and not _subreaper(parent):
-            return True
-    return False
-
-
-def _subreaper(process: psutil.Process) -> bool:
-    """Tell whether orphans may come to it: init, or a session's manager."""
-    return process.pid == 1 or process.name() in {"systemd", "init", "tini", "dumb-init"}
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where PostgreSQL keeps its segments
 
 
 @dataclass
@@ -80,8 +31,10 @@ class Place:
 
     folder: Path
     temporary: Path
-    watched: list[Path] = field(default_factory=list)
     running: list[subprocess.Popen[str]] = field(default_factory=list)
+    marks: set[str] = field(default_factory=set)
+    started: set[psutil.Process] = field(default_factory=set)
+    segments: set[Path] = field(default_factory=set)
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Start a command and return at once."""
@@ -103,12 +56,66 @@ class Place:
     def run(self, *arguments: str) -> tuple[int, str]:
         """Run a command to its end; return its exit code and what it said."""
         process = self.start(*arguments)
-        said, _ = process.communicate(timeout=100)
+        said, _ = process.communicate(timeout=300)
         return process.returncode, said
 
-    def snapshot(self) -> Snapshot:
-        """Look at the machine."""
-        return Snapshot.take(self.watched)
+    def remember(self) -> set[psutil.Process]:
+        """Note what a running cloud is known by afterwards; return its processes.
+
+        Its mark; its processes, by number and time of birth; its segments of shared memory.
+        """
+        state = State.load(self.folder)
+        self.marks.add(state.mark)
+        guardian = psutil.Process(state.guardian)
+        found = {guardian, *guardian.children(recursive=True)}
+        self.started |= found
+        for process in found:
+            with suppress(psutil.Error):
+                for mapped in process.memory_maps():
+                    path = Path(mapped.path.removesuffix(" (deleted)"))
+                    if path.is_relative_to(SHARED_MEMORY):
+                        self.segments.add(path)
+        return found
+
+    def owns(self, process: psutil.Process) -> bool:
+        """Tell whether a process is this cloud's, whatever else the machine runs.
+
+        By the mark in its environment, by its working directory, or as it was seen before. The
+        directory is what tells PostgreSQL's backends: their titles overwrite their environments.
+        """
+        with suppress(psutil.Error):
+            if process in self.started:  # also tells a number that was given again
+                return process.status() != psutil.STATUS_ZOMBIE
+        with suppress(psutil.Error):
+            if process.environ().get(MARK) in self.marks:
+                return True
+        with suppress(psutil.Error):
+            return Path(process.cwd()).is_relative_to(self.folder)
+        return False
+
+    def processes(self) -> set[psutil.Process]:
+        """Return the processes of this cloud that are there."""
+        return {process for process in psutil.process_iter() if self.owns(process)}
+
+    def files(self) -> set[Path]:
+        """Return the files of this cloud that are there: in its folders and in shared memory."""
+        folders = (self.temporary, self.folder)
+        kept = {path for folder in folders if folder.exists() for path in folder.iterdir()}
+        return kept | {segment for segment in self.segments if segment.exists()}
+
+    def settles(self) -> None:
+        """Wait until nothing of the cloud is there, or fail with what is."""
+        deadline = time.monotonic() + 20
+        while (left := self.processes()) or self.files():
+            if time.monotonic() > deadline:
+                pytest.fail(f"left behind: {[_told(each) for each in left]} {self.files()}")
+            time.sleep(0.1)
+
+
+def _told(process: psutil.Process) -> str:
+    with suppress(psutil.Error):
+        return f"{process.pid}: {' '.join(process.cmdline())[:200]}"
+    return f"{process.pid}: gone"
 
 
 @pytest.fixture
@@ -119,16 +126,26 @@ def interruptible() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+# Another terminal, a build, a browser: children that end, orphans that outlive their parents.
+PASSERS_BY = "while :; do (sleep 0.3 &) ; sleep 0.1; done"
+
+
 @pytest.fixture
-def place(interruptible: None) -> Iterator[Place]:
+def passers_by() -> Iterator[None]:
+    """Have other processes of this machine come and go."""
+    shell = subprocess.Popen(["sh", "-c", PASSERS_BY], start_new_session=True)
+    yield
+    os.killpg(shell.pid, signal.SIGKILL)
+    shell.wait()
+
+
+@pytest.fixture
+def place(interruptible: None, passers_by: None) -> Iterator[Place]:
     """Give a state folder, and end by force what a failing test has left."""
     base = Path(tempfile.gettempdir()) / f"lpg-{secrets.token_hex(4)}"
     temporary = base / "tmp"
     temporary.mkdir(parents=True)
-    folder = base / "state"
-    _BEFORE.clear()
-    _BEFORE.update((each.pid, each.create_time()) for each in psutil.process_iter())
-    yield (made := Place(folder, temporary, [temporary, base, Path("/dev/shm")]))  # noqa: S108
+    yield (made := Place(base / "state", temporary))
     made.run("down")
     for process in made.running:
         if process.poll() is None:
@@ -140,95 +157,88 @@ def place(interruptible: None) -> Iterator[Place]:
     base.rmdir()
 
 
-def settles(look: Callable[[], Snapshot], before: Snapshot) -> None:
-    """Wait until nothing is there that was not there before, or fail with what is."""
-    deadline = time.monotonic() + 20
-    while True:
-        now = look()
-        left = (
-            now.processes - before.processes,
-            now.listening - before.listening,
-            now.files - before.files,
-        )
-        if not any(left):
-            return
-        if time.monotonic() > deadline:
-            pytest.fail(f"left behind: {[_told(pid) for pid, _ in left[0]]} {left[1:]}")
-        time.sleep(0.1)
-
-
-def _told(pid: int) -> str:
-    with suppress(psutil.Error):
-        return f"{pid}: {' '.join(psutil.Process(pid).cmdline())[:200]}"
-    return f"{pid}: gone"
-
-
 def test_down_leaves_nothing(place: Place) -> None:
-    """After a whole deployment: no process, no listening port, no file; and twice is as good."""
-    before = place.snapshot()
+    """After a whole deployment: no process, no file, no shared memory; and twice is as good."""
     code, said = place.run("up")
     assert code == 0, said
     assert "The console is at http://127.0.0.1:" in said
-    assert place.snapshot().processes > before.processes
+    assert place.remember() <= place.processes()
+    assert place.files()
     assert place.run("down") == (0, "")
     assert not place.folder.exists()
-    settles(place.snapshot, before)
+    place.settles()
     assert place.run("down") == (0, "")
+
+
+def test_what_is_left_is_found_among_the_processes_of_the_machine(place: Place) -> None:
+    """Otherwise the other tests prove nothing: each way to know a process finds one by itself."""
+    assert place.run("up", "--no-deploy")[0] == 0
+    running = place.remember()
+    by_birth, place.started = place.started, set()
+    assert {each for each in running if each.name() != "postgres"} <= place.processes()
+    assert running <= place.processes()  # backends too, whose environments are overwritten
+    marks, place.marks = place.marks, set()
+    assert {each.name() for each in place.processes()} >= {"postgres"}
+    place.started, place.marks = by_birth, marks
+    assert place.run("down") == (0, "")
+    place.settles()
+    (mark,) = marks
+    with subprocess.Popen(["sleep", "60"], env={**os.environ, MARK: mark}) as left:
+        wait_until(lambda: place.processes() == {psutil.Process(left.pid)}, 10, "what is left")
+        left.kill()
+    assert place.processes() == set()
 
 
 @pytest.mark.parametrize("step", ["control plane: MiniStack", "cdk synth"])
 def test_ctrl_c_during_the_start_leaves_nothing(place: Place, step: str) -> None:
     """Interrupted in the middle of a step, `up` ends everything before it ends itself."""
-    before = place.snapshot()
     process = place.start("up")
     assert process.stdout is not None
     for line in process.stdout:
         if f"… {step}" in line:
             break
+    assert place.remember()
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=40)
+    process.communicate(timeout=120)
     assert process.returncode == 130
-    settles(place.snapshot, before)
+    place.settles()
     assert not place.folder.exists()
 
 
 def test_killing_the_starting_command_leaves_nothing(place: Place) -> None:
     """Nobody is left to stop it, so the cloud stops itself."""
-    before = place.snapshot()
     process = place.start("up")
     assert process.stdout is not None
     process.stdout.readline()
     process.stdout.readline()
+    assert place.remember()
     process.kill()
     process.communicate()
-    settles(place.snapshot, before)
+    place.settles()
 
 
 def test_a_killed_daemon_leaves_no_process(place: Place) -> None:
     """After kill -9 the guardian ends the rest; the next start cleans up and works."""
-    before = place.snapshot()
     assert place.run("up", "--no-deploy")[0] == 0
+    place.remember()
     os.kill(State.load(place.folder).daemon, signal.SIGKILL)
-    deadline = time.monotonic() + 20
-    while is_locked(place.folder) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    left = place.snapshot()
-    assert not left.processes - before.processes
-    assert not left.listening - before.listening
+    wait_until(lambda: not is_locked(place.folder), 20, "the end of the guardian")
+    assert place.processes() == set()
     code, said = place.run("status")
     assert (code, "no local cloud is running" in said) == (1, True)
     assert place.run("up", "--no-deploy")[0] == 0
+    place.remember()
     assert place.run("down")[0] == 0
-    settles(place.snapshot, before)
+    place.settles()
 
 
 def test_down_cleans_up_after_a_killed_guardian_too(place: Place) -> None:
     """With guardian and daemon killed, what is left is found by the mark in its environment."""
-    before = place.snapshot()
     assert place.run("up", "--no-deploy")[0] == 0
+    place.remember()
     state = State.load(place.folder)
     os.kill(state.guardian, signal.SIGKILL)
     os.kill(state.daemon, signal.SIGKILL)
     assert place.run("down")[0] == 0
-    settles(place.snapshot, before)
+    place.settles()
     assert MARK not in os.environ

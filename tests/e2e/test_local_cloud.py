@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import uuid
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ import psycopg
 import pytest
 from cryptography.hazmat.primitives import serialization
 
+from local import cloud as local_cloud
 from local.caller import Answer, call
-from local.cloud import AlreadyRunningError, LocalCloud
+from local.cloud import AlreadyRunningError, LocalCloud, UnhealthyError
 from local.deployment import REPOSITORY
 from local.issuer import AUDIENCE, Issuer
 
@@ -50,6 +52,27 @@ def test_the_deployed_functions_answer(cloud: LocalCloud) -> None:
     made = call(cloud.url, "POST", "/users", token, {"name": "Ada"})
     assert made.status == 201
     assert get(cloud, f"/users/{made.json()['id']}", token).json()["name"] == "Ada"
+
+
+def test_an_api_that_is_down_is_told_with_the_reason(
+    cloud: LocalCloud, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The function's own words say why, and a copy of its log outlives the cloud."""
+    cloud.check_health()
+    monkeypatch.setattr(local_cloud, "_HEALTH_SECONDS", 0.0)
+    cloud.end_environments("health")  # which would answer with what it saw a moment ago
+    cloud.pooler("stop")
+    try:
+        with pytest.raises(
+            UnhealthyError, match=r"answered 503[^\n]*health\.log:\n.*refused"
+        ) as told:
+            cloud.check_health()
+    finally:
+        cloud.pooler("start")
+        cloud.end_environments("health")
+    cloud.keep_logs(tmp_path)
+    assert (tmp_path / "logs" / "health.log").read_text().splitlines()[-1] in str(told.value)
+    assert {path.name for path in tmp_path.iterdir()} >= {"cloud.log", "logs", "postgres", "pooler"}
 
 
 def test_status_is_one_json_object_that_scripts_can_use(cloud: LocalCloud) -> None:
@@ -142,9 +165,10 @@ def test_everything_listens_on_loopback_only(cloud: LocalCloud) -> None:
     guardian = psutil.Process(cloud.state.guardian)
     addresses = set()
     for process in [guardian, *guardian.children(recursive=True)]:
-        for found in process.net_connections("all"):
-            if found.status == psutil.CONN_LISTEN or (found.laddr and not found.raddr):
-                addresses.add(found.laddr.ip if hasattr(found.laddr, "ip") else "unix")
+        with suppress(psutil.NoSuchProcess):  # it may have ended meanwhile
+            for found in process.net_connections("all"):
+                if found.status == psutil.CONN_LISTEN or (found.laddr and not found.raddr):
+                    addresses.add(found.laddr.ip if hasattr(found.laddr, "ip") else "unix")
     assert addresses - {"unix"} == {"127.0.0.1"} | {
         task["address"] for task in cloud.status()["pooler"]["tasks"]
     }

@@ -67,7 +67,9 @@ def slot_taken(db: Database[TupleRow]) -> Iterator[None]:
 
     with ThreadPoolExecutor(1) as threads:
         holder = threads.submit(hold)
-        taken.wait()
+        while not taken.wait(0.05):
+            if holder.done():
+                holder.result()  # raises what kept it from a slot
         try:
             yield
         finally:

@@ -268,7 +268,11 @@ class Recorder:
             return _Stream(*await asyncio.open_unix_connection(str(self._server)))
         server = _Stream(*await asyncio.open_connection(*self._server))
         context = ssl.create_default_context(cafile=self._server_ca)
-        await server.ask_for_tls(context, self._server[0])
+        try:
+            await server.ask_for_tls(context, self._server[0])
+        except BaseException:  # also when the recorder closes
+            await _part(server)
+            raise
         return server
 
     async def _converse(
@@ -318,6 +322,7 @@ class _Stream:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
+        self._socket = writer.transport  # below TLS, which is put on top later
 
     async def read_startup(self) -> bytes:
         """Read a packet that has no type."""
@@ -355,8 +360,11 @@ class _Stream:
         await self._writer.wait_closed()
 
     def abort(self) -> None:
-        """Close at once."""
-        self._writer.transport.abort()
+        """Close at once.
+
+        Not by the transport of TLS: in CPython 3.11.2 its abort() raises after a second close().
+        """
+        self._socket.abort()
 
 
 async def _part(*streams: _Stream) -> None:

@@ -29,6 +29,17 @@ def db(pooler: PoolerFixture, secrets_environment: None) -> Iterator[Database[Tu
     database.close()
 
 
+@pytest.fixture
+def patient(pooler: PoolerFixture, secrets_environment: None) -> Iterator[Database[TupleRow]]:
+    """A database that waits for a supervisor to start, which takes seconds on a busy machine.
+
+    What the default waits for is seen in test_layer_waits.py.
+    """
+    database = Database(replace(settings_for(pooler), checkout_timeout=20.0))
+    yield database
+    database.close()
+
+
 def test_claims_are_gone_for_the_next_client(db: Database[TupleRow], pooler: PoolerFixture) -> None:
     """Two clients that share one server connection do not see each other's claims."""
     query = "SELECT pg_backend_pid(), current_setting('request.jwt.claims', true)"
@@ -59,10 +70,10 @@ def test_a_rotation_fails_no_request(new_pooler: PoolerFixture, secrets_environm
 
 
 def test_a_drain_and_a_new_pooler_fail_no_request(
-    db: Database[TupleRow], pooler: PoolerFixture
+    patient: Database[TupleRow], pooler: PoolerFixture
 ) -> None:
     """A statement that meets a draining pooler goes to the one that replaces it."""
-    with Load(db) as load:
+    with Load(patient) as load:
         load.wait_for(20)
         pooler.process.stop()
         pooler.start()
@@ -107,11 +118,11 @@ def test_a_lost_statement_is_reported_as_unknown(
 
 
 def test_a_lost_idempotent_statement_is_sent_again(
-    db: Database[TupleRow], pooler: PoolerFixture
+    patient: Database[TupleRow], pooler: PoolerFixture
 ) -> None:
     """Where the caller says that twice is as good as once, a lost connection costs time only."""
-    db.execute("SELECT 1")
-    assert killed_while_it_runs(db, pooler, idempotent=True).fetchone() == (7,)
+    patient.execute("SELECT 1")
+    assert killed_while_it_runs(patient, pooler, idempotent=True).fetchone() == (7,)
 
 
 def test_a_busy_pooler_is_waited_for(new_pooler: PoolerFixture, secrets_environment: None) -> None:

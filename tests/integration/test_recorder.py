@@ -288,3 +288,20 @@ def test_a_pooler_can_stand_behind_it(pooler: PoolerFixture, tmp_path: Path) -> 
         with psycopg.connect(dsn, autocommit=True) as connection:
             assert connection.execute("SELECT 1").fetchone() == (1,)
         assert recorder.round_trips() == 1
+
+
+def test_a_server_that_refuses_tls_is_not_left_connected(tmp_path: Path) -> None:
+    """Both sides are closed at once, not when the recorder ends."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(20)
+        with Recorder(listener.getsockname(), tmp_path) as recorder:
+            client = socket.create_connection(("127.0.0.1", recorder.port), 20)
+            with client:
+                client.sendall(struct.pack("!ii", 8, 3 << 16))
+                server, _ = listener.accept()
+                with server:
+                    server.settimeout(20)
+                    assert len(server.recv(8)) == 8
+                    server.sendall(b"N")
+                    assert server.recv(1) == b""
+                assert client.recv(1) == b""

@@ -32,6 +32,7 @@ from stacks.synthesis import COMBINATIONS, stages
 Chance = random.Random
 USERS = Client("users", 50)
 FREE = Client("users", Cap.POOLER_LIMIT)
+SERVER = "server connection"
 SMALL = {"cpu": 256, "memory": 512}
 
 
@@ -42,7 +43,7 @@ def budget(stage: str = "dev", *clients: Client, **override: object) -> Budget:
 
 def server(found: Budget) -> Sum:
     """Take the sum of server connections."""
-    (each,) = (each for each in found.sums if each.kind == "server connection")
+    (each,) = (each for each in found.sums if isinstance(each, Sum) and each.kind == SERVER)
     return each
 
 

@@ -68,7 +68,7 @@ class Bench:
             "arn": "arn:aws:lambda:us-east-1:000000000000:function:stack-fn",
             "handler": "handler.handler",
             "runtime": f"python{sys.version_info.major}.{sys.version_info.minor}",
-            "timeout": 5.0,
+            "timeout": 60.0,  # a cold start takes seconds on a busy machine
             "memory": 256,
             "code": code,
             "layers": (),
@@ -113,8 +113,8 @@ def is_running(pid: int) -> bool:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Poll until a condition holds, for at most five seconds."""
-    async with asyncio.timeout(5):
+    """Poll until a condition holds, for at most twenty seconds."""
+    async with asyncio.timeout(20):
         while not condition():  # noqa: ASYNC110 - what happens outside of this process has no event
             await asyncio.sleep(0.01)
 
@@ -139,7 +139,7 @@ def test_a_cold_environment_serves_and_is_used_again(bench: Bench) -> None:
         assert one["event"] == {"a": 1}
         assert one["pid"] == two["pid"]
         assert one["arn"] == fleet.function.arn
-        assert 4000 < one["left"] <= 5000
+        assert 50_000 < one["left"] <= 60_000
 
     run(fleet, work())
 
@@ -315,6 +315,7 @@ def test_requests_go_to_the_environment_used_last_or_are_spread(bench: Bench) ->
         assert await fleet.open(3, "restored", spread=True) == []
         turn = await used(3)
         assert sorted(turn) == sorted(pids)
+        await until(lambda: fleet.states()["frozen"] == 3)
         assert await used(3) == turn
         await fleet.open(3, "restored")
         assert len(set(await used(3))) == 1
