@@ -13,7 +13,7 @@ from local.environments.fleet import Fleet, ThrottledError
 from local.environments.launcher import Surroundings
 
 CONCURRENCY = 1000  # Lambda's default for an account
-PRIVATE_BYTES: dict[Start, int] = {"cold": 64 * 1024 * 1024, "restored": 8 * 1024 * 1024}
+PRIVATE_BYTES: dict[Start, int] = {"cold": 64 * 1024 * 1024, "restored": 11 * 1024 * 1024}
 """Memory that an environment shares with no other process after its first request, with psycopg,
 boto3 and Powertools. A restored one shares with its template what neither has written to."""
 _AT_LEAST = 20  # environments, however little memory there is
