@@ -49,6 +49,11 @@ def _parser() -> argparse.ArgumentParser:
 
     starting = add("up", up)
     starting.add_argument("--no-deploy", action="store_true", help="start the servers only")
+    starting.add_argument(
+        "--cold",
+        action="store_true",
+        help="requests start new environments cold, not restored from a snapshot",
+    )
     add("down", down)
     add("status", status).add_argument("--json", action="store_true", help="print one JSON object")
     add("psql", psql)
@@ -64,7 +69,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def up(chosen: argparse.Namespace) -> int:
     """Start the local cloud, deploy the app, and leave it running."""
-    options = Options(bound=False, deploy=not chosen.no_deploy, wires=True, console=True)
+    options = Options(
+        bound=False,
+        deploy=not chosen.no_deploy,
+        start="cold" if chosen.cold else "restored",
+        wires=True,
+        console=True,
+    )
     cloud = LocalCloud(options=options, report=Narrator())
     print(f"starting a local cloud in {cloud.folder}", flush=True)
     cloud.start()

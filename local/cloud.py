@@ -229,6 +229,10 @@ class LocalCloud:
         pids: list[int] = self._call("POST", f"/functions/{function}/environments", order)["pids"]
         return pids
 
+    def start_on_demand(self, function: str, start: Start) -> None:
+        """Have requests start environments of a function in this way, until they are ended."""
+        self._call("PUT", f"/functions/{function}/start", {"start": start})
+
     def end_environments(self, function: str) -> None:
         """End all environments of a function."""
         self._call("DELETE", f"/functions/{function}/environments")

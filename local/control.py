@@ -46,6 +46,7 @@ def control_application(daemon: "Daemon") -> web.Application:
             web.post("/wires/{wire}/{kind}", control.begin_fault),
             web.delete("/wires/{wire}/{kind}", control.end_fault),
             web.get("/functions/{folder}/environments", control.processes),
+            web.put("/functions/{folder}/start", control.start_on_demand),
             web.post("/database", control.database),
         ]
     )
@@ -89,14 +90,17 @@ class Control:
 
     async def open(self, request: web.Request) -> web.Response:
         order = await request.json()
-        start: Start = order.get("start", "restored")
-        if start not in {"cold", "restored"}:
-            raise ValueError(f"start is {start!r}, it can be 'cold' or 'restored'")
+        start = _start(order.get("start", "restored"))
         began = time.perf_counter()
         folder = request.match_info["folder"]
         spread = order.get("spread", False) is True
         pids = await self._daemon.account.open(folder, int(order["count"]), start, spread=spread)
         return web.json_response({"pids": pids, "seconds": time.perf_counter() - began})
+
+    async def start_on_demand(self, request: web.Request) -> web.Response:
+        start = _start((await request.json())["start"])
+        self._daemon.account.start_on_demand(request.match_info["folder"], start)
+        return web.json_response({})
 
     async def end(self, request: web.Request) -> web.Response:
         await self._daemon.account.end(request.match_info["folder"])
@@ -189,6 +193,14 @@ class Control:
         order = await request.json()
         found = await self._daemon.provide_database(order["user"], order["password"], order["name"])
         return web.json_response(found)
+
+
+def _start(given: Any) -> Start:
+    if given == "cold":
+        return "cold"
+    if given == "restored":
+        return "restored"
+    raise ValueError(f"start is {given!r}, it can be 'cold' or 'restored'")
 
 
 def _told(outcome: Outcome) -> dict[str, Any]:

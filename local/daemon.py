@@ -145,7 +145,11 @@ class Daemon:
             )
             runners.append(runner)
         region = self._region()
-        self.account = Account(self._surroundings(region), self.options.idle_seconds)
+        self.account = Account(
+            self._surroundings(region), self.options.idle_seconds, self.options.start
+        )
+        if bound := self.account.bound_told():
+            self.progress.note(bound)
         self._api = HttpApi(self.account.invoke, session)
         for server in (web.Server(self._serve_issuer), self._api.server()):
             runner, url = await _listen(web.ServerRunner(server))

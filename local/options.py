@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from local.deployed import Start
 from local.deployment import REPOSITORY
 
 
@@ -14,7 +15,8 @@ class Options:
     """Settings of one cloud.
 
     `entry`: the module of `app` that builds the stacks. `bound`: the cloud ends with the process
-    that started it. `idle_seconds`: after how long an unused execution environment ends.
+    that started it. `start`: how a request that finds no free execution environment starts one.
+    `idle_seconds`: after how long an unused one ends.
     `wires`: faults can be had on the ways between functions, pooler, database and Secrets Manager,
     at the price of a hop more on each.
     `console`: whether the live console is served.
@@ -25,6 +27,7 @@ class Options:
     override: Mapping[str, Any] = field(default_factory=dict)
     bound: bool = False
     deploy: bool = True
+    start: Start = "restored"
     idle_seconds: float = 600.0
     wires: bool = False
     console: bool = False

@@ -126,6 +126,8 @@ class Stage:
         if row.start == "restored":
             self.report(f"{row.name}: opening {row.environments} environments")
             self.cloud.environments(row.function, row.environments, row.start)
+        else:
+            self.cloud.start_on_demand(row.function, row.start)
         self.report(f"{row.name}: {row.environments} requests at once")
 
     def address(self, row: Row) -> str:

@@ -1,14 +1,22 @@
 """All functions of the cloud's account: the fleets, and which version of each takes requests."""
 
 import asyncio
+import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+
+import psutil
 
 from local.deployed import Function, Start
 from local.environments.environment import Outcome, State
-from local.environments.fleet import Fleet
+from local.environments.fleet import Fleet, ThrottledError
 from local.environments.launcher import Surroundings
 
+CONCURRENCY = 1000  # Lambda's default for an account
+PRIVATE_BYTES: dict[Start, int] = {"cold": 64 * 1024 * 1024, "restored": 11 * 1024 * 1024}
+"""Memory that an environment shares with no other process after its first request, with psycopg,
+boto3 and Powertools. A restored one shares with its template what neither has written to."""
+_AT_LEAST = 20  # environments, however little memory there is
 _EXPIRY_INTERVAL = 1.0
 
 
@@ -23,15 +31,65 @@ class Account:
     other version that is called by its number has a fleet of its own, as `name:version`.
     """
 
-    def __init__(self, around: Surroundings, idle_seconds: float) -> None:
+    def __init__(
+        self,
+        around: Surroundings,
+        idle_seconds: float,
+        start: Start = "restored",
+        memory: int | None = None,
+    ) -> None:
+        """Have requests `start` environments that way, in `memory` bytes (default: half of it)."""
         self._around = around
         self._idle_seconds = idle_seconds
+        self._start: Start = start
+        self._memory = psutil.virtual_memory().total // 2 if memory is None else memory
         self._fleets: dict[str, Fleet] = {}  # by `name` or `name:version`
         self._retired: list[Fleet] = []
 
     def running(self) -> int:
         """Count the environments of all functions."""
-        return sum(map(len, [*self._fleets.values(), *self._retired]))
+        return sum(map(len, self._everything()))
+
+    def _everything(self) -> list[Fleet]:
+        return [*self._fleets.values(), *self._retired]
+
+    @property
+    def bound(self) -> int:
+        """How many environments requests can start: Lambda's limit, or what the memory is for."""
+        return min(CONCURRENCY, max(_AT_LEAST, self._memory // PRIVATE_BYTES[self._start]))
+
+    def bound_told(self) -> str | None:
+        """Say what bounds the environments if it is this machine's memory."""
+        if self.bound == CONCURRENCY:
+            return None
+        return (
+            f"at most {self.bound} environments at the same time, not {CONCURRENCY}: half of the "
+            f"memory is {self._memory >> 20} MB, a {self._start} one needs "
+            f"{PRIVATE_BYTES[self._start] >> 20} MB"
+        )
+
+    def _admit(self, start: Start) -> None:
+        """Make room for an environment that starts for a request; raise `ThrottledError`.
+
+        As on AWS those that wait for an event do not count: where there is no memory for them,
+        the one that has been idle for longest is ended.
+        """
+        fleets = self._everything()
+        if sum(fleet.busy for fleet in fleets) >= CONCURRENCY:
+            raise ThrottledError(f"all {CONCURRENCY} environments of the account are busy")
+        size, held = PRIVATE_BYTES[start], Counter[Start]()
+        for fleet in fleets:
+            held.update(fleet.held)
+        allowed = max(self._memory, _AT_LEAST * size)
+        missing = sum(PRIVATE_BYTES[each] * n for each, n in held.items()) + size - allowed
+        while missing > 0:
+            fleet = min(fleets, key=lambda each: each.idle_since)
+            if fleet.idle_since == math.inf:
+                raise ThrottledError(
+                    f"{held.total()} environments hold the {allowed >> 20} MB that are for them, "
+                    "and all are busy"
+                )
+            missing -= PRIVATE_BYTES[fleet.reclaim()]
 
     def counts(self) -> dict[str, int]:
         """Return how many environments of each function run, by folder."""
@@ -68,6 +126,10 @@ class Account:
     async def open(self, name: str, count: int, start: Start, *, spread: bool) -> list[int]:
         """Open environments of a function until `count` are idle."""
         return await self.find(name).open(count, start, spread=spread)
+
+    def start_on_demand(self, name: str, start: Start) -> None:
+        """Have requests start environments of a function in this way, until `end`."""
+        self.find(name).start = start
 
     async def end(self, name: str) -> None:
         """End all environments of a function."""
@@ -109,8 +171,7 @@ class Account:
             await fleet.retire()
 
     def _new(self, function: Function) -> Fleet:
-        count: Callable[[], int] = self.running
-        return Fleet(function, self._around, count)
+        return Fleet(function, self._around, self._admit, self._start)
 
     async def expire(self) -> None:
         """End environments that have been idle for too long, for ever."""
@@ -118,9 +179,9 @@ class Account:
             await asyncio.sleep(_EXPIRY_INTERVAL)
             self._retired = [fleet for fleet in self._retired if len(fleet)]
             for fleet in self._fleets.values():
-                fleet.expire(self._idle_seconds)
+                await fleet.expire(self._idle_seconds)
 
     async def close(self) -> None:
         """End all environments."""
-        for fleet in [*self._fleets.values(), *self._retired]:
+        for fleet in self._everything():
             await fleet.close()

@@ -12,17 +12,56 @@ boto3, as in AWS's runtime). Two ways in:
 import gc
 import json
 import os
+import signal
 import sys
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
+
+_NICENESS = 5
+"""After the database, the pooler and the API, which on AWS have machines of their own. Not 19:
+without autogroup that is a seventieth of what any other program gets (decision 21).
+
+With autogroup, Linux shares the processor out between sessions first: so an environment has a
+process group, but no session of its own.
+"""
+_CONNECT_SECONDS = 0.9
+"""awslambdaric gives up connecting to the Runtime API after one second (aws-lambda-cpp)."""
 
 
 def run_cold(handler: str) -> None:
     """Serve invocations with awslambdaric, as AWS's own bootstrap does."""
-    from awslambdaric.__main__ import main  # noqa: PLC0415  # a template must not load it
+    from awslambdaric import lambda_runtime_client  # noqa: PLC0415  # a template must not load it
+    from awslambdaric.__main__ import main  # noqa: PLC0415
 
+    connect_patiently(lambda_runtime_client.runtime_client)
+    os.nice(_NICENESS)
     main(["bootstrap", handler])
+
+
+def connect_patiently(native: Any) -> None:
+    """Let the first connection to the Runtime API take longer than a second of wall time.
+
+    An environment that shares its processor may not run for so long. `native.next` is repeated
+    until it has answered once, unless it fails sooner: then nobody listens any more.
+    """
+    ask = native.next
+
+    def ask_first() -> Any:
+        while True:
+            began = time.monotonic()
+            try:
+                answer = ask()
+            except RuntimeError:
+                if time.monotonic() - began < _CONNECT_SECONDS:
+                    raise
+            else:
+                native.next = ask
+                return answer
+
+    native.next = ask_first
 
 
 class SnapshotClient:
@@ -51,15 +90,24 @@ class SnapshotClient:
             if "ended" in order:  # only a child that is waited for has its time counted
                 os.waitpid(order["ended"], 0)
                 continue
-            child = os.fork()
+            try:
+                child = os.fork()
+            except OSError as error:  # no memory, or no process more
+                self._answer({"no_room": str(error)})
+                continue
             if child == 0:
                 self._become_environment(order["variables"])
                 return
+            with suppress(ProcessLookupError, PermissionError):
+                os.setpgid(child, child)  # the child does so too: before whatever comes first
             self._answer({"pid": child})
         os._exit(0)  # the cloud is gone, or has retired this template
 
     def _become_environment(self, variables: dict[str, str]) -> None:
+        os.nice(_NICENESS)
         os.setpgid(0, 0)
+        # The kernel sends it to frozen environments when their template ends: orphaned and stopped.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)
         os.close(nothing)
@@ -89,6 +137,7 @@ def _connectable_client() -> Any:
     from awslambdaric.lambda_config import LambdaConfigProvider  # noqa: PLC0415
 
     runtime_client.initialize_client(lambda_runtime_client._user_agent())
+    connect_patiently(runtime_client)
     lambda_runtime_client.runtime_client = runtime_client
     config = LambdaConfigProvider(["bootstrap", os.environ["_HANDLER"]])
     return lambda_runtime_client.LambdaRuntimeClient(config.api_address, config.use_thread_polling)
@@ -131,8 +180,4 @@ def run_template(handler: str) -> None:
 
 
 if __name__ == "__main__":
-    # A storm's environments share this machine with the database and the front ends, which on AWS
-    # have machines of their own: they come last. For the same reason an environment has a process
-    # group but no session of its own, as Linux shares the processor out between sessions first.
-    os.nice(19)
     {"cold": run_cold, "template": run_template}[sys.argv[1]](sys.argv[2])

@@ -90,6 +90,11 @@ class Environment:
         """Follow the process `pid`; `reap` collects it where it is a child of this process."""
         self.pid = pid
         self._reap = reap
+        if self.ended:  # it was not wanted any more when its process came
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            self._reap()
+            return
         loop = asyncio.get_running_loop()
         try:
             self._pidfd = os.pidfd_open(pid)
@@ -99,6 +104,8 @@ class Environment:
             self._pidfd = -1
         else:
             loop.add_reader(self._pidfd, self._end)
+        if self.idle:  # it has asked for work before its template has told its process id
+            self.freeze()
 
     @property
     def idle(self) -> bool:
@@ -122,6 +129,18 @@ class Environment:
         elif self._waiting is not None:
             self._deliver()
         return await outcome
+
+    def give_up(self, reason: Exception) -> None:
+        """End it; an event that it cannot have begun raises `reason` to its caller."""
+        invocation = self._invocation
+        if invocation is not None and not self.ready.done() and not invocation.outcome.done():
+            invocation.outcome.set_exception(reason)
+        self.kill()
+
+    def fail_init(self, error: bytes) -> None:
+        """End it as one whose init phase has failed; `error` is what Lambda answers then."""
+        self.init_error = error
+        self.kill()
 
     def kill(self) -> None:
         """End the process and all that it has started."""

@@ -1,31 +1,28 @@
 """Keep the environments of one function: scale out on demand, throttle, expire, retire."""
 
 import asyncio
-import functools
+import math
 import os
 import time
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-import psutil
-
 from local.deployed import Function, Start
 from local.environments.environment import Environment, Outcome, State
-from local.environments.launcher import Launcher, LogFile, Surroundings
+from local.environments.launcher import (
+    InitError,
+    Launcher,
+    LogFile,
+    NoRoomError,
+    Surroundings,
+    TemplateLostError,
+    UnfitError,
+)
 
-ACCOUNT_CONCURRENCY = 1000  # Lambda's default for an account
-COLD_BYTES = 64 * 1024 * 1024  # of a cold environment with psycopg, boto3 and Powertools
 IDLE_SECONDS = 600.0  # AWS does not say; five to fifteen minutes have been seen
-
-
-@functools.cache
-def account_concurrency() -> int:
-    """Return how many environments may be started for requests, within half of the memory.
-
-    Restored ones, opened beforehand, share their memory and are not bounded here.
-    """
-    return min(ACCOUNT_CONCURRENCY, max(20, psutil.virtual_memory().total // 2 // COLD_BYTES))
+_STARTING_AT_ONCE: dict[Start, int] = {"cold": 2 * (os.cpu_count() or 1), "restored": 64}
+"""A cold start is all processor; forks are not, and their snapshot is shared."""
 
 
 class ThrottledError(Exception):
@@ -33,18 +30,33 @@ class ThrottledError(Exception):
 
 
 class Fleet:
-    """All environments that run one version of one function."""
+    """All environments that run one version of one function.
+
+    `admit` is called before a request starts one, with the way it starts; it raises
+    `ThrottledError`. `start` is that way.
+    """
 
     def __init__(
-        self, function: Function, around: Surroundings, running: Callable[[], int]
+        self,
+        function: Function,
+        around: Surroundings,
+        admit: Callable[[Start], None],
+        start: Start = "restored",
     ) -> None:
         self.function = function
-        self._running = running  # environments in the whole account
+        self.start = start
+        self._admit = admit
         self._launcher = Launcher(function, around)
         self._idle: list[Environment] = []  # in the order of their last use
         self._spread = False  # the one used last is used next
         self._all: set[Environment] = set()
+        self.held: Counter[Start] = Counter()
+        """How many environments hold memory, by how they were started."""
+        self._leaving: set[Environment] = set()  # ended for the sake of others, not gone yet
+        self._starting: set[asyncio.Task[None]] = set()
+        self._width = {start: asyncio.Semaphore(n) for start, n in _STARTING_AT_ONCE.items()}
         self._retired = False
+        self._last_start = time.monotonic()
 
     def __len__(self) -> int:
         return len(self._all)
@@ -58,15 +70,41 @@ class Fleet:
         """Count the environments in each state."""
         return Counter(environment.state for environment in self._all)
 
+    @property
+    def busy(self) -> int:
+        """How many environments have an event, or start for one."""
+        return len(self._all) - len(self._idle) - len(self._leaving)
+
+    @property
+    def idle_since(self) -> float:
+        """Since when the one has been idle that has been for longest; infinite if none is."""
+        return self._idle[0].idle_since if self._idle else math.inf
+
+    def reclaim(self) -> Start:
+        """End the environment that has been idle for longest; return how it was started."""
+        environment = self._idle.pop(0)
+        self._leaving.add(environment)
+        self.held[environment.start] -= 1
+        environment.kill()
+        return environment.start
+
     async def invoke(self, event: bytes) -> Outcome:
-        """Run one event in a free environment, or in a new cold one; raise `ThrottledError`."""
-        environment = self._take_idle() or await self._start_for_request()
-        if isinstance(environment, Outcome):
-            return environment
-        outcome = await environment.invoke(event, self.function.arn, self.function.timeout)
+        """Run one event in a free environment, or in a new one; raise `ThrottledError`.
+
+        An event that a lost template process, or a function no snapshot can be taken of, has kept
+        from beginning gets another environment, once.
+        """
+        try:
+            outcome = await self._invoke(event)
+        except (TemplateLostError, UnfitError):
+            outcome = await self._invoke(event)
         if outcome.failure is not None:
             self._log(outcome)
         return outcome
+
+    async def _invoke(self, event: bytes) -> Outcome:
+        environment = self._take_idle() or self._start_for_request()
+        return await environment.invoke(event, self.function.arn, self.function.timeout)
 
     def _take_idle(self) -> Environment | None:
         while self._idle:
@@ -75,25 +113,44 @@ class Fleet:
                 return environment
         return None
 
-    async def _start_for_request(self) -> "Environment | Outcome":
+    def _start_for_request(self) -> Environment:
         reserved = self.function.reserved_concurrency
-        if reserved is not None and len(self._all) >= reserved:
+        if reserved is not None and self.busy >= reserved:
             raise ThrottledError(f"{self.function.folder}: all {reserved} reserved are busy")
-        if self._running() >= account_concurrency():
-            raise ThrottledError(
-                f"all {account_concurrency()} environments of the account are busy"
-            )
-        environment = self._new("cold")
-        try:
-            await self._launcher.start(environment)
-        except OSError as error:
-            environment.kill()
-            return Outcome.failed("init", "Runtime.InitError", str(error))
+        self._admit(self.start)
+        environment = self._new(self.start)
+        # A task of its own: as on AWS it comes up even if the caller gives up waiting for it.
+        task = asyncio.create_task(self._bring_up(environment))
+        self._starting.add(task)
+        task.add_done_callback(self._starting.discard)
         return environment
 
+    async def _bring_up(self, environment: Environment) -> None:
+        """Start an environment; what goes wrong is the outcome of the event that it starts for."""
+        try:
+            await self._open_one(environment)
+        except InitError as error:
+            environment.fail_init(error.payload)
+        except OSError as error:
+            failed = Outcome.failed("init", "Runtime.InitError", str(error))
+            environment.fail_init(failed.payload)
+        except NoRoomError as error:
+            environment.give_up(ThrottledError(str(error)))
+        except UnfitError as error:
+            if self.start == "restored":
+                self.start = "cold"
+                self._write_log(f"starts cold from now on: {error}")
+            environment.give_up(error)
+        except Exception as error:  # noqa: BLE001  # the caller has to learn of it
+            environment.give_up(error)
+        if self._retired and self._starting == {asyncio.current_task()}:
+            await self._launcher.close()
+
     def _new(self, start: Start) -> Environment:
+        self._last_start = time.monotonic()
         environment = Environment(start, self._became_idle, self._ended)
         self._all.add(environment)
+        self.held[start] += 1
         return environment
 
     def _became_idle(self, environment: Environment) -> None:
@@ -104,6 +161,10 @@ class Fleet:
 
     def _ended(self, environment: Environment) -> None:
         self._all.discard(environment)
+        if environment in self._leaving:
+            self._leaving.remove(environment)
+        else:
+            self.held[environment.start] -= 1
         if environment in self._idle:
             self._idle.remove(environment)
 
@@ -116,32 +177,39 @@ class Fleet:
         self._spread = spread
         self._idle = [environment for environment in self._idle if environment.idle]
         fresh = [self._new(start) for _ in range(count - len(self._idle))]
-        # A cold start is all processor; forks are not, and their snapshot is shared.
-        width = asyncio.Semaphore(2 * (os.cpu_count() or 1) if start == "cold" else 64)
         try:
             async with asyncio.TaskGroup() as group:
                 for environment in fresh:
-                    group.create_task(self._open_one(environment, width))
+                    group.create_task(self._open_one(environment))
         except ExceptionGroup as errors:
             for environment in fresh:
                 environment.kill()
             raise RuntimeError(f"{self.function.folder}: {errors.exceptions[0]}") from errors
         return [environment.pid for environment in fresh if environment.pid is not None]
 
-    async def _open_one(self, environment: Environment, width: asyncio.Semaphore) -> None:
-        async with width:
+    async def _open_one(self, environment: Environment) -> None:
+        if environment.start == "restored":
+            await self._launcher.snapshot()  # before it counts as one of those that are starting
+        async with self._width[environment.start]:
             await self._launcher.start(environment)
             await environment.ready
 
-    def expire(self, idle_seconds: float = IDLE_SECONDS) -> None:
-        """End environments that have been idle for too long."""
+    async def expire(self, idle_seconds: float = IDLE_SECONDS) -> None:
+        """End environments that have been idle for too long, and a template without any."""
+        now = time.monotonic()
         for environment in list(self._idle):
-            if time.monotonic() - environment.idle_since > idle_seconds:
+            if now - environment.idle_since > idle_seconds:
                 environment.kill()
+        if not self._all and now - self._last_start > idle_seconds:
+            await self._launcher.close()
 
     async def close(self) -> None:
         """End every environment now, and wait until their processes are gone."""
         self._retired = True
+        starting = list(self._starting)
+        for task in starting:
+            task.cancel()
+        await asyncio.gather(*starting, return_exceptions=True)
         ending = list(self._all)
         for environment in ending:
             environment.kill()
@@ -154,7 +222,8 @@ class Fleet:
         self._retired = True
         for environment in list(self._idle):
             environment.kill()
-        await self._launcher.close()
+        if not self._starting:  # the last one that starts ends the template
+            await self._launcher.close()
 
     def update(self, function: Function) -> None:
         """Take over what applies to running environments: reserved concurrency."""
@@ -163,8 +232,11 @@ class Fleet:
     def _log(self, outcome: Outcome) -> None:
         if outcome.failure == "handled":  # awslambdaric has written that itself
             return
+        self._write_log(f"{outcome.failure}: {outcome.payload.decode(errors='replace')}")
+
+    def _write_log(self, message: str) -> None:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        text = f"{now} {outcome.failure}: {outcome.payload.decode(errors='replace')}\n"
+        text = f"{now} {message}\n"
         log: LogFile = self._launcher.open_log()
         with log as descriptor:
             os.write(descriptor, text.encode())

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections import deque
@@ -19,6 +20,8 @@ _BOOTSTRAP = Path(__file__).with_name("bootstrap.py")
 _INTERPRETER = [sys.executable, "-S", "-P"]
 _SNAPSHOT_SECONDS = 60.0
 _CLOSE_SECONDS = 5.0
+_MAX_ANSWER_BYTES = 1024 * 1024  # of a template: an error of its import has a stack trace
+_BEFORE_SNAPSHOT = "Runtime.BeforeSnapshotError"  # awslambdaric's, after a successful import
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,26 @@ def process_variables(function: Function, start: Start, around: Surroundings) ->
     }
 
 
+class InitError(RuntimeError):
+    """The function failed to initialise; `payload` is the error as Lambda reports it."""
+
+    def __init__(self, text: str, payload: bytes) -> None:
+        super().__init__(text)
+        self.payload = payload
+
+
+class UnfitError(RuntimeError):
+    """The function was initialised, but no snapshot of it can be taken: it starts cold only."""
+
+
+class TemplateLostError(RuntimeError):
+    """The template process has ended before it restored the environment."""
+
+
+class NoRoomError(RuntimeError):
+    """The machine refused another process."""
+
+
 class Launcher:
     """Start environments of one function."""
 
@@ -82,7 +105,7 @@ class Launcher:
         self._function = function
         self._around = around
         self._template: _Template | None = None
-        self._lock = asyncio.Lock()
+        self._taking: asyncio.Task[_Template] | None = None
 
     async def start(self, environment: Environment) -> None:
         """Start the process of an environment, in the way it asks for."""
@@ -90,7 +113,7 @@ class Launcher:
         if environment.start == "cold":
             self._start_cold(environment, address)
         else:
-            template = await self._snapshot()
+            template = await self.snapshot()
             pid = await template.restore({"AWS_LAMBDA_RUNTIME_API": address})
             environment.watch(pid, lambda: template.reap(pid))
 
@@ -112,19 +135,38 @@ class Launcher:
         """Open the function's log for a process, or for a line of the cloud's own."""
         return LogFile(self._around.logs / f"{self._function.folder}.log")
 
-    async def _snapshot(self) -> "_Template":
-        async with self._lock:
-            if self._template is None or self._template.ended:
-                variables = process_variables(self._function, "restored", self._around)
-                with self.open_log() as log:
-                    self._template = await _Template.take(self._function, variables, log)
-            return self._template
+    async def snapshot(self) -> "_Template":
+        """Return the template process, made if there is none; raise `InitError` or `UnfitError`.
 
-    async def close(self) -> None:
-        """End the template process; environments that are running go on."""
+        All that wait for it share one attempt, and its error. The next caller tries again.
+        """
+        if self._template is not None and not self._template.over:
+            return self._template
+        if self._taking is None:
+            self._taking = asyncio.create_task(self._take())
+        return await asyncio.shield(self._taking)
+
+    async def _take(self) -> "_Template":
+        try:
+            await self._end_template()
+            variables = process_variables(self._function, "restored", self._around)
+            with self.open_log() as log:
+                self._template = await _Template.take(self._function, variables, log)
+            return self._template
+        finally:
+            self._taking = None
+
+    async def _end_template(self) -> None:
         template, self._template = self._template, None
         if template is not None:
             await template.close()
+
+    async def close(self) -> None:
+        """End the template process; environments that are running go on."""
+        if self._taking is not None:
+            self._taking.cancel()
+            await asyncio.wait([self._taking])
+        await self._end_template()
 
 
 class LogFile:
@@ -148,13 +190,14 @@ class _Template:
     """A process that has imported a handler and forks environments from itself."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.over = False  # it takes no orders any more
         self._process = process
         self._orders: deque[asyncio.Future[int]] = deque()
         self._reading: asyncio.Task[None] | None = None
 
     @staticmethod
     async def take(function: Function, variables: dict[str, str], log: int) -> "_Template":
-        """Start the process and wait for its snapshot; raise with its error if it has none."""
+        """Start the process and wait for its snapshot; raise `InitError` or `UnfitError`."""
         process = await asyncio.create_subprocess_exec(
             *_INTERPRETER,
             str(_BOOTSTRAP),
@@ -166,6 +209,7 @@ class _Template:
             stdout=asyncio.subprocess.PIPE,
             stderr=log,
             start_new_session=True,
+            limit=_MAX_ANSWER_BYTES,
         )
         template = _Template(process)
         try:
@@ -173,21 +217,23 @@ class _Template:
                 first = await template._answer()
         except TimeoutError:
             first = {"error": f"importing the handler took more than {_SNAPSHOT_SECONDS:.0f} s"}
+        except BaseException:  # nobody wants it any more
+            await template.close()
+            raise
         if "ready" not in first:
             await template.close()
-            raise RuntimeError(f"no snapshot of {function.folder}: {json.dumps(first)}")
+            raise _no_snapshot(function, first)
         template._reading = asyncio.create_task(template._read())
         return template
-
-    @property
-    def ended(self) -> bool:
-        return self._process.returncode is not None
 
     async def restore(self, variables: dict[str, str]) -> int:
         """Fork one environment and return its process id.
 
         Orders are not held back until the one before has been answered: the answers come in order.
+        Raises `TemplateLostError` or `NoRoomError`.
         """
+        if self.over:
+            raise TemplateLostError("the template process has ended")
         assert self._process.stdin is not None  # noqa: S101  # it was started with a pipe
         order: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._orders.append(order)
@@ -197,19 +243,32 @@ class _Template:
     def reap(self, pid: int) -> None:
         """Have an environment that has ended waited for by its parent, if that is still there."""
         assert self._process.stdin is not None  # noqa: S101  # it was started with a pipe
-        if not self.ended and not self._process.stdin.is_closing():
+        if not self.over and not self._process.stdin.is_closing():
             self._process.stdin.write(json.dumps({"ended": pid}).encode() + b"\n")
 
     async def _read(self) -> None:
-        while "pid" in (answer := await self._answer()):
-            order = self._orders.popleft()
-            if not order.done():
-                order.set_result(int(str(answer["pid"])))
+        while (answer := await self._answer()).keys() & {"pid", "no_room"}:
+            self._take_answer(self._orders.popleft(), answer)
+        self.over = True  # before anything else runs: nobody would answer a further order
         while self._orders:
             order = self._orders.popleft()
             if not order.done():
                 text = f"the template process could not restore: {json.dumps(answer)}"
-                order.set_exception(RuntimeError(text))
+                order.set_exception(TemplateLostError(text))
+
+    def _take_answer(self, order: asyncio.Future[int], answer: dict[str, object]) -> None:
+        if "no_room" in answer:
+            if not order.done():
+                text = f"no room for another execution environment: {answer['no_room']}"
+                order.set_exception(NoRoomError(text))
+            return
+        pid = int(str(answer["pid"]))
+        if not order.done():
+            order.set_result(pid)
+        else:  # who ordered it has gone
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            self.reap(pid)
 
     async def _answer(self) -> dict[str, object]:
         assert self._process.stdout is not None  # noqa: S101  # it was started with a pipe
@@ -231,3 +290,13 @@ class _Template:
             await self._process.wait()
         if self._reading is not None:
             await self._reading
+
+
+def _no_snapshot(function: Function, answer: dict[str, object]) -> InitError | UnfitError:
+    """Tell a function that fails to initialise from one that a snapshot cannot hold."""
+    text = f"no snapshot of {function.folder}: {json.dumps(answer)}"
+    if answer.get("error_type") == _BEFORE_SNAPSHOT:
+        return UnfitError(text)
+    error = answer["error"]
+    told = error if isinstance(error, dict) else {"errorType": "Runtime.InitError"}
+    return InitError(text, json.dumps({"errorMessage": str(error), **told}).encode())

@@ -28,6 +28,19 @@ def test_cold_and_restored_environments_serve(cloud: LocalCloud) -> None:
         assert cloud.status()["functions"]["users"] == 2
 
 
+def test_cold_starts_for_requests_are_asked_for_by_name(cloud: LocalCloud) -> None:
+    """Until the environments are ended; otherwise a request starts a restored one."""
+    kinds = []
+    for cold in (False, True, False):
+        cloud.end_environments("users")
+        if cold:
+            cloud.start_on_demand("users", "cold")
+        assert users_answer(cloud) == 200
+        (pid,) = cloud.processes("users")
+        kinds.append(psutil.Process(pid).environ()["AWS_LAMBDA_INITIALIZATION_TYPE"])
+    assert kinds == ["snap-start", "on-demand", "snap-start"]
+
+
 def test_opening_again_only_fills_up(cloud: LocalCloud) -> None:
     """`count` is how many wait for work, not how many more."""
     cloud.end_environments("health")

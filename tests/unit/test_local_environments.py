@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +17,9 @@ import pytest
 from benchmarks.storm.accounting import Usage
 from local import installed
 from local.deployed import Function, Start
-from local.environments.account import Account, UnknownFunctionError
-from local.environments.environment import Outcome, State
+from local.environments.account import PRIVATE_BYTES, Account, UnknownFunctionError
+from local.environments.bootstrap import connect_patiently
+from local.environments.environment import Environment, Outcome, State
 from local.environments.fleet import Fleet, ThrottledError
 from local.environments.launcher import Surroundings
 
@@ -44,6 +46,13 @@ def handler(event, context):
 THREADED = """
 import threading, time
 threading.Thread(target=time.sleep, args=(60,), daemon=True, name="busy").start()
+def handler(event, context): pass
+"""
+
+
+CONNECTED = """
+import socket
+kept = socket.socket()
 def handler(event, context): pass
 """
 
@@ -79,7 +88,7 @@ class Bench:
 
     def fleet(self, source: str = HANDLER, **given: Any) -> Fleet:
         """Make a fleet of a handler."""
-        return Fleet(self.function(source, **given), self.around, lambda: 0)
+        return Fleet(self.function(source, **given), self.around, lambda _start: None)
 
     @property
     def log(self) -> str:
@@ -191,15 +200,14 @@ def test_restored_environments_are_forks_that_ran_the_snapshot_hooks(bench: Benc
     ("source", "reason"),
     [
         (THREADED, "busy"),
-        (
-            "import socket\nkept = socket.socket()\ndef handler(event, context): pass",
-            "connection",
-        ),
+        (CONNECTED, "connection"),
         ("raise ValueError('broken at import')", "broken at import"),
     ],
     ids=["thread", "connection", "import"],
 )
-def test_what_no_snapshot_can_hold_is_refused(bench: Bench, source: str, reason: str) -> None:
+def test_a_snapshot_that_cannot_be_taken_is_told_to_who_opens_environments(
+    bench: Bench, source: str, reason: str
+) -> None:
     """A thread or a connection from the import would be shared or lost by every fork."""
     fleet = bench.fleet(source)
     with pytest.raises(RuntimeError, match=reason):
@@ -343,9 +351,9 @@ def test_idle_environments_expire(bench: Bench) -> None:
 
     async def work() -> None:
         await fleet.invoke(b"{}")
-        fleet.expire(60)
+        await fleet.expire(60)
         assert len(fleet) == 1
-        fleet.expire(0)
+        await fleet.expire(0)
         await until(lambda: not (len(fleet)))
 
     run(fleet, work())
@@ -489,6 +497,9 @@ def test_the_state_of_every_environment_is_told(bench: Bench) -> None:
         await while_it_does(account.open("fn", 1, "restored", spread=False), "restored")
         await while_it_does(account.invoke("fn", b'{"sleep": 0.3}'), "busy")
         await account.end("fn")
+        await while_it_does(account.invoke("fn", b"{}"), "restored")
+        await account.end("fn")
+        account.start_on_demand("fn", "cold")
         await while_it_does(account.invoke("fn", b"{}"), "cold")
         await account.close()
 
@@ -506,3 +517,319 @@ def test_a_killed_environment_is_noticed(bench: Bench) -> None:
         assert read(await fleet.invoke(b"{}"))["pid"] != pid
 
     run(fleet, work())
+
+
+SLOW = """
+import os, time
+with open({counter!r}, "a") as file: file.write("imported\\n")
+time.sleep(0.5)
+def handler(event, context): return os.getpid()
+"""
+
+
+def slow(bench: Bench) -> tuple[str, Callable[[], int]]:
+    """Write a handler whose import takes a while, and return how often it was imported."""
+    counter = bench.folder / "counter"
+    return SLOW.format(counter=str(counter)), lambda: counter.read_text().count("imported")
+
+
+def templates() -> list[psutil.Process]:
+    """The template processes of this test: started by it, with that word."""
+    children = psutil.Process().children()
+    return [each for each in children if is_running(each.pid) and "template" in each.cmdline()]
+
+
+def test_a_request_that_finds_no_free_environment_starts_a_restored_one(bench: Bench) -> None:
+    """However many come at once, the handler is imported once, and each gets a fork."""
+    fleet = bench.fleet()
+
+    async def work() -> None:
+        event = b'{"sleep": 0.5}'
+        answers = [read(one) for one in await asyncio.gather(*map(fleet.invoke, [event] * 20))]
+        assert len({answer["pid"] for answer in answers}) == 20
+        assert {len(answer["told"]) for answer in answers} == {2}  # both hooks
+        assert bench.log.count("imported") == 1
+
+    run(fleet, work())
+
+
+def test_cold_starts_are_asked_for_by_name(bench: Bench) -> None:
+    """Then each environment imports the handler for itself, without SnapStart's hooks."""
+    fleet = bench.fleet()
+    fleet.start = "cold"
+
+    async def work() -> None:
+        event = b'{"sleep": 0.5}'
+        answers = [read(one) for one in await asyncio.gather(*map(fleet.invoke, [event] * 2))]
+        kinds = {answer["environ"]["AWS_LAMBDA_INITIALIZATION_TYPE"] for answer in answers}
+        assert (kinds, [answer["told"] for answer in answers]) == ({"on-demand"}, [[], []])
+        assert bench.log.count("imported") == 2
+
+    run(fleet, work())
+
+
+@pytest.mark.parametrize("source", [THREADED, CONNECTED], ids=["thread", "connection"])
+def test_a_function_that_no_snapshot_can_hold_starts_cold(bench: Bench, source: str) -> None:
+    """It works on AWS, so it works here; its log has the reason, once."""
+    fleet = bench.fleet(source)
+
+    async def work() -> None:
+        for _ in range(2):
+            outcomes = await asyncio.gather(*(fleet.invoke(b"{}") for _ in range(3)))
+            assert [outcome.failure for outcome in outcomes] == [None] * 3
+            assert bench.log.count("starts cold from now on") == 1
+        assert fleet.held["restored"] == 0 < fleet.held["cold"]
+
+    run(fleet, work())
+
+
+def test_an_import_that_fails_is_tried_once_for_all_that_wait(bench: Bench) -> None:
+    """Each of them gets its error, and the next request tries again."""
+    source, imported = slow(bench)
+    fleet = bench.fleet(source.replace("def handler", "raise ValueError('no')\ndef handler"))
+
+    async def work() -> None:
+        for times in (1, 2):
+            outcomes = await asyncio.gather(*(fleet.invoke(b"{}") for _ in range(5)))
+            assert {outcome.failure for outcome in outcomes} == {"init"}
+            assert {read(outcome)["errorMessage"] for outcome in outcomes} == {"no"}
+            assert {read(outcome)["errorType"] for outcome in outcomes} == {"ValueError"}
+            assert imported() == times
+        assert len(fleet) == 0
+
+    run(fleet, work())
+
+
+def test_a_template_process_that_has_died_is_replaced(bench: Bench) -> None:
+    """Whether it died between two requests, or with an order that it had not carried out."""
+    fleet = bench.fleet()
+
+    async def work() -> None:
+        assert (await fleet.invoke(b"{}")).failure is None
+        (first,) = templates()
+        first.suspend()
+        both = [asyncio.ensure_future(fleet.invoke(b'{"sleep": 0.5}')) for _ in range(2)]
+        await until(lambda: fleet.states() == {"busy": 1, "restored": 1})
+        first.kill()
+        assert [(await each).failure for each in both] == [None, None]
+        (second,) = templates()
+        assert (second.pid != first.pid, len(fleet)) == (True, 2)
+        second.kill()
+        await until(lambda: not templates())
+        both = [asyncio.ensure_future(fleet.invoke(b'{"sleep": 0.5}')) for _ in range(3)]
+        assert [(await each).failure for each in both] == [None, None, None]
+        assert len(fleet) == 3
+
+    run(fleet, work())
+
+
+def test_a_machine_without_room_for_a_process_throttles(bench: Bench) -> None:
+    """As Lambda does at its limit; what runs already serves on."""
+    source = f"import os\nfork, left = os.fork, [1]\n{HANDLER}"
+    full = "def once():\n    if left: return left.pop() and fork()\n    raise OSError('full')\n"
+    fleet = bench.fleet(f"{source}\n{full}\nos.fork = once\n")
+
+    async def work() -> None:
+        first = asyncio.ensure_future(fleet.invoke(b'{"sleep": 0.5}'))
+        await until(lambda: fleet.states()["busy"] == 1)
+        with pytest.raises(ThrottledError, match="full"):
+            await fleet.invoke(b"{}")
+        assert (await first).failure is None
+        assert (await fleet.invoke(b"{}")).failure is None
+        assert len(fleet) == 1
+
+    run(fleet, work())
+
+
+def test_a_version_that_retires_while_its_template_is_made_answers_what_waits(
+    bench: Bench,
+) -> None:
+    """Its requests are served by its own code, and then nothing of it is left."""
+    source, imported = slow(bench)
+    fleet = bench.fleet(source)
+
+    async def work() -> None:
+        outcomes = [asyncio.ensure_future(fleet.invoke(b"{}")) for _ in range(2)]
+        await until(lambda: bool(templates()))
+        await fleet.retire()
+        assert [(await outcome).failure for outcome in outcomes] == [None, None]
+        assert imported() == 1
+        await until(lambda: not len(fleet) and not templates())
+
+    run(fleet, work())
+
+
+def test_a_caller_that_gives_up_leaves_an_environment_that_comes_up(bench: Bench) -> None:
+    """As on AWS: the event runs on behind an API that has answered, and the next one is warm."""
+    source, imported = slow(bench)
+    fleet = bench.fleet(source)
+
+    async def work() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await fleet.invoke(b"{}")
+        await until(lambda: fleet.states() == {"frozen": 1})
+        assert read(await fleet.invoke(b"{}")) in fleet.pids
+        assert (imported(), len(fleet)) == (1, 1)
+
+    run(fleet, work())
+
+
+def test_closing_while_a_template_is_made_leaves_no_process(bench: Bench) -> None:
+    """The requests that waited for it are told that the environment is gone."""
+    source, _ = slow(bench)
+    fleet = bench.fleet(source)
+
+    async def work() -> None:
+        waiting = asyncio.ensure_future(fleet.invoke(b"{}"))
+        await until(lambda: bool(templates()))
+        await fleet.close()
+        assert (await waiting).failure == "exit"
+        assert (len(fleet), templates()) == (0, [])
+
+    run(fleet, work())
+
+
+def test_a_template_ends_when_nothing_has_used_it_for_long(bench: Bench) -> None:
+    """What its import has read, a secret perhaps, does not serve new environments for ever."""
+    fleet = bench.fleet()
+
+    async def work() -> None:
+        assert (await fleet.invoke(b"{}")).failure is None
+        await fleet.expire(60)
+        assert len(templates()) == 1
+        await fleet.expire(0)
+        await until(lambda: not len(fleet))
+        await fleet.expire(0)
+        await until(lambda: not templates())
+        assert (await fleet.invoke(b"{}")).failure is None
+
+    run(fleet, work())
+
+
+def test_a_process_that_comes_too_late_is_ended(bench: Bench) -> None:
+    """Its environment has ended while the template process forked."""
+
+    async def work() -> None:
+        environment = Environment("restored", lambda _: None, lambda _: None)
+        await environment.listen()
+        environment.kill()
+        process = await asyncio.create_subprocess_exec("sleep", "60")
+        environment.watch(process.pid)
+        assert await asyncio.wait_for(process.wait(), 5) == -signal.SIGKILL
+
+    asyncio.run(work())
+
+
+def test_an_environment_that_asks_before_its_process_is_known_is_frozen(bench: Bench) -> None:
+    """The template tells the process id on another way than the environment asks for work."""
+
+    async def work() -> None:
+        environment = Environment("restored", lambda _: None, lambda _: None)
+        await environment.listen()
+        environment.ask_next()
+        process = await asyncio.create_subprocess_exec("sleep", "60", process_group=0)
+        environment.watch(process.pid)
+        await until(lambda: state_of(process.pid) == psutil.STATUS_STOPPED)
+        environment.kill()
+        await environment.over.wait()
+        await process.wait()
+
+    asyncio.run(work())
+
+
+def two_functions(bench: Bench) -> list[Function]:
+    """Deploy the same handler under two names."""
+    one = bench.function()
+    return [one, replace(one, name="stack-other", folder="other")]
+
+
+def test_idle_environments_do_not_count_as_concurrency(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lambda's limit is of events that run at the same time, in all functions together."""
+    monkeypatch.setattr("local.environments.account.CONCURRENCY", 2)
+    account = Account(bench.around, 60)
+
+    async def work() -> None:
+        for function in two_functions(bench):
+            await account.update(function)
+        await account.open("other", 2, "restored", spread=False)
+        busy = [asyncio.ensure_future(account.invoke("fn", b'{"sleep": 0.5}')) for _ in range(2)]
+        await until(lambda: account.states()["fn"]["busy"] == 2)
+        with pytest.raises(ThrottledError, match="all 2 environments"):
+            await account.invoke("fn", b"{}")
+        assert [(await each).failure for each in busy] == [None, None]
+        await account.close()
+
+    asyncio.run(work())
+
+
+def test_where_memory_is_short_the_longest_idle_environment_makes_room(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A function that was busy once does not keep others from running; busy ones stay."""
+    monkeypatch.setattr("local.environments.account._AT_LEAST", 2)
+    account = Account(bench.around, 60, memory=2 * PRIVATE_BYTES["restored"])
+
+    async def work() -> None:
+        for function in two_functions(bench):
+            await account.update(function)
+        await account.open("other", 2, "restored", spread=False)
+        busy = [asyncio.ensure_future(account.invoke("fn", b'{"sleep": 1}')) for _ in range(2)]
+        await until(lambda: account.states()["fn"]["busy"] == 2)
+        await until(lambda: account.counts() == {"fn": 2, "other": 0})
+        with pytest.raises(ThrottledError, match="2 environments hold the"):
+            await account.invoke("other", b"{}")
+        assert [(await each).failure for each in busy] == [None, None]
+        assert (await account.invoke("other", b"{}")).failure is None
+        await until(lambda: account.counts() == {"fn": 1, "other": 1})
+        await account.close()
+
+    asyncio.run(work())
+
+
+def test_a_bound_below_lambdas_is_told_with_its_reason(bench: Bench) -> None:
+    """Half of the memory, over what an environment of that kind needs."""
+    assert Account(bench.around, 60, memory=1 << 40).bound_told() is None
+    few = Account(bench.around, 60, memory=100 * PRIVATE_BYTES["restored"])
+    assert (few.bound_told() or "").startswith("at most 100 environments")
+    cold = Account(bench.around, 60, "cold", memory=100 * PRIVATE_BYTES["cold"])
+    assert "a cold one needs 64 MB" in (cold.bound_told() or "")
+
+
+class Native:
+    """awslambdaric's native half: fails as often as it is told, each time after `seconds`."""
+
+    def __init__(self, failures: int, seconds: float) -> None:
+        self.asked = 0
+        self._failures, self._seconds = failures, seconds
+
+    def next(self) -> str:
+        self.asked += 1
+        if self.asked <= self._failures:
+            time.sleep(self._seconds)
+            raise RuntimeError("Failed to get next")
+        return "an event"
+
+
+def test_an_environment_that_had_no_processor_for_a_second_connects_again() -> None:
+    """The runtime client's own second is over before the process has run: 5 of 500 at load 50."""
+    starved = Native(2, 1.0)
+    connect_patiently(starved)
+    assert (starved.next(), starved.asked) == ("an event", 3)
+
+
+def test_an_environment_whose_cloud_is_gone_ends() -> None:
+    """A refused connection fails at once; so does a connection that breaks later."""
+    refused = Native(1, 0)
+    connect_patiently(refused)
+    with pytest.raises(RuntimeError):
+        refused.next()
+    broken = Native(0, 0)
+    connect_patiently(broken)
+    assert broken.next() == "an event"
+    broken._failures, broken._seconds = 9, 1.0
+    with pytest.raises(RuntimeError):
+        broken.next()
+    assert broken.asked == 2
