@@ -149,7 +149,7 @@ class Side:
         if not self._flow.over:
             self.other.pause(len(self.held) > HELD_BYTES)
 
-    def pause(self, paused: bool) -> None:  # noqa: FBT001 - it is what it says
+    def pause(self, paused: bool) -> None:
         """Read no more, or go on."""
         if paused != self._paused:
             self._paused = paused

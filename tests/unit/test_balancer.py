@@ -345,7 +345,6 @@ def fill(client: socket.socket) -> int:
 
 def test_small_messages_are_not_held_back() -> None:
     """Both connections of a flow have Nagle's algorithm off: it would wait 40 ms now and then."""
-
     port = processes.free_port()
     here = balancer_module.Balancer(port, port, 1)
     with socket.create_server((A, port)):
