@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
+import uvloop
 from aiohttp import web
 
 from local import changes, installed, processes
@@ -517,4 +518,4 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
 if __name__ == "__main__":
     processes.raise_open_files_limit()
     os.environ.setdefault(MARK, secrets.token_hex(8))
-    sys.exit(asyncio.run(serve(Path(sys.argv[1]), Options.parse(sys.argv[2]), int(sys.argv[3]))))
+    sys.exit(uvloop.run(serve(Path(sys.argv[1]), Options.parse(sys.argv[2]), int(sys.argv[3]))))

@@ -10,10 +10,11 @@ import asyncio
 import json
 import logging
 import uuid
+from collections.abc import Coroutine
 from email.utils import formatdate
 from http import HTTPStatus
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 from local.control_plane import hooks
 from local.control_plane.handlers import Response
@@ -26,37 +27,49 @@ log = logging.getLogger("secrets")
 
 async def open_endpoint(port: int) -> None:
     """Listen on the port, as long as the process runs."""
-    await asyncio.start_server(_converse, "127.0.0.1", port, backlog=BACKLOG)
+    await asyncio.get_running_loop().create_server(_Connection, "127.0.0.1", port, backlog=BACKLOG)
 
 
-async def _converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+class _Connection(asyncio.Protocol):
     """Answer the requests of one connection, one after the other."""
-    try:
-        while await _exchange(reader, writer):
-            pass
-    except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError):
-        pass  # the caller has gone, or does not speak HTTP
-    finally:
-        writer.close()
+
+    _transport: asyncio.Transport
+
+    def __init__(self) -> None:
+        self._received = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        while not self._transport.is_closing():
+            head, found, rest = self._received.partition(b"\r\n\r\n")
+            if not found:
+                return
+            headers = _headers(head.decode("latin-1"))
+            length = headers.get("content-length", "")
+            if not length.isdigit():
+                self._send((HTTPStatus.LENGTH_REQUIRED, {}, b""), stays=False)
+                return
+            if len(rest) < int(length):
+                return
+            self._received = rest[int(length) :]
+            stays = headers.get("connection", "").lower() != "close"
+            self._send(_answer(headers, rest[: int(length)]), stays=stays)
+
+    def _send(self, response: Response, *, stays: bool) -> None:
+        self._transport.write(_message(response, stays=stays))
+        if not stays:
+            self._transport.close()
 
 
-async def _exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-    """Answer one request; tell whether another may follow on the connection."""
-    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-    lines = (line.partition(":") for line in head.split("\r\n")[1:] if line)
-    headers = {name.strip().lower(): value.strip() for name, _, value in lines}
-    length = headers.get("content-length", "")
-    if not length.isdigit():
-        writer.write(_message((HTTPStatus.LENGTH_REQUIRED, {}, b""), stays=False))
-        return False
-    body = await reader.readexactly(int(length))
-    stays = headers.get("connection", "").lower() != "close"
-    writer.write(_message(await _answer(headers, body), stays=stays))
-    await writer.drain()
-    return stays
+def _headers(head: str) -> dict[str, str]:
+    lines = (line.partition(":") for line in head.split("\r\n")[1:])
+    return {name.strip().lower(): value.strip() for name, _, value in lines}
 
 
-async def _answer(headers: dict[str, str], body: bytes) -> Response:
+def _answer(headers: dict[str, str], body: bytes) -> Response:
     """Have MiniStack's handler answer, in the account and the region of the request's signature."""
     module: Any = import_module(hooks.SECRETS)
     if not headers.get("x-amz-target", "").startswith(_SERVICE):
@@ -68,12 +81,23 @@ async def _answer(headers: dict[str, str], body: bytes) -> Response:
     responses.set_request_account_id(router.extract_access_key_id(headers))
     responses.set_request_region(router.extract_region(headers))
     try:
-        response: Response = await module.handle_request("POST", "/", headers, body, {})
+        response = _run(module.handle_request("POST", "/", headers, body, {}))
     except Exception:
         log.exception("a request has failed: %s", headers["x-amz-target"])
         failure = {"__type": "InternalServiceError", "message": "look at ministack.log"}
         return HTTPStatus.INTERNAL_SERVER_ERROR, {}, json.dumps(failure).encode()
     return response
+
+
+def _run(handling: Coroutine[Any, Any, Response]) -> Response:
+    """Run a handler that waits for nothing, as those of Secrets Manager are, to its end."""
+    try:
+        handling.send(None)
+    except StopIteration as end:
+        response: Response = end.value
+        return response
+    handling.close()
+    raise RuntimeError("MiniStack's handler of Secrets Manager waits for something")
 
 
 def _message(response: Response, *, stays: bool) -> bytes:

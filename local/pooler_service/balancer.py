@@ -132,8 +132,13 @@ class Side:
     def write(self, data: bytes | memoryview) -> None:
         """Send bytes, or hold what is not taken; after the last ones the stream ends."""
         if data and not self.held:
-            with suppress(BlockingIOError):
-                data = data[self.socket.send(data) :]
+            try:
+                sent = self.socket.send(data)
+            except BlockingIOError:
+                sent = 0
+            if sent == len(data):
+                return
+            data = data[sent:]
         if data:
             self.held += data
             self.watch()
