@@ -57,10 +57,10 @@ class Changes:
 
 def _only_reads(scope: Scope) -> bool:
     """Tell whether a request certainly changes nothing; of form requests the body would tell."""
-    headers = dict(scope["headers"])
+    headers: dict[bytes, bytes] = dict(scope["headers"])
     if scope["method"] in {"GET", "HEAD", "OPTIONS"}:
         return True
     if OWN_REQUESTS.encode() in headers.get(b"user-agent", b""):
         return True
-    operation = headers.get(b"x-amz-target", b"").decode("latin-1").rpartition(".")[2]
+    operation = str(headers.get(b"x-amz-target", b""), "latin-1").rpartition(".")[2]
     return operation.startswith(_READING)
