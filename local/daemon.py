@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
+import uvloop
 from aiohttp import web
 
-from local import installed, processes
+from local import changes, installed, processes
 from local.control import control_application
 from local.deployed import Deployed
 from local.deployed import PoolerService as DeployedPooler
@@ -68,11 +69,14 @@ class Daemon:
         self._state: State
         self._pgbouncer: PgBouncerBinary
         self._ports = _ports(options)
-        self._control_plane = ControlPlane(folder / "control-plane", self._ports["aws"])
+        self._control_plane = ControlPlane(
+            folder / "control-plane", self._ports["aws"], self._ports["secrets"]
+        )
         self._front = Front(
             folder / "balancer.log", self._ports["balancer"], target_port=self._ports["pooler"]
         )
         self._secrets: SecretsFront
+        self._session: aiohttp.ClientSession
         self._function_endpoint = f"http://127.0.0.1:{self._ports['aws']}"
         self._wires = self._new_wires() if options.wires else None
         self._console = JsonProcess("console", [str(folder)], folder / "console.log")
@@ -88,6 +92,7 @@ class Daemon:
     async def run(self) -> None:
         """Serve until `stopping` is set; everything is ended on the way out."""
         async with aiohttp.ClientSession() as session:
+            self._session = session
             runners = await self._open_front_ends(session)
             try:
                 await self._until_stopped(self._start())
@@ -237,8 +242,16 @@ class Daemon:
     def _surroundings(self, region: str) -> Surroundings:
         temporary = self.folder / "tmp"
         temporary.mkdir()
-        variables = {**sdk_variables(self._function_endpoint, region), MARK: os.environ[MARK]}
+        variables = {**self._sdk_variables(region), MARK: os.environ[MARK]}
         return Surroundings(self.folder / "runtime", temporary, self.folder / "logs", variables)
+
+    def _sdk_variables(self, region: str) -> dict[str, str]:
+        """Lead functions and pooler to the control plane: with wires through `SecretsFront`."""
+        variables = sdk_variables(self._function_endpoint, region)
+        if self._wires is None:
+            port = self._ports["secrets"]
+            variables["AWS_ENDPOINT_URL_SECRETS_MANAGER"] = f"http://127.0.0.1:{port}"
+        return variables
 
     async def _find_runtime(self) -> None:
         folder = await self._step(
@@ -331,7 +344,7 @@ class Daemon:
         """Make a task of the pooler: its environment is the deployed task definition's."""
         variables = {
             **service.task.variables,
-            **sdk_variables(self._function_endpoint, self._cdk.region),
+            **self._sdk_variables(self._cdk.region),
             "ECS_CONTAINER_METADATA_URI_V4": f"{self._state.control_url}/v4/{task}",
         }
         folder = self.folder / "pooler" / address.rpartition(".")[2]  # short, for its socket
@@ -381,17 +394,37 @@ class Daemon:
         return self._wires
 
     async def _watch(self) -> None:
-        """Follow changes that others make, with the CDK command line or the AWS APIs."""
+        """Follow changes that others make, with the CDK command line or the AWS APIs.
+
+        It looks when the control plane has been asked for a change, and then every second until
+        no stack is in the middle of one.
+        """
+        known, settled = 0, False
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
-            if self._deploying.locked():
-                continue
             try:
-                signature = await asyncio.to_thread(self._inventory.signature)
-                if signature != self._signature and "_IN_PROGRESS" not in signature:
-                    await self.reconcile()
+                if settled:
+                    known = await self._changes(known)
+                settled = not self._deploying.locked() and await self._look()
             except Exception as error:  # noqa: BLE001  # it is tried again in a second
+                settled = False
                 print(f"reconcile: {error!r}", file=sys.stderr, flush=True)
+
+    async def _changes(self, known: int) -> int:
+        """Wait until the control plane has counted another change, or for a minute."""
+        url = f"http://127.0.0.1:{self._ports['aws']}{changes.PATH}"
+        async with self._session.get(url, params={"known": known}) as response:
+            response.raise_for_status()
+            return int((await response.json())["count"])
+
+    async def _look(self) -> bool:
+        """Run what is deployed now where that has changed; False in the middle of a change."""
+        signature = await asyncio.to_thread(self._inventory.signature)
+        if "_IN_PROGRESS" in signature:
+            return False
+        if signature != self._signature:
+            await self.reconcile()
+        return True
 
     async def status(self) -> dict[str, Any]:
         """Return what `status --json` prints."""
@@ -428,8 +461,8 @@ class Daemon:
 
 def _ports(options: Options) -> dict[str, int]:
     """Choose where everything listens; with wires there are two ports more, behind theirs."""
-    aws, postgres, pooler, *wired = processes.free_ports(5)
-    ports = {"aws": aws, "postgres": postgres, "pooler": pooler}
+    aws, secrets_, postgres, pooler, *wired = processes.free_ports(6)
+    ports = {"aws": aws, "secrets": secrets_, "postgres": postgres, "pooler": pooler}
     balancer, database = wired if options.wires else (pooler, postgres)
     return {**ports, "balancer": balancer, "database": database}
 
@@ -489,4 +522,4 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
 if __name__ == "__main__":
     processes.raise_open_files_limit()
     os.environ.setdefault(MARK, secrets.token_hex(8))
-    sys.exit(asyncio.run(serve(Path(sys.argv[1]), Options.parse(sys.argv[2]), int(sys.argv[3]))))
+    sys.exit(uvloop.run(serve(Path(sys.argv[1]), Options.parse(sys.argv[2]), int(sys.argv[3]))))

@@ -343,7 +343,8 @@ class _End(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        self.update()
+        # Not at once: CPython 3.11.2 begins to read after this call, whatever it has paused.
+        self._link.loop.call_soon(self.update)
         self._link.other(self).update()
 
     def data_received(self, data: bytes) -> None:

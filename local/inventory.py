@@ -13,6 +13,7 @@ from typing import Any
 import boto3
 from botocore.config import Config
 
+from local.changes import OWN_REQUESTS
 from local.deployed import (
     FOLDER_TAG,
     Api,
@@ -44,7 +45,13 @@ class Inventory:
         self._folder = folder
         keys = {name.lower(): value for name, value in CREDENTIALS.items()}
         session = boto3.Session(region_name=region, **keys)
-        config = Config(retries={"max_attempts": 2}, connect_timeout=5, read_timeout=30, proxies={})
+        config = Config(
+            retries={"max_attempts": 2},
+            connect_timeout=5,
+            read_timeout=30,
+            proxies={},
+            user_agent_extra=OWN_REQUESTS,
+        )
         names = ("lambda", "apigatewayv2", "ecs", "elbv2", "cloudformation")
         self._clients = {
             name: session.client(name, endpoint_url=endpoint, config=config) for name in names

@@ -14,17 +14,19 @@ _START_SECONDS = 30.0
 class ControlPlane:
     """MiniStack on a port of 127.0.0.1, in a folder of its own."""
 
-    def __init__(self, home: Path, port: int) -> None:
+    def __init__(self, home: Path, port: int, secrets_port: int) -> None:
         """Name the places; nothing is started yet."""
         self._home = home
         self._port = port
+        self._secrets_port = secrets_port
         self._log = home / "ministack.log"
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self, account: str, region: str, control_url: str) -> None:
         """Start it and wait until it answers; raise with the end of its log."""
         python = await asyncio.to_thread(installed.control_plane_python)
-        variables = control_plane_variables(self._home, self._port, account, region, control_url)
+        ports = (self._port, self._secrets_port)
+        variables = control_plane_variables(self._home, ports, account, region, control_url)
         with self._log.open("wb") as output:
             self._process = await asyncio.create_subprocess_exec(
                 str(python), "-m", "local.control_plane",
@@ -60,9 +62,13 @@ class ControlPlane:
 
 
 def control_plane_variables(
-    home: Path, port: int, account: str, region: str, control_url: str
+    home: Path, ports: tuple[int, int], account: str, region: str, control_url: str
 ) -> dict[str, str]:
-    """Return the whole environment of the control plane; makes its folder for files."""
+    """Return the whole environment of the control plane; makes its folder for files.
+
+    `ports`: of everything, and of Secrets Manager alone.
+    """
+    port, secrets_port = ports
     (home / "tmp").mkdir(parents=True, exist_ok=True)
     return {
         **processes.base_environment(),
@@ -79,4 +85,5 @@ def control_plane_variables(
         "DOCKER_HOST": f"unix://{home}/no-docker",
         "PYTHONDONTWRITEBYTECODE": "1",
         "LAMBDA_PG_CONTROL_URL": control_url,
+        "LAMBDA_PG_SECRETS_PORT": str(secrets_port),
     }

@@ -2,9 +2,14 @@
 
 import os
 import sys
+from functools import partial
+from importlib import import_module
+from typing import Any
 
 from local.control_plane import additions, hooks
+from local.control_plane.changes import Changes
 from local.control_plane.cloud import Cloud
+from local.control_plane.secrets_endpoint import open_endpoint
 
 
 def main() -> None:
@@ -13,9 +18,10 @@ def main() -> None:
         sys.exit("the control plane serves loopback only: set BIND_HOST=127.0.0.1")
     hooks.check()
     additions.install(Cloud(os.environ["LAMBDA_PG_CONTROL_URL"]))
-    from ministack.app import main as serve  # noqa: PLC0415  # it reads its settings when imported
-
-    serve()
+    module: Any = import_module(hooks.APPLICATION)  # it reads its settings when imported
+    secrets_port = int(os.environ["LAMBDA_PG_SECRETS_PORT"])
+    module.app = Changes(module.app, begin=partial(open_endpoint, secrets_port))
+    module.main()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,9 @@ import sys
 from importlib import import_module, metadata
 
 VERSION = "1.5.33"
+APPLICATION = "ministack.app"
+RESPONSES = "ministack.core.responses"
+ROUTER = "ministack.core.router"
 STACKS = "ministack.services.cloudformation"
 PROVISIONERS = f"{STACKS}.provisioners"
 LAMBDA = "ministack.services.lambda_svc"
@@ -19,7 +22,14 @@ _CREATE = ("logical_id", "props", "stack_name")
 _UPDATE = ("physical_id", "old_props", "new_props", "stack_name", "logical_id")
 _DELETE = ("physical_id", "props")
 FUNCTIONS = {
+    (APPLICATION, "app"): ("scope", "receive", "send"),
+    (APPLICATION, "main"): (),
+    (RESPONSES, "set_request_account_id"): ("access_key_id",),
+    (RESPONSES, "set_request_region"): ("region",),
+    (ROUTER, "extract_access_key_id"): ("headers", "query_params"),
+    (ROUTER, "extract_region"): ("headers", "query_params"),
     (STACKS, "handle_request"): ("method", "path", "headers", "body", "query_params"),
+    (SECRETS, "handle_request"): ("method", "path", "headers", "body", "query_params"),
     (f"{STACKS}.handlers", "_resolve_stack"): ("stack_name",),
     (PROVISIONERS, "_rds_db_instance_create"): _CREATE,
     (PROVISIONERS, "_rds_db_instance_update"): _UPDATE,
@@ -72,8 +82,8 @@ FUNCTIONS = {
     (LAMBDA, "serve_function_code"): ("func_name", "account_id", "region"),
     (LAMBDA, "_throttle_response"): ("reason_code", "msg", "retry_after"),
     ("ministack.core.concurrency", "spawn_background"): ("fn", "args", "thread_name", "kwargs"),
-    ("ministack.core.responses", "get_region"): (),
-    ("ministack.core.responses", "get_account_id"): (),
+    (RESPONSES, "get_region"): (),
+    (RESPONSES, "get_account_id"): (),
 }
 WITH_LOGICAL_ID = (
     "AWS::ApiGatewayV2::Api",

@@ -149,19 +149,24 @@ def _refuse_what_a_snapshot_cannot_hold() -> None:
         raise RuntimeError(
             f"importing the handler started threads, a fork would lose them: {threads}"
         )
+    if _sockets() - _INHERITED:
+        raise RuntimeError(
+            "importing the handler opened a connection, restored environments would share it: "
+            "connect in the handler, or in an after-restore hook"
+        )
+
+
+def _sockets() -> set[str]:
+    """Name the open sockets, where the system lists them."""
     descriptors = Path("/proc/self/fd")
-    if not descriptors.is_dir():
-        return
-    for link in descriptors.iterdir():
-        try:
-            target = link.readlink()
-        except FileNotFoundError:  # the descriptor of this very listing
-            continue
-        if str(target).startswith("socket:"):
-            raise RuntimeError(
-                "importing the handler opened a connection, restored environments would share it: "
-                "connect in the handler, or in an after-restore hook"
-            )
+    found = set()
+    for link in descriptors.iterdir() if descriptors.is_dir() else ():
+        with suppress(FileNotFoundError):  # the descriptor of this very listing
+            found.add(str(link.readlink()))
+    return {name for name in found if name.startswith("socket:")}
+
+
+_INHERITED = _sockets()  # uvloop gives a child sockets for pipes
 
 
 def run_template(handler: str) -> None:

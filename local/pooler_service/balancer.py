@@ -3,11 +3,14 @@
 A process of its own: in the daemon's loop, every byte of a storm would wait behind its requests.
 It is told its targets on standard input, one JSON object a line, answers each line with what it
 has, and ends with its input.
+
+It drives its sockets itself: asyncio costs several times more for each message, and when one of its
+transports stops reading depends on the Python version (3.11.2 ignores `pause_reading()` in
+`connection_made`). A client is simply not read before its target is connected.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import random
@@ -15,15 +18,22 @@ import resource
 import socket
 import struct
 import sys
+from collections import deque
 from contextlib import suppress
-from typing import Any, cast
+from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
+from time import monotonic
+from typing import Any, Final
 
 from local import processes
 
-BACKLOG = 4096  # a storm's connections come at once
-CONNECT_SECONDS = 3.0
-OWN_FILES = 64
-_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with a reset
+BACKLOG: Final = 4096  # a storm's connections come at once
+CONNECT_SECONDS: Final = 3.0
+HELD_BYTES: Final = 64 * 1024
+"""What a side that cannot be written to may hold before the other side is read no more."""
+OWN_FILES: Final = 64
+_RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER: close with a reset
+_buffer = bytearray(64 * 1024)  # one for all: what is read is passed on before anything else is
+_view = memoryview(_buffer)
 
 
 class Targets:
@@ -65,117 +75,180 @@ class Targets:
             del self.flows[address]
 
 
-class Side(asyncio.BufferedProtocol):
+class Side:
     """One of the two connections of a flow: what comes in here goes out at the other."""
 
-    # One for all: what is read is passed on before anything else is.
-    _buffer = bytearray(64 * 1024)
-    _view = memoryview(_buffer)
+    other: Side
 
-    def __init__(self, flow: Flow) -> None:
-        """Belong to a flow; the other side is named when it is there."""
-        self.flow = flow
-        self.other: Side
-        self.transport: asyncio.Transport | None = None
+    def __init__(self, flow: Flow, sock: socket.socket) -> None:
+        """Take a connected socket that does not block; nothing is read before `watch`."""
+        self.socket = sock
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.held = bytearray()
+        """What the socket has not taken yet."""
         self.ended = False  # nothing more comes in
+        self._flow = flow
+        self._selector = flow.balancer.selector
+        self._watched = 0
+        self._paused = False  # the other side cannot get rid of what comes in here
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport; asyncio has set TCP_NODELAY on it."""
-        self.transport = cast(asyncio.Transport, transport)
-        if self.flow.client is self:
-            self.transport.pause_reading()  # there is nowhere to write to yet
-            self.flow.dial()
-
-    def get_buffer(self, sizehint: int) -> bytearray:  # noqa: ARG002 - asyncio's interface
-        """Lend the buffer."""
-        return self._buffer
-
-    def buffer_updated(self, nbytes: int) -> None:
-        """Pass bytes on."""
-        if self.other.transport is not None:
-            self.other.transport.write(bytes(self._view[:nbytes]))
-
-    def eof_received(self) -> bool:
-        """Pass the end of one direction on; the other direction goes on by itself."""
-        self.ended = True
-        if self.other.transport is not None and not self.other.transport.is_closing():
-            self.other.transport.write_eof()
-        return not self.other.ended
-
-    def pause_writing(self) -> None:
-        """Take no more from the other side than this one can get rid of."""
-        if self.other.transport is not None:
-            self.other.transport.pause_reading()
-
-    def resume_writing(self) -> None:
-        """Take more."""
-        if self.other.transport is not None and not self.other.transport.is_closing():
-            self.other.transport.resume_reading()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """End the other side too: in order, or with a reset where this one had one."""
-        self.transport = None
-        self.flow.lost(self, exc)
-
-    def close(self, exc: Exception | None = None) -> None:
-        """End this side."""
-        if self.transport is None:
+    def watch(self) -> None:
+        """Ask the kernel for exactly the events that matter now."""
+        reading = EVENT_READ if not (self.ended or self._paused) else 0
+        wanted = reading | (EVENT_WRITE if self.held else 0)
+        if wanted == self._watched:
             return
-        if exc is None and self.ended:
-            self.transport.close()  # what is left to write is written first
+        if not self._watched:
+            self._selector.register(self.socket, wanted, self.handle)
+        elif not wanted:
+            self._selector.unregister(self.socket)
         else:
-            reset(self.transport)
+            self._selector.modify(self.socket, wanted, self.handle)
+        self._watched = wanted
+
+    def handle(self, events: int) -> None:
+        """Move bytes; a flow that breaks is reset on both sides."""
+        if self._flow.over:  # an earlier event of this turn has ended it
+            return
+        try:
+            if events & EVENT_WRITE:
+                self._write_held()
+            if events & EVENT_READ:
+                self._read()
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self._flow.close(with_reset=True)
+
+    def _read(self) -> None:
+        count = self.socket.recv_into(_buffer)
+        if count:
+            self.other.write(_view[:count])
+        else:
+            self.ended = True
+            self.watch()
+            self.other.write(b"")
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Send bytes, or hold what is not taken; after the last ones the stream ends."""
+        if data and not self.held:
+            try:
+                sent = self.socket.send(data)
+            except BlockingIOError:
+                sent = 0
+            if sent == len(data):
+                return
+            data = data[sent:]
+        if data:
+            self.held += data
+            self.watch()
+            self.other.pause(len(self.held) > HELD_BYTES)
+        elif not self.held:
+            self._end_if_over()
+
+    def _write_held(self) -> None:
+        del self.held[: self.socket.send(self.held)]
+        if not self.held:
+            self.watch()
+            self._end_if_over()
+        if not self._flow.over:
+            self.other.pause(len(self.held) > HELD_BYTES)
+
+    def pause(self, paused: bool) -> None:
+        """Read no more, or go on."""
+        if paused != self._paused:
+            self._paused = paused
+            self.watch()
+
+    def _end_if_over(self) -> None:
+        """Pass an end on when all that came before it has been; the second one ends the flow."""
+        if not self.other.ended:
+            return
+        self.socket.shutdown(socket.SHUT_WR)
+        if self.ended and not self.other.held:
+            self._flow.close()
+
+    def close(self, *, with_reset: bool) -> None:
+        """Close the socket, as a broken connection is where asked for."""
+        if self._watched:
+            self._selector.unregister(self.socket)
+        close(self.socket, with_reset=with_reset)
 
 
 class Flow:
     """One client's connection, and the one to the target that was chosen for it."""
 
-    def __init__(self, balancer: Balancer) -> None:
-        """Wait for the client."""
-        self._balancer = balancer
-        self.client = Side(self)
-        self.target = Side(self)
-        self.client.other, self.target.other = self.target, self.client
+    def __init__(self, balancer: Balancer, client: socket.socket) -> None:
+        """Take the client's connection; it is not read before there is somewhere to write to."""
+        self.balancer = balancer
+        self.over = False
+        self.sides: list[Side] = []
+        self._client = client
+        self._untried = balancer.targets.choices()
         self._address = ""
-        self._dialling: asyncio.Task[None] | None = None
+        self._dialling: socket.socket | None = None
 
     def dial(self) -> None:
-        """Connect the client to a target, or reset it where none can be had."""
-        if self._balancer.open_flow(self):
-            self._dialling = asyncio.get_running_loop().create_task(self._dial())
-        else:
-            self.client.close(ConnectionRefusedError())
-
-    async def _dial(self) -> None:
-        targets = self._balancer.targets
-        for address in targets.choices():
-            targets.begin(address)
+        """Connect to the next target, or reset the client where every target has been tried."""
+        while self._untried:
+            self._address = self._untried.pop(0)
+            self.balancer.targets.begin(self._address)
+            dialling = self._dialling = socket.socket()
+            dialling.setblocking(False)
             try:
-                async with asyncio.timeout(CONNECT_SECONDS):
-                    await self._connect(address)
-            except OSError:  # TimeoutError is one
-                targets.end(address)
+                dialling.connect((self._address, self.balancer.target_port))
+            except BlockingIOError:
+                self.balancer.selector.register(dialling, EVENT_WRITE, self._dialled)
+                self.balancer.give_up_later(self, dialling)
+                return
+            except OSError:
+                self._fail()
                 continue
-            self._address = address
-            break
-        if self.target.transport is None:
-            self.client.close(ConnectionRefusedError())
-        elif self.client.transport is None:
-            self.target.close(ConnectionResetError())
+            self._begin(dialling)
+            return
+        self.close(with_reset=True)
+
+    def _dialled(self, _events: int) -> None:
+        dialling = self._dialling
+        assert dialling is not None  # noqa: S101  # it is watched as long as it is there
+        self.balancer.selector.unregister(dialling)
+        if dialling.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self._fail()
+            self.dial()
         else:
-            self.client.transport.resume_reading()
+            self._begin(dialling)
 
-    async def _connect(self, address: str) -> None:
-        loop = asyncio.get_running_loop()
-        await loop.create_connection(lambda: self.target, address, self._balancer.target_port)
+    def give_up(self, dialling: socket.socket) -> None:
+        """Try the next target where this one has not answered yet."""
+        if self._dialling is dialling:
+            self.balancer.selector.unregister(dialling)
+            self._fail()
+            self.dial()
 
-    def lost(self, side: Side, exc: Exception | None) -> None:
-        """End the rest of the flow."""
-        side.other.close(exc)
-        if self.client.transport is self.target.transport is None:
-            if self._address:
-                self._balancer.targets.end(self._address)
-            self._balancer.close_flow(self)
+    def _fail(self) -> None:
+        assert self._dialling is not None  # noqa: S101  # the callers have just looked
+        self._dialling.close()
+        self._dialling = None
+        self.balancer.targets.end(self._address)
+        self._address = ""
+
+    def _begin(self, target: socket.socket) -> None:
+        self._dialling = None
+        self.sides = client_side, target_side = [Side(self, self._client), Side(self, target)]
+        client_side.other, target_side.other = target_side, client_side
+        for side in self.sides:
+            side.watch()
+
+    def close(self, *, with_reset: bool = False) -> None:
+        """End the flow on both sides."""
+        self.over = True
+        for side in self.sides:
+            side.close(with_reset=with_reset)
+        if not self.sides:
+            close(self._client, with_reset=with_reset)
+        if self._address:
+            self.balancer.targets.end(self._address)
+        self.balancer.flows.discard(self)
 
 
 class Balancer:
@@ -184,61 +257,105 @@ class Balancer:
     def __init__(self, port: int, target_port: int, most_flows: int) -> None:
         """Reserve the port, so that nobody else has it while there are no targets."""
         self.target_port = target_port
-        self._port = port
         self.targets = Targets()
+        self.flows: set[Flow] = set()
+        self.selector = DefaultSelector()
+        self._port = port
         self._most_flows = most_flows
-        self._flows: set[Flow] = set()
-        self._listener: asyncio.Server | None = None
-        self._reservation = socket.socket()
-        self._reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        self._reservation.bind(("127.0.0.1", port))
+        self._dialling: deque[tuple[float, Flow, socket.socket]] = deque()
+        self._listener: socket.socket | None = None
+        self._reservation = _bound(port)
 
-    async def update(self, registered: list[str]) -> None:
+    def update(self, registered: list[str]) -> None:
         """Send new flows to these targets; without any, connections are refused."""
         self.targets.update(registered)
         if self.targets and self._listener is None:
-            self._listener = await asyncio.get_running_loop().create_server(
-                lambda: Flow(self).client,
-                "127.0.0.1",
-                self._port,
-                backlog=BACKLOG,
-                reuse_port=True,
-            )
+            self._listener = _bound(self._port)
+            self._listener.setblocking(False)
+            self._listener.listen(BACKLOG)
+            self.selector.register(self._listener, EVENT_READ, self._accept)
         elif not self.targets and self._listener is not None:
+            self.selector.unregister(self._listener)
             self._listener.close()
             self._listener = None
 
-    def open_flow(self, flow: Flow) -> bool:
-        """Take a flow; False when there are as many as the process can have."""
-        if len(self._flows) >= self._most_flows:
-            return False
-        self._flows.add(flow)
-        return True
+    def _accept(self, _events: int) -> None:
+        """Take all clients that are waiting; one too many for the process is reset."""
+        while self._listener is not None:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:  # there is none, or it has gone already
+                return
+            client.setblocking(False)
+            if len(self.flows) >= self._most_flows:
+                close(client, with_reset=True)
+                continue
+            flow = Flow(self, client)
+            self.flows.add(flow)
+            flow.dial()
 
-    def close_flow(self, flow: Flow) -> None:
-        """Forget a flow."""
-        self._flows.discard(flow)
+    def give_up_later(self, flow: Flow, dialling: socket.socket) -> None:
+        """Let a flow try its next target in a while, if it is still dialling this one then."""
+        self._dialling.append((monotonic() + CONNECT_SECONDS, flow, dialling))
+
+    def turn(self, seconds: float | None = None) -> None:
+        """Do what is to be done; wait for it at most so long, or for ever."""
+        if self._dialling:
+            left = max(0.0, self._dialling[0][0] - monotonic())
+            seconds = left if seconds is None else min(left, seconds)
+        for key, events in self.selector.select(seconds):
+            key.data(events)
+        while self._dialling and self._dialling[0][0] <= monotonic():
+            _, flow, dialling = self._dialling.popleft()
+            flow.give_up(dialling)
+
+    def close(self) -> None:
+        """Give the port back, and break what is left."""
+        for flow in list(self.flows):
+            flow.close(with_reset=True)
+        self.update([])
+        self._reservation.close()
+        self.selector.close()
 
 
-def reset(transport: asyncio.Transport) -> None:
-    """Close a connection as a broken one is: with a reset, and without what was left to write."""
-    with suppress(OSError, AttributeError):
-        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-    transport.abort()
+def close(sock: socket.socket, *, with_reset: bool) -> None:
+    """Close a socket, or break it: with a reset, and without what is left to send."""
+    if with_reset:
+        with suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    sock.close()
 
 
-async def serve(port: int, target_port: int) -> None:
+def _bound(port: int) -> socket.socket:
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    sock.bind(("127.0.0.1", port))
+    return sock
+
+
+def serve(port: int, target_port: int) -> None:
     """Do what is said on standard input, until its end."""
-    reader = asyncio.StreamReader()
-    protocol = asyncio.StreamReaderProtocol(reader)
-    await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, sys.stdin)
     balancer = Balancer(port, target_port, most_flows(processes.raise_open_files_limit()))
-    async for line in reader:
-        order: dict[str, Any] = json.loads(line)
-        if "registered" in order:
-            await balancer.update(order["registered"])
-        answer = {"flows": balancer.targets.flows}
-        os.write(1, json.dumps(answer).encode() + b"\n")
+    said, ended = b"", False
+
+    def listen(_events: int) -> None:
+        nonlocal said, ended
+        more = os.read(0, 65536)
+        ended = not more
+        *lines, said = (said + more).split(b"\n")
+        for line in lines:
+            obey(balancer, json.loads(line))
+
+    balancer.selector.register(0, EVENT_READ, listen)
+    while not ended:
+        balancer.turn()
+
+
+def obey(balancer: Balancer, order: dict[str, Any]) -> None:
+    """Do what one line says, and answer it."""
+    if "registered" in order:
+        balancer.update(order["registered"])
+    os.write(1, json.dumps({"flows": balancer.targets.flows}).encode() + b"\n")
 
 
 def most_flows(open_files: int) -> int:
@@ -248,4 +365,4 @@ def most_flows(open_files: int) -> int:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(int(sys.argv[1]), int(sys.argv[2])))
+    serve(int(sys.argv[1]), int(sys.argv[2]))

@@ -104,10 +104,11 @@ class ControlPlane:
         """Start it, and wait until it answers."""
         self.daemon = Daemon()
         self._folder = folder
-        port = processes.free_port()
+        ports = port, secrets_port = processes.free_port(), processes.free_port()
         self.url = f"http://127.0.0.1:{port}"
+        self.secrets_url = f"http://127.0.0.1:{secrets_port}"
         home = folder / "control-plane"
-        variables = control_plane_variables(home, port, ACCOUNT, REGION, self.daemon.url)
+        variables = control_plane_variables(home, ports, ACCOUNT, REGION, self.daemon.url)
         self.log = home / "ministack.log"
         with self.log.open("wb") as output:
             self._process = subprocess.Popen(
@@ -127,12 +128,12 @@ class ControlPlane:
             return False
         return True
 
-    def client(self, service: str) -> Any:
-        """Return a client of one of its services."""
+    def client(self, service: str, url: str | None = None, region: str = REGION) -> Any:
+        """Return a client of one of its services, at the port of all of them or at `url`."""
         keys = {name.lower(): value for name, value in CREDENTIALS.items()}
         config = Config(retries={"max_attempts": 0}, inject_host_prefix=False)
         return boto3.client(
-            service, endpoint_url=self.url, region_name=REGION, config=config, **keys
+            service, endpoint_url=url or self.url, region_name=region, config=config, **keys
         )
 
     def inventory(self) -> Inventory:

@@ -1,5 +1,6 @@
 """The fault proxy: what passes, what does not, and that each fault ends when it is told to."""
 
+import select
 import socket
 import sys
 import threading
@@ -160,6 +161,17 @@ def test_a_stalled_peer_takes_only_what_buffers_hold(wire: Wire) -> None:
     client.settimeout(0.3)
     with wire.proxy.stall(), pytest.raises(TimeoutError):
         client.sendall(bytes(50_000_000))
+
+
+def test_so_does_one_that_is_stalled_from_its_beginning(wire: Wire) -> None:
+    """A connection opened during the stall is read no further either."""
+    sent = 0
+    with wire.proxy.stall():
+        client, _ = wire.connect()
+        client.setblocking(False)
+        while sent < 50_000_000 and select.select([], [client], [], 0.5)[1]:
+            sent += client.send(bytes(100_000))
+    assert sent < 50_000_000
 
 
 def test_two_stalls_end_with_the_last(wire: Wire) -> None:

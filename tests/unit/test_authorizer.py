@@ -1,0 +1,101 @@
+"""A token is verified once, and what was verified is never believed for longer than it may be."""
+
+import asyncio
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import jwt
+import pytest
+
+from local.deployed import JwtAuthorizer
+from local.http_api import authorizer as module
+from local.http_api.authorizer import Authorizer, ForbiddenError, UnauthorizedError
+from local.issuer import AUDIENCE, Issuer
+
+ISSUER = Issuer.create("https://issuer.example")
+SETTINGS = JwtAuthorizer(ISSUER.url, (AUDIENCE,))
+
+
+class Guard(Authorizer):
+    """An authorizer whose issuer publishes what the test says."""
+
+    def __init__(self) -> None:
+        """Publish the issuer's key."""
+        super().__init__(None)  # type: ignore[arg-type]  # nothing is fetched
+        self.published = ISSUER.jwks()
+
+    async def _get(self, url: str) -> dict[str, Any]:
+        return self.published if url.endswith("jwks.json") else ISSUER.discovery()
+
+    def claims(
+        self, token: str, settings: JwtAuthorizer = SETTINGS, scopes: tuple[str, ...] = ()
+    ) -> dict[str, Any]:
+        """Return the claims of a request with this token, or raise what it is refused with."""
+        return asyncio.run(self.check(settings, scopes, f"Bearer {token}"))
+
+
+@pytest.fixture
+def verified(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the tokens whose signature was verified, with an entry for each time."""
+    found: list[str] = []
+    verify = module.verify
+
+    def noted(token: str, key: jwt.PyJWK, settings: JwtAuthorizer) -> dict[str, Any]:
+        found.append(token)
+        return verify(token, key, settings)
+
+    monkeypatch.setattr(module, "verify", noted)
+    return found
+
+
+def test_a_token_is_verified_once(verified: list[str]) -> None:
+    """The second request with it costs no signature; another token is verified itself."""
+    guard, token, other = Guard(), ISSUER.token("a"), ISSUER.token("b")
+    assert [guard.claims(each)["sub"] for each in (token, token, other)] == ["a", "a", "b"]
+    assert verified == [token, other]
+
+
+def test_a_token_that_has_expired_since_is_verified_again(
+    verified: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the clock of that moment, and so it is refused."""
+    guard, token = Guard(), ISSUER.token("a", seconds=60)
+    guard.claims(token)
+    late = SimpleNamespace(time=lambda: time.time() + 61, monotonic=time.monotonic)
+    monkeypatch.setattr(module, "time", late)
+    guard.claims(token)
+    assert verified == [token, token]
+
+
+def test_a_key_that_is_withdrawn_takes_its_tokens_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the keys are fetched again, nothing that an old one has verified counts any more."""
+    guard, token = Guard(), ISSUER.token("a")
+    guard.claims(token)
+    guard.published = {"keys": []}
+    guard.claims(token)
+    monkeypatch.setattr(module, "JWKS_SECONDS", 0.0)
+    with pytest.raises(UnauthorizedError):
+        guard.claims(token)
+
+
+def test_what_one_route_accepts_is_not_accepted_by_another(verified: list[str]) -> None:
+    """Audience and scopes are those of the route."""
+    guard, token = Guard(), ISSUER.token("a", scope="read")
+    guard.claims(token, scopes=("read",))
+    with pytest.raises(ForbiddenError):
+        guard.claims(token, scopes=("write",))
+    with pytest.raises(UnauthorizedError):
+        guard.claims(token, JwtAuthorizer(ISSUER.url, ("another",)))
+    assert verified == [token, token]
+
+
+def test_only_so_many_tokens_are_remembered(
+    verified: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A caller with ever new tokens does not fill the memory."""
+    monkeypatch.setattr(module, "MOST_TOKENS", 2)
+    guard, tokens = Guard(), [ISSUER.token(name) for name in "abc"]
+    for token in [*tokens, tokens[0]]:
+        guard.claims(token)
+    assert verified == [*tokens, tokens[0]]
