@@ -71,10 +71,12 @@ def build(architecture: str, environment: Mapping[str, str]) -> None:
     here = PLATFORMS[Target.interpreter().architecture]
     command = [builder, "build", "--tag", TAG, "--file", "pgbouncer/Dockerfile"]
     command += ["--platform", f"linux/{PLATFORMS[architecture]}"]
-    if Path(builder).name == "buildah":
-        # buildah before 1.29 looks for the build stage's base in the image's architecture.
-        command += ["--layers", "--build-arg", f"BUILDPLATFORM=linux/{here}"]
-        command += ["--build-arg", f"BASE={_buildah_base(builder, environment)}"]
+    name = Path(builder).name
+    if name in {"podman", "buildah"}:
+        # By itself buildah 1.28, which is podman 4.3's, takes it for the image's platform.
+        command += ["--build-arg", f"BUILDPLATFORM=linux/{here}"]
+    if name == "buildah":
+        command += ["--layers", "--build-arg", f"BASE={_buildah_base(builder, environment)}"]
     _run([*command, "."], pooler_context(Target("3.13", architecture)), environment)
 
 
