@@ -167,7 +167,7 @@ def test_a_task_drains_on_sigterm(pooler: ImagePooler) -> None:
     busy.execute("BEGIN")
     busy.execute("CREATE TEMPORARY TABLE kept (n int) ON COMMIT DROP")
     pooler.task.terminate()
-    wait_until(lambda: "draining" in pooler.log, 10, "the drain")
+    wait_until(lambda: "got SIGINT" in pooler.log, 20, "the drain")
     busy.execute("INSERT INTO kept VALUES (1)")
     busy.execute("COMMIT")
     assert pooler.task.wait(20) == 0
