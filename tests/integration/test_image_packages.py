@@ -81,7 +81,11 @@ class Build:
     def fetch(self, architecture: str = "amd64") -> subprocess.CompletedProcess[str]:
         """Fetch what is locked."""
         address = f"http://127.0.0.1:{self._archive.server_port}"
-        places = {"MIRROR": address, "SNAPSHOT": f"{address}/snapshot", "KEYRING": self.keyring}
+        places = {
+            "MIRROR": address,
+            "SNAPSHOT": f"{address}/snapshot",
+            "KEYRING": str(self.keyring),
+        }
         return subprocess.run(
             ["sh", self._script, "fetch", architecture, self.packages],
             env={**os.environ, "no_proxy": "127.0.0.1", **places},
