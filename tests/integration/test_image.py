@@ -19,6 +19,7 @@ from local.pgbouncer_discovery import PgBouncerBinary
 from local.postgres import Postgres
 from local.processes import wait_until
 from stacks import image as images
+from stacks.assets import ROOT
 from stacks.pooler.pgbouncer import RUN_DIR, healthy_command
 from tests.integration.image import Image, ImagePooler
 from tests.integration.servers import SecretsService
@@ -101,7 +102,7 @@ def test_the_image_holds_what_its_locks_name(image: Image) -> None:
     lines = [
         line.split()
         for lock in images.LOCKS
-        for line in (images.ROOT / "pgbouncer" / lock).read_text().splitlines()
+        for line in (ROOT / "pgbouncer" / lock).read_text().splitlines()
     ]
     files = [Path(line[2]).name for line in lines if line[0] in {here, "all"}]
     assert installed == {name.rpartition("_")[0] for name in files}
@@ -178,7 +179,7 @@ def test_the_image_describes_the_services_that_the_supervisor_asks(image: Image)
     """A service that a module begins to use is missed here first, not on AWS."""
     data = image.root / "usr/lib/python3/dist-packages/botocore/data"
     kept = {path.name for path in data.iterdir() if path.is_dir()}
-    sources = "".join(path.read_text() for path in (images.ROOT / "pgbouncer").glob("*.py"))
+    sources = "".join(path.read_text() for path in (ROOT / "pgbouncer").glob("*.py"))
     assert kept == set(re.findall(r'\.client\(\s*"(\w+)"', sources))
     script = f"import boto3; [boto3.client(name, region_name='eu-west-1') for name in {kept!r}]"
     subprocess.run(["chroot", image.root, "/usr/bin/python3", "-B", "-c", script], check=True)

@@ -12,7 +12,9 @@ import pytest
 from botocore.stub import Stubber
 
 from stacks import preflight
+from stacks.assets import ROOT
 from stacks.config import Config
+from stacks.image import locked_at
 from stacks.preflight import Finding
 from stacks.synthesis import COMBINATIONS
 
@@ -208,8 +210,8 @@ def test_without_a_builder_the_remedy_names_some(tmp_path: Path) -> None:
 
 def test_an_old_lock_of_the_image_is_a_warning() -> None:
     """After a month, with what to do; a deployment does not wait for it."""
-    lock = (preflight.ROOT / "pgbouncer" / "image.lock").read_text()
-    made = preflight.locked_at(lock)
+    lock = (ROOT / "pgbouncer" / "image.lock").read_text()
+    made = locked_at(lock)
     (fresh,) = preflight.check_lock(config(), made + timedelta(days=30, hours=1))
     assert fresh.is_fine
     (old,) = preflight.check_lock(config(), made + timedelta(days=31))
