@@ -6,6 +6,9 @@ SHELL := /bin/bash
 # Node.js 20 is what this project starts at: the CDK library need not say at length that it is old.
 export JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION := 20
 
+# The pooler's Dockerfile needs BuildKit, which Docker before 23 does not use by itself.
+export DOCKER_BUILDKIT := 1
+
 PYTHON ?= python3
 STAGE ?= dev
 RUN := .venv/bin/python
@@ -150,6 +153,14 @@ migration: setup ## begin a new migration: make migration NAME="add orders"
 .PHONY: layer
 layer: setup ## build the layer's release zip under build/release and show sizes and import time
 	@$(RUN) layer/build.py --release build/release
+
+.PHONY: image
+image: setup ## build the pooler's image with docker, finch, podman or buildah
+	@$(RUN) -m stacks.image build $(ARGS)
+
+.PHONY: image-lock
+image-lock: setup ## lock the packages of the pooler's image anew, with the security fixes of today
+	@$(RUN) -m stacks.image lock
 
 .PHONY: format
 format: setup ## format the code

@@ -32,17 +32,9 @@ class Assets:
         return lambda_.Code.from_asset(str(build_layer(self.target)))
 
     def pooler_image(self) -> ecs.AssetImage:
-        """Gather what the Dockerfile copies, and only that: the image is built at deployment."""
-        certificates = "layer/python/lambda_pg/certs/aws.pem"
-        recipe = Recipe(
-            name="pooler-image",
-            prefix="/opt/lambda-pg",
-            sources=((ROOT / "pgbouncer", "pgbouncer"), (ROOT / certificates, certificates)),
-            bytecode=False,
-        )
-        folder = str(assemble(recipe, self.target))
+        """Name what the image is built from at deployment: nothing is built here."""
         return ecs.ContainerImage.from_asset(
-            folder, file="pgbouncer/Dockerfile", platform=self._platform
+            str(pooler_context(self.target)), file="pgbouncer/Dockerfile", platform=self._platform
         )
 
     def function(self, source: Path, *extra: str) -> lambda_.Code:
@@ -55,6 +47,18 @@ class Assets:
             requirements=lock if lock.exists() else None,
         )
         return lambda_.Code.from_asset(str(assemble(recipe, self.target)))
+
+
+def pooler_context(target: Target) -> Path:
+    """Gather what the Dockerfile of the pooler's image copies, and only that."""
+    certificates = "layer/python/lambda_pg/certs/aws.pem"
+    recipe = Recipe(
+        name="pooler-image",
+        prefix="/opt/lambda-pg",
+        sources=((ROOT / "pgbouncer", "pgbouncer"), (ROOT / certificates, certificates)),
+        bytecode=False,
+    )
+    return assemble(recipe, target)
 
 
 def target_of(config: Config) -> Target:

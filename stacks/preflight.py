@@ -8,21 +8,21 @@ Only reads. Every finding says what to do; the exit code is 0 when there is noth
 import argparse
 import json
 import os
-import platform
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
-from layer.build import Target
+from stacks.assets import ROOT
 from stacks.budget import HEALTH_CONCURRENCY, BudgetError, budget_of, rolling_tasks
 from stacks.config import Config
+from stacks.image import builder_problem, locked_at
 from stacks.settings import ConfigurationError
 
 BOOTSTRAP_PARAMETER = "/cdk-bootstrap/hnb659fds/version"
@@ -33,7 +33,8 @@ LEFT_UNRESERVED = 100
 """Concurrent executions that Lambda keeps for functions without a reservation."""
 USEFUL_CONCURRENCY = 100
 """Below this a storm is throttled by Lambda before it reaches the pool."""
-BUILDER_SECONDS = 20
+LOCK_DAYS = 30
+"""Days after which the image's packages are likely to lack security fixes."""
 
 
 @dataclass(frozen=True)
@@ -42,17 +43,24 @@ class Finding:
 
     what: str
     remedy: str = ""
+    blocks: bool = True
+    """Whether a deployment has to wait until that is done."""
 
     @property
     def is_fine(self) -> bool:
         """Tell whether nothing has to be done."""
         return not self.remedy
 
+    @property
+    def fails(self) -> bool:
+        """Tell whether a deployment has to wait."""
+        return self.blocks and not self.is_fine
+
     def __str__(self) -> str:
         """Write it as a line, and the remedy below it."""
         if self.is_fine:
             return f"ok    {self.what}"
-        return f"FAIL  {self.what}\n      {self.remedy}"
+        return f"{'FAIL' if self.blocks else 'WARN'}  {self.what}\n      {self.remedy}"
 
 
 Clients = Callable[[str], Any]
@@ -179,16 +187,25 @@ def check_builder(config: Config, environment: Mapping[str, str]) -> Iterator[Fi
             "Install docker, finch or podman, and name it: export CDK_DOCKER=finch",
         )
         return
-    problem = _run_builder([path, "info"])
+    problem = builder_problem(path)
     if problem:
-        yield Finding(f"{path} does not work: {problem}", "Start it, or name another in CDK_DOCKER")
+        yield Finding(f"{path} {problem}", "Start it, or name another in CDK_DOCKER")
         return
     yield Finding(f"container builder {path}")
-    if config.architecture not in {"interpreter", Target.interpreter().architecture}:
-        yield Finding(
-            f"note: the image is for {config.architecture} and this machine is "
-            f"{platform.machine()}: the builder has to emulate it (QEMU's binfmt handlers)"
-        )
+
+
+def check_lock(config: Config, now: datetime) -> Iterator[Finding]:
+    """Compare the age of the image's lock with that of security fixes that a month brings."""
+    if config.pooler != "pgbouncer":
+        return
+    locked = locked_at((ROOT / "pgbouncer" / "image.lock").read_text())
+    days = (now - locked).days
+    remedy = "Lock today's packages, build the image, and commit the locks: make image-lock image"
+    yield Finding(
+        f"the pooler's image has the packages of {locked:%Y-%m-%d}, {days} days ago",
+        remedy if days > LOCK_DAYS else "",
+        blocks=False,
+    )
 
 
 ENGINES = {
@@ -209,6 +226,7 @@ ACCOUNT_CHECKS: tuple[Check, ...] = (
 def look(config: Config, clients: Clients, environment: Mapping[str, str]) -> Iterator[Finding]:
     """Yield all findings; without credentials the account is not asked any further."""
     yield from check_builder(config, environment)
+    yield from check_lock(config, datetime.now(UTC))
     try:
         yield from check_account(config, clients)
     except (BotoCoreError, ClientError) as error:
@@ -220,20 +238,6 @@ def look(config: Config, clients: Clients, environment: Mapping[str, str]) -> It
         except (BotoCoreError, ClientError) as error:
             name = check.__name__.removeprefix("check_")
             yield Finding(f"{name} could not be looked at: {error}", "Allow it, or look yourself.")
-
-
-def _run_builder(command: list[str]) -> str:
-    """Return what is wrong with the builder, or nothing."""
-    try:
-        result = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=BUILDER_SECONDS
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return str(error)
-    if result.returncode == 0:
-        return ""
-    lines = result.stderr.strip().splitlines()
-    return lines[-1] if lines else f"exit code {result.returncode}"
 
 
 def _increase(config: Config, service: str, quota: str) -> str:
@@ -259,7 +263,7 @@ def main() -> int:
     failed = False
     for finding in look(config, session.client, os.environ):
         print(finding, flush=True)
-        failed = failed or not finding.is_fine
+        failed = failed or finding.fails
     return int(failed)
 
 

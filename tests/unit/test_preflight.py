@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,9 @@ import pytest
 from botocore.stub import Stubber
 
 from stacks import preflight
+from stacks.assets import ROOT
 from stacks.config import Config
+from stacks.image import locked_at
 from stacks.preflight import Finding
 from stacks.synthesis import COMBINATIONS
 
@@ -114,6 +117,7 @@ def test_only_what_a_stage_needs_is_asked_for() -> None:
         chosen = Config.of_stage("dev", override)
         assert not list(preflight.check_fargate(chosen, nobody))
         assert not list(preflight.check_builder(chosen, {}))
+        assert not list(preflight.check_lock(chosen, datetime.now(UTC)))
     assert not list(
         preflight.check_engine(Config.of_stage("dev", COMBINATIONS["external"]), nobody)
     )
@@ -202,6 +206,26 @@ def test_without_a_builder_the_remedy_names_some(tmp_path: Path) -> None:
     assert "the virtual machine is stopped" in finding.what
     program.write_text("#!/bin/sh\nexit 0\n")
     assert all(found.is_fine for found in preflight.check_builder(config(), environment))
+
+
+def test_an_old_lock_of_the_image_is_a_warning() -> None:
+    """After a month, with what to do; a deployment does not wait for it."""
+    lock = (ROOT / "pgbouncer" / "image.lock").read_text()
+    made = locked_at(lock)
+    (fresh,) = preflight.check_lock(config(), made + timedelta(days=30, hours=1))
+    assert fresh.is_fine
+    (old,) = preflight.check_lock(config(), made + timedelta(days=31))
+    assert not old.is_fine
+    assert not old.fails
+    assert str(old).startswith("WARN")
+    assert "31 days ago" in old.what
+    assert "make image-lock" in old.remedy
+
+
+def test_a_finding_without_more_blocks() -> None:
+    """A warning is the exception."""
+    assert Finding("what", "remedy").fails
+    assert not Finding("what").fails
 
 
 def test_what_may_not_be_asked_is_a_finding() -> None:
