@@ -43,6 +43,8 @@ PROCESSES: Final = 4
 CONTEXT: Final = multiprocessing.get_context("spawn")
 REST: Final = 0.5
 """Seconds between two requests of an environment: 120 of them send 230 a second."""
+MOST_A_SECOND: Final = 480
+"""Requests of all environments: more would be more than a quarter of a core serves on a good day."""
 LOGINS: Final = 100
 """Logins that are measured for what one costs the pooler."""
 CALM: Final = 1.0
@@ -58,7 +60,13 @@ TIMES: Final = 2.0
 """The promise: all are served so many seconds after the fault, and so many times what their logins
 take the pooler when nothing else is to be done."""
 
-SCENARIOS: Final[tuple[tuple[int, float], ...]] = ((120, 6.0), (120, 12.0), (240, 12.0))
+SCENARIOS: Final[tuple[tuple[int, float], ...]] = (
+    (120, 6.0),
+    (120, 12.0),
+    (240, 12.0),
+    (500, 12.0),
+    (1000, 12.0),
+)
 """Environments, and seconds without a pooler."""
 
 
@@ -190,7 +198,7 @@ def ask(number: int, settings: Settings, shared: Shared) -> None:
             shared.failed[number] = time.monotonic()
         else:
             shared.served[number] = time.monotonic()
-        time.sleep(REST)
+        time.sleep(max(REST, len(shared.served) / MOST_A_SECOND))
     db.close()
 
 

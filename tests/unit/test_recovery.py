@@ -199,8 +199,8 @@ def test_logins_that_are_thrown_away_are_made_for_ever(count: int, cores: float)
 
 
 def test_a_login_timeout_that_is_too_short_cuts_all_logins() -> None:
-    """The control: 1,000 logins at a quarter of a core take 20 s, and none of them 15."""
-    limit = promised(1000, 0.25)
-    for timeout, is_over in ((SHORT_LOGIN, False), (login_timeout(1000), True)):
-        simulation = Simulation(1000, 0.25, keeps=True, timeout=timeout)
+    """The control: 2,500 logins at a quarter of a core take 20 s, and none of them 15."""
+    limit = promised(2500, 0.25)
+    for timeout, is_over in ((SHORT_LOGIN, False), (login_timeout(2500), True)):
+        simulation = Simulation(2500, 0.25, keeps=True, timeout=timeout)
         assert (simulation.recovered(limit) is not None) is is_over

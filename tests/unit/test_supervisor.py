@@ -192,7 +192,7 @@ def test_every_default_that_does_not_fit_lambda_is_set(environment: dict[str, st
         "max_db_connections": "25",
         "query_wait_timeout": "2",
         "server_login_retry": "0.2",
-        "client_login_timeout": "80",
+        "client_login_timeout": "32",
         "idle_transaction_timeout": "15",
         "max_prepared_statements": "200",
         "listen_backlog": "4096",
