@@ -42,6 +42,9 @@ SERVICE_MS: Final = 3.0
 UNREST: Final = 1.25
 """How far the floor's median may be above its quiet rounds, before the machine is too busy."""
 
+PATIENT: Final = "20"
+"""Seconds for a checkout: a machine that stands still for a moment ends no run."""
+
 IMPORTS: Final = ("psycopg", "lambda_pg")
 
 METHOD: Final = (
@@ -92,6 +95,7 @@ def starts(
     """
     function = servers.function_environment(servers.direct, [layer])
     function |= {"PGSSLMODE": "verify-full", "PGGSSENCMODE": "disable"}
+    function["LAMBDA_PG_CHECKOUT_TIMEOUT"] = PATIENT
     login = {"PGUSER": USER, "PGPASSWORD": servers.direct.password}
     original = {"PYTHONPATH": str(published)}
     development = {"PYTHONPATH": os.pathsep.join([str(layer), sysconfig.get_path("purelib")])}

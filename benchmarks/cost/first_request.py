@@ -127,7 +127,7 @@ def environments(servers: Servers) -> dict[str, dict[str, str]]:
     function |= {
         "PGSSLMODE": "verify-full",
         "LAMBDA_PG_CA_PEM": Path(function.pop("PGSSLROOTCERT")).read_text(),
-        "LAMBDA_PG_CHECKOUT_TIMEOUT": "3",
+        "LAMBDA_PG_CHECKOUT_TIMEOUT": "20",
         "AWS_LAMBDA_INITIALIZATION_TYPE": "snap-start",
     }
     found = {}
