@@ -17,7 +17,6 @@ CHOSEN = (
     "tests/integration/test_psycopg.py",
     "tests/integration/test_layer.py",
     "tests/integration/test_layer_transactions.py",
-    "tests/integration/test_layer_copy.py",
     "tests/unit/test_failures.py",
 )
 """Every verb against a real server, and errors; `make test-layer` runs all of the layer's tests."""
