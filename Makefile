@@ -64,6 +64,15 @@ endif
 test-pythons: servers setup ## run unit and integration tests on every Python found, 3.11 to 3.14
 	@$(RUN) -m tests.pythons $(ARGS)
 
+# Anything installed comes after PYTHONPATH, so psycopg is the layer's there.
+.PHONY: test-layer
+test-layer: setup ## run the layer's tests with the psycopg of the built layer, which is changed
+	@built=$$($(RUN) -c 'from layer.build import Target, build_layer; print(build_layer(Target.interpreter()))'); \
+	PYTHONPATH="$$built/python" LAMBDA_PG_TESTED_PSYCOPG="$$built/python" $(RUN) -m pytest \
+	  --numprocesses 3 --dist loadfile tests/unit tests/integration/test_psycopg.py \
+	  tests/integration/test_layer*.py tests/integration/test_adapters_*.py \
+	  tests/integration/test_outcome.py tests/integration/test_pooling.py tests/integration/test_wire.py
+
 .PHONY: check
 check: setup ## lint, format, types, and the README's numbers
 	$(RUN) -m ruff check
@@ -119,6 +128,7 @@ bench: servers setup ## measure what the layer costs, warm and cold, and write b
 	$(RUN) -m benchmarks.cost.overhead --output benchmarks/results/overhead.json || code=1; \
 	$(RUN) -m benchmarks.cost.cold_start --output benchmarks/results/cold_start.json || code=1; \
 	$(RUN) -m benchmarks.cost.logins --output benchmarks/results/logins.json || code=1; \
+	$(RUN) -m benchmarks.cost.first_request --output benchmarks/results/first_request.json || code=1; \
 	$(RUN) -m benchmarks.report --write || code=1; \
 	exit $$code
 

@@ -28,6 +28,7 @@ OVERHEAD_TITLES = {
 COLD_START_TITLES = {
     "python": "Python alone",
     "floor": "psycopg, its credentials given (floor)",
+    "floor, the layer's psycopg": "the layer's psycopg, its credentials given",
     "lambda-pg": "**lambda-pg**, its secret fetched",
     "lambda-pg by boto3": "lambda-pg where only boto3 finds the keys",
     "boto3+psycopg_pool": "boto3 and psycopg_pool",

@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import tomllib
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -116,6 +117,8 @@ class Recipe:
     requirements: Path | None = None
     packages: str = "."
     """Where the wheels go, relative to the folder."""
+    patch: Path | None = None
+    """What is changed in the wheels: a unified diff named after the distribution and version."""
     bytecode: bool = True
     """Whether it runs on the target's Python."""
 
@@ -126,7 +129,10 @@ LAYER = Recipe(
     sources=((ROOT / "layer" / "python", "python"), (ROOT / "LICENSE", "LICENSE")),
     requirements=ROOT / "layer" / "requirements.txt",
     packages="python",
+    patch=ROOT / "layer" / "psycopg-3.3.9.patch",
 )
+PUBLISHED = replace(LAYER, name="psycopg", sources=(), patch=None)
+"""The layer's wheels as their authors published them, to compare with."""
 
 
 def build_layer(target: Target) -> Path:
@@ -162,6 +168,8 @@ def _fill(folder: Path, recipe: Recipe, target: Target, inputs: Sequence[tuple[P
     if recipe.requirements is not None:
         wheels = install(recipe.requirements, target)
         shutil.copytree(wheels, folder / recipe.packages, dirs_exist_ok=True)
+    if recipe.patch is not None:
+        apply_patch(recipe.patch, folder / recipe.packages)
     for source, name in inputs:
         place = folder / name
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -196,6 +204,39 @@ def pinned(lock: str, target: Target) -> Iterator[str]:
         marker, requirement.marker = requirement.marker, None
         if marker is None or marker.evaluate(target.marker_environment()):
             yield " --hash=".join([str(requirement), *(value.strip() for value in hashes)])
+
+
+def apply_patch(patch: Path, folder: Path) -> None:
+    """Change the files of a folder as a unified diff says, exactly or with BuildError.
+
+    The diff is named after the one distribution and version that it fits, as psycopg-3.3.9.patch.
+    """
+    if not (folder / f"{patch.stem}.dist-info").is_dir():
+        raise BuildError(
+            f"{patch.name} does not fit: there is no {patch.stem} among the wheels. Look at what "
+            "the pinned version has changed, and write the patch again for it"
+        )
+    for part in re.split(r"(?m)^--- ", patch.read_text(encoding="utf-8"))[1:]:
+        header, *hunks = re.split(r"(?m)^@@ .*\n", part)
+        old_name, new_name = re.findall(r"(?m)^(?:\+\+\+ )?(\S+)$", header)
+        file = folder / new_name.removeprefix("b/")
+        text = "" if old_name == "/dev/null" else file.read_text(encoding="utf-8")
+        for hunk in hunks:
+            old, new = _sides(hunk)
+            if text.count(old) != 1 and old:
+                raise BuildError(
+                    f"{patch.name} does not apply to {file.relative_to(folder)}: what it replaces "
+                    f"is there {text.count(old)} times, not once. It begins with\n{old[:200]}"
+                )
+            text = text.replace(old, new) if old else new
+        file.write_text(text, encoding="utf-8")
+
+
+def _sides(hunk: str) -> tuple[str, str]:
+    """Return what a hunk of a diff replaces, and by what."""
+    lines = hunk.splitlines(keepends=True)
+    old, new = ("".join(line[1:] for line in lines if line[0] in kept) for kept in (" -", " +"))
+    return old, new
 
 
 def _pip(wanted: str, folder: Path, target: Target, requirements: Path) -> None:
@@ -286,6 +327,8 @@ def _key(recipe: Recipe, target: Target, inputs: Iterable[tuple[Path, str]]) -> 
     digest = hashlib.sha256(f"{_builder()}\0{target}\0{target.compiles}\0{recipe}".encode())
     if recipe.requirements is not None:
         digest.update(recipe.requirements.read_bytes())
+    if recipe.patch is not None:
+        digest.update(recipe.patch.read_bytes())
     for source, name in inputs:
         digest.update(f"\0{name}\0".encode() + hashlib.sha256(source.read_bytes()).digest())
     return digest.hexdigest()[:16]

@@ -1,5 +1,6 @@
 """The layer as it is assembled: complete, reproducible, for any target from any machine."""
 
+import dataclasses
 import os
 import re
 import shutil
@@ -108,8 +109,110 @@ def test_licences_are_carried() -> None:
     packages = build_layer(HERE) / "python"
     for metadata in packages.glob("*.dist-info"):
         assert list(metadata.rglob("LICENSE*")), metadata.name
-    text = next(packages.glob("psycopg-*/licenses/*")).read_text()
+    text = next(packages.glob("psycopg-*/licenses/LICENSE*")).read_text()
     assert "GNU LESSER GENERAL PUBLIC LICENSE" in text
+
+
+def test_what_is_changed_in_psycopg_is_marked() -> None:
+    """Its licence asks for it: a line in each changed file, and a list beside the licence."""
+    published = build.assemble(build.PUBLISHED, HERE) / "python"
+    packages = build_layer(HERE) / "python"
+    notice = next(packages.glob("psycopg-*/licenses/NOTICE*")).read_text()
+    changed = 0
+    for path in (*packages.glob("psycopg/**/*.py"), *packages.glob("psycopg_binary/*.py")):
+        name = path.relative_to(packages)
+        before = published / name
+        if not before.exists() or path.read_text() != before.read_text():
+            changed += 1
+            assert path.read_text().startswith("# Modified for the layer of lambda-pg, 20")
+            assert f"    {name}\n" in notice
+    assert notice.count(".py\n") == changed > 5
+    assert not list(published.glob("psycopg-*/licenses/NOTICE*"))
+
+
+def test_the_layer_s_psycopg_says_its_version_without_looking_it_up() -> None:
+    """Its import leaves out what no synchronous connection needs; the published one does not."""
+    program = (
+        "import sys, psycopg, psycopg_binary; print(psycopg.__version__, "
+        "psycopg_binary.__version__, psycopg.pq.__impl__, *sorted({'asyncio', 'ctypes', "
+        "'importlib.metadata', 'typing_extensions'} & set(sys.modules)))"
+    )
+    shown = []
+    for folder in (build_layer(HERE), build.assemble(build.PUBLISHED, HERE)):
+        environment = {"PYTHONPATH": str(folder / "python")}
+        command = [sys.executable, "-S", "-c", program]
+        shown.append(subprocess.check_output(command, env=environment, text=True).split())
+    ours, published = shown
+    assert ours[2] == "binary"
+    assert ours == published[:3]
+    assert {"asyncio", "importlib.metadata"} <= set(published)
+
+
+PATCH = """
+--- a/thing/one.py
++++ b/thing/one.py
+@@ -1,3 +1,3 @@
+ first = 1
+-second = 2
++second = 3
+ third = 3
+--- /dev/null
++++ b/thing/new.py
+@@ -0,0 +1 @@
++new = True
+"""
+
+
+def things(folder: Path, one: str) -> Path:
+    """Lay out a package with the file that PATCH changes, and the patch; return the patch."""
+    for name in ("thing", "thing-1.0.dist-info"):
+        (folder / "packages" / name).mkdir(parents=True)
+    (folder / "packages" / "thing" / "one.py").write_text(one)
+    patch = folder / "thing-1.0.patch"
+    patch.write_text(PATCH)
+    return patch
+
+
+def test_a_patch_changes_what_it_names(tmp_path: Path) -> None:
+    """A text in a file, and a file that was not there."""
+    patch = things(tmp_path, "zero = 0\nfirst = 1\nsecond = 2\nthird = 3\n")
+    build.apply_patch(patch, tmp_path / "packages")
+    changed = (tmp_path / "packages" / "thing" / "one.py").read_text()
+    assert changed == "zero = 0\nfirst = 1\nsecond = 3\nthird = 3\n"
+    assert (tmp_path / "packages" / "thing" / "new.py").read_text() == "new = True\n"
+
+
+@pytest.mark.parametrize(
+    "one", ["first = 1\nsecond = 4\nthird = 3\n", "first = 1\nsecond = 2\nthird = 3\n" * 2]
+)
+def test_a_patch_that_does_not_apply_is_refused(tmp_path: Path, one: str) -> None:
+    """Nothing is guessed: what it replaces is there once, or there is no layer."""
+    patch = things(tmp_path, one)
+    with pytest.raises(BuildError, match=r"thing-1\.0\.patch does not apply to thing/one\.py"):
+        build.apply_patch(patch, tmp_path / "packages")
+
+
+def test_a_patch_for_another_version_is_refused(tmp_path: Path) -> None:
+    """Also where its texts would fit: one of them is the version."""
+    patch = things(tmp_path, "first = 1\nsecond = 2\nthird = 3\n")
+    other = patch.rename(tmp_path / "thing-1.1.patch")
+    with pytest.raises(BuildError, match=r"no thing-1\.1 among the wheels"):
+        build.apply_patch(other, tmp_path / "packages")
+
+
+def test_a_layer_that_cannot_be_patched_is_not_left_half_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next build must not take it for a complete one."""
+    wheels = build.install(build.LAYER.requirements or Path(), HERE)
+    monkeypatch.setattr(build, "BUILD", tmp_path)
+    monkeypatch.setattr(build, "install", lambda *_: wheels)
+    text = (build.LAYER.patch or Path()).read_text()
+    patch = tmp_path / "psycopg-3.3.9.patch"
+    patch.write_text(text.replace("-import ctypes.util", "-import ctypes.another"))
+    with pytest.raises(BuildError, match=r"does not apply to psycopg/pq/misc\.py"):
+        assemble(dataclasses.replace(build.LAYER, patch=patch), HERE)
+    assert list(tmp_path.rglob("*.py")) == []
 
 
 def test_a_package_without_a_licence_is_refused(tmp_path: Path) -> None:
@@ -148,7 +251,7 @@ def test_the_layer_imports_little_besides_psycopg() -> None:
     command = [sys.executable, "-S", "-c", program]
     shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     others = {name for name in shown.stdout.split() if name.partition(".")[0] != "lambda_pg"}
-    assert others <= {"hashlib", "_hashlib", "_blake2", "hmac"}
+    assert others <= {"hashlib", "_hashlib", "_blake2", "hmac", "contextvars", "_contextvars"}
 
 
 def test_the_import_is_timed_in_the_layer() -> None:

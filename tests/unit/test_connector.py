@@ -64,6 +64,24 @@ def test_named_roots_go_before_those_of_the_host(connect: Connect, tmp_path: Pat
     assert "/certs/" not in asked["sslrootcert"]
 
 
+@pytest.mark.parametrize("given", ["", "there", "missing"])
+def test_a_ca_is_written_where_temporary_files_belong(
+    connect: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    """Only this user can read it; a TMPDIR that is not there does not stop a connect."""
+    (tmp_path / "there").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / given) if given else "")
+    connector = Connector(Settings(host="db", ca_pem="the roots"), Breaker())
+    with pytest.raises(psycopg.OperationalError, match="as far as the test goes"):
+        connector.connect(LOGIN, 1)
+    file = Path(str(conninfo_to_dict(connect.conninfo)["sslrootcert"]))
+    assert file.parent == (tmp_path / "there" if given == "there" else Path("/tmp"))  # noqa: S108
+    assert file.read_text() == "the roots"
+    assert file.stat().st_mode & 0o777 == 0o600
+    del connector
+    assert not file.exists()
+
+
 def test_options_come_from_the_settings_or_the_secret(connect: Connect) -> None:
     """Those of the settings go first; without any libpq is told that there are none."""
     direct = Credentials("app", "p", host=DATABASE, options="-c search_path=y")

@@ -23,7 +23,10 @@ try:
         DeadlineExceededError,
         StatementRefusedError,
     )
+    from lambda_pg._rehearsal import rehearse
     from lambda_pg._settings import Settings
+
+    rehearse(os.environ)  # docs/decisions/0022
 finally:
     if _freeze:
         gc.freeze()

@@ -9,7 +9,7 @@ import psycopg
 
 from lambda_pg._overload import NotReachedError
 
-_NAME: Final = r"[\w-]{1,63}(\.[\w-]{1,63})*\.?"
+_NAME: Final = re.compile(r"[\w-]{1,63}(\.[\w-]{1,63})*\.?", re.ASCII)
 """What can be a host's name. libc would say of anything else that it does not know it."""
 
 
@@ -21,7 +21,7 @@ def resolve(host: str, timeout: float) -> list[str]:
     """
     if _is_address(host):
         return [host]
-    if re.fullmatch(_NAME, host, re.ASCII) is None or len(host) > 254:
+    if _NAME.fullmatch(host) is None or len(host) > 254:
         raise psycopg.OperationalError(f"cannot resolve {host}: it is not the name of a host")
     lookup = _Lookup(host)
     lookup.start()

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import random
-import re
 import time
 import weakref
 from collections.abc import Callable, Generator
@@ -124,7 +123,13 @@ class Credentials:
 
 def _is_text(value: object) -> bool:
     """Tell what can be sent: no NUL, and no half of a character, which JSON can name."""
-    return isinstance(value, str) and re.fullmatch(r"[^\0\ud800-\udfff]+", value) is not None
+    if not isinstance(value, str) or not value or "\0" in value:
+        return False
+    try:
+        value.encode()  # no pattern: to compile one costs a first request 0.4 ms
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _port(value: object) -> int | None:

@@ -116,13 +116,14 @@ SUPABASE_TRANSACTION: Final = replace(SUPABASE_SESSION, session=False, prepared=
 NEON_DIRECT: Final = replace(DIRECT, name="neon", max_idle=NEON_IDLE, roots=LETSENCRYPT_ROOTS)
 NEON_POOLED: Final = replace(NEON_DIRECT, session=False, startup_options=False, max_lifetime=FOLLOW)
 
-_RDS_PROXY_HOST: Final = (
-    r".+\.proxy-[0-9a-z]+\.(?:[0-9a-z-]+\.rds\.amazonaws\.com|rds\.[0-9a-z-]+\.amazonaws\.com\.cn)"
-)
-# Not compiled: most hosts of a cold start are looked at once, or never.
-_RDS_HOST: Final = (
+_RDS_HOST: Final = re.compile(
     r".+\.(?:([0-9a-z-]+)\.rds\.amazonaws\.com|rds\.([0-9a-z-]+)\.amazonaws\.com\.cn)"
 )
+"""The only pattern for hosts, compiled at import: at first use it would be a request's time."""
+
+_RDS_PROXY: Final = ".proxy-"
+"""What is in the name of an RDS Proxy beside."""
+
 _SUPABASE_SUFFIXES: Final = (".supabase.co", ".supabase.com")
 _TRANSACTION_PORT: Final = 6543
 
@@ -149,7 +150,7 @@ def profile_for(name: ProfileName | None, host: str, port: int) -> Profile:
 
 def region_of(host: str) -> str | None:
     """Read the region out of the name of an RDS endpoint; None for any other host."""
-    match = re.fullmatch(_RDS_HOST, host.lower().rstrip("."))
+    match = _RDS_HOST.fullmatch(host.lower().rstrip("."))
     return (match[1] or match[2]) if match else None
 
 
@@ -158,11 +159,11 @@ def roots_for(profile: Profile, host: str) -> Path:
 
     A region that AWS opened after these files were written has none: it gets all of AWS's.
     """
-    if re.fullmatch(_RDS_PROXY_HOST, host.lower().rstrip(".")):
-        return AMAZON_ROOTS
     region = region_of(host)
     if region is None:
         return profile.roots
+    if _RDS_PROXY in host.lower():
+        return AMAZON_ROOTS
     file = _RDS_ROOTS / f"{region}.pem"
     return file if file.exists() else AWS_ROOTS
 
@@ -176,7 +177,7 @@ def options_refused(profile: Profile) -> str:
 
 
 def _detect(host: str) -> ProfileName:
-    if re.fullmatch(_RDS_PROXY_HOST, host):
+    if _RDS_PROXY in host and region_of(host) is not None:
         return "rds-proxy"
     if host.endswith(_SUPABASE_SUFFIXES):
         return "supabase"

@@ -9,6 +9,7 @@ from typing import Final, Literal, cast, get_args
 
 from lambda_pg._errors import ConfigurationError
 from lambda_pg._profiles import ProfileName, options_refused, profile_for, region_of
+from lambda_pg._rehearsal import REHEARSAL
 from lambda_pg._url import ChannelBinding, SslMode, Url
 
 Auth = Literal["password", "iam"]
@@ -118,6 +119,7 @@ class _Reader:
         )
         self._check_endpoint(settings)
         self._check_options(settings)
+        self._choice(REHEARSAL, ("0", "1"))  # it was read at import, where nothing is raised
         return settings
 
     def _check_endpoint(self, settings: Settings) -> None:

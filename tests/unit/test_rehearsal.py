@@ -1,0 +1,164 @@
+"""The rehearsal of a TLS connection at import: what it does, what it leaves, what it survives."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lambda_pg import ConfigurationError, Settings, _rehearsal
+from lambda_pg._rehearsal import rehearse
+
+LAYER = Path(__file__).parents[2] / "layer" / "python"
+FUNCTION = {"AWS_LAMBDA_FUNCTION_NAME": "users"}
+SSL_REQUEST = (8).to_bytes(4, "big") + (80877103).to_bytes(4, "big")
+HANDSHAKE, CLIENT_HELLO = 22, 1
+
+
+class Listeners:
+    """Where the rehearsal would listen: counts, and keeps what was said to each."""
+
+    def __init__(self, backlog: int | None = None) -> None:
+        """Take the backlog of each listener, or None for the usual."""
+        self.opened: list[socket.socket] = []
+        self._backlog = backlog
+        self._create = socket.create_server
+
+    def create_server(self, address: tuple[str, int]) -> socket.socket:
+        """Listen; a copy of the socket stays open, to look at what came."""
+        listener = self._create(address, backlog=self._backlog)
+        self.opened.append(listener)
+        return listener
+
+
+@pytest.fixture
+def listeners(monkeypatch: pytest.MonkeyPatch) -> Listeners:
+    """What the rehearsal of this test listens at."""
+    made = Listeners()
+    monkeypatch.setattr(socket, "create_server", made.create_server)
+    return made
+
+
+def test_it_gets_as_far_as_the_client_hello(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Libpq has loaded OpenSSL, read certificates and made its keys then."""
+    copies: list[socket.socket] = []
+    accept = socket.socket.accept
+
+    def keep(listener: socket.socket) -> Any:
+        server, address = accept(listener)
+        copies.append(server.dup())
+        return server, address
+
+    monkeypatch.setattr(socket.socket, "accept", keep)
+    rehearse(FUNCTION)
+    with copies[0] as server:
+        server.settimeout(5)
+        said = b""
+        while part := server.recv(65536):  # to the end: the client has gone
+            said += part
+    assert said.startswith(SSL_REQUEST)
+    hello = said[len(SSL_REQUEST) :]
+    assert (hello[0], hello[5]) == (HANDSHAKE, CLIENT_HELLO)
+
+
+@pytest.mark.parametrize(
+    "environment", [{}, FUNCTION | {"LAMBDA_PG_REHEARSAL": "0"}, {"LAMBDA_PG_REHEARSAL": "1"}]
+)
+def test_it_takes_place_in_functions_and_unless_a_setting_forbids_it(
+    listeners: Listeners, environment: dict[str, str]
+) -> None:
+    """No laptop and no test opens a port for it, and who does not want it has none."""
+    rehearse(environment)
+    assert listeners.opened == []
+    rehearse(FUNCTION)
+    rehearse(FUNCTION | {"LAMBDA_PG_REHEARSAL": "1"})
+    assert len(listeners.opened) == 2
+
+
+def test_a_wrong_value_of_the_setting_is_named() -> None:
+    """Not at import, where nobody expects it, but with the other settings."""
+    environment = {"DATABASE_URL": "postgresql://user@db.example/app", "LAMBDA_PG_REHEARSAL": "no"}
+    with pytest.raises(ConfigurationError, match="LAMBDA_PG_REHEARSAL is 'no'"):
+        Settings.from_env(environment)
+
+
+IMPORT = """
+import os, threading
+import lambda_pg
+left = [os.readlink(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")[:-1]]
+print(threading.active_count(), [name for name in left if name.startswith("socket:")])
+"""
+
+
+def imported(*prefix: str, **environment: str) -> str:
+    """Import the layer in a new process as a function would; return what it has left."""
+    return subprocess.run(
+        [*prefix, sys.executable, "-c", IMPORT],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(LAYER), **FUNCTION, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+
+
+def test_the_import_leaves_nothing_behind() -> None:
+    """No port, no connection, no thread: a snapshot could not be taken else."""
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("needs /proc")
+    assert imported() == "1 []"
+
+
+def test_a_function_without_a_network_can_import_the_layer() -> None:
+    """Not even the loopback is up in a new network namespace."""
+    alone = ["unshare", "--user", "--map-root-user", "--net"]
+    if not shutil.which("unshare") or subprocess.run([*alone, "true"], check=False).returncode:
+        pytest.skip("needs a network namespace")
+    assert imported(*alone) == "1 []"
+
+
+def test_no_descriptors_are_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be rehearsed is left out."""
+
+    def none_left(*_: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(socket, "create_server", none_left)
+    rehearse(FUNCTION)
+
+
+def test_a_loopback_that_drops_packets_ends_it_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The import goes on after STEP: a listener whose backlog is full lets SYNs drop."""
+    full = Listeners(backlog=0)
+    callers = []
+
+    def create_server(address: tuple[str, int]) -> socket.socket:
+        listener = full.create_server(address)
+        for _ in range(3):
+            caller = socket.socket()
+            caller.setblocking(False)
+            caller.connect_ex(listener.getsockname())
+            callers.append(caller)
+        return listener
+
+    monkeypatch.setattr(socket, "create_server", create_server)
+    threads = threading.active_count()
+    steps: list[float] = []
+    go_on = _rehearsal._go_on
+
+    def timed(*arguments: Any) -> None:
+        steps.append(time.monotonic())
+        go_on(*arguments)
+
+    monkeypatch.setattr(_rehearsal, "_go_on", timed)
+    began = time.monotonic()
+    rehearse(FUNCTION)
+    assert len(steps) == 1  # it did not come to the second
+    assert _rehearsal.STEP <= time.monotonic() - began < 10
+    assert threading.active_count() == threads
+    for caller in callers:
+        caller.close()
