@@ -44,7 +44,7 @@ CONTEXT: Final = multiprocessing.get_context("spawn")
 REST: Final = 0.5
 """Seconds between two requests of an environment: 120 of them send 230 a second."""
 MOST_A_SECOND: Final = 480
-"""Requests of all environments: more would be more than a quarter of a core serves on a good day."""
+"""Requests of all environments: more than that a quarter of a core does not serve at its best."""
 LOGINS: Final = 100
 """Logins that are measured for what one costs the pooler."""
 CALM: Final = 1.0
