@@ -50,6 +50,8 @@ PARTS = (
     Part(PAGE, "driver", "storm", tables.second_driver_table),
     Part(PAGE, "goals", "storm", tables.goals_table),
     Part(PAGE, "logins", "logins", tables.logins_table),
+    Part(PAGE, "first_request", "first_request", tables.first_request_table),
+    Part(PAGE, "whole_request", "whole_request", tables.whole_request_table),
     Part(PAGE, "chaos", "chaos", tables.chaos_table),
     Part(PAGE, "crashes", "chaos", tables.crashes_table),
     Part(PAGE, "crashes-long", "chaos_long", tables.crashes_table),

@@ -246,6 +246,24 @@ def logins_table(result: Result) -> str:
     return "\n".join([*lines, "", f"{result['method']} {origin(result)}"])
 
 
+def first_request_table(result: Result) -> str:
+    """Draw the client's processor time of a first request by each way."""
+    lines = ["| a first request by | CPU, ms | to raw |", "|---|---:|---:|"]
+    lines += [
+        f"| {row['name']} | {row['median_ms']:.2f} | {row['ratio']:.2f} |" for row in result["rows"]
+    ]
+    return "\n".join([*lines, "", f"{result['method']} {origin(result)}"])
+
+
+def whole_request_table(result: Result) -> str:
+    """Draw the processor time of everything that takes part in a first request."""
+    lines = ["| version | CPU, ms | to before |", "|---|---:|---:|"]
+    lines += [
+        f"| {row['name']} | {row['median_ms']:.1f} | {row['ratio']:.2f} |" for row in result["rows"]
+    ]
+    return "\n".join([*lines, "", f"{result['method']} {origin(result)}"])
+
+
 def origin(result: Result) -> str:
     """Say where, when and with what a result was measured."""
     machine, versions = result["machine"], result["versions"]

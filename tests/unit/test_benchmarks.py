@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks import plots, tables
-from benchmarks.cost import cold_start, first_request, overhead, ratios
+from benchmarks.cost import cold_start, first_request, logins, overhead, ratios, whole_request
 from benchmarks.cost.secrets_service import GET, answer
 from benchmarks.load import Outcome, summarise
 from benchmarks.report import PARTS, PICTURES, RESULTS, between
@@ -174,6 +174,41 @@ def test_a_costly_first_request_is_named(row: int, ratio: float, complaint: str)
     result = copy.deepcopy(FIRST)
     result["rows"][row]["ratio"] = ratio
     assert complaint in first_request.shortfalls(result)[0]
+
+
+LOGINS: dict[str, Any] = {
+    "rows": [
+        {"whose": "pooler", "name": "1 round", "ratio": 0.26},
+        {"whose": "client", "name": "1 round", "ratio": 0.5},
+        {"whose": "client", "name": "PgBouncer 1.24.1", "ratio": 1.0},
+    ]
+}
+
+
+@pytest.mark.parametrize(
+    ("row", "ratio", "complaint"),
+    [
+        (0, 0.31, "the pooler's part of a login took 0.31 of that of PgBouncer 1.24.1, not 0.3"),
+        (1, 0.56, "the client's part of a login took 0.56 of that of 4,096 rounds, not 0.55"),
+        (2, 0.5, "proves nothing"),
+    ],
+)
+def test_a_costly_login_is_named(row: int, ratio: float, complaint: str) -> None:
+    """Above a goal, or with a control that does not lose, the run fails."""
+    assert logins.shortfalls(LOGINS) == []
+    result = copy.deepcopy(LOGINS)
+    result["rows"][row]["ratio"] = ratio
+    assert complaint in logins.shortfalls(result)[0]
+
+
+def test_a_first_request_that_costs_more_than_half_as_a_whole_is_named() -> None:
+    """Where the older version cannot be measured there is no row, and nothing to break."""
+    for rows, broken in (
+        ([], 0),
+        ([{"name": "before", "ratio": 1.0}, {"name": "now", "ratio": 0.5}], 0),
+        ([{"name": "before", "ratio": 1.0}, {"name": "now", "ratio": 0.51}], 1),
+    ):
+        assert len(whole_request.shortfalls({"goal": whole_request.GOAL, "rows": rows})) == broken
 
 
 def test_the_secrets_service_answers_as_the_real_one() -> None:

@@ -1,0 +1,57 @@
+"""Storm a cloud of the checkout that this runs in, one storm for each line of standard input.
+
+python -P storm_turns.py ENVIRONMENTS, with the checkout as the working directory and in PYTHONPATH.
+It answers each line with the processor milliseconds a first request of everything that takes part:
+environments, pooler, database, the cloud's own processes and the load. It runs in checkouts that
+are older than this file, and uses only what they have.
+"""
+
+import re
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.storm.rows import Row
+from benchmarks.storm.run import own_cloud, set_up
+
+SETTLE = 2.0
+"""Seconds after a storm's end, in which what it has left is done."""
+
+
+def usage() -> float:
+    """Return the processor seconds of this process's control group, since it was made."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        number, controllers, path = line.split(":", 2)
+        if "cpuacct" in controllers.split(","):
+            text = Path(f"/sys/fs/cgroup/cpuacct{path}/cpuacct.usage").read_text()
+            return int(text) / 1e9
+        if number == "0" and (stat := Path(f"/sys/fs/cgroup{path}/cpu.stat")).exists():
+            return int(dict(map(str.split, stat.read_text().splitlines()))["usage_usec"]) / 1e6
+    raise SystemExit("this process is in no control group that counts processor time")
+
+
+def main() -> None:
+    """Answer each line with one storm."""
+    environments = int(sys.argv[1])
+    marks: list[float] = []
+
+    def report(text: str) -> None:
+        if re.search(r"\d requests at once$", text):
+            marks.append(usage())
+        elif found := re.search(r"served (\d+), failed (\d+)", text):
+            marks.append(usage())
+            if int(found[2]):
+                raise SystemExit(f"{found[2]} of {environments} requests failed")
+
+    with own_cloud({}, lambda _: None) as cloud:
+        stage = set_up(cloud, report)
+        print("ready", flush=True)
+        for _ in sys.stdin:
+            marks.clear()
+            stage.storm(Row("lambda-pg", "lambda_pg", environments))
+            print((marks[1] - marks[0]) / environments * 1000, flush=True)
+            time.sleep(SETTLE)
+
+
+if __name__ == "__main__":
+    main()
