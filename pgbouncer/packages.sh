@@ -10,7 +10,8 @@
 # checksums apt takes from Debian's signed indexes. No package's script runs: that needs no emulator.
 set -eu
 
-MIRROR=${MIRROR:-http://deb.debian.org}
+# The machine's own mirror, as apt knows it.
+MIRROR=${MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' | sed -n 's#/debian/*$##p' | head -n 1)}
 SNAPSHOT=${SNAPSHOT:-http://snapshot.debian.org/archive}
 KEYRING=${KEYRING:-/usr/share/keyrings/debian-archive-keyring.gpg}
 HERE=$(cd "$(dirname "$0")" && pwd)
@@ -30,6 +31,8 @@ fail() {
     echo "packages.sh: $*" >&2
     exit 1
 }
+
+[ -n "$MIRROR" ] || fail "apt's configuration names no Debian archive: set MIRROR to a host of one"
 
 # prepare_apt WORK ARCHITECTURE: give apt folders and sources of its own, and read the indexes.
 prepare_apt() {
