@@ -44,7 +44,7 @@ CPU_TITLES = {
     "balancer": "balancer",
     "load": "load",
 }
-"""What processor time is told of, in this order; a result may not have all of it."""
+"""The parts of which processor time is shown, in this order; a result may not have all of it."""
 
 TIMES = "| p50 | p95 | p99 | max"
 TO_FIRST = "| p50, ms | to the first | p95 | p99"

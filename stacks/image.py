@@ -1,4 +1,4 @@
-"""Build the pooler's image with the container builder that is here, or lock its packages anew.
+"""Build the pooler's image with the container builder that is here, or write new locks for it.
 
 python -m stacks.image build --architecture arm64
 python -m stacks.image lock

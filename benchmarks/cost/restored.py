@@ -1,6 +1,6 @@
 """Restore environments of one function, each for one request, as SnapStart does.
 
-A process of its own, started by benchmarks.cost.first_request with a function's environment and
+A separate process, started by benchmarks.cost.first_request with a function's environment and
 `module event`. It imports the handler, runs what is registered for before a snapshot, and forks an
 environment for each line of stdin; each says what its first request took, in milliseconds of its
 processor time from the fork to the handler's answer.

@@ -1,7 +1,7 @@
 """What a first request costs as a whole: all processes of a local cloud, against an older version.
 
 The older version is a commit of this repository: PgBouncer 1.24.1, and the layer and the simulator
-as they were. It is measured in a cloud of its own, storm by storm in turn with ours.
+as they were. It is measured in a separate cloud, storm by storm in turn with ours.
 """
 
 import argparse
@@ -28,8 +28,8 @@ BEFORE: Final = "before"
 GOAL: Final = 0.50
 TURNS_PROGRAM: Final = Path(__file__).with_name("storm_turns.py")
 METHOD: Final = (
-    "Two local clouds at once, one of this version and one of commit {commit}, each in a control "
-    "group of its own, whose processor time the kernel counts. They take turns in {turns} storms "
+    "Two local clouds at once, one of this version and one of commit {commit}, each in a separate "
+    "control group, whose processor time the kernel counts. They take turns in {turns} storms "
     "of {environments} restored environments; counted is from the first request to the last "
     "answer, everything included: environments, PgBouncer, PostgreSQL, the simulator and the load."
 )

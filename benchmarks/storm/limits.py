@@ -1,6 +1,6 @@
 """Limits in seconds that a local cloud has only because all its environments share the cores.
 
-On AWS each environment has a processor of its own, and the product's limits stand. Here the last of
+On AWS each environment has its own processor, and the product's limits stand. Here the last of
 500 first requests waits until the others have had theirs, for as long as this machine needs, with
 whatever else it does at the moment. So before our rows run, first requests of raw psycopg are timed
 under that load, and the limits follow from it. They nest: queue < checkout < function < API.

@@ -229,7 +229,7 @@ def caveats(calibration: Calibration) -> list[str]:
 
 
 def main() -> int:
-    """Measure on clouds of its own; exit code 0 only if every promise held, 3: not measurable."""
+    """Measure on separate clouds; exit code 0 only if every promise held, 3: not measurable."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, help="where to write the result as JSON")
     parser.add_argument("--seed", type=int, default=20, help="of the open loop's arrivals")

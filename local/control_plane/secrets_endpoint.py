@@ -1,4 +1,4 @@
-"""Answer Secrets Manager at a port of its own, without the way through MiniStack's web server.
+"""Answer Secrets Manager at a second port, without the way through MiniStack's web server.
 
 Each new environment of a storm asks for its secret at the same moment. MiniStack's own way to the
 same handlers costs several times as much: its server is written in Python, and it looks for the

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 _NICENESS = 5
-"""After the database, the pooler and the API, which on AWS have machines of their own. Not 19:
+"""After the database, the pooler and the API, which have separate machines on AWS. Not 19:
 without autogroup that is a seventieth of what any other program gets (decision 21).
 
 With autogroup, Linux shares the processor out between sessions first: so an environment has a
-process group, but no session of its own.
+process group, but not its own session.
 """
 _CONNECT_SECONDS = 0.9
 """awslambdaric gives up connecting to the Runtime API after one second (aws-lambda-cpp)."""

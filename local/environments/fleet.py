@@ -119,7 +119,7 @@ class Fleet:
             raise ThrottledError(f"{self.function.folder}: all {reserved} reserved are busy")
         self._admit(self.start)
         environment = self._new(self.start)
-        # A task of its own: as on AWS it comes up even if the caller gives up waiting for it.
+        # A separate task: as on AWS it comes up even if the caller gives up waiting for it.
         task = asyncio.create_task(self._bring_up(environment))
         self._starting.add(task)
         task.add_done_callback(self._starting.discard)

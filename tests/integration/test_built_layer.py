@@ -24,7 +24,7 @@ CHOSEN = (
 
 @pytest.mark.timeout(900)
 def test_the_layer_s_tests_hold_with_its_own_psycopg() -> None:
-    """A process of its own, in which the built layer comes before what is installed."""
+    """A separate process, in which the built layer comes before what is installed."""
     path = str(build_layer(Target.interpreter()) / "python")
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *CHOSEN],

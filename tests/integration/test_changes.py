@@ -35,7 +35,7 @@ def test_reading_counts_as_no_change(plane: ControlPlane) -> None:
 
 @pytest.mark.parametrize("waits", [True, False], ids=["waiting", "asking later"])
 def test_who_waits_for_a_change_is_answered_by_it(plane: ControlPlane, waits: bool) -> None:
-    """One that comes while nobody asks is told to the next who does."""
+    """One that comes while nobody asks goes to the next who does."""
     before, found = count(plane), []
     asking = threading.Thread(target=lambda: found.append(count(plane, before)))
     if waits:

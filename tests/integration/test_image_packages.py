@@ -65,7 +65,7 @@ def archive() -> Iterator[Archive]:
 
 
 class Build:
-    """The build stage's part that fetches, with locks of its own."""
+    """The build stage's part that fetches, with its own locks."""
 
     def __init__(self, folder: Path, archive: Archive) -> None:
         """Lock two packages."""

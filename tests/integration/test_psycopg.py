@@ -64,7 +64,7 @@ def test_a_host_by_name(postgres: Postgres) -> None:
 
 
 def test_a_copy_with_a_queue(postgres: Postgres) -> None:
-    """What is written goes through a queue and a task of its own."""
+    """What is written goes through a queue and a separate task."""
 
     async def work(connection: AsyncConnection[TupleRow]) -> object:
         await connection.execute("CREATE TEMP TABLE copied (n int)")

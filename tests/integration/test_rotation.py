@@ -797,7 +797,7 @@ def test_both_users_of_a_rotation_fill_the_line_of_the_budget_and_no_more(
 ) -> None:
     """Clients of both vanish: the second user, which the rotation makes, has the limit, too.
 
-    A pooler with bounds of its own knows of 4 server connections; the budget counts 3 such tasks.
+    A pooler with its own bounds knows of 4 server connections; the budget counts 3 such tasks.
     """
     sizes = {"tasks": 1, "max_tasks": 1, "max_db_connections": 4}
     config = Config.of_stage("dev", {"pgbouncer": sizes})

@@ -1,4 +1,4 @@
-"""Secrets Manager at a port of its own: the same values, and the same answers."""
+"""Secrets Manager at a second port: the same values, and the same answers."""
 
 import http.client
 import json

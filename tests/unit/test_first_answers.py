@@ -110,7 +110,7 @@ def test_an_api_that_nobody_serves_is_told_as_well(
 def test_an_api_that_needs_a_moment_is_asked_again(
     cloud: tuple[LocalCloud, list[Any]], api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A cold start on a busy machine is not a fault, and the wait is told once."""
+    """A cold start on a busy machine is not a fault, and the wait is reported once."""
     monkeypatch.setattr(local_cloud, "_HEALTH_SECONDS", 60.0)
     monkeypatch.setattr(local_cloud, "_LOOK_SECONDS", 0.0)
     api.answers["GET /health"] = [503, 503, 200]

@@ -17,7 +17,7 @@ class Started(Exception):  # noqa: N818  # it ends a command that would wait
 def test_cold_starts_are_asked_for_by_name(
     monkeypatch: pytest.MonkeyPatch, given: list[str], start: str
 ) -> None:
-    """Without it, requests start restored environments; the daemon is told."""
+    """Without it, requests start restored environments; the daemon gets the choice."""
 
     class Cloud:
         folder = Path("nowhere")

@@ -676,7 +676,7 @@ def test_a_caller_that_gives_up_leaves_an_environment_that_comes_up(bench: Bench
 
 
 def test_closing_while_a_template_is_made_leaves_no_process(bench: Bench) -> None:
-    """The requests that waited for it are told that the environment is gone."""
+    """The requests that waited for it learn that the environment is gone."""
     source, _ = slow(bench)
     fleet = bench.fleet(source)
 
@@ -799,7 +799,7 @@ def test_a_bound_below_lambdas_is_told_with_its_reason(bench: Bench) -> None:
 
 
 class Native:
-    """awslambdaric's native half: fails as often as it is told, each time after `seconds`."""
+    """awslambdaric's native half: fails as often as asked, each time after `seconds`."""
 
     def __init__(self, failures: int, seconds: float) -> None:
         self.asked = 0

@@ -138,7 +138,7 @@ def test_an_old_python_is_told_with_its_version(machine: Machine) -> None:
 
 
 def test_a_python_without_venv_is_told(machine: Machine) -> None:
-    """Debian has it in a package of its own."""
+    """Debian has it in a separate package."""
     machine.python("python3", "3.11.2", without_venv=True)
     assert "apt install python3-venv" in refused(machine, "setup")
 
@@ -169,7 +169,7 @@ def test_where_pgbouncer_cannot_come_from_is_told(machine: Machine, target: str)
 
 
 def test_apt_is_enough_to_have_a_pgbouncer(machine: Machine) -> None:
-    """It is fetched from Debian into a folder of its own."""
+    """It is fetched from Debian into a separate folder."""
     machine.remove("pgbouncer")
     machine.add("apt-get", "#!/bin/sh\n")
     machine.add("dpkg-deb", "#!/bin/sh\n")
