@@ -20,7 +20,8 @@ PERIOD: Final = 0.1
 
 _LINE: Final = re.compile(
     r"^(?P<time>\S+ \S+) UTC \[(?P<pid>\d+)\] .*?(?P<what>FATAL:  "
-    r"|LOG:  connection authorized: |LOG:  disconnection: |LOG:  starting PostgreSQL)",
+    r"|LOG:  connection authorized: |LOG:  disconnection: |LOG:  starting PostgreSQL"
+    r"|LOG:  all server processes terminated)",
 )
 
 Change = tuple[float, int]
@@ -70,7 +71,7 @@ def most_within(moments: Sequence[float], seconds: float) -> int:
 
 
 def changes(lines: Iterable[str]) -> Iterator[Change]:
-    """Follow a log from its first line; a server that starts has no connection."""
+    """Follow a log from its first line; a server that starts, or again after a crash, has none."""
     open_now: set[str] = set()
     for line in lines:
         found = _LINE.match(line)
@@ -78,7 +79,7 @@ def changes(lines: Iterable[str]) -> Iterator[Change]:
             continue
         if "authorized" in found["what"]:
             open_now.add(found["pid"])
-        elif "starting" in found["what"]:
+        elif "starting" in found["what"] or "terminated" in found["what"]:
             open_now.clear()
         else:
             open_now.discard(found["pid"])

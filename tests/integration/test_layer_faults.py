@@ -663,8 +663,10 @@ def test_the_ledger_is_right_after_any_mix_of_faults(line: Line) -> None:
     databases = [line.open() for _ in range(4)]
     with ThreadPoolExecutor(4) as threads:
         writing = [threads.submit(ledger.write, db) for db in databases]
-        for _ in range(40):
+        for number in range(400):
             disturb(line.network, generator)
+            if number >= 40 and Counter(ledger.told.values())["acknowledged"] > 100:
+                break
         ledger.stop.set()
     for thread in writing:
         thread.result()
@@ -675,7 +677,7 @@ def test_the_ledger_is_right_after_any_mix_of_faults(line: Line) -> None:
     wrong = {n: told for n, told in ledger.told.items() if rows[n] not in ROWS[told]}
     assert wrong == {}
     counts = Counter(ledger.told.values())
-    assert counts["acknowledged"] > 100, counts
+    assert counts["acknowledged"] > 100, counts  # however busy the machine is
     assert len(counts) > 1, "no fault has met a write"
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -23,9 +25,12 @@ from benchmarks.storm.accounting import (
     server_seconds,
 )
 from benchmarks.storm.connections import ConnectionLog
+from local import processes
 from local.postgres import Postgres
+from local.postgres_discovery import find_postgres
 from local.processes import wait_until
-from tests.integration.servers import PoolerFixture
+from tests.integration.conftest import MAJOR, MASTER
+from tests.integration.servers import DATABASE, PoolerFixture
 
 WORK = "SELECT count(*) FROM (SELECT generate_series(1, 6000000)) AS numbers"
 
@@ -167,28 +172,55 @@ def test_every_server_is_accounted_for(postgres: Postgres, pooler: PoolerFixture
     assert after.waited_since(before).environment is None
 
 
-def test_the_log_tells_how_many_connections_there_were_at_the_most(postgres: Postgres) -> None:
+@pytest.fixture(scope="module")
+def quiet(short_folder: Path) -> Iterator[Postgres]:
+    """A server that nobody else uses."""
+    server = Postgres(
+        find_postgres(MAJOR), short_folder / "quiet", port=processes.free_port(), durable=False
+    )
+    try:
+        server.start()
+        server.create_master(*MASTER, DATABASE)
+        yield server
+    finally:
+        server.stop()
+
+
+def test_the_log_tells_how_many_connections_there_were_at_the_most(quiet: Postgres) -> None:
     """Also those that came and went between two looks, with those that were there before."""
     with ExitStack() as kept:
-        kept.enter_context(psycopg.connect(postgres.dsn))
-        log = ConnectionLog(postgres.log)
+        kept.enter_context(psycopg.connect(quiet.dsn))
+        log = ConnectionLog(quiet.log)
         began = time.time()
         with ExitStack() as short:
             for _ in range(60):
-                short.enter_context(psycopg.connect(postgres.dsn))
-        kept.enter_context(psycopg.connect(postgres.dsn))
+                short.enter_context(psycopg.connect(quiet.dsn))
+        kept.enter_context(psycopg.connect(quiet.dsn))
         wait_until(lambda: log.observed(began, time.time()).series[-1] == 2, 30, "two are left")
         seen = log.observed(began, time.time())
     assert seen.peak == 61
 
 
-def test_a_connection_that_is_refused_is_not_counted_for_ever(postgres: Postgres) -> None:
+def test_a_connection_that_is_refused_is_not_counted_for_ever(quiet: Postgres) -> None:
     """It is authorised first, and its FATAL is all that ends it in the log."""
-    log = ConnectionLog(postgres.log)
+    log = ConnectionLog(quiet.log)
     began = time.time()
     with ExitStack() as stack, suppress(psycopg.OperationalError):
-        for _ in range(postgres.max_connections):
-            stack.enter_context(psycopg.connect(postgres.dsn))
-    assert "connection slots are reserved" in postgres.log.read_text()
+        for _ in range(quiet.max_connections):
+            stack.enter_context(psycopg.connect(quiet.dsn))
+    assert "connection slots are reserved" in quiet.log.read_text()
     wait_until(lambda: log.observed(began, time.time()).series[-1] == 0, 30, "none is left")
-    assert 90 <= log.observed(began, time.time()).peak <= postgres.max_connections
+    assert 90 <= log.observed(began, time.time()).peak <= quiet.max_connections
+
+
+def test_a_crash_of_the_server_ends_every_connection(quiet: Postgres) -> None:
+    """None of them logs a disconnection."""
+    log = ConnectionLog(quiet.log)
+    began = time.time()
+    with ExitStack() as stack:
+        lost = [stack.enter_context(psycopg.connect(quiet.dsn)) for _ in range(5)]
+        os.kill(lost[0].info.backend_pid, signal.SIGKILL)
+        wait_until(lambda: log.observed(began, time.time()).series[-1] == 0, 30, "none is left")
+        for connection in lost:
+            connection.close()
+    assert log.observed(began, time.time()).peak == 5
