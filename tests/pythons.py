@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -20,8 +20,11 @@ FOLDER = ROOT / "build" / "pythons"
 REQUIREMENTS = ROOT / "requirements-dev.txt"
 UV = Path(sys.executable).with_name("uv")
 MINORS = range(11, 15)
-# Most of these tests wait for servers that they broke.
+# Most of these tests wait for servers that they broke. Beside so many others a few come too late
+# for their own timeouts: those run again, one at a time, and the table says how many.
 WORKERS = 6
+TESTS_FAILED = 1
+"""pytest's exit code where the tests ran and some of them failed."""
 _PROBE = "import ensurepip, platform, venv; print(platform.python_version())"
 
 
@@ -43,6 +46,8 @@ class Outcome:
     failed: int = 0
     skipped: int = 0
     seconds: float = 0.0
+    alone: int = 0
+    """How many failed beside others, and passed when they ran again one at a time."""
 
 
 def main(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> int:
@@ -99,12 +104,29 @@ def run(python: Python) -> Outcome:
     except subprocess.CalledProcessError as error:
         print(f"no virtual environment: {error}", file=sys.stderr)
         return Outcome(python.version, error.returncode)
-    results = FOLDER / f"{python.version}.xml"
+    beside = ["--numprocesses", str(WORKERS), "--dist", "loadfile"]
+    first = run_pytest(python.version, program, beside)
+    if first.code != TESTS_FAILED:
+        return first
+    print(f"Python {python.version}: what has failed runs again, one test at a time", flush=True)
+    again = run_pytest(python.version, program, ["--last-failed", "--last-failed-no-failures=none"])
+    return replace(
+        first,
+        code=again.code,
+        failed=again.failed,
+        alone=first.failed - again.failed,
+        seconds=first.seconds + again.seconds,
+    )
+
+
+def run_pytest(version: str, program: Path, options: Sequence[str]) -> Outcome:
+    """Run unit and integration tests once."""
+    results, cache = FOLDER / f"{version}.xml", FOLDER / f"{version}.cache"
     results.unlink(missing_ok=True)
     command = [str(program), "-m", "pytest", "--quiet", f"--junitxml={results}"]
-    command += ["--numprocesses", str(WORKERS), "--dist", "loadfile", "tests/unit"]
-    done = subprocess.run([*command, "tests/integration"], cwd=ROOT, check=False)
-    return read(python.version, done.returncode, results)
+    command += ["-o", f"cache_dir={cache}", *options, "tests/unit", "tests/integration"]
+    done = subprocess.run(command, cwd=ROOT, check=False)
+    return read(version, done.returncode, results)
 
 
 def prepare(python: Python) -> Path:
@@ -142,9 +164,14 @@ def read(version: str, code: int, results: Path) -> Outcome:
 
 def table(outcomes: Sequence[Outcome]) -> str:
     """Show one line for each Python."""
-    lines = [f"{'Python':10}{'tests':>8}{'failed':>8}{'skipped':>9}{'minutes':>9}"]
+    heads = (
+        f"{'Python':10}{'tests':>8}{'failed':>8}{'passed alone':>14}{'skipped':>9}{'minutes':>9}"
+    )
+    lines = [heads]
     for each in outcomes:
-        numbers = f"{each.tests:8}{each.failed:8}{each.skipped:9}{each.seconds / 60:9.1f}"
+        numbers = (
+            f"{each.tests:8}{each.failed:8}{each.alone:14}{each.skipped:9}{each.seconds / 60:9.1f}"
+        )
         verdict = "" if each.code == 0 else f"  FAILED (exit code {each.code})"
         lines.append(f"{each.version:10}{numbers}{verdict}")
     return "\n".join(lines)
