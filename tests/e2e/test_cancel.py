@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import ExitStack
 from typing import Any
 
 import psycopg
@@ -19,8 +20,9 @@ def test_a_cancel_reaches_its_statement(cloud: LocalCloud, tasks: int) -> None:
     """Of many statements at once, spread over the tasks, each is cancelled by its own request."""
     cloud.scale_pooler(tasks)
     until_the_tasks_know_each_other(cloud, tasks)
-    try:
-        connections = [connect(cloud) for _ in range(STATEMENTS)]
+    with ExitStack() as ended_at_last:
+        ended_at_last.callback(cloud.scale_pooler, 2)
+        connections = [ended_at_last.enter_context(connect(cloud)) for _ in range(STATEMENTS)]
         ended: list[str] = []
         threads = [
             threading.Thread(target=sleep_long, args=(each, ended), daemon=True)
@@ -34,10 +36,6 @@ def test_a_cancel_reaches_its_statement(cloud: LocalCloud, tasks: int) -> None:
         for thread in threads:
             thread.join(20)
         assert ended == ["QueryCanceled"] * STATEMENTS
-        for connection in connections:
-            connection.close()
-    finally:
-        cloud.scale_pooler(2)
 
 
 def until_the_tasks_know_each_other(cloud: LocalCloud, tasks: int) -> None:
