@@ -33,10 +33,10 @@ TURNOVER = 2
 """Environments of the version before keep their connections until Lambda ends them."""
 
 
-LOGIN_MILLISECONDS = 1.2
-"""What a login costs PgBouncer 1.26.1 with `scram_iterations = 1`, TLS handshake included, in
-milliseconds of a processor of the machine that measured it: 1.1 to 1.2 on a core of an AMD EPYC. No
-Fargate vCPU was measured. PgBouncer 1.24 hashes 4,096 rounds for each login and needs 4.8."""
+LOGIN_MILLISECONDS = 1.4
+"""What a login costs PgBouncer 1.26.1, TLS handshake included, in milliseconds of a processor of the
+machine that measured it (`make bench`): 1.4 on a core of an AMD EPYC. No Fargate vCPU was measured.
+PgBouncer 1.24 hashes 4,096 rounds in each login and needs five times as much."""
 
 WHOLE_CORE = 1024
 """pgbouncer.cpu of a task with a processor for itself; a smaller one gets its share of the time."""
