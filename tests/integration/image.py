@@ -9,9 +9,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from psycopg.conninfo import make_conninfo
 
 from local import processes
@@ -84,6 +86,14 @@ class ImageTask(Pooler):
             },
             folder=REPOSITORY,
         )
+
+    def kill(self) -> None:
+        """End the supervisor and its PgBouncer: a container's end would, and here there is none."""
+        children = psutil.Process(self.pid).children(recursive=True) if self.running else []
+        super().kill()
+        for child in children:
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
 
     def shell(self, command: str) -> int:
         """Run a command of the task's shell, as ECS runs a health check; return its exit code."""
