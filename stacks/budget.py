@@ -34,9 +34,9 @@ TURNOVER = 2
 
 
 LOGIN_MILLISECONDS = 1.4
-"""What a login costs PgBouncer 1.26.1, TLS handshake included, in milliseconds of a processor of the
-machine that measured it (`make bench`): 1.4 on a core of an AMD EPYC. No Fargate vCPU was measured.
-PgBouncer 1.24 hashes 4,096 rounds in each login and needs five times as much."""
+"""What a login costs PgBouncer 1.26.1, TLS handshake included, in milliseconds of a processor of
+the machine that measured it (`make bench`): 1.4 on a core of an AMD EPYC. No Fargate vCPU was
+measured. PgBouncer 1.24 hashes 4,096 rounds in each login and needs five times as much."""
 
 WHOLE_CORE = 1024
 """pgbouncer.cpu of a task with a processor for itself; a smaller one gets its share of the time."""
