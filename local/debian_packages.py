@@ -19,7 +19,8 @@ from urllib.parse import unquote
 APT_FOLDER = Path("/etc/apt")
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 # Every package that Debian ever had, by the time at which it had it.
-SNAPSHOTS = "https://snapshot.debian.org/archive/debian"
+DEBIAN = "debian.org"
+SNAPSHOTS = f"https://snapshot.{DEBIAN}/archive/debian"
 APT_HELPER = "/usr/lib/apt/apt-helper"
 # An archive that does not answer is given up after seconds: another one is asked next.
 APT_HELPER_OPTIONS = (

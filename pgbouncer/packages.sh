@@ -12,7 +12,8 @@ set -eu
 
 # The machine's own mirror, as apt knows it.
 MIRROR=${MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' | sed -n 's#/debian/*$##p' | head -n 1)}
-SNAPSHOT=${SNAPSHOT:-http://snapshot.debian.org/archive}
+DEBIAN=debian.org
+SNAPSHOT=${SNAPSHOT:-http://snapshot.$DEBIAN/archive}
 KEYRING=${KEYRING:-/usr/share/keyrings/debian-archive-keyring.gpg}
 HERE=$(cd "$(dirname "$0")" && pwd)
 
