@@ -131,7 +131,7 @@ def growth_table(result: Result) -> str:
     caption = (
         f"{loop['offered_rps']} requests a second arrive as independent callers' do (seed "
         f"{loop['seed']}): half of what 50 environments answer at most. Medians over "
-        f"{len(loop['measures']) // len(loop['sizes'])} rounds, the sizes by turns."
+        f"{len(loop['measures']) // len(loop['sizes'])} rounds, in which the sizes take turns."
     )
     return "\n".join([*lines, "", caption])
 
