@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from urllib.parse import unquote
 
 from local.deployed import Route
@@ -35,12 +36,16 @@ def _match(key: str, method: str, path: str) -> dict[str, str] | None:
     wanted, _, template = key.partition(" ")
     if wanted not in {"ANY", method}:
         return None
-    pattern = "/".join(_segment(part) for part in template.split("/"))
-    found = re.fullmatch(pattern, path)
+    found = _pattern(template).fullmatch(path)
     if found is None:
         return None
     names = re.findall(r"\{([^}+]+)\+?\}", template)
     return {name: unquote(value) for name, value in zip(names, found.groups(), strict=True)}
+
+
+@cache
+def _pattern(template: str) -> re.Pattern[str]:
+    return re.compile("/".join(_segment(part) for part in template.split("/")))
 
 
 def _segment(part: str) -> str:
