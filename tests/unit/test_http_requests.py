@@ -29,9 +29,14 @@ def test_requests_are_the_same_in_pieces_of_any_size(size: int) -> None:
     """Two after each other, the first one with a body."""
     data = POST + GET
     one, two = read(*(data[at : at + size] for at in range(0, len(data), size)))
-    assert (one.method, one.path, one.body, one.is_last) == ("POST", "/a/b?c", b"body", False)
+    assert (one.method, one.path, one.body, one.is_last) == (
+        "POST",
+        "/a/b?c",
+        bytearray(b"body"),
+        False,
+    )
     assert one.headers == {"host": "x", "content-length": "4", "x-note": "two words"}
-    assert (two.method, two.path, two.body, two.is_last) == ("GET", "/", b"", True)
+    assert (two.method, two.path, two.body, two.is_last) == ("GET", "/", bytearray(), True)
 
 
 def test_a_body_that_is_too_large_is_read_to_its_end_and_not_kept() -> None:
