@@ -1,12 +1,20 @@
 """Fire requests at the same moment and keep what became of each."""
 
 import asyncio
+import re
 import statistics
 import time
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit, urlunsplit
 
 import aiohttp
+import uvloop
+
+_STATUS: Final = re.compile(rb"HTTP/1\.1 (\d{3}) ")
+_LENGTH: Final = re.compile(rb"(?mi)^content-length: (\d+)\r?$")
 
 
 @dataclass(frozen=True)
@@ -40,15 +48,44 @@ class Summary:
 
 def fire(url: str, token: str, count: int, *, timeout: float = 60.0) -> tuple[list[Outcome], float]:
     """Send `count` requests at once; return their outcomes and the seconds until the last."""
-    return asyncio.run(_fire(url, token, count, timeout))
+    return uvloop.run(_fire(url, token, count, timeout))
 
 
 async def _fire(url: str, token: str, count: int, patience: float) -> tuple[list[Outcome], float]:
-    async with session(token, patience) as client:
-        started = time.perf_counter()
-        requests = (timed_request(client, url, time.perf_counter()) for _ in range(count))
-        outcomes = await asyncio.gather(*requests)
-        return outcomes, time.perf_counter() - started
+    parts = urlsplit(url)
+    path = urlunsplit(("", "", parts.path, parts.query, ""))
+    fields = {"Host": parts.netloc, "Authorization": f"Bearer {token}", "Connection": "close"}
+    lines = [f"GET {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
+    message = "\r\n".join([*lines, "", ""]).encode()
+    address = parts.hostname or "", parts.port or 80
+    started = time.perf_counter()
+    requests = (_send_once(address, message, patience, started) for _ in range(count))
+    outcomes = await asyncio.gather(*requests)
+    return outcomes, time.perf_counter() - started
+
+
+async def _send_once(
+    address: tuple[str, int], message: bytes, patience: float, due: float
+) -> Outcome:
+    """Send one request over a new connection, with half of the processor time of aiohttp's client.
+
+    Its duration counts from `due`, a moment of `time.perf_counter`.
+    """
+    try:
+        async with asyncio.timeout(patience):
+            reader, writer = await asyncio.open_connection(*address)
+            with closing(writer):
+                writer.write(message)
+                head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    except (OSError, TimeoutError) as error:
+        return Outcome(0, time.perf_counter() - due, type(error).__name__)
+    seconds = time.perf_counter() - due
+    status, length = _STATUS.match(head), _LENGTH.search(head)
+    if status is None or length is None or int(length[1]) != len(body):
+        return Outcome(0, seconds, "half an answer")
+    code = int(status[1])
+    cause = "" if code == 200 else f"{code} {body[:80].decode(errors='replace')}"
+    return Outcome(code, seconds, cause)
 
 
 def session(token: str, patience: float = 60.0) -> aiohttp.ClientSession:

@@ -6,11 +6,11 @@ environments, pooler, database, the cloud's own processes and the load. It runs 
 are older than this file, and uses only what they have.
 """
 
-import re
 import sys
 import time
 from pathlib import Path
 
+from benchmarks.load import fire
 from benchmarks.storm.rows import Row
 from benchmarks.storm.run import own_cloud, set_up
 
@@ -31,25 +31,20 @@ def usage() -> float:
 
 
 def main() -> None:
-    """Answer each line with one storm."""
-    environments = int(sys.argv[1])
-    marks: list[float] = []
-
-    def report(text: str) -> None:
-        if re.search(r"\d requests at once$", text):
-            marks.append(usage())
-        elif found := re.search(r"served (\d+), failed (\d+)", text):
-            marks.append(usage())
-            if int(found[2]):
-                raise SystemExit(f"{found[2]} of {environments} requests failed")
-
+    """Answer each line with one storm, from the first request to the last answer."""
+    row = Row("lambda-pg", "lambda_pg", environments=int(sys.argv[1]))
     with own_cloud({}, lambda _: None) as cloud:
-        stage = set_up(cloud, report)
+        stage = set_up(cloud, lambda _: None)
         print("ready", flush=True)
         for _ in sys.stdin:
-            marks.clear()
-            stage.storm(Row("lambda-pg", "lambda_pg", environments))
-            print((marks[1] - marks[0]) / environments * 1000, flush=True)
+            cloud.environments(row.function, row.environments, row.start)
+            before = usage()
+            outcomes, _seconds = fire(stage.address(row), stage.token, row.environments)
+            used = usage() - before
+            if failed := sum(not outcome.served for outcome in outcomes):
+                raise SystemExit(f"{failed} of {row.environments} requests failed")
+            print(used / row.environments * 1000, flush=True)
+            cloud.end_environments(row.function)
             time.sleep(SETTLE)
 
 

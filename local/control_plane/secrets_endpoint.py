@@ -9,84 +9,100 @@ rotation, a change and a deletion are seen by the next request.
 import asyncio
 import json
 import logging
+import socket
 import uuid
 from collections.abc import Coroutine
+from contextlib import suppress
 from email.utils import formatdate
 from http import HTTPStatus
 from importlib import import_module
-from typing import Any, cast
+from typing import Any
 
 from local.control_plane import hooks
 from local.control_plane.handlers import Response
+from local.http_requests import LENGTH_REQUIRED, Request, RequestReader, UnreadableError, response
 
 BACKLOG = 4096  # a storm's environments ask at once
+MAX_BODY_BYTES = 1024 * 1024  # a secret has 64 KiB
 _SERVICE = "secretsmanager."
 
 log = logging.getLogger("secrets")
 
 
 async def open_endpoint(port: int) -> None:
-    """Listen on the port, as long as the process runs."""
-    await asyncio.get_running_loop().create_server(_Connection, "127.0.0.1", port, backlog=BACKLOG)
+    """Listen on the port, as long as the process runs.
+
+    Sockets without asyncio's transports: most connections are for one question, which has come
+    with them already.
+    """
+    listener = socket.create_server(("127.0.0.1", port), backlog=BACKLOG)
+    listener.setblocking(False)
+    serving: set[asyncio.Task[None]] = set()
+
+    def accept() -> None:
+        with suppress(OSError):  # there is none, or it has gone already
+            while True:
+                client, _ = listener.accept()
+                task = asyncio.create_task(_serve(client))
+                serving.add(task)
+                task.add_done_callback(serving.discard)
+
+    asyncio.get_running_loop().add_reader(listener, accept)
 
 
-class _Connection(asyncio.Protocol):
+async def _serve(client: socket.socket) -> None:
     """Answer the requests of one connection, one after the other."""
-
-    _transport: asyncio.Transport
-
-    def __init__(self) -> None:
-        self._received = b""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-
-    def data_received(self, data: bytes) -> None:
-        self._received += data
-        while not self._transport.is_closing():
-            head, found, rest = self._received.partition(b"\r\n\r\n")
-            if not found:
+    loop, reader = asyncio.get_running_loop(), RequestReader(MAX_BODY_BYTES)
+    with client, suppress(OSError):
+        client.setblocking(False)
+        while data := await loop.sock_recv(client, 65536):
+            try:
+                reader.feed(data)
+                while (request := reader.next()) is not None:
+                    await loop.sock_sendall(client, _respond(request))
+                    if request.is_last:
+                        return
+            except UnreadableError:
+                await loop.sock_sendall(client, LENGTH_REQUIRED)
                 return
-            headers = _headers(head.decode("latin-1"))
-            length = headers.get("content-length", "")
-            if not length.isdigit():
-                self._send((HTTPStatus.LENGTH_REQUIRED, {}, b""), stays=False)
-                return
-            if len(rest) < int(length):
-                return
-            self._received = rest[int(length) :]
-            stays = headers.get("connection", "").lower() != "close"
-            self._send(_answer(headers, rest[: int(length)]), stays=stays)
-
-    def _send(self, response: Response, *, stays: bool) -> None:
-        self._transport.write(_message(response, stays=stays))
-        if not stays:
-            self._transport.close()
 
 
-def _headers(head: str) -> dict[str, str]:
-    lines = (line.partition(":") for line in head.split("\r\n")[1:])
-    return {name.strip().lower(): value.strip() for name, _, value in lines}
+def _respond(request: Request) -> bytes:
+    status, headers, body = _answer(request)
+    fields = {
+        "Content-Type": "application/x-amz-json-1.1",
+        **headers,
+        "Date": formatdate(usegmt=True),
+        "x-amzn-RequestId": str(uuid.uuid4()),
+        "Connection": "close" if request.is_last else "keep-alive",
+    }
+    return response(status, fields, body.encode() if isinstance(body, str) else body)
 
 
-def _answer(headers: dict[str, str], body: bytes) -> Response:
+def _answer(request: Request) -> Response:
     """Have MiniStack's handler answer, in the account and the region of the request's signature."""
     module: Any = import_module(hooks.SECRETS)
+    headers = request.headers
     if not headers.get("x-amz-target", "").startswith(_SERVICE):
-        refusal: Response = module.error_response_json(
-            "UnknownOperationException", "This port serves Secrets Manager only.", 400
-        )
-        return refusal
+        return _refusal("UnknownOperationException", "This port serves Secrets Manager only.")
+    if request.body is None:
+        return _refusal("InvalidParameterException", f"More than {MAX_BODY_BYTES} bytes.")
     responses, router = import_module(hooks.RESPONSES), import_module(hooks.ROUTER)
     responses.set_request_account_id(router.extract_access_key_id(headers))
     responses.set_request_region(router.extract_region(headers))
     try:
-        response = _run(module.handle_request("POST", "/", headers, body, {}))
+        response = _run(module.handle_request("POST", "/", headers, bytes(request.body), {}))
     except Exception:
         log.exception("a request has failed: %s", headers["x-amz-target"])
         failure = {"__type": "InternalServiceError", "message": "look at ministack.log"}
         return HTTPStatus.INTERNAL_SERVER_ERROR, {}, json.dumps(failure).encode()
     return response
+
+
+def _refusal(error: str, message: str) -> Response:
+    module: Any = import_module(hooks.SECRETS)
+    refusal: Response = module.error_response_json(error, message, HTTPStatus.BAD_REQUEST)
+    return refusal
 
 
 def _run(handling: Coroutine[Any, Any, Response]) -> Response:
@@ -98,19 +114,3 @@ def _run(handling: Coroutine[Any, Any, Response]) -> Response:
         return response
     handling.close()
     raise RuntimeError("MiniStack's handler of Secrets Manager waits for something")
-
-
-def _message(response: Response, *, stays: bool) -> bytes:
-    status, headers, body = response
-    content = body.encode() if isinstance(body, str) else body
-    fields = {
-        "Content-Type": "application/x-amz-json-1.1",
-        **headers,
-        "Content-Length": str(len(content)),
-        "Date": formatdate(usegmt=True),
-        "x-amzn-RequestId": str(uuid.uuid4()),
-        "Connection": "keep-alive" if stays else "close",
-    }
-    lines = [f"HTTP/1.1 {int(status)} {HTTPStatus(status).phrase}"]
-    lines += [f"{name}: {value}" for name, value in fields.items()]
-    return "\r\n".join([*lines, "", ""]).encode("latin-1") + content

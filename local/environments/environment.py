@@ -74,7 +74,7 @@ class Environment:
         self._on_idle = on_idle
         self._on_end = on_end
         self._api = RuntimeApi(self)
-        self._waiting: asyncio.Future[Invocation] | None = None
+        self._waiting: Callable[[Invocation], None] | None = None
         self._invocation: Invocation | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._pidfd = -1
@@ -164,9 +164,9 @@ class Environment:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGCONT)
 
-    def ask_next(self) -> asyncio.Future[Invocation]:
-        """Take note that it is free; the future comes to its next event."""
-        waiting = self._waiting = asyncio.get_running_loop().create_future()
+    def ask_next(self, deliver: Callable[[Invocation], None]) -> None:
+        """Take note that it is free; `deliver` is called with its next event."""
+        self._waiting = deliver
         if not self.ready.done():
             self._cancel_timer()
             self.ready.set_result(None)
@@ -175,23 +175,22 @@ class Environment:
             self._complete(invocation.answer)
         if self._invocation is not None:
             self._deliver()
-            return waiting
+            return
         self.idle_since = time.monotonic()
         self._on_idle(self)
         if self._invocation is None:
             self.freeze()
-        return waiting
 
     def _deliver(self) -> None:
-        waiting, invocation = self._waiting, self._invocation
-        assert waiting is not None  # noqa: S101  # the callers look
+        deliver, invocation = self._waiting, self._invocation
+        assert deliver is not None  # noqa: S101  # the callers look
         assert invocation is not None  # noqa: S101
         self._waiting = None
         invocation.deadline = time.time() + invocation.timeout
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(invocation.timeout, self._time_out)
         self.thaw()  # first: a frozen process does not read, and a large event fills the socket
-        waiting.set_result(invocation)
+        deliver(invocation)
 
     def take_answer(self, request_id: str, body: bytes | None, *, failed: bool) -> int:
         """Keep what an invocation came to, None where that is too large; return the HTTP status."""

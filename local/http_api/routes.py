@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from urllib.parse import unquote
 
 from local.deployed import Route
@@ -21,40 +22,43 @@ def find_route(routes: Sequence[Route], method: str, path: str) -> Match | None:
 
     Literal segments beat parameters from the left to the right, and a named method beats ANY.
     """
-    matches = [
-        (_rank(route, method), Match(route, parameters))
-        for route in routes
-        if (parameters := _match(route.key, method, path)) is not None
-    ]
-    return min(matches, key=lambda ranked: ranked[0])[1] if matches else None
+    best: tuple[_Rule, Match] | None = None
+    for route in routes:
+        rule = _rule(route.key)
+        if rule.method not in {"ANY", method} or (best and best[0].rank <= rule.rank):
+            continue
+        if found := rule.pattern.fullmatch(path):
+            values = map(unquote, found.groups())
+            best = rule, Match(route, dict(zip(rule.names, values, strict=True)))
+    return best[1] if best else None
 
 
-def _match(key: str, method: str, path: str) -> dict[str, str] | None:
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """What a route's key says. The least rank is the most specific one."""
+
+    method: str
+    pattern: re.Pattern[str]
+    names: tuple[str, ...]
+    rank: tuple[int, tuple[int, ...], bool]
+
+
+@cache
+def _rule(key: str) -> _Rule:
     if key == "$default":
-        return {}
-    wanted, _, template = key.partition(" ")
-    if wanted not in {"ANY", method}:
-        return None
-    pattern = "/".join(_segment(part) for part in template.split("/"))
-    found = re.fullmatch(pattern, path)
-    if found is None:
-        return None
-    names = re.findall(r"\{([^}+]+)\+?\}", template)
-    return {name: unquote(value) for name, value in zip(names, found.groups(), strict=True)}
+        return _Rule("ANY", re.compile(r"(?s:.*)"), (), (2, (), True))
+    method, _, template = key.partition(" ")
+    parts = template.split("/")
+    segments = tuple(2 if part.endswith("+}") else int(part.startswith("{")) for part in parts)
+    return _Rule(
+        method,
+        re.compile("/".join(map(_segment, parts))),
+        tuple(re.findall(r"\{([^}+]+)\+?\}", template)),
+        (int(2 in segments), segments, method == "ANY"),
+    )
 
 
 def _segment(part: str) -> str:
     if part.endswith("+}"):
         return "(.+)"
     return "([^/]+)" if part.startswith("{") else re.escape(part)
-
-
-def _rank(route: Route, method: str) -> tuple[object, ...]:
-    if route.key == "$default":
-        return (2, (), 1)
-    named, _, template = route.key.partition(" ")
-    segments = tuple(
-        2 if part.endswith("+}") else 1 if part.startswith("{") else 0
-        for part in template.split("/")
-    )
-    return (int(2 in segments), segments, int(named != method))

@@ -11,6 +11,7 @@ transports stops reading depends on the Python version (3.11.2 ignores `pause_re
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -195,17 +196,18 @@ class Flow:
             self.balancer.targets.begin(self._address)
             dialling = self._dialling = socket.socket()
             dialling.setblocking(False)
-            try:
-                dialling.connect((self._address, self.balancer.target_port))
-            except BlockingIOError:
+            target = (self._address, self.balancer.target_port)
+            outcome = dialling.connect_ex(target)
+            if outcome == errno.EINPROGRESS:  # on loopback it has happened meanwhile: ask again
+                outcome = dialling.connect_ex(target)
+            if outcome in {0, errno.EISCONN}:
+                self._begin(dialling)
+                return
+            if outcome == errno.EALREADY:
                 self.balancer.selector.register(dialling, EVENT_WRITE, self._dialled)
                 self.balancer.give_up_later(self, dialling)
                 return
-            except OSError:
-                self._fail()
-                continue
-            self._begin(dialling)
-            return
+            self._fail()
         self.close(with_reset=True)
 
     def _dialled(self, _events: int) -> None:

@@ -8,7 +8,9 @@ import pytest
 from local.caller import call
 from local.cloud import CloudError, LocalCloud
 from local.deployed import Start
+from local.processes import wait_until
 
+SECONDS = 20.0
 SUBJECT = str(uuid.uuid4())
 
 
@@ -65,7 +67,8 @@ def test_a_thawed_environment_survives_that_the_server_closed_its_connection(
     cloud.end_environments("users")
     (pid,) = cloud.environments("users", 1)
     assert users_answer(cloud) == 200
-    assert psutil.Process(pid).status() == psutil.STATUS_STOPPED
+    frozen = psutil.Process(pid)  # which stops when it runs next
+    wait_until(lambda: frozen.status() == psutil.STATUS_STOPPED, SECONDS, "the freeze")
     cloud.pooler("restart")
     assert users_answer(cloud) == 200
     assert cloud.status()["functions"]["users"] == 1

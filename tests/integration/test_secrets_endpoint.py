@@ -105,6 +105,8 @@ def test_other_services_and_requests_without_a_length_are_refused(plane: Control
     connection.request("POST", "/", b"nonsense", {"X-Amz-Target": "secretsmanager.GetSecretValue"})
     answer = connection.getresponse()
     assert (answer.status, json.load(answer)["__type"]) == (400, "SerializationException")
-    connection.request("GET", "/")
+    connection.putrequest("POST", "/")
+    connection.putheader("Transfer-Encoding", "chunked")
+    connection.endheaders()
     assert connection.getresponse().status == 411
     connection.close()

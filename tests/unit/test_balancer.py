@@ -358,6 +358,20 @@ def test_small_messages_are_not_held_back() -> None:
     assert [bool(option) for option in told] == [True, True]
 
 
+def test_a_target_on_loopback_is_connected_to_without_another_turn() -> None:
+    """The kernel has done so by then: to be woken for it would cost as much as a message."""
+    port = processes.free_port()
+    here = balancer_module.Balancer(port, port, 1)
+    with socket.create_server((A, port)):
+        here.update([A])
+        client = socket.create_connection(("127.0.0.1", port), SECONDS)
+        here.turn(SECONDS)
+        sides = [len(flow.sides) for flow in here.flows]
+        client.close()
+        here.close()
+    assert sides == [2]
+
+
 # Bounds and ends
 
 

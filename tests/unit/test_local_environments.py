@@ -727,7 +727,7 @@ def test_an_environment_that_asks_before_its_process_is_known_is_frozen(bench: B
     async def work() -> None:
         environment = Environment("restored", lambda _: None, lambda _: None)
         await environment.listen()
-        environment.ask_next()
+        environment.ask_next(lambda _: None)
         process = await asyncio.create_subprocess_exec("sleep", "60", process_group=0)
         environment.watch(process.pid)
         await until(lambda: state_of(process.pid) == psutil.STATUS_STOPPED)

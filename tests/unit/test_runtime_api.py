@@ -214,6 +214,23 @@ def test_what_is_not_part_of_the_api_is_refused() -> None:
 
 
 @pytest.mark.usefixtures("quiet")
+def test_requests_that_come_together_are_answered_one_after_the_other() -> None:
+    """The second one waits while the first one waits for work."""
+
+    async def work(client: Client) -> None:
+        reader, writer = await asyncio.open_connection(*client.address.split(":"))
+        writer.write(NEXT + NEXT.replace(b"invocation/next", b"nothing"))
+        await client.until(lambda: client.environment.idle)
+        client.invoke(b'"event"')
+        async with asyncio.timeout(5):
+            assert (await reader.readuntil(b'"event"')).startswith(b"HTTP/1.1 200 ")
+            assert (await reader.readuntil(b"{}")).startswith(b"HTTP/1.1 404 ")
+        writer.close()
+
+    play(work)
+
+
+@pytest.mark.usefixtures("quiet")
 def test_an_error_of_the_init_phase_is_what_the_invocation_comes_to() -> None:
     """The process reports it and exits; the caller gets the report."""
 
