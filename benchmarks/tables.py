@@ -332,16 +332,20 @@ def crashes_table(result: Result) -> str:
 
 def recovery_table(result: Result) -> str:
     """Draw one line for each fleet that logs in at once, the control last."""
+    header = (
+        "| layer | environments | of a core | without a pooler | logins alone | promised "
+        "| all served after | busy |"
+    )
     lines = [
-        "| layer | environments | without a pooler | logins alone | promised | all served after |",
-        "|---|---:|---:|---:|---:|---:|",
+        header,
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in result["recovery"]["rows"]:
         layer = "as it is" if row["policy"] == "kept" else "control: throws logins away"
         served = f"{row['recovered']} s" if row["recovered"] is not None else "not in time"
         lines.append(
-            f"| {layer} | {row['environments']} | {row['away']:.0f} s | {row['logins_alone']} s "
-            f"| {row['promised']} s | {served} |"
+            f"| {layer} | {row['environments']} | {row['share']} | {row['away']:.0f} s "
+            f"| {row['logins_alone']} s | {row['promised']} s | {served} | {row['busy']} |"
         )
     return "\n".join([*lines, "", origin(result)])
 

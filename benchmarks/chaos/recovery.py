@@ -1,13 +1,14 @@
-"""The end of an overload: a whole fleet logs in at once, at a pooler with a quarter of a core.
+"""The end of an overload: a whole fleet logs in at once, at a pooler with a share of a core.
 
-PgBouncer is killed, its clients go on asking, and it comes back slowed down by SIGSTOP and SIGCONT.
-As behind a load balancer, clients reach it when its task is healthy; from then the seconds are
-counted until every environment is served. `naive` is the control: it throws away
+PgBouncer is killed, its clients go on asking, and it comes back with a quota of processor time.
+Clients reach it through the local cloud's load balancer when its task is healthy; from then the
+seconds are counted until every environment is served. `naive` is the control: it throws away
 the logins that a request has no time to finish, as connection pools do, and has to fail the goal.
 
 An environment is a thread with a Database, in one of a few processes: a thread costs a fiftieth of
 a forked environment, and nothing here depends on what else an environment has. They are all of one
-password, given in the settings, so that nothing but the pooler is in their way.
+password, given in the settings, so that nothing but the pooler is in their way. Clients have a low
+priority: they share the machine's cores with the pooler, which on AWS has its own.
 """
 
 import argparse
@@ -15,31 +16,40 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Self
 
 import psutil
 from lambda_pg import Database, DatabaseUnavailableError, Settings, _attempts
 from lambda_pg._connector import Connector
 from psycopg.rows import TupleRow
 
-from benchmarks.servers import DATABASE, USER, Endpoint, Servers, cores, running
+from benchmarks.conclusion import conclude
+from benchmarks.servers import DATABASE, ROOT, USER, Endpoint, Servers, cores, running
+from benchmarks.storm.accounting import busy_seconds, run_queue_seconds_of_threads, seconds_of
+from benchmarks.storm.goals import OTHERS, WAITED
+from benchmarks.storm.meter import others_share
 from local import processes
-from local.fault_proxy import FaultProxy
 
 Policy = Literal["kept", "naive"]
 
 SHARE: Final = 0.25
 """Of a core, for PgBouncer: the smallest task."""
 PERIOD: Final = 0.1
-"""Seconds in which it runs once and rests once, as under Linux's quota for containers."""
+"""Seconds in which it may use its share once, as under Linux's quota for containers."""
+LOOK_AT_QUOTA: Final = 0.002
+"""Seconds between two looks at a quota that is nearly used."""
 PROCESSES: Final = 4
+NICENESS: Final = 10
+"""Of the clients' processes."""
 CONTEXT: Final = multiprocessing.get_context("spawn")
 REST: Final = 0.5
 """Seconds between two requests of an environment: 120 of them send 230 a second."""
@@ -59,31 +69,87 @@ GRACE: Final = 2.0
 TIMES: Final = 2.0
 """The promise: all are served so many seconds after the fault, and so many times what their logins
 take the pooler when nothing else is to be done."""
+SPARE: Final = 0.02
+"""How much more than its share of a core the pooler may have used: a quota is looked at in steps of
+milliseconds."""
 
-SCENARIOS: Final[tuple[tuple[int, float], ...]] = (
-    (120, 6.0),
-    (120, 12.0),
-    (240, 12.0),
-    (500, 12.0),
-    (1000, 12.0),
+
+@dataclass(frozen=True)
+class Scenario:
+    """A fleet, the seconds that it is without a pooler, and the share of a core that comes back."""
+
+    environments: int
+    away: float = 12.0
+    share: float = SHARE
+    policy: Policy = "kept"
+
+
+PLAN: Final = (
+    Scenario(120, 6.0),
+    Scenario(120),
+    Scenario(240),
+    Scenario(500),
+    Scenario(1000),
+    Scenario(1000, share=0.5),
+    Scenario(1000, share=1.0),
+    Scenario(1000, policy="naive"),
 )
-"""Environments, and seconds without a pooler."""
+"""PgBouncer uses one core, so larger tasks are no faster. The environments ask for the first time
+within two seconds: from half a core on, logins are made nearly as fast as they come, so a control
+has nothing to lose."""
 
 
-# A slow pooler
+# What stands before a slow pooler, and what slows it down
+
+
+class Balancer:
+    """The local cloud's load balancer, a process, before the task of one pooler."""
+
+    def __init__(self, target_port: int) -> None:
+        """Start it without a target: it refuses connections."""
+        self.port = processes.free_port()
+        module = "local.pooler_service.balancer"
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module, str(self.port), str(target_port)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=ROOT,
+        )
+
+    def __enter__(self) -> Self:
+        """Let the task have clients."""
+        self.register("127.0.0.1")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End it, with its connections."""
+        self._process.communicate()
+
+    def register(self, *addresses: str) -> None:
+        """Send new connections there, or refuse them where there is no address."""
+        assert self._process.stdin is not None  # noqa: S101  # both are pipes
+        assert self._process.stdout is not None  # noqa: S101
+        self._process.stdin.write(json.dumps({"registered": addresses}).encode() + b"\n")
+        self._process.stdin.flush()
+        self._process.stdout.readline()
 
 
 class Brake:
-    """Let a process run for a share of the time."""
+    """Let a process use a share of a core, as Linux's quota for containers does.
+
+    It is stopped when it has used its share of a period, and goes on with the next one. What it
+    used too much is taken from the next period; what it did not use is not saved. As the quota
+    counts what it has used, it gets its share also where it had to wait for a processor.
+    """
 
     def __init__(self, share: float) -> None:
         """Hold nothing yet."""
-        self._share = share
+        self._quota = share * PERIOD
         self._held: psutil.Process | None = None
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._run, name="brake")
 
-    def __enter__(self) -> "Brake":
+    def __enter__(self) -> Self:
         """Start."""
         self._thread.start()
         return self
@@ -98,20 +164,31 @@ class Brake:
         self._held = process
 
     def _run(self) -> None:
+        left = 0.0
         while not self._ends.is_set():
             held = self._held
-            self._send(held, signal.SIGSTOP)
-            time.sleep(PERIOD * (1 - self._share))
-            self._send(held, signal.SIGCONT)
-            time.sleep(PERIOD * self._share)
+            if held is None:
+                time.sleep(PERIOD)
+            else:
+                left = self._spend(held, min(self._quota, left + self._quota))
+
+    def _spend(self, process: psutil.Process, quota: float) -> float:
+        """Let a process run for a period or until it has used a quota; return what is left."""
+        began, ends = seconds_of(process.pid), time.monotonic() + PERIOD
+        left = quota
+        while left > 0 and (now := time.monotonic()) < ends:
+            time.sleep(min(ends - now, max(left, LOOK_AT_QUOTA)))
+            left = quota - (seconds_of(process.pid) - began)
+        if left <= 0:
+            self._send(process, signal.SIGSTOP)
+            time.sleep(max(0.0, ends - time.monotonic()))
+            self._send(process, signal.SIGCONT)
+        return left
 
     @staticmethod
-    def _send(process: psutil.Process | None, number: signal.Signals) -> None:
-        try:
-            if process is not None:
-                process.send_signal(number)
-        except psutil.NoSuchProcess:
-            pass  # it was killed on purpose
+    def _send(process: psutil.Process, number: signal.Signals) -> None:
+        with suppress(psutil.NoSuchProcess):  # it was killed on purpose
+            process.send_signal(number)
 
 
 def pgbouncer_of(servers: Servers) -> psutil.Process:
@@ -139,12 +216,12 @@ def login_cost(servers: Servers) -> float:
     pgbouncer = pgbouncer_of(servers)
     db = Database(settings_of(servers.pgbouncer, servers.pgbouncer.port))
     db.execute("SELECT 1")
-    before = sum(pgbouncer.cpu_times()[:2])
+    before = seconds_of(pgbouncer.pid)
     for _ in range(LOGINS):
         db.close()
         db.execute("SELECT 1")
     db.close()
-    return (sum(pgbouncer.cpu_times()[:2]) - before) / LOGINS
+    return (seconds_of(pgbouncer.pid) - before) / LOGINS
 
 
 # Environments
@@ -168,12 +245,15 @@ def throw_away() -> None:
 class Shared:
     """What all processes see: whether it is over, and when each environment was served and failed.
 
-    Times are time.monotonic(), the same in all processes; 0 is never.
+    `served` and `failed` are the last times, `first` the first time since `back` that it was
+    served. Times are time.monotonic(), the same in all processes; 0 is never.
     """
 
     def __init__(self, count: int) -> None:
         """Begin: nobody was served yet."""
         self.ends = CONTEXT.Value("b", 0, lock=False)
+        self.back = CONTEXT.Value("d", 0, lock=False)
+        self.first = CONTEXT.Array("d", count, lock=False)
         self.served = CONTEXT.Array("d", count, lock=False)
         self.failed = CONTEXT.Array("d", count, lock=False)
 
@@ -182,6 +262,7 @@ def serve(policy: Policy, settings: Settings, numbers: Sequence[int], shared: Sh
     """Run environments until it is over."""
     if policy == "naive":
         throw_away()
+    os.nice(NICENESS)
     threading.stack_size(512 * 1024)
     with ThreadPoolExecutor(len(numbers)) as threads:
         for each in [threads.submit(ask, number, settings, shared) for number in numbers]:
@@ -198,18 +279,21 @@ def ask(number: int, settings: Settings, shared: Shared) -> None:
             shared.failed[number] = time.monotonic()
         else:
             shared.served[number] = time.monotonic()
+            if shared.back.value and not shared.first[number]:
+                shared.first[number] = shared.served[number]
         time.sleep(max(REST, len(shared.served) / MOST_A_SECOND))
     db.close()
 
 
 @contextmanager
-def fleet(policy: Policy, count: int, settings: Settings) -> Iterator[Shared]:
+def fleet(scenario: Scenario, settings: Settings) -> Iterator[Shared]:
     """Run environments in a few processes, from when all of them were served once."""
+    count = scenario.environments
     shared = Shared(count)
     workers = [
         CONTEXT.Process(
             target=serve,
-            args=(policy, settings, range(first, count, PROCESSES), shared),
+            args=(scenario.policy, settings, range(first, count, PROCESSES), shared),
             daemon=True,
         )
         for first in range(min(PROCESSES, count))
@@ -229,69 +313,97 @@ def fleet(policy: Policy, count: int, settings: Settings) -> Iterator[Shared]:
 # What happens
 
 
-def measure_recovery(
-    servers: Servers,
-    environments: int,
-    away: float,
-    *,
-    policy: Policy = "kept",
-    share: float = SHARE,
-    cost: float | None = None,
-) -> dict[str, Any]:
+class Machine:
+    """Who uses this machine's processors from now on."""
+
+    def __init__(self, pgbouncer: psutil.Process) -> None:
+        """Begin to count."""
+        self._pooler = pgbouncer.pid
+        self._clients = [child.pid for child in multiprocessing.active_children() if child.pid]
+        self._began = time.monotonic()
+        self._used = seconds_of(self._pooler)
+        self._waited = self._waits()
+        self._ours, self._busy = _of_our_processes(), busy_seconds()
+
+    def _waits(self) -> dict[int, float]:
+        pids = (self._pooler, *self._clients)
+        return {pid: run_queue_seconds_of_threads(pid) for pid in pids}
+
+    def columns(self) -> dict[str, float]:
+        """Return a row's columns; each is a share of the time, but `busy`.
+
+        `used`: what PgBouncer had of a core; `busy`: how many times longer its work took because it
+        waited for one; `waited`: how long it did, or the threads of one process of clients did
+        together, at most 1; `others`: what other programs had of all processors.
+        """
+        seconds = time.monotonic() - self._began
+        used = seconds_of(self._pooler) - self._used
+        waits = {pid: waits - self._waited[pid] for pid, waits in self._waits().items()}
+        ours, busy = _of_our_processes() - self._ours, busy_seconds() - self._busy
+        return {
+            "used": round(used / seconds, 2),
+            "busy": round(1 + waits[self._pooler] / used, 1) if used else 1.0,
+            "waited": round(min(1.0, max(waits.values()) / seconds), 2),
+            "others": others_share(busy, ours, seconds),
+        }
+
+
+def _of_our_processes() -> float:
+    """Return the processor seconds of this process and of all that it has started."""
+    family = psutil.Process().children(recursive=True)
+    return sum(seconds_of(process.pid) for process in (psutil.Process(), *family))
+
+
+def measure_recovery(servers: Servers, scenario: Scenario, cost: float) -> dict[str, Any]:
     """Take the pooler away for some seconds, bring it back slowed down, and measure the end.
 
-    Times are seconds. `recovered` counts from when the task is healthy until every environment was
-    served and none fails any more; None where that does not happen in time. `promised` is `GRACE`
-    and `TIMES` the processor time of all logins at the pooler's share of a core, times `busy`: how
-    much longer the pooler's work took because others use this machine, from the kernel's count of
-    its waits for a processor.
+    `cost` are the processor seconds of a login. Times are seconds. `recovered` counts from when the
+    task is healthy until every environment was served and none fails any more, `half` until half of
+    them were served; None where that does not happen in time. `promised` is `GRACE` and `TIMES` the
+    processor time of all logins at the pooler's share of a core. The other columns are Machine's.
     """
-    cost = login_cost(servers) if cost is None else cost
-    alone = environments * cost / share
+    alone = scenario.environments * cost / scenario.share
+    promised = GRACE + TIMES * alone
     pooler = servers.pooler
     with (
-        FaultProxy("127.0.0.1", pooler.port) as balancer,
-        Brake(share) as brake,
-        fleet(policy, environments, settings_of(servers.pgbouncer, balancer.port)) as shared,
+        Balancer(pooler.port) as balancer,
+        Brake(scenario.share) as brake,
+        fleet(scenario, settings_of(servers.pgbouncer, balancer.port)) as shared,
     ):
         time.sleep(CALM)
-        with balancer.refuse():
-            balancer.reset()
-            pooler.kill()
-            gone = time.monotonic()
-            time.sleep(max(0.0, away - START_SECONDS))
-            pooler.launch()
-            pgbouncer = pgbouncer_of(servers)
-            brake.hold(pgbouncer)
-            processes.wait_until(pooler.answers, 30, "a healthy pooler")
-        back = time.monotonic()
-        all_served, busy, promised = None, 1.0, GRACE + TIMES * alone
-        while True:
+        balancer.register()
+        pooler.kill()
+        gone = time.monotonic()
+        time.sleep(max(0.0, scenario.away - START_SECONDS))
+        pooler.launch()
+        pgbouncer = pgbouncer_of(servers)
+        brake.hold(pgbouncer)
+        processes.wait_until(pooler.answers, 30, "a healthy pooler")
+        machine = Machine(pgbouncer)
+        balancer.register("127.0.0.1")
+        back = shared.back.value = time.monotonic()
+        columns, recovered = None, None
+        while recovered is None and time.monotonic() < back + min(LONGEST, promised) + SERVED:
             time.sleep(LOOK)
-            now = time.monotonic()
-            if all_served is None:
-                busy = business(pgbouncer)
-                promised = GRACE + TIMES * alone * busy
-                if min(shared.served) > back:
-                    all_served = now
-            last = max(all_served or 0.0, *shared.failed)
-            over = all_served is not None and now > last + SERVED
-            if over or now > back + min(LONGEST, promised + SERVED):
-                break
-        used = sum(pgbouncer.cpu_times()[:2]) / (now - back)
-        left = sum(served < back for served in shared.served)
+            if all(shared.first):
+                columns = columns or machine.columns()
+                last = max(*shared.first, *shared.failed)
+                recovered = last - back if time.monotonic() > last + SERVED else None
+        columns = columns or machine.columns()
+        served = sorted(first - back for first in shared.first if first)
+    half = scenario.environments // 2
     return {
-        "policy": policy,
-        "environments": environments,
+        "policy": scenario.policy,
+        "environments": scenario.environments,
         "away": round(back - gone, 1),
-        "login_ms": round(cost * 1000, 1),
-        "share": share,
-        "busy": round(busy, 1),
-        "used": round(used, 2),
+        "login_ms": round(cost * 1000, 2),
+        "share": scenario.share,
+        **columns,
         "logins_alone": round(alone, 1),
         "promised": round(promised, 1),
-        "recovered": round(last - back, 1) if over else None,
-        "never_served": left,
+        "half": round(served[half], 1) if len(served) > half else None,
+        "recovered": None if recovered is None else round(recovered, 1),
+        "never_served": scenario.environments - len(served),
     }
 
 
@@ -299,26 +411,39 @@ START_SECONDS: Final = 2.5
 """What a task needs until it is healthy: it is started so much before the end."""
 
 
-def business(process: psutil.Process) -> float:
-    """Return how many times longer than on an idle machine the work of a process has taken."""
-    waited = int(Path(f"/proc/{process.pid}/schedstat").read_text().split()[1]) / 1e9
-    used = sum(process.cpu_times()[:2])
-    return 1 + waited / used if used else 1.0
+def missed(row: dict[str, Any]) -> Iterator[str]:
+    """Name what a row did not hold."""
+    name = (
+        f"{row['environments']} environments, {row['away']:.0f} s without a pooler, "
+        f"{row['share']:g} of a core"
+    )
+    recovered, promised = row["recovered"], row["promised"]
+    in_time = recovered is not None and recovered <= promised
+    took = "not at all" if recovered is None else f"{recovered:.1f} s after the fault"
+    if row["policy"] == "kept" and not in_time:
+        yield f"{name}: recovered {took}; promised are {promised:.1f} s"
+    if row["policy"] == "naive" and in_time:
+        yield f"{name}: the control, which throws logins away, recovered too ({took})"
+    if row["used"] > row["share"] + SPARE:
+        yield f"{name}: PgBouncer has used {row['used']:g} of a core: the row proves nothing"
 
 
-def goals(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Return what the rows did not hold, one sentence each."""
-    missed = []
-    for row in rows:
-        name = f"{row['environments']} environments, {row['away']:.0f} s without a pooler"
-        recovered = row["recovered"]
-        in_time = recovered is not None and recovered <= row["promised"]
-        took = "not at all" if recovered is None else f"{recovered:.1f} s after the fault"
-        if row["policy"] == "kept" and not in_time:
-            missed.append(f"{name}: recovered {took}; promised are {row['promised']:.1f} s")
-        if row["policy"] == "naive" and in_time:
-            missed.append(f"{name}: the control, which throws logins away, recovered too ({took})")
-    return missed
+def is_measurable(row: dict[str, Any]) -> bool:
+    """Tell whether the pooler and the clients had processors: the rule of `make storm`."""
+    return bool(row["others"] < OTHERS or row["waited"] < WAITED)
+
+
+def verdicts(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[str]]:
+    """Return what the rows did not hold, and what of it says nothing on this machine."""
+    broken = [each for row in rows if is_measurable(row) for each in missed(row)]
+    unmeasured = [
+        f"{each}; other programs had {row['others']:.0%} of the processors, and the pooler or "
+        f"clients waited for one for {row['waited']:.0%} of the time"
+        for row in rows
+        if not is_measurable(row)
+        for each in missed(row)
+    ]
+    return broken, unmeasured
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -333,36 +458,32 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the scenarios, the control last; exit code 1 when a promise was not kept."""
+    """Run the plan, the controls last, or one scenario of it; exit code 0 when all of it held."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, help="file for the result, as JSON")
     parser.add_argument("--environments", type=int, help="one scenario instead of all")
     parser.add_argument("--away", type=float, default=12.0, help="its seconds without a pooler")
-    parser.add_argument("--share", type=float, default=SHARE, help="of a core, for PgBouncer")
+    parser.add_argument("--share", type=float, default=SHARE, help="of a core, for its PgBouncer")
     parser.add_argument("--queue", default="1", help="the pooler's query_wait_timeout")
     parser.add_argument("--policy", choices=("kept", "naive"), help="only this one")
     options = parser.parse_args(arguments)
-    scenarios = [(options.environments, options.away)] if options.environments else SCENARIOS
-    plan: list[tuple[Policy, int, float]] = [("kept", *scenario) for scenario in scenarios]
-    plan.append(("naive", *scenarios[-1]))
+    plan: Sequence[Scenario] = PLAN
+    if options.environments:
+        chosen = Scenario(options.environments, options.away, options.share)
+        plan = (chosen, replace(chosen, policy="naive"))
     rows = []
     with running(cores()[1], MAX_CLIENT_CONN="5000", QUERY_WAIT_TIMEOUT=options.queue) as servers:
         cost = login_cost(servers)
-        for policy, environments, away in plan:
-            if options.policy in {None, policy}:
-                rows.append(
-                    measure_recovery(
-                        servers, environments, away, policy=policy, share=options.share, cost=cost
-                    )
-                )
+        for scenario in plan:
+            if options.policy in {None, scenario.policy}:
+                rows.append(measure_recovery(servers, scenario, cost))
                 print(json.dumps(rows[-1]), flush=True)
     print(table(rows))
-    missed = goals(rows)
+    broken, unmeasured = verdicts(rows)
     if options.output is not None:
-        options.output.write_text(json.dumps({"rows": rows, "missed": missed}) + "\n")
-    for each in missed:
-        print(f"missed: {each}", file=sys.stderr)
-    return 1 if missed else 0
+        result = {"rows": rows, "missed": broken, "unmeasured": unmeasured}
+        options.output.write_text(json.dumps(result) + "\n")
+    return conclude(broken, unmeasured)
 
 
 if __name__ == "__main__":

@@ -411,10 +411,11 @@ class Connects:
 
     @contextmanager
     def counted(self, wanted: bool) -> Iterator[None]:
-        """Count until the block is left, if `wanted`."""
+        """Count until the block is left, if `wanted`: also what comes right before its end."""
         if not wanted:
             yield
             return
+        self._look()
         with ThreadPoolExecutor(1, "connects") as executor:
             counting = executor.submit(self._run)
             try:
@@ -422,6 +423,7 @@ class Connects:
             finally:
                 self._stop.set()
             counting.result()  # raises what has ended it
+        self._look()
 
     def most(self) -> int:
         """Return the most connections within a second: between two looks rather more than less."""
@@ -433,7 +435,11 @@ class Connects:
 
     def _run(self) -> None:
         while not self._stop.wait(0.1):
-            self._samples.append((time.monotonic(), self._cloud.traffic()["pooler"]))
+            self._look()
+
+    def _look(self) -> None:
+        count = self._cloud.traffic()["pooler"]
+        self._samples.append((time.monotonic(), count))
 
 
 # The control

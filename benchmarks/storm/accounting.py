@@ -152,8 +152,17 @@ def run_queue_seconds(pid: int) -> float:
 
     0 where it is gone, and where the kernel does not count it (CONFIG_SCHED_INFO).
     """
+    return _run_queue_seconds(Path(f"/proc/{pid}/schedstat"))
+
+
+def run_queue_seconds_of_threads(pid: int) -> float:
+    """Return the same of all threads of a process together."""
+    return sum(map(_run_queue_seconds, Path(f"/proc/{pid}/task").glob("*/schedstat")))
+
+
+def _run_queue_seconds(statistics_of: Path) -> float:
     try:
-        _, waited, _ = Path(f"/proc/{pid}/schedstat").read_text().split()
+        _, waited, _ = statistics_of.read_text().split()
     except (OSError, ValueError):
         return 0.0
     return int(waited) / 1e9

@@ -7,6 +7,7 @@ import time
 from collections.abc import Generator, Iterator
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import psycopg
 import pytest
@@ -138,6 +139,27 @@ def test_a_slow_login_goes_on_after_a_while(
     began = time.monotonic()
     assert finish(attempts, network, 5) is CONNECTION
     assert time.monotonic() - began > PACE * SLOW
+
+
+def test_time_between_two_requests_is_not_what_a_login_takes(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody looked for the answer meanwhile: neither this login nor another one rests for it."""
+    passed = 0.0
+    monkeypatch.setattr(attempts_module, "monotonic", lambda: time.monotonic() + passed)
+    monkeypatch.setattr(attempts_module, "SLOW", 5.0)
+    jitter = Mock()
+    jitter.uniform.return_value = 0.0
+    monkeypatch.setattr(attempts_module, "_jitter", jitter)
+    attempts = Attempts(LOGIN)
+    for _ in range(2):
+        assert attempts.finish(network.begin, time.monotonic() + passed + 0.02) is None
+        network.peers[0].answer()
+        passed += 20.0
+    assert attempts.finish(network.begin, time.monotonic() + passed + 5) is CONNECTION
+    jitter.uniform.assert_not_called()
+    assert attempts.login_seconds < 5.0
+    assert len(network.peers) == 1
 
 
 def test_sockets_are_few_and_waits_grow(network: Network) -> None:

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from collections import Counter
 from dataclasses import asdict, replace
 from typing import Any
@@ -30,6 +29,7 @@ from benchmarks.chaos.run import GOALS, SILENT, Connects, draw, plan, shortfalls
 from benchmarks.chaos.steady import outcome_of
 from benchmarks.faults import FAULTS
 from benchmarks.tables import chaos_summary, chaos_table, crashes_table
+from local import processes
 
 TOTAL = ACCOUNTS * OPENING_BALANCE
 CHECKOUT = 3.0
@@ -389,9 +389,48 @@ def test_every_row_of_the_plan_has_a_name_of_its_own() -> None:
 def test_connections_that_cannot_be_counted_fail_the_row() -> None:
     """What goes wrong in the thread that counts is raised where the counting ends."""
     cloud = Mock()
-    cloud.traffic.side_effect = RuntimeError("no answer")
+    cloud.traffic.side_effect = [{"pooler": 0}, RuntimeError("no answer"), {"pooler": 0}]
     with pytest.raises(RuntimeError, match="no answer"), Connects(cloud).counted(True):
-        time.sleep(0.2)
+        processes.wait_until(lambda: cloud.traffic.call_count > 1, 30, "the second look")
+
+
+def test_connections_are_counted_from_the_first_moment_to_the_last() -> None:
+    """Those before are not, and those after the last look of the thread are."""
+    cloud = Mock()
+    connects = Connects(cloud)
+    cloud.traffic.return_value = {"pooler": 40}
+    with connects.counted(True):
+        cloud.traffic.return_value = {"pooler": 47}
+    cloud.traffic.return_value = {"pooler": 90}
+    assert connects.most() == 7
+
+
+def test_connections_of_a_row_that_does_not_ask_are_not_counted() -> None:
+    """Nothing is asked for them, and there are none."""
+    cloud = Mock()
+    connects = Connects(cloud)
+    with connects.counted(False):
+        pass
+    assert connects.most() == 0
+    cloud.traffic.assert_not_called()
+
+
+@pytest.mark.parametrize(
+    ("looks", "most"),
+    [
+        ([(0.0, 10), (0.5, 14), (1.0, 20), (1.5, 21), (2.0, 21)], 10),
+        ([(0.0, 0), (0.9, 5), (1.05, 9)], 9),  # between two looks: rather more than less
+        ([(0.0, 0), (1.0, 3), (2.0, 3), (2.6, 8), (2.8, 10)], 7),  # the last second is a part
+        ([(0.0, 0), (3.0, 6)], 6),  # a look came late
+    ],
+)
+def test_the_second_with_the_most_connections_counts(
+    looks: list[tuple[float, int]], most: int
+) -> None:
+    """Wherever it begins."""
+    connects = Connects(Mock())
+    connects._samples = looks
+    assert connects.most() == most
 
 
 def test_a_frozen_environment_that_ends_leaves_none_stopped(

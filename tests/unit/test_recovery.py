@@ -16,14 +16,23 @@ from typing import Final
 
 import pytest
 from lambda_pg import _overload
-from lambda_pg._attempts import LONGEST_UNANSWERED, MOST, PATIENT, UNANSWERED
+from lambda_pg._attempts import (
+    FIRST_REST,
+    LONGEST_UNANSWERED,
+    MOST,
+    PACE,
+    PATIENT,
+    SLOW,
+    UNANSWERED,
+)
 from lambda_pg._overload import FAILURES, PROBE_PAUSE, Breaker
 
 from pgbouncer.configuration import LOGIN_SECONDS, login_timeout
 
 WINDOW: Final = 3.0
-REST: Final = 0.05
-"""Seconds after which a client asks again that was answered 503."""
+JITTER: Final = 0.05
+BETWEEN: Final = (0.05, 2.0)
+"""Seconds between two requests of an environment, and how much they vary."""
 
 STEPS: Final = (0.02, 0.2, 0.03, 0.6, 0.1, 0.05)
 """The parts of a login: SSLRequest, the handshake's two flights, and SCRAM's three."""
@@ -41,10 +50,16 @@ def promised(count: int, cores: float) -> float:
 
 @dataclass(eq=False)
 class Connect:
-    """One connect, and the next step of its login."""
+    """One connect, the next step of its login, and when its last one was sent.
+
+    `unwatched`: the environment's, when it was sent.
+    """
 
     began: float
     step: int = 0
+    sent: float = 0.0
+    unwatched: float = 0.0
+    has_rested: bool = False
     dropped: bool = False
 
 
@@ -54,15 +69,19 @@ class Environment:
 
     now: float
     chance: random.Random
+    between: float
     breaker: Breaker = field(init=False)
     until: float = 0.0
     """When its probe ends."""
+    unwatched: float = 0.0
+    """Seconds between two requests so far."""
     open: list[Connect] = field(default_factory=list)
     begun: int = 0
     another_at: float = 0.0
 
     def __post_init__(self) -> None:
         """Fail as often as it takes; then the first probe begins."""
+        self.until = self.now
         self.breaker = Breaker(lambda: self.now)
         for _ in range(FAILURES):
             self.breaker.failed()
@@ -70,7 +89,9 @@ class Environment:
 
     def probe(self) -> None:
         """Begin the next probe: the requests before it fail at once."""
-        self.now = self.breaker._probe_at + self.chance.uniform(0, REST)
+        asks = max(self.breaker._probe_at, self.until + self.between)
+        self.now = asks + self.chance.uniform(0, JITTER)
+        self.unwatched += self.now - self.until
         self.until = self.now + self.breaker.admit(WINDOW)
 
     def drives(self, at: float) -> float:
@@ -85,11 +106,26 @@ class Environment:
 class Simulation:
     """A pooler with a share of a core, and a fleet."""
 
-    def __init__(self, count: int, cores: float, *, keeps: bool, timeout: float) -> None:
-        """Let a fleet find the pooler back at 0; `keeps` is the layer's policy."""
+    def __init__(
+        self,
+        count: int,
+        cores: float,
+        between: float,
+        *,
+        timeout: float,
+        keeps: bool = True,
+        counts_gaps: bool = False,
+    ) -> None:
+        """Let a fleet find the pooler back at 0.
+
+        `keeps` is the layer's policy; `counts_gaps` what it did before: to take the time between
+        two requests for a wait.
+        """
         chance = random.Random(count)  # noqa: S311  # repeatable is what it must be
         self._cores = cores
+        self._chance = chance
         self._keeps = keeps
+        self._counts_gaps = counts_gaps
         self._timeout = timeout
         self._busy_until = 0.0
         self._events: list[tuple[float, int, Callable[[], None]]] = []
@@ -97,7 +133,8 @@ class Simulation:
         self._left = count
         self.now = 0.0
         for _ in range(count):
-            environment = Environment(-chance.uniform(0, PROBE_PAUSE[1]), chance)
+            before = chance.uniform(0, max(PROBE_PAUSE[1], between))
+            environment = Environment(-before, chance, between)
             self._at(max(0.0, environment.drives(0)), self._begin, environment)
 
     def recovered(self, limit: float) -> float | None:
@@ -147,6 +184,7 @@ class Simulation:
 
     def _send(self, environment: Environment, connect: Connect) -> None:
         """Have the pooler do a step: also of what its client has dropped meanwhile."""
+        connect.sent, connect.unwatched = self.now, environment.unwatched
         cost = STEPS[connect.step] * LOGIN_SECONDS / self._cores
         self._busy_until = max(self._busy_until, self.now) + cost
         self._at(self._busy_until, self._answer, environment, connect)
@@ -162,15 +200,32 @@ class Simulation:
             other.dropped = other is not connect
         environment.open[:] = [connect]
         connect.step += 1
+        self._at(self.now + self._rest(environment, connect), self._go_on, environment, connect)
+
+    def _rest(self, environment: Environment, connect: Connect) -> float:
+        """Return the seconds until the next step, from when a request has found the answer."""
+        if not self._keeps:
+            return 0.0
+        found = environment.drives(self.now)
+        waited = found - connect.sent
+        if not self._counts_gaps:
+            waited -= environment.unwatched - connect.unwatched
+        longest = PACE * waited if connect.has_rested else min(FIRST_REST, PACE * waited)
+        rests = waited > SLOW
+        connect.has_rested = connect.has_rested or rests
+        return found - self.now + (self._chance.uniform(0, longest) if rests else 0.0)
+
+    def _go_on(self, environment: Environment, connect: Connect) -> None:
+        if connect.dropped:
+            return
         at = environment.drives(self.now) if self._keeps else self.now
-        if connect.step < len(STEPS):
-            self._at(at, self._send, environment, connect)
+        if at > self.now:
+            self._at(at, self._go_on, environment, connect)
+        elif connect.step < len(STEPS):
+            self._send(environment, connect)
         else:
             environment.open.clear()
-            self._at(at, self._served)
-
-    def _served(self) -> None:
-        self._left -= 1
+            self._left -= 1
 
 
 @pytest.fixture(autouse=True)
@@ -179,11 +234,12 @@ def same_chance(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_overload, "_jitter", random.Random(7))  # noqa: S311  # repeatable
 
 
+@pytest.mark.parametrize("between", BETWEEN)
 @pytest.mark.parametrize("cores", CORES)
 @pytest.mark.parametrize("count", FLEETS)
-def test_a_fleet_is_back_in_time(count: int, cores: float) -> None:
+def test_a_fleet_is_back_in_time(count: int, cores: float, between: float) -> None:
     """Within 2 s and twice what its logins need by themselves, at every size of task."""
-    simulation = Simulation(count, cores, keeps=True, timeout=login_timeout(count))
+    simulation = Simulation(count, cores, between, timeout=login_timeout(count))
     assert simulation.recovered(promised(count, cores)) is not None
 
 
@@ -192,15 +248,24 @@ def test_a_fleet_is_back_in_time(count: int, cores: float) -> None:
 def test_logins_that_are_thrown_away_are_made_for_ever(count: int, cores: float) -> None:
     """The control: one second for each, and again. It is lost where all together take two."""
     limit = promised(count, cores)
-    simulation = Simulation(count, cores, keeps=False, timeout=login_timeout(count))
+    simulation = Simulation(count, cores, BETWEEN[0], keeps=False, timeout=login_timeout(count))
     lost = simulation.recovered(limit) is None
     if count * LOGIN_SECONDS / cores > 2:
         assert lost
+
+
+@pytest.mark.parametrize(("count", "cores"), [(500, 0.25), (1000, 0.5)])
+def test_a_fleet_that_rests_for_its_own_pauses_is_late(count: int, cores: float) -> None:
+    """The control: the time between two requests is taken for a wait, and the pooler is idle."""
+    simulation = Simulation(
+        count, cores, BETWEEN[1], timeout=login_timeout(count), counts_gaps=True
+    )
+    assert simulation.recovered(promised(count, cores)) is None
 
 
 def test_a_login_timeout_that_is_too_short_cuts_all_logins() -> None:
     """The control: 2,500 logins at a quarter of a core take 20 s, and none of them 15."""
     limit = promised(2500, 0.25)
     for timeout, is_over in ((SHORT_LOGIN, False), (login_timeout(2500), True)):
-        simulation = Simulation(2500, 0.25, keeps=True, timeout=timeout)
+        simulation = Simulation(2500, 0.25, BETWEEN[0], timeout=timeout)
         assert (simulation.recovered(limit) is not None) is is_over

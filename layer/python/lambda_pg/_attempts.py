@@ -72,7 +72,9 @@ class Attempt:
         self.address = address
         self.is_connected = False
         self.is_answered = False
-        self.began = self._asked = monotonic()
+        self.waited = 0.0
+        """The seconds for which requests have waited for the answer to its last step."""
+        self.waited_in_all = 0.0
         self.rests_until = 0.0
         """The time.monotonic() until which its next step waits; 0 when it does not."""
         self._has_rested = False
@@ -107,7 +109,7 @@ class Attempt:
             self.is_answered = True
             raise error.with_traceback(None)  # noqa: B904  # the same error
         self.socket, self._wants = step[0], int(step[1])
-        self._asked, self.rests_until = monotonic(), 0.0
+        self.waited = self.rests_until = 0.0
         is_reading = self._wants == _READING
         # libpq sends its first message before it reads for the first time. What it reads then is an
         # answer, unless it goes on to another address, where it has to write.
@@ -117,13 +119,19 @@ class Attempt:
 
     def resume(self) -> Connection[Any] | None:
         """Take the next step after an event of poll(), or wait with it."""
-        waited = monotonic() - self._asked
-        if self.is_answered and not self.rests_until and waited > SLOW:
-            longest = PACE * waited if self._has_rested else min(FIRST_REST, PACE * waited)
+        if self.is_answered and not self.rests_until and self.waited > SLOW:
+            longest = PACE * self.waited
+            if not self._has_rested:
+                longest = min(FIRST_REST, longest)
             self.rests_until = monotonic() + _jitter.uniform(0, longest)
             self._has_rested = True
             return None
         return self.go_on(self._wants)
+
+    def wait(self, seconds: float) -> None:
+        """Count seconds for which a request has waited for the next answer."""
+        self.waited += seconds
+        self.waited_in_all += seconds
 
     def close(self) -> None:
         """Close the socket."""
@@ -143,7 +151,7 @@ class Attempts:
         """The time.monotonic() at which another one may begin."""
         self._left_at = time.time()
         self.login_seconds = 0.0
-        """What a login took that has come to its end, also to a refusal."""
+        """How long requests waited for the answers of a login that has ended, also by a refusal."""
         _ALL.add(self)
 
     @property
@@ -171,7 +179,7 @@ class Attempts:
                 connection = self._advance(attempt)
                 if connection is not None:
                     self._open.remove(attempt)
-                    self.login_seconds = monotonic() - attempt.began
+                    self.login_seconds = attempt.waited_in_all
                     return connection
                 if attempt.is_answered:
                     break  # the others are closed
@@ -183,7 +191,10 @@ class Attempts:
                 self._begin(begin)
 
     def _ready(self, until: float) -> list[Attempt]:
-        """Wait until an attempt can go on, another one is due, or the time is up."""
+        """Wait until an attempt can go on, another one is due, or the time is up.
+
+        Only this wait counts as an answer's: between two requests nobody looks whether it is there.
+        """
         poll, waiting_for = select.poll(), {}
         now = monotonic()
         until = min(until, self._another_at)
@@ -196,6 +207,9 @@ class Attempts:
         seconds = max(0.0, until - now)
         # Rounded up: poll() would spin through the last millisecond.
         found = poll.poll(seconds * 1000 + 1 if seconds else 0)
+        waited = monotonic() - now
+        for attempt in waiting_for.values():
+            attempt.wait(waited)
         return [waiting_for[ready] for ready, _ in found]
 
     def _begin(self, begin: Callable[[], Attempt]) -> None:
@@ -217,7 +231,7 @@ class Attempts:
         except psycopg.OperationalError:
             self._open.remove(attempt)
             if attempt.is_answered:
-                self.login_seconds = monotonic() - attempt.began
+                self.login_seconds = attempt.waited_in_all
             if attempt.is_answered or not self._open:
                 raise
             return None
