@@ -113,7 +113,8 @@ class Cdk:
         """Nothing of the developer's AWS settings, and no way to a real account."""
         temporary = self.folder / "tmp"
         temporary.mkdir(exist_ok=True)
-        inherited = ("PATH", "HOME", "LANG", "LC_ALL", "LAMBDA_PG_CACHE_DIR", "LAMBDA_PG_CLOUD")
+        inherited = ("PATH", "HOME", "LANG", "LC_ALL", "XDG_CACHE_HOME")
+        inherited += ("LAMBDA_PG_CACHE_DIR", "LAMBDA_PG_CLOUD")
         mine = {name: os.environ[name] for name in inherited if name in os.environ}
         return {
             **mine,
