@@ -9,6 +9,10 @@ export JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION := 20
 # The pooler's Dockerfile needs BuildKit, which Docker before 23 does not use by itself.
 export DOCKER_BUILDKIT := 1
 
+# Some machines have Python keep no bytecode: each process of a cloud or of a test run would compile
+# the same packages again, for 10 s of processor.
+unexport PYTHONDONTWRITEBYTECODE
+
 PYTHON ?= python3
 STAGE ?= dev
 RUN := .venv/bin/python

@@ -21,7 +21,7 @@ case "$*" in
   "-m venv"*) echo "$*" >> "$INSTALLED"; mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;
   "-m local.checkout uv") echo uv ;;
   "-m local.checkout node_modules") npm ci ;;
-  "-m local up") echo "it started" ;;
+  "-m local up") echo "it started${{PYTHONDONTWRITEBYTECODE+ without bytecode}}" ;;
 esac
 """
 NODE = """#!/bin/sh
@@ -237,6 +237,12 @@ def test_a_virtual_environment_whose_python_is_gone_is_told(machine: Machine) ->
     assert machine.make("setup").returncode == 0
     (machine.clone / ".venv" / "bin" / "python").unlink()
     assert "the Python of .venv does not run any more" in refused(machine, "up")
+
+
+def test_bytecode_is_kept_whatever_the_shell_says(machine: Machine) -> None:
+    """Each of a cloud's processes would compile the same packages."""
+    said = machine.make("up", PYTHONDONTWRITEBYTECODE="1").stdout
+    assert said.splitlines()[-1] == "it started"
 
 
 def test_every_target_is_in_the_list(machine: Machine) -> None:
