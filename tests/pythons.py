@@ -143,8 +143,8 @@ def prepare(python: Python) -> Path:
     done, program = folder / "digest", folder / "bin" / "python"
     if not done.exists() or done.read_text() != digest:
         print("setting up its packages (once)", flush=True)
-        make = [python.program, "-m", "venv", "--clear", folder, "--without-pip"]
-        subprocess.run(make, check=True)
+        options = ["--clear", str(folder), "--without-pip"]
+        subprocess.run([python.program, "-m", "venv", *options], check=True)
         install = [str(UV), "pip", "install", "--quiet", "--require-hashes"]
         subprocess.run([*install, "--python", program, "-r", REQUIREMENTS], check=True)
         done.write_text(digest)
