@@ -9,6 +9,10 @@ export JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION := 20
 # The pooler's Dockerfile needs BuildKit, which Docker before 23 does not use by itself.
 export DOCKER_BUILDKIT := 1
 
+# Some machines have Python keep no bytecode: each process of a cloud or of a test run would compile
+# the same packages again, for 10 s of processor.
+unexport PYTHONDONTWRITEBYTECODE
+
 PYTHON ?= python3
 STAGE ?= dev
 RUN := .venv/bin/python
@@ -55,7 +59,7 @@ ifdef ARGS
 	@$(RUN) -m pytest $(ARGS)
 else
 	@trap 'exit 130' INT; code=0; \
-	$(RUN) -m pytest --numprocesses 3 --dist loadfile --ignore tests/e2e || code=1; \
+	$(RUN) -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --ignore tests/e2e || code=1; \
 	$(RUN) -m pytest tests/e2e || code=1; \
 	exit $$code
 endif
@@ -163,7 +167,7 @@ migration: setup ## begin a new migration: make migration NAME="add orders"
 
 .PHONY: layer
 layer: setup ## build the layer's release zip under build/release and show sizes and import time
-	@$(RUN) layer/build.py --release build/release
+	@$(RUN) -m layer.build --release build/release
 
 .PHONY: image
 image: setup ## build the pooler's image with docker, finch, podman or buildah
@@ -194,8 +198,15 @@ servers:
 	command -v pgbouncer >/dev/null || { command -v apt-get && command -v dpkg-deb; } >/dev/null || \
 	  { echo "lambda-pg needs PgBouncer, or apt-get and dpkg-deb to fetch the one of Debian: install pgbouncer" >&2; exit 1; }
 
+# The machine is looked at once, and only where something is missing; then both come side by side.
 .PHONY: setup
-setup: same-python .venv/ready node_modules/ready
+setup: same-python
+	@$(MAKE) --question .venv/ready node_modules/ready || \
+	  $(MAKE) --no-print-directory --jobs=2 look=look .venv/ready node_modules/ready
+
+.PHONY: look
+look:
+	$(look_first)
 
 which_python := import sys; print("%d.%d.%d" % sys.version_info[:3], "in", sys.base_prefix)
 
@@ -210,16 +221,15 @@ same-python:
 	test "$$asked" = "$$has" || \
 	  { echo "PYTHON=$(PYTHON) is $$asked, but .venv was made with $$has. Make .venv again: rm -rf .venv && make setup PYTHON=$(PYTHON)" >&2; exit 1; }
 
-.venv/ready: requirements-dev.txt
-	$(look_first)
+.venv/ready: requirements-dev.txt | $(look)
 	@echo "setting up Python packages (once)"
-	@$(PYTHON) -m venv --clear .venv
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.txt
-	@.venv/bin/uv pip install --quiet --python .venv/bin/python --require-hashes -r requirements-dev.txt
+	@$(PYTHON) -m venv --clear --without-pip .venv
+	@uv=$$($(RUN) -m local.checkout uv) && \
+	  $$uv pip install --quiet --python .venv/bin/python --require-hashes -r requirements-dev.txt
+	@$(RUN) -m local.bytecode
 	@touch $@
 
-node_modules/ready: package-lock.json
-	$(look_first)
+node_modules/ready: package-lock.json | $(look)
 	@echo "setting up the AWS CDK command line (once)"
-	@npm ci --loglevel=error
+	@$(PYTHON) -m local.checkout node_modules
 	@touch $@

@@ -1,9 +1,10 @@
 """Assemble what runs in Lambda, for any supported Python and architecture, from any machine.
 
 Wheels come from a lock file with hashes; no Docker and no compiler. The same input gives the same
-tree, byte for byte. Results are kept under build/, keyed by a hash of everything they are made of.
+tree, byte for byte. Results are kept in the project's cache, which all checkouts share, keyed by a
+hash of everything they are made of.
 
-    python layer/build.py --python 3.13 --architecture arm64 --output build/layer-arm64
+    python -m layer.build --python 3.13 --architecture arm64 --output build/layer-arm64
 """
 
 import argparse
@@ -15,6 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 import tomllib
@@ -26,8 +28,10 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from local.paths import cache_dir, one_at_a_time
+
 ROOT = Path(__file__).resolve().parents[1]
-BUILD = ROOT / "build" / "cache"
+BUILD = cache_dir() / "built"
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 MACHINES = {"arm64": "aarch64", "x86_64": "x86_64"}
 NEWEST_GLIBC = 34
@@ -36,6 +40,9 @@ NEWEST_GLIBC = 34
 UNUSED = ("*.pyi", "*.pyx", "*.pxd", "*.c", "*.h")
 UNUSED_METADATA = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json")
 KEEP_SECONDS = 24 * 3600
+KEEP_LAST = 3
+"""How many of one kind are kept however old they are: a checkout may come after a week."""
+
 IMPORTS = ("psycopg", "lambda_pg")
 """Modules whose import is timed; psycopg is part of lambda_pg's."""
 
@@ -77,6 +84,16 @@ class Target:
     def compiles(self) -> bool:
         """Tell whether this interpreter's bytecode is the target's."""
         return self.python == "{}.{}".format(*sys.version_info[:2])
+
+    @property
+    def maker(self) -> str:
+        """Name the interpreter if the result depends on it: 3.11.2 compiles otherwise than 3.11.7.
+
+        What holds no bytecode and no wheels for this very machine is the same from any of them.
+        """
+        if not (self.native or self.compiles):
+            return ""
+        return f"{sys.version} {sysconfig.get_platform()}"
 
     def marker_environment(self) -> dict[str, str]:
         """Give the values that a lock file's markers are judged by.
@@ -146,10 +163,9 @@ def assemble(recipe: Recipe, target: Target) -> Path:
     key = _key(recipe, target, inputs)
     label = f"{recipe.name}-{target.python}-{target.architecture}"
     destination = BUILD / label / key
-    if not destination.exists():
+    if not _is_kept(destination):
         with _new_folder(destination) as folder:
             _fill(folder, recipe, target, inputs)
-    _mark_used(destination)
     return destination
 
 
@@ -182,14 +198,13 @@ def _fill(folder: Path, recipe: Recipe, target: Target, inputs: Sequence[tuple[P
 def install(requirements: Path, target: Target) -> Path:
     """Unpack the lock file's wheels for the target, without what is not needed at run time."""
     wanted = "\n".join(pinned(requirements.read_text(encoding="utf-8"), target)) + "\n"
-    key = hashlib.sha256(f"{_builder()}\0{target}\0{wanted}".encode()).hexdigest()[:16]
-    destination = BUILD / "wheels" / key
-    if not destination.exists():
+    key = hashlib.sha256(f"{_builder()}\0{target}\0{target.maker}\0{wanted}".encode())
+    destination = BUILD / "wheels" / key.hexdigest()[:16]
+    if not _is_kept(destination):
         with _new_folder(destination) as folder:
             _pip(wanted, folder, target, requirements)
             _prune(folder)
             _require_licences(folder)
-    _mark_used(destination)
     return destination
 
 
@@ -324,11 +339,11 @@ def _is_ignored(path: Path) -> bool:
 
 
 def _key(recipe: Recipe, target: Target, inputs: Iterable[tuple[Path, str]]) -> str:
-    digest = hashlib.sha256(f"{_builder()}\0{target}\0{target.compiles}\0{recipe}".encode())
-    if recipe.requirements is not None:
-        digest.update(recipe.requirements.read_bytes())
-    if recipe.patch is not None:
-        digest.update(recipe.patch.read_bytes())
+    """Hash all that a folder is made of, but not where this checkout is."""
+    told = (_builder(), target, target.maker, recipe.name, recipe.prefix, recipe.packages)
+    digest = hashlib.sha256("\0".join(map(str, (*told, recipe.bytecode))).encode())
+    for file in filter(None, (recipe.requirements, recipe.patch)):
+        digest.update(f"\0{file.name}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
     for source, name in inputs:
         digest.update(f"\0{name}\0".encode() + hashlib.sha256(source.read_bytes()).digest())
     return digest.hexdigest()[:16]
@@ -363,16 +378,33 @@ class _new_folder:  # noqa: N801 - reads as a verb where it is used
         _forget_old(self.destination.parent)
 
 
-def _mark_used(folder: Path) -> None:
-    os.utime(folder)
+def _is_kept(folder: Path) -> bool:
+    """Tell whether a folder is there, and if so have it be kept for another day."""
+    with one_at_a_time(folder.parent), suppress(FileNotFoundError):
+        os.utime(folder)
+        return True
+    return False
 
 
 def _forget_old(parent: Path) -> None:
-    """Remove what nobody has asked for in a day, or build/ grows with every edit."""
-    for path in parent.iterdir():
-        with suppress(FileNotFoundError):  # a rival has moved or removed it meanwhile
-            if time.time() - path.stat().st_mtime > KEEP_SECONDS:
-                shutil.rmtree(path, ignore_errors=True)
+    """Remove what nobody has asked for in a day, but the last few, or it grows with every edit.
+
+    Moved aside first, under the lock of `_is_kept`: nobody finds a folder that is half removed.
+    """
+    with one_at_a_time(parent):
+        used = {path: _last_use(path) for path in parent.iterdir()}
+        aside = Path(tempfile.mkdtemp(dir=parent, prefix=".old-"))
+        for path in sorted(used, key=used.__getitem__, reverse=True)[KEEP_LAST:]:
+            if time.time() - used[path] > KEEP_SECONDS:
+                path.rename(aside / path.name)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _last_use(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # a rival has moved what it built to its place, or is removing it
+        return time.time()
 
 
 def notes(target: Target) -> Iterator[str]:

@@ -35,7 +35,7 @@ __all__ = [
     "UnhealthyError",
 ]
 
-_STOP_SECONDS = 30.0
+_STOP_SECONDS = 120.0  # one second on a quiet machine; beside busy programs patience is cheap
 # For the API's first 200: on a busy machine a cold start alone may outlast the API's 29 s.
 _HEALTH_SECONDS = 60.0
 _LOOK_SECONDS = 0.5

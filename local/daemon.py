@@ -17,7 +17,7 @@ import aiohttp
 import uvloop
 from aiohttp import web
 
-from local import changes, installed, processes
+from local import bytecode, changes, installed, processes
 from local.control import control_application
 from local.deployed import Deployed
 from local.deployed import PoolerService as DeployedPooler
@@ -298,6 +298,7 @@ class Daemon:
         await self._step(
             "cdk synth", self._cdk.synth(self.app, self.options.entry, self._full_override())
         )
+        await asyncio.to_thread(bytecode.keep)
 
     async def deploy(
         self, app: Path | None = None, override: Mapping[str, Any] | None = None

@@ -19,6 +19,10 @@ HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent
 STAGE = "local"
 _CONCURRENCY = 4
+_INHERITED = (
+    *("PATH", "HOME", "LANG", "LC_ALL"),
+    *("XDG_CACHE_HOME", "LAMBDA_PG_CACHE_DIR", "LAMBDA_PG_CLOUD"),
+)
 
 
 class DeploymentError(RuntimeError):
@@ -113,8 +117,7 @@ class Cdk:
         """Nothing of the developer's AWS settings, and no way to a real account."""
         temporary = self.folder / "tmp"
         temporary.mkdir(exist_ok=True)
-        inherited = ("PATH", "HOME", "LANG", "LC_ALL", "LAMBDA_PG_CACHE_DIR", "LAMBDA_PG_CLOUD")
-        mine = {name: os.environ[name] for name in inherited if name in os.environ}
+        mine = {name: os.environ[name] for name in _INHERITED if name in os.environ}
         return {
             **mine,
             **CREDENTIALS,

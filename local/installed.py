@@ -11,6 +11,7 @@ from local.paths import cache_dir, one_at_a_time
 
 HERE = Path(__file__).resolve().parent
 _TAG = f"{sys.implementation.cache_tag}-{sys.platform}"
+COMPLETE = ".complete"
 
 
 class InstallError(RuntimeError):
@@ -24,28 +25,37 @@ def control_plane_python() -> Path:
 
 def environment_python(name: str, requirements: Path) -> Path:
     """Return the interpreter of a virtual environment of these requirements, made on first use."""
-    return _installed(name, requirements, _make_environment) / "bin" / "python"
+    return made(name, requirements, _make_environment) / "bin" / "python"
 
 
 def runtime_folder() -> Path:
     """Return the folder with what AWS's Python runtime brings along, made on first use."""
-    return _installed("runtime", HERE / "environments" / "requirements.txt", _make_folder)
+    return made("runtime", HERE / "environments" / "requirements.txt", _make_folder)
 
 
-def _installed(name: str, requirements: Path, make: Callable[[Path, Path], None]) -> Path:
-    """Return the cached folder of these requirements for this interpreter; make it if needed.
+def cached_folder(name: str, requirements: Path) -> Path:
+    """Name the folder of these requirements for this interpreter; it holds COMPLETE when it is.
 
     A checkout's own virtual environment leads to the interpreter, which all checkouts share.
     """
     interpreter = f"{Path(sys.executable).resolve()} {sys.version}"
     content = requirements.read_bytes() + interpreter.encode()
-    folder = cache_dir() / f"{name}-{_TAG}-{hashlib.sha256(content).hexdigest()[:16]}"
-    done = folder / ".complete"
+    return cache_dir() / f"{name}-{_TAG}-{hashlib.sha256(content).hexdigest()[:16]}"
+
+
+def made(name: str, requirements: Path, make: Callable[[Path, Path], None]) -> Path:
+    """Return the cached folder of these requirements for this interpreter; make it if needed."""
+    return complete(cached_folder(name, requirements), lambda folder: make(folder, requirements))
+
+
+def complete(folder: Path, make: Callable[[Path], None]) -> Path:
+    """Return a folder that `make` has filled, once; what an interrupt has left is made again."""
+    done = folder / COMPLETE
     if not done.exists():
         with one_at_a_time(folder):
             if not done.exists():
                 shutil.rmtree(folder, ignore_errors=True)
-                make(folder, requirements)
+                make(folder)
                 done.touch()
     return folder
 

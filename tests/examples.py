@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -231,13 +232,20 @@ def terraform(values: Mapping[str, str] = VALUES) -> Example:
     )
 
 
+@cache
+def parsed(text: str) -> dict[str, Any]:
+    """Parse HCL, each text once: it takes a second. Nobody changes the result."""
+    found: dict[str, Any] = hcl2.loads(text)
+    return found
+
+
 class Module:
     """main.tf, and the values of the few kinds of expression that it uses."""
 
     def __init__(self, values: Mapping[str, str] = VALUES) -> None:
         """Parse the file; `values` are the parameters' by name."""
         self._values = values
-        self.parsed = hcl2.loads(TERRAFORM.read_text())
+        self.parsed = parsed(TERRAFORM.read_text())
         (names,) = re.findall(r"toset\((\[.*?\])\)", self._data("published")["for_each"])
         self._published = {
             key: self._named(self._data("published")["name"], key)
@@ -301,7 +309,7 @@ class Module:
             value = self._values[self._published[name[2]]]
             return value.split(",") if name[1] else value
         if document := re.fullmatch(r"\$\{jsonencode\((.*)\)\}", text, re.DOTALL):
-            return self.value(hcl2.loads(f"document = {document[1]}\n")["document"])
+            return self.value(parsed(f"document = {document[1]}\n")["document"])
         if name := re.fullmatch(r"\$\{var\.(\w+)\}", text):
             return self._variable(name[1])
         if text == "${aws_security_group.read_user.id}":

@@ -1,5 +1,6 @@
 """Run the unit and integration tests on every Python of this machine: `make test-pythons`.
 
+Left out are those marked `once`, which say nothing about the interpreter: `make test` runs them.
 Each Python has a virtual environment that is kept in `build/pythons` until the requirements change.
 """
 
@@ -20,6 +21,7 @@ FOLDER = ROOT / "build" / "pythons"
 REQUIREMENTS = ROOT / "requirements-dev.txt"
 UV = Path(sys.executable).with_name("uv")
 MINORS = range(11, 15)
+TESTS = ("tests/unit", "tests/integration")
 # Most of these tests wait for servers that they broke. Beside so many others a few come too late
 # for their own timeouts: those run again, one at a time, and the table says how many.
 WORKERS = 6
@@ -56,11 +58,13 @@ def main(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) 
     parser.add_argument(
         "--others", action="store_true", help="leave out the Python that this runs on"
     )
+    parser.add_argument("tests", nargs="*", help="run these files or folders only")
+    chosen = parser.parse_args(arguments)
     found = find(environment)
-    if parser.parse_args(arguments).others:
+    if chosen.others:
         found = [python for python in found if python.version != platform.python_version()]
     print(f"Pythons: {', '.join(python.version for python in found) or 'none'}", flush=True)
-    outcomes = [run(python) for python in found]
+    outcomes = [run(python, chosen.tests or TESTS) for python in found]
     print(f"\n{table(outcomes)}" if outcomes else "There is no such Python: nothing was run.")
     return int(any(outcome.code for outcome in outcomes))
 
@@ -96,7 +100,7 @@ def _version(program: Path) -> str | None:
     return version if re.fullmatch(r"3\.\d+\.\d+", version) else None
 
 
-def run(python: Python) -> Outcome:
+def run(python: Python, tests: Sequence[str] = TESTS) -> Outcome:
     """Run the tests on one Python."""
     print(f"\nPython {python.version} ({python.program})", flush=True)
     try:
@@ -104,12 +108,13 @@ def run(python: Python) -> Outcome:
     except subprocess.CalledProcessError as error:
         print(f"no virtual environment: {error}", file=sys.stderr)
         return Outcome(python.version, error.returncode)
-    beside = ["--numprocesses", str(WORKERS), "--dist", "loadfile"]
-    first = run_pytest(python.version, program, beside)
+    beside = ["--numprocesses", str(WORKERS), "--dist", "loadfile", "--no-loadscope-reorder"]
+    first = run_pytest(python.version, program, [*beside, *tests])
     if first.code != TESTS_FAILED:
         return first
     print(f"Python {python.version}: what has failed runs again, one test at a time", flush=True)
-    again = run_pytest(python.version, program, ["--last-failed", "--last-failed-no-failures=none"])
+    alone = ["--last-failed", "--last-failed-no-failures=none", *tests]
+    again = run_pytest(python.version, program, alone)
     return replace(
         first,
         code=again.code,
@@ -120,11 +125,12 @@ def run(python: Python) -> Outcome:
 
 
 def run_pytest(version: str, program: Path, options: Sequence[str]) -> Outcome:
-    """Run unit and integration tests once."""
+    """Run pytest once, with these options and tests."""
     results, cache = FOLDER / f"{version}.xml", FOLDER / f"{version}.cache"
     results.unlink(missing_ok=True)
     command = [str(program), "-m", "pytest", "--quiet", f"--junitxml={results}"]
-    command += ["-o", f"cache_dir={cache}", *options, "tests/unit", "tests/integration"]
+    command += ["-m", "not once"]
+    command += ["-o", f"cache_dir={cache}", *options]
     done = subprocess.run(command, cwd=ROOT, check=False)
     return read(version, done.returncode, results)
 
@@ -137,7 +143,8 @@ def prepare(python: Python) -> Path:
     done, program = folder / "digest", folder / "bin" / "python"
     if not done.exists() or done.read_text() != digest:
         print("setting up its packages (once)", flush=True)
-        subprocess.run([python.program, "-m", "venv", "--clear", folder], check=True)
+        options = ["--clear", str(folder), "--without-pip"]
+        subprocess.run([python.program, "-m", "venv", *options], check=True)
         install = [str(UV), "pip", "install", "--quiet", "--require-hashes"]
         subprocess.run([*install, "--python", program, "-r", REQUIREMENTS], check=True)
         done.write_text(digest)

@@ -11,7 +11,7 @@ import jwt
 
 from local.deployed import JwtAuthorizer
 
-JWKS_SECONDS = 300.0
+JWKS_SECONDS = 7200.0  # as long as an HTTP API may keep them; a storm is no time to ask again
 MOST_TOKENS = 10_000
 _FETCH_SECONDS = aiohttp.ClientTimeout(total=2)  # API Gateway's is 1500 ms
 

@@ -22,7 +22,7 @@ def cloud() -> Iterator[LocalCloud]:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A copy of the project that can be deployed; it shares the wheels, which nobody changes."""
+    """A copy of the project that can be deployed."""
     git = ["git", "ls-files", "-z"]
     listed = subprocess.run(git, cwd=ROOT, check=True, capture_output=True, text=True)
     folder = tmp_path / "project"
@@ -32,8 +32,4 @@ def project(tmp_path: Path) -> Path:
         shutil.copy2(ROOT / name, target)
     (folder / ".venv").symlink_to(ROOT / ".venv")
     (folder / "node_modules").symlink_to(ROOT / "node_modules")
-    wheels = ROOT / "build" / "cache" / "wheels"
-    wheels.mkdir(parents=True, exist_ok=True)
-    (folder / "build" / "cache").mkdir(parents=True)
-    (folder / "build" / "cache" / "wheels").symlink_to(wheels)
     return folder

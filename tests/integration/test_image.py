@@ -24,6 +24,8 @@ from stacks.pooler.pgbouncer import RUN_DIR, healthy_command
 from tests.integration.image import Image, ImagePooler
 from tests.integration.servers import SecretsService
 
+pytestmark = pytest.mark.once
+
 LARGEST = 200_000_000
 TOOLS = ("buildah", "unshare", "nsenter")
 

@@ -22,9 +22,10 @@ PGBOUNCER = "pool/main/p/pgbouncer/pgbouncer_1.26.1-1_amd64.deb"
 LIBRARY = "pool/updates/main/o/openssl/libssl3t64_3.5.9-1~deb13u1+b1_amd64.deb"
 WANTED = ("base-files", "ca-certificates", "dash", "findutils", "grep", "python3", "python3-boto3")
 
-pytestmark = pytest.mark.skipif(
-    not Path("/usr/lib/apt/apt-helper").exists(), reason="needs Debian's apt"
-)
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif(not Path("/usr/lib/apt/apt-helper").exists(), reason="needs Debian's apt"),
+]
 
 
 class Archive(ThreadingHTTPServer):

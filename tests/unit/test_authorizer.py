@@ -79,6 +79,18 @@ def test_a_key_that_is_withdrawn_takes_its_tokens_with_it(monkeypatch: pytest.Mo
         guard.claims(token)
 
 
+def test_keys_are_not_fetched_again_in_the_middle_of_a_long_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A storm on a busy machine leaves no time for an answer: an HTTP API keeps keys for hours."""
+    guard, token = Guard(), ISSUER.token("a")
+    guard.claims(token)
+    guard.published = {"keys": []}
+    later = SimpleNamespace(time=time.time, monotonic=lambda: time.monotonic() + 3600)
+    monkeypatch.setattr(module, "time", later)
+    assert guard.claims(token)["sub"] == "a"
+
+
 def test_what_one_route_accepts_is_not_accepted_by_another(verified: list[str]) -> None:
     """Audience and scopes are those of the route."""
     guard, token = Guard(), ISSUER.token("a", scope="read")

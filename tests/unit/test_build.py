@@ -6,8 +6,12 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,19 +79,28 @@ def test_the_same_input_gives_the_same_tree(
     assert len(hashes) == 1
 
 
-def test_a_change_of_the_source_gives_another_tree(tmp_path: Path) -> None:
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache."""
+    monkeypatch.setattr(build, "BUILD", tmp_path / "built")
+    return tmp_path / "built"
+
+
+def source_of(folder: Path, text: str = "one = 1\n") -> build.Recipe:
+    """Lay out a function's folder; return how it is assembled."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "handler.py").write_text(text)
+    return build.Recipe(name="test", prefix="/var/task", sources=((folder, "."),))
+
+
+def test_a_change_of_the_source_gives_another_tree(tmp_path: Path, cache: Path) -> None:
     """What is kept is keyed by all that it is made of."""
-    source = tmp_path / "source"
-    source.mkdir()
-    (source / "handler.py").write_text("one = 1\n")
-    recipe = build.Recipe(name="test", prefix="/var/task", sources=((source, "."),))
+    recipe = source_of(tmp_path / "source")
     first = assemble(recipe, HERE)
     assert assemble(recipe, HERE) == first
-    (source / "handler.py").write_text("two = 2\n")
-    second = assemble(recipe, HERE)
+    second = assemble(source_of(tmp_path / "source", "two = 2\n"), HERE)
+    assert second != first
     assert (second / "handler.py").read_text() == "two = 2\n"
-    for folder in (first, second):
-        shutil.rmtree(folder)
 
 
 def test_a_build_with_nothing_to_do_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,6 +108,130 @@ def test_a_build_with_nothing_to_do_does_nothing(monkeypatch: pytest.MonkeyPatch
     built = build_layer(HERE)
     monkeypatch.delattr(build, "_fill")
     assert build_layer(HERE) == built
+
+
+def test_checkouts_share_what_is_built(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is kept by what it is made of, not by where that is: a fresh clone builds nothing."""
+    first = assemble(source_of(tmp_path / "one"), HERE)
+    recipe = source_of(tmp_path / "another")
+    monkeypatch.delattr(build, "_fill")
+    assert assemble(recipe, HERE) == first
+
+
+def layer_of(checkout: Path) -> build.Recipe:
+    """Copy the layer's sources into another checkout; return how they are assembled there."""
+    copy = shutil.copytree(build.ROOT / "layer", checkout / "layer")
+    sources = ((copy / "python", "python"), (build.ROOT / "LICENSE", "LICENSE"))
+    recipe = dataclasses.replace(build.LAYER, sources=sources)
+    requirements, patch = copy / "requirements.txt", copy / (build.LAYER.patch or Path()).name
+    return dataclasses.replace(recipe, requirements=requirements, patch=patch)
+
+
+def test_so_do_they_with_the_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its lock file and its patch are each checkout's own, too."""
+    built, recipe = build_layer(HERE), layer_of(tmp_path)
+    monkeypatch.delattr(build, "_fill")
+    assert assemble(recipe, HERE) == built
+
+
+@pytest.mark.parametrize("changed", ["requirements.txt", "psycopg-3.3.9.patch", "python/new.py"])
+def test_a_change_of_anything_makes_another_layer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    """The lock file, the patch, the sources."""
+    recipe = layer_of(tmp_path)
+    assert assemble(recipe, HERE) == build_layer(HERE)
+    with (tmp_path / "layer" / changed).open("a") as file:
+        file.write("# changed\n")
+    monkeypatch.delattr(build, "_fill")
+    with pytest.raises(NameError):
+        assemble(recipe, HERE)
+
+
+def test_another_interpreter_builds_for_itself(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """3.11.2 does not compile as 3.11.7 does; without bytecode any of them will do."""
+    recipe, foreign = source_of(tmp_path / "source"), Target(FOREIGN, "x86_64")
+    here, there = assemble(recipe, HERE), assemble(recipe, foreign)
+    monkeypatch.setattr(sys, "version", "another one")
+    assert assemble(recipe, HERE) != here
+    assert assemble(recipe, foreign) == there
+
+
+def test_two_that_build_the_same_at_once_get_the_same(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have found nothing: the second one's is given up for the first one's."""
+    recipe, fill = source_of(tmp_path / "source"), build._fill
+    both = threading.Barrier(2, timeout=60)
+
+    def together(*arguments: Any) -> None:
+        both.wait()
+        fill(*arguments)
+        both.wait()
+
+    monkeypatch.setattr(build, "_fill", together)
+    with ThreadPoolExecutor(2) as executor:
+        found = [executor.submit(assemble, recipe, HERE) for _ in range(2)]
+        (folder,) = {each.result() for each in found}
+    assert (folder / "handler.py").exists()
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_a_build_that_is_killed_leaves_nothing_that_is_used(tmp_path: Path, cache: Path) -> None:
+    """Not even an exception handler runs then."""
+    recipe = source_of(tmp_path / "source")
+    child = os.fork()
+    if child == 0:
+        build._normalise = lambda folder: os._exit(bool(folder) * 9)  # the last step
+        assemble(recipe, HERE)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert len(list(cache.rglob("handler.py"))) == 1
+    folder = assemble(recipe, HERE)
+    assert (folder / "handler.py").stat().st_mtime == 0
+
+
+def age(folder: Path) -> None:
+    """Have a folder be unused for longer than it is kept."""
+    long_ago = time.time() - 2 * build.KEEP_SECONDS
+    os.utime(folder, (long_ago, long_ago))
+
+
+def test_what_nobody_has_asked_for_is_removed_but_the_last_few(tmp_path: Path, cache: Path) -> None:
+    """Every edit makes a folder more; and a checkout may come after a week."""
+    recipes = [source_of(tmp_path / str(n), f"n = {n}\n") for n in range(build.KEEP_LAST + 3)]
+    folders = [assemble(recipe, HERE) for recipe in recipes[:-1]]
+    for folder in folders:
+        age(folder)
+    used = assemble(recipes[0], HERE)
+    new = assemble(recipes[-1], HERE)
+    left = set(used.parent.iterdir())
+    assert {used, new} < left
+    assert len(left) == build.KEEP_LAST
+
+
+def test_half_of_a_removed_folder_is_not_found(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupt comes at any time: what is being removed has left its place before."""
+    monkeypatch.setattr(build, "KEEP_LAST", 0)
+    recipe = source_of(tmp_path / "source")
+    age(assemble(recipe, HERE))
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            build._forget_old(cache / f"test-{HERE.python}-{HERE.architecture}")
+    monkeypatch.delattr(build, "_fill")
+    with pytest.raises(NameError):
+        assemble(recipe, HERE)
 
 
 def test_what_is_not_needed_is_left_out() -> None:
@@ -305,10 +442,9 @@ def test_wheels_that_cannot_be_had_are_named(tmp_path: Path) -> None:
 def test_the_command_line_prints_sizes(tmp_path: Path) -> None:
     """It copies the result to the output folder and says how large and how quick it is."""
     output = tmp_path / "layer"
-    script = Path(build.__file__)
-    command = [sys.executable, str(script), "--python", HERE.python]
+    command = [sys.executable, "-m", "layer.build", "--python", HERE.python]
     command += ["--architecture", HERE.architecture, "--output", str(output)]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=build.ROOT)
     for word in ("zipped", "unpacked", "imports"):
         assert word in shown.stdout
     assert build.tree_hash(output) in shown.stdout

@@ -17,6 +17,8 @@ from stacks.published import FOR_CLIENTS
 from tests import examples
 from tests.examples import CA, SECRET, VALUES, Example
 
+pytestmark = pytest.mark.once
+
 PUBLISHED = frozenset(f"/lambda-pg/dev/{name}" for name in FOR_CLIENTS)
 """The names that a stage publishes for functions of other apps."""
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ("awk", "bash", "cat", "chmod", "cp", "head", "mkdir", "rm", "sh", "touch")
 
@@ -16,10 +18,10 @@ case "$*" in
   *version_info*) exit {old} ;;
   *ensurepip*) exit {without_venv} ;;
   *--version*) echo "Python {version}" ;;
-  "-m venv"*) echo "$*" >> "$INSTALLED"; mkdir -p .venv/bin
-     cp "$0" .venv/bin/python; printf '#!/bin/sh\\n' > .venv/bin/uv; chmod +x .venv/bin/uv ;;
-  "-m pip"*) echo "$*" >> "$INSTALLED" ;;
-  "-m local up") echo "it started" ;;
+  "-m venv"*) echo "$*" >> "$INSTALLED"; mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;
+  "-m local.checkout uv") echo uv ;;
+  "-m local.checkout node_modules") npm ci ;;
+  "-m local up") echo "it started${{PYTHONDONTWRITEBYTECODE+ without bytecode}}" ;;
 esac
 """
 NODE = """#!/bin/sh
@@ -31,6 +33,9 @@ esac
 NPM = """#!/bin/sh
 echo "npm $*" >> "$INSTALLED"
 mkdir -p node_modules
+"""
+UV = """#!/bin/sh
+echo "uv $*" >> "$INSTALLED"
 """
 DF = """#!/bin/sh
 echo "Filesystem 1024-blocks Used Available Capacity Mounted"
@@ -55,6 +60,7 @@ class Machine:
         self.python("python3", "3.12.1")
         self.add("node", NODE.format(version=22))
         self.add("npm", NPM)
+        self.add("uv", UV)
         self.add("git", "#!/bin/sh\n")
         self.add("df", DF.format(free=9_000_000))
         self.add("pgbouncer", "#!/bin/sh\n")
@@ -112,9 +118,21 @@ def test_where_nothing_is_missing_everything_is_installed_once(machine: Machine)
     assert (done.returncode, done.stderr) == (0, "")
     installed = machine.installed
     assert "-m venv" in installed
+    assert "uv pip install" in installed
     assert "npm ci" in installed
     assert machine.make("setup").returncode == 0
     assert machine.installed == installed
+
+
+def test_both_are_installed_at_the_same_time(machine: Machine) -> None:
+    """Neither needs the other, and each waits for its files and its registry."""
+    wait = 'n=0; until test -e "$INSTALLED.{}" || test $n = 30; do n=$((n+1)); sleep 1; done'
+    (machine.bin / "sleep").symlink_to(str(shutil.which("sleep")))
+    for mine, others in (("npm", "uv"), ("uv", "npm")):
+        text = (machine.bin / mine).read_text()
+        text += f'touch "$INSTALLED.{mine}"; {wait.format(others)}; test -e "$INSTALLED.{others}"'
+        machine.add(mine, f"{text}\n")
+    assert machine.make("setup").returncode == 0
 
 
 def test_a_missing_node_is_told_before_the_python_packages_are_installed(machine: Machine) -> None:
@@ -219,6 +237,12 @@ def test_a_virtual_environment_whose_python_is_gone_is_told(machine: Machine) ->
     assert machine.make("setup").returncode == 0
     (machine.clone / ".venv" / "bin" / "python").unlink()
     assert "the Python of .venv does not run any more" in refused(machine, "up")
+
+
+def test_bytecode_is_kept_whatever_the_shell_says(machine: Machine) -> None:
+    """Each of a cloud's processes would compile the same packages."""
+    said = machine.make("up", PYTHONDONTWRITEBYTECODE="1").stdout
+    assert said.splitlines()[-1] == "it started"
 
 
 def test_every_target_is_in_the_list(machine: Machine) -> None:

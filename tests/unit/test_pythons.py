@@ -110,6 +110,18 @@ def test_one_that_fails_makes_all_of_it_fail_and_the_others_run_all_the_same(
         assert ran.endswith("tests/unit tests/integration")
 
 
+def test_some_files_are_enough_where_they_are_named(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without those that say nothing about the interpreter, as ever."""
+    machine.add("bin", "3.12.99")
+    only(machine, monkeypatch)
+    assert pythons.main(["tests/unit/test_url.py"]) == 0
+    assert machine.ran()[1].endswith("tests/unit/test_url.py")
+    assert "-m not once" in machine.ran()[1]
+    assert "tests/integration" not in machine.ran()[1]
+
+
 def test_what_passes_alone_has_passed_and_is_counted(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

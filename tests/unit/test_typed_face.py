@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import lambda_pg
+import pytest
+
+pytestmark = pytest.mark.once
 
 ROOT = Path(__file__).resolve().parents[2]
 FACE = ast.parse((ROOT / "tests" / "typing" / "face.py").read_text())
