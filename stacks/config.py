@@ -297,7 +297,7 @@ class Functions:
         20, "longest invocation behind the API", unit="seconds", minimum=2, maximum=25
     )
     migration_timeout: int = setting(
-        300, "longest migration", unit="seconds", minimum=30, maximum=870
+        300, "longest migration", unit="seconds", minimum=30, maximum=720
     )
     checkout_timeout: int = setting(
         3, "longest wait for a usable connection", unit="seconds", minimum=1,
