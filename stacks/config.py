@@ -483,6 +483,11 @@ class Config:
         return self.pgbouncer.port if self.pooler == "pgbouncer" else 5432
 
     @property
+    def proxy_name(self) -> str:
+        """Name of the RDS Proxy, one for each app and stage; in lower case, as RDS stores it."""
+        return f"{self.app}-{self.stage}-pooler".lower()
+
+    @property
     def stack_prefix(self) -> str:
         """What the stacks' names begin with."""
         return "".join(word.title() for word in self.app.split("-")) + f"-{self.stage}"

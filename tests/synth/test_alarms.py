@@ -121,11 +121,15 @@ def _metric(owner: str, stack: str, stated: Mapping[str, Any], statistic: str) -
     return Metric(owner, stack, stated["Namespace"], stated["MetricName"], dimensions, statistic)
 
 
-def test_every_alarm_s_metric_is_one_that_its_service_documents(
-    stage: Stage, combination: Stage
-) -> None:
+@pytest.fixture
+def every(stages: dict[str, Stage], combinations: dict[str, Stage]) -> list[Stage]:
+    """Give all stages and all combinations."""
+    return [*stages.values(), *combinations.values()]
+
+
+def test_every_alarm_s_metric_is_one_that_its_service_documents(every: list[Stage]) -> None:
     """Namespace, name, dimensions and statistic: anything else would never raise an alarm."""
-    for each in (stage, combination):
+    for each in every:
         found = list(metrics(each))
         assert found
         for metric in found:
@@ -136,19 +140,16 @@ def test_every_alarm_s_metric_is_one_that_its_service_documents(
             assert metric.statistic in useful, (metric.owner, metric.statistic, page)
 
 
-def test_every_documented_metric_is_watched(
-    stages: dict[str, Stage], combinations: dict[str, Stage]
-) -> None:
+def test_every_documented_metric_is_watched(every: list[Stage]) -> None:
     """A row that nothing uses would be held by nothing."""
-    every = [*stages.values(), *combinations.values()]
     assert {metric.key for each in every for metric in metrics(each)} >= set(DOCUMENTED)
 
 
 def test_every_dimension_s_value_is_what_its_service_calls_the_resource(
-    stage: Stage, combination: Stage
+    every: list[Stage],
 ) -> None:
     """A name where metrics have a name, and a load balancer's and a target group's full names."""
-    for each in (stage, combination):
+    for each in every:
         for metric in metrics(each):
             for dimension, value in metric.dimensions.items():
                 if dimension in VALUES:
@@ -188,10 +189,10 @@ def published(stage: Stage, stack: str, value: Any) -> Any:
 
 
 def test_the_pooler_s_own_metrics_are_those_that_its_supervisor_writes(
-    stage: Stage, combination: Stage
+    every: list[Stage],
 ) -> None:
     """Names, namespace and dimension are the ones in the task's environment and in its code."""
-    for each in (stage, combination):
+    for each in every:
         mine = [metric for metric in metrics(each) if metric.namespace == "LambdaPg"]
         tasks = list(each.all("AWS::ECS::TaskDefinition").values())
         assert bool(mine) == bool(tasks)
@@ -204,9 +205,9 @@ def test_the_pooler_s_own_metrics_are_those_that_its_supervisor_writes(
                 assert metric.dimensions == {"Pooler": told["METRICS_POOLER"]}, metric.owner
 
 
-def test_names_that_rds_stores_in_lower_case_are_sent_so(stage: Stage, combination: Stage) -> None:
+def test_names_that_rds_stores_in_lower_case_are_sent_so(every: list[Stage]) -> None:
     """Ref returns what was sent, and metrics have what is stored."""
-    for each in (stage, combination):
+    for each in every:
         for kind, name in LOWER.items():
             for logical, resource in each.all(kind).items():
                 given = resource["Properties"].get(name)
@@ -215,7 +216,7 @@ def test_names_that_rds_stores_in_lower_case_are_sent_so(stage: Stage, combinati
         for logical, proxy in each.all("AWS::RDS::DBProxy").items():
             given = proxy["Properties"]["DBProxyName"]
             # The name that CDK made up before is another one: two at once would clash.
-            assert given == "lambdapg-dev-pooler", logical
+            assert given == "lambda-pg-dev-pooler", logical
 
 
 PUBLISHERS = {ALARM: "cloudwatch.amazonaws.com"}
