@@ -8,7 +8,7 @@ from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda as lambda_
 from constructs import Construct, IConstruct
 
-from stacks.acknowledged import accept_permission
+from stacks.acknowledged import accept_permission, accept_serverless
 from stacks.assets import Assets
 from stacks.config import Config
 from stacks.functions import new_function
@@ -82,6 +82,10 @@ class Migration(Construct):
             ("cloudformation:DescribeStacks", Stack.of(self).stack_id),
         ):
             provider.add_to_role_policy(iam.PolicyStatement(actions=[action], resources=[resource]))
+        accept_serverless(
+            provider,
+            LambdaAsyncFailureDestination="CloudFormation waits for its answer, and fails without.",
+        )
         name = Stack.of(self).get_logical_id(cast(CfnElement, migrate.node.default_child))
         accept_permission(
             provider,
