@@ -18,7 +18,7 @@ from local.cloud import LocalCloud
 from local.wires.process import LATENCY
 
 ROTATION_SECONDS: Final = 30.0
-BY_DEPLOYMENT: Final = {"certificate", "migrate", "rotate"}
+BY_DEPLOYMENT: Final = {"certificate", "migrate", "migration_provider", "rotate"}
 """Functions that no client calls."""
 FRESH: Final = 12
 """Environments that are opened during a fault that meets new ones, beside those that there are."""

@@ -31,8 +31,8 @@ class Outcome:
 def upgrade(connection: Connection[Any], scripts: Path = SCRIPTS) -> Outcome:
     """Apply what is missing, all of it or nothing; the connection is closed afterwards.
 
-    A revision that these scripts do not know is left as it is: a deployment that rolls back runs
-    its older migrations against the newer schema, and must not fail for it.
+    A revision that these scripts do not know is left as it is: after a rollback the older version
+    may be invoked by hand against the newer schema, and must not fail for it.
     """
     config = configure(scripts)
     directory = ScriptDirectory.from_config(config)

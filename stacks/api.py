@@ -1,10 +1,10 @@
 """The functions, the migration and the HTTP API in front of them."""
 
 import json
-from typing import Any, cast
+from typing import Any
 
 import jsii
-from aws_cdk import CfnOutput, CfnResource, Duration, Fn, Stack, triggers
+from aws_cdk import CfnOutput, Duration, Fn, Stack
 from aws_cdk import aws_apigateway as apigateway
 from aws_cdk import aws_apigatewayv2 as api
 from aws_cdk import aws_apigatewayv2_integrations as integrations
@@ -23,6 +23,7 @@ from stacks.contradictions import API_TIMEOUT
 from stacks.database import APPLICATION, APPLICATION_SECRET, DatabaseStack
 from stacks.functions import add_layer, join_network, log_group, new_function, read_secret
 from stacks.identity import Identity
+from stacks.migration import Migration
 from stacks.published import published
 from stacks.releases import describe, release
 
@@ -32,8 +33,6 @@ BASELINE = ["/baseline/users/{id}"]
 
 BY_API = "The API invokes it and hands its answer on: there is no event that could be lost."
 BY_DEPLOYMENT = "The deployment invokes it, waits for it, and rolls back when it fails."
-
-TRIGGER_PROVIDER = "AWSCDK.TriggerCustomResourceProviderCustomResourceProvider"
 
 
 class ApiStack(Stack):
@@ -120,25 +119,15 @@ class ApiStack(Stack):
         for name, value in self._limits().items():
             function.add_environment(name, str(value))
         describe(function, self._migration_inputs(database))
-        triggers.Trigger(
+        Migration(
             self,
             "Migration",
-            handler=function,
-            timeout=Duration.seconds(timeout),
-            invocation_type=triggers.InvocationType.REQUEST_RESPONSE,
-            execute_before=before,
-            execute_after=[function],
+            config=self._config,
+            assets=self._assets,
+            migrate=function,
+            before=before,
         )
-        self._keep_provider_s_logs()
         return function
-
-    def _keep_provider_s_logs(self) -> None:
-        """Give CDK's own function behind the trigger a log group: Lambda's would be for ever."""
-        provider = self.node.find_child(TRIGGER_PROVIDER).node.find_child("Handler")
-        group = log_group(self, "MigrationProviderLogs", self._config)
-        cast(CfnResource, provider).add_property_override(
-            "LoggingConfig", {"LogGroup": group.log_group_name}
-        )
 
     def _migration_inputs(self, database: DatabaseStack | None) -> str:
         """Say in a few words what a migration is run again for, besides its own code."""

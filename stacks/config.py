@@ -297,7 +297,7 @@ class Functions:
         20, "longest invocation behind the API", unit="seconds", minimum=2, maximum=25
     )
     migration_timeout: int = setting(
-        300, "longest migration", unit="seconds", minimum=30, maximum=870
+        300, "longest migration", unit="seconds", minimum=30, maximum=720
     )
     checkout_timeout: int = setting(
         3, "longest wait for a usable connection", unit="seconds", minimum=1,
@@ -481,6 +481,11 @@ class Config:
     def pooler_port(self) -> int:
         """Port that functions connect to; RDS Proxy has PostgreSQL's own."""
         return self.pgbouncer.port if self.pooler == "pgbouncer" else 5432
+
+    @property
+    def proxy_name(self) -> str:
+        """Name of the RDS Proxy, one for each app and stage; in lower case, as RDS stores it."""
+        return f"{self.app}-{self.stage}-pooler".lower()
 
     @property
     def stack_prefix(self) -> str:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 API_TIMEOUT = 29
 """Seconds after which the API gives up on a function; an HTTP API's own limit is 30."""
 
+LONGEST_PROXY_NAME = 63
+"""Characters of an RDS Proxy's name, in RDS's own description of its API (botocore's model)."""
+
 LONGEST_CHECKOUT = 20
 """Seconds up to which functions.checkout_timeout can be set."""
 
@@ -196,6 +199,11 @@ def _pooler(config: "Config") -> Iterator[str]:
         yield (
             f"rds_proxy.max_idle_percent = {proxy.max_idle_percent}: allowed is up to"
             f" rds_proxy.max_connections_percent = {proxy.max_connections_percent}"
+        )
+    if config.pooler == "rds-proxy" and len(config.proxy_name) > LONGEST_PROXY_NAME:
+        yield (
+            f"app = {config.app!r}: the proxy would be {config.proxy_name!r}, of"
+            f" {len(config.proxy_name)} characters; allowed are {LONGEST_PROXY_NAME}"
         )
     if config.pooler == "external" and config.external.secret_arn is None:
         yield "external.secret_arn = null: a value is needed with pooler = 'external'"

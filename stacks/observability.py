@@ -7,6 +7,7 @@ from typing import Any
 import cdk_monitoring_constructs as monitoring
 from aws_cdk import Duration, Stack
 from aws_cdk import aws_cloudwatch as cloudwatch
+from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda as lambda_
 from aws_cdk import aws_sns as sns
 from aws_cdk import aws_sns_subscriptions as subscriptions
@@ -77,6 +78,16 @@ class ObservabilityStack(Stack):
         if email is None:
             return monitoring.NoopAlarmActionStrategy()
         topic = sns.Topic(self, "Alarms", enforce_ssl=True)
+        # A policy of ours replaces SNS's default one, which lets the whole account publish.
+        # https://repost.aws/knowledge-center/cloudwatch-receive-sns-for-alarm-trigger
+        topic.add_to_resource_policy(
+            iam.PolicyStatement(
+                principals=[iam.ServicePrincipal("cloudwatch.amazonaws.com")],
+                actions=["sns:Publish"],
+                resources=[topic.topic_arn],
+                conditions={"StringEquals": {"aws:SourceAccount": self.account}},
+            )
+        )
         topic.add_subscription(subscriptions.EmailSubscription(email))
         return monitoring.SnsAlarmActionStrategy(on_alarm_topic=topic)
 

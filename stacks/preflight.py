@@ -22,7 +22,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from stacks.assets import ROOT
 from stacks.budget import HEALTH_CONCURRENCY, BudgetError, budget_of, rolling_tasks
 from stacks.config import Config
-from stacks.image import builder_problem, locked_at
+from stacks.image import LOCKS, builder_problem, locked_at
 from stacks.settings import ConfigurationError
 
 BOOTSTRAP_PARAMETER = "/cdk-bootstrap/hnb659fds/version"
@@ -109,7 +109,11 @@ def check_bootstrap(config: Config, clients: Clients) -> Iterator[Finding]:
 
 
 def check_concurrency(config: Config, clients: Clients) -> Iterator[Finding]:
-    """Compare Lambda's concurrency with what the stage reserves; new accounts have 10."""
+    """Compare Lambda's concurrency with what the stage reserves; new accounts have 10.
+
+    Where nothing is reserved, few concurrent executions are a remark: the stage deploys, and Lambda
+    throttles it later. https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html
+    """
     limits = clients("lambda").get_account_settings()["AccountLimit"]
     total = limits["ConcurrentExecutions"]
     # What the stage has reserved already, it has.
@@ -127,6 +131,7 @@ def check_concurrency(config: Config, clients: Clients) -> Iterator[Finding]:
         yield Finding(
             f"Lambda runs {total} requests at once here, as in a new account",
             f"Ask for more: {_increase(config, 'lambda', LAMBDA_CONCURRENCY)}",
+            blocks=False,
         )
     else:
         yield Finding(f"Lambda runs {total} requests at once, {free} of them unreserved")
@@ -146,18 +151,67 @@ def _held(config: Config, clients: Clients) -> int:
 
 
 def check_fargate(config: Config, clients: Clients) -> Iterator[Finding]:
-    """Compare Fargate's vCPUs with the pooler in the middle of a deployment."""
+    """Compare Fargate's vCPUs with the pooler in the middle of a deployment.
+
+    Too few for `pgbouncer.max_tasks` are a remark: the stage deploys, and cannot scale as far.
+    """
     if config.pooler != "pgbouncer":
         return
-    tasks = rolling_tasks(config.pgbouncer.max_tasks, config.pgbouncer.maximum_percent)
-    needed = tasks * config.pgbouncer.cpu / 1024
+    settings = config.pgbouncer
+    least, needed = (
+        rolling_tasks(tasks, settings.maximum_percent) * settings.cpu / 1024
+        for tasks in (settings.tasks, settings.max_tasks)
+    )
     quota = clients("service-quotas").get_service_quota(
         ServiceCode="fargate", QuotaCode=FARGATE_VCPUS
     )["Quota"]["Value"]
-    what = f"Fargate may use {quota:g} vCPUs, the pooler needs {needed:g} while it is deployed"
-    enough = quota >= needed
+    what = (
+        f"Fargate may use {quota:g} vCPUs, the pooler needs {needed:g} while it is deployed with"
+        f" pgbouncer.max_tasks = {settings.max_tasks}, and {least:g} with {settings.tasks} tasks"
+    )
     remedy = f"Ask for more: {_increase(config, 'fargate', FARGATE_VCPUS)}"
-    yield Finding(what, "" if enough else remedy)
+    yield Finding(what, "" if quota >= needed else remedy, blocks=quota < least)
+
+
+def check_roles(config: Config, clients: Clients) -> Iterator[Finding]:
+    """Look for the roles that RDS, ECS and the scaling of ECS services act with.
+
+    AWS makes a missing one with the first resource of its service. ECS uses it in the same moment,
+    before all of IAM knows it, and the first stack of a new account then fails and works when it is
+    deployed again: https://github.com/aws-cloudformation/cloudformation-coverage-roadmap/issues/818
+    """
+    iam = clients("iam")
+    for service, role in _service_roles(config).items():
+        try:
+            iam.get_role(RoleName=role)
+        except ClientError as error:
+            if error.response["Error"]["Code"] != "NoSuchEntity":
+                raise
+            yield Finding(
+                f"the account has no role {role} yet; the first deployment may fail for it",
+                f"Run: aws iam create-service-linked-role --aws-service-name {service}",
+                blocks=False,
+            )
+        else:
+            yield Finding(f"role {role}")
+
+
+def _service_roles(config: Config) -> dict[str, str]:
+    """Name the service-linked roles of what the stage creates, by the service.
+
+    https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/UsingWithRDS.IAM.ServiceLinkedRoles.html
+    https://docs.aws.amazon.com/AmazonECS/latest/developerguide/using-service-linked-roles.html
+    https://docs.aws.amazon.com/autoscaling/application/userguide/application-auto-scaling-service-linked-roles.html
+    """
+    roles = {}
+    if config.database.kind in ENGINES or config.pooler == "rds-proxy":
+        roles["rds.amazonaws.com"] = "AWSServiceRoleForRDS"
+    if config.pooler == "pgbouncer":
+        roles["ecs.amazonaws.com"] = "AWSServiceRoleForECS"
+        if config.pgbouncer.max_tasks > config.pgbouncer.tasks:
+            scaling = "ecs.application-autoscaling.amazonaws.com"
+            roles[scaling] = "AWSServiceRoleForApplicationAutoScaling_ECSService"
+    return roles
 
 
 def check_engine(config: Config, clients: Clients) -> Iterator[Finding]:
@@ -195,14 +249,14 @@ def check_builder(config: Config, environment: Mapping[str, str]) -> Iterator[Fi
 
 
 def check_lock(config: Config, now: datetime) -> Iterator[Finding]:
-    """Compare the age of the image's lock with that of security fixes that a month brings."""
+    """Compare the age of the image's older lock with the month in which security fixes come."""
     if config.pooler != "pgbouncer":
         return
-    locked = locked_at((ROOT / "pgbouncer" / "image.lock").read_text())
+    locked = min(locked_at((ROOT / "pgbouncer" / name).read_text()) for name in LOCKS)
     days = (now - locked).days
     remedy = "Lock today's packages, build the image, and commit the locks: make image-lock image"
     yield Finding(
-        f"the pooler's image has the packages of {locked:%Y-%m-%d}, {days} days ago",
+        f"the pooler's image has packages that were locked on {locked:%Y-%m-%d}, {days} days ago",
         remedy if days > LOCK_DAYS else "",
         blocks=False,
     )
@@ -219,8 +273,12 @@ ACCOUNT_CHECKS: tuple[Check, ...] = (
     check_bootstrap,
     check_concurrency,
     check_fargate,
+    check_roles,
     check_engine,
 )
+
+REMARKS: tuple[Check, ...] = (check_roles,)
+"""Checks that never refuse a deployment."""
 
 
 def look(config: Config, clients: Clients, environment: Mapping[str, str]) -> Iterator[Finding]:
@@ -237,7 +295,11 @@ def look(config: Config, clients: Clients, environment: Mapping[str, str]) -> It
             yield from check(config, clients)
         except (BotoCoreError, ClientError) as error:
             name = check.__name__.removeprefix("check_")
-            yield Finding(f"{name} could not be looked at: {error}", "Allow it, or look yourself.")
+            yield Finding(
+                f"{name} could not be looked at: {error}",
+                "Allow it, or look yourself.",
+                blocks=check not in REMARKS,
+            )
 
 
 def _increase(config: Config, service: str, quota: str) -> str:

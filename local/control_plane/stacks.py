@@ -12,6 +12,8 @@ from local.control_plane.handlers import Response
 
 HELD_SECONDS = 4.0
 LOOK_SECONDS = 0.02
+FUNCTIONS = "exec-env/AWS_Lambda"
+"""In the user agent of an AWS SDK that runs in a function."""
 
 Handle = Callable[[str, str, dict[str, str], bytes, dict[str, Any]], Awaitable[Response]]
 
@@ -20,7 +22,8 @@ def install() -> None:
     """Hold the answer to DescribeStacks while the stack that it names is changed.
 
     The CDK command line asks every 5 s, and nothing here takes that long: a deployment of five
-    stacks would spend most of its time asleep.
+    stacks would spend most of its time asleep. A function is answered at once: it asks in the
+    middle of a change, which waits for it.
     """
     module: Any = import_module(hooks.STACKS)
     resolve = import_module(f"{hooks.STACKS}.handlers")._resolve_stack
@@ -32,7 +35,12 @@ def _holding(handle: Handle, resolve: Callable[[str], dict[str, Any] | None]) ->
         method: str, path: str, headers: dict[str, str], body: bytes, query: dict[str, Any]
     ) -> Response:
         asked = dict(parse_qsl(body.decode(errors="replace")))
-        if asked.get("Action") == "DescribeStacks" and (name := asked.get("StackName")):
+        by_function = FUNCTIONS in headers.get("user-agent", "")
+        if (
+            asked.get("Action") == "DescribeStacks"
+            and (name := asked.get("StackName"))
+            and not by_function
+        ):
             with suppress(TimeoutError):
                 async with asyncio.timeout(HELD_SECONDS):
                     while _changing(resolve(name)):  # noqa: ASYNC110 - a stack has no event

@@ -48,6 +48,9 @@ class RdsProxyStack(Stack):
         proxy = rds.DatabaseProxy(
             self,
             "Proxy",
+            # RDS stores the name in lower case, and Ref returns it as it was sent: metrics would be
+            # looked for under a name that does not exist. https://github.com/aws/aws-cdk/issues/38270
+            db_proxy_name=config.proxy_name,
             proxy_target=self._target(),
             vpc=network.vpc,
             vpc_subnets=network.subnets,

@@ -38,6 +38,8 @@ def test_a_failed_migration_rolls_back_and_a_changed_setting_arrives(
     assert "9999" in str(caught.value)
     assert call(cloud.url, "GET", "/users", token).status == 200
     assert stack_status(cloud, "LambdaPg-local-Api") == "UPDATE_ROLLBACK_COMPLETE"
+    provider = (cloud.folder / "logs" / "migration_provider.log").read_text()
+    assert "the stack rolls back" in provider, "the old version was run again"
 
     revision.unlink()
     change_setting(project / "cdk.json", "log_level", "ERROR")

@@ -85,8 +85,8 @@ def test_status_is_one_json_object_that_scripts_can_use(cloud: LocalCloud) -> No
     assert found["console_url"] is None
     assert found["postgres"]["max_connections"] == 100
     assert found["pooler"]["max_server_connections"] == 28
-    deployed = {"users", "health", "migrate", "rotate", "baseline", "certificate"}
-    assert deployed == set(found["functions"])
+    deployed = {"users", "health", "baseline", "migrate", "migration_provider", "rotate"}
+    assert {*deployed, "certificate"} == set(found["functions"])
     with psycopg.connect(found["postgres"]["dsn"]) as connection:
         assert connection.execute("SHOW max_connections").fetchone() == ("100",)
     with psycopg.connect(found["pooler"]["admin_dsn"], autocommit=True) as console:

@@ -128,10 +128,14 @@ class ControlPlane:
             return False
         return True
 
-    def client(self, service: str, url: str | None = None, region: str = REGION) -> Any:
+    def client(
+        self, service: str, url: str | None = None, region: str = REGION, user_agent: str = ""
+    ) -> Any:
         """Return a client of one of its services, at the port of all of them or at `url`."""
         keys = {name.lower(): value for name, value in CREDENTIALS.items()}
-        config = Config(retries={"max_attempts": 0}, inject_host_prefix=False)
+        config = Config(
+            retries={"max_attempts": 0}, inject_host_prefix=False, user_agent_extra=user_agent
+        )
         return boto3.client(
             service, endpoint_url=url or self.url, region_name=region, config=config, **keys
         )

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from local import installed
+from local.control_plane.stacks import HELD_SECONDS
 from local.deployment import REPOSITORY
 from local.inventory import Inventory
 from local.pooler_service.cloud_map import CloudMap
@@ -89,7 +90,7 @@ def test_it_serves_loopback_only() -> None:
 
 
 def test_who_asks_for_a_stack_is_answered_when_it_is_done(plane: ControlPlane) -> None:
-    """Or after 4 s as it is then; who lists stacks does not wait."""
+    """Or after 4 s as it is then; who lists stacks does not wait, nor does a function."""
     begun, go_on = threading.Event(), threading.Event()
 
     def make(invocation: Invocation) -> None:
@@ -114,6 +115,10 @@ def test_who_asks_for_a_stack_is_answered_when_it_is_done(plane: ControlPlane) -
     listed = client.describe_stacks()["Stacks"]
     assert [stack["StackStatus"] for stack in listed] == ["CREATE_IN_PROGRESS"]
     assert status(client, "late") == "CREATE_IN_PROGRESS"
+    function_client = plane.client("cloudformation", user_agent="exec-env/AWS_Lambda_python3.13")
+    began = time.monotonic()
+    assert status(function_client, "late") == "CREATE_IN_PROGRESS"
+    assert time.monotonic() - began < HELD_SECONDS
     with ThreadPoolExecutor(1) as executor:
         asked = executor.submit(status, client, "late")
         time.sleep(0.3)

@@ -2,17 +2,24 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aws_cdk import App
+from aws_cdk import App, Stack
+from aws_cdk import aws_ecr_assets as ecr_assets
 from lambda_pg import Settings
 from lambda_pg._profiles import FLOW_IDLE
 
+from functions.migration_provider.handler import ANSWERING, STARTING
+from layer.build import Target
 from pgbouncer.settings import Settings as PoolerSettings
+from stacks import assets
+from stacks.assets import pooler_context
 from stacks.budget import BudgetError
 from stacks.config import Config
+from stacks.image import LOCKS
 from stacks.published import VALUES
 from stacks.synthesis import COMBINATIONS, new_app
 from tests.synth.conftest import Stage, synthesise
@@ -111,9 +118,9 @@ def test_nothing_that_may_be_replaced_is_exported(stage: Stage, combination: Sta
 
 
 def test_the_migration_runs_again_for_another_database(prod: Stage) -> None:
-    """Its version names the server, and the trigger names the version."""
-    (trigger,) = prod.resources("Api", "Custom::Trigger").values()
-    version = prod.templates["Api"]["Resources"][trigger["Properties"]["HandlerArn"]["Ref"]]
+    """Its version names the server, and the custom resource names the version."""
+    (run,) = prod.resources("Api", "Custom::Migration").values()
+    version = prod.templates["Api"]["Resources"][run["Properties"]["Function"]["Ref"]]
     description = json.dumps(version["Properties"]["Description"])
     assert "databasehost" in description
     assert "databaseresourceid" in description
@@ -194,21 +201,73 @@ def test_an_issuer_of_one_s_own_replaces_cognito(stages: dict[str, Stage], tmp_p
 
 
 def test_the_migration_runs_before_the_functions_change(stage: Stage) -> None:
-    """The functions that take traffic and their aliases wait for the trigger."""
-    (trigger,) = stage.resources("Api", "Custom::Trigger")
+    """The functions that take traffic and their aliases wait for the migration."""
+    (run,) = stage.resources("Api", "Custom::Migration")
     for resource in stage.resources("Api", "AWS::Lambda::Function").values():
-        waits = trigger in resource.get("DependsOn", [])
+        waits = run in resource.get("DependsOn", [])
         assert waits == (tags_of(resource) in {"users", "health"})
     for resource in stage.resources("Api", "AWS::Lambda::Alias").values():
-        assert trigger in resource["DependsOn"]
+        assert run in resource["DependsOn"]
 
 
 def test_the_migration_finds_its_way_open(stage: Stage) -> None:
     """The rules that let it into the database are there before it is invoked."""
-    (trigger,) = stage.resources("Api", "Custom::Trigger").values()
+    (run,) = stage.resources("Api", "Custom::Migration").values()
     rules = stage.resources("Api", "AWS::EC2::SecurityGroupIngress")
     (mine,) = [name for name in rules if name.startswith("Migrate")]
-    assert mine in trigger["DependsOn"]
+    assert mine in run["DependsOn"]
+
+
+def test_whoever_invokes_the_migration_waits_longer_than_it_runs(
+    stages: dict[str, Stage], combinations: dict[str, Stage]
+) -> None:
+    """Each wait has room for the one inside it."""
+    for each in (*stages.values(), *combinations.values()):
+        check_waits(each)
+
+
+def test_whoever_invokes_the_longest_migration_waits_longer_than_it_runs(tmp_path: Path) -> None:
+    """With as much time as a stage may give it."""
+    check_waits(synthesise("dev", tmp_path, {"functions": {"migration_timeout": 720}}))
+
+
+def check_waits(stage: Stage) -> None:
+    """Compare the migration's time with its provider's, and that with CloudFormation's."""
+    functions = stage.functions()
+    (run,) = stage.resources("Api", "Custom::Migration").values()
+    (events,) = stage.resources("Api", "AWS::Lambda::EventInvokeConfig").values()
+    seconds = run["Properties"]["Seconds"]
+    provider = functions["migration_provider"]["Timeout"]
+    assert seconds == functions["migrate"]["Timeout"]
+    # A function of a VPC takes about a minute to wake up.
+    assert provider >= seconds + STARTING + ANSWERING + 60
+    assert events["Properties"]["MaximumRetryAttempts"] == 0
+    age = events["Properties"]["MaximumEventAgeInSeconds"]
+    assert int(run["Properties"]["ServiceTimeout"]) > age + provider
+
+
+def test_no_sdk_that_repeats_invocations_runs_the_migration(combination: Stage) -> None:
+    """Neither CDK's Trigger nor its provider framework: both invoke again after a lost answer."""
+    api = combination.templates["Api"]["Resources"]
+    (run,) = combination.resources("Api", "Custom::Migration").values()
+    provider = api[run["Properties"]["ServiceToken"]["Fn::GetAtt"][0]]
+    assert tags_of(provider) == "migration_provider"
+    assert not combination.resources("Api", "Custom::Trigger")
+    assert "VpcConfig" not in provider["Properties"]
+
+
+def test_the_provider_may_run_the_migration_and_look_at_its_stack(combination: Stage) -> None:
+    """Two permissions: one function in any version, and the stack that it belongs to."""
+    allowed = {
+        action: statement["Resource"]
+        for policy in policies_of(combination, "migration_provider")
+        for statement in policy
+        for action in listed(statement["Action"])
+        if not action.startswith("xray:")
+    }
+    assert set(allowed) == {"lambda:InvokeFunction", "cloudformation:DescribeStacks"}
+    assert allowed["cloudformation:DescribeStacks"] == {"Ref": "AWS::StackId"}
+    assert "Migrate" in json.dumps(allowed["lambda:InvokeFunction"])
 
 
 def tags_of(resource: dict[str, Any]) -> str:
@@ -322,6 +381,31 @@ def test_the_image_is_built_from_what_its_dockerfile_copies(prod: Stage) -> None
         assert list(context.glob(pattern)), pattern
     assert {path.name for path in context.iterdir()} == {"pgbouncer", "layer"}
     assert image["source"]["platform"] == "linux/arm64"
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_other_packages_are_another_image(
+    lock: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A renewed lock has the next deployment build the image, though no code has changed."""
+    files = pooler_context(Target("3.13", "arm64"))
+    copy = shutil.copytree(files, tmp_path / "repository")
+    monkeypatch.setattr(assets, "ROOT", copy)
+    before = image_hash(tmp_path / "before")
+    assert image_hash(tmp_path / "again") == before
+    renewed = copy / "pgbouncer" / lock
+    renewed.write_text(renewed.read_text().replace("snapshot 2026", "snapshot 2027"))
+    assert image_hash(tmp_path / "after") != before
+
+
+def image_hash(folder: Path) -> str:
+    """Return what CDK names the pooler's image by: a known one is not built again."""
+    stack = Stack(App(outdir=str(folder)), "Stack")
+    context = str(pooler_context(Target("3.13", "arm64")))
+    asset = ecr_assets.DockerImageAsset(
+        stack, "Image", directory=context, file="pgbouncer/Dockerfile"
+    )
+    return str(asset.asset_hash)
 
 
 def test_a_draining_task_is_not_killed(stage: Stage) -> None:

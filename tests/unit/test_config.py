@@ -76,6 +76,7 @@ def test_an_unknown_stage_names_those_there_are() -> None:
         ({"pgbouncer": 7}, "pgbouncer is 7: allowed is a group of settings"),
         ({"pooler": "odyssey"}, "pooler = 'odyssey': allowed is text, one of 'pgbouncer'"),
         ({"app": "Shop"}, "app = 'Shop': allowed is text, lower-case words"),
+        ({"app": "x" * 53, "pooler": "rds-proxy"}, "of 64 characters; allowed are 63"),
         ({"database": {"min_acu": "1"}}, "database.min_acu = '1': allowed is a number, 0 to 256"),
         ({"database": {"min_acu": 9}}, "database.min_acu = 9: allowed is up to database.max_acu"),
         ({"database": {"transaction_timeout": 5}}, "database.transaction_timeout = 5"),

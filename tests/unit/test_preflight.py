@@ -12,9 +12,8 @@ import pytest
 from botocore.stub import Stubber
 
 from stacks import preflight
-from stacks.assets import ROOT
 from stacks.config import Config
-from stacks.image import locked_at
+from stacks.image import LOCKS
 from stacks.preflight import Finding
 from stacks.synthesis import COMBINATIONS
 
@@ -81,10 +80,11 @@ def reply(body: dict[str, Any]) -> tuple[SimpleNamespace, dict[str, Any]]:
     return SimpleNamespace(status_code=200), body
 
 
-def test_a_new_account_s_concurrency_is_too_low() -> None:
-    """Ten requests at once are a finding, with the command that asks for more."""
+def test_a_new_account_s_concurrency_is_a_remark() -> None:
+    """Ten requests at once deploy where nothing is reserved; the command asks for more."""
     (finding,) = ask(preflight.check_concurrency, limits(10, 10))
     assert not finding.is_fine
+    assert not finding.fails
     assert "10 requests at once" in finding.what
     assert "request-service-quota-increase" in finding.remedy
     assert "L-B99A9384" in finding.remedy
@@ -94,7 +94,7 @@ def test_a_reservation_leaves_a_hundred() -> None:
     """Lambda refuses to reserve the last hundred."""
     functions = {"reserved_concurrency": 901}
     (finding,) = ask(preflight.check_concurrency, limits(1000, 1000), functions=functions)
-    assert not finding.is_fine
+    assert finding.fails
     functions = {"reserved_concurrency": 895}  # and 5 for health
     (finding,) = ask(preflight.check_concurrency, limits(1000, 1000), functions=functions)
     assert finding.is_fine
@@ -142,13 +142,68 @@ def test_aurora_has_versions_of_its_own() -> None:
     assert finding.is_fine
 
 
-@pytest.mark.parametrize(("quota", "fine"), [(6.0, True), (5.0, False)])
-def test_fargate_holds_a_deployment(quota: float, fine: bool) -> None:
-    """Three tasks of one vCPU, as many as there may be, are six while they are replaced."""
+@pytest.mark.parametrize(
+    ("quota", "fine", "fails"), [(6.0, True, False), (5.0, False, False), (3.0, False, True)]
+)
+def test_fargate_holds_a_deployment(quota: float, fine: bool, fails: bool) -> None:
+    """Three tasks of one vCPU are six while they are replaced, and two, which always run, four."""
     answer = answering("get_service_quota", {"Quota": {"Value": quota}})
     (finding,) = ask(preflight.check_fargate, answer, pgbouncer={"cpu": 1024})
-    assert finding.is_fine is fine
+    assert (finding.is_fine, finding.fails) == (fine, fails)
     assert "needs 6 while" in finding.what
+
+
+ROLES = [
+    "AWSServiceRoleForRDS",
+    "AWSServiceRoleForECS",
+    "AWSServiceRoleForApplicationAutoScaling_ECSService",
+]
+
+
+def test_roles_that_a_new_account_lacks_are_a_remark() -> None:
+    """Each is named with the command that makes it; AWS makes most of them itself."""
+
+    def answer(stubber: Stubber) -> None:
+        for role in ROLES:
+            stubber.add_client_error(
+                "get_role", service_error_code="NoSuchEntity", expected_params={"RoleName": role}
+            )
+
+    findings = ask(preflight.check_roles, answer)
+    assert [role in finding.what for role, finding in zip(ROLES, findings, strict=True)] == [
+        True
+    ] * 3
+    services = [finding.remedy.rpartition(" ")[2] for finding in findings]
+    assert services == [
+        "rds.amazonaws.com",
+        "ecs.amazonaws.com",
+        "ecs.application-autoscaling.amazonaws.com",
+    ]
+    assert all("iam create-service-linked-role" in finding.remedy for finding in findings)
+    assert not any(finding.fails for finding in findings)
+
+
+def test_roles_that_are_there_are_fine() -> None:
+    """The roles are looked up by their names."""
+    role = {
+        "Path": "/",
+        "RoleName": "AWSServiceRoleForRDS",
+        "RoleId": "AROAIOSFODNN7EXAMPLE",
+        "Arn": "arn:aws:iam::111122223333:role/AWSServiceRoleForRDS",
+        "CreateDate": datetime(2026, 1, 1, tzinfo=UTC),
+    }
+    override = COMBINATIONS["instance-rds-proxy"]
+    (finding,) = ask(preflight.check_roles, answering("get_role", {"Role": role}), **override)
+    assert finding.is_fine
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("external", 0), ("existing-pgbouncer", 2), ("existing-rds-proxy", 1)]
+)
+def test_only_roles_of_what_the_stage_creates_are_looked_for(name: str, count: int) -> None:
+    """An existing database needs none; RDS Proxy is RDS's."""
+    roles = preflight._service_roles(Config.of_stage("dev", COMBINATIONS[name]))
+    assert len(roles) == count
 
 
 def test_a_missing_bootstrap_is_named() -> None:
@@ -208,10 +263,17 @@ def test_without_a_builder_the_remedy_names_some(tmp_path: Path) -> None:
     assert all(found.is_fine for found in preflight.check_builder(config(), environment))
 
 
-def test_an_old_lock_of_the_image_is_a_warning() -> None:
-    """After a month, with what to do; a deployment does not wait for it."""
-    lock = (ROOT / "pgbouncer" / "image.lock").read_text()
-    made = locked_at(lock)
+@pytest.mark.parametrize("older", LOCKS)
+def test_an_old_lock_of_the_image_is_a_warning(
+    older: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a month, whichever of the two it is; a deployment does not wait for it."""
+    made = datetime(2026, 10, 1, 9, tzinfo=UTC)
+    (tmp_path / "pgbouncer").mkdir()
+    for name in LOCKS:
+        locked = made if name == older else made + timedelta(days=20)
+        (tmp_path / "pgbouncer" / name).write_text(f"snapshot {locked:%Y%m%dT%H%M%SZ}\n")
+    monkeypatch.setattr(preflight, "ROOT", tmp_path)
     (fresh,) = preflight.check_lock(config(), made + timedelta(days=30, hours=1))
     assert fresh.is_fine
     (old,) = preflight.check_lock(config(), made + timedelta(days=31))
@@ -246,6 +308,8 @@ def test_what_may_not_be_asked_is_a_finding() -> None:
     findings = list(preflight.look(config(), clients, {"PATH": ""}))
     refused = [finding for finding in findings if "could not be looked at" in finding.what]
     assert len(refused) == len(preflight.ACCOUNT_CHECKS)
+    remarks = [finding.what.partition(" ")[0] for finding in refused if not finding.fails]
+    assert remarks == ["roles"]
 
 
 OPERATIONS = {
@@ -253,5 +317,6 @@ OPERATIONS = {
     "ssm": "get_parameter",
     "lambda": "get_account_settings",
     "service-quotas": "get_service_quota",
+    "iam": "get_role",
     "rds": "describe_db_engine_versions",
 }

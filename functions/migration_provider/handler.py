@@ -1,0 +1,239 @@
+"""Run a deployment's migration for CloudFormation, and answer with the migration's own error.
+
+CloudFormation invokes it with the events of a custom resource and waits for what is PUT to the
+event's ResponseURL: https://docs.aws.amazon.com/AWSCloudFormation/latest/UserGuide/crpg-ref.html
+
+A migration is invoked once. What is retried is an invocation that Lambda refused: the function is
+Inactive or Pending, a throttle, a permission that is not known everywhere yet. A connection that is
+lost later is not retried, because the migration may be running. Lambda may deliver an event twice
+(https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-error-handling.html). Then the
+migration's lock in the database makes the second one wait, and it finds nothing to do.
+
+A stack that rolls back gets no migration: the schema of the version that it goes back to was
+reached by an earlier deployment, and migrations are additive.
+"""
+
+import json
+import logging
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import boto3
+from botocore.client import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
+)
+
+ANSWERING = 30.0
+"""Seconds kept back from this function's own time, to answer CloudFormation."""
+
+STARTING = 30.0
+"""Seconds that an invocation may take beyond the migration's timeout: Lambda gives a new
+environment 10 s to start, which do not count, and the answer has to travel.
+https://docs.aws.amazon.com/lambda/latest/dg/lambda-runtime-environment.html"""
+
+LONGEST_PAUSE = 10.0
+"""Seconds between two tries at the most."""
+
+CONNECTING = 5.0
+"""Seconds that a connect to AWS may take."""
+
+LOOKING, LOOKS = 10.0, 5
+"""Seconds that CloudFormation may take to say how the stack is, and how often it is asked."""
+
+REASON_CHARACTERS = 800
+"""What is kept of an error: CloudFormation takes 4,096 bytes of answer, the ids included.
+https://docs.aws.amazon.com/AWSCloudFormation/latest/UserGuide/crpg-ref-responses.html"""
+
+ANSWERS = 5
+"""Times that the answer is PUT while nobody takes it."""
+
+PASSING = frozenset(
+    {
+        # The function is Pending, as a new one is, or an Inactive one that was invoked.
+        "ResourceConflictException",
+        # The function is Inactive: Lambda took the network of a function that was long idle.
+        "ResourceNotReadyException",
+        # The function's code is being prepared. It is in no page; seen in public reports.
+        "CodeArtifactUserPendingException",
+        "EC2ThrottledException",
+        "EC2UnexpectedException",
+        # A role's new policy is not known everywhere yet, for some seconds. Its names at Lambda and
+        # at CloudFormation:
+        # https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot.html
+        "AccessDeniedException",
+        "AccessDenied",
+        # A throttle of CloudFormation's, which has the status 400.
+        "Throttling",
+    }
+)
+"""Errors that pass by themselves.
+https://docs.aws.amazon.com/lambda/latest/api/API_Invoke.html
+https://docs.aws.amazon.com/lambda/latest/dg/functions-states.html"""
+
+PASSING_STATUS = frozenset({429, 500, 503})
+"""HTTP's for throttles and for failures of the service itself. 502 is left out: Lambda also uses it
+for what does not pass by itself, such as a missing permission for network interfaces."""
+
+logger = logging.getLogger("migration_provider")
+logger.setLevel(logging.INFO)
+
+Answer = TypeVar("Answer")
+
+
+class ProviderError(Exception):
+    """The migration failed or could not be run; says why, for CloudFormation's event."""
+
+
+def handler(event: dict[str, Any], context: Any) -> None:
+    """Do what the event asks, and tell CloudFormation how it ended, whatever happens."""
+    try:
+        said = run(event, context.get_remaining_time_in_millis() / 1000)
+    except ProviderError as error:
+        logger.error("%s", error)  # noqa: TRY400 - the traceback is this function's, not the cause's
+        answer(event, "FAILED", str(error))
+    except Exception as error:
+        logger.exception("the migration could not be run")
+        answer(event, "FAILED", f"the migration was not run: {type(error).__name__}: {error}")
+    else:
+        logger.info("%s", said)
+        answer(event, "SUCCESS", said)
+
+
+def run(event: dict[str, Any], remaining: float) -> str:
+    """Run the migration where there is one to run, within `remaining` seconds; say what was done.
+
+    Raise `ProviderError` with the migration's message.
+    """
+    if event["RequestType"] == "Delete":
+        return "nothing is deleted: the schema stays"
+    properties = event["ResourceProperties"]
+    seconds = float(properties["Seconds"])
+    until = time.monotonic() + remaining - ANSWERING - STARTING - seconds
+    if rolls_back(event["StackId"], until):
+        return "the stack rolls back: its schema is there, and nothing was run"
+    return invoke(properties["Function"], seconds, until, properties["Logs"])
+
+
+def rolls_back(stack: str, until: float) -> bool:
+    """Ask whether the stack goes back to what it was: the event itself does not say so."""
+    client = _client("cloudformation", LOOKING, attempts=LOOKS)
+    (found,) = patiently(lambda: client.describe_stacks(StackName=stack)["Stacks"], until, stack)
+    return "ROLLBACK" in found["StackStatus"]
+
+
+def invoke(function: str, seconds: float, until: float, logs: str) -> str:
+    """Invoke the migration, which takes `seconds` at the most; begin no later than `until`.
+
+    `until` is a time of the monotonic clock. Return the migration's answer.
+    """
+    client = _client("lambda", seconds + STARTING)
+    try:
+        response = patiently(
+            lambda: client.invoke(FunctionName=function, Payload=b"{}"), until, function
+        )
+        text = response["Payload"].read().decode(errors="replace")
+    except BotoCoreError as error:
+        raise ProviderError(
+            f"the connection to the migration was lost, and it may be running still or have ended:"
+            f" {error}. The log group {logs} tells. Deploy again: what is migrated already is not"
+            " migrated again"
+        ) from error
+    if "FunctionError" in response:
+        raise ProviderError(f"{_cut(_message(text))} (log group {logs})")
+    return f"the migration answered {text}"
+
+
+def patiently(call: Callable[[], Answer], until: float, what: str) -> Answer:
+    """Repeat a call while its error passes by itself, until a time of the monotonic clock.
+
+    Raise `ProviderError` for an error of AWS's that stays, and `BotoCoreError` for a lost
+    connection, after which the call may have been carried out.
+    """
+    pause = 1.0
+    while True:
+        try:
+            return call()
+        except (ClientError, ConnectTimeoutError, EndpointConnectionError) as error:
+            late = time.monotonic() + pause > until
+            if late or not _passes(error):
+                raise ProviderError(_not_run(error, what, late=late)) from error
+            logger.info("%s: retried in %.0f s: %s", what, pause, error)
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def _passes(error: Exception) -> bool:
+    if not isinstance(error, ClientError):
+        return True
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return error.response["Error"].get("Code") in PASSING or status in PASSING_STATUS
+
+
+def _not_run(error: Exception, what: str, *, late: bool) -> str:
+    waited = " and did not pass in the time there was" if late else ""
+    return _cut(
+        f"the migration was not run, nothing has changed. {what}: {error}{waited}. See"
+        ' docs/operations.md, "A migration failed"'
+    )
+
+
+def _client(service: str, read_timeout: float, attempts: int = 1) -> Any:
+    """Make a client with `attempts` of its own: with more than one it repeats a lost request.
+
+    The connection is silent as long as the migration runs:
+    https://docs.aws.amazon.com/lambda/latest/api/API_Invoke.html asks for keep-alive.
+    """
+    config = Config(
+        connect_timeout=CONNECTING,
+        read_timeout=read_timeout,
+        tcp_keepalive=True,
+        retries={"mode": "standard", "total_max_attempts": attempts},
+    )
+    return boto3.client(service, config=config)
+
+
+def _message(payload: str) -> str:
+    """Take the error's message out of what Lambda answers for a function that failed."""
+    try:
+        return str(json.loads(payload)["errorMessage"])
+    except (ValueError, KeyError, TypeError):
+        return payload
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= REASON_CHARACTERS else f"{text[:REASON_CHARACTERS]} …"
+
+
+def answer(event: dict[str, Any], status: str, reason: str) -> None:
+    """PUT the answer; raise when nobody takes it: then CloudFormation waits for ServiceTimeout."""
+    body = {
+        "Status": status,
+        "Reason": reason,
+        # Another one would have CloudFormation replace the resource.
+        "PhysicalResourceId": event.get("PhysicalResourceId") or event["LogicalResourceId"],
+        **{name: event[name] for name in ("StackId", "RequestId", "LogicalResourceId")},
+    }
+    request = urllib.request.Request(  # noqa: S310 - CloudFormation's address
+        event["ResponseURL"],
+        data=json.dumps(body, ensure_ascii=False).encode(),
+        method="PUT",
+        # The address is signed for a request without one.
+        headers={"Content-Type": ""},
+    )
+    for left in reversed(range(ANSWERS)):
+        try:
+            with urllib.request.urlopen(request, timeout=CONNECTING):  # noqa: S310 - as above
+                return
+        except OSError as error:
+            refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
+            if refused or not left:
+                raise
+            logger.warning("CloudFormation did not take the answer: %s", error)
+        time.sleep(1)
