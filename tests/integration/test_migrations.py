@@ -924,6 +924,20 @@ def test_the_function_goes_on_by_token_where_the_password_is_not_taken(
     assert asked == ["token", "closed"] * 2
 
 
+def test_the_second_way_is_a_token_of_the_owner_s(target: Target, function: ModuleType) -> None:
+    """For the same server and the user of the owner's secret, which is not asked any more."""
+    shown = repr(function.with_tokens())
+    owner = conninfo_to_dict(target.dsn)["user"]
+    for part in (
+        "auth='iam'",
+        f"user='{owner}'",
+        "host='127.0.0.1'",
+        "region='",
+        "secret_arn=None",
+    ):
+        assert part in shown
+
+
 def test_the_function_lets_a_user_of_iam_in(
     target: Target, function: ModuleType, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
