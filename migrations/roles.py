@@ -107,6 +107,10 @@ class UnboundLoginError(LoginError):
     """The application's user would see every row, whatever the policies say."""
 
 
+class OwnerLockedOutError(LoginError):
+    """The owner's password would not be taken any more, and it has no other way to log in."""
+
+
 class NeighbourError(ValueError):
     """Another database of the server has the application's group, which is the server's."""
 
@@ -118,8 +122,13 @@ def prepare(
     *,
     shared: bool = False,
     login_limit: int | None = None,
-) -> None:
+    owner_by_token: bool = False,
+) -> str | None:
     """Create or alter everything, in one transaction; raise `LoginError` or `NeighbourError`.
+
+    Return the user who became one of IAM's by this, or None. Where that makes the owner one of them
+    too, whose password RDS then refuses, raise `OwnerLockedOutError` unless the owner can log in by
+    token (`owner_by_token`).
 
     The login is read under the lock: a rotation that ends meanwhile would leave a password set
     that is not the current one any more. In a database that is `shared` with others nothing changes
@@ -130,7 +139,10 @@ def prepare(
         hold(connection)
         _refuse_neighbour(connection)
         login = read_login()
+        known, owner = is_member(connection, login.name, IAM), owner_is_of_iam(connection)
         admit(connection, login)
+        if not owner_by_token and not owner and owner_is_of_iam(connection):
+            raise OwnerLockedOutError(_locked_out(connection.info.user, login.name))
         if login_limit is not None and not login.borrowed:
             _limit_connections(connection, login_limit)
         _open_database(connection, shared=shared)
@@ -138,6 +150,44 @@ def prepare(
             _limit_login(connection, timeouts, login)
         else:
             _limit(connection, timeouts, _database(connection))
+        return login.name if is_member(connection, login.name, IAM) and not known else None
+
+
+def owner_is_of_iam(connection: Connection[Any]) -> bool:
+    """Tell whether RDS takes a token and no password of whoever is connected.
+
+    That is so for members of members too, with or without INHERIT; and from PostgreSQL 16 on
+    whoever makes a role is its member, which nobody but a superuser can end.
+    """
+    found = connection.execute(OF_IAM, [IAM])
+    return found.fetchone() is not None
+
+
+OF_IAM = """
+WITH RECURSIVE held(role) AS (
+    SELECT oid FROM pg_roles WHERE rolname = session_user
+    UNION
+    SELECT roleid FROM held JOIN pg_auth_members ON member = role
+)
+SELECT FROM held JOIN pg_roles ON oid = role WHERE rolname = %s AND rolname <> session_user
+"""
+"""Members as pg_hba.conf counts them for +role: a superuser is one only where it was made one
+(PostgreSQL, is_member_of_role_nosuper). pg_has_role takes superusers for members of all."""
+
+
+def _locked_out(owner: str, user: str) -> str:
+    return (
+        f"granting {IAM} to {user} would lock the owner {owner} out: {owner} made that role and so "
+        f"is its member, and from members of {IAM} RDS takes tokens only, no password. Nothing was "
+        f"changed. Let an administrator other than {owner} make the role: CREATE ROLE {GROUP}; "
+        f"CREATE ROLE {user} LOGIN; GRANT {GROUP}, {IAM} TO {user}. Then deploy again. Or set "
+        "rds_proxy.auth to 'secret'"
+    )
+
+
+def turn_out(connection: Connection[Any], user: str) -> None:
+    """Take IAM's role away from a user again."""
+    _run(connection, "REVOKE {} FROM {}", IAM, user)
 
 
 def hold(connection: Connection[Any]) -> None:
@@ -174,7 +224,8 @@ def _admit(connection: Connection[Any], login: Login) -> None:
         _let_in(connection, login)
     elif not exists(connection, login.name):
         _lend(connection, login)
-    _run(connection, "GRANT {} TO {}", GROUP, login.name)
+    if not is_member(connection, login.name, GROUP):
+        _run(connection, "GRANT {} TO {}", GROUP, login.name)
 
 
 def _refuse_stranger(connection: Connection[Any], login: Login) -> None:
@@ -298,6 +349,8 @@ def _verifier(connection: Connection[Any], name: str, password: str) -> str:
 
 
 def _let_in_by_iam(connection: Connection[Any], name: str) -> None:
+    if is_member(connection, name, IAM):
+        return
     if exists(connection, IAM):
         _run(connection, "GRANT {} TO {}", IAM, name)
     else:
@@ -371,7 +424,7 @@ def _limit_login(connection: Connection[Any], timeouts: Timeouts, login: Login) 
         with connection.transaction():
             _limit(connection, timeouts, _in_database(connection, login.name))
     except InsufficientPrivilege as error:
-        if not login.borrowed:
+        if not login.borrowed and login.password is not None:
             raise
         logger.warning(
             "the role %s has no timeouts, since only who made it may set them (%s): let them be "

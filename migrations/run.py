@@ -1,14 +1,37 @@
 """One deployment's migration: roles, timeouts and schema, under a lock."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psycopg
 from psycopg import Connection
 from psycopg.errors import LockNotAvailable
 
-from migrations.roles import LIMITS_TRANSACTIONS, Login, Timeouts, prepare
+from migrations.roles import IAM, LIMITS_TRANSACTIONS, Login, Timeouts, prepare, turn_out
 from migrations.upgrade import SCRIPTS, MigrationError, Outcome, upgrade
+
+
+@dataclass(frozen=True)
+class Connections:
+    """What the budget was proven with; None is not ours to say."""
+
+    server: int | None = None
+    """Connections that the server accepts."""
+    login: int | None = None
+    """Connections that each of the application's users may have; -1 is no limit."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """How the owner, who is connected, can log in besides."""
+
+    check: Callable[[], None]
+    """Log in once more, in any way there is; raise psycopg's error where none works."""
+    by_token: bool = False
+    """Whether a token of IAM's is one of the ways."""
+
 
 LOCK = 0x6C616D6264617067
 """Key of the advisory lock, 'lambdapg' as a number: one migration at a time."""
@@ -30,23 +53,35 @@ def migrate(
     *,
     patience: float,
     shared: bool = False,
-    max_connections: int | None = None,
-    login_limit: int | None = None,
+    connections: Connections = Connections(),
+    owner: Owner | None = None,
 ) -> Outcome:
     """Migrate over a direct connection in autocommit, which is closed at the end.
+
+    `owner.check` is called where the owner's login may have changed. This connection can still undo
+    the change then: where the check fails, it does, and raises `MigrationError`.
 
     The lock lasts as long as the connection; for another one's this waits `patience` seconds. The
     login is read after that, and after a rotation's last step, for which it waits as long: a
     password that was right before may have been rotated since. Raise `MigrationError` when the
-    server has fewer connections than the budget was made for (`max_connections`), when somebody
+    server has fewer connections than the budget was made for (`connections.server`), when somebody
     else keeps the lock, and when a revision fails.
     """
     try:
-        if max_connections is not None:
-            _check_budget(connection, max_connections)
+        if connections.server is not None:
+            _check_budget(connection, connections.server)
         _lift_limits(connection)
         _take_lock(connection, patience)
-        prepare(connection, read_login, timeouts, shared=shared, login_limit=login_limit)
+        newcomer = prepare(
+            connection,
+            read_login,
+            timeouts,
+            shared=shared,
+            login_limit=connections.login,
+            owner_by_token=owner is not None and owner.by_token,
+        )
+        if newcomer is not None and owner is not None:
+            _keep_owner(connection, newcomer, owner)
         _limit_locks(connection, timeouts.lock)
         return upgrade(connection, scripts)
     finally:
@@ -63,6 +98,28 @@ def _check_budget(connection: Connection[Any], needed: int) -> None:
             "nothing was changed. A changed parameter group takes effect only after a reboot: "
             "reboot the database instance, then deploy again"
         )
+
+
+def _keep_owner(connection: Connection[Any], user: str, owner: Owner) -> None:
+    """Undo what has made a user one of IAM's where the owner cannot log in after it."""
+    try:
+        owner.check()
+    except psycopg.Error as refused:
+        name = connection.info.user
+        try:
+            turn_out(connection, user)
+        except psycopg.Error as error:
+            raise MigrationError(
+                f"granting {IAM} to {user} has locked the owner {name} out ({refused}), and it "
+                f"could not be undone ({error}). Log in as {name} by a token of IAM's (aws rds "
+                f"generate-db-auth-token) or as another administrator: REVOKE {IAM} FROM {user}"
+            ) from refused
+        raise MigrationError(
+            f"after granting {IAM} to {user} the owner {name} could not log in ({refused}), so the "
+            f"grant was undone. Let the function 'migrate' get tokens for {name} (rds-db:connect), "
+            "with IAM authentication on at the database, and deploy again; or set rds_proxy.auth "
+            "to 'secret'"
+        ) from refused
 
 
 def _lift_limits(connection: Connection[Any]) -> None:

@@ -36,6 +36,9 @@ OWN_FILES = 64
 STORE_SECONDS = 2.0
 # A refused login may mean that a secret has changed: look at once, but not more often than this.
 LOOK_GAP = 1.0
+# How often to look at the certificate's secret, which changes every two months: each look is paid
+# for. A client that refuses the certificate, and SIGHUP, bring the look forward.
+CERTIFICATE_SECONDS = 3600.0
 # How long a drain may wait for its own transaction, and how long it keeps it open.
 HOLD_WAIT = 2.0
 HOLD_SECONDS = 1.0
@@ -53,6 +56,8 @@ LOG_SECONDS = 1.0
 WRONG_SETTINGS = 78  # EX_CONFIG
 CONTINUATION = b"..."
 REFUSED_LOGIN = re.compile(rb"authentication failed|no such user")
+# What clients say who do not accept the certificate, as OpenSSL names their alerts.
+REFUSED_CERTIFICATE = re.compile(rb"alert (certificate expired|unknown ca|bad certificate)")
 
 log = logging.getLogger("supervisor")
 
@@ -141,6 +146,10 @@ class Supervisor:
         # A look at the secrets is under way; another one is wanted after it.
         self._looking = self._look_again = False
         self._last_look = 0.0
+        # The next look is for the certificate too; whether the last one was, and has read it.
+        self._wants_certificate = True
+        self._certificate_due = math.inf
+        self._fetched = (False, False)
         # What there is to do, and when; an event brings it forward.
         self._due = dict.fromkeys(("look", "store", "peers", "report", "pulse"), math.inf)
 
@@ -189,9 +198,12 @@ class Supervisor:
             self._stopping = True
         elif event == "looked":
             self._end_look()
-        elif event == "refused":
+        elif event in {"refused", "distrusted"}:
+            self._wants_certificate |= event == "distrusted"
             self._due["look"] = min(self._due["look"], self._last_look + LOOK_GAP)
         elif event in self._due:
+            # Only SIGHUP says "look".
+            self._wants_certificate |= event == "look"
             self._due[event] = time.monotonic()
 
     def _rest(self, seconds: float) -> None:
@@ -225,11 +237,14 @@ class Supervisor:
             self._look_again = True
             return
         self._looking = True
-        threading.Thread(target=self._fetch, daemon=True).start()
+        certificate = self._wants_certificate or time.monotonic() >= self._certificate_due
+        self._wants_certificate = False
+        threading.Thread(target=self._fetch, args=(certificate,), daemon=True).start()
 
-    def _fetch(self) -> None:
+    def _fetch(self, certificate: bool) -> None:
+        self._fetched = (certificate, False)
         try:
-            self._vault.refresh()
+            self._fetched = (certificate, self._vault.refresh(certificate=certificate))
         except Exception:  # nothing may end the thread before it has said so
             log.exception("the look at the secrets failed")
         finally:
@@ -238,6 +253,11 @@ class Supervisor:
     def _end_look(self) -> None:
         """Plan what follows a look: to write what it has brought, and the next one."""
         self._last_look = time.monotonic()
+        asked, read = self._fetched
+        if read:
+            self._certificate_due = self._last_look + CERTIFICATE_SECONDS
+        elif asked:
+            self._wants_certificate = True
         pause = LOOK_GAP if self._look_again else self._settings.refresh_interval
         self._due["look"] = self._last_look + pause
         self._looking = self._look_again = False
@@ -387,6 +407,8 @@ class Supervisor:
             self._tally.note(line)
             if REFUSED_LOGIN.search(line):
                 self._events.put("refused")
+            elif REFUSED_CERTIFICATE.search(line):
+                self._events.put("distrusted")
 
     def _feel_pulse(self) -> None:
         """End a PgBouncer that hangs; else show the container's health check that it does not."""

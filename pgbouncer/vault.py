@@ -93,13 +93,16 @@ class Vault:
             found.setdefault(user.name, user)
         return tuple(found.values())
 
-    def refresh(self) -> None:
-        """Look at every secret; keep the old content of those that cannot be read or used."""
+    def refresh(self, *, certificate: bool = True) -> bool:
+        """Look at every secret; keep the old content of those that cannot be read or used.
+
+        The certificate's may be left out. Tell whether it was looked at and is right.
+        """
         for arn in self._user_arns:
             self._attempt(arn, self._take_user)
-        self._attempt(self._certificate_arn, self._take_certificate)
+        return certificate and self._attempt(self._certificate_arn, self._take_certificate)
 
-    def _attempt(self, arn: str, take: Callable[[str, dict[str, Any]], None]) -> None:
+    def _attempt(self, arn: str, take: Callable[[str, dict[str, Any]], None]) -> bool:
         try:
             answer = self._read(arn, STAGES[0])
             seen = (answer.get("VersionId", ""), answer.get("SecretString", ""))
@@ -109,6 +112,8 @@ class Vault:
         except (BotoCoreError, ClientError, SecretUnusableError, OSError) as error:
             kept = "keeping the last good one" if arn in self._seen else "none yet"
             self._report(f"secret {arn} ({kept}): {type(error).__name__}: {error}")
+            return False
+        return True
 
     def _take_user(self, arn: str, answer: dict[str, Any]) -> None:
         logins = [_user(answer)]

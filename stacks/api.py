@@ -9,6 +9,7 @@ from aws_cdk import aws_apigateway as apigateway
 from aws_cdk import aws_apigatewayv2 as api
 from aws_cdk import aws_apigatewayv2_integrations as integrations
 from aws_cdk import aws_ec2 as ec2
+from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda as lambda_
 from aws_cdk import aws_logs as logs
 from constructs import Construct
@@ -20,12 +21,13 @@ from stacks.capacity import max_connections
 from stacks.clients import Cap, Clients
 from stacks.config import Config
 from stacks.contradictions import API_TIMEOUT
-from stacks.database import APPLICATION, APPLICATION_SECRET, DatabaseStack
+from stacks.database import APPLICATION, APPLICATION_SECRET, DatabaseStack, token_user_arn
 from stacks.functions import add_layer, join_network, log_group, new_function, read_secret
 from stacks.identity import Identity
 from stacks.migration import Migration
 from stacks.published import published
 from stacks.releases import describe, release
+from stacks.servers import MASTER
 
 USERS = ["/users", "/users/{id}"]
 HEALTH = ["/health"]
@@ -118,6 +120,11 @@ class ApiStack(Stack):
             self._name_login(function)
         for name, value in self._limits().items():
             function.add_environment(name, str(value))
+        if database is not None and database.server.resource_id:
+            # A database restored under the same name has another id, and nothing else is new: a
+            # version is published only where the function's own configuration has changed.
+            server = published(self._config, "database/resource-id").read(self)
+            function.add_environment("DATABASE_RESOURCE_ID", server)
         describe(function, self._migration_inputs(database))
         Migration(
             self,
@@ -133,10 +140,9 @@ class ApiStack(Stack):
         """Say in a few words what a migration is run again for, besides its own code."""
         if database is None:
             return "the external pooler's database"
-        names = ["database/host", "database/resource-id"]
-        if not database.server.resource_id:
-            names.pop()
-        words = [published(self._config, name).read(self) for name in names]
+        words = [published(self._config, "database/host").read(self)]
+        if database.server.resource_id:
+            words.append(published(self._config, "database/resource-id").read(self))
         layer = Fn.split(":", published(self._config, "layer/arn").read(self))
         return Fn.join(" ", [Fn.select(7, layer), *words])
 
@@ -160,15 +166,32 @@ class ApiStack(Stack):
         """Tell the migration whom it makes for the application: a password's or a token's user."""
         if self._config.by_token:
             function.add_environment("APP_USER", APPLICATION)
+            self._let_owner_in(function)
             return
         arn = published(self._config, APPLICATION_SECRET).read(self)
         read_secret(function, arn)
         function.add_environment("APP_SECRET_ARN", arn)
 
+    def _let_owner_in(self, function: lambda_.Function) -> None:
+        """Let the migration log in by token as the owner, whose password RDS may not take any more.
+
+        It makes the application's user and so is its member (PostgreSQL 16 and newer), one of
+        IAM's then. Of a server that exists nobody here knows the owner's name: there the migration
+        changes nothing where the owner would be locked out.
+        """
+        if self._config.database.kind == "existing":
+            return
+        server = published(self._config, "database/resource-id").read(self)
+        user = token_user_arn(self, server, MASTER)
+        function.add_to_role_policy(
+            iam.PolicyStatement(actions=["rds-db:connect"], resources=[user])
+        )
+        function.add_environment("OWNER_BY_TOKEN", "1")
+
     def _take_direct_url(self, function: lambda_.Function) -> None:
         """Let the migration go by the `direct_url` of the external pooler's secret."""
         external = self._config.external
-        read_secret(function, str(external.secret_arn))
+        read_secret(function, str(external.secret_arn), external.kms_key_arn)
         function.add_environment("LAMBDA_PG_SECRET_ARN", str(external.secret_arn))
         if external.ca_file:
             function.add_environment("PGSSLROOTCERT", external.ca_file)

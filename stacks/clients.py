@@ -10,7 +10,7 @@ from aws_cdk import aws_lambda as lambda_
 from stacks.assets import target_of
 from stacks.budget import Budget, Cap, Client, allowance_of, budget_of
 from stacks.config import Config
-from stacks.functions import AttachError, add_layer, join_network
+from stacks.functions import AttachError, add_layer, join_network, read_secret
 from stacks.network import let_in
 from stacks.published import published
 
@@ -152,12 +152,14 @@ class Clients:
     def _allow(self, function: lambda_.Function) -> None:
         """Let the function log in: read one secret, or get tokens for one user."""
         if self._config.by_token:
-            action, value = "rds-db:connect", "pooler/connect-arn"
-        else:
-            action, value = "secretsmanager:GetSecretValue", "pooler/secret-arn"
-        function.add_to_role_policy(
-            iam.PolicyStatement(actions=[action], resources=[self._read(function, value)])
-        )
+            user = self._read(function, "pooler/connect-arn")
+            function.add_to_role_policy(
+                iam.PolicyStatement(actions=["rds-db:connect"], resources=[user])
+            )
+            return
+        external = self._config.external if self._config.pooler == "external" else None
+        arn = self._read(function, "pooler/secret-arn")
+        read_secret(function, arn, external.kms_key_arn if external else None)
 
     def _environment(self, function: lambda_.Function, slots: int) -> dict[str, str]:
         config = self._config

@@ -7,21 +7,33 @@ the value and what is allowed; all problems are listed at once.
 # ruff: noqa: RUF009 - `section` makes a field with a default_factory, as dataclasses.field does
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from stacks.contradictions import LONGEST_CHECKOUT, TASK_MEMORY, contradictions
+from stacks.regions import missing_roots
 from stacks.settings import REQUIRED, ConfigurationError, read, section, setting
 
 CDK_JSON = Path(__file__).resolve().parents[1] / "cdk.json"
 RETENTION = (1, 3, 5, 7, 14, 30, 60, 90, 180, 365, 731, 1827, 3653)
 """Days that CloudWatch Logs can keep events, up to ten years."""
 
-HOST = r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?"
-CIDR = r"\d{1,3}(\.\d{1,3}){3}/\d{1,2}"
-IDENTIFIER = r"[a-z][a-z0-9-]{0,62}"
-SECRET_ARN = r"arn:[a-z-]+:secretsmanager:[a-z0-9-]+:\d{12}:secret:\S+"  # noqa: S105 - a pattern
+LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+HOST = rf"(?=.{{1,253}}\Z){LABEL}(\.{LABEL})*"
+CIDR = r"\d{1,3}(\.\d{1,3}){3}/(1[6-9]|2[0-8])"
+"""Addresses of a subnet; `contradictions` judges the numbers."""
+IDENTIFIER = r"(?=.{1,63}\Z)[a-z](-?[a-z0-9])*"
+SECRET_ARN = r"arn:[a-z-]+:secretsmanager:[a-z0-9-]+:\d{12}:secret:\S+-[A-Za-z0-9]{6}"  # noqa: S105 - a pattern
+"""With the six characters at its end: IAM compares the whole ARN."""
+DB_CLASS = (
+    r"t(3|4g)\.(micro|small|medium|(2?x)?large)"
+    r"|([mr]([5-9]|\d\d)|x[2-9])[a-z]*\.(large|(2|4|8|12|16|24|32|48|96)?xlarge)"
+)
+"""Classes of which some region has PostgreSQL 17; which one has which, only RDS knows."""
+KEY_ARN = r"arn:[a-z-]+:kms:[a-z0-9-]+:\d{12}:key/[A-Za-z0-9-]+"
+STAGE = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 PATH = r"/[^\0]*"
 ISSUER = r"cognito|https://[^\s?#]+|http://(127\.0\.0\.1|localhost)(:\d+)?(/[^\s?#]*)?"
 
@@ -71,7 +83,7 @@ class Network:
         (),
         "their addresses, in the same order: PgBouncer's peers are numbered by them",
         pattern=CIDR,
-        shape="IPv4 ranges, as in 10.0.16.0/20",
+        shape="IPv4 ranges with a prefix of 16 to 28, as in 10.0.16.0/20",
     )
 
 
@@ -85,7 +97,13 @@ class Existing:
         None,
         "secret with the owner's username and password",
         pattern=SECRET_ARN,
-        shape="the ARN of a secret",
+        shape="the whole ARN of a secret, with the six characters at its end",
+    )
+    kms_key_arn: str | None = setting(
+        None,
+        "customer's key that the secret is encrypted with; null: Secrets Manager's own",
+        pattern=KEY_ARN,
+        shape="the ARN of a key, not of an alias",
     )
     security_group_id: str | None = setting(
         None,
@@ -97,7 +115,7 @@ class Existing:
         None,
         "name of the DB instance or cluster, for RDS Proxy and for metrics",
         pattern=IDENTIFIER,
-        shape="lower-case letters, digits and hyphens",
+        shape="up to 63 lower-case letters, digits and single hyphens, a letter first",
     )
     resource_id: str | None = setting(
         None,
@@ -123,8 +141,8 @@ class Database:
     instance_class: str = setting(
         "t4g.medium",
         "size of an RDS instance, without 'db.'",
-        pattern=r"[a-z][a-z0-9]*\.[a-z0-9]+",
-        shape="an RDS class, as in t4g.medium",
+        pattern=DB_CLASS,
+        shape="an RDS class for PostgreSQL 17, as in t4g.medium or m7g.large",
     )
     min_acu: float = setting(
         1, "least size of an Aurora cluster", unit="ACU", minimum=0, maximum=256
@@ -138,7 +156,8 @@ class Database:
     max_connections: int | None = setting(
         None,
         "server connections that PostgreSQL accepts, set in its parameter group; null: RDS's own"
-        " formula for the class or the ACUs",
+        " formula for the class or the ACUs. A change waits for a reboot, which the next change of"
+        " the instance makes at once, whatever the maintenance window",
         minimum=20,
         maximum=5000,
     )
@@ -197,7 +216,7 @@ class PgBouncer:
     endpoint_host: str | None = setting(
         None,
         "name or address of the pooler; null: 'pooler' in the private zone",
-        pattern=r"[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?",
+        pattern=HOST,
         shape="a DNS name or an IPv4 address",
     )
     pool_mode: str = setting(
@@ -220,7 +239,11 @@ class PgBouncer:
         200, "tasks that may run during a rolling deployment", unit="percent", choices=(150, 200)
     )
     refresh_interval: int = setting(
-        15, "time between two looks at the secrets", unit="seconds", minimum=1, maximum=3600
+        60,
+        "time between two looks at the users' secret; a refused login causes one at once",
+        unit="seconds",
+        minimum=1,
+        maximum=3600,
     )
     deregistration_delay: int = setting(
         30, "time between the last new flow to a task and its drain", unit="seconds", minimum=0,
@@ -270,7 +293,13 @@ class External:
         None,
         "secret with the pooled `url`, and `direct_url` for migrations",
         pattern=SECRET_ARN,
-        shape="the ARN of a secret",
+        shape="the whole ARN of a secret, with the six characters at its end",
+    )
+    kms_key_arn: str | None = setting(
+        None,
+        "customer's key that the secret is encrypted with; null: Secrets Manager's own",
+        pattern=KEY_ARN,
+        shape="the ARN of a key, not of an alias",
     )
     profile: str | None = setting(
         None,
@@ -343,7 +372,10 @@ class Identity:
         shape="'cognito' or an https:// URL",
     )
     audience: tuple[str, ...] = setting(
-        (), "audiences or client ids accepted, where the issuer is not 'cognito'"
+        (),
+        "audiences or client ids accepted, where the issuer is not 'cognito'",
+        pattern=r"\S+",
+        shape="texts without spaces",
     )
 
 
@@ -367,8 +399,8 @@ class Observability:
     runbooks: str = setting(
         "docs/operations.md",
         "where this project's docs/operations.md can be read: alarms link to its runbooks",
-        pattern=r"[^\s#]+",
-        shape="a URL or a path",
+        pattern=r"[^\s#]{1,500}",
+        shape="a URL or a path of up to 500 characters",
     )
 
 
@@ -380,8 +412,8 @@ class Config:
     app: str = setting(
         "lambda-pg",
         "names stacks and parameters, so that several apps share an account",
-        pattern=r"[a-z][a-z0-9]*(-[a-z0-9]+)*",
-        shape="lower-case words with hyphens between",
+        pattern=r"(?!aws|ssm)[a-z][a-z0-9]*(-[a-z0-9]+)*",
+        shape="lower-case words with hyphens between, not beginning with aws or ssm",
     )
     account: str | None = setting(
         None, "AWS account; null: that of the credentials", pattern=r"\d{12}", shape="12 digits"
@@ -440,7 +472,7 @@ class Config:
         merged = _merge(block, _parse(context("override"), problems))
         config = read(cls, merged, problems, stage=stage)
         if config is not None:
-            problems += contradictions(config)
+            problems += [*contradictions(config), *missing_roots(config)]
         if config is None or problems:
             raise ConfigurationError(stage, problems)
         return config
@@ -468,6 +500,12 @@ class Config:
         return self.pooler == "rds-proxy" and self.rds_proxy.auth == "iam"
 
     @property
+    def owner_key_arn(self) -> str | None:
+        """Customer's key of the owner's secret; RDS keeps its own secrets under AWS's key."""
+        existing = self.database.existing if self.database.kind == "existing" else None
+        return existing.kms_key_arn if existing else None
+
+    @property
     def pool_size(self) -> int:
         """Server connections of one user in a task of PgBouncer.
 
@@ -476,6 +514,11 @@ class Config:
         """
         users = 2 if self.database.rotation == "alternating" else 1
         return self.pgbouncer.max_db_connections // users
+
+    @property
+    def pooler_name(self) -> str:
+        """Name of PgBouncer, which its certificate is for."""
+        return self.pgbouncer.endpoint_host or f"pooler.{self.zone}"
 
     @property
     def pooler_port(self) -> int:
@@ -494,6 +537,9 @@ class Config:
 
 
 def _block(stages: object, stage: str) -> object:
+    if re.fullmatch(STAGE, stage) is None:
+        shape = "allowed are letters, digits and hyphens, up to 63 and no hyphen at an end"
+        raise ConfigurationError(stage, [f"stage = {stage!r}: {shape}, as stacks are named by it"])
     if isinstance(stages, Mapping) and stage in stages:
         return stages[stage]
     known = ", ".join(stages) if isinstance(stages, Mapping) else "no stages"

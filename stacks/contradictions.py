@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from ipaddress import AddressValueError, IPv4Interface, IPv4Network, NetmaskValueError
 from math import floor
 from typing import TYPE_CHECKING
 
@@ -22,11 +23,67 @@ LONGEST_CHECKOUT = 20
 TASK_MEMORY = {256: (512, 1024, 2048), 512: (1024, 2048, 4096), 1024: (2048, 4096)}
 """MiB that Fargate combines with the CPU units of a task, of the sizes that can be set here."""
 
+LOCAL = "000000000000"
+"""Account of the local cloud, where an issuer may speak HTTP."""
+
+LONGEST_STACK = 128
+LONGEST_LABEL = 63
+LONGEST_COMMON_NAME = 64
+"""Characters of a stack's name, of a part of a DNS name, and of a certificate's common name (RFC
+5280, ub-common-name)."""
+
+LAST_STACK = "-Observability"
+"""What the longest name of a stack ends with."""
+
+NOT_FOR_HOSTS = tuple(
+    map(IPv4Network, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3"))
+)
+"""This network, loopback, link-local, multicast and reserved (RFC 6890)."""
+
+AURORA_SINCE = 4
+"""The first minor version of PostgreSQL 17 that Aurora has."""
+
+ALARM_PERIOD = 60
+"""Seconds of which a metric's period is a multiple, from a minute up (PutMetricAlarm)."""
+
 
 def contradictions(config: "Config") -> Iterator[str]:
     """Yield each contradiction with the settings' names, their values and what is allowed."""
-    for check in (_timeouts, _identity, _zones, _network, _database, _existing, _pooler):
+    for check in (
+        _names,
+        _timeouts,
+        _identity,
+        _zones,
+        _network,
+        _addresses,
+        _database,
+        _aurora,
+        _existing,
+        _secrets,
+        _pooler,
+    ):
         yield from check(config)
+
+
+def _names(config: "Config") -> Iterator[str]:
+    """Judge what is made of the app's and the stage's names."""
+    longest = f"{config.stack_prefix}{LAST_STACK}"
+    if len(longest) > LONGEST_STACK:
+        yield (
+            f"app = {config.app!r} with stage = {config.stage!r}: the stack {longest} would have"
+            f" {len(longest)} characters; allowed are {LONGEST_STACK}, so choose a shorter app"
+        )
+    if any(len(label) > LONGEST_LABEL for label in config.zone.split(".")):
+        yield (
+            f"app = {config.app!r}: a part of the DNS name {config.zone} is longer than"
+            f" {LONGEST_LABEL} characters; choose a shorter app, or set network.zone"
+        )
+    if config.pooler == "pgbouncer" and len(config.pooler_name) > LONGEST_COMMON_NAME:
+        yield (
+            f"the pooler's name {config.pooler_name} has {len(config.pooler_name)} characters, and"
+            f" its certificate takes {LONGEST_COMMON_NAME}: set a shorter network.zone, or"
+            " pgbouncer.endpoint_host"
+        )
 
 
 def queue_timeout(config: "Config") -> tuple[str, int | None]:
@@ -66,11 +123,18 @@ def _identity(config: "Config") -> Iterator[str]:
         yield f"identity.audience = {audience}: allowed is [] with 'cognito', which makes its own"
     if issuer != "cognito" and not audience:
         yield f"identity.audience = []: allowed is one audience or more for {issuer}"
+    if issuer.startswith("http://") and config.account != LOCAL:
+        yield (
+            f"identity.issuer = {issuer!r}: allowed is 'cognito' or an https:// URL, as API Gateway"
+            " fetches the keys from there; http:// is for the local cloud"
+        )
 
 
 def _zones(config: "Config") -> Iterator[str]:
     if not 2 <= len(config.availability_zones) <= 3:
         yield f"availability_zones = {list(config.availability_zones)}: allowed are 2 or 3 zones"
+    if len(set(config.availability_zones)) < len(config.availability_zones):
+        yield f"availability_zones = {list(config.availability_zones)}: allowed is each zone once"
     for zone in config.availability_zones:
         if zone[:-1] != config.region:
             yield f"availability_zones has {zone!r}: allowed are zones of {config.region}"
@@ -91,11 +155,40 @@ def _network(config: "Config") -> Iterator[str]:
             f"network.subnet_ids = {list(network.subnet_ids)}: allowed is one subnet of"
             f" {network.vpc_id} for each of the {zones} availability_zones"
         )
+    if len(set(network.subnet_ids)) < len(network.subnet_ids):
+        yield f"network.subnet_ids = {list(network.subnet_ids)}: allowed is each subnet once"
     if config.pooler == "pgbouncer" and len(network.subnet_cidrs) != zones:
         yield (
             f"network.subnet_cidrs = {list(network.subnet_cidrs)}: allowed are the addresses of"
             " network.subnet_ids, in their order, which PgBouncer's peers are numbered by"
         )
+
+
+def _addresses(config: "Config") -> Iterator[str]:
+    network = config.network
+    given = [("network.cidr", network.cidr)]
+    given += [("network.subnet_cidrs", cidr) for cidr in network.subnet_cidrs]
+    problems = [problem for name, cidr in given for problem in _range(name, cidr)]
+    yield from problems
+    if problems:
+        return
+    for one, other in itertools.combinations(network.subnet_cidrs, 2):
+        if IPv4Network(one).overlaps(IPv4Network(other)):
+            yield f"network.subnet_cidrs: {one} and {other} overlap, and subnets cannot"
+
+
+def _range(name: str, cidr: str) -> Iterator[str]:
+    """Judge one range of addresses whose shape is right already."""
+    try:
+        given = IPv4Interface(cidr)
+    except (AddressValueError, NetmaskValueError):
+        yield f"{name} = {cidr!r}: allowed are four numbers of up to 255 each"
+        return
+    if given.ip != given.network.network_address:
+        yield f"{name} = {cidr!r}: allowed is the first address of the range, {given.network}"
+    for other in NOT_FOR_HOSTS:
+        if given.network.overlaps(other):
+            yield f"{name} = {cidr!r}: allowed are addresses outside of {other}; use 10.0.0.0/8"
 
 
 def _database(config: "Config") -> Iterator[str]:
@@ -105,26 +198,63 @@ def _database(config: "Config") -> Iterator[str]:
             f"database.max_storage_gib = {database.max_storage_gib}: allowed is at least"
             f" a tenth more than database.storage_gib = {database.storage_gib}"
         )
-    if database.min_acu > database.max_acu:
-        yield (
-            f"database.min_acu = {database.min_acu}: allowed is up to database.max_acu ="
-            f" {database.max_acu}"
-        )
     most = most_connections(config)
     if (database.max_connections or 0) > most:
         yield (
             f"database.max_connections = {database.max_connections}: allowed is up to {most},"
             " twice RDS's default for the size, as each connection takes memory"
         )
-    if (database.kind, config.pooler, database.min_acu) == ("aurora", "rds-proxy", 0):
-        yield (
-            "database.min_acu = 0: allowed is 0.5 or more with RDS Proxy, whose connections keep"
-            " the cluster from ever pausing"
-        )
     if (database.kind == "none") != (config.pooler == "external"):
         yield (
             f"database.kind = {database.kind!r} with pooler = {config.pooler!r}: allowed is 'none'"
             " with 'external' and only there, which brings its database along"
+        )
+    if database.name in RESERVED_NAMES and database.kind in {"instance", "aurora"}:
+        yield (
+            f"database.name = {database.name!r}: allowed is a name that is no reserved word of the"
+            f" engine, as in {database.name + '_data'!r}"
+        )
+
+
+RESERVED_NAMES = frozenset(
+    """
+    all analyse analyze and any array as asc asymmetric both case cast check collate column
+    constraint create current_catalog current_date current_role current_time current_timestamp
+    current_user default deferrable desc distinct do else end except false fetch for foreign from
+    grant group having in initially intersect into lateral leading limit localtime localtimestamp
+    not null offset on only or order placing primary references returning select session_user some
+    symmetric system_user table then to trailing true union unique user using variadic when where
+    window with admin catalog db flag identity rdsadmin template0 template1
+    """.split()  # noqa: SIM905 - a list would take a line for each
+)
+"""PostgreSQL 17's reserved words (its documentation, appendix C), then others that RDS was reported
+to refuse, and databases that a server has already. RDS's whole list is not published."""
+
+
+def _aurora(config: "Config") -> Iterator[str]:
+    database = config.database
+    for name, acu in (("min_acu", database.min_acu), ("max_acu", database.max_acu)):
+        if acu * 2 != int(acu * 2):
+            yield f"database.{name} = {acu}: allowed are steps of 0.5 (ACU)"
+    if database.min_acu > database.max_acu:
+        yield (
+            f"database.min_acu = {database.min_acu}: allowed is up to database.max_acu ="
+            f" {database.max_acu}"
+        )
+    if database.kind != "aurora":
+        return
+    if (config.pooler, database.min_acu) == ("rds-proxy", 0):
+        yield (
+            "database.min_acu = 0: allowed is 0.5 or more with RDS Proxy, whose connections keep"
+            " the cluster from ever pausing"
+        )
+    if database.backup_days == 0:
+        yield "database.backup_days = 0: allowed is 1 to 35 days with database.kind = 'aurora'"
+    if database.minor_version < AURORA_SINCE:
+        yield (
+            f"database.minor_version = {database.minor_version}: allowed is {AURORA_SINCE} or more"
+            f" with database.kind = 'aurora', which began with {database.major_version}"
+            f".{AURORA_SINCE}"
         )
 
 
@@ -164,6 +294,38 @@ def _existing(config: "Config") -> Iterator[str]:
     for name, value in needed.items():
         if value is None:
             yield f"{name} = null: a value is needed with database.kind = 'existing'"
+    kind = (database.existing.resource_id or "").partition("-")[0]
+    if kind and (kind == "cluster") != database.existing.cluster:
+        yield (
+            f"database.existing.resource_id = {database.existing.resource_id!r} with"
+            f" database.existing.cluster = {str(database.existing.cluster).lower()}: allowed is"
+            " 'cluster-…' for a cluster and 'db-…' for an instance"
+        )
+
+
+def _secrets(config: "Config") -> Iterator[str]:
+    """Judge secrets that exist already: functions ask the Secrets Manager of their own region."""
+    for group, named in (
+        ("database.existing", config.database.existing),
+        ("external", config.external),
+    ):
+        secret, key = named.secret_arn, named.kms_key_arn
+        if secret is not None and secret.split(":")[3] != config.region:
+            yield (
+                f"{group}.secret_arn = {secret!r}: allowed is a secret of the stage's region"
+                f" {config.region}; replicate it there and name the replica"
+            )
+        if key is not None and (secret is None or key.split(":")[3] != secret.split(":")[3]):
+            yield (
+                f"{group}.kms_key_arn = {key!r}: allowed is a key of the region of"
+                f" {group}.secret_arn = {secret!r}, which is encrypted with it"
+            )
+        if secret and key is None and config.account not in {None, LOCAL, secret.split(":")[4]}:
+            yield (
+                f"{group}.kms_key_arn = null with {group}.secret_arn = {secret!r}: a secret of"
+                f" another account than {config.account} is readable only under a key of its own;"
+                " set that key's ARN"
+            )
 
 
 def _pooler(config: "Config") -> Iterator[str]:
@@ -172,6 +334,11 @@ def _pooler(config: "Config") -> Iterator[str]:
         yield (
             f"pgbouncer.max_tasks = {pgbouncer.max_tasks}: allowed is pgbouncer.tasks ="
             f" {pgbouncer.tasks} or more"
+        )
+    if pgbouncer.metrics_interval > ALARM_PERIOD and pgbouncer.metrics_interval % ALARM_PERIOD:
+        yield (
+            f"pgbouncer.metrics_interval = {pgbouncer.metrics_interval}: allowed above"
+            f" {ALARM_PERIOD} are multiples of {ALARM_PERIOD}, as CloudWatch counts in minutes"
         )
     if pgbouncer.memory not in TASK_MEMORY[pgbouncer.cpu]:
         allowed = ", ".join(map(str, TASK_MEMORY[pgbouncer.cpu]))

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from aws_cdk import Duration, RemovalPolicy, Stack
+from aws_cdk import Arn, ArnComponents, ArnFormat, Duration, RemovalPolicy, Stack
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_lambda as lambda_
 from aws_cdk import aws_route53 as route53
@@ -25,6 +25,19 @@ ROTATION_SECONDS = 60
 SERVER = "PostgreSQL"
 OWNER = "database/owner-secret-arn"
 APPLICATION_SECRET = "database/application-secret-arn"  # noqa: S105 - a name
+
+
+def token_user_arn(stack: Stack, server: str, user: str) -> str:
+    """Name what `rds-db:connect` lets in: a user of a server, by the server's resource id."""
+    return Arn.format(
+        ArnComponents(
+            service="rds-db",
+            resource="dbuser",
+            resource_name=f"{server}/{user}",
+            arn_format=ArnFormat.COLON_RESOURCE_NAME,
+        ),
+        stack,
+    )
 
 
 class DatabaseStack(Stack):
@@ -73,7 +86,7 @@ class DatabaseStack(Stack):
         """Give a function the direct way to the database, as the user of a published secret."""
         self.admit(join_network(function, self._config))
         arn = self._told(function, secret)
-        read_secret(function, arn)
+        read_secret(function, arn, self._config.owner_key_arn if secret == OWNER else None)
         environment = {
             "PGHOST": self._told(function, "database/host"),
             "PGPORT": self._told(function, "database/port"),

@@ -116,11 +116,24 @@ class _Layers:
         return [*(Stack.of(self._function).resolve(self._own) or []), self._arn]
 
 
-def read_secret(function: lambda_.Function, arn: str) -> None:
-    """Let a function read exactly one secret."""
+def read_secret(function: lambda_.Function, arn: str, key_arn: str | None = None) -> None:
+    """Let a function read exactly one secret, which may be under a key of the customer's.
+
+    Secrets Manager decrypts in the caller's name (AWS, "Secret encryption and decryption in AWS
+    Secrets Manager"): the caller may use the key that way and in no other.
+    """
     function.add_to_role_policy(
         iam.PolicyStatement(actions=["secretsmanager:GetSecretValue"], resources=[arn])
     )
+    if key_arn is not None:
+        service = f"secretsmanager.{key_arn.split(':')[3]}.amazonaws.com"
+        function.add_to_role_policy(
+            iam.PolicyStatement(
+                actions=["kms:Decrypt"],
+                resources=[key_arn],
+                conditions={"StringEquals": {"kms:ViaService": service}},
+            )
+        )
 
 
 def join_network(function: lambda_.Function, config: Config) -> ec2.SecurityGroup:

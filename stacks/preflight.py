@@ -23,6 +23,7 @@ from stacks.assets import ROOT
 from stacks.budget import HEALTH_CONCURRENCY, BudgetError, budget_of, rolling_tasks
 from stacks.config import Config
 from stacks.image import LOCKS, builder_problem, locked_at
+from stacks.published import published
 from stacks.settings import ConfigurationError
 
 BOOTSTRAP_PARAMETER = "/cdk-bootstrap/hnb659fds/version"
@@ -229,6 +230,84 @@ def check_engine(config: Config, clients: Clients) -> Iterator[Finding]:
     yield Finding(f"PostgreSQL {version}", "" if version in offered else remedy)
 
 
+def check_reboot(config: Config, clients: Clients) -> Iterator[Finding]:
+    """Ask whether max_connections waits for a reboot, and whether this deployment makes it.
+
+    CloudFormation reboots an instance whose parameters wait for it when it changes the instance,
+    at once (its provider of AWS::RDS::DBInstance, UpdateHandler, shouldReboot).
+    """
+    if config.database.kind != "instance":
+        return
+    server = _server(config, clients)
+    if server is None:
+        return
+    (group,) = server["DBParameterGroups"]
+    waits = group["ParameterApplyStatus"] == "pending-reboot"
+    deployed = _max_connections(clients, group["DBParameterGroupName"])
+    wanted = config.database.max_connections
+    changes = _changes(config, server)
+    name = server["DBInstanceIdentifier"]
+    if not waits and deployed == wanted:
+        yield Finding(f"max_connections of {name} waits for no reboot")
+    elif changes:
+        yield Finding(
+            f"max_connections of {name} ({deployed} deployed, {wanted} wanted) needs a reboot, and"
+            f" this deployment changes the instance ({', '.join(changes)}): it is rebooted at once,"
+            " whatever the maintenance window",
+            "Deploy max_connections alone, reboot in a quiet hour, then deploy the rest.",
+            blocks=False,
+        )
+    else:
+        yield Finding(
+            f"max_connections of {name} ({deployed} deployed, {wanted} wanted) takes effect with a"
+            " reboot, which the next change of the instance makes at once",
+            "Deploy, then reboot it in a quiet hour:"
+            f" aws rds reboot-db-instance --db-instance-identifier {name}",
+            blocks=False,
+        )
+
+
+def _server(config: Config, clients: Clients) -> dict[str, Any] | None:
+    """Describe the stage's instance; None before the first deployment."""
+    parameter = published(config, "database/identifier").name
+    try:
+        name = clients("ssm").get_parameter(Name=parameter)["Parameter"]["Value"]
+    except ClientError as error:
+        if error.response["Error"]["Code"] != "ParameterNotFound":
+            raise
+        return None
+    described = clients("rds").describe_db_instances(DBInstanceIdentifier=name)
+    server: dict[str, Any] = described["DBInstances"][0]
+    return server
+
+
+def _max_connections(clients: Clients, group: str) -> int | None:
+    """Read what the parameter group sets; None where it leaves RDS's own formula."""
+    pages = clients("rds").get_paginator("describe_db_parameters")
+    for page in pages.paginate(DBParameterGroupName=group, Source="user"):
+        for parameter in page["Parameters"]:
+            if parameter["ParameterName"] == "max_connections":
+                return int(parameter["ParameterValue"])
+    return None
+
+
+def _changes(config: Config, server: Mapping[str, Any]) -> list[str]:
+    """Name the settings of the instance that differ from what is deployed."""
+    database = config.database
+    wanted = {
+        "instance_class": (server["DBInstanceClass"], f"db.{database.instance_class}"),
+        "minor_version": (
+            server["EngineVersion"],
+            f"{database.major_version}.{database.minor_version}",
+        ),
+        "multi_az": (server["MultiAZ"], database.multi_az),
+        "max_storage_gib": (server.get("MaxAllocatedStorage"), database.max_storage_gib),
+        "backup_days": (server["BackupRetentionPeriod"], database.backup_days),
+        "deletion_protection": (server["DeletionProtection"], database.deletion_protection),
+    }
+    return [f"database.{name}" for name, (deployed, new) in wanted.items() if deployed != new]
+
+
 def check_builder(config: Config, environment: Mapping[str, str]) -> Iterator[Finding]:
     """Run the container builder that the CDK will run for the pooler's image."""
     if config.pooler != "pgbouncer":
@@ -275,6 +354,7 @@ ACCOUNT_CHECKS: tuple[Check, ...] = (
     check_fargate,
     check_roles,
     check_engine,
+    check_reboot,
 )
 
 REMARKS: tuple[Check, ...] = (check_roles,)

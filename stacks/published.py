@@ -21,6 +21,7 @@ FOR_CLIENTS = {
     "pooler/ca": "CA of PgBouncer's certificate, PEM; two during a renewal",
     "pooler/security-group": "group that lets clients in on the pooler's port",
     "pooler/secret-arn": "secret that functions log in with",
+    "pooler/key-arn": "customer's key that the secret is encrypted with",
     "pooler/user": "user that functions log in as with a token of their role",
     "pooler/connect-arn": "what rds-db:connect has to allow for that user",
     "database/name": "name of the database",

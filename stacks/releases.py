@@ -52,7 +52,12 @@ def release(function: lambda_.Function, config: Config, inputs: str) -> lambda_.
 
 
 def describe(function: lambda_.Function, inputs: str) -> None:
-    """Let the function's version be another one for other inputs; 256 characters at the most."""
+    """Let the function's version be another one for other inputs; 256 characters at the most.
+
+    Each of them has to stand in the function's configuration too: CloudFormation replaces the
+    version for another description, and then Lambda publishes none where neither code nor
+    configuration has changed (AWS, PublishVersion), which fails the deployment.
+    """
     version = cast(lambda_.CfnVersion, function.current_version.node.default_child)
     version.description = inputs
 

@@ -133,7 +133,7 @@ def _cluster(
         default_database_name=settings.name,
         parameter_group=_parameters(scope, config, engine),
         storage_encrypted=True,
-        backup=rds.BackupProps(retention=Duration.days(max(1, settings.backup_days))),
+        backup=rds.BackupProps(retention=Duration.days(settings.backup_days)),
         copy_tags_to_snapshot=True,
         deletion_protection=settings.deletion_protection,
         port=PORT,

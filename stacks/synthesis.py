@@ -53,7 +53,8 @@ _POOLERS: dict[str, dict[str, Any]] = {
         "database": {"rotation": "single"},
     },
 }
-_EXTERNAL = {
+_KEY = "arn:aws:kms:eu-west-1:111122223333:key/01234567-89ab-cdef-0123-456789abcdef"
+_EXTERNAL: dict[str, Any] = {
     "pooler": "external",
     "database": {"kind": "none"},
     "external": {"secret_arn": f"{_ACCOUNT}:supabase-AbCdEf", "profile": "supabase"},
@@ -70,7 +71,11 @@ COMBINATIONS: Mapping[str, Mapping[str, Any]] = {
         for pooler, of_pooler in _POOLERS.items()
     },
     "external": _EXTERNAL,
-    "external-in-network": {**_EXTERNAL, "network": _NETWORK},
+    "external-in-network": {
+        **_EXTERNAL,
+        "network": _NETWORK,
+        "external": {**_EXTERNAL["external"], "kms_key_arn": _KEY},
+    },
     "instance-pgbouncer-without-nat": {"network": {"egress": "endpoints"}},
     "instance-pgbouncer-with-bastion": {"network": {"bastion": True}},
 }

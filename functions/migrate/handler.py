@@ -9,15 +9,17 @@ what CloudFormation shows.
 import json
 import logging
 import os
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import boto3
-from lambda_pg import CredentialsError, Database
+import psycopg
+from lambda_pg import CredentialsError, Database, Settings
 from lambda_pg._url import Url
 
-from migrations.roles import IAM, Login, LoginError, Timeouts
-from migrations.run import migrate
-from migrations.upgrade import MigrationError
+from migrations.roles import Login, LoginError, Timeouts
+from migrations.run import Connections, Owner, migrate
 
 ANSWERING = 2.0
 """Seconds kept back from the wait for another migration, to tell who it was."""
@@ -30,41 +32,60 @@ EXTERNAL = "PGHOST" not in os.environ
 SHARED = EXTERNAL or os.environ.get("SHARED_DATABASE") == "1"
 """Whether others use the database too, for whom nothing may change."""
 
-db = Database.from_env(direct=EXTERNAL)
+OWNER_BY_TOKEN = os.environ.get("OWNER_BY_TOKEN") == "1"
+"""Whether the owner may log in by a token too. Where the application does, RDS may take nothing
+else of the owner, who made the application's user and so is its member."""
+
+settings = Settings.from_env(direct=EXTERNAL)
+db = Database(settings)
 
 
 @db.bind_lambda_context
 def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
     """Migrate, and answer with the revision reached and those applied on the way."""
     patience = context.get_remaining_time_in_millis() / 1000 - ANSWERING
-    with db.connection() as connection:
+    with ExitStack() as stack:
         outcome = migrate(
-            connection,
+            log_in(stack, db),
             read_login,
             read_timeouts(),
             patience=patience,
             shared=SHARED,
-            max_connections=read_number("MAX_CONNECTIONS"),
-            login_limit=read_number("LOGIN_LIMIT"),
+            connections=Connections(
+                server=read_number("MAX_CONNECTIONS"), login=read_number("LOGIN_LIMIT")
+            ),
+            owner=Owner(check_owner, OWNER_BY_TOKEN),
         )
-    if user := os.environ.get("APP_USER"):
-        check_owner(user)
     logger.info("schema is at revision %s, applied %s", outcome.revision, outcome.applied)
     return {"revision": outcome.revision, "applied": outcome.applied}
 
 
-def check_owner(user: str) -> None:
-    """Log in once more: whoever made a role is its member, and so perhaps one of IAM's users."""
+def log_in(stack: ExitStack, database: Database) -> psycopg.Connection[Any]:
+    """Connect as the owner until the stack ends: by password, else by token where that may be."""
     try:
-        with db.connection() as connection:
-            connection.execute("SELECT 1")
-    except CredentialsError as error:
-        raise MigrationError(
-            f"the schema is up to date, but granting {IAM} to {user} has locked the owner's "
-            f"password login out ({error}). Log in as the owner by a token of IAM's (aws rds "
-            f"generate-db-auth-token) or as another administrator, and REVOKE {IAM} FROM {user}. "
-            "Then have the application log in by password, not by IAM, and deploy again"
-        ) from error
+        return stack.enter_context(database.connection())
+    except CredentialsError as refused:
+        if not OWNER_BY_TOKEN:
+            raise
+        logger.info("the owner's password is not taken, trying a token: %s", refused)
+        by_token = with_tokens()
+        stack.callback(by_token.close)
+        return stack.enter_context(by_token.connection())
+
+
+def with_tokens() -> Database:
+    """Make a second way to the database: as the same owner, by tokens of this function's role."""
+    owner = read_secret("LAMBDA_PG_SECRET_ARN")["username"]
+    region = settings.region or os.environ.get("AWS_REGION")
+    return Database(replace(settings, secret_arn=None, user=owner, auth="iam", region=region))
+
+
+def check_owner() -> None:
+    """Log in once more, over connections of its own; raise what psycopg raises where that fails."""
+    with ExitStack() as stack:
+        again = Database(settings)
+        stack.callback(again.close)
+        log_in(stack, again).execute("SELECT 1")
 
 
 def read_login() -> Login:

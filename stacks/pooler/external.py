@@ -24,5 +24,7 @@ class ExternalStack(Stack):
         values = {"pooler/secret-arn": str(config.external.secret_arn)}
         if config.external.profile:
             values["pooler/profile"] = config.external.profile
+        if config.external.kms_key_arn:
+            values["pooler/key-arn"] = config.external.kms_key_arn
         for name, value in values.items():
             published(config, name).write(self, value)

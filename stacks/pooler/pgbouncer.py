@@ -79,7 +79,7 @@ class PgBouncerStack(Stack):
         super().__init__(scope, id, **options)
         self._config, self._network, self._database = config, network, database
         self._secret_arn = published(config, APPLICATION_SECRET).read(self)
-        self.host = config.pgbouncer.endpoint_host or f"pooler.{config.zone}"
+        self.host = config.pooler_name
         self.port = config.pgbouncer.port
         check_numbers(config.stage, network.cidrs)
         self.certificate = Certificate(

@@ -2,14 +2,14 @@
 
 from typing import Any, cast
 
-from aws_cdk import Arn, ArnComponents, ArnFormat, CfnResource, Duration, Fn, Stack
+from aws_cdk import CfnResource, Duration, Fn, Stack
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_rds as rds
 from aws_cdk import aws_secretsmanager as secretsmanager
 from constructs import Construct
 
 from stacks.config import Config
-from stacks.database import APPLICATION, APPLICATION_SECRET, DatabaseStack
+from stacks.database import APPLICATION, APPLICATION_SECRET, DatabaseStack, token_user_arn
 from stacks.network import NetworkStack, closed_group
 from stacks.published import published
 from stacks.servers import cluster_engine, instance_engine
@@ -109,19 +109,8 @@ class RdsProxyStack(Stack):
     def _log_in(self) -> iam.PolicyStatement:
         """Let the proxy log in at the database as the application, with a token."""
         identifier = published(self._config, "database/resource-id").read(self)
-        resource = f"{identifier}/{APPLICATION}"
-        return iam.PolicyStatement(actions=["rds-db:connect"], resources=[self._user_arn(resource)])
-
-    def _user_arn(self, name: str) -> str:
-        return Arn.format(
-            ArnComponents(
-                service="rds-db",
-                resource="dbuser",
-                resource_name=name,
-                arn_format=ArnFormat.COLON_RESOURCE_NAME,
-            ),
-            self,
-        )
+        user = token_user_arn(self, identifier, APPLICATION)
+        return iam.PolicyStatement(actions=["rds-db:connect"], resources=[user])
 
     def _publish(self) -> None:
         values = {
@@ -135,7 +124,7 @@ class RdsProxyStack(Stack):
             # arn:aws:rds:region:account:db-proxy:prx-0123
             identifier = Fn.select(6, Fn.split(":", self.proxy.db_proxy_arn))
             values["pooler/user"] = APPLICATION
-            values["pooler/connect-arn"] = self._user_arn(f"{identifier}/{APPLICATION}")
+            values["pooler/connect-arn"] = token_user_arn(self, identifier, APPLICATION)
         else:
             values["pooler/secret-arn"] = published(self._config, APPLICATION_SECRET).read(self)
         for name, value in values.items():

@@ -18,7 +18,7 @@ from psycopg.conninfo import conninfo_to_dict
 from local.processes import wait_until
 from migrations import roles
 from migrations.roles import CLIENT_CHECK, Timeouts
-from migrations.run import migrate
+from migrations.run import Connections, migrate
 from tests.integration import layer
 from tests.integration.layer import SLEEP, busy_clients, count_served, pool_sizes, settings_for
 from tests.integration.servers import Login, PoolerFixture, SecretsService, create_login
@@ -53,7 +53,7 @@ class Deployed:
             lambda: roles.Login(login.name, login.password),
             TIMEOUTS,
             patience=60.0,
-            login_limit=login_limit,
+            connections=Connections(login=login_limit),
         )
 
     def reset_check(self) -> None:

@@ -282,6 +282,7 @@ def expired(pooler: PoolerFixture) -> dict[str, str]:
 def serve(pooler: PoolerFixture, content: dict[str, str]) -> None:
     """Put a certificate into the pooler's secret, and wait until it presents it."""
     pooler.service.put(pooler.certificate_arn, content)
+    pooler.process.reload()
     der = ssl.PEM_cert_to_DER_cert(content["certificate_chain"])
     wait_until(lambda: presented(pooler.port) == der)
 

@@ -26,12 +26,13 @@ from migrations.roles import (
     Login,
     LoginError,
     NeighbourError,
+    OwnerLockedOutError,
     Timeouts,
     UnboundLoginError,
     admit,
 )
 from migrations.roles import LOCK as ROLES_LOCK
-from migrations.run import LOCK, migrate
+from migrations.run import LOCK, Connections, Owner, migrate
 from migrations.upgrade import SCRIPTS, MigrationError, Outcome
 from tests.integration.functions import load_function
 from tests.integration.layer import Context
@@ -67,8 +68,8 @@ class Target:
         timeouts: Timeouts = TIMEOUTS,
         patience: float = 60.0,
         shared: bool = False,
-        max_connections: int | None = None,
-        login_limit: int | None = None,
+        connections: Connections | None = None,
+        owner: Owner | None = None,
         **options: str,
     ) -> Outcome:
         """Run the migration as the function does."""
@@ -80,8 +81,8 @@ class Target:
             scripts,
             patience=patience,
             shared=shared,
-            max_connections=max_connections,
-            login_limit=login_limit,
+            connections=connections or Connections(),
+            owner=owner,
         )
 
     def limits(self) -> dict[object, object]:
@@ -277,13 +278,13 @@ def test_both_users_of_a_rotation_have_a_limit_of_connections(target: Target) ->
     """The secret names one of them; what the other one may have belongs to the budget too."""
     first = target.login.name
     second = f"{first}_clone"
-    target.migrate(login_limit=20)
+    target.migrate(connections=Connections(login=20))
     with psycopg.connect(target.dsn, autocommit=True) as master:
         admit(master, Login(second, "canary-of-the-clone"), like=first)
         try:
             assert target.limits() == {first: 20, second: 20}
             for limit, limits in [(30, 30), (None, 30), (-1, -1)]:
-                target.migrate(login_limit=limit)
+                target.migrate(connections=Connections(login=limit))
                 assert target.limits() == {first: limits, second: limits}
         finally:
             master.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(second)))
@@ -303,7 +304,7 @@ def test_a_member_of_the_group_whom_another_one_made_keeps_its_limit(
         grant = sql.SQL("GRANT {} TO {}")
         admin.execute(grant.format(sql.Identifier(GROUP), sql.Identifier(stranger.name)))
         try:
-            target.migrate(login_limit=20)
+            target.migrate(connections=Connections(login=20))
             assert target.limits() == {target.login.name: 20, stranger.name: -1}
             assert f"ALTER ROLE {stranger.name} CONNECTION LIMIT 20" in caplog.text
         finally:
@@ -313,7 +314,7 @@ def test_a_member_of_the_group_whom_another_one_made_keeps_its_limit(
 def test_a_borrowed_role_keeps_its_limit_of_connections(target: Target) -> None:
     """Another pooler may have its own idea of how many connections it takes."""
     target.login = replace(target.login, borrowed=True)
-    target.migrate(shared=True, login_limit=20)
+    target.migrate(shared=True, connections=Connections(login=20))
     assert target.limits() == {target.login.name: -1}
 
 
@@ -704,13 +705,13 @@ def test_fewer_connections_than_the_budget_s_are_refused(target: Target) -> None
     allowed = row[0]
     assert isinstance(allowed, int)
     with pytest.raises(MigrationError) as refused:
-        target.migrate(max_connections=allowed + 1)
+        target.migrate(connections=Connections(server=allowed + 1))
     for told in (str(allowed), str(allowed + 1), "only after a reboot", "deploy again"):
         assert told in str(refused.value)
     with psycopg.connect(target.dsn) as connection:
         found = connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [target.login.name])
         assert found.fetchone() is None
-    assert target.migrate(max_connections=allowed).applied == [HEAD]
+    assert target.migrate(connections=Connections(server=allowed)).applied == [HEAD]
 
 
 def test_the_function_takes_the_budget_from_its_environment(
@@ -765,33 +766,176 @@ def test_the_function_is_told_that_a_database_is_shared(
         assert public.fetchone() == (shared == "1",)
 
 
-def test_an_owner_whom_iam_has_locked_out_is_told(
+@pytest.fixture
+def iam_only(target: Target, iam: None, postgres: Postgres) -> Iterator[None]:
+    """Let members of IAM's role log in as RDS does: by token, which this server has none of.
+
+    On RDS the owner may grant that role without being its member. Here only a superuser can. Who
+    makes a role is its member from PostgreSQL 16 on.
+    """
+    with psycopg.connect(postgres.superuser_dsn) as admin:
+        if admin.info.server_version < 160000:
+            pytest.skip("from PostgreSQL 16 on, who makes a role is its member")
+    owner = sql.Identifier(str(conninfo_to_dict(target.dsn)["user"]))
+    with psycopg.connect(postgres.superuser_dsn, autocommit=True) as admin:
+        row = admin.execute("SHOW hba_file").fetchone()
+        assert row is not None
+        hba = Path(str(row[0]))
+        before = hba.read_text()
+        target.login = Login(target.login.name, PASSWORD)
+        target.migrate()
+        admin.execute(f"REVOKE {IAM} FROM rds_superuser")
+        admin.execute(sql.SQL("ALTER ROLE {} SUPERUSER").format(owner))
+        hba.write_text(f"hostssl all +{IAM} all reject\n{before}")
+        admin.execute("SELECT pg_reload_conf()")
+        try:
+            yield
+        finally:
+            hba.write_text(before)
+            admin.execute("SELECT pg_reload_conf()")
+            admin.execute(sql.SQL("ALTER ROLE {} NOSUPERUSER").format(owner))
+
+
+def is_let_in(target: Target) -> bool:
+    """Tell whether the owner's password is taken."""
+    try:
+        psycopg.connect(target.dsn).close()
+    except psycopg.OperationalError as error:
+        if "rejects connection" not in str(error):
+            raise
+        return False
+    return True
+
+
+def is_of_iam(target: Target, postgres: Postgres) -> bool:
+    """Tell whether the application's user is one of IAM's."""
+    with psycopg.connect(postgres.superuser_dsn) as admin:
+        return IAM in groups_of(admin, target.login.name)
+
+
+def test_who_made_one_of_iam_s_is_locked_out(
+    target: Target, iam_only: None, postgres: Postgres
+) -> None:
+    """What all of this is about: the grant alone shuts the owner's password out."""
+    assert is_let_in(target)
+    with psycopg.connect(target.dsn, autocommit=True) as owner:
+        owner.execute(f"GRANT {IAM} TO {target.login.name}")
+        assert not is_let_in(target)
+        owner.execute(f"REVOKE {IAM} FROM {target.login.name}")
+    assert is_let_in(target)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_grant_that_would_lock_the_owner_out_is_refused(
+    target: Target, iam_only: None, postgres: Postgres, shared: bool
+) -> None:
+    """Before it is committed: nothing is changed, and the message says what to do."""
+    target.login = Login(target.login.name)
+    with pytest.raises(OwnerLockedOutError) as refused:
+        target.migrate(shared=shared)
+    assert is_let_in(target)
+    assert not is_of_iam(target, postgres)
+    for told in (target.login.name, "Nothing was changed", f"GRANT {GROUP}, {IAM} TO", "'secret'"):
+        assert told in str(refused.value)
+
+
+def test_a_grant_after_which_the_owner_cannot_log_in_is_undone(
+    target: Target, iam_only: None, postgres: Postgres
+) -> None:
+    """By the connection that is still open: a token was to be taken, and is not."""
+    target.login = Login(target.login.name)
+    tried: list[bool] = []
+
+    def check() -> None:
+        tried.append(is_of_iam(target, postgres))
+        psycopg.connect(target.dsn).close()
+
+    with pytest.raises(MigrationError) as refused:
+        target.migrate(owner=Owner(check, by_token=True))
+    assert tried == [True]
+    assert is_let_in(target)
+    assert not is_of_iam(target, postgres)
+    assert "the grant was undone" in str(refused.value)
+    assert "rds-db:connect" in str(refused.value)
+
+
+def test_an_owner_who_has_a_token_goes_on(
+    target: Target, iam_only: None, postgres: Postgres
+) -> None:
+    """The grant stays, and is not asked about again."""
+    target.login = Login(target.login.name)
+    checks: list[int] = []
+    owner = Owner(lambda: checks.append(1), by_token=True)
+    assert target.migrate(owner=owner).revision == HEAD
+    assert is_of_iam(target, postgres)
+    assert checks == [1]
+    by_token = conninfo_to_dict(postgres.superuser_dsn)["host"]
+    assert target.migrate(owner=owner, host=str(by_token)).revision == HEAD
+    assert checks == [1]
+
+
+def test_a_user_whom_an_administrator_made_is_taken_as_it_is(
+    target: Target, neighbour: Target, iam_only: None, postgres: Postgres
+) -> None:
+    """The remedy that the refusal names: the owner is no member of a role that another one made."""
+    name = f"app_{conninfo_to_dict(neighbour.dsn)['dbname']}"
+    target.login = Login(name)
+    owner = str(conninfo_to_dict(target.dsn)["user"])
+    with psycopg.connect(postgres.superuser_dsn, autocommit=True) as admin:
+        admin.execute(f"CREATE ROLE {name} LOGIN")
+        admin.execute(f"GRANT {GROUP}, {IAM} TO {name}")
+        admin.execute(sql.SQL("ALTER ROLE {} NOSUPERUSER").format(sql.Identifier(owner)))
+    assert target.migrate(shared=True).revision == HEAD
+    assert is_let_in(target)
+
+
+def test_the_function_goes_on_by_token_where_the_password_is_not_taken(
     target: Target,
     function: ModuleType,
-    iam: None,
+    iam_only: None,
     postgres: Postgres,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Once the user is one of IAM's, the next deployment would be the first to see it."""
+    """In the deployment that makes the user one of IAM's, and in the next one."""
     monkeypatch.setenv("APP_USER", target.login.name)
-    master = conninfo_to_dict(target.dsn)
-    change = sql.SQL("ALTER ROLE {} PASSWORD {}")
-    name = sql.Identifier(str(master["user"]))
+    monkeypatch.setenv("OWNER_BY_TOKEN", "1")
+    function = load_function("migrate")
+    asked: list[str] = []
 
-    def migrate_and_lock_out(*args: object, **options: object) -> Outcome:
-        outcome = migrate(*args, **options)  # type: ignore[arg-type]
-        admin.execute(change.format(name, "another-Pa55word"))
-        return outcome
+    class ByToken:
+        """The owner's second way, which here is the server's socket."""
 
-    monkeypatch.setattr(function, "migrate", migrate_and_lock_out)
-    with psycopg.connect(postgres.superuser_dsn, autocommit=True) as admin:
-        try:
-            with pytest.raises(MigrationError) as failed:
-                function.handler({}, Context(30))
-        finally:
-            admin.execute(change.format(name, str(master["password"])))
-    assert f"REVOKE {IAM} FROM {target.login.name}" in str(failed.value)
-    assert "locked the owner's password login out" in str(failed.value)
+        @contextmanager
+        def connection(self) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
+            asked.append("token")
+            host = str(conninfo_to_dict(postgres.superuser_dsn)["host"])
+            with psycopg.connect(target.dsn, host=host, autocommit=True) as connection:
+                yield connection
+
+        def close(self) -> None:
+            asked.append("closed")
+
+    monkeypatch.setattr(function, "with_tokens", ByToken)
+    monkeypatch.setattr("lambda_pg._failures.LOGIN_REFUSED", ("pg_hba.conf rejects connection",))
+    assert function.handler({}, Context(30))["revision"] == HEAD
+    assert asked == ["token", "closed"]
+    assert not is_let_in(target)
+    assert function.handler({}, Context(30))["revision"] == HEAD
+    assert asked == ["token", "closed"] * 2
+
+
+def test_the_second_way_is_a_token_of_the_owner_s(target: Target, function: ModuleType) -> None:
+    """For the same server and the user of the owner's secret, which is not asked any more."""
+    shown = repr(function.with_tokens())
+    owner = conninfo_to_dict(target.dsn)["user"]
+    for part in (
+        "auth='iam'",
+        f"user='{owner}'",
+        "host='127.0.0.1'",
+        "region='",
+        "secret_arn=None",
+    ):
+        assert part in shown
 
 
 def test_the_function_lets_a_user_of_iam_in(

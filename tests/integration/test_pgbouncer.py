@@ -11,13 +11,16 @@ import socket
 import ssl
 import tempfile
 import time
+from collections import Counter
 from configparser import ConfigParser
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import psycopg
 import pytest
+from moto.secretsmanager.models import SecretsManagerBackend
 
 from local import processes
 from local.certificates import Authority
@@ -260,9 +263,40 @@ def test_a_changed_certificate_is_served_without_a_restart(new_pooler: PoolerFix
     before, child = served_certificate(pooler), pgbouncer_of(pooler).pid
     with pooler.connect() as old:
         pooler.service.put(pooler.certificate_arn, pooler.certificate_content("127.0.0.1"))
+        pooler.process.reload()
         wait_until(lambda: served_certificate(pooler) != before, 5, "the new certificate")
         assert answer(old) == 1
     assert pgbouncer_of(pooler).pid == child
+
+
+def test_a_client_that_refuses_the_certificate_brings_the_new_one(
+    pooler: PoolerFixture, tmp_path: Path
+) -> None:
+    """With an hour between looks at it: nobody is refused for longer than the renewal takes."""
+    other = tmp_path / "other.pem"
+    other.write_text(Authority.create("other").pem)
+    before = served_certificate(pooler)
+    pooler.service.put(pooler.certificate_arn, pooler.certificate_content("127.0.0.1"))
+    with pytest.raises(psycopg.OperationalError, match="certificate verify failed"):
+        pooler.connect(sslrootcert=str(other))
+    wait_until(lambda: served_certificate(pooler) != before, 8, "the new certificate")
+
+
+def test_the_certificate_is_asked_for_once_in_an_hour(
+    new_pooler: PoolerFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look is paid for: those for a new password do not ask for the certificate."""
+    asked: Counter[str] = Counter()
+    answer_as_before = SecretsManagerBackend.get_secret_value
+
+    def count(backend: SecretsManagerBackend, secret_id: str, *args: Any, **options: Any) -> Any:
+        asked[secret_id] += 1
+        return answer_as_before(backend, secret_id, *args, **options)
+
+    monkeypatch.setattr(SecretsManagerBackend, "get_secret_value", count)
+    pooler = new_pooler.start(REFRESH_INTERVAL="0.1")
+    wait_until(lambda: asked[pooler.login.arn] > 10, 20, "ten looks")
+    assert asked[pooler.certificate_arn] == 1
 
 
 def test_a_certificate_with_another_ones_key_is_not_taken(new_pooler: PoolerFixture) -> None:
@@ -272,6 +306,7 @@ def test_a_certificate_with_another_ones_key_is_not_taken(new_pooler: PoolerFixt
     broken = pooler.certificate_content("127.0.0.1")
     broken["private_key"] = pooler.certificate_content("127.0.0.1")["private_key"]
     pooler.service.put(pooler.certificate_arn, broken)
+    pooler.process.reload()
     wait_until(lambda: "certificate and key do not load" in pooler.log, 5, "the refusal")
     assert served_certificate(pooler) == before
     assert logs_in(pooler)

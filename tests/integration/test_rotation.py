@@ -30,7 +30,7 @@ from local import processes
 from local.certificates import Authority
 from local.postgres import Postgres
 from migrations.roles import CLIENT_CHECK, GROUP, LOCK, Login, Timeouts
-from migrations.run import migrate
+from migrations.run import Connections, migrate
 from stacks.budget import login_limit, most_tasks
 from stacks.config import Config
 from tests.integration.functions import load_function
@@ -86,7 +86,7 @@ class Application:
             TIMEOUTS,
             patience=60.0,
             shared=shared,
-            login_limit=login_limit,
+            connections=Connections(login=login_limit),
         )
 
     def rotate(self, token: str | None = None) -> str:

@@ -12,7 +12,7 @@ from stacks.settings import ConfigurationError, describe
 CONTEXT = json.loads((Path(__file__).parents[2] / "cdk.json").read_text())["context"]
 
 
-ARN = "arn:aws:secretsmanager:eu-west-1:111122223333:secret:x"
+ARN = "arn:aws:secretsmanager:eu-west-1:111122223333:secret:x-AbCdEf"
 ELSEWHERE = {"pooler": "external", "external": {"secret_arn": ARN}}
 PAUSING = {"pooler": "rds-proxy", "database": {"kind": "aurora", "min_acu": 0}}
 

@@ -320,3 +320,69 @@ OPERATIONS = {
     "iam": "get_role",
     "rds": "describe_db_engine_versions",
 }
+
+
+PUBLISHED = {"Parameter": {"Value": "db-1"}}
+DEPLOYED = {
+    "DBInstanceIdentifier": "db-1",
+    "DBInstanceClass": "db.t4g.small",
+    "EngineVersion": "17.7",
+    "MultiAZ": False,
+    "MaxAllocatedStorage": 100,
+    "BackupRetentionPeriod": 1,
+    "DeletionProtection": False,
+}
+
+
+def deployed(status: str, most: int) -> Answer:
+    """Answer for an instance as stage dev has it: what its parameters wait for, and set."""
+    group = {"DBParameterGroupName": "group", "ParameterApplyStatus": status}
+    answers = [
+        ("get_parameter", PUBLISHED),
+        ("describe_db_instances", {"DBInstances": [{**DEPLOYED, "DBParameterGroups": [group]}]}),
+        (
+            "describe_db_parameters",
+            {"Parameters": [{"ParameterName": "max_connections", "ParameterValue": str(most)}]},
+        ),
+    ]
+
+    def answer(stubber: Stubber) -> None:
+        operation, response = answers.pop(0)
+        stubber.add_response(operation, response)
+
+    return answer
+
+
+def test_a_reboot_is_told_before_a_deployment_makes_it() -> None:
+    """A new max_connections and a change of the instance in one deployment reboot it at once."""
+    change = {"max_connections": 140, "instance_class": "t4g.medium"}
+    (found,) = ask(preflight.check_reboot, deployed("in-sync", 150), database=change)
+    assert not found.fails
+    assert "150 deployed, 140 wanted" in found.what
+    assert "database.instance_class" in found.what
+    assert "at once, whatever the maintenance window" in found.what
+    assert "alone" in found.remedy
+
+
+@pytest.mark.parametrize(
+    ("status", "change"), [("in-sync", {"max_connections": 140}), ("pending-reboot", {})]
+)
+def test_a_reboot_that_waits_is_told(status: str, change: dict[str, object]) -> None:
+    """The next change of the instance, any one, would make it."""
+    (found,) = ask(preflight.check_reboot, deployed(status, 150), database=change)
+    assert not found.fails
+    assert "which the next change of the instance makes at once" in found.what
+    assert "reboot-db-instance --db-instance-identifier db-1" in found.remedy
+
+
+def test_a_server_as_it_is_deployed_waits_for_nothing() -> None:
+    """Nor does a change of the instance alone."""
+    (found,) = ask(preflight.check_reboot, deployed("in-sync", 150))
+    assert found.is_fine
+    (found,) = ask(preflight.check_reboot, deployed("in-sync", 150), database={"backup_days": 2})
+    assert found.is_fine
+
+
+def test_before_the_first_deployment_nothing_is_rebooted() -> None:
+    """There is no parameter yet."""
+    assert ask(preflight.check_reboot, refusing("get_parameter", "ParameterNotFound")) == []

@@ -1,0 +1,109 @@
+"""Take the roots by which RDS signs in a region into the layer: its databases can be verified then.
+
+    .venv/bin/python -m layer.roots il-central-1
+
+Needs AWS's trust store, <https://truststore.pki.rds.amazonaws.com>. Writes `rds/<region>.pem`, and
+`aws.pem`, which is all of them; the pooler's image and `make tunnel` take the second. Commit both.
+"""
+
+import argparse
+import re
+import ssl
+import sys
+import urllib.request
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+CERTIFICATES = Path(__file__).resolve().parent / "python" / "lambda_pg" / "certs"
+SECONDS = 20
+REGION = re.compile(r"[a-z]{2}(-[a-z]+)+-\d")
+BLOCK = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
+
+TRUST_STORES = {
+    "us-gov": "https://truststore.pki.us-gov-west-1.rds.amazonaws.com",
+    "cn": "https://rds-truststore.s3.cn-north-1.amazonaws.com.cn",
+}
+TRUST_STORE = "https://truststore.pki.rds.amazonaws.com"
+"""By what a region's name begins with, and for all others (AWS, "Using SSL/TLS to encrypt a
+connection to a DB instance or cluster", and its edition for China)."""
+
+Fetch = Callable[[str], str]
+
+
+class RootsError(RuntimeError):
+    """No roots could be taken; says why and what to do."""
+
+
+def known_regions(folder: Path = CERTIFICATES) -> frozenset[str]:
+    """Name the regions whose roots are here."""
+    return frozenset(file.stem for file in (folder / "rds").glob("*.pem"))
+
+
+def bundle_url(region: str) -> str:
+    """Say where AWS offers a region's roots."""
+    stores = [url for prefix, url in TRUST_STORES.items() if region.startswith(f"{prefix}-")]
+    return f"{(stores or [TRUST_STORE])[0]}/{region}/{region}-bundle.pem"
+
+
+def take(region: str, fetch: Fetch, folder: Path = CERTIFICATES) -> list[str]:
+    """Add a region's roots and return their names; raise `RootsError`, with nothing changed.
+
+    `fetch` answers with the text at a URL and raises OSError where it cannot.
+    """
+    if not REGION.fullmatch(region):
+        raise RootsError(f"{region!r} is not a region: give one like il-central-1")
+    url = bundle_url(region)
+    try:
+        text = fetch(url)
+    except OSError as error:
+        raise RootsError(f"{url} cannot be fetched: {error}. Run this where it can be") from error
+    roots = [_root(region, block, url) for block in BLOCK.findall(text)]
+    if not roots:
+        raise RootsError(f"{url} has no certificate in it")
+    (folder / "rds" / f"{region}.pem").write_text("".join(block for _, block in roots))
+    whole = (folder / "aws.pem").read_text()
+    new = [block for _, block in roots if BLOCK.findall(block)[0] not in whole]
+    (folder / "aws.pem").write_text(whole + "".join(new))
+    return [name for name, _ in roots]
+
+
+def _root(region: str, block: str, url: str) -> tuple[str, str]:
+    """Judge one certificate; return its name, and how it is written."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_verify_locations(cadata=block)
+        (found,) = context.get_ca_certs()
+    except (ssl.SSLError, ValueError) as error:
+        raise RootsError(f"{url} has a certificate that is not a CA's: {error}") from error
+    certificate: dict[str, Any] = dict(found)
+    name = dict(field for (field,) in certificate["subject"]).get("commonName", "")
+    if certificate["subject"] != certificate["issuer"] or f"RDS {region} Root" not in name:
+        raise RootsError(f"{url} has the certificate {name!r}, which is not a root of {region}")
+    ends = datetime.fromtimestamp(ssl.cert_time_to_seconds(certificate["notAfter"]), UTC)
+    return name, f"# {name} (until {ends:%Y-%m-%d})\n{block}\n"
+
+
+def _fetch(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=SECONDS) as answer:  # noqa: S310 - https, see above
+        text: str = answer.read().decode()
+        return text
+
+
+def main() -> int:
+    """Take a region's roots; return the exit code."""
+    parser = argparse.ArgumentParser(description="Take a region's roots of RDS into the layer.")
+    parser.add_argument("region", help="as in il-central-1")
+    try:
+        names = take(parser.parse_args().region, _fetch)
+    except RootsError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print("\n".join(names))
+    print("Compare them with AWS's, then commit the files. tests/unit/test_profiles.py pins them.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
