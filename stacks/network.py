@@ -4,6 +4,7 @@ from typing import Any
 
 from aws_cdk import RemovalPolicy, Stack
 from aws_cdk import aws_ec2 as ec2
+from aws_cdk import aws_iam as iam
 from aws_cdk import aws_logs as logs
 from aws_cdk import aws_route53 as route53
 from constructs import Construct
@@ -127,7 +128,15 @@ class NetworkStack(Stack):
         group = logs.LogGroup(
             self, "FlowLogs", retention=retention(days), removal_policy=RemovalPolicy.DESTROY
         )
-        vpc.add_flow_log("Flows", destination=ec2.FlowLogDestination.to_cloud_watch_logs(group))
+        destination = ec2.FlowLogDestination.to_cloud_watch_logs(group)
+        role = vpc.add_flow_log("Flows", destination=destination).iam_role
+        assert role is not None  # noqa: S101 - CDK makes one for this destination
+        # CDK leaves these out, and the service asks for them:
+        # https://docs.aws.amazon.com/vpc/latest/userguide/flow-logs-iam-role.html
+        missing = ["logs:CreateLogGroup", "logs:DescribeLogGroups"]
+        role.add_to_principal_policy(
+            iam.PolicyStatement(actions=missing, resources=[group.log_group_arn])
+        )
 
 
 def subnet_mask(cidr: str) -> int:

@@ -106,7 +106,8 @@ class ObservabilityStack(Stack):
             "ClusterName": self._told("pooler/cluster"),
             "ServiceName": self._told("pooler/service"),
         }
-        healthy = _metric("AWS/NetworkELB", "HealthyHostCount", balanced, "Minimum")
+        # Each node of the balancer counts for itself: AWS recommends an alarm on the highest count.
+        healthy = _metric("AWS/NetworkELB", "HealthyHostCount", balanced, "Maximum")
         cpu = _metric("AWS/ECS", "CPUUtilization", service, "Average")
         most, refused = settings.max_client_conn * NEARLY_ALL, metric("RefusedConnections", "Sum")
         used, waiting = (

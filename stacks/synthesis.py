@@ -73,6 +73,10 @@ COMBINATIONS: Mapping[str, Mapping[str, Any]] = {
     "external-in-network": {**_EXTERNAL, "network": _NETWORK},
     "instance-pgbouncer-without-nat": {"network": {"egress": "endpoints"}},
     "instance-pgbouncer-with-bastion": {"network": {"bastion": True}},
+    "instance-pgbouncer-closed-and-watched": {
+        "network": {"egress": "endpoints", "bastion": True},
+        "observability": {"email": "on-call@example.com"},
+    },
 }
 """What a stage can be made of, as overrides of the stage `dev`."""
 
