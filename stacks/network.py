@@ -9,7 +9,7 @@ from aws_cdk import aws_logs as logs
 from aws_cdk import aws_route53 as route53
 from constructs import Construct
 
-from stacks.acknowledged import accept, accept_zones
+from stacks.acknowledged import accept, accept_permission, accept_zones
 from stacks.config import Config
 from stacks.published import published
 
@@ -129,14 +129,18 @@ class NetworkStack(Stack):
             self, "FlowLogs", retention=retention(days), removal_policy=RemovalPolicy.DESTROY
         )
         destination = ec2.FlowLogDestination.to_cloud_watch_logs(group)
-        role = vpc.add_flow_log("Flows", destination=destination).iam_role
-        assert role is not None  # noqa: S101 - CDK makes one for this destination
+        flows = vpc.add_flow_log("Flows", destination=destination)
+        assert flows.iam_role is not None  # noqa: S101 - CDK makes one for this destination
         # CDK leaves these out, and the service asks for them:
         # https://docs.aws.amazon.com/vpc/latest/userguide/flow-logs-iam-role.html
-        missing = ["logs:CreateLogGroup", "logs:DescribeLogGroups"]
-        role.add_to_principal_policy(
-            iam.PolicyStatement(actions=missing, resources=[group.log_group_arn])
-        )
+        for action, resource in (
+            ("logs:CreateLogGroup", group.log_group_arn),
+            ("logs:DescribeLogGroups", "*"),
+        ):
+            flows.iam_role.add_to_principal_policy(
+                iam.PolicyStatement(actions=[action], resources=[resource])
+            )
+        accept_permission(flows, "Resource::*", "logs:DescribeLogGroups knows no resource.")
 
 
 def subnet_mask(cidr: str) -> int:

@@ -73,7 +73,7 @@ COMBINATIONS: Mapping[str, Mapping[str, Any]] = {
     "external-in-network": {**_EXTERNAL, "network": _NETWORK},
     "instance-pgbouncer-without-nat": {"network": {"egress": "endpoints"}},
     "instance-pgbouncer-with-bastion": {"network": {"bastion": True}},
-    "instance-pgbouncer-closed-and-watched": {
+    "instance-pgbouncer-bastion-endpoints-email": {
         "network": {"egress": "endpoints", "bastion": True},
         "observability": {"email": "on-call@example.com"},
     },

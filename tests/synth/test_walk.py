@@ -34,7 +34,7 @@ CHECKS: tuple[Check, ...] = (
 KNOWN = {
     (check, name)
     for name in NAMES
-    for check, part in (("cases", "-rds-proxy"), ("callers", "-watched"))
+    for check, part in (("cases", "-rds-proxy"), ("callers", "-email"))
     if part in name
 }
 """Two faults that the walk has found and that are not mended yet: RDS stores the proxy's name in
@@ -299,9 +299,9 @@ def add_topic(templates: Templates, service: str) -> None:
 
 
 def migration_not_invoked(templates: Templates) -> None:
-    """Let the provider of the migration invoke nothing."""
-    role = find(templates, "Api", "AWS::IAM::Role", "lambda:InvokeFunction")
-    role["Policies"] = []
+    """Let the provider of the migration look at functions and invoke none."""
+    text = json.dumps(templates["Api"])
+    templates["Api"] = json.loads(text.replace("lambda:InvokeFunction", "lambda:GetFunction"))
 
 
 def no_way_in(templates: Templates) -> None:

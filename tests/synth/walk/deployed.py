@@ -12,6 +12,8 @@ PSEUDO = {
     "AWS::AccountId": "111122223333",
     "AWS::Partition": "aws",
     "AWS::Region": "eu-west-1",
+    "AWS::StackId": "arn:aws:cloudformation:eu-west-1:111122223333:stack/name/id",
+    "AWS::StackName": "name",
     "AWS::URLSuffix": "amazonaws.com",
 }
 

@@ -16,14 +16,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Page:
-    """One page of AWS's documentation."""
+    """One page of AWS's documentation, or an address where it says nothing."""
 
     title: str
     path: str
 
     def __str__(self) -> str:
         """Say what to read."""
-        return f"{self.title!r}, https://docs.aws.amazon.com/{self.path}"
+        elsewhere = self.path.startswith("https://")
+        return f"{self.title!r}, {'' if elsewhere else 'https://docs.aws.amazon.com/'}{self.path}"
 
 
 LOOK_IT_UP = "look its page up and add a row to tests/synth/walk/pages.py"
@@ -38,6 +39,7 @@ def _template(resource: str, file: str) -> Page:
     return Page(resource, f"AWSCloudFormation/latest/UserGuide/aws-resource-{file}.html")
 
 
+CLOUDFORMATION = _authorization("AWS CloudFormation", "cloudformation")
 ECR = _authorization("Amazon Elastic Container Registry", "ecr")
 KMS = _authorization("AWS Key Management Service", "kms")
 LAMBDA = _authorization("AWS Lambda", "lambda")
@@ -70,9 +72,6 @@ BALANCER_METRICS = Page(
 )
 RDS_METRICS = Page(
     "Amazon CloudWatch metrics for Amazon RDS", "AmazonRDS/latest/UserGuide/rds-metrics.html"
-)
-RDS_DIMENSIONS = Page(
-    "Amazon CloudWatch dimensions for Amazon RDS", "AmazonRDS/latest/UserGuide/dimensions.html"
 )
 AURORA_DIMENSIONS = Page(
     "Amazon CloudWatch dimensions for Aurora", "AmazonRDS/latest/AuroraUserGuide/dimensions.html"
@@ -167,7 +166,7 @@ class Action:
 
     page: Page
     resources: tuple[str, ...] = ()
-    """ARNs of the resource types it needs, each one of them; none: `Resource` can only be '*'."""
+    """ARNs of the resource types it takes, each one of them; none: `Resource` can only be '*'."""
     keys: tuple[str, ...] = ()
     """Condition keys of the service; those of `GLOBAL_KEYS` go with every action."""
 
@@ -190,6 +189,10 @@ _KEY = ("arn:${Partition}:kms:${Region}:${Account}:key/${KeyId}",)
 _KEY_KEYS = ("kms:CallerAccount", "kms:ViaService", "kms:EncryptionContext:${EncryptionContextKey}")
 
 ACTIONS = {
+    "cloudformation:DescribeStacks": Action(
+        CLOUDFORMATION,
+        ("arn:${Partition}:cloudformation:${Region}:${Account}:stack/${StackName}/${Id}",),
+    ),
     "ecr:BatchCheckLayerAvailability": Action(ECR, _REPOSITORY),
     "ecr:BatchGetImage": Action(ECR, _REPOSITORY),
     "ecr:GetAuthorizationToken": Action(ECR),
@@ -204,7 +207,7 @@ ACTIONS = {
     "logs:CreateLogGroup": Action(LOGS, _GROUP),
     "logs:CreateLogStream": Action(LOGS, _STREAM),
     "logs:DeleteRetentionPolicy": Action(LOGS, _GROUP),
-    "logs:DescribeLogGroups": Action(LOGS, _GROUP),
+    "logs:DescribeLogGroups": Action(LOGS),
     "logs:DescribeLogStreams": Action(LOGS, _GROUP),
     "logs:PutLogEvents": Action(LOGS, _STREAM),
     "logs:PutRetentionPolicy": Action(LOGS, _GROUP),
@@ -449,7 +452,8 @@ DIMENSIONS = {
     ),
     ("AWS/RDS", "ProxyName"): Dimension(
         "{RDS.DBProxy}",
-        Page("CreateDBProxy", "AmazonRDS/latest/APIReference/API_CreateDBProxy.html"),
+        # No page of AWS's says it of proxies; a deployment showed it.
+        Page("aws-rds: dbProxyName case mismatch", "https://github.com/aws/aws-cdk/issues/38270"),
         "DBProxyName",
     ),
 }
