@@ -12,6 +12,7 @@ from aws_cdk import aws_sns as sns
 from aws_cdk import aws_sns_subscriptions as subscriptions
 from constructs import Construct
 
+from stacks.acknowledged import accept_serverless
 from stacks.api import ApiStack
 from stacks.capacity import max_connections
 from stacks.config import Config
@@ -78,6 +79,8 @@ class ObservabilityStack(Stack):
             return monitoring.NoopAlarmActionStrategy()
         topic = sns.Topic(self, "Alarms", enforce_ssl=True)
         topic.add_subscription(subscriptions.EmailSubscription(email))
+        reason = "SNS retries mail by itself, and the alarm's history has what was sent."
+        accept_serverless(topic, SNSRedrivePolicy=reason)
         return monitoring.SnsAlarmActionStrategy(on_alarm_topic=topic)
 
     def _runbook(self, anchor: str) -> str:
