@@ -4,11 +4,12 @@ from typing import Any
 
 from aws_cdk import RemovalPolicy, Stack
 from aws_cdk import aws_ec2 as ec2
+from aws_cdk import aws_iam as iam
 from aws_cdk import aws_logs as logs
 from aws_cdk import aws_route53 as route53
 from constructs import Construct
 
-from stacks.acknowledged import accept, accept_zones
+from stacks.acknowledged import accept, accept_permission, accept_zones
 from stacks.config import Config
 from stacks.published import published
 
@@ -127,7 +128,19 @@ class NetworkStack(Stack):
         group = logs.LogGroup(
             self, "FlowLogs", retention=retention(days), removal_policy=RemovalPolicy.DESTROY
         )
-        vpc.add_flow_log("Flows", destination=ec2.FlowLogDestination.to_cloud_watch_logs(group))
+        destination = ec2.FlowLogDestination.to_cloud_watch_logs(group)
+        flows = vpc.add_flow_log("Flows", destination=destination)
+        assert flows.iam_role is not None  # noqa: S101 - CDK makes one for this destination
+        # CDK leaves these out, and the service asks for them:
+        # https://docs.aws.amazon.com/vpc/latest/userguide/flow-logs-iam-role.html
+        for action, resource in (
+            ("logs:CreateLogGroup", group.log_group_arn),
+            ("logs:DescribeLogGroups", "*"),
+        ):
+            flows.iam_role.add_to_principal_policy(
+                iam.PolicyStatement(actions=[action], resources=[resource])
+            )
+        accept_permission(flows, "Resource::*", "logs:DescribeLogGroups knows no resource.")
 
 
 def subnet_mask(cidr: str) -> int:

@@ -13,6 +13,7 @@ from aws_cdk import aws_sns as sns
 from aws_cdk import aws_sns_subscriptions as subscriptions
 from constructs import Construct
 
+from stacks.acknowledged import accept_serverless
 from stacks.api import ApiStack
 from stacks.capacity import max_connections
 from stacks.config import Config
@@ -89,6 +90,8 @@ class ObservabilityStack(Stack):
             )
         )
         topic.add_subscription(subscriptions.EmailSubscription(email))
+        reason = "SNS retries mail by itself, and the alarm's history has what was sent."
+        accept_serverless(topic, SNSRedrivePolicy=reason)
         return monitoring.SnsAlarmActionStrategy(on_alarm_topic=topic)
 
     def _runbook(self, anchor: str) -> str:
@@ -117,7 +120,8 @@ class ObservabilityStack(Stack):
             "ClusterName": self._told("pooler/cluster"),
             "ServiceName": self._told("pooler/service"),
         }
-        healthy = _metric("AWS/NetworkELB", "HealthyHostCount", balanced, "Minimum")
+        # Each node of the balancer counts for itself: AWS recommends an alarm on the highest count.
+        healthy = _metric("AWS/NetworkELB", "HealthyHostCount", balanced, "Maximum")
         cpu = _metric("AWS/ECS", "CPUUtilization", service, "Average")
         most, refused = settings.max_client_conn * NEARLY_ALL, metric("RefusedConnections", "Sum")
         used, waiting = (

@@ -78,6 +78,10 @@ COMBINATIONS: Mapping[str, Mapping[str, Any]] = {
     },
     "instance-pgbouncer-without-nat": {"network": {"egress": "endpoints"}},
     "instance-pgbouncer-with-bastion": {"network": {"bastion": True}},
+    "instance-pgbouncer-bastion-endpoints-email": {
+        "network": {"egress": "endpoints", "bastion": True},
+        "observability": {"email": "on-call@example.com"},
+    },
 }
 """What a stage can be made of, as overrides of the stage `dev`."""
 

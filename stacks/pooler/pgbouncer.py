@@ -159,7 +159,7 @@ class PgBouncerStack(Stack):
         accept_permission(
             task,
             "Resource::*",
-            "ecr:GetAuthorizationToken and servicediscovery:DiscoverInstances know no resource.",
+            "ecr:GetAuthorizationToken knows no resource; DiscoverInstances has a condition.",
         )
         return task
 

@@ -1,6 +1,6 @@
 """Each stage's and each combination's templates, synthesised once for all tests."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,41 +57,64 @@ def synthesise(stage: str, folder: Path, override: Mapping[str, Any] | None = No
     return Stage(stage, folder, {name.removeprefix(prefix): t for name, t in templates.items()})
 
 
+class Synthesised(Mapping[str, Stage]):
+    """Stages by name, each synthesised when a test first asks for it: all at once takes minutes."""
+
+    def __init__(self, names: Iterable[str], make: Callable[[str], Stage]) -> None:
+        """Know the names, and how to make each."""
+        self._names, self._make, self._made = tuple(names), make, dict[str, Stage]()
+
+    def __getitem__(self, name: str) -> Stage:
+        """Give one of them."""
+        if name not in self._names:
+            raise KeyError(name)
+        if name not in self._made:
+            self._made[name] = self._make(name)
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the names."""
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        """Count the names."""
+        return len(self._names)
+
+
 @pytest.fixture(scope="session")
-def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Stage]:
+def stages(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Stage]:
     """Give all stages."""
-    return {name: synthesise(name, tmp_path_factory.mktemp(name)) for name in STAGES}
+    return Synthesised(STAGES, lambda name: synthesise(name, tmp_path_factory.mktemp(name)))
 
 
 @pytest.fixture(scope="session")
-def combinations(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Stage]:
+def combinations(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Stage]:
     """Give what a stage can be made of."""
-    base = synthesis.BASE
-    return {
-        name: synthesise(base, tmp_path_factory.mktemp(name), override)
-        for name, override in COMBINATIONS.items()
-    }
+    return Synthesised(
+        COMBINATIONS,
+        lambda name: synthesise(synthesis.BASE, tmp_path_factory.mktemp(name), COMBINATIONS[name]),
+    )
 
 
 @pytest.fixture(params=sorted(COMBINATIONS))
-def combination(request: pytest.FixtureRequest, combinations: dict[str, Stage]) -> Stage:
+def combination(request: pytest.FixtureRequest, combinations: Mapping[str, Stage]) -> Stage:
     """Give one combination after the other."""
     return combinations[request.param]
 
 
 @pytest.fixture(params=STAGES)
-def stage(request: pytest.FixtureRequest, stages: dict[str, Stage]) -> Stage:
+def stage(request: pytest.FixtureRequest, stages: Mapping[str, Stage]) -> Stage:
     """Give one stage after the other."""
     return stages[request.param]
 
 
 @pytest.fixture
-def local(stages: dict[str, Stage]) -> Stage:
+def local(stages: Mapping[str, Stage]) -> Stage:
     """Give the stage that the local cloud deploys."""
     return stages["local"]
 
 
 @pytest.fixture
-def prod(stages: dict[str, Stage]) -> Stage:
+def prod(stages: Mapping[str, Stage]) -> Stage:
     """Give the stage with everything on."""
     return stages["prod"]
