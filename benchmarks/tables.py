@@ -257,9 +257,10 @@ def first_request_table(result: Result) -> str:
 
 def whole_request_table(result: Result) -> str:
     """Draw the processor time of everything that takes part in a first request."""
-    lines = ["| version | CPU, ms | to before |", "|---|---:|---:|"]
+    lines = ["| part | version | CPU, ms | to before |", "|---|---|---:|---:|"]
     lines += [
-        f"| {row['name']} | {row['median_ms']:.1f} | {row['ratio']:.2f} |" for row in result["rows"]
+        f"| {row['part']} | {row['name']} | {row['median_ms']:.1f} | {row['ratio']:.2f} |"
+        for row in result["rows"]
     ]
     return "\n".join([*lines, "", f"{result['method']} {origin(result)}"])
 

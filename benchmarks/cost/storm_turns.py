@@ -1,14 +1,18 @@
 """Storm a cloud of the checkout that this runs in, one storm for each line of standard input.
 
 python -P storm_turns.py ENVIRONMENTS, with the checkout as the working directory and in PYTHONPATH.
-It answers each line with the processor milliseconds a first request of everything that takes part:
-environments, pooler, database, the cloud's own processes and the load. It runs in checkouts that
-are older than this file, and uses only what they have.
+It answers each line with the processor milliseconds a first request, as JSON: `whole` is everything
+that takes part (environments, pooler, database, the cloud's own processes and the load), and
+`simulator` the cloud's own processes and the load. It runs in checkouts that are older than this
+file, and uses only what they have, besides this version's accounting.
 """
 
+import json
 import sys
 import time
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
 from benchmarks.load import fire
 from benchmarks.storm.rows import Row
@@ -16,6 +20,17 @@ from benchmarks.storm.run import own_cloud, set_up
 
 SETTLE = 2.0
 """Seconds after a storm's end, in which what it has left is done."""
+
+
+def accounting() -> ModuleType:
+    """Load this version's accounting: that of an older checkout counts in ticks of 10 ms."""
+    name = "accounting"
+    spec = spec_from_file_location(name, Path(__file__).parents[1] / "storm" / f"{name}.py")
+    assert spec is not None  # noqa: S101  # the file is there
+    assert spec.loader is not None  # noqa: S101
+    module = sys.modules[name] = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def usage() -> float:
@@ -33,17 +48,24 @@ def usage() -> float:
 def main() -> None:
     """Answer each line with one storm, from the first request to the last answer."""
     row = Row("lambda-pg", "lambda_pg", environments=int(sys.argv[1]))
+    counts = accounting()
     with own_cloud({}, lambda _: None) as cloud:
+
+        def simulator() -> float:
+            used = counts.Usage.of(cloud.status(), cloud.state.daemon).cpu
+            return float(counts.simulator_seconds(vars(used)))
+
         stage = set_up(cloud, lambda _: None)
         print("ready", flush=True)
         for _ in sys.stdin:
             cloud.environments(row.function, row.environments, row.start)
-            before = usage()
+            before = {"simulator": simulator(), "whole": usage()}
             outcomes, _seconds = fire(stage.address(row), stage.token, row.environments)
-            used = usage() - before
+            after = {"whole": usage(), "simulator": simulator()}
             if failed := sum(not outcome.served for outcome in outcomes):
                 raise SystemExit(f"{failed} of {row.environments} requests failed")
-            print(used / row.environments * 1000, flush=True)
+            used = {name: (after[name] - before[name]) / row.environments for name in after}
+            print(json.dumps({name: each * 1000 for name, each in used.items()}), flush=True)
             cloud.end_environments(row.function)
             time.sleep(SETTLE)
 

@@ -25,13 +25,16 @@ from local.pgbouncer_discovery import find_pgbouncer
 BASELINE: Final = "9a17ebdab6b540f50dcc009ddbc2dfccd5c586a5"
 MEASURED: Final = "now"
 BEFORE: Final = "before"
-GOAL: Final = 0.50
+GOALS: Final = {"whole": 0.50, "simulator": 0.44}
+"""Of what it took before; `simulator` is what is there only because the cloud is a local one."""
 TURNS_PROGRAM: Final = Path(__file__).with_name("storm_turns.py")
 METHOD: Final = (
     "Two local clouds at once, one of this version and one of commit {commit}, each in a separate "
     "control group, whose processor time the kernel counts. They take turns in {turns} storms "
     "of {environments} restored environments; counted is from the first request to the last "
-    "answer, everything included: environments, PgBouncer, PostgreSQL, the simulator and the load."
+    "answer. The whole is everything: environments, PgBouncer, PostgreSQL, the simulator and the "
+    "load. The simulator is the load and the local cloud's own processes, by the kernel's clock of "
+    "each."
 )
 
 
@@ -105,9 +108,12 @@ def answer(process: "subprocess.Popen[str]") -> str:
     return line
 
 
-def measure(turns: int, environments: int) -> dict[str, list[float]]:
-    """Storm both clouds in turn; milliseconds a first request. The first storms do not count."""
-    times: dict[str, list[float]] = {BEFORE: [], MEASURED: []}
+def measure(turns: int, environments: int) -> dict[str, dict[str, list[float]]]:
+    """Storm both clouds in turn; milliseconds a first request, of each part and version.
+
+    The first storms do not count.
+    """
+    times: dict[str, dict[str, list[float]]] = {part: {BEFORE: [], MEASURED: []} for part in GOALS}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         folders = {BEFORE: checkout(Path(folder)), MEASURED: ROOT}
         clouds = {
@@ -118,19 +124,23 @@ def measure(turns: int, environments: int) -> dict[str, list[float]]:
             for name, process in clouds.items():
                 assert process.stdin is not None  # noqa: S101  # it was started with pipes
                 print(file=process.stdin, flush=True)
-                found = float(answer(process))
-                print(f"storm {number} of {turns}, {name}: {found:.1f} ms", flush=True)
+                found = json.loads(answer(process))
+                parts = ", ".join(f"{part} {found[part]:.1f} ms" for part in GOALS)
+                print(f"storm {number} of {turns}, {name}: {parts}", flush=True)
                 if number:
-                    times[name].append(found)
+                    for part in GOALS:
+                        times[part][name].append(found[part])
     return times
 
 
 def shortfalls(result: dict[str, Any]) -> list[str]:
     """Name every promise that this result breaks; none is a passed run."""
-    found = {row["name"]: row["ratio"] for row in result["rows"]}
-    if found and found[MEASURED] > result["goal"]:
-        return [f"a first request took {found[MEASURED]} times what it took, not {result['goal']}"]
-    return []
+    found = {row["part"]: row["ratio"] for row in result["rows"] if row["name"] == MEASURED}
+    return [
+        f"a first request ({part}) took {ratio} times what it took before, not {goal}"
+        for part, ratio in found.items()
+        if ratio > (goal := result["goals"][part])
+    ]
 
 
 def main() -> int:
@@ -144,7 +154,11 @@ def main() -> int:
     rows: list[dict[str, Any]] = []
     try:
         times = measure(arguments.turns, arguments.environments)
-        rows = ratios.rows(BEFORE, [times], "ms")
+        rows = [
+            {**row, "part": part}
+            for part in GOALS
+            for row in ratios.rows(BEFORE, [times[part]], "ms")
+        ]
     except UnavailableError as error:
         caveats.append(f"there is no row: {error}")
     result = {
@@ -154,11 +168,11 @@ def main() -> int:
         "command": "make bench",
         "method": METHOD.format(commit=BASELINE[:7], **vars(arguments)),
         "caveats": caveats,
-        "goal": GOAL,
+        "goals": GOALS,
         "rows": rows,
     }
     for row in rows:
-        print(f"{row['name']:8} {row['median_ms']:7.2f} ms {row['ratio']:7.3f}")
+        print(f"{row['part']:10} {row['name']:8} {row['median_ms']:7.2f} ms {row['ratio']:7.3f}")
     if arguments.output:
         arguments.output.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     print("; ".join(caveats))
