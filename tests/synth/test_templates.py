@@ -298,6 +298,7 @@ def resolved(variables: dict[str, Any]) -> dict[str, str]:
         "LAMBDA_PG_SECRET_ARN": "arn:aws:secretsmanager:us-east-1:000000000000:secret:x",
         "APP_SECRET_ARN": "arn:aws:secretsmanager:us-east-1:000000000000:secret:y",
         "LAMBDA_PG_CA_PEM": "-----BEGIN CERTIFICATE-----",
+        "DATABASE_RESOURCE_ID": "db-ABCDEFGHIJKL",
     }
     return {
         name: value if isinstance(value, str) else filled[name]
