@@ -370,7 +370,7 @@ LIMITS = (
         (1, 26, 900),
         (11, 25),
     ),
-    Limit("functions.migration_timeout", LAMBDA, (0, 901), (30, 870)),
+    Limit("functions.migration_timeout", LAMBDA, (0, 901), (30, 720)),
     Limit("functions.checkout_timeout", LAMBDA, (0, 21), (2, 4)),
     Limit("functions.reserved_concurrency", LAMBDA, (0, -1, 10001), (1, 20, None)),
     Limit("functions.other_clients", LAMBDA, (-1, 100001), (0, 50)),

@@ -139,6 +139,7 @@ def test_building_leaves_nothing_behind() -> None:
         "python",
         "requirements.in",
         "requirements.txt",
+        "roots.py",
     }
     assert not strange
     assert not list(LAYER.rglob("*.egg-info"))
