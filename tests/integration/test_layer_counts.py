@@ -192,8 +192,11 @@ def test_an_invocation_that_failed_prints_its_line_too(
     (line,) = lines(capsys)
     assert (line["Checkouts"], line["Leaks"]) == (1, 1)
 
+    invoke(db, lambda: db.execute("SELECT 1"))  # connects: nothing but the statement takes long
+    lines(capsys)
+
     def hurry() -> None:
-        with db.deadline(0.1):
+        with db.deadline(1):
             db.execute("SELECT pg_sleep(5)")
 
     with pytest.raises(DeadlineExceededError):

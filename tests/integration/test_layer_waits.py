@@ -116,9 +116,13 @@ def require_survived(lines: Lines, seconds: float) -> None:
 
 
 def require_failed(lines: Lines) -> None:
-    """Check that a fault longer than the window fails somebody."""
-    with lines() as line:
-        assert failed(line, TOO_LONG)[0]
+    """Check that a fault longer than the window fails somebody; repeat where no request met it."""
+    for _ in range(TRIES):
+        with lines() as line:
+            errors, _returned = failed(line, TOO_LONG)
+        if errors:
+            break
+    assert errors
 
 
 def require_bound(lines: Lines, bound: float) -> None:
