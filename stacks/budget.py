@@ -44,7 +44,8 @@ WHOLE_CORE = 1024
 SCALING = 1000
 SCALING_SECONDS = 10
 """New environments that Lambda starts for each function, and in how many seconds (AWS, "Lambda
-scaling behavior"). Unused ones are not saved up."""
+scaling behavior"). The page does not say whether the next ones come bit by bit or all at the end of
+the seconds; bit by bit, more come while the first ones log in, so that is what counts here."""
 
 SPREAD = 4
 """Standard deviations by which the busiest task may have more logins than the average: a load
@@ -95,7 +96,7 @@ class Client:
 
         A deployment does not double them: environments of the version before are logged in already.
         """
-        most = SCALING * math.ceil(seconds / SCALING_SECONDS)
+        most = SCALING + math.ceil(SCALING * seconds / SCALING_SECONDS)
         return most if isinstance(self.concurrency, Cap) else min(self.concurrency, most)
 
     def logins(self, seconds: int) -> "Line":

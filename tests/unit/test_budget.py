@@ -184,10 +184,10 @@ The smallest change that fits: the concurrency of users = 3 (it is 20).""",
         """\
 stage 'dev': the logins that can come at once take 11.2 s, 8.2 s more than \
 functions.checkout_timeout:
-    1000  users: nothing reserved, 1000 new environments x 1 processes x 1 slots
-    1000  health: nothing reserved, 1000 new environments x 1 processes x 1 slots
+    1300  users: nothing reserved, 1300 new environments x 1 processes x 1 slots
+    1300  health: nothing reserved, 1300 new environments x 1 processes x 1 slots
       50  functions of other apps
-     -50  over the 2000 clients that PgBouncer accepts: 503
+    -650  over the 2000 clients that PgBouncer accepts: 503
     2000  all together
     2000  for the busiest of 1 tasks, with one away
    11200  milliseconds that these take: 1.4 ms of a core each, pgbouncer.cpu is 256 of 1024
@@ -215,17 +215,17 @@ pgbouncer.memory) = 512 (it is 256).""",
         {"pgbouncer": SMALL},
         (FREE,),
         """\
-stage 'dev': the logins that can come at once take 5.9 s, 2.9 s more than \
+stage 'dev': the logins that can come at once take 7.6 s, 4.6 s more than \
 functions.checkout_timeout:
-    1000  users: nothing reserved, 1000 new environments x 1 processes x 1 slots
+    1300  users: nothing reserved, 1300 new environments x 1 processes x 1 slots
       50  functions of other apps
-    1050  all together
-    1050  for the busiest of 1 tasks, with one away
-    5880  milliseconds that these take: 1.4 ms of a core each, pgbouncer.cpu is 256 of 1024
+    1350  all together
+    1350  for the busiest of 1 tasks, with one away
+    7560  milliseconds that these take: 1.4 ms of a core each, pgbouncer.cpu is 256 of 1024
     3000  functions.checkout_timeout in milliseconds
 The smallest change that fits: the new environments of users, by a reservation = 485 (it is \
-1000); or functions.checkout_timeout = 6 (it is 3); or pgbouncer.cpu (with at least twice as much \
-pgbouncer.memory) = 512 (it is 256).""",
+1300); or functions.checkout_timeout = 12 (it is 3); or pgbouncer.cpu (with at least twice as much \
+pgbouncer.memory) = 1024 (it is 256).""",
     ),
     "a plan with few clients": (
         {**COMBINATIONS["external"], "functions": {"other_clients": 10}},
