@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from benchmarks.chaos import long, recovery
-from benchmarks.chaos.recovery import PLAN, Balancer, Brake, verdicts
+from benchmarks.chaos.recovery import PLAN, Balancer, Brake, Login, verdicts
 from benchmarks.storm.accounting import seconds_of
 from benchmarks.tables import recovery_table
 from local import processes
@@ -33,6 +33,15 @@ def row(**changed: Any) -> dict[str, Any]:
         "promised": 14.8,
         "recovered": 11.0,
     } | changed
+
+
+def test_logins_take_what_the_slower_side_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small share of a core holds them up; clients on two cores hold a whole one up."""
+    monkeypatch.setattr(psutil, "cpu_count", lambda: 2)
+    login = Login(pooler=0.002, client=0.004)
+    assert login.alone(1000, 0.25) == pytest.approx(8.0)
+    assert login.alone(1000, 0.5) == pytest.approx(4.0)
+    assert login.alone(1000, 1.0) == pytest.approx(3.0)
 
 
 def test_a_row_in_time_has_held() -> None:
