@@ -154,10 +154,10 @@ def prepare(
 
 
 def owner_is_of_iam(connection: Connection[Any]) -> bool:
-    """Tell whether RDS takes a token and no password of whoever is connected.
+    """Tell whether RDS accepts only a token from the connected role, and no password.
 
-    That is so for members of members too, with or without INHERIT; and from PostgreSQL 16 on
-    whoever makes a role is its member, which nobody but a superuser can end.
+    That holds for members of members too, with or without INHERIT. Since PostgreSQL 16 a role is a
+    member of each role that it creates, and only a superuser can end that.
     """
     found = connection.execute(OF_IAM, [IAM])
     return found.fetchone() is not None

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stacks.contradictions import LONGEST_CHECKOUT, TASK_MEMORY, contradictions
-from stacks.regions import missing_roots
 from stacks.settings import REQUIRED, ConfigurationError, read, section, setting
 
 CDK_JSON = Path(__file__).resolve().parents[1] / "cdk.json"
@@ -472,7 +471,7 @@ class Config:
         merged = _merge(block, _parse(context("override"), problems))
         config = read(cls, merged, problems, stage=stage)
         if config is not None:
-            problems += [*contradictions(config), *missing_roots(config)]
+            problems += contradictions(config)
         if config is None or problems:
             raise ConfigurationError(stage, problems)
         return config

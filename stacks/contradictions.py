@@ -6,6 +6,7 @@ from ipaddress import AddressValueError, IPv4Interface, IPv4Network, NetmaskValu
 from math import floor
 from typing import TYPE_CHECKING
 
+from layer.roots import known_regions
 from stacks.sizes import LARGEST, UnknownClassError, connections_of_acus, connections_of_class
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def contradictions(config: "Config") -> Iterator[str]:
         _network,
         _addresses,
         _database,
+        _roots,
         _aurora,
         _existing,
         _secrets,
@@ -211,8 +213,8 @@ def _database(config: "Config") -> Iterator[str]:
         )
     if database.name in RESERVED_NAMES and database.kind in {"instance", "aurora"}:
         yield (
-            f"database.name = {database.name!r}: allowed is a name that is no reserved word of the"
-            f" engine, as in {database.name + '_data'!r}"
+            f"database.name = {database.name!r}: the engine reserves this word; choose another"
+            f" name, such as {database.name + '_data'!r}"
         )
 
 
@@ -229,6 +231,18 @@ RESERVED_NAMES = frozenset(
 )
 """PostgreSQL 17's reserved words (its documentation, appendix C), then others that RDS was reported
 to refuse, and databases that a server has already. RDS's whole list is not published."""
+
+
+def _roots(config: "Config") -> Iterator[str]:
+    """Judge the region: without the roots that RDS signs by there, no login succeeds."""
+    database, region = config.database, config.region
+    if database.kind == "none" or database.ca_file is not None or region in known_regions():
+        return
+    yield (
+        f"region = {region!r}: the layer has no roots of RDS there, so that every login at the"
+        f" database would fail. Add them, `.venv/bin/python -m layer.roots {region}`, or name a"
+        " file that has them in database.ca_file"
+    )
 
 
 def _aurora(config: "Config") -> Iterator[str]:
@@ -304,7 +318,7 @@ def _existing(config: "Config") -> Iterator[str]:
 
 
 def _secrets(config: "Config") -> Iterator[str]:
-    """Judge secrets that exist already: functions ask the Secrets Manager of their own region."""
+    """Judge secrets that exist already: functions ask Secrets Manager in the stage's region."""
     for group, named in (
         ("database.existing", config.database.existing),
         ("external", config.external),
@@ -323,8 +337,8 @@ def _secrets(config: "Config") -> Iterator[str]:
         if secret and key is None and config.account not in {None, LOCAL, secret.split(":")[4]}:
             yield (
                 f"{group}.kms_key_arn = null with {group}.secret_arn = {secret!r}: a secret of"
-                f" another account than {config.account} is readable only under a key of its own;"
-                " set that key's ARN"
+                f" another account than {config.account} is readable only if a customer managed key"
+                " encrypts it; set that key's ARN"
             )
 
 

@@ -81,7 +81,7 @@ def with_tokens() -> Database:
 
 
 def check_owner() -> None:
-    """Log in once more, over connections of its own; raise what psycopg raises where that fails."""
+    """Log in again over a new connection; raises psycopg's error if that fails."""
     with ExitStack() as stack:
         again = Database(settings)
         stack.callback(again.close)

@@ -185,7 +185,7 @@ def _not_run(error: Exception, what: str, *, late: bool) -> str:
 
 
 def _client(service: str, read_timeout: float, attempts: int = 1) -> Any:
-    """Make a client with `attempts` of its own: with more than one it repeats a lost request.
+    """Make a client that sends a request up to `attempts` times if no answer arrives.
 
     The connection is silent as long as the migration runs:
     https://docs.aws.amazon.com/lambda/latest/api/API_Invoke.html asks for keep-alive.

@@ -69,7 +69,7 @@ def _run_functions_in(cloud: Cloud) -> None:
     """Run functions in the cloud's execution environments instead of MiniStack's workers.
 
     So that a migration or a custom resource meets the same runtime as a request does. Only Node
-    functions stay with MiniStack: CDK brings some of its own for custom resources.
+    functions stay with MiniStack: CDK uses some for its custom resources.
     """
     module: Any = import_module(hooks.LAMBDA)
     elsewhere = module._execute_function_warm

@@ -101,7 +101,7 @@ def metrics(stage: Stage) -> Iterator[Metric]:
         for owner, resource in stage.resources(stack, ALARM).items():
             properties = resource["Properties"]
             for each in properties.get("Metrics", []):
-                # Metric math would need rules of its own.
+                # Metric math would need other rules.
                 stated = each["MetricStat"]
                 yield _metric(owner, stack, stated["Metric"], stated["Stat"])
             if "MetricName" in properties:
@@ -227,7 +227,9 @@ NOT_PUBLISHING = {"AWS::SNS::Subscription", "AWS::SNS::TopicPolicy"}
 
 
 @pytest.mark.parametrize("stage_name", ["dev", "prod"])
-def test_whoever_uses_the_topic_may_publish_to_it(stage_name: str, tmp_path: Path) -> None:
+def test_each_service_that_uses_the_topic_may_publish_to_it(
+    stage_name: str, tmp_path: Path
+) -> None:
     """Its policy names the service of each resource that names the topic, for this account only."""
     address = {"observability": {"email": "somebody@example.com"}}
     stage = synthesise(stage_name, tmp_path, address)

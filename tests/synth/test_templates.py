@@ -218,7 +218,7 @@ def test_the_migration_finds_its_way_open(stage: Stage) -> None:
     assert mine in run["DependsOn"]
 
 
-def test_whoever_invokes_the_migration_waits_longer_than_it_runs(
+def test_each_wait_for_the_migration_is_longer_than_it_runs(
     stages: dict[str, Stage], combinations: dict[str, Stage]
 ) -> None:
     """Each wait has room for the one inside it."""
@@ -226,7 +226,7 @@ def test_whoever_invokes_the_migration_waits_longer_than_it_runs(
         check_waits(each)
 
 
-def test_whoever_invokes_the_longest_migration_waits_longer_than_it_runs(tmp_path: Path) -> None:
+def test_each_wait_for_the_longest_migration_is_longer_than_it_runs(tmp_path: Path) -> None:
     """With as much time as a stage may give it."""
     check_waits(synthesise("dev", tmp_path, {"functions": {"migration_timeout": 720}}))
 

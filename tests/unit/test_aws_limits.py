@@ -465,7 +465,7 @@ def test_what_aws_takes_is_taken(limit: Limit, value: object) -> None:
 
 
 def test_every_setting_has_its_limit() -> None:
-    """Whoever adds a setting looks up what AWS takes."""
+    """A new setting without a row for what AWS accepts fails here."""
     settings = {name for name, _, _ in describe(Config)}
     assert {limit.setting for limit in LIMITS} | SWITCHES == settings
     assert all(limit.page.startswith("https://") and limit.refused for limit in LIMITS)

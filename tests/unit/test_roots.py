@@ -50,8 +50,8 @@ def test_a_region_with_roots_is_taken(region: str) -> None:
     assert of_region(region).region == region
 
 
-def test_a_file_of_one_s_own_takes_the_place_of_roots() -> None:
-    """Whoever names a file knows what is in it."""
+def test_a_named_file_replaces_the_roots() -> None:
+    """A named file is not checked."""
     assert of_region(REGION, database={"ca_file": "/var/task/rds.pem"}).region == REGION
 
 
