@@ -28,7 +28,7 @@ AGREE: Final = 0.25
 
 MOST_SECONDS: Final = 600.0
 
-TO_RAW: Final = {"p50_ms": 1.0, "p99_ms": 1.0}
+TO_RAW: Final = {"p50_ms": 0.7, "p99_ms": 0.8}
 """How long a first request may take to that of raw psycopg through the same pooler.
 
 Raw psycopg has the cheap logins, too, and no secret to fetch (docs/decisions/0026).

@@ -202,7 +202,7 @@ def test_a_costly_login_is_named(row: int, ratio: float, complaint: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("whole", "simulator", "broken"), [(0.55, 0.6, 0), (0.56, 0.6, 1), (0.55, 0.61, 1)]
+    ("whole", "simulator", "broken"), [(0.5, 0.44, 0), (0.51, 0.44, 1), (0.5, 0.45, 1)]
 )
 def test_a_first_request_that_costs_too_much_as_a_whole_is_named(
     whole: float, simulator: float, broken: int
