@@ -191,17 +191,20 @@ class Work(Load):
 def test_a_short_outage_fails_nothing(target: Target) -> None:
     """It ends within the checkout timeout: what met it takes longer, and that is all."""
     db = target.make(slots=2)
-    with Load(db) as requests, Work(db) as work:
-        for load in (requests, work):
+    loads = Load(db), Work(db)
+    with loads[0], loads[1]:
+        for load in loads:
             load.wait_for(20)
         target.stop()
+        before = [load.served for load in loads]
         time.sleep(0.5)
+        during = [load.served - served for load, served in zip(loads, before, strict=True)]
         target.start()
-        for load in (requests, work):
+        for load in loads:
             load.wait_for(20)
-    assert not requests.errors
-    assert not work.errors
-    assert db.stats()["retries"] > 0
+    assert not [load.errors for load in loads if load.errors]
+    # A thread may have had one answer that it had not counted when the outage began.
+    assert max(during) <= 1
 
 
 def test_a_long_outage_is_answered_in_time_and_over_soon(target: Target) -> None:
