@@ -1,8 +1,8 @@
 """What SnapStart needs: a snapshot holds no connection and no secret.
 
 Everything else that must differ between restored environments is made without state that a
-snapshot could copy: jitter comes from the operating system, and connections are opened by the
-first checkout.
+snapshot could copy: jitter comes from the operating system, connections are opened by the first
+checkout, and OpenSSL gets new random bytes before that.
 """
 
 import os
@@ -28,7 +28,11 @@ def register_snapshot_hooks(database: Forgetful) -> None:
         import snapshot_restore_py  # noqa: PLC0415  # part of Lambda's runtimes since Python 3.12
     except ImportError:
         return
+    # ctypes, which it imports, is for snapshots only.
+    from lambda_pg._randomness import Randomness  # noqa: PLC0415
+
     reference = weakref.ref(database)
+    randomness = Randomness()
 
     def forget() -> None:
         known = reference()
@@ -37,3 +41,4 @@ def register_snapshot_hooks(database: Forgetful) -> None:
 
     snapshot_restore_py.register_before_snapshot(forget)
     snapshot_restore_py.register_after_restore(forget)
+    snapshot_restore_py.register_after_restore(randomness.renew)
