@@ -50,22 +50,21 @@ def main() -> None:
     row = Row("lambda-pg", "lambda_pg", environments=int(sys.argv[1]))
     counts = accounting()
     with own_cloud({}, lambda _: None) as cloud:
-
-        def simulator() -> float:
-            used = counts.Usage.of(cloud.status(), cloud.state.daemon).cpu
-            return float(counts.simulator_seconds(vars(used)))
-
         stage = set_up(cloud, lambda _: None)
         print("ready", flush=True)
         for _ in sys.stdin:
             cloud.environments(row.function, row.environments, row.start)
-            before = {"simulator": simulator(), "whole": usage()}
+            parts = counts.Usage.of(cloud.status(), cloud.state.daemon).cpu
+            load, whole = counts.own_seconds(), usage()
             outcomes, _seconds = fire(stage.address(row), stage.token, row.environments)
-            after = {"whole": usage(), "simulator": simulator()}
+            whole, load = usage() - whole, counts.own_seconds() - load
+            now = counts.Usage.of(cloud.status(), cloud.state.daemon).cpu
+            simulator = counts.simulator_seconds(vars(now.since(parts, load)))
             if failed := sum(not outcome.served for outcome in outcomes):
                 raise SystemExit(f"{failed} of {row.environments} requests failed")
-            used = {name: (after[name] - before[name]) / row.environments for name in after}
-            print(json.dumps({name: each * 1000 for name, each in used.items()}), flush=True)
+            used = {"simulator": simulator, "whole": whole}
+            each = {name: seconds * 1000 / row.environments for name, seconds in used.items()}
+            print(json.dumps(each), flush=True)
             cloud.end_environments(row.function)
             time.sleep(SETTLE)
 

@@ -43,14 +43,16 @@ class CpuSeconds:
     balancer: float
     load: float
 
-    def since(self, before: Self) -> "CpuSeconds":
-        """Return what has been used since then."""
-        return CpuSeconds(
-            **{
-                each.name: round(getattr(self, each.name) - getattr(before, each.name), 4)
-                for each in fields(self)
-            }
-        )
+    def since(self, before: Self, load: float) -> "CpuSeconds":
+        """Return what has been used since then, with `load` as counted around the load itself.
+
+        The same process reads the others, for 0.1 s in a storm of 150: that is not the load.
+        """
+        used = {
+            each.name: round(getattr(self, each.name) - getattr(before, each.name), 4)
+            for each in fields(self)
+        }
+        return CpuSeconds(**used | {"load": round(load, 4)})
 
     @property
     def total(self) -> float:
@@ -67,6 +69,7 @@ def simulator_seconds(cpu: Mapping[str, float]) -> float:
 class Usage:
     """What a cloud's processes have used up to a moment, and waited for a processor.
 
+    `cpu` has no load yet: the process that reads is the one that sends it.
     `waits`: seconds in the run queue, by process id. That of an environment that has ended is not
     known; its processor time is.
     """
@@ -100,7 +103,7 @@ class Usage:
             pgbouncer=sum(map(seconds_of, poolers)),
             postgresql=server_seconds(status["postgres"]["pid"]),
             daemon=seconds_of(daemon),
-            load=own_seconds(),
+            load=0.0,
             **parts,
         )
         return cls(cpu, waits, frozenset(environments))

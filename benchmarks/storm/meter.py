@@ -2,7 +2,6 @@
 
 import os
 import time
-from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -54,8 +53,7 @@ class Meter:
         ended = time.time()
         self.after = self._cloud.status()
         used = Usage.of(self.after, self._daemon)
-        # What reads the processes is not the load.
-        self.cpu = replace(used.cpu.since(self._used.cpu), load=round(own, 4))
+        self.cpu = used.cpu.since(self._used.cpu, load=own)
         self.waits = used.waited_since(self._used)
         self.server = self._log.observed(self._began, ended)
         self.others = others_share(busy, self.cpu.total, self.seconds)
