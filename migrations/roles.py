@@ -153,6 +153,25 @@ def prepare(
         return login.name if is_member(connection, login.name, IAM) and not known else None
 
 
+def admit_early(
+    connection: Connection[Any], read_login: Callable[[], Login], patience: float
+) -> None:
+    """Let a login in that somebody waits for before the migration; raise as `prepare` does.
+
+    It may connect; the migration does the rest. The database's limits, which an earlier migration
+    may have set, are for requests: this waits `patience` seconds for the lock.
+    """
+    with connection.transaction():
+        for name in ("statement_timeout", "lock_timeout"):
+            connection.execute(
+                "SELECT set_config(%s, %s, true)", [name, f"{round(patience * 1000)}ms"]
+            )
+        hold(connection)
+        _refuse_neighbour(connection)
+        admit(connection, read_login())
+        _open_database(connection, shared=True)
+
+
 def owner_is_of_iam(connection: Connection[Any]) -> bool:
     """Tell whether RDS accepts only a token from the connected role, and no password.
 

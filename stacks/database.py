@@ -22,6 +22,9 @@ NO_QUOTING = " %+~`#$&*()|[]{}:;<>?!'/@\"\\,=^-"
 """Characters left out of passwords, so that none needs quoting anywhere they are written."""
 
 ROTATION_SECONDS = 60
+ADMIT = "admitCurrent"
+"""What `rotate` is asked for to let the application's login in before there is a migration."""
+
 SERVER = "PostgreSQL"
 OWNER = "database/owner-secret-arn"
 APPLICATION_SECRET = "database/application-secret-arn"  # noqa: S105 - a name

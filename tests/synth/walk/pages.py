@@ -142,6 +142,10 @@ CUSTOM_RESOURCE = Page(
     "Lambda-backed custom resources",
     "AWSCloudFormation/latest/UserGuide/template-custom-resources-lambda.html",
 )
+TARGETS = Page(
+    "TargetHealth (Amazon RDS API Reference)", "AmazonRDS/latest/APIReference/API_TargetHealth.html"
+)
+"""A target's reasons to be unavailable: AUTH_FAILURE is one."""
 GROUP_RULES = Page("Security group rules", "vpc/latest/userguide/security-group-rules.html")
 SERVICES_OF_ENDPOINTS = Page(
     "AWS services that integrate with AWS PrivateLink",
