@@ -21,7 +21,13 @@ from stacks.capacity import max_connections
 from stacks.clients import Cap, Clients
 from stacks.config import Config
 from stacks.contradictions import API_TIMEOUT
-from stacks.database import APPLICATION, APPLICATION_SECRET, DatabaseStack, token_user_arn
+from stacks.database import (
+    APPLICATION,
+    APPLICATION_SECRET,
+    DatabaseStack,
+    hash_for_proxy,
+    token_user_arn,
+)
 from stacks.functions import add_layer, join_network, log_group, new_function, read_secret
 from stacks.identity import Identity
 from stacks.migration import Migration
@@ -171,6 +177,7 @@ class ApiStack(Stack):
         arn = published(self._config, APPLICATION_SECRET).read(self)
         read_secret(function, arn)
         function.add_environment("APP_SECRET_ARN", arn)
+        hash_for_proxy(function, self._config)
 
     def _let_owner_in(self, function: lambda_.Function) -> None:
         """Let the migration log in by token as the owner, whose password RDS may not take any more.

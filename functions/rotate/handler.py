@@ -28,6 +28,9 @@ from migrations.roles import GROUP, Login, LoginError, NeighbourError, admit, ad
 
 ROTATION: Final = os.environ.get("ROTATION") or "alternating"
 
+MANY_ROUNDS: Final = os.environ.get("MANY_ROUNDS") == "1"
+"""Whether the application's password is hashed more often than our own clients need."""
+
 SUFFIX: Final = "_clone"
 """What the second of two users that take turns has after the name of the first."""
 
@@ -249,13 +252,8 @@ def finish_secret(versions: Versions) -> None:
 
 def admit_current(versions: Versions) -> None:
     """Let the login in that is in use, before there is a migration: it may connect, and no more."""
-
-    def read_login() -> Login:
-        content = versions.current()
-        return Login(content["username"], content["password"])
-
     with acting_as(MASTER), db.connection() as connection:
-        admit_early(connection, read_login, PATIENCE)
+        admit_early(connection, lambda: login_of(versions.current()), PATIENCE)
 
 
 def next_login(versions: Versions) -> Login:
@@ -263,7 +261,12 @@ def next_login(versions: Versions) -> Login:
     content = versions.pending()
     if content is None:
         raise RotationError("AWSPENDING is empty: createSecret comes first")
-    return Login(content["username"], content["password"])
+    return login_of(content)
+
+
+def login_of(content: dict[str, Any]) -> Login:
+    """Take the login out of a version."""
+    return Login(content["username"], content["password"], many_rounds=MANY_ROUNDS)
 
 
 @contextmanager

@@ -503,6 +503,35 @@ def test_the_login_is_there_before_the_first_migration(
     use(application, application.content())
 
 
+@pytest.mark.parametrize(("many", "rounds"), [("", 1), ("1", 4096)])
+def test_a_proxy_s_password_is_hashed_as_often_as_its_client_may_ask_for(
+    application: Application,
+    postgres: Postgres,
+    monkeypatch: pytest.MonkeyPatch,
+    many: str,
+    rounds: int,
+) -> None:
+    """By a rotation and by the login that comes early, which is of the same secret."""
+    monkeypatch.setenv("MANY_ROUNDS", many)
+    application.function = load_function("rotate")
+    application.rotate()
+    first = verifier_of(application, postgres)
+    admit(application)
+    for found in (first, verifier_of(application, postgres)):
+        assert found.startswith(f"SCRAM-SHA-256${rounds}:")
+
+
+def verifier_of(app: Application, postgres: Postgres) -> str:
+    """Read what the database keeps of the current user's password."""
+    with psycopg.connect(postgres.superuser_dsn) as admin:
+        if admin.info.server_version < 160000:
+            pytest.skip("the rounds cannot be set before PostgreSQL 16")
+        found = admin.execute(
+            "SELECT rolpassword FROM pg_authid WHERE rolname = %s", [app.content()["username"]]
+        )
+        return str(found.fetchall()[0][0])
+
+
 @Strategy
 def test_letting_the_login_in_again_disturbs_nobody(app: Application) -> None:
     """A deployment does it for another server, or for the same one after a rotation."""

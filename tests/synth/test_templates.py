@@ -737,6 +737,21 @@ def test_a_proxy_with_the_secret_waits_for_its_login(
     }
 
 
+@pytest.mark.parametrize("name", sorted(COMBINATIONS))
+def test_a_password_is_hashed_often_where_a_proxy_logs_in_with_it(
+    combinations: dict[str, Stage], name: str
+) -> None:
+    """By both who set it. A token is no password, and PgBouncer takes one round."""
+    functions = combinations[name].functions()
+    told = {
+        folder
+        for folder, function in functions.items()
+        if function["Environment"]["Variables"].get("MANY_ROUNDS") == "1"
+    }
+    with_secret = name.endswith("rds-proxy-with-secret")
+    assert told == ({"migrate", "rotate"} if with_secret else set())
+
+
 def test_who_lets_the_login_in_may_run_the_rotation_s_function_alone(
     combinations: dict[str, Stage],
 ) -> None:
