@@ -149,6 +149,10 @@ class ApiStack(Stack):
         words = [published(self._config, "database/host").read(self)]
         if database.server.resource_id:
             words.append(published(self._config, "database/resource-id").read(self))
+        if not self._config.by_token:
+            # Of another secret the password is set by a migration alone.
+            secret = Fn.split(":", published(self._config, APPLICATION_SECRET).read(self))
+            words.append(Fn.select(6, secret))
         layer = Fn.split(":", published(self._config, "layer/arn").read(self))
         return Fn.join(" ", [Fn.select(7, layer), *words])
 

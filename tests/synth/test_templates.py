@@ -125,6 +125,8 @@ def test_the_migration_runs_again_for_another_database(prod: Stage) -> None:
     description = json.dumps(version["Properties"]["Description"])
     assert "databasehost" in description
     assert "databaseresourceid" in description
+    # Another secret has another password, which only a migration sets.
+    assert "databaseapplicationsecretarn" in description
 
 
 @pytest.mark.parametrize("folder", ["users", "health"])
@@ -230,6 +232,16 @@ def test_each_wait_for_the_migration_is_longer_than_it_runs(
 def test_each_wait_for_the_longest_migration_is_longer_than_it_runs(tmp_path: Path) -> None:
     """With as much time as a stage may give it."""
     check_waits(synthesise("dev", tmp_path, {"functions": {"migration_timeout": 720}}))
+
+
+def test_no_custom_resource_hangs_for_an_hour(stage: Stage, combination: Stage) -> None:
+    """CloudFormation's default is an hour. CDK's own for log groups has no setting for it."""
+    for each in (stage, combination):
+        for template in each.templates.values():
+            for name, resource in template["Resources"].items():
+                ours = resource["Type"].startswith(("Custom::", "AWS::CloudFormation::Custom"))
+                if ours and resource["Type"] != "Custom::LogRetention":
+                    assert 900 < int(resource["Properties"]["ServiceTimeout"]) < 2400, name
 
 
 def check_waits(stage: Stage) -> None:
