@@ -26,6 +26,7 @@ CHECKS: tuple[Check, ...] = (
     access.callers,
     metrics.metrics,
     metrics.cases,
+    metrics.shown,
     network.groups,
     network.reach,
     network.endpoints,
@@ -63,6 +64,7 @@ def test_the_walk_sees_every_kind_of_thing(apps: Mapping[str, Stage]) -> None:
     assert {row.resource for row in rows} <= kinds
     assert {"AWS::SNS::Topic", "AWS::EC2::VPCEndpoint", "AWS::CloudWatch::Alarm"} <= kinds
     assert {"AWS::RDS::DBProxyTargetGroup", "Custom::Login"} <= kinds
+    assert "AWS::CloudWatch::Dashboard" in kinds
 
 
 # The walk must not go blind: one template at a time is broken, and it has to say how.
@@ -166,6 +168,28 @@ def own_metric_of_another_pooler(templates: Templates) -> None:
     policy = find(templates, "Pooler", "AWS::ApplicationAutoScaling::ScalingPolicy", "Customized")
     tracked = policy["TargetTrackingScalingPolicyConfiguration"]["CustomizedMetricSpecification"]
     tracked["Dimensions"][0]["Value"] = "LambdaPg-other"
+
+
+def empty_graph(templates: Templates) -> None:
+    """Show a metric of a REST API beside an HTTP API's."""
+    on_board(templates, '"IntegrationLatency"', '"CacheHitCount"')
+
+
+def graph_of_nothing(templates: Templates) -> None:
+    """Show the connections of an instance by its id."""
+    on_board(templates, '"DBInstanceIdentifier"', '"DbiResourceId"')
+
+
+def graph_that_adds_up(templates: Templates) -> None:
+    """Show the proxy's connections over five minutes, of which each adds up another number."""
+    on_board(templates, '"period":60,', "")
+
+
+def on_board(templates: Templates, old: str, new: str) -> None:
+    """Replace a text in what dashboards show."""
+    board = find(templates, "Observability", "AWS::CloudWatch::Dashboard", old.replace('"', '\\"'))
+    parts = board["DashboardBody"]["Fn::Join"][1]
+    parts[:] = [each.replace(old, new) if isinstance(each, str) else each for each in parts]
 
 
 def upper_case(templates: Templates) -> None:
@@ -360,6 +384,9 @@ BROKEN: list[tuple[str, Check, Callable[[Templates], None], str]] = [
     ("instance-rds-proxy", metrics.metrics, period_that_adds_up, "is valid over 60 s only"),
     ("prod", metrics.metrics, own_metric_unknown, "writes no LongestWait"),
     ("prod", metrics.metrics, own_metric_of_another_pooler, "its METRICS_POOLER alone"),
+    ("prod", metrics.shown, empty_graph, "no page has AWS/ApiGateway CacheHitCount"),
+    ("prod", metrics.shown, graph_of_nothing, "no page has AWS/RDS DatabaseConnections by DbiRes"),
+    ("instance-rds-proxy", metrics.shown, graph_that_adds_up, "is valid over 60 s only"),
     ("prod", metrics.cases, upper_case, "which is stored as lambdapg:"),
     ("prod", access.trusts, wrong_principal, "which lambda.amazonaws.com may not assume"),
     ("prod", access.trusts, role_for_something_new, "CredentialsArn takes a role"),
