@@ -372,7 +372,7 @@ ACCOUNT_CHECKS: tuple[Check, ...] = (
     check_reboot,
 )
 
-REMARKS: tuple[Check, ...] = (check_roles,)
+REMARKS: tuple[Check, ...] = (check_roles, check_reboot)
 """Checks that never refuse a deployment."""
 
 

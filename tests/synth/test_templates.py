@@ -874,6 +874,35 @@ def test_the_costs_page_counts_what_is_deployed(stages: dict[str, Stage], name: 
         assert f"`{count} \N{MULTIPLICATION SIGN} {word}`" in rows, (word, count)
 
 
+LEFT = {
+    "AWS::RDS::DBInstance": "final snapshot",
+    "AWS::RDS::DBCluster": "final snapshot",
+    "AWS::Lambda::LayerVersion": "versions of the layer",
+    "AWS::Cognito::UserPool": "user pool",
+}
+"""What the costs page calls that which `cdk destroy` leaves of a resource."""
+
+
+@pytest.mark.parametrize("override", [{}, COMBINATIONS["aurora-pgbouncer"]])
+def test_the_costs_page_names_what_destroy_leaves(override: dict[str, Any], tmp_path: Path) -> None:
+    """Snapshots and what is retained go on costing, or are in the way of somebody."""
+    page = (Path(__file__).parents[2] / "docs" / "costs.md").read_text()
+    section = page.partition("`cdk destroy` leaves")[2].partition("\nNot counted:")[0]
+    stage = synthesise("prod", tmp_path, override)
+    left = {
+        resource["Type"]
+        for template in stage.templates.values()
+        for resource in template["Resources"].values()
+        if resource.get("DeletionPolicy") in {"Retain", "Snapshot", "RetainExceptOnCreate"}
+    }
+    assert left
+    for kind in left:
+        assert LEFT[kind] in section, kind
+    backups = [each["Properties"] for each in stage.all("AWS::RDS::DBInstance").values()]
+    if any(each.get("DeleteAutomatedBackups") is False for each in backups):
+        assert "automated backups" in section
+
+
 def test_without_nat_the_endpoints_are_there(tmp_path: Path) -> None:
     """Private subnets without NAT reach the registry, the logs and the secrets."""
     stage = synthesise("dev", tmp_path, {"network": {"egress": "endpoints"}})
