@@ -69,11 +69,14 @@ class Login:
     """The application's user; without a password it logs in by IAM.
 
     A `borrowed` one is somebody else's: where it exists, its password and its LOGIN are left alone.
+    With `many_rounds` its password is hashed as often as RFC 7677 asks for, since somebody's client
+    uses it that may refuse less (docs/decisions/0020).
     """
 
     name: str
     password: str | None = field(default=None, repr=False)
     borrowed: bool = False
+    many_rounds: bool = False
 
     def __post_init__(self) -> None:
         """Raise `LoginError`: PostgreSQL takes an empty password for none, and clears the old."""
@@ -151,6 +154,25 @@ def prepare(
         else:
             _limit(connection, timeouts, _database(connection))
         return login.name if is_member(connection, login.name, IAM) and not known else None
+
+
+def admit_early(
+    connection: Connection[Any], read_login: Callable[[], Login], patience: float
+) -> None:
+    """Let a login in that somebody waits for before the migration; raise as `prepare` does.
+
+    It may connect; the migration does the rest. The database's limits, which an earlier migration
+    may have set, are for requests: this waits `patience` seconds for the lock.
+    """
+    with connection.transaction():
+        for name in ("statement_timeout", "lock_timeout"):
+            connection.execute(
+                "SELECT set_config(%s, %s, true)", [name, f"{round(patience * 1000)}ms"]
+            )
+        hold(connection)
+        _refuse_neighbour(connection)
+        admit(connection, read_login())
+        _open_database(connection, shared=True)
 
 
 def owner_is_of_iam(connection: Connection[Any]) -> bool:
@@ -306,7 +328,8 @@ def _let_in(connection: Connection[Any], login: Login) -> None:
         _let_in_by_iam(connection, login.name)
         return
     statement = sql.SQL("ALTER ROLE {} PASSWORD {}")
-    verifier = _cheap_verifier(connection, login.name, login.password)
+    make = _verifier if login.many_rounds else _cheap_verifier
+    verifier = make(connection, login.name, login.password)
     connection.execute(statement.format(sql.Identifier(login.name), verifier))
     if is_member(connection, login.name, IAM):
         _run(connection, "REVOKE {} FROM {}", IAM, login.name)

@@ -21,7 +21,13 @@ from stacks.capacity import max_connections
 from stacks.clients import Cap, Clients
 from stacks.config import Config
 from stacks.contradictions import API_TIMEOUT
-from stacks.database import APPLICATION, APPLICATION_SECRET, DatabaseStack, token_user_arn
+from stacks.database import (
+    APPLICATION,
+    APPLICATION_SECRET,
+    DatabaseStack,
+    hash_for_proxy,
+    token_user_arn,
+)
 from stacks.functions import add_layer, join_network, log_group, new_function, read_secret
 from stacks.identity import Identity
 from stacks.migration import Migration
@@ -143,6 +149,10 @@ class ApiStack(Stack):
         words = [published(self._config, "database/host").read(self)]
         if database.server.resource_id:
             words.append(published(self._config, "database/resource-id").read(self))
+        if not self._config.by_token:
+            # Of another secret the password is set by a migration alone.
+            secret = Fn.split(":", published(self._config, APPLICATION_SECRET).read(self))
+            words.append(Fn.select(6, secret))
         layer = Fn.split(":", published(self._config, "layer/arn").read(self))
         return Fn.join(" ", [Fn.select(7, layer), *words])
 
@@ -171,6 +181,7 @@ class ApiStack(Stack):
         arn = published(self._config, APPLICATION_SECRET).read(self)
         read_secret(function, arn)
         function.add_environment("APP_SECRET_ARN", arn)
+        hash_for_proxy(function, self._config)
 
     def _let_owner_in(self, function: lambda_.Function) -> None:
         """Let the migration log in by token as the owner, whose password RDS may not take any more.

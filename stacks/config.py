@@ -118,7 +118,8 @@ class Existing:
     )
     resource_id: str | None = setting(
         None,
-        "resource id that IAM policies name, where rds_proxy.auth is 'iam'",
+        "resource id that IAM policies name, where rds_proxy.auth is 'iam'; another one, as after a"
+        " restore, has the migration run again",
         pattern=r"(db|cluster)-[A-Z0-9]+",
         shape="as in db-ABCDEFGHIJKL",
     )

@@ -386,5 +386,10 @@ def _pooler(config: "Config") -> Iterator[str]:
             f"app = {config.app!r}: the proxy would be {config.proxy_name!r}, of"
             f" {len(config.proxy_name)} characters; allowed are {LONGEST_PROXY_NAME}"
         )
+    if config.pooler == "rds-proxy" and "--" in config.proxy_name:
+        yield (
+            f"stage = {config.stage!r}: the proxy would be {config.proxy_name!r}, with two hyphens"
+            " in a row, which RDS refuses; choose a stage without them"
+        )
     if config.pooler == "external" and config.external.secret_arn is None:
         yield "external.secret_arn = null: a value is needed with pooler = 'external'"

@@ -1,7 +1,7 @@
-"""When a deployment migrates: after what the migration needs, before the functions change."""
+"""What a deployment does in the database: the migration, and a login that a proxy waits for."""
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 from aws_cdk import CfnElement, CustomResource, Duration, Stack
 from aws_cdk import aws_iam as iam
@@ -25,12 +25,13 @@ than the event can be under way: no migration begins after CloudFormation has gi
 https://docs.aws.amazon.com/AWSCloudFormation/latest/TemplateReference/aws-resource-cloudformation-customresource.html"""
 
 
-class Migration(Construct):
-    """A custom resource that runs a version of the function `migrate` when there is another one.
+class DeploymentTask(Construct):
+    """A custom resource that has a function do its part of a deployment when `properties` change.
 
     Not CDK's Trigger, whose SDK repeats an invocation that takes all of its time, nor CDK's
     provider framework, which repeats one after any error: docs/decisions/0027. `before` waits for
-    it.
+    it. `invokes` is the function's ARN as a policy names it; `properties` are those that
+    functions/migration_provider reads, and whatever else the function has to run again for.
     """
 
     def __init__(
@@ -40,30 +41,26 @@ class Migration(Construct):
         *,
         config: Config,
         assets: Assets,
-        migrate: lambda_.Function,
+        resource_type: str,
+        invokes: str,
+        properties: Mapping[str, Any],
         before: Sequence[IConstruct],
     ) -> None:
         super().__init__(scope, id)
-        provider = self._provider(config, assets, migrate)
-        resource = CustomResource(
+        self.provider = self._provider(config, assets, invokes)
+        self.resource = CustomResource(
             self,
             "Run",
-            service_token=provider.function_arn,
+            service_token=self.provider.function_arn,
             service_timeout=Duration.seconds(SERVICE_TIMEOUT),
-            resource_type="Custom::Migration",
-            properties={
-                "Function": migrate.current_version.function_arn,
-                "Seconds": config.functions.migration_timeout,
-                "Logs": migrate.log_group.log_group_name,
-            },
+            resource_type=resource_type,
+            properties=properties,
         )
-        resource.node.add_dependency(migrate, provider)
+        self.resource.node.add_dependency(self.provider)
         for each in before:
-            each.node.add_dependency(resource)
+            each.node.add_dependency(self.resource)
 
-    def _provider(
-        self, config: Config, assets: Assets, migrate: lambda_.Function
-    ) -> lambda_.Function:
+    def _provider(self, config: Config, assets: Assets, invokes: str) -> lambda_.Function:
         """Make the function that CloudFormation invokes: outside of the VPC, never idle in it."""
         provider = new_function(
             self,
@@ -75,10 +72,8 @@ class Migration(Construct):
             retry_attempts=0,
             max_event_age=Duration.seconds(EVENT_AGE),
         )
-        # Versions of any number: a policy that named one would be new in every deployment.
-        versions = f"{migrate.function_arn}:*"
         for action, resource in (
-            ("lambda:InvokeFunction", versions),
+            ("lambda:InvokeFunction", invokes),
             ("cloudformation:DescribeStacks", Stack.of(self).stack_id),
         ):
             provider.add_to_role_policy(iam.PolicyStatement(actions=[action], resources=[resource]))
@@ -86,10 +81,41 @@ class Migration(Construct):
             provider,
             LambdaAsyncFailureDestination="CloudFormation waits for its answer, and fails without.",
         )
+        return provider
+
+
+class Migration(DeploymentTask):
+    """Runs a version of the function `migrate` when there is another one."""
+
+    def __init__(
+        self,
+        scope: Construct,
+        id: str,  # noqa: A002 - CDK's own name
+        *,
+        config: Config,
+        assets: Assets,
+        migrate: lambda_.Function,
+        before: Sequence[IConstruct],
+    ) -> None:
+        super().__init__(
+            scope,
+            id,
+            config=config,
+            assets=assets,
+            resource_type="Custom::Migration",
+            # Versions of any number: a policy that named one would be new in every deployment.
+            invokes=f"{migrate.function_arn}:*",
+            properties={
+                "Function": migrate.current_version.function_arn,
+                "Seconds": config.functions.migration_timeout,
+                "Logs": migrate.log_group.log_group_name,
+            },
+            before=before,
+        )
+        self.resource.node.add_dependency(migrate)
         name = Stack.of(self).get_logical_id(cast(CfnElement, migrate.node.default_child))
         accept_permission(
-            provider,
+            self.provider,
             f"Resource::<{name}.Arn>:*",
             "It runs the version of the migration that the deployment has published.",
         )
-        return provider

@@ -163,15 +163,26 @@ def check_fargate(config: Config, clients: Clients) -> Iterator[Finding]:
         rolling_tasks(tasks, settings.maximum_percent) * settings.cpu / 1024
         for tasks in (settings.tasks, settings.max_tasks)
     )
-    quota = clients("service-quotas").get_service_quota(
-        ServiceCode="fargate", QuotaCode=FARGATE_VCPUS
-    )["Quota"]["Value"]
+    quota = _quota(clients("service-quotas"), "fargate", FARGATE_VCPUS)
     what = (
         f"Fargate may use {quota:g} vCPUs, the pooler needs {needed:g} while it is deployed with"
         f" pgbouncer.max_tasks = {settings.max_tasks}, and {least:g} with {settings.tasks} tasks"
     )
     remedy = f"Ask for more: {_increase(config, 'fargate', FARGATE_VCPUS)}"
     yield Finding(what, "" if quota >= needed else remedy, blocks=quota < least)
+
+
+def _quota(client: Any, service: str, code: str) -> float:
+    """Read a quota; one that was never applied to the account has AWS's default.
+
+    https://docs.aws.amazon.com/servicequotas/2019-06-24/apireference/API_GetServiceQuota.html
+    """
+    named = {"ServiceCode": service, "QuotaCode": code}
+    try:
+        answer = client.get_service_quota(**named)
+    except client.exceptions.NoSuchResourceException:
+        answer = client.get_aws_default_service_quota(**named)
+    return float(answer["Quota"]["Value"])
 
 
 def check_roles(config: Config, clients: Clients) -> Iterator[Finding]:
@@ -305,7 +316,11 @@ def _changes(config: Config, server: Mapping[str, Any]) -> list[str]:
         "backup_days": (server["BackupRetentionPeriod"], database.backup_days),
         "deletion_protection": (server["DeletionProtection"], database.deletion_protection),
     }
-    return [f"database.{name}" for name, (deployed, new) in wanted.items() if deployed != new]
+    changed = [name for name, (deployed, new) in wanted.items() if deployed != new]
+    # RDS lets the storage grow by itself, so that more than is wanted is no change.
+    if database.storage_gib > server["AllocatedStorage"]:
+        changed.append("storage_gib")
+    return [f"database.{name}" for name in changed]
 
 
 def check_builder(config: Config, environment: Mapping[str, str]) -> Iterator[Finding]:
@@ -357,7 +372,7 @@ ACCOUNT_CHECKS: tuple[Check, ...] = (
     check_reboot,
 )
 
-REMARKS: tuple[Check, ...] = (check_roles,)
+REMARKS: tuple[Check, ...] = (check_roles, check_reboot)
 """Checks that never refuse a deployment."""
 
 

@@ -36,6 +36,9 @@ OWNER_BY_TOKEN = os.environ.get("OWNER_BY_TOKEN") == "1"
 """Whether the owner may log in by a token too. Where the application does, RDS may take nothing
 else of the owner, who made the application's user and so is its member."""
 
+MANY_ROUNDS = os.environ.get("MANY_ROUNDS") == "1"
+"""Whether the application's password is hashed more often than our own clients need."""
+
 settings = Settings.from_env(direct=EXTERNAL)
 db = Database(settings)
 
@@ -95,7 +98,8 @@ def read_login() -> Login:
     if EXTERNAL:
         return login_of(read_secret("LAMBDA_PG_SECRET_ARN").get("url"))
     fields = read_secret("APP_SECRET_ARN")
-    return Login(fields.get("username") or "", fields.get("password") or "")
+    user, password = fields.get("username") or "", fields.get("password") or ""
+    return Login(user, password, many_rounds=MANY_ROUNDS)
 
 
 def read_secret(variable: str) -> dict[str, Any]:

@@ -1,16 +1,19 @@
 """Run a deployment's migration for CloudFormation, and answer with the migration's own error.
 
+It runs what the resource's properties name: the migration, or before an RDS Proxy the function that
+makes the proxy's login.
+
 CloudFormation invokes it with the events of a custom resource and waits for what is PUT to the
 event's ResponseURL: https://docs.aws.amazon.com/AWSCloudFormation/latest/UserGuide/crpg-ref.html
 
-A migration is invoked once. What is retried is an invocation that Lambda refused: the function is
+A function is invoked once. What is retried is an invocation that Lambda refused: the function is
 Inactive or Pending, a throttle, a permission that is not known everywhere yet. A connection that is
-lost later is not retried, because the migration may be running. Lambda may deliver an event twice
+lost later is not retried, because the function may be running. Lambda may deliver an event twice
 (https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-error-handling.html). Then the
-migration's lock in the database makes the second one wait, and it finds nothing to do.
+locks of both functions in the database make the second one wait, and it finds nothing to do.
 
-A stack that rolls back gets no migration: the schema of the version that it goes back to was
-reached by an earlier deployment, and migrations are additive.
+In a stack that rolls back nothing is run: an earlier deployment has made the schema of the version
+that it goes back to, and the login. Migrations are additive.
 """
 
 import json
@@ -19,6 +22,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import boto3
@@ -34,7 +38,7 @@ ANSWERING = 30.0
 """Seconds kept back from this function's own time, to answer CloudFormation."""
 
 STARTING = 30.0
-"""Seconds that an invocation may take beyond the migration's timeout: Lambda gives a new
+"""Seconds that an invocation may take beyond the function's timeout: Lambda gives a new
 environment 10 s to start, which do not count, and the answer has to travel.
 https://docs.aws.amazon.com/lambda/latest/dg/lambda-runtime-environment.html"""
 
@@ -88,7 +92,21 @@ Answer = TypeVar("Answer")
 
 
 class ProviderError(Exception):
-    """The migration failed or could not be run; says why, for CloudFormation's event."""
+    """The task failed or could not be run; says why, for CloudFormation's event."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be run, as the resource's properties say."""
+
+    name: str
+    """What it is, for messages."""
+    function: str
+    event: dict[str, Any]
+    seconds: float
+    """How long the function may take."""
+    logs: str
+    """The function's log group, for messages."""
 
 
 def handler(event: dict[str, Any], context: Any) -> None:
@@ -99,8 +117,8 @@ def handler(event: dict[str, Any], context: Any) -> None:
         logger.error("%s", error)  # noqa: TRY400 - the traceback is this function's, not the cause's
         answer(event, "FAILED", str(error))
     except Exception as error:
-        logger.exception("the migration could not be run")
-        answer(event, "FAILED", f"the migration was not run: {type(error).__name__}: {error}")
+        logger.exception("the provider failed")
+        answer(event, "FAILED", f"the provider failed: {type(error).__name__}: {error}")
     else:
         logger.info("%s", said)
         answer(event, "SUCCESS", said)
@@ -112,13 +130,19 @@ def run(event: dict[str, Any], remaining: float) -> str:
     Raise `ProviderError` with the migration's message.
     """
     if event["RequestType"] == "Delete":
-        return "nothing is deleted: the schema stays"
+        return "nothing is deleted: schema and roles stay"
     properties = event["ResourceProperties"]
-    seconds = float(properties["Seconds"])
-    until = time.monotonic() + remaining - ANSWERING - STARTING - seconds
+    task = Task(
+        name=properties.get("Task", "migration"),
+        function=properties["Function"],
+        event=properties.get("Event", {}),
+        seconds=float(properties["Seconds"]),
+        logs=properties["Logs"],
+    )
+    until = time.monotonic() + remaining - ANSWERING - STARTING - task.seconds
     if rolls_back(event["StackId"], until):
-        return "the stack rolls back: its schema is there, and nothing was run"
-    return invoke(properties["Function"], seconds, until, properties["Logs"])
+        return f"the stack rolls back to what an earlier {task.name} has made: nothing was run"
+    return invoke(task, until)
 
 
 def rolls_back(stack: str, until: float) -> bool:
@@ -128,26 +152,26 @@ def rolls_back(stack: str, until: float) -> bool:
     return "ROLLBACK" in found["StackStatus"]
 
 
-def invoke(function: str, seconds: float, until: float, logs: str) -> str:
-    """Invoke the migration, which takes `seconds` at the most; begin no later than `until`.
+def invoke(task: Task, until: float) -> str:
+    """Invoke the task's function once; begin no later than `until`, a time of the monotonic clock.
 
-    `until` is a time of the monotonic clock. Return the migration's answer.
+    Return the function's answer.
     """
-    client = _client("lambda", seconds + STARTING)
+    client, payload = _client("lambda", task.seconds + STARTING), json.dumps(task.event).encode()
     try:
         response = patiently(
-            lambda: client.invoke(FunctionName=function, Payload=b"{}"), until, function
+            lambda: client.invoke(FunctionName=task.function, Payload=payload), until, task.function
         )
         text = response["Payload"].read().decode(errors="replace")
     except BotoCoreError as error:
         raise ProviderError(
-            f"the connection to the migration was lost, and it may be running still or have ended:"
-            f" {error}. The log group {logs} tells. Deploy again: what is migrated already is not"
-            " migrated again"
+            f"the connection to the {task.name} was lost, and it may be running still or have"
+            f" ended: {error}. The log group {task.logs} tells. Deploy again: what is done already"
+            " is not done again"
         ) from error
     if "FunctionError" in response:
-        raise ProviderError(f"{_cut(_message(text))} (log group {logs})")
-    return f"the migration answered {text}"
+        raise ProviderError(f"{_cut(_message(text))} (log group {task.logs})")
+    return f"the {task.name} answered {text}"
 
 
 def patiently(call: Callable[[], Answer], until: float, what: str) -> Answer:
@@ -179,7 +203,7 @@ def _passes(error: Exception) -> bool:
 def _not_run(error: Exception, what: str, *, late: bool) -> str:
     waited = " and did not pass in the time there was" if late else ""
     return _cut(
-        f"the migration was not run, nothing has changed. {what}: {error}{waited}. See"
+        f"nothing was run, and nothing has changed. {what}: {error}{waited}. See"
         ' docs/operations.md, "A migration failed"'
     )
 

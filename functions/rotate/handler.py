@@ -5,6 +5,9 @@ ROTATION is `alternating` (the default: two users take turns, and no login is re
 is longer where a step in between fails).
 
 A step that fails leaves AWSCURRENT as it was and is tried again; every step may be repeated.
+
+A deployment asks for a fifth thing before it makes an RDS Proxy: admitCurrent lets the login of
+AWSCURRENT in, which the migration does only after the proxy.
 """
 
 import json
@@ -21,9 +24,12 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from lambda_pg import ConfigurationError, Database, Settings
 
-from migrations.roles import GROUP, Login, LoginError, admit, hold
+from migrations.roles import GROUP, Login, LoginError, NeighbourError, admit, admit_early, hold
 
 ROTATION: Final = os.environ.get("ROTATION") or "alternating"
+
+MANY_ROUNDS: Final = os.environ.get("MANY_ROUNDS") == "1"
+"""Whether the application's password is hashed more often than our own clients need."""
 
 SUFFIX: Final = "_clone"
 """What the second of two users that take turns has after the name of the first."""
@@ -37,6 +43,12 @@ NO_QUOTING: Final = " %+~`#$&*()|[]{}:;<>?!'/@\"\\,=^-"
 
 TEST_TIMEOUT: Final = 10.0
 """Seconds that the test of the next login may take."""
+
+ADMIT: Final = "admitCurrent"
+"""What a deployment asks for, with the secret's ARN alone (stacks/pooler/rds_proxy.py)."""
+
+PATIENCE: Final = 30.0
+"""Seconds that a deployment waits for finishSecret, which keeps the lock while it tests a login."""
 
 CLIENT: Final = Config(
     connect_timeout=3, read_timeout=5, retries={"total_max_attempts": 3, "mode": "standard"}
@@ -57,8 +69,8 @@ class RotationError(RuntimeError):
 class Versions:
     """The versions of a secret, as the steps of one rotation see them."""
 
-    def __init__(self, arn: str, token: str) -> None:
-        """Take the secret's ARN, and the id of the version that this rotation makes."""
+    def __init__(self, arn: str, token: str = "") -> None:
+        """Take the secret's ARN, and the id of the version that a rotation makes."""
         self.arn = arn
         self._token = token
         self._client = boto3.client("secretsmanager", config=CLIENT)
@@ -238,12 +250,23 @@ def finish_secret(versions: Versions) -> None:
         versions.promote()
 
 
+def admit_current(versions: Versions) -> None:
+    """Let the login in that is in use, before there is a migration: it may connect, and no more."""
+    with acting_as(MASTER), db.connection() as connection:
+        admit_early(connection, lambda: login_of(versions.current()), PATIENCE)
+
+
 def next_login(versions: Versions) -> Login:
     """Return what createSecret has made up."""
     content = versions.pending()
     if content is None:
         raise RotationError("AWSPENDING is empty: createSecret comes first")
-    return Login(content["username"], content["password"])
+    return login_of(content)
+
+
+def login_of(content: dict[str, Any]) -> Login:
+    """Take the login out of a version."""
+    return Login(content["username"], content["password"], many_rounds=MANY_ROUNDS)
 
 
 @contextmanager
@@ -265,14 +288,19 @@ STEPS: Final[dict[str, Callable[[Versions], None]]] = {
 
 def take_step(event: dict[str, Any]) -> None:
     """Take the step that an event names, unless the rotation has ended already."""
-    for name in ("Step", "SecretId", "ClientRequestToken"):
+    needed = ["Step", "SecretId"] + ["ClientRequestToken"] * (event.get("Step") != ADMIT)
+    for name in needed:
         if not isinstance(event.get(name), str):
             raise RotationError(f"the event has no {name}: this function is for Secrets Manager")
     step, arn = event["Step"], event["SecretId"]
-    if step not in STEPS:
-        raise RotationError(f"there is no such step, only {', '.join(STEPS)}")
+    if step != ADMIT and step not in STEPS:
+        raise RotationError(f"there is no such step, only {', '.join((*STEPS, ADMIT))}")
     if arn == settings.secret_arn:
         raise RotationError("it is the master user's, which this function logs in with itself")
+    if step == ADMIT:
+        admit_current(Versions(arn))
+        logger.info("%s: the login of the secret %s is let in", step, arn)
+        return
     versions = Versions(arn, event["ClientRequestToken"])
     if versions.is_done():
         logger.info("%s: the secret %s is rotated already", step, arn)
@@ -281,13 +309,24 @@ def take_step(event: dict[str, Any]) -> None:
     logger.info("%s: done for the secret %s", step, arn)
 
 
+FAILURES: Final = (
+    RotationError,
+    LoginError,
+    NeighbourError,
+    ConfigurationError,
+    ClientError,
+    BotoCoreError,
+)
+
+
 @db.bind_lambda_context
 def handler(event: dict[str, Any], context: object) -> None:
     """Take one step of a rotation; raise RotationError where that fails."""
     try:
         take_step(event)
-    except (RotationError, LoginError, ConfigurationError, ClientError, BotoCoreError) as error:
+    except FAILURES as error:
+        step = event.get("Step")
+        kept = "" if step == ADMIT else ", which keeps its AWSCURRENT until a try succeeds"
         raise RotationError(
-            f"{event.get('Step')} failed for the secret {event.get('SecretId')}, which keeps its "
-            f"AWSCURRENT until a try succeeds: {error}"
+            f"{step} failed for the secret {event.get('SecretId')}{kept}: {error}"
         ) from error

@@ -32,7 +32,7 @@ def new_pooler(
         return ExternalStack(scope, name, config=config, **options)
     if config.pooler == "rds-proxy":
         return RdsProxyStack(
-            scope, name, config=config, network=network, database=database, **options
+            scope, name, config=config, assets=assets, network=network, database=database, **options
         )
     return PgBouncerStack(
         scope, name, config=config, assets=assets, network=network, database=database, **options

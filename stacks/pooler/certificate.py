@@ -21,6 +21,10 @@ from stacks.config import Config
 from stacks.functions import log_group, new_function
 from stacks.published import Published, published
 
+SERVICE_TIMEOUT = 1200
+"""Seconds after which CloudFormation takes a silent provider for failed; an hour by default. CDK's
+provider may run for 15 minutes; one that begins later finds the certificate and changes nothing."""
+
 
 class Certificate(Construct):
     """A CA of the stack's own and a certificate for `names`. Faces: `secret`, `grant_read`."""
@@ -83,6 +87,7 @@ class Certificate(Construct):
             self,
             "Issued",
             service_token=provider.service_token,
+            service_timeout=Duration.seconds(SERVICE_TIMEOUT),
             resource_type="Custom::PoolerCertificate",
             properties={"Names": names},
         )

@@ -2,14 +2,23 @@
 
 from typing import Any, cast
 
-from aws_cdk import CfnResource, Duration, Fn, Stack
+from aws_cdk import Arn, ArnComponents, ArnFormat, CfnResource, Duration, Fn, Stack
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_rds as rds
 from aws_cdk import aws_secretsmanager as secretsmanager
 from constructs import Construct
 
+from stacks.assets import Assets
 from stacks.config import Config
-from stacks.database import APPLICATION, APPLICATION_SECRET, DatabaseStack, token_user_arn
+from stacks.database import (
+    ADMIT,
+    APPLICATION,
+    APPLICATION_SECRET,
+    ROTATION_SECONDS,
+    DatabaseStack,
+    token_user_arn,
+)
+from stacks.migration import DeploymentTask
 from stacks.network import NetworkStack, closed_group
 from stacks.published import published
 from stacks.servers import cluster_engine, instance_engine
@@ -28,6 +37,7 @@ class RdsProxyStack(Stack):
         id: str,  # noqa: A002 - CDK's own name
         *,
         config: Config,
+        assets: Assets,
         network: NetworkStack,
         database: DatabaseStack,
         **options: Any,
@@ -37,6 +47,8 @@ class RdsProxyStack(Stack):
         self._group = closed_group(self, "Group", network.vpc, "RDS Proxy")
         database.admit(self._group)
         self.proxy = self._proxy(network)
+        if not config.by_token:
+            self._let_in_first(assets)
         self._publish()
 
     def _proxy(self, network: NetworkStack) -> rds.DatabaseProxy:
@@ -78,6 +90,46 @@ class RdsProxyStack(Stack):
             return None
         arn = published(self._config, APPLICATION_SECRET).read(self)
         return secretsmanager.Secret.from_secret_complete_arn(self, "ApplicationSecret", arn)
+
+    def _let_in_first(self, assets: Assets) -> None:
+        """Make the login before the proxy, whose target may wait for it: docs/decisions/0035.
+
+        The migration makes it, too, but only after the proxy, in the stack `Api`.
+        """
+        name = published(self._config, "database/rotation-function").read(self)
+        function = Arn.format(
+            ArnComponents(
+                service="lambda",
+                resource="function",
+                resource_name=name,
+                arn_format=ArnFormat.COLON_RESOURCE_NAME,
+            ),
+            self,
+        )
+        # Another server has to get the login before the proxy connects to it.
+        server = ["host", *(["resource-id"] if self._database.server.resource_id else [])]
+        DeploymentTask(
+            self,
+            "Login",
+            config=self._config,
+            assets=assets,
+            resource_type="Custom::Login",
+            invokes=function,
+            properties={
+                "Task": "login",
+                "Function": function,
+                "Event": {
+                    "Step": ADMIT,
+                    "SecretId": published(self._config, APPLICATION_SECRET).read(self),
+                },
+                "Seconds": ROTATION_SECONDS,
+                "Logs": f"of the function {name}",
+                "Server": [
+                    published(self._config, f"database/{each}").read(self) for each in server
+                ],
+            },
+            before=[self.proxy],
+        )
 
     def _target(self) -> rds.ProxyTarget:
         """Describe the database anew: given its own construct, CDK would put rules into its stack.

@@ -495,13 +495,18 @@ def test_a_deployment_leaves_the_other_user_as_it_is(target: Target) -> None:
             master.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(target.login.name)))
 
 
-@pytest.mark.parametrize(("made", "rounds"), [(True, 1), (False, 4096)])
+@pytest.mark.parametrize(
+    ("made", "many", "rounds"), [(True, False, 1), (False, False, 4096), (True, True, 4096)]
+)
 def test_a_password_that_a_machine_made_has_a_cheap_verifier(
-    target: Target, postgres: Postgres, made: bool, rounds: int
+    target: Target, postgres: Postgres, made: bool, many: bool, rounds: int
 ) -> None:
-    """One hash round, so that a direct login costs its client a fifth; and it logs in."""
+    """One hash round, so that a direct login costs its client a fifth; and it logs in.
+
+    Where a client of somebody else's logs in, it has as many as any password.
+    """
     password = machine_made_password() if made else PASSWORD
-    target.login = Login(target.login.name, password)
+    target.login = Login(target.login.name, password, many_rounds=many)
     target.migrate()
     with psycopg.connect(postgres.superuser_dsn) as admin:
         row = admin.execute(

@@ -474,6 +474,128 @@ def test_the_first_rotation_may_come_before_the_first_deployment(application: Ap
     use(application, application.content("AWSPREVIOUS"))
 
 
+# The login that an RDS Proxy waits for
+
+
+def admit(app: Application) -> None:
+    """Invoke the function as a deployment does before it makes the proxy."""
+    event = {"Step": "admitCurrent", "SecretId": app.arn}
+    assert app.function.handler(event, Context(30)) is None
+
+
+@Strategy
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_login_is_there_before_the_first_migration(
+    application: Application, shared: bool
+) -> None:
+    """The proxy connects with it; the migration gives it the rest, as if it had come first."""
+    assert refused(application, application.content())
+    if shared:
+        with application.master() as master:
+            name = sql.Identifier(application.database)
+            master.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(name))
+    admit(application)
+    with application.connect(application.content()) as connection:
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+    application.deploy(shared=shared)
+    use(application, application.content())
+    application.rotate()
+    use(application, application.content())
+
+
+@pytest.mark.parametrize(("many", "rounds"), [("", 1), ("1", 4096)])
+def test_a_proxy_s_password_is_hashed_as_often_as_its_client_may_ask_for(
+    application: Application,
+    postgres: Postgres,
+    monkeypatch: pytest.MonkeyPatch,
+    many: str,
+    rounds: int,
+) -> None:
+    """By a rotation and by the login that comes early, which is of the same secret."""
+    monkeypatch.setenv("MANY_ROUNDS", many)
+    application.function = load_function("rotate")
+    application.rotate()
+    first = verifier_of(application, postgres)
+    admit(application)
+    for found in (first, verifier_of(application, postgres)):
+        assert found.startswith(f"SCRAM-SHA-256${rounds}:")
+
+
+def verifier_of(app: Application, postgres: Postgres) -> str:
+    """Read what the database keeps of the current user's password."""
+    with psycopg.connect(postgres.superuser_dsn) as admin:
+        if admin.info.server_version < 160000:
+            pytest.skip("the rounds cannot be set before PostgreSQL 16")
+        found = admin.execute(
+            "SELECT rolpassword FROM pg_authid WHERE rolname = %s", [app.content()["username"]]
+        )
+        return str(found.fetchall()[0][0])
+
+
+@Strategy
+def test_letting_the_login_in_again_disturbs_nobody(app: Application) -> None:
+    """A deployment does it for another server, or for the same one after a rotation."""
+    for _ in range(2):
+        app.rotate()
+        admit(app)
+        use(app, app.content())
+
+
+def test_the_login_waits_for_the_end_of_a_rotation_longer_than_requests_may(
+    app: Application,
+) -> None:
+    """The database's own limits are 7 s for a statement and 2 s for a lock."""
+    with app.master() as master:
+        master.execute(
+            sql.SQL("ALTER DATABASE {} SET lock_timeout = '1ms'").format(
+                sql.Identifier(app.database)
+            )
+        )
+    app.function.db.close()
+    with ThreadPoolExecutor(1) as pool, app.master() as holder:
+        with holder.transaction():
+            holder.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK])
+            admitted = pool.submit(admit, app)
+            waiting = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+            with app.master() as other:
+                wait_until(
+                    lambda: admitted.done() or other.execute(waiting).fetchone() is not None, 20
+                )
+            assert not admitted.done()
+        assert admitted.result(30) is None
+
+
+def test_the_login_of_somebody_else_is_not_let_in(application: Application) -> None:
+    """As in a migration; nothing is changed, and the message keeps the password to itself."""
+    user = sql.Identifier(application.user)
+    with application.master() as master:
+        master.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'stranger'").format(user))
+    with pytest.raises(application.function.RotationError, match="none of the application's") as no:
+        admit(application)
+    assert str(no.value).startswith(f"admitCurrent failed for the secret {application.arn}: ")
+    assert FIRST not in str(no.value)
+    application.connect({"username": application.user, "password": "stranger"}).close()
+
+
+def test_the_login_of_a_server_that_another_lambda_pg_uses_is_not_let_in(
+    application: Application, postgres: Postgres
+) -> None:
+    """The users of each would log in to the other."""
+    name = sql.Identifier(f"other_{application.database}")
+    with psycopg.connect(postgres.superuser_dsn, autocommit=True) as admin:
+        admin.execute(sql.SQL("CREATE DATABASE {}").format(name))
+        group = sql.Identifier(GROUP)
+        if admin.execute("SELECT FROM pg_roles WHERE rolname = %s", [GROUP]).fetchone() is None:
+            admin.execute(sql.SQL("CREATE ROLE {}").format(group))
+        admin.execute(sql.SQL("GRANT CONNECT ON DATABASE {} TO {}").format(name, group))
+        try:
+            with pytest.raises(application.function.RotationError, match="server of its own"):
+                admit(application)
+        finally:
+            admin.execute(sql.SQL("DROP DATABASE {}").format(name))
+    assert refused(application, application.content())
+
+
 def test_a_deployment_between_rotations_disturbs_nobody(app: Application) -> None:
     """Both users go on, whichever of them the secret names."""
     for _ in range(2):

@@ -19,6 +19,7 @@ from stacks import assets
 from stacks.assets import pooler_context
 from stacks.budget import BudgetError
 from stacks.config import Config
+from stacks.database import ADMIT
 from stacks.image import LOCKS
 from stacks.published import VALUES
 from stacks.synthesis import COMBINATIONS, new_app
@@ -124,6 +125,8 @@ def test_the_migration_runs_again_for_another_database(prod: Stage) -> None:
     description = json.dumps(version["Properties"]["Description"])
     assert "databasehost" in description
     assert "databaseresourceid" in description
+    # Another secret has another password, which only a migration sets.
+    assert "databaseapplicationsecretarn" in description
 
 
 @pytest.mark.parametrize("folder", ["users", "health"])
@@ -231,19 +234,35 @@ def test_each_wait_for_the_longest_migration_is_longer_than_it_runs(tmp_path: Pa
     check_waits(synthesise("dev", tmp_path, {"functions": {"migration_timeout": 720}}))
 
 
+def test_no_custom_resource_hangs_for_an_hour(stage: Stage, combination: Stage) -> None:
+    """CloudFormation's default is an hour. CDK's own for log groups has no setting for it."""
+    for each in (stage, combination):
+        for template in each.templates.values():
+            for name, resource in template["Resources"].items():
+                ours = resource["Type"].startswith(("Custom::", "AWS::CloudFormation::Custom"))
+                if ours and resource["Type"] != "Custom::LogRetention":
+                    assert 900 < int(resource["Properties"]["ServiceTimeout"]) < 2400, name
+
+
 def check_waits(stage: Stage) -> None:
-    """Compare the migration's time with its provider's, and that with CloudFormation's."""
+    """Compare each function's time with its provider's, and that with CloudFormation's."""
     functions = stage.functions()
-    (run,) = stage.resources("Api", "Custom::Migration").values()
-    (events,) = stage.resources("Api", "AWS::Lambda::EventInvokeConfig").values()
-    seconds = run["Properties"]["Seconds"]
-    provider = functions["migration_provider"]["Timeout"]
-    assert seconds == functions["migrate"]["Timeout"]
-    # A function of a VPC takes about a minute to wake up.
-    assert provider >= seconds + STARTING + ANSWERING + 60
-    assert events["Properties"]["MaximumRetryAttempts"] == 0
-    age = events["Properties"]["MaximumEventAgeInSeconds"]
-    assert int(run["Properties"]["ServiceTimeout"]) > age + provider
+    for stack, kind, folder in (
+        ("Api", "Custom::Migration", "migrate"),
+        ("Pooler", "Custom::Login", "rotate"),
+    ):
+        runs = stage.resources(stack, kind).values()
+        events = stage.resources(stack, "AWS::Lambda::EventInvokeConfig").values()
+        assert len(runs) == len(events)
+        for run, event in zip(runs, events, strict=True):
+            seconds = run["Properties"]["Seconds"]
+            provider = functions["migration_provider"]["Timeout"]
+            assert seconds == functions[folder]["Timeout"]
+            # A function of a VPC takes about a minute to wake up.
+            assert provider >= seconds + STARTING + ANSWERING + 60
+            assert event["Properties"]["MaximumRetryAttempts"] == 0
+            age = event["Properties"]["MaximumEventAgeInSeconds"]
+            assert int(run["Properties"]["ServiceTimeout"]) > age + provider
 
 
 def test_no_sdk_that_repeats_invocations_runs_the_migration(combination: Stage) -> None:
@@ -710,6 +729,75 @@ def test_a_proxy_with_the_secret_rotates_it(combinations: dict[str, Stage]) -> N
     assert schedule["Properties"]["RotateImmediatelyOnUpdate"] is False
 
 
+@pytest.mark.parametrize("database", ["instance", "aurora", "existing"])
+def test_a_proxy_with_the_secret_waits_for_its_login(
+    combinations: dict[str, Stage], database: str
+) -> None:
+    """CloudFormation waits until the targets can be logged in to; the migration comes later.
+
+    https://github.com/aws-cloudformation/aws-cloudformation-resource-providers-rds-proxy
+    """
+    stage = combinations[f"{database}-rds-proxy-with-secret"]
+    ((run, login),) = stage.resources("Pooler", "Custom::Login").items()
+    for kind in ("AWS::RDS::DBProxy", "AWS::RDS::DBProxyTargetGroup"):
+        for resource in stage.resources("Pooler", kind).values():
+            assert run in resource["DependsOn"], kind
+    (auth,) = stage.all("AWS::RDS::DBProxy").popitem()[1]["Properties"]["Auth"]
+    assert login["Properties"]["Event"] == {
+        "Step": ADMIT,
+        "SecretId": auth["SecretArn"],
+    }
+
+
+@pytest.mark.parametrize("name", sorted(COMBINATIONS))
+def test_a_password_is_hashed_often_where_a_proxy_logs_in_with_it(
+    combinations: dict[str, Stage], name: str
+) -> None:
+    """By both who set it. A token is no password, and PgBouncer takes one round."""
+    functions = combinations[name].functions()
+    told = {
+        folder
+        for folder, function in functions.items()
+        if function["Environment"]["Variables"].get("MANY_ROUNDS") == "1"
+    }
+    with_secret = name.endswith("rds-proxy-with-secret")
+    assert told == ({"migrate", "rotate"} if with_secret else set())
+
+
+def test_who_lets_the_login_in_may_run_the_rotation_s_function_alone(
+    combinations: dict[str, Stage],
+) -> None:
+    """And look at its own stack; it is made before, and its permissions are."""
+    stage = combinations["instance-rds-proxy-with-secret"]
+    pooler = stage.templates["Pooler"]["Resources"]
+    ((_, login),) = stage.resources("Pooler", "Custom::Login").items()
+    (policy,) = [
+        each
+        for name, each in stage.resources("Pooler", "AWS::IAM::Policy").items()
+        if name.startswith("Login")
+    ]
+    allowed = {
+        action: statement["Resource"]
+        for statement in policy["Properties"]["PolicyDocument"]["Statement"]
+        for action in listed(statement["Action"])
+        if not action.startswith("xray:")
+    }
+    assert set(allowed) == {"lambda:InvokeFunction", "cloudformation:DescribeStacks"}
+    assert allowed["lambda:InvokeFunction"] == login["Properties"]["Function"]
+    assert {pooler[each]["Type"] for each in login["DependsOn"]} >= {
+        "AWS::IAM::Policy",
+        "AWS::Lambda::Function",
+    }
+
+
+@pytest.mark.parametrize("name", ["instance-rds-proxy", "instance-pgbouncer", "external"])
+def test_without_a_proxy_that_has_a_password_no_login_comes_early(
+    combinations: dict[str, Stage], name: str
+) -> None:
+    """A proxy with tokens has no user to log in as before a client comes."""
+    assert not combinations[name].all("Custom::Login")
+
+
 def test_aurora_scales_within_its_settings(combinations: dict[str, Stage]) -> None:
     """A Serverless v2 cluster with IAM, encryption, logs and TLS."""
     stage = combinations["aurora-pgbouncer"]
@@ -784,6 +872,35 @@ def test_the_costs_page_counts_what_is_deployed(stages: dict[str, Stage], name: 
     }
     for word, count in counted.items():
         assert f"`{count} \N{MULTIPLICATION SIGN} {word}`" in rows, (word, count)
+
+
+LEFT = {
+    "AWS::RDS::DBInstance": "final snapshot",
+    "AWS::RDS::DBCluster": "final snapshot",
+    "AWS::Lambda::LayerVersion": "versions of the layer",
+    "AWS::Cognito::UserPool": "user pool",
+}
+"""What the costs page calls that which `cdk destroy` leaves of a resource."""
+
+
+@pytest.mark.parametrize("override", [{}, COMBINATIONS["aurora-pgbouncer"]])
+def test_the_costs_page_names_what_destroy_leaves(override: dict[str, Any], tmp_path: Path) -> None:
+    """Snapshots and what is retained go on costing, or are in the way of somebody."""
+    page = (Path(__file__).parents[2] / "docs" / "costs.md").read_text()
+    section = page.partition("`cdk destroy` leaves")[2].partition("\nNot counted:")[0]
+    stage = synthesise("prod", tmp_path, override)
+    left = {
+        resource["Type"]
+        for template in stage.templates.values()
+        for resource in template["Resources"].values()
+        if resource.get("DeletionPolicy") in {"Retain", "Snapshot", "RetainExceptOnCreate"}
+    }
+    assert left
+    for kind in left:
+        assert LEFT[kind] in section, kind
+    backups = [each["Properties"] for each in stage.all("AWS::RDS::DBInstance").values()]
+    if any(each.get("DeleteAutomatedBackups") is False for each in backups):
+        assert "automated backups" in section
 
 
 def test_without_nat_the_endpoints_are_there(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from stacks.synthesis import COMBINATIONS
 from tests.synth.conftest import STAGES, Stage, Synthesised
-from tests.synth.walk import access, metrics, network, pages
+from tests.synth.walk import access, metrics, network, order, pages
 from tests.synth.walk.deployed import Deployed
 
 Templates = dict[str, dict[str, Any]]
@@ -26,9 +26,11 @@ CHECKS: tuple[Check, ...] = (
     access.callers,
     metrics.metrics,
     metrics.cases,
+    metrics.shown,
     network.groups,
     network.reach,
     network.endpoints,
+    order.proxies,
 )
 
 
@@ -61,6 +63,8 @@ def test_the_walk_sees_every_kind_of_thing(apps: Mapping[str, Stage]) -> None:
     rows: list[Any] = [*pages.TRUSTS, *pages.NEEDS, *pages.CALLERS]
     assert {row.resource for row in rows} <= kinds
     assert {"AWS::SNS::Topic", "AWS::EC2::VPCEndpoint", "AWS::CloudWatch::Alarm"} <= kinds
+    assert {"AWS::RDS::DBProxyTargetGroup", "Custom::Login"} <= kinds
+    assert "AWS::CloudWatch::Dashboard" in kinds
 
 
 # The walk must not go blind: one template at a time is broken, and it has to say how.
@@ -164,6 +168,28 @@ def own_metric_of_another_pooler(templates: Templates) -> None:
     policy = find(templates, "Pooler", "AWS::ApplicationAutoScaling::ScalingPolicy", "Customized")
     tracked = policy["TargetTrackingScalingPolicyConfiguration"]["CustomizedMetricSpecification"]
     tracked["Dimensions"][0]["Value"] = "LambdaPg-other"
+
+
+def empty_graph(templates: Templates) -> None:
+    """Show a metric of a REST API beside an HTTP API's."""
+    on_board(templates, '"IntegrationLatency"', '"CacheHitCount"')
+
+
+def graph_of_nothing(templates: Templates) -> None:
+    """Show the connections of an instance by its id."""
+    on_board(templates, '"DBInstanceIdentifier"', '"DbiResourceId"')
+
+
+def graph_that_adds_up(templates: Templates) -> None:
+    """Show the proxy's connections over five minutes, of which each adds up another number."""
+    on_board(templates, '"period":60,', "")
+
+
+def on_board(templates: Templates, old: str, new: str) -> None:
+    """Replace a text in what dashboards show."""
+    board = find(templates, "Observability", "AWS::CloudWatch::Dashboard", old.replace('"', '\\"'))
+    parts = board["DashboardBody"]["Fn::Join"][1]
+    parts[:] = [each.replace(old, new) if isinstance(each, str) else each for each in parts]
 
 
 def upper_case(templates: Templates) -> None:
@@ -317,6 +343,34 @@ def endpoint_unknown(templates: Templates) -> None:
     endpoint["ServiceName"] = "com.amazonaws.eu-west-1.servicediscovery"
 
 
+def proxy_before_its_login(templates: Templates) -> None:
+    """Make the target group without waiting for what makes its login."""
+    resources = templates["Pooler"]["Resources"]
+    (group,) = [
+        each for each in resources.values() if each["Type"] == "AWS::RDS::DBProxyTargetGroup"
+    ]
+    group["DependsOn"] = [name for name in group["DependsOn"] if "Login" not in name]
+
+
+def login_of_another_secret(templates: Templates) -> None:
+    """Let the login of another secret in than the proxy's."""
+    login = find(templates, "Pooler", "Custom::Login")
+    login["Event"]["SecretId"] = "arn:aws:secretsmanager:eu-west-1:111122223333:secret:o-AbCdEf"
+
+
+def login_of_another_server(templates: Templates) -> None:
+    """Let the login in only where it was let in already."""
+    find(templates, "Pooler", "Custom::Login")["Server"].pop()
+
+
+def login_not_invoked(templates: Templates) -> None:
+    """Let the provider of the login invoke nothing."""
+    text = json.dumps(templates["Pooler"])
+    templates["Pooler"] = json.loads(text.replace("lambda:InvokeFunction", "lambda:GetFunction"))
+
+
+PROXY = "instance-rds-proxy-with-secret"
+
 BROKEN: list[tuple[str, Check, Callable[[Templates], None], str]] = [
     ("prod", access.actions, wrong_action, "action secretsmanager:Read is not known"),
     ("prod", access.actions, action_on_a_resource, "takes no resource but '*'"),
@@ -330,6 +384,9 @@ BROKEN: list[tuple[str, Check, Callable[[Templates], None], str]] = [
     ("instance-rds-proxy", metrics.metrics, period_that_adds_up, "is valid over 60 s only"),
     ("prod", metrics.metrics, own_metric_unknown, "writes no LongestWait"),
     ("prod", metrics.metrics, own_metric_of_another_pooler, "its METRICS_POOLER alone"),
+    ("prod", metrics.shown, empty_graph, "no page has AWS/ApiGateway CacheHitCount"),
+    ("prod", metrics.shown, graph_of_nothing, "no page has AWS/RDS DatabaseConnections by DbiRes"),
+    ("instance-rds-proxy", metrics.shown, graph_that_adds_up, "is valid over 60 s only"),
     ("prod", metrics.cases, upper_case, "which is stored as lambdapg:"),
     ("prod", access.trusts, wrong_principal, "which lambda.amazonaws.com may not assume"),
     ("prod", access.trusts, role_for_something_new, "CredentialsArn takes a role"),
@@ -361,6 +418,10 @@ BROKEN: list[tuple[str, Check, Callable[[Templates], None], str]] = [
     ("prod", access.callers, topic_for_nobody, "cloudwatch.amazonaws.com may not sns:Publish"),
     ("prod", access.callers, topic_with_aws_s_key, "may not use the key"),
     ("prod", access.callers, migration_not_invoked, "no role may lambda:InvokeFunction"),
+    (PROXY, access.callers, login_not_invoked, "no role may lambda:InvokeFunction"),
+    (PROXY, order.proxies, proxy_before_its_login, "nothing makes the login of arn:"),
+    (PROXY, order.proxies, login_of_another_secret, "nothing makes the login of arn:"),
+    (PROXY, order.proxies, login_of_another_server, "not made again for another"),
     ("prod", network.groups, no_way_in, "without a way in"),
     ("prod", network.groups, no_way_out, "which does not let it out"),
     ("prod", network.reach, another_port, "PGPORT is 6543"),

@@ -478,6 +478,14 @@ def test_a_stage_that_names_no_stack_is_refused(stage: str) -> None:
         configure({}, stage)
 
 
+def test_a_proxy_s_name_has_no_two_hyphens_in_a_row() -> None:
+    """It has the stage's name in it, and RDS refuses it (CreateDBProxy); a stack's name may."""
+    with pytest.raises(ConfigurationError, match=r"stage = 'a--b': .*'lambda-pg-a--b-pooler'"):
+        configure(PROXY, "a--b")
+    configure(PROXY, "a-b")
+    configure({}, "a--b")
+
+
 def test_an_issuer_of_the_local_cloud_may_speak_http() -> None:
     """API Gateway never sees it."""
     issuer = {"identity": {"issuer": "http://127.0.0.1:8123", "audience": ["app"]}}

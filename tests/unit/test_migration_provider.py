@@ -49,6 +49,8 @@ class Aws:
     """HTTP statuses with which the first answers are refused."""
     invoked: list[str] = field(default_factory=list)
     """Paths of the invocations that came."""
+    payloads: list[dict[str, Any]] = field(default_factory=list)
+    """What the functions were given."""
     looked: int = 0
     answers: list[dict[str, Any]] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
@@ -109,8 +111,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Take a call of an API."""
-        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.path.startswith("/2015-03-31/functions/"):
+            self.aws.payloads.append(json.loads(body))
             self.invoke()
         else:
             self.describe_stack()
@@ -211,6 +214,33 @@ def test_a_migration_is_run_and_its_answer_told(aws: Aws, kind: str) -> None:
         "RequestId": "request",
         "LogicalResourceId": "MigrationRun",
     }
+
+
+LOGIN = {"Step": "admitCurrent", "SecretId": "arn:aws:secretsmanager:eu-west-1:1:secret:app"}
+
+
+def login(aws: Aws) -> dict[str, Any]:
+    """Make an event of the resource that lets the login of an RDS Proxy in."""
+    event = aws.event(seconds=60)
+    event["ResourceProperties"] |= {"Task": "login", "Event": LOGIN, "Server": ["host", "id"]}
+    return event
+
+
+def test_a_function_is_given_the_event_that_the_resource_names(aws: Aws) -> None:
+    """The login of an RDS Proxy is a step of the rotation function; a migration gets nothing."""
+    aws.invocations = [Reply()]
+    handle(login(aws))
+    handle(aws.event())
+    assert aws.payloads == [LOGIN, {}]
+    assert aws.answers[0]["Reason"].startswith("the login answered")
+    assert aws.answers[1]["Reason"].startswith("the migration answered")
+
+
+def test_a_rollback_lets_no_login_in(aws: Aws) -> None:
+    """The server that the stack goes back to has it."""
+    aws.status = "UPDATE_ROLLBACK_IN_PROGRESS"
+    handle(login(aws))
+    assert (aws.invoked, aws.answer["Status"]) == ([], "SUCCESS")
 
 
 def test_the_failure_has_the_migration_s_own_message(aws: Aws) -> None:
@@ -359,7 +389,7 @@ def test_an_event_that_makes_no_sense_is_answered(aws: Aws) -> None:
     del event["ResourceProperties"]["Seconds"]
     handle(event)
     assert aws.answer["Status"] == "FAILED"
-    assert "KeyError" in aws.answer["Reason"]
+    assert aws.answer["Reason"] == "the provider failed: KeyError: 'Seconds'"
 
 
 def test_the_longest_migration_leaves_time_to_wake_its_function() -> None:

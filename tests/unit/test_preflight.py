@@ -153,6 +153,22 @@ def test_fargate_holds_a_deployment(quota: float, fine: bool, fails: bool) -> No
     assert "needs 6 while" in finding.what
 
 
+def test_a_quota_that_was_never_changed_has_its_default() -> None:
+    """A new account has no value of its own for it, which is no reason to refuse a deployment."""
+    answers = [
+        refusing("get_service_quota", "NoSuchResourceException"),
+        answering("get_aws_default_service_quota", {"Quota": {"Value": 6.0}}),
+    ]
+
+    def answer(stubber: Stubber) -> None:
+        for each in answers:
+            each(stubber)
+
+    (finding,) = ask(preflight.check_fargate, answer, pgbouncer={"cpu": 1024})
+    assert finding.is_fine
+    assert "may use 6 vCPUs" in finding.what
+
+
 ROLES = [
     "AWSServiceRoleForRDS",
     "AWSServiceRoleForECS",
@@ -309,7 +325,7 @@ def test_what_may_not_be_asked_is_a_finding() -> None:
     refused = [finding for finding in findings if "could not be looked at" in finding.what]
     assert len(refused) == len(preflight.ACCOUNT_CHECKS)
     remarks = [finding.what.partition(" ")[0] for finding in refused if not finding.fails]
-    assert remarks == ["roles"]
+    assert remarks == ["roles", "reboot"]
 
 
 OPERATIONS = {
@@ -328,6 +344,7 @@ DEPLOYED = {
     "DBInstanceClass": "db.t4g.small",
     "EngineVersion": "17.7",
     "MultiAZ": False,
+    "AllocatedStorage": 30,
     "MaxAllocatedStorage": 100,
     "BackupRetentionPeriod": 1,
     "DeletionProtection": False,
@@ -362,6 +379,14 @@ def test_a_reboot_is_told_before_a_deployment_makes_it() -> None:
     assert "database.instance_class" in found.what
     assert "at once, whatever the maintenance window" in found.what
     assert "alone" in found.remedy
+
+
+def test_storage_that_grows_is_a_change_of_the_instance() -> None:
+    """Less than there is by now is none: RDS has let the storage grow by itself."""
+    for storage_gib, grows in ((40, True), (30, False), (20, False)):
+        change = {"max_connections": 140, "storage_gib": storage_gib}
+        (found,) = ask(preflight.check_reboot, deployed("in-sync", 150), database=change)
+        assert ("database.storage_gib" in found.what) == grows, storage_gib
 
 
 @pytest.mark.parametrize(

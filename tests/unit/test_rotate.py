@@ -5,7 +5,7 @@ from types import ModuleType
 
 import pytest
 
-from stacks.database import NO_QUOTING
+from stacks.database import ADMIT, NO_QUOTING
 from tests.integration.functions import load_function
 from tests.integration.layer import Context
 from tests.unit.canary import CANARY, assert_nowhere
@@ -70,6 +70,11 @@ def test_passwords_have_the_characters_of_the_first_one(rotate: ModuleType) -> N
     assert rotate.NO_QUOTING == NO_QUOTING
 
 
+def test_a_deployment_asks_for_the_step_by_its_name(rotate: ModuleType) -> None:
+    """The stack's word for it is the function's."""
+    assert rotate.ADMIT == ADMIT
+
+
 def test_a_secret_s_other_fields_are_kept(rotate: ModuleType) -> None:
     """Whatever is there besides the login travels on."""
     text = '{"username": "app", "password": "p", "engine": "postgres", "port": 5432}'
@@ -104,7 +109,9 @@ def test_a_secret_that_cannot_be_rotated_is_refused(
         ({"Step": None}, "the event has no Step"),
         ({"SecretId": None}, "the event has no SecretId"),
         ({"ClientRequestToken": None}, "the event has no ClientRequestToken"),
-        ({"Step": "dropSecret"}, "createSecret, setSecret, testSecret, finishSecret"),
+        ({"Step": "dropSecret"}, "createSecret, setSecret, testSecret, finishSecret, admitCurrent"),
+        ({"Step": "admitCurrent", "SecretId": None}, "the event has no SecretId"),
+        ({"Step": "admitCurrent", "SecretId": MASTER}, "master user's"),
         ({"SecretId": MASTER}, "master user's"),
     ],
 )

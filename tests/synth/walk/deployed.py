@@ -26,6 +26,8 @@ class Resource:
     name: str
     kind: str
     properties: Mapping[str, Any]
+    waits_for: tuple[str, ...] = ()
+    """Names of those that it says it depends on."""
 
     def __str__(self) -> str:
         """Say where it is, for a message."""
@@ -49,7 +51,13 @@ class Deployed:
         """Take each stack's template by the stack's name."""
         self._templates = templates
         self.resources = [
-            Resource(stack, name, each["Type"], each.get("Properties", {}))
+            Resource(
+                stack,
+                name,
+                each["Type"],
+                each.get("Properties", {}),
+                tuple(as_list(each.get("DependsOn", []))),
+            )
             for stack, template in templates.items()
             for name, each in template.get("Resources", {}).items()
         ]

@@ -1,5 +1,6 @@
 """What alarms and scaling watch: names, dimensions, statistics, periods, and the case of names."""
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -7,6 +8,9 @@ from pgbouncer.metrics import UNITS
 from tests.synth.walk import pages
 from tests.synth.walk.deployed import Deployed, Resource, labels, matches
 from tests.synth.walk.pages import LOOK_IT_UP, PERIOD, Metric
+
+GRAPH_PERIOD = 300
+"""Seconds that a line of a dashboard adds up where it says nothing."""
 
 OWN = "LambdaPg"
 """Namespace of the metrics that the supervisors write; their page is `pgbouncer/metrics.py`."""
@@ -20,6 +24,32 @@ def metrics(app: Deployed) -> Iterator[str]:
         for name in app.texts(policy, f"{_TRACKING}.PredefinedMetricSpecification.{_TYPE}"):
             if name not in pages.PREDEFINED_METRICS:
                 yield f"{policy}: predefined metric {name} is not known: {LOOK_IT_UP}"
+
+
+def shown(app: Deployed) -> Iterator[str]:
+    """Check that the dashboards show metrics that there are: a wrong one is an empty graph."""
+    for board in app.of_kind("AWS::CloudWatch::Dashboard"):
+        (body,) = app.texts(board, "DashboardBody")
+        for widget in json.loads(body)["widgets"]:
+            for line in widget["properties"].get("metrics", []):
+                if isinstance(line[0], str):  # else it is an expression of others
+                    yield from _line(app, board, Asked(app, board.stack, _of_line(line)))
+
+
+def _of_line(line: list[Any]) -> dict[str, Any]:
+    """Write a line of a graph as alarms write metrics: names and values take turns in it."""
+    options = line[-1] if isinstance(line[-1], Mapping) else {}
+    texts = [each for each in line if isinstance(each, str)]
+    return {
+        "Namespace": texts[0],
+        "MetricName": texts[1],
+        "Dimensions": [
+            {"Name": name, "Value": value}
+            for name, value in zip(texts[2::2], texts[3::2], strict=True)
+        ],
+        "Statistic": options.get("stat", "Average"),
+        "Period": options.get("period", GRAPH_PERIOD),
+    }
 
 
 def cases(app: Deployed) -> Iterator[str]:
@@ -101,6 +131,28 @@ def _metric(app: Deployed, resource: Resource, asked: Asked) -> Iterator[str]:
         yield f"{resource}: {asked}; it is published by {known}: {rows[0].page}"
         return
     yield from _reading(resource, asked, fitting[0])
+    yield from _values(resource, asked)
+
+
+def _line(app: Deployed, board: Resource, asked: Asked) -> Iterator[str]:
+    if asked.namespace == OWN:
+        yield from _own_metric(app, board, asked)
+        return
+    key = (asked.namespace, asked.name, frozenset(asked.dimensions))
+    rows = {
+        (each.namespace, each.name, each.dimensions): each
+        for each in (*pages.METRICS, *pages.SHOWN)
+    }
+    row = rows.get(key)
+    if row is None:
+        yield f"{board}: no page has {asked}: {LOOK_IT_UP}"
+        return
+    if row.only_period is not None and asked.period != row.only_period:
+        yield f"{board}: {asked} is valid over {row.only_period} s only: {row.page}"
+    yield from _values(board, asked)
+
+
+def _values(resource: Resource, asked: Asked) -> Iterator[str]:
     for name, value in asked.dimensions.items():
         row = pages.DIMENSIONS[asked.namespace, name]
         is_name = row.lower is not None and not labels(value)

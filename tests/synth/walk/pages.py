@@ -142,6 +142,10 @@ CUSTOM_RESOURCE = Page(
     "Lambda-backed custom resources",
     "AWSCloudFormation/latest/UserGuide/template-custom-resources-lambda.html",
 )
+TARGETS = Page(
+    "TargetHealth (Amazon RDS API Reference)", "AmazonRDS/latest/APIReference/API_TargetHealth.html"
+)
+"""A target's reasons to be unavailable: AUTH_FAILURE is one."""
 GROUP_RULES = Page("Security group rules", "vpc/latest/userguide/security-group-rules.html")
 SERVICES_OF_ENDPOINTS = Page(
     "AWS services that integrate with AWS PrivateLink",
@@ -410,6 +414,25 @@ METRICS = [
     ),
     *_metrics("AWS/RDS", "DatabaseConnectionsBorrowLatency", "ProxyName", "Average", PROXY_METRICS),
 ]
+
+SHOWN = [
+    *_metrics(
+        "AWS/ApiGateway",
+        "4xx 5xx Count IntegrationLatency Latency",
+        "ApiId Stage",
+        "*",
+        API_METRICS,
+    ),
+    # Of functions that read a stream or have provisioned concurrency; empty for those of this app.
+    *_metrics(
+        "AWS/Lambda",
+        "ConcurrentExecutions Invocations IteratorAge ProvisionedConcurrencySpilloverInvocations",
+        "FunctionName",
+        "*",
+        LAMBDA_METRICS,
+    ),
+]
+"""What the dashboard shows besides that which alarms watch, in any statistic."""
 
 PREDEFINED_METRICS = {"ECSServiceAverageCPUUtilization": SCALING_METRICS}
 """What Application Auto Scaling can track by name, of a service of ECS."""

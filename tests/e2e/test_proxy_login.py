@@ -1,0 +1,36 @@
+"""RDS Proxy with the application's secret: the login is there as soon as the proxy's stack is."""
+
+import json
+from pathlib import Path
+
+import psycopg
+
+from local.cloud import LocalCloud, Options
+from local.paths import another_state_dir
+from tests.e2e.cdk import cdk
+from tests.e2e.test_rotation import application_login
+
+
+def test_the_login_of_a_proxy_comes_with_its_stack(tmp_path: Path) -> None:
+    """The provider and the rotation's function make it, deployed and without any migration."""
+    with LocalCloud(another_state_dir(), Options(bound=True, deploy=False)) as cloud:
+        override = {
+            "pooler": "rds-proxy",
+            "rds_proxy": {"auth": "secret"},
+            "database": {
+                "rotation": "single",
+                "ca_file": str(cloud.folder / "postgres" / "ca.pem"),
+            },
+            "baseline": False,
+        }
+        options = ["--output", str(tmp_path / "cdk.out"), "--context", "stage=local"]
+        options += ["--context", f"override={json.dumps(override)}", "--require-approval", "never"]
+        cdk(cloud, tmp_path, "bootstrap", f"aws://000000000000/{cloud.state.region}")
+        cdk(cloud, tmp_path, "deploy", "LambdaPg-local-Pooler", *options)
+        listed = cloud.client("cloudformation").list_stacks()["StackSummaries"]
+        assert not [each for each in listed if each["StackName"].endswith("-Api")]
+        login = application_login(cloud)
+        dsn = cloud.status()["postgres"]["dsn"]
+        with psycopg.connect(dsn, user=login["username"], password=login["password"]) as connection:
+            row = connection.execute("SELECT to_regclass('users')").fetchone()
+        assert row == (None,), "the migration has made the table: this test shows nothing then"
