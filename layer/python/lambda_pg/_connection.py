@@ -7,34 +7,41 @@ import socket
 import sys
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from time import monotonic
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import psycopg
-from psycopg import generators, pq, waiting
+from psycopg import IsolationLevel, generators, pq, waiting
 from psycopg._preparing import PrepareManager
 from psycopg.abc import Params, PQGen, Query
 from psycopg.adapt import Transformer
 from psycopg.pq.abc import PGresult
 from psycopg.rows import Row, RowFactory, tuple_row
 
-from lambda_pg._cursor import Cursor, ServerCursor
+from lambda_pg._cursor import PARTS, Cursor, ServerCursor
 from lambda_pg._errors import (
     DeadlineExceededError,
     StatementRefusedError,
 )
-from lambda_pg._flight import Command, Request, fly
+from lambda_pg._flight import Command, Pipeline, Request, fly
 from lambda_pg._outcome import TransactionId, asking, transaction_id
 from lambda_pg._profiles import Profile
-from lambda_pg._statements import ends_transaction, refusal, session_effect
+from lambda_pg._statements import (
+    ends_transaction,
+    refusal,
+    refusal_alone,
+    session_effect,
+)
 
 RV = TypeVar("RV")
 
 _ACTIVE: Final = pq.TransactionStatus.ACTIVE
 _IDLE: Final = pq.TransactionStatus.IDLE
+_AT_WORK: Final = frozenset({_ACTIVE, pq.TransactionStatus.UNKNOWN})
+"""The status of a connection on which a statement is at work, or which is lost."""
 
 INTERVAL: Final = 0.1
 """Seconds between two looks at signals while a wait goes on (psycopg's own value)."""
@@ -178,12 +185,34 @@ class Connection(psycopg.Connection[Row]):
             raise self._overdue() from error
         except psycopg.OperationalError as error:
             # poll() may tell of a reset before libpq has read what came before it.
-            if error.sqlstate is None and self.pgconn.transaction_status == _ACTIVE:
+            if error.sqlstate is None and self.pgconn.transaction_status in _AT_WORK:
+                told = self._last_words()
                 self.pgconn.finish()
+                if told is not None:
+                    raise told from error
             raise
         except KeyboardInterrupt:
             self._abandon()
             raise
+
+    def _last_words(self) -> psycopg.Error | None:
+        """Read what the server said before it ended the connection, where nobody has read it.
+
+        Rows before it are the statement's own; after any other answer it is about something else.
+        """
+        pgconn = self.pgconn
+        with suppress(psycopg.Error):  # libpq parses nothing before the end of a COPY
+            pgconn.put_copy_end(b"the connection was lost")
+        with suppress(psycopg.Error):
+            if pgconn.status == pq.ConnStatus.OK:
+                pgconn.consume_input()
+            while not pgconn.is_busy() and (result := pgconn.get_result()):
+                if result.status == pq.ExecStatus.FATAL_ERROR:
+                    error = psycopg.errors.error_from_result(result, encoding=pgconn._encoding)
+                    return error if error.sqlstate is not None else None
+                if result.status not in PARTS:
+                    return None
+        return None
 
     def _left(self) -> float:
         """Return the seconds until the deadline; raises DeadlineExceededError when none are."""
@@ -411,6 +440,24 @@ class Connection(psycopg.Connection[Row]):
         self.row_factory = row_factory
         self.cursor_factory = Cursor
         self.server_cursor_factory = ServerCursor
+
+    @contextmanager
+    def pipeline(self, *, _no_lock: bool = False) -> Iterator[psycopg.Pipeline]:
+        """Enter psycopg's pipeline mode; an error of the server's is raised as it is."""
+        pipeline = self._pipeline or Pipeline(self, _no_lock)
+        with pipeline._lock:
+            self._check_connection_ok()
+            self._pipeline = pipeline
+        try:
+            with pipeline:
+                yield pipeline
+        finally:
+            if not pipeline.level:
+                self._pipeline = None
+
+    def _pipeline_nolock(self) -> Any:
+        """Enter pipeline mode for executemany(), which holds the lock."""
+        return self.pipeline(_no_lock=True)
 
     def commit(self) -> None:
         """Commit, where the transaction is the caller's own."""
