@@ -357,11 +357,18 @@ class Connection(psycopg.Connection[Row]):
             return True
         if self.strict:
             reason = refusal(text, self.profile, prepare=prepare, named_cursor=named_cursor)
+            if reason is None and self._is_alone():
+                reason = refusal_alone(text)
             if reason is not None:
                 raise StatementRefusedError(reason)
         if self.profile.session and (prepare or session_effect(text) is not None):
             self.touched = True
         return not self.touched
+
+    def _is_alone(self) -> bool:
+        """Tell whether the next statement is a transaction by itself."""
+        in_block = self.managed or self._pipeline is not None or not self._autocommit
+        return not in_block and self.pgconn.transaction_status == _IDLE
 
     def text_of(self, query: Query) -> str:
         """Return a query as text."""
