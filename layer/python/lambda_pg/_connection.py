@@ -62,9 +62,20 @@ READ_ONLY_TIMEOUT: Final = 0.5
 SET_CLAIMS: Final = b"SELECT set_config('request.jwt.claims', $1, true)"
 
 
-def opening(claims: str | None) -> list[Command]:
+class Modes(NamedTuple):
+    """What BEGIN says of its transaction; None leaves it to the server's settings."""
+
+    isolation_level: IsolationLevel | None = None
+    read_only: bool | None = None
+    deferrable: bool | None = None
+
+
+DEFAULT_MODES: Final = Modes()
+
+
+def opening(claims: str | None, begin: Command = BEGIN) -> list[Command]:
     """Return what begins a transaction, with JSON `claims` that end with it."""
-    return [BEGIN] if claims is None else [BEGIN, Command(SET_CLAIMS, [claims.encode()])]
+    return [begin] if claims is None else [begin, Command(SET_CLAIMS, [claims.encode()])]
 
 
 class Connection(psycopg.Connection[Row]):
@@ -239,7 +250,7 @@ class Connection(psycopg.Connection[Row]):
         and the bookkeeping for the rest: 3 of 40 µs (measured: benchmarks/results/overhead.json
         holds what is left).
         """
-        cursor._tx = Transformer(cursor)
+        cursor._tx = Transformer(self)
         cursor._query = ready = cursor._convert_query(query, params)
         left = None if self.deadline == math.inf else self._left()  # first: libpq sends at once
         if ready.params:

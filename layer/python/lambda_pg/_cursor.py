@@ -96,6 +96,44 @@ class Cursor(psycopg.Cursor[Row]):
         return super().copy(statement, params, writer=writer)
 
 
+class _Context(NamedTuple):
+    """Where psycopg looks for the adapters of types."""
+
+    adapters: AdaptersMap
+    connection: psycopg.Connection[Any]
+
+
+class Rows(psycopg.Cursor[Row]):
+    """The cursor that Database.execute() returns: it reads rows, and nothing else.
+
+    Its connection is in the pool again, and may be another caller's by now.
+    """
+
+    __slots__ = ()
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise psycopg.InterfaceError(
+            "the cursor that Database.execute() has returned only reads its rows: its connection "
+            "is in the pool again; call Database.execute() for another statement, or use "
+            "Database.connection()"
+        )
+
+    execute = executemany = stream = copy = _refuse
+    connection = property(_refuse)
+
+    @classmethod
+    def _loaders_changed(
+        cls, reference: ReferenceType[Any], _oid: int, _loader: type[Loader]
+    ) -> None:
+        """Read the rows by the loaders that a caller has just registered for this cursor."""
+        cursor = reference()
+        if cursor is not None and cursor.pgresult is not None:
+            position = cursor._pos
+            cursor._tx = Transformer(_Context(cursor._adapters, cursor._conn))
+            cursor._select_current_result(cursor._iresult)
+            cursor._pos = position
+
+
 class ServerCursor(psycopg.ServerCursor[Row]):
     """A psycopg server cursor whose DECLARE is looked at as any other statement is."""
 

@@ -17,8 +17,9 @@ from psycopg import pq
 from psycopg.abc import Params, QueryNoTemplate
 from psycopg.rows import Row, RowFactory, TupleRow, tuple_row
 
-from lambda_pg._connection import COMMIT, Connection, opening
+from lambda_pg._connection import COMMIT, Connection, Modes, opening
 from lambda_pg._credentials import CredentialCache, SecretsUnavailableError
+from lambda_pg._cursor import Rows
 from lambda_pg._errors import (
     ConfigurationError,
     ConnectFailedError,
@@ -162,11 +163,11 @@ class Database(Generic[Row]):
             try:
                 if query.__class__ is not str or query not in connection.harmless:  # or no hash
                     self._inspect(connection, query)
-                cursor = psycopg.Cursor(connection, row_factory=self._row_factory)
+                cursor = Rows(connection, row_factory=self._row_factory)
                 if claimed is None:
                     connection.run(cursor, query, params)
                 else:
-                    request = Request.of(cursor, query, params)
+                    request = Request.of(cursor, query, params, context=connection)
                     connection.fly([*opening(claimed), request, COMMIT])
             except psycopg.Error as error:
                 alone = query if claimed is None else None

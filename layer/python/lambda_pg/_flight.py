@@ -44,13 +44,17 @@ class Request(NamedTuple):
         query: Query,
         params: Params | None,
         format: pq.Format | None = None,  # noqa: A002  # as psycopg's own
+        context: AdaptContext | None = None,
     ) -> "Request":
-        """Convert the parameters; raises psycopg.Error for what cannot be converted."""
+        """Convert the parameters; raises psycopg.Error for what cannot be converted.
+
+        `context` has the types' adapters; without it the cursor has them.
+        """
         if cursor.closed:
             raise psycopg.InterfaceError("the cursor is closed")
         cursor._reset()
         cursor._last_query = None
-        cursor._tx = Transformer(cursor)
+        cursor._tx = Transformer(context or cursor)
         cursor._query = ready = cursor._convert_query(query, params)
         return cls(cursor, ready, cursor.format if format is None else format)
 
