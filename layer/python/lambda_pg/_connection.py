@@ -272,11 +272,15 @@ class Connection(psycopg.Connection[Row]):
         """Run statements in one round trip and return the last one's answer."""
         return self._wait(fly(self.pgconn, statements))
 
-    def begin(self, claims: str | None) -> None:
+    def begin(self, claims: str | None, modes: Modes = DEFAULT_MODES) -> None:
         """Make the next statement open a transaction of the layer's, with JSON `claims`."""
         self.managed = True
         self.transaction_id = None
-        self.opening = opening(claims)
+        if modes == DEFAULT_MODES:
+            self.opening = opening(claims)
+        else:
+            self._isolation_level, self._read_only, self._deferrable = modes  # no property: no lock
+            self.opening = opening(claims, Command(self._get_tx_start_command()))
 
     def open_with(
         self,
