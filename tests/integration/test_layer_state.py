@@ -358,7 +358,7 @@ def test_a_statement_that_leaves_a_transaction_open_is_an_error(
 def test_a_write_in_a_transaction_that_was_left_open_is_not_lost_in_silence(
     db: Database[TupleRow],
 ) -> None:
-    """Whoever goes around the layer to a connection of the pool's is found out."""
+    """Code that goes around the layer to a pooled connection gets an error."""
     cursor = db.execute("SELECT 1")
     cursor._conn.execute("BEGIN")
     with pytest.raises(psycopg.ProgrammingError, match="rolled back"):
