@@ -358,9 +358,9 @@ def test_a_statement_that_leaves_a_transaction_open_is_an_error(
 def test_a_write_in_a_transaction_that_was_left_open_is_not_lost_in_silence(
     db: Database[TupleRow],
 ) -> None:
-    """A cursor still leads to its connection, which is nobody's any more."""
+    """Code that goes around the layer to a pooled connection gets an error."""
     cursor = db.execute("SELECT 1")
-    cursor.connection.execute("BEGIN")
+    cursor._conn.execute("BEGIN")
     with pytest.raises(psycopg.ProgrammingError, match="rolled back"):
         db.execute("INSERT INTO counter VALUES (1)")
     assert scalar(db, "SELECT count(*) FROM counter") == 0

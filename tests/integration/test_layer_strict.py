@@ -173,6 +173,90 @@ def test_rds_proxy_refuses_more(strict: Strict, recorder: Recorder, way: Way) ->
             way(db, query)
 
 
+IN_VAIN: Final = [
+    "SET LOCAL statement_timeout = 0",
+    "set local role x",
+    "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE",
+    "SELECT set_config('app.mark', 'x', true)",
+    "SELECT set_config('app.mark', 'x', true) AS mark",
+    "CREATE TEMP TABLE mine (n int) ON COMMIT DROP",
+    "SET LOCAL statement_timeout = 0; SELECT set_config('app.mark', 'x', true)",
+]
+"""What ends with its transaction, and does nothing where it is all of it."""
+
+ALONE: Final = [
+    way_execute,
+    way_claims,
+    way_composed,
+    way_connection,
+    way_bytes,
+    way_executemany,
+    way_stream,
+]
+
+
+@pytest.mark.parametrize("way", ALONE)
+def test_what_would_do_nothing_is_refused(strict: Strict, recorder: Recorder, way: Way) -> None:
+    """Nothing was sent."""
+    db = strict("pgbouncer")
+    for query in IN_VAIN:
+        with refused(recorder):
+            way(db, query)
+    assert scalar(db, "SELECT 1") == 1
+
+
+def test_it_is_refused_in_a_session_of_ones_own_too(strict: Strict, recorder: Recorder) -> None:
+    """It does nothing there either."""
+    db = strict("direct")
+    for query in IN_VAIN:
+        with refused(recorder):
+            way_execute(db, query)
+
+
+def way_begin(db: Database[TupleRow], query: Any) -> None:
+    """Run it in a transaction of one's own."""
+    with db.connection() as connection:
+        connection.execute("BEGIN")
+        connection.execute(query)
+        connection.execute("COMMIT")
+
+
+def way_psycopg(db: Database[TupleRow], query: Any) -> None:
+    """Run it in psycopg's block."""
+    with db.connection() as connection, connection.transaction():
+        connection.execute(query)
+
+
+def way_manual(db: Database[TupleRow], query: Any) -> None:
+    """Run it first on a connection that is not in autocommit, as SQLAlchemy's is."""
+    connection = db.getconn()
+    connection.autocommit = False
+    connection.execute(query)
+    connection.rollback()
+    db.putconn(connection)
+
+
+@pytest.mark.parametrize(
+    "way",
+    [way_transaction, way_run_transaction, way_begin, way_psycopg, way_manual, way_pipeline],
+)
+def test_in_a_transaction_it_is_not_refused(strict: Strict, way: Way) -> None:
+    """There the rest of the transaction has it; a pipeline's is one as well."""
+    db = strict("pgbouncer")
+    for query in IN_VAIN:
+        if query != "set local role x" and not (way is way_pipeline and ";" in query):
+            way(db, query)
+
+
+def test_what_other_statements_of_the_string_use_is_not_refused(strict: Strict) -> None:
+    """The string is a transaction."""
+    db = strict("pgbouncer")
+    db.execute("SET LOCAL application_name = 'mine'; SELECT 1")
+    with db.connection() as connection:
+        connection.execute("SELECT set_config('app.mark', 'x', true); SELECT 1")
+        connection.execute("SELECT 1 WHERE set_config('app.mark', 'x', true) = 'x'")
+
+
 def declare(db: Database[TupleRow], *, withhold: bool) -> list[TupleRow]:
     """Read through a named cursor in a transaction."""
     with db.transaction() as connection, connection.cursor("mine", withhold=withhold) as cursor:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import psycopg
 import pytest
@@ -310,6 +310,34 @@ def test_a_transaction_takes_one_more(line: Line, claims: dict[str, str] | None)
     assert line.cost(use("INSERT INTO wire VALUES (1)")) == 2
     assert line.cost(use("SELECT 1", "SELECT 2")) == 3
     assert line.cost(use()) == 0
+
+
+MODES: Final[dict[str, Any]] = {
+    "isolation_level": psycopg.IsolationLevel.SERIALIZABLE,
+    "read_only": False,
+    "deferrable": True,
+}
+BEGIN_MODES: Final = "BEGIN ISOLATION LEVEL SERIALIZABLE READ WRITE DEFERRABLE"
+
+
+@pytest.mark.parametrize("claims", [None, CLAIMS])
+def test_modes_travel_with_begin(line: Line, claims: dict[str, str] | None) -> None:
+    """They cost no round trip and no statement, and pin nothing."""
+    db = line.open()
+    db.execute("SELECT 1")
+
+    def block() -> None:
+        with db.transaction(claims=claims, **MODES) as connection:
+            connection.execute("UPDATE wire SET n = 5")
+
+    def unit() -> None:
+        db.run_transaction(lambda c: c.execute("UPDATE wire SET n = 5"), claims=claims, **MODES)
+
+    for use in (block, unit):
+        assert line.cost(use) == 2
+        assert line.recorder.queries[0] == BEGIN_MODES
+        assert len(line.recorder.queries) == (4 if claims is None else 5)
+        assert line.recorder.violations("rds-proxy") == []
 
 
 @pytest.mark.parametrize("claims", [None, CLAIMS])

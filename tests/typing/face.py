@@ -4,6 +4,7 @@ What a user's editor infers is a promise like any other: each line here is one.
 """
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import assert_type
 
 import psycopg
@@ -63,6 +64,16 @@ def run_transaction_returns_what_its_work_returns() -> None:
 
     assert_type(users.run_transaction(rename), int)
     assert_type(users.run_transaction(rename, claims={"sub": "a"}), int)
+    assert_type(users.run_transaction(rename, claims=MappingProxyType({"sub": "a"})), int)
+    assert_type(
+        users.run_transaction(
+            rename,
+            isolation_level=psycopg.IsolationLevel.SERIALIZABLE,
+            read_only=False,
+            deferrable=None,
+        ),
+        int,
+    )
     assert_type(
         users.run_transaction(lambda connection: connection.execute("SELECT 1").fetchone()),
         User | None,
@@ -75,9 +86,19 @@ def blocks_hand_out_psycopg_s_connection() -> None:
         assert_type(connection, psycopg.Connection[User])
     with users.transaction(claims={"sub": "a"}) as connection:
         assert_type(connection, psycopg.Connection[User])
+    with users.transaction(
+        isolation_level=psycopg.IsolationLevel.SERIALIZABLE, read_only=True, deferrable=True
+    ) as connection:
+        assert_type(connection, psycopg.Connection[User])
     assert_type(users.getconn(), psycopg.Connection[User])
     users.putconn(users.getconn())
     assert_type(create_engine(users, echo=True), Engine)
+
+
+def a_transaction_is_a_block() -> str:
+    """What is returned from inside of it is known to be returned."""
+    with tuples.transaction() as connection:
+        return str(connection.execute("SELECT 1").fetchone())
 
 
 def a_deadline_is_a_block() -> str:

@@ -16,7 +16,13 @@ from lambda_pg._profiles import (
     SUPABASE_TRANSACTION,
     Profile,
 )
-from lambda_pg._statements import _remembered, is_undone_by_error, refusal, session_effect
+from lambda_pg._statements import (
+    _remembered,
+    is_undone_by_error,
+    refusal,
+    refusal_alone,
+    session_effect,
+)
 
 LASTING = "set_config(…, false)"
 UNKNOWN = "set_config(…) that may be lasting"
@@ -195,6 +201,62 @@ def test_what_ends_with_its_transaction_is_no_effect(query: str) -> None:
     assert refusal(query, PGBOUNCER) is None
 
 
+IN_VAIN = {
+    "SET LOCAL search_path = x": "SET LOCAL",
+    "set /* a */ local\n role x": "SET LOCAL",
+    "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE": "SET TRANSACTION",
+    "SET CONSTRAINTS ALL DEFERRED": "SET CONSTRAINTS",
+    "SELECT set_config('a', 'b', true)": "set_config(…, true)",
+    "SELECT set_config('a', %s, TRUE) AS a, pg_catalog.set_config('b', f(1, 2), true) b;": (
+        "set_config(…, true)"
+    ),
+    """SELECT "set_config"('a', 'b', is_local => true)""": "set_config(…, true)",
+    "CREATE TEMP TABLE t (a int) ON COMMIT DROP": "a temporary table ON COMMIT DROP",
+    "SET LOCAL x = 1; SET LOCAL y = 2;": "SET LOCAL",
+}
+
+IN_USE = [
+    "",
+    ";",
+    "SELECT",
+    "SET",
+    "SELECT 'SET LOCAL x = 1'",
+    "SET x = 1",
+    "SET LOCAL x = 1; SELECT 1",
+    "BEGIN; SET LOCAL x = 1; COMMIT",
+    "SELECT set_config('a', 'b', false)",
+    "SELECT set_config('a', 'b', %s)",
+    "SELECT set_config('a', 'b', true), x FROM t",
+    "SELECT set_config('a', 'b', true) FROM t",
+    "SELECT set_config('a', 'b', true), current_setting('a')",
+    "SELECT set_config('a', 'b', true)::int",
+    "SELECT set_config('a', 'b', true",
+    "SELECT set_config",
+    "SELECT mine.set_config('a', 'b', true)",
+    "WITH x AS (SELECT set_config('a', 'b', true)) SELECT * FROM t, x",
+    "INSERT INTO t VALUES (set_config('a', 'b', true))",
+    "CREATE TEMP TABLE t (a int)",
+    "CREATE TABLE t (a int)",
+    "UPDATE t SET local = 1, transaction = 2, temp = 3",
+    "SELECT pg_advisory_xact_lock(1)",
+]
+
+
+@pytest.mark.parametrize(("query", "effect"), IN_VAIN.items())
+def test_what_does_nothing_outside_of_a_transaction_is_named(query: str, effect: str) -> None:
+    """The sentence says what, and what to do instead."""
+    told = refusal_alone(query)
+    assert told is not None
+    assert told.startswith(f"{effect} outside of a transaction does nothing")
+    assert "run_transaction()" in told
+
+
+@pytest.mark.parametrize("query", IN_USE)
+def test_what_does_anything_else_is_not(query: str) -> None:
+    """A statement beside it may use what is set, and so may one around it."""
+    assert refusal_alone(query) is None
+
+
 GAPS = st.sampled_from([" ", "\n", "\t ", "/**/", "/* ; SET x /* ' */ */", "-- ' $$ \"\n"])
 
 
@@ -241,6 +303,7 @@ def test_any_text_is_looked_at(text: str) -> None:
     assert session_effect(text) == session_effect(text)
     for profile in (PGBOUNCER, RDS_PROXY, DIRECT):
         refusal(text, profile)
+    refusal_alone(text)
 
 
 @pytest.mark.parametrize(
@@ -261,6 +324,7 @@ def test_no_text_takes_long(text: str) -> None:
     """The time grows with the length, whatever is left open: nobody waits for a hostile literal."""
     started = time.perf_counter()
     session_effect(f"{text} SET")
+    refusal_alone(f"SELECT {text} LOCAL")
     assert time.perf_counter() - started < 2
 
 

@@ -7,34 +7,41 @@ import socket
 import sys
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from time import monotonic
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import psycopg
-from psycopg import generators, pq, waiting
+from psycopg import IsolationLevel, generators, pq, waiting
 from psycopg._preparing import PrepareManager
 from psycopg.abc import Params, PQGen, Query
 from psycopg.adapt import Transformer
 from psycopg.pq.abc import PGresult
 from psycopg.rows import Row, RowFactory, tuple_row
 
-from lambda_pg._cursor import Cursor, ServerCursor
+from lambda_pg._cursor import PARTS, Cursor, ServerCursor
 from lambda_pg._errors import (
     DeadlineExceededError,
     StatementRefusedError,
 )
-from lambda_pg._flight import Command, Request, fly
+from lambda_pg._flight import Command, Pipeline, Request, fly
 from lambda_pg._outcome import TransactionId, asking, transaction_id
 from lambda_pg._profiles import Profile
-from lambda_pg._statements import ends_transaction, refusal, session_effect
+from lambda_pg._statements import (
+    ends_transaction,
+    refusal,
+    refusal_alone,
+    session_effect,
+)
 
 RV = TypeVar("RV")
 
 _ACTIVE: Final = pq.TransactionStatus.ACTIVE
 _IDLE: Final = pq.TransactionStatus.IDLE
+_AT_WORK: Final = frozenset({_ACTIVE, pq.TransactionStatus.UNKNOWN})
+"""The status of a connection on which a statement is at work, or which is lost."""
 
 INTERVAL: Final = 0.1
 """Seconds between two looks at signals while a wait goes on (psycopg's own value)."""
@@ -55,9 +62,20 @@ READ_ONLY_TIMEOUT: Final = 0.5
 SET_CLAIMS: Final = b"SELECT set_config('request.jwt.claims', $1, true)"
 
 
-def opening(claims: str | None) -> list[Command]:
+class Modes(NamedTuple):
+    """What BEGIN says of its transaction; None leaves it to the server's settings."""
+
+    isolation_level: IsolationLevel | None = None
+    read_only: bool | None = None
+    deferrable: bool | None = None
+
+
+DEFAULT_MODES: Final = Modes()
+
+
+def opening(claims: str | None, begin: Command = BEGIN) -> list[Command]:
     """Return what begins a transaction, with JSON `claims` that end with it."""
-    return [BEGIN] if claims is None else [BEGIN, Command(SET_CLAIMS, [claims.encode()])]
+    return [begin] if claims is None else [begin, Command(SET_CLAIMS, [claims.encode()])]
 
 
 class Connection(psycopg.Connection[Row]):
@@ -178,12 +196,34 @@ class Connection(psycopg.Connection[Row]):
             raise self._overdue() from error
         except psycopg.OperationalError as error:
             # poll() may tell of a reset before libpq has read what came before it.
-            if error.sqlstate is None and self.pgconn.transaction_status == _ACTIVE:
+            if error.sqlstate is None and self.pgconn.transaction_status in _AT_WORK:
+                told = self._last_words()
                 self.pgconn.finish()
+                if told is not None:
+                    raise told from error
             raise
         except KeyboardInterrupt:
             self._abandon()
             raise
+
+    def _last_words(self) -> psycopg.Error | None:
+        """Read what the server said before it ended the connection, where nobody has read it.
+
+        Rows before it are the statement's own; after any other answer it is about something else.
+        """
+        pgconn = self.pgconn
+        with suppress(psycopg.Error):  # libpq parses nothing before the end of a COPY
+            pgconn.put_copy_end(b"the connection was lost")
+        with suppress(psycopg.Error):
+            if pgconn.status == pq.ConnStatus.OK:
+                pgconn.consume_input()
+            while not pgconn.is_busy() and (result := pgconn.get_result()):
+                if result.status == pq.ExecStatus.FATAL_ERROR:
+                    error = psycopg.errors.error_from_result(result, encoding=pgconn._encoding)
+                    return error if error.sqlstate is not None else None
+                if result.status not in PARTS:
+                    return None
+        return None
 
     def _left(self) -> float:
         """Return the seconds until the deadline; raises DeadlineExceededError when none are."""
@@ -210,7 +250,7 @@ class Connection(psycopg.Connection[Row]):
         and the bookkeeping for the rest: 3 of 40 µs (measured: benchmarks/results/overhead.json
         holds what is left).
         """
-        cursor._tx = Transformer(cursor)
+        cursor._tx = Transformer(self)
         cursor._query = ready = cursor._convert_query(query, params)
         left = None if self.deadline == math.inf else self._left()  # first: libpq sends at once
         if ready.params:
@@ -232,11 +272,15 @@ class Connection(psycopg.Connection[Row]):
         """Run statements in one round trip and return the last one's answer."""
         return self._wait(fly(self.pgconn, statements))
 
-    def begin(self, claims: str | None) -> None:
+    def begin(self, claims: str | None, modes: Modes = DEFAULT_MODES) -> None:
         """Make the next statement open a transaction of the layer's, with JSON `claims`."""
         self.managed = True
         self.transaction_id = None
-        self.opening = opening(claims)
+        if modes == DEFAULT_MODES:
+            self.opening = opening(claims)
+        else:
+            self._isolation_level, self._read_only, self._deferrable = modes  # no property: no lock
+            self.opening = opening(claims, Command(self._get_tx_start_command()))
 
     def open_with(
         self,
@@ -328,11 +372,18 @@ class Connection(psycopg.Connection[Row]):
             return True
         if self.strict:
             reason = refusal(text, self.profile, prepare=prepare, named_cursor=named_cursor)
+            if reason is None and self._is_alone():
+                reason = refusal_alone(text)
             if reason is not None:
                 raise StatementRefusedError(reason)
         if self.profile.session and (prepare or session_effect(text) is not None):
             self.touched = True
         return not self.touched
+
+    def _is_alone(self) -> bool:
+        """Tell whether the next statement is a transaction by itself."""
+        in_block = self.managed or self._pipeline is not None or not self._autocommit
+        return not in_block and self.pgconn.transaction_status == _IDLE
 
     def text_of(self, query: Query) -> str:
         """Return a query as text."""
@@ -411,6 +462,24 @@ class Connection(psycopg.Connection[Row]):
         self.row_factory = row_factory
         self.cursor_factory = Cursor
         self.server_cursor_factory = ServerCursor
+
+    @contextmanager
+    def pipeline(self, *, _no_lock: bool = False) -> Iterator[psycopg.Pipeline]:
+        """Enter psycopg's pipeline mode; an error of the server's is raised as it is."""
+        pipeline = self._pipeline or Pipeline(self, _no_lock)
+        with pipeline._lock:
+            self._check_connection_ok()
+            self._pipeline = pipeline
+        try:
+            with pipeline:
+                yield pipeline
+        finally:
+            if not pipeline.level:
+                self._pipeline = None
+
+    def _pipeline_nolock(self) -> Any:
+        """Enter pipeline mode for executemany(), which holds the lock."""
+        return self.pipeline(_no_lock=True)
 
     def commit(self) -> None:
         """Commit, where the transaction is the caller's own."""

@@ -1,14 +1,21 @@
-"""The cursor of the connections that callers are handed."""
+"""The cursors that callers are handed."""
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, Self, cast
+from weakref import ReferenceType
 
 import psycopg
-from psycopg.abc import Params, Query
+from psycopg import generators, pq
+from psycopg.abc import Loader, Params, PQGen, Query
+from psycopg.adapt import AdaptersMap, Transformer
+from psycopg.pq.abc import PGresult
 from psycopg.rows import Row
 
 if TYPE_CHECKING:
     from lambda_pg._connection import Connection
+
+PARTS: Final = frozenset({pq.ExecStatus.SINGLE_TUPLE, pq.ExecStatus.TUPLES_CHUNK})
+"""The status of results that are some of the rows of a stream."""
 
 
 class Cursor(psycopg.Cursor[Row]):
@@ -56,6 +63,27 @@ class Cursor(psycopg.Cursor[Row]):
         cast("Connection[Any]", self._conn).inspect(query)
         return super().stream(query, params, binary=binary, size=size)
 
+    def _stream_fetchone_gen(self, first: bool) -> PQGen[PGresult | None]:
+        """Return the next rows of a stream, and None at its end.
+
+        After the last row of a write in autocommit its commit can still fail. psycopg 3.3.9 reads
+        that error and drops it (measured).
+        """
+        result: PGresult | None = yield from generators.fetch(self._pgconn)
+        if result is None:
+            return None
+        if result.status in PARTS:
+            self.pgresult = result
+            self._tx.set_pgresult(result, set_loaders=first)
+            if first:
+                self._make_row = self._make_row_maker()
+            return result
+        self._check_results([result])
+        self._check_results([result, *(yield from generators.fetch_many(self._pgconn))])
+        if result.status != pq.ExecStatus.TUPLES_OK:
+            raise psycopg.ProgrammingError("the statement of a stream() returns no rows")
+        return None
+
     def copy(
         self,
         statement: Any,  # as in execute
@@ -66,6 +94,44 @@ class Cursor(psycopg.Cursor[Row]):
         """Run a COPY."""
         cast("Connection[Any]", self._conn).inspect(statement)
         return super().copy(statement, params, writer=writer)
+
+
+class _Context(NamedTuple):
+    """Where psycopg looks for the adapters of types."""
+
+    adapters: AdaptersMap
+    connection: psycopg.Connection[Any]
+
+
+class Rows(psycopg.Cursor[Row]):
+    """The cursor that Database.execute() returns: it reads rows, and nothing else.
+
+    Its connection is in the pool again, and may be another caller's by now.
+    """
+
+    __slots__ = ()
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise psycopg.InterfaceError(
+            "the cursor that Database.execute() has returned only reads its rows: its connection "
+            "is in the pool again; call Database.execute() for another statement, or use "
+            "Database.connection()"
+        )
+
+    execute = executemany = stream = copy = _refuse
+    connection = property(_refuse)
+
+    @classmethod
+    def _loaders_changed(
+        cls, reference: ReferenceType[Any], _oid: int, _loader: type[Loader]
+    ) -> None:
+        """Read the rows by the loaders that a caller has just registered for this cursor."""
+        cursor = reference()
+        if cursor is not None and cursor.pgresult is not None:
+            position = cursor._pos
+            cursor._tx = Transformer(_Context(cursor._adapters, cursor._conn))
+            cursor._select_current_result(cursor._iresult)
+            cursor._pos = position
 
 
 class ServerCursor(psycopg.ServerCursor[Row]):

@@ -6,19 +6,21 @@ import logging
 import math
 import os
 import random
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from time import monotonic
+from types import CoroutineType, GeneratorType
 from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar, overload
 
 import psycopg
-from psycopg import pq
+from psycopg import IsolationLevel, pq
 from psycopg.abc import Params, QueryNoTemplate
 from psycopg.rows import Row, RowFactory, TupleRow, tuple_row
 
-from lambda_pg._connection import COMMIT, Connection, opening
+from lambda_pg._connection import COMMIT, Connection, Modes, opening
 from lambda_pg._credentials import CredentialCache, SecretsUnavailableError
+from lambda_pg._cursor import Rows
 from lambda_pg._errors import (
     ConfigurationError,
     ConnectFailedError,
@@ -150,7 +152,7 @@ class Database(Generic[Row]):
         Raises DatabaseUnavailableError, CommitOutcomeUnknownError, and psycopg's SQL errors.
         """
         began = monotonic()
-        claimed = None if claims is None else json.dumps(claims)
+        claimed = None if claims is None else _CLAIMS.encode(claims)
         connection = None if self._breaker.failures else self._pool.take()
         window = None
         self._stats.requests_num += 1
@@ -162,11 +164,11 @@ class Database(Generic[Row]):
             try:
                 if query.__class__ is not str or query not in connection.harmless:  # or no hash
                     self._inspect(connection, query)
-                cursor = psycopg.Cursor(connection, row_factory=self._row_factory)
+                cursor = Rows(connection, row_factory=self._row_factory)
                 if claimed is None:
                     connection.run(cursor, query, params)
                 else:
-                    request = Request.of(cursor, query, params)
+                    request = Request.of(cursor, query, params, context=connection)
                     connection.fly([*opening(claimed), request, COMMIT])
             except psycopg.Error as error:
                 alone = query if claimed is None else None
@@ -195,8 +197,15 @@ class Database(Generic[Row]):
         work: Callable[[psycopg.Connection[Row]], R],
         *,
         claims: Claims | None = None,
+        isolation_level: IsolationLevel | None = None,
+        read_only: bool | None = None,
+        deferrable: bool | None = None,
     ) -> R:
         """Run `work(connection)` between BEGIN and COMMIT and return what it returns.
+
+        `isolation_level`, `read_only` and `deferrable` travel with BEGIN; None leaves them to the
+        server's settings. After psycopg.Rollback everything is rolled back, and the result is None.
+        `work` has to be done when it returns: the result may be no awaitable and no generator.
 
         The whole is run again, within the checkout timeout, after a serialization failure, a
         deadlock, a refusal by the pooler, an answer that the server is not able now
@@ -212,19 +221,25 @@ class Database(Generic[Row]):
         psycopg's SQL errors, and whatever `work` raises.
         """
         claimed = _json(claims)
+        modes = _modes(isolation_level, read_only, deferrable)
         window = self._request()
         while True:
             connection = self._lent(window)
             committing = False
             try:
-                connection.begin(claimed)
+                connection.begin(claimed, modes)
                 result = work(connection)
+                _require_done(result)
                 connection.require_open()
                 connection.learn_transaction_id()
                 committing = True
                 connection.finish()
             except psycopg.Error as error:
                 failed, failure = error, self._recovery.judge(error, connection)
+            except psycopg.Rollback as left:
+                if left.transaction is not None:
+                    raise
+                return None  # type: ignore[return-value]  # as documented
             else:
                 self._answered()
                 return result
@@ -256,7 +271,7 @@ class Database(Generic[Row]):
         connection.touched = connection.profile.session
         return connection
 
-    def _leave(self, connection: Connection[Row], raised: BaseException | None) -> None:
+    def _leave(self, connection: Connection[Row], raised: BaseException | None) -> bool:
         try:
             if isinstance(raised, psycopg.Error):
                 failure = self._recovery.judge(raised, connection)
@@ -264,28 +279,38 @@ class Database(Generic[Row]):
                 self._recovery.translate(raised, failure, in_transaction=False)
             elif raised is None:
                 self._answered()
+            return False
         finally:
             self._take_back(connection)
 
     def transaction(
-        self, *, claims: Claims | None = None
+        self,
+        *,
+        claims: Claims | None = None,
+        isolation_level: IsolationLevel | None = None,
+        read_only: bool | None = None,
+        deferrable: bool | None = None,
     ) -> AbstractContextManager[psycopg.Connection[Row]]:
         """Hand out a connection between BEGIN and COMMIT, or ROLLBACK on an exception.
 
         BEGIN and the claims leave together with the first statement; without one nothing is sent.
+        `isolation_level`, `read_only` and `deferrable` travel with BEGIN; None leaves them to the
+        server's settings. psycopg.Rollback rolls back and ends here.
         Nothing is retried. On leaving, refusals by the pooler, lost connections, and errors of a
         server that is not able now become DatabaseUnavailableError, a lost answer to COMMIT
         CommitOutcomeUnknownError.
         """
-        return _Block(functools.partial(self._begin, claims), self._end_transaction)
+        modes = _modes(isolation_level, read_only, deferrable)
+        return _Block(functools.partial(self._begin, claims, modes), self._end_transaction)
 
-    def _begin(self, claims: Claims | None) -> Connection[Row]:
+    def _begin(self, claims: Claims | None, modes: Modes) -> Connection[Row]:
         claimed = _json(claims)
         connection = self._lent(self._request())
-        connection.begin(claimed)
+        connection.begin(claimed, modes)
         return connection
 
-    def _end_transaction(self, connection: Connection[Row], raised: BaseException | None) -> None:
+    def _end_transaction(self, connection: Connection[Row], raised: BaseException | None) -> bool:
+        """Commit or roll back; tell whether the exception ends here."""
         committing = False
         try:
             if raised is None:
@@ -295,12 +320,14 @@ class Database(Generic[Row]):
                 self._answered()
             elif isinstance(raised, psycopg.Error):
                 raise raised
+            return isinstance(raised, psycopg.Rollback) and raised.transaction is None
         except psycopg.Error as error:
             failure = self._recovery.judge(error, connection)
             _require_invocation(connection, failure, error, in_transaction=not committing)
             self._recovery.translate(
                 error, failure, in_transaction=not committing, transaction=connection.transaction_id
             )
+            return False
         finally:
             self._pool.take_back(connection)
 
@@ -581,7 +608,7 @@ class _Block(AbstractContextManager[Connection[Row]]):
     def __init__(
         self,
         enter: Callable[[], Connection[Row]],
-        leave: Callable[[Connection[Row], BaseException | None], None],
+        leave: Callable[[Connection[Row], BaseException | None], bool],
     ) -> None:
         self._enter = enter
         self._leave = leave
@@ -593,9 +620,8 @@ class _Block(AbstractContextManager[Connection[Row]]):
         self._connection = self._enter()
         return self._connection
 
-    def __exit__(self, _: object, raised: BaseException | None, __: object) -> None:
-        if self._connection is not None:
-            self._leave(self._connection, raised)
+    def __exit__(self, _: object, raised: BaseException | None, __: object) -> bool | None:
+        return self._connection is not None and self._leave(self._connection, raised)
 
 
 def _require_invocation(
@@ -614,4 +640,36 @@ def _require_invocation(
 
 
 def _json(claims: Claims | None) -> str | None:
-    return None if claims is None else json.dumps(claims)
+    return None if claims is None else _CLAIMS.encode(claims)
+
+
+def _mapping(value: object) -> dict[Any, Any]:
+    """Turn a mapping into what JSON can encode."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"claims hold a value of type {type(value).__name__}, which JSON cannot encode")
+
+
+_CLAIMS: Final = json.JSONEncoder(default=_mapping)
+
+
+def _modes(
+    isolation_level: IsolationLevel | None, read_only: bool | None, deferrable: bool | None
+) -> Modes:
+    """Raise ValueError for a level that psycopg does not know, before anything is checked out."""
+    level = None if isolation_level is None else IsolationLevel(isolation_level)
+    return Modes(level, read_only, deferrable)
+
+
+def _require_done(result: object) -> None:
+    """Raise TypeError where a transaction's work would begin only after its end."""
+    if not isinstance(result, Awaitable | Generator | AsyncGenerator):
+        return
+    kind = type(result).__name__
+    if isinstance(result, CoroutineType | GeneratorType):
+        result.close()  # or Python warns of a coroutine that nobody awaited
+    raise TypeError(
+        f"the work of run_transaction() returned a {kind}, which would go on after the "
+        "transaction: it was rolled back; do the work in a plain function, and return a list where "
+        "it has been a generator"
+    )

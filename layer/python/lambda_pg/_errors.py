@@ -9,7 +9,7 @@
     │   └── DeadlineExceededError       the invocation ran out of time
     └── CommitOutcomeUnknownError       a write was sent and its answer was lost
     psycopg.NotSupportedError
-    └── StatementRefusedError           strict mode: the statement would pin or leak
+    └── StatementRefusedError           strict mode: the statement would pin, leak or do nothing
 
 SQL errors stay psycopg's own.
 """
@@ -98,5 +98,6 @@ class CommitOutcomeUnknownError(psycopg.OperationalError):
 class StatementRefusedError(psycopg.NotSupportedError):
     """Report a statement that strict mode (LAMBDA_PG_STRICT=1) refused before it was sent.
 
-    It needs session state, which pins or leaks through the pooler of the profile.
+    It needs session state, which pins or leaks through the pooler of the profile; or it sets
+    something for its transaction, and is all of it.
     """

@@ -1,12 +1,12 @@
 """Statements that leave in one write and are answered in one round trip."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import psycopg
 from psycopg import generators, pq
 from psycopg._queries import PostgresQuery
-from psycopg.abc import Params, PQGen, Query
+from psycopg.abc import AdaptContext, Params, PQGen, Query
 from psycopg.adapt import Transformer
 from psycopg.pq.abc import PGconn, PGresult
 
@@ -44,13 +44,17 @@ class Request(NamedTuple):
         query: Query,
         params: Params | None,
         format: pq.Format | None = None,  # noqa: A002  # as psycopg's own
+        context: AdaptContext | None = None,
     ) -> "Request":
-        """Convert the parameters; raises psycopg.Error for what cannot be converted."""
+        """Convert the parameters; raises psycopg.Error for what cannot be converted.
+
+        `context` has the types' adapters; without it the cursor has them.
+        """
         if cursor.closed:
             raise psycopg.InterfaceError("the cursor is closed")
         cursor._reset()
         cursor._last_query = None
-        cursor._tx = Transformer(cursor)
+        cursor._tx = Transformer(context or cursor)
         cursor._query = ready = cursor._convert_query(query, params)
         return cls(cursor, ready, cursor.format if format is None else format)
 
@@ -113,3 +117,61 @@ def fly(pgconn: PGconn, statements: Sequence[Command | Request]) -> PQGen[list[P
     if first is not None:
         raise first
     return results
+
+
+_SYNC: Final[Any] = object()
+"""Marks, among the answers that a pipeline waits for, the one to a Sync."""
+
+
+class Pipeline(psycopg.Pipeline):
+    """psycopg's pipeline, in which the server's own error is the one that is raised.
+
+    Measured on psycopg 3.3.9: an error that comes only at a Sync, as a deferred constraint's does,
+    leaves the connection in pipeline mode for good; and the end of a connection hides what the
+    server said before it. Both look like a lost answer then.
+    """
+
+    _last_words: psycopg.Error | None = None
+    """The error with which the server has ended the connection."""
+
+    def _enqueue_sync(self) -> None:
+        self.command_queue.append(self.pgconn.pipeline_sync)
+        self.result_queue.append(_SYNC)
+
+    def _process_results(self, queued: Any, results: list[PGresult]) -> None:
+        if queued is _SYNC:
+            queued = None
+            if results[0].status != pq.ExecStatus.PIPELINE_SYNC:  # an error: its answer follows
+                self.result_queue.appendleft(_SYNC)
+        try:
+            super()._process_results(queued, results)
+        except psycopg.Error as error:
+            if error.diag.severity_nonlocalized in {"FATAL", "PANIC"}:
+                self._last_words = error
+            raise
+
+    def _communicate_gen(self) -> PQGen[None]:
+        # psycopg reads before each command, and drops what it has read when the next read fails.
+        while self.command_queue:
+            self.command_queue.popleft()()
+        yield from super()._communicate_gen()
+
+    def _fetch_gen(self, *, flush: bool) -> PQGen[None]:
+        try:
+            yield from super()._fetch_gen(flush=flush)
+        except psycopg.OperationalError as lost:
+            raise self._last_words or lost from None
+
+    def _exit_gen(self) -> PQGen[None]:
+        self._enqueue_sync()
+        first: psycopg.Error | None = None
+        try:
+            yield from self._communicate_gen()
+        except psycopg.Error as error:
+            first = error
+        try:
+            yield from self._fetch_gen(flush=True)
+        except psycopg.Error as error:
+            first = first or error  # the later ones fail because of the first
+        if first is not None:
+            raise first

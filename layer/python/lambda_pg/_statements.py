@@ -30,6 +30,9 @@ _SUSPECT: Final = (
 )
 """Without any of these a statement has no effect, and need not be taken apart."""
 
+_SUSPECT_ALONE: Final = ("local", "transaction", "constraints", "set_config", "temp")
+"""Without any of these a statement sets nothing that ends with its transaction."""
+
 # Patterns, not compiled ones: a cold start that sets nothing pays for none of them.
 _LEXEME: Final = r"""(?xs)
       (?P<nothing> \s+ | --[^\r\n]* )
@@ -89,6 +92,20 @@ def refusal(
     if effect is None:
         return None
     return f"{effect} {_consequence(profile)}: docs/pooling.md says what to do instead"
+
+
+def refusal_alone(query: str) -> str | None:
+    """Say why a query does nothing where it is a transaction by itself, or return None."""
+    lowered = query.lower()
+    if not any(part in lowered for part in _SUSPECT_ALONE):
+        return None
+    effects = [_transaction_effect(statement) for statement in _statements(query)]
+    if not effects or not all(effects):
+        return None
+    return (
+        f"{effects[0]} outside of a transaction does nothing, as it ends with its statement: use "
+        "transaction() or run_transaction(), and for claims claims=; docs/pooling.md has the list"
+    )
 
 
 def is_short(query: str) -> bool:
@@ -230,6 +247,37 @@ def _set_config(arguments: Sequence[Sequence[str]]) -> str | None:
     if is_local == ["true"]:
         return None
     return "set_config(…, false)" if is_local == ["false"] else "set_config(…) that may be lasting"
+
+
+def _transaction_effect(tokens: Sequence[str]) -> str | None:
+    """Name what a statement sets for the rest of its transaction, if it does nothing else."""
+    match tokens[0]:
+        case "set":
+            is_local = tokens[1:2] and tokens[1] in _LOCAL_SETS
+            return f"SET {tokens[1].upper()}" if is_local else None
+        case "create":
+            is_dropped = _temporary(tokens) and _follow(tokens, "on", "commit", "drop")
+            return "a temporary table ON COMMIT DROP" if is_dropped else None
+        case "select":
+            only_sets = all(map(_is_set_config, _arguments(["(", *tokens[1:]], 0)))
+            return "set_config(…, true)" if only_sets and _calls(tokens) is None else None
+        case _:
+            return None
+
+
+def _is_set_config(item: Sequence[str]) -> bool:
+    """Tell whether an item of a SELECT is one call of set_config, and its name at most."""
+    names = [piece.strip('"') for piece in item]
+    start = 2 if names[:2] == ["pg_catalog", "."] else 0
+    if names[start : start + 2] != ["set_config", "("]:
+        return False
+    depth = 0
+    for place in range(start + 1, len(item)):
+        depth += (item[place] == "(") - (item[place] == ")")
+        if depth == 0:
+            rest = item[place + 1 :]
+            return len(rest) <= 1 or (len(rest) == 2 and rest[0] == "as")
+    return False
 
 
 def _called(tokens: Sequence[str]) -> Iterator[str]:
