@@ -2,6 +2,7 @@
 
 import os
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final
@@ -10,7 +11,7 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 
 from lambda_pg._address import resolve
-from lambda_pg._attempts import Attempt, Attempts
+from lambda_pg._attempts import Attempt, Attempts, Opening
 from lambda_pg._connection import Connection
 from lambda_pg._credentials import Credentials
 from lambda_pg._errors import ConfigurationError, ConnectFailedError
@@ -37,6 +38,8 @@ class Connector:
         """Addresses that have not answered, and when: the others come first."""
         self._kept: list[Attempts] = []
         """What requests have begun and had no time to finish."""
+        self._open: Callable[[str], Opening] | None = None
+        """What connects in psycopg's place, once refusals have to bring their SQLSTATE."""
 
     def connect(self, credentials: Credentials, timeout: float) -> Connection[Any]:
         """Connect within `timeout` seconds, or go on where the last request had to stop.
@@ -56,12 +59,8 @@ class Connector:
                 addresses.extend(resolve(host, max(0.0, until - monotonic())))
             self._silent |= dict.fromkeys(attempts.silent, monotonic())
             addresses.sort(key=lambda address: self._silent.get(address, 0.0))
-            return Attempt(
-                Connection._connect_gen(
-                    self._conninfo(credentials, host, port, addresses, profile)
-                ),
-                addresses[0],
-            )
+            conninfo = self._conninfo(credentials, host, port, addresses, profile)
+            return Attempt((self._open or Connection._connect_gen)(conninfo), addresses[0])
 
         try:
             connection = attempts.finish(begin, until)
@@ -85,6 +84,15 @@ class Connector:
         self._silent.pop(connection.info.hostaddr, None)
         connection.equip(profile, strict=self._settings.strict)
         return connection
+
+    def learn_sqlstates(self) -> bool:
+        """Have every later refusal bring its SQLSTATE; tell whether that is new."""
+        from lambda_pg import _verbose  # noqa: PLC0415  # no cold start needs it
+
+        if self._open is not None or not _verbose.IS_POSSIBLE:
+            return False
+        self._open = _verbose.connect
+        return True
 
     def close(self) -> None:
         """Close the connects that no request has finished."""
