@@ -176,7 +176,6 @@ class Postgres:
             "--auth=scram-sha-256",
             "--encoding=UTF8",
             "--locale=C",
-            "--no-instructions",
             "--no-sync",
         ]
         made = subprocess.run(

@@ -22,6 +22,9 @@ from lambda_pg._settings import Settings
 # A half-open connection ends after this many milliseconds instead of 15 minutes (measured: 3.4 s).
 TCP_USER_TIMEOUT: Final = 3000
 
+OLDEST_SERVER: Final = 13
+"""The oldest major version of PostgreSQL: 12 lacks pg_current_xact_id_if_assigned()."""
+
 REFUSED_CERTIFICATE: Final = "certificate verify failed"
 """What libpq says of a certificate that it does not accept, whatever the reason."""
 
@@ -45,7 +48,8 @@ class Connector:
         """Connect within `timeout` seconds, or go on where the last request had to stop.
 
         Raises psycopg.OperationalError, ConnectFailedError when there is no host, and
-        ConfigurationError for startup options that cannot work there.
+        ConfigurationError for startup options that cannot work there and for a server that is too
+        old.
         """
         until = monotonic() + timeout
         host, port = self._endpoint(credentials)
@@ -82,6 +86,7 @@ class Connector:
                 f"within {timeout:.1f} s"
             )
         self._silent.pop(connection.info.hostaddr, None)
+        _require_version(connection, host, port)
         connection.equip(profile, strict=self._settings.strict)
         return connection
 
@@ -186,6 +191,22 @@ class Connector:
             self._ca_file = _write_temporary(settings.ca_pem)
             weakref.finalize(self, _remove, self._ca_file, os.getpid())
         return self._ca_file
+
+
+def _require_version(connection: Connection[Any], host: str, port: int) -> None:
+    """Close a connection to a server that is too old; raises ConfigurationError.
+
+    The server, or the pooler in its name, has said its version at the login; 0 is no version.
+    """
+    version = connection.pgconn.server_version
+    if 0 < version < OLDEST_SERVER * 10000:
+        connection.close()
+        number = f"{version // 10000}.{version % 10000}"
+        problem = (
+            f"the server at {host}:{port} is PostgreSQL {number}; lambda_pg needs "
+            f"{OLDEST_SERVER} or newer: upgrade the database"
+        )
+        raise ConfigurationError([problem])
 
 
 def _write_temporary(text: str) -> Path:
