@@ -57,10 +57,12 @@ class Postgres:
         durable: bool = True,
         names: Sequence[str] = ("127.0.0.1", "localhost"),
         parameters: Mapping[str, str] | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         """Name the places; `durable=False` trades crash safety of the data for speed.
 
-        `names` go into the certificate, `parameters` into the server's settings, over ours.
+        `names` go into the certificate, `parameters` into the server's settings, over ours, and
+        `environment` into its process' variables, as LOCPATH does.
         """
         self.binaries = binaries
         self.folder = folder
@@ -69,6 +71,7 @@ class Postgres:
         self.durable = durable
         self.names = tuple(names)
         self.parameters = dict(parameters or {})
+        self.environment = dict(environment or {})
         self.log = folder / "postgres.log"
         self.ca_file = folder / "ca.pem"
         self._data = folder / "data"
@@ -117,7 +120,7 @@ class Postgres:
         self._process = processes.start(
             [str(self.binaries.folder / "postgres"), "-D", str(self._data)],
             log=self.log,
-            environment=processes.base_environment(),
+            environment=processes.base_environment() | self.environment,
             folder=self.folder,
             account=self._account,
             death_signal=signal.SIGINT,
@@ -173,7 +176,6 @@ class Postgres:
             "--auth=scram-sha-256",
             "--encoding=UTF8",
             "--locale=C",
-            "--no-instructions",
             "--no-sync",
         ]
         made = subprocess.run(

@@ -55,7 +55,8 @@ QUIT_SECONDS = 5.0
 LOG_SECONDS = 1.0
 WRONG_SETTINGS = 78  # EX_CONFIG
 CONTINUATION = b"..."
-REFUSED_LOGIN = re.compile(rb"authentication failed|no such user")
+# A client's login at PgBouncer, and its own at the server, which may say why in another language.
+REFUSED_LOGIN = re.compile(rb"authentication failed|no such user|server login failed")
 # What clients say who do not accept the certificate, as OpenSSL names their alerts.
 REFUSED_CERTIFICATE = re.compile(rb"alert (certificate expired|unknown ca|bad certificate)")
 

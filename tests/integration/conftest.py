@@ -83,7 +83,9 @@ def new_pooler(
     yield pooler
     pooler.stop()
     for log in folder.glob("*/*.log"):
-        request.node.add_report_section("teardown", f"log {log.name}", log.read_text())
+        request.node.add_report_section(
+            "teardown", f"log {log.name}", log.read_text(errors="replace")
+        )
     shutil.rmtree(folder, ignore_errors=True)
 
 

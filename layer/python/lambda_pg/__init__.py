@@ -27,6 +27,11 @@ try:
     from lambda_pg._settings import Settings
 
     rehearse(os.environ)  # docs/decisions/0022
+except ImportError as error:
+    from lambda_pg._psycopg import explain
+
+    explain(error)  # a function's own psycopg may be older than the layer's
+    raise
 finally:
     if _freeze:
         gc.freeze()

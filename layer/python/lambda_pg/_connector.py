@@ -2,6 +2,7 @@
 
 import os
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final
@@ -10,7 +11,7 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 
 from lambda_pg._address import resolve
-from lambda_pg._attempts import Attempt, Attempts
+from lambda_pg._attempts import Attempt, Attempts, Opening
 from lambda_pg._connection import Connection
 from lambda_pg._credentials import Credentials
 from lambda_pg._errors import ConfigurationError, ConnectFailedError
@@ -20,6 +21,9 @@ from lambda_pg._settings import Settings
 
 # A half-open connection ends after this many milliseconds instead of 15 minutes (measured: 3.4 s).
 TCP_USER_TIMEOUT: Final = 3000
+
+OLDEST_SERVER: Final = 13
+"""The oldest major version of PostgreSQL: 12 lacks pg_current_xact_id_if_assigned()."""
 
 REFUSED_CERTIFICATE: Final = "certificate verify failed"
 """What libpq says of a certificate that it does not accept, whatever the reason."""
@@ -37,12 +41,15 @@ class Connector:
         """Addresses that have not answered, and when: the others come first."""
         self._kept: list[Attempts] = []
         """What requests have begun and had no time to finish."""
+        self._open: Callable[[str], Opening] | None = None
+        """What connects in psycopg's place, once refusals have to bring their SQLSTATE."""
 
     def connect(self, credentials: Credentials, timeout: float) -> Connection[Any]:
         """Connect within `timeout` seconds, or go on where the last request had to stop.
 
         Raises psycopg.OperationalError, ConnectFailedError when there is no host, and
-        ConfigurationError for startup options that cannot work there.
+        ConfigurationError for startup options that cannot work there and for a server that is too
+        old.
         """
         until = monotonic() + timeout
         host, port = self._endpoint(credentials)
@@ -56,12 +63,8 @@ class Connector:
                 addresses.extend(resolve(host, max(0.0, until - monotonic())))
             self._silent |= dict.fromkeys(attempts.silent, monotonic())
             addresses.sort(key=lambda address: self._silent.get(address, 0.0))
-            return Attempt(
-                Connection._connect_gen(
-                    self._conninfo(credentials, host, port, addresses, profile)
-                ),
-                addresses[0],
-            )
+            conninfo = self._conninfo(credentials, host, port, addresses, profile)
+            return Attempt((self._open or Connection._connect_gen)(conninfo), addresses[0])
 
         try:
             connection = attempts.finish(begin, until)
@@ -83,8 +86,18 @@ class Connector:
                 f"within {timeout:.1f} s"
             )
         self._silent.pop(connection.info.hostaddr, None)
+        _require_version(connection, host, port)
         connection.equip(profile, strict=self._settings.strict)
         return connection
+
+    def learn_sqlstates(self) -> bool:
+        """Have every later refusal bring its SQLSTATE; tell whether that is new."""
+        from lambda_pg import _verbose  # noqa: PLC0415  # no cold start needs it
+
+        if self._open is not None or not _verbose.IS_POSSIBLE:
+            return False
+        self._open = _verbose.connect
+        return True
 
     def close(self) -> None:
         """Close the connects that no request has finished."""
@@ -178,6 +191,22 @@ class Connector:
             self._ca_file = _write_temporary(settings.ca_pem)
             weakref.finalize(self, _remove, self._ca_file, os.getpid())
         return self._ca_file
+
+
+def _require_version(connection: Connection[Any], host: str, port: int) -> None:
+    """Close a connection to a server that is too old; raises ConfigurationError.
+
+    The server, or the pooler in its name, has said its version at the login; 0 is no version.
+    """
+    version = connection.pgconn.server_version
+    if 0 < version < OLDEST_SERVER * 10000:
+        connection.close()
+        number = f"{version // 10000}.{version % 10000}"
+        problem = (
+            f"the server at {host}:{port} is PostgreSQL {number}; lambda_pg needs "
+            f"{OLDEST_SERVER} or newer: upgrade the database"
+        )
+        raise ConfigurationError([problem])
 
 
 def _write_temporary(text: str) -> Path:

@@ -32,6 +32,9 @@ REFUSED_PAUSE: Final = 0.5
 """Seconds between two looks for a new version while logins are refused: a rotation takes its time,
 and Secrets Manager is asked by a whole fleet then."""
 
+DOUBTED_PAUSE: Final = 1.0
+"""The same while a server refuses logins for a reason that nobody knows."""
+
 FAILED_PAUSE: Final = 1.0
 """Seconds between two fetches of an environment while Secrets Manager fails or throttles."""
 
@@ -210,11 +213,14 @@ class CredentialCache:
             self._cached = credentials
             self.fresh_until = self._clock() + PAUSE
 
-    def after_refusal(self, refused: Credentials, timeout: float) -> Credentials | None:
+    def after_refusal(
+        self, refused: Credentials, timeout: float, pause: float = REFUSED_PAUSE
+    ) -> Credentials | None:
         """Look for other credentials than those that were refused; None when there are none now.
 
-        First the current version is fetched again. When that is refused too, or cannot be used, the
-        previous one may still be right: a pooler need not know the new password yet.
+        First the current version is fetched again, where that was not done in the last `pause`
+        seconds. When that is refused too, or cannot be used, the previous one may still be right: a
+        pooler need not know the new password yet.
         """
         if self._settings.secret_arn is None and self._settings.auth == "password":
             return None
@@ -224,7 +230,7 @@ class CredentialCache:
             if self._cached is not None and self._cached != refused:
                 return self._cached  # another thread was faster
             unusable: ConfigurationError | None = None
-            if not 0 <= self._clock() - self._asked_at < REFUSED_PAUSE:  # a clock may be set back
+            if not 0 <= self._clock() - self._asked_at < pause:  # a clock may be set back
                 try:
                     current = self._refresh(left, patient=left <= END)
                 except ConfigurationError as error:

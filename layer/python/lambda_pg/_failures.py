@@ -1,7 +1,8 @@
 """What a failed connect or statement means: the one table that retries rest on.
 
-psycopg's connect errors carry no SQLSTATE, and PgBouncer reports most of its own refusals as
-08P01, so both are told apart by text. Whatever the table does not know is not retried.
+The SQLSTATE decides where there is one. psycopg's connect errors carry none unless the connector
+asks libpq for it (_verbose.py), and PgBouncer reports most of its own refusals as 08P01: these are
+told apart by text. Whatever the table does not know is not retried.
 
 The texts of RDS Proxy are those of its troubleshooting page in the RDS User Guide, Supavisor's
 those of its lib/supavisor/errors and of the versions before, Neon's those of its proxy/src
@@ -9,6 +10,8 @@ those of its lib/supavisor/errors and of the versions before, Neon's those of it
 """
 
 import enum
+import errno
+import os
 import re
 import socket
 from collections.abc import Mapping
@@ -93,6 +96,32 @@ CONNECT_AGAIN: Final = (
 )
 """Texts of a connect that may succeed in a moment."""
 
+_CONNECT_STATES: Final = {
+    "28P01": Failure.LOGIN_REFUSED,
+    "53": Failure.NOT_RUN,  # insufficient resources: 53300 are connections
+    "57P01": Failure.NOT_RUN,  # a server that shuts down
+    "57P02": Failure.NOT_RUN,  # a crash of another backend
+    "57P03": Failure.NOT_RUN,  # a server that starts, stops or recovers
+}
+"""What an SQLSTATE, or its class, says of a failed connect whatever the text."""
+
+# 28000 has any refusal of a login without a password, as PAM's of an IAM token; poolers use the
+# others for whatever they refuse.
+_VAGUE_STATES: Final = frozenset({None, "28000", "08000", "08P01", "XX000"})
+
+# As psycopg and libpq write the answer of a server: the severity, in whatever language, a colon
+# and two spaces. libpq's own errors have one space.
+_SERVER_SAID: Final = r"failed: [^:\n]{1,40}:  "
+
+# strerror() speaks the language of the process' locale, here as in libpq.
+_NETWORK_ERRORS: Final = (
+    errno.ECONNREFUSED,
+    errno.ECONNRESET,
+    errno.ETIMEDOUT,
+    errno.ENETUNREACH,
+    errno.EHOSTUNREACH,
+)
+
 NOT_RUN: Final = (
     ("08P01", "server shutting down"),
     ("08P01", "query_wait_timeout"),
@@ -154,12 +183,21 @@ def classify_connect(error: psycopg.Error) -> Failure:
     """Tell what a failed connect means; nothing can have run."""
     if isinstance(error.__cause__, OSError):  # from the resolver, whose texts are translated
         return _classify_lookup(error.__cause__)
-    text = str(error)
-    if _matches(LOGIN_REFUSED, text):
-        return Failure.LOGIN_REFUSED
-    if isinstance(error, psycopg.errors.ConnectionTimeout) or _matches(CONNECT_AGAIN, text):
-        return Failure.NOT_RUN
-    return Failure.FINAL
+    state = error.sqlstate or ""
+    known = _CONNECT_STATES.get(state) or _CONNECT_STATES.get(state[:2])
+    return known or _classify_text(error)
+
+
+def is_unexplained(error: psycopg.Error) -> bool:
+    """Tell whether a server refused a login, and the table does not know why.
+
+    The server may speak another language, or be a pooler of another kind.
+    """
+    return (
+        error.sqlstate in _VAGUE_STATES
+        and _is_answer(str(error))
+        and classify_connect(error) is Failure.FINAL
+    )
 
 
 def classify_statement(error: psycopg.Error, *, broken: bool) -> Failure:
@@ -181,7 +219,9 @@ def classify_statement(error: psycopg.Error, *, broken: bool) -> Failure:
         text = error.diag.message_primary or str(error)
         if sqlstate == "28P01" or (sqlstate == "08P01" and _matches(LOGIN_REFUSED, text)):
             return Failure.LOGIN_REFUSED
-        if any(sqlstate == known and re.search(pattern, text) for known, pattern in NOT_RUN):
+        if any(sqlstate == known and re.search(pattern, text) for known, pattern in NOT_RUN) or (
+            sqlstate == "08P01" and _says_exhausted(text)  # an older pooler, of its server
+        ):
             return Failure.NOT_RUN
     ended = (
         sqlstate is None
@@ -192,6 +232,24 @@ def classify_statement(error: psycopg.Error, *, broken: bool) -> Failure:
     return Failure.LOST if broken and ended else Failure.FINAL
 
 
+def _classify_text(error: psycopg.Error) -> Failure:
+    """Tell what the text of a failed connect means."""
+    text = str(error)
+    if _matches(LOGIN_REFUSED, text):
+        return Failure.LOGIN_REFUSED
+    passes = (
+        isinstance(error, psycopg.errors.ConnectionTimeout)
+        or _matches(CONNECT_AGAIN, text)
+        or any(os.strerror(number) in text for number in _NETWORK_ERRORS)
+        or (_is_answer(text) and _says_exhausted(text))
+    )
+    return Failure.NOT_RUN if passes else Failure.FINAL
+
+
+def _is_answer(text: str) -> bool:
+    return re.search(_SERVER_SAID, text) is not None
+
+
 def _classify_lookup(error: OSError) -> Failure:
     if not isinstance(error, socket.gaierror):
         return RESOLVER["EAI_SYSTEM"]  # Python raises it by its errno
@@ -199,6 +257,13 @@ def _classify_lookup(error: OSError) -> Failure:
         if getattr(socket, name, None) == error.errno:
             return failure
     return Failure.FINAL
+
+
+def _says_exhausted(text: str) -> bool:
+    """Tell whether PostgreSQL says in another language than English that it has no connections."""
+    from lambda_pg._languages import EXHAUSTED  # noqa: PLC0415  # no cold start needs it
+
+    return _matches(EXHAUSTED, text)
 
 
 def _matches(patterns: tuple[str, ...], text: str) -> bool:

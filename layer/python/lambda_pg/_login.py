@@ -9,9 +9,10 @@ import psycopg
 
 from lambda_pg._connection import Connection
 from lambda_pg._connector import Connector
-from lambda_pg._credentials import CredentialCache
+from lambda_pg._credentials import DOUBTED_PAUSE, CredentialCache, Credentials
+from lambda_pg._errors import CredentialsError
 from lambda_pg._events import Events
-from lambda_pg._failures import Failure, classify_connect
+from lambda_pg._failures import Failure, classify_connect, is_unexplained
 from lambda_pg._overload import Breaker
 from lambda_pg._settings import Settings
 from lambda_pg._stats import Stats
@@ -66,10 +67,16 @@ class Login:
                 self._stats.connections_errors += 1
                 if refused is not None and too_short(error, left):
                     raise refused from None
-                if classify_connect(error) is not Failure.LOGIN_REFUSED:
-                    raise
                 refused = error
-                other = self._credentials.after_refusal(credentials, max(0.1, until - monotonic()))
+                if is_unexplained(error):
+                    if self._connector.learn_sqlstates():
+                        continue  # the same login again tells more
+                    other = self._other_than(credentials, until - monotonic())
+                elif classify_connect(error) is Failure.LOGIN_REFUSED:
+                    left = max(0.1, until - monotonic())
+                    other = self._credentials.after_refusal(credentials, left)
+                else:
+                    raise
                 if other is None:
                     raise
                 self._events.report(
@@ -82,6 +89,13 @@ class Login:
         self._stats.connections_ms += (monotonic() - began) * 1000
         self._date(connection)
         return connection
+
+    def _other_than(self, doubted: Credentials, timeout: float) -> Credentials | None:
+        """Look for newer credentials after a refusal that may mean anything."""
+        try:
+            return self._credentials.after_refusal(doubted, max(0.1, timeout), pause=DOUBTED_PAUSE)
+        except CredentialsError:
+            return None  # what the server has said is all that is certain
 
     def close(self) -> None:
         """Close the logins that no request has finished."""
