@@ -274,6 +274,8 @@ class Connection(psycopg.Connection[Row]):
             raise psycopg.ProgrammingError("a statement inside the transaction has ended it")
         if self.lost:
             raise psycopg.OperationalError("the connection was lost inside the transaction")
+        if self.poll(0):  # a farewell, which is heard before COMMIT is sent: nothing was committed
+            self.command(b"SELECT")
 
     def finish(self) -> None:
         """Commit the layer's transaction; where nothing was sent, BEGIN neither, nothing is."""

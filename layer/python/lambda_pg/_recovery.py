@@ -12,7 +12,7 @@ from lambda_pg._errors import (
     DatabaseUnavailableError,
 )
 from lambda_pg._events import Events
-from lambda_pg._failures import READ_ONLY, Failure, classify_statement
+from lambda_pg._failures import READ_ONLY, TRANSACTION_TIMEOUT, Failure, classify_statement
 from lambda_pg._outcome import TransactionId
 from lambda_pg._overload import Breaker
 from lambda_pg._statements import is_undone_by_error
@@ -42,6 +42,10 @@ class Recovery:
         the new primary.
         """
         failure = classify_statement(error, broken=connection.lost)
+        if failure is Failure.TOO_LONG:
+            # The server notices this timeout also after a COMMIT has taken effect.
+            at_commit = error.sqlstate == TRANSACTION_TIMEOUT and not connection.managed
+            return Failure.LOST if at_commit else failure
         if failure not in {Failure.NOT_ABLE, Failure.ROLLED_BACK}:
             return failure
         undone = alone is None or is_undone_by_error(connection.text_of(alone))
@@ -94,6 +98,11 @@ class Recovery:
             case Failure.NOT_ABLE:
                 self._breaker.succeeded()  # the database has answered
                 raise DatabaseUnavailableError(_not_able(error)) from error
+            case Failure.TOO_LONG:
+                self._breaker.succeeded()  # the database has answered
+                raise DatabaseUnavailableError(
+                    f"the transaction took too long and was rolled back: {reason(error)}"
+                ) from error
             case Failure.LOST if in_transaction:
                 raise DatabaseUnavailableError(
                     "the connection was lost inside a transaction, which was rolled back"
