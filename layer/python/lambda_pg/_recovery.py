@@ -6,7 +6,7 @@ from typing import Any
 import psycopg
 from psycopg.abc import QueryNoTemplate
 
-from lambda_pg._connection import Connection
+from lambda_pg._connection import Connection, Denial
 from lambda_pg._errors import (
     CommitOutcomeUnknownError,
     DatabaseUnavailableError,
@@ -49,11 +49,8 @@ class Recovery:
         if failure not in {Failure.NOT_ABLE, Failure.ROLLED_BACK}:
             return failure
         undone = alone is None or is_undone_by_error(connection.text_of(alone))
-        if error.sqlstate == READ_ONLY:
-            if not connection.is_read_only():
-                failure = Failure.DENIED
-            else:
-                connection.close()
+        if error.sqlstate == READ_ONLY and connection.why_denied() is not Denial.SERVER:
+            failure = Failure.DENIED
         return failure if undone else Failure.FINAL
 
     def pause(self, window: Window, error: Exception, *, absent: bool = True) -> None:
