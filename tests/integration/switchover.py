@@ -1,17 +1,18 @@
-"""Two real servers of which one follows the other, and one address that leads to one of them."""
+"""Two real servers, one address that leads to one of them, and a ledger of writers."""
 
 from __future__ import annotations
 
+import operator
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
-from lambda_pg import Settings
+from lambda_pg import CommitOutcomeUnknownError, Database, DatabaseUnavailableError, Settings
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import TupleRow
 
@@ -19,10 +20,12 @@ from local import processes
 from local.fault_proxy import FaultProxy
 from local.postgres import HBA, Postgres
 from local.postgres_discovery import find_postgres
-from tests.integration.layer import wait_until
+from tests.integration.layer import Load, wait_until
 from tests.integration.servers import DATABASE
 
 MAJOR = 17
+NAME = "database.internal"
+"""A name that the servers' certificates are for, and that leads nowhere."""
 MASTER = ("master", "canary-of-the-master")
 
 
@@ -116,6 +119,7 @@ def running_pair() -> Iterator[Pair]:
             folder / name,
             port=processes.free_port(),
             durable=False,
+            names=("127.0.0.1", NAME),
             parameters=parameters,
         )
         for name in ("a", "b")
@@ -138,3 +142,65 @@ def running_pair() -> Iterator[Pair]:
         first.stop("immediate")
         second.stop("immediate")
         shutil.rmtree(folder, ignore_errors=True)
+
+
+class Ledger(Load):
+    """Writers that each note which rows were acknowledged, and of which nobody knows."""
+
+    def __init__(
+        self,
+        db: Database[TupleRow],
+        write: Callable[[Database[TupleRow], int], object],
+        first: int,
+    ) -> None:
+        """Begin with no row; numbers count from `first`."""
+        super().__init__(db)
+        self._write = write
+        self._next = first
+        self.acknowledged: list[int] = []
+        self.unknown: list[int] = []
+        self.refused = 0
+
+    def _request(self) -> None:
+        self._next += 1
+        try:
+            self._write(self._db, self._next)
+        except CommitOutcomeUnknownError:
+            self.unknown.append(self._next)
+        except DatabaseUnavailableError:
+            self.refused += 1
+        else:
+            self.acknowledged.append(self._next)
+
+
+def insert_alone(db: Database[TupleRow], number: int) -> None:
+    """Write one row in autocommit."""
+    db.execute("INSERT INTO counter VALUES (%s)", [number])
+
+
+def insert_as_work(db: Database[TupleRow], number: int) -> None:
+    """Write one row as a unit of work."""
+    db.run_transaction(lambda held: held.execute("INSERT INTO counter VALUES (%s)", [number]))
+
+
+def assert_clean(pair: Pair, ledgers: list[Ledger]) -> None:
+    """Hold the rows against what the writers were told: none lost, none twice, none hidden."""
+    rows = pair.rows()
+    acknowledged = {number for ledger in ledgers for number in ledger.acknowledged}
+    unknown = {number for ledger in ledgers for number in ledger.unknown}
+    assert not [error for ledger in ledgers for error in ledger.errors]
+    assert len(rows) == len(set(rows)), "a row is there twice"
+    assert acknowledged <= set(rows), "an acknowledged row is lost"
+    assert set(rows) <= acknowledged | unknown, "a row is there that was refused"
+
+
+def wait_for_rows(ledgers: list[Ledger]) -> None:
+    """Wait until every writer has had some more rows acknowledged."""
+    goal = [len(ledger.acknowledged) + 20 for ledger in ledgers]
+    wait_until(lambda: all(map(operator.ge, (len(each.acknowledged) for each in ledgers), goal)))
+
+
+def wait_for_refusals(ledgers: list[Ledger]) -> None:
+    """Wait until every writer was refused once more."""
+    before = [ledger.refused for ledger in ledgers]
+    wait_until(lambda: all(map(operator.gt, (each.refused for each in ledgers), before)))

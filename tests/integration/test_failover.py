@@ -6,20 +6,28 @@ until its time to live ends: connections that were opened then stay there.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 
 import psycopg
 import pytest
-from lambda_pg import CommitOutcomeUnknownError, Database, DatabaseUnavailableError
+from lambda_pg import Database, DatabaseUnavailableError
 from lambda_pg.sqlalchemy import create_engine
 from psycopg import errors
 from psycopg.rows import TupleRow
 
-from tests.integration.layer import Load, scalar, wait_until
-from tests.integration.switchover import Pair, running_pair
+from tests.integration.layer import scalar, wait_until
+from tests.integration.switchover import (
+    Ledger,
+    Pair,
+    assert_clean,
+    insert_alone,
+    insert_as_work,
+    running_pair,
+    wait_for_refusals,
+    wait_for_rows,
+)
 
 INSERT = "INSERT INTO counter VALUES (1)"
 IN_RECOVERY = "SELECT pg_is_in_recovery()"
@@ -212,56 +220,6 @@ def test_an_environment_that_starts_at_the_demoted_server_is_not_stuck(pair: Pai
     assert pair.rows() == [1]
 
 
-class Ledger(Load):
-    """Writers that each note which rows were acknowledged, and of which nobody knows."""
-
-    def __init__(
-        self,
-        db: Database[TupleRow],
-        write: Callable[[Database[TupleRow], int], object],
-        first: int,
-    ) -> None:
-        """Begin with no row; numbers count from `first`."""
-        super().__init__(db)
-        self._write = write
-        self._next = first
-        self.acknowledged: list[int] = []
-        self.unknown: list[int] = []
-        self.refused = 0
-
-    def _request(self) -> None:
-        self._next += 1
-        try:
-            self._write(self._db, self._next)
-        except CommitOutcomeUnknownError:
-            self.unknown.append(self._next)
-        except DatabaseUnavailableError:
-            self.refused += 1
-        else:
-            self.acknowledged.append(self._next)
-
-
-def insert_alone(db: Database[TupleRow], number: int) -> None:
-    """Write one row in autocommit."""
-    db.execute("INSERT INTO counter VALUES (%s)", [number])
-
-
-def insert_as_work(db: Database[TupleRow], number: int) -> None:
-    """Write one row as a unit of work."""
-    db.run_transaction(lambda held: held.execute("INSERT INTO counter VALUES (%s)", [number]))
-
-
-def assert_clean(pair: Pair, ledgers: list[Ledger]) -> None:
-    """Hold the rows against what the writers were told: none lost, none twice, none hidden."""
-    rows = pair.rows()
-    acknowledged = {number for ledger in ledgers for number in ledger.acknowledged}
-    unknown = {number for ledger in ledgers for number in ledger.unknown}
-    assert not [error for ledger in ledgers for error in ledger.errors]
-    assert len(rows) == len(set(rows)), "a row is there twice"
-    assert acknowledged <= set(rows), "an acknowledged row is lost"
-    assert set(rows) <= acknowledged | unknown, "a row is there that was refused"
-
-
 def test_writers_follow_the_primary_there_and_back(pair: Pair) -> None:
     """A ledger over two failovers, with writers that know nothing of them."""
     with (
@@ -279,15 +237,3 @@ def test_writers_follow_the_primary_there_and_back(pair: Pair) -> None:
             pair.move_address()
         wait_for_rows(ledgers)
     assert_clean(pair, ledgers)
-
-
-def wait_for_rows(ledgers: list[Ledger]) -> None:
-    """Wait until every writer has had some more rows acknowledged."""
-    goal = [len(ledger.acknowledged) + 20 for ledger in ledgers]
-    wait_until(lambda: all(map(operator.ge, (len(each.acknowledged) for each in ledgers), goal)))
-
-
-def wait_for_refusals(ledgers: list[Ledger]) -> None:
-    """Wait until every writer was refused once more."""
-    before = [ledger.refused for ledger in ledgers]
-    wait_until(lambda: all(map(operator.gt, (each.refused for each in ledgers), before)))
