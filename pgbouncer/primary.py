@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import socket
 import threading
 import time
@@ -21,10 +22,12 @@ from .settings import Settings
 
 # Seconds between two looks.
 LOOK_SECONDS = 1.0
-# Seconds until PgBouncer has to reconnect again, and the most: doubled each time. New connections
-# are of no use before the name leads to the new primary, and some names lead elsewhere each time.
-PAUSES = (1.0, 30.0)
-# Seconds without a reason after which the pauses are short again.
+# Seconds between two times that PgBouncer has to reconnect: new connections are of no use before
+# the name leads to the new primary. Where that lasts, it is not a failover: some names lead
+# elsewhere at each look, and an address may have become a standby's for good.
+PAUSE, LONG_PAUSE = 1.0, 30.0
+LONGEST_FAILOVER = 120.0
+# Seconds without a reason after which another one begins.
 QUIET_SECONDS = 60.0
 # Seconds that PgBouncer's console, and a server that is asked, may take to answer.
 ANSWER_SECONDS = 10.0
@@ -55,11 +58,13 @@ class Verdict:
         self._has_seen_primary = self._in_recovery = False
         # PgBouncer had to leave a standby, and some connections may have been opened there since.
         self._is_leaving = False
-        self._pause = PAUSES[0]
-        self._not_before = self._quiet_at = 0.0
+        self._not_before = self._quiet_at = -math.inf
+        self._began = 0.0
 
     def resolved(self, addresses: frozenset[str]) -> None:
         """Take what the name leads to; nothing where nobody answers."""
+        if not addresses <= self._addresses | self._left:  # one that it never led to
+            self._not_before = self._quiet_at = -math.inf
         if addresses:
             self._left = (self._left | self._addresses) - addresses
             self._addresses = addresses
@@ -82,15 +87,15 @@ class Verdict:
         """
         reason = self._reason(connections)
         if not reason:
-            if now >= self._quiet_at:
-                self._pause = PAUSES[0]
             return ""
+        if now >= self._quiet_at:
+            self._began = now
         self._quiet_at = now + QUIET_SECONDS
         if now < self._not_before:
             return ""
+        is_short = now < self._began + LONGEST_FAILOVER
+        self._not_before = now + (PAUSE if is_short else LONG_PAUSE)
         self._is_leaving = self._is_leaving and self._in_recovery
-        self._not_before = now + self._pause
-        self._pause = min(2 * self._pause, PAUSES[1])
         return reason
 
     def _reason(self, connections: frozenset[Connection]) -> str:

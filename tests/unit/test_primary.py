@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from pgbouncer.primary import (
-    PAUSES,
+    LONG_PAUSE,
+    LONGEST_FAILOVER,
+    PAUSE,
     QUIET_SECONDS,
     Connection,
     Verdict,
@@ -37,7 +39,7 @@ def test_a_connection_to_an_address_that_the_name_has_left_is_a_reason() -> None
     assert verdict.reason(at("10.0.0.1", 1), 0) == (
         "the database is at 10.0.1.1 now, and not at 10.0.0.1"
     )
-    assert verdict.reason(at("10.0.0.1", 2), PAUSES[0])
+    assert verdict.reason(at("10.0.0.1", 2), PAUSE)
     assert not verdict.reason(at("10.0.1.1", 3), 100)
     verdict.resolved(HERE)
     assert verdict.reason(at("10.0.1.1", 3), 101)
@@ -60,20 +62,31 @@ def test_a_name_with_one_address_more_is_no_reason() -> None:
 
 
 def test_a_name_that_leads_elsewhere_each_time_costs_little() -> None:
-    """As a reader endpoint's does: the pauses grow, and are short again after a quiet minute."""
+    """As a reader endpoint's does: after two minutes the pauses are long."""
+    verdict = Verdict()
+    both = at("10.0.0.1", 1) | at("10.0.1.1", 2)
+    reconnects = []
+    for second in range(1000):
+        verdict.resolved(THERE if second % 2 else HERE)
+        if verdict.reason(both, second):
+            reconnects.append(second)
+    late = [second for second in reconnects if second > LONGEST_FAILOVER + LONG_PAUSE]
+    assert len(late) <= 1000 / LONG_PAUSE
+    verdict.resolved(frozenset({"10.0.2.1"}))
+    assert verdict.reason(both, reconnects[-1] + 0.1), "one that it never led to is a failover"
+
+
+def test_reasons_with_a_quiet_time_in_between_are_two_failovers() -> None:
+    """The second one does not wait for the first one's pauses."""
     verdict = Verdict()
     verdict.resolved(HERE)
-    reconnects = []
-    for second in range(600):
-        verdict.resolved(THERE if second % 2 else HERE)
-        if verdict.reason(at("10.0.0.1", 1) | at("10.0.1.1", 2), second):
-            reconnects.append(second)
-    assert len(reconnects) < 600 / PAUSES[1] + 6
-    verdict.resolved(HERE)
-    assert not verdict.reason(at("10.0.0.1", 3), 600 + QUIET_SECONDS)
     verdict.resolved(THERE)
-    times = [1000.0, 1000 + PAUSES[0]]
-    assert all(verdict.reason(at("10.0.0.1", 3), time) for time in times)
+    last = max(time for time in range(1000) if verdict.reason(at("10.0.0.1", 1), time))
+    verdict.resolved(HERE)
+    later = last + QUIET_SECONDS + LONG_PAUSE
+    assert not verdict.reason(at("10.0.0.1", 2), later)
+    verdict.resolved(THERE)
+    assert all(verdict.reason(at("10.0.0.1", 2), later + PAUSE * n) for n in range(10))
 
 
 def test_only_new_connections_are_asked_for() -> None:
@@ -88,16 +101,16 @@ def test_only_new_connections_are_asked_for() -> None:
 
 
 def test_a_standby_after_a_primary_is_a_reason() -> None:
-    """Again and again with growing pauses, and once more when there is a primary again."""
+    """Again and again, and once more when there is a primary again."""
     verdict = Verdict()
     verdict.answered(at("10.0.0.1", 1), in_recovery=False)
     assert not verdict.reason(at("10.0.0.1", 1), 0)
     verdict.answered(at("10.0.0.1", 2), in_recovery=True)
-    reconnects = [time for time in range(100) if verdict.reason(at("10.0.0.1", 2), time)]
-    assert reconnects == [0, 1, 3, 7, 15, 31, 61, 91]
-    assert not verdict.reason(frozenset(), 200), "nothing is there that could be left"
+    reconnects = [time for time in range(200) if verdict.reason(at("10.0.0.1", 2), time)]
+    assert reconnects == [*range(121), 150, 180]
+    assert not verdict.reason(frozenset(), 250), "nothing is there that could be left"
     verdict.answered(at("10.0.0.1", 2, 3), in_recovery=False)
-    assert verdict.reason(at("10.0.0.1", 2, 3), 201) == "the database is the primary again"
+    assert verdict.reason(at("10.0.0.1", 2, 3), 251) == "the database is the primary again"
     verdict.answered(at("10.0.0.1", 4), in_recovery=False)
     assert not verdict.reason(at("10.0.0.1", 4), 300)
 
@@ -115,7 +128,7 @@ def test_a_standby_from_the_beginning_is_meant() -> None:
     "other",
     [{"database": "pgbouncer"}, {"state": "new"}, {"state": "login"}, {"close_needed": "1"}],
 )
-def test_what_no_client_can_get_does_not_count(other: dict[str, str]) -> None:
+def test_what_no_client_can_get_does_not_count(other: dict[str, str | None]) -> None:
     """Only what PgBouncer may still hand out is looked at."""
     row: dict[str, str | None] = {
         "user": "app", "database": "app", "state": "idle", "addr": "10.0.0.1", "port": "5432",
