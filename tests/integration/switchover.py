@@ -188,7 +188,8 @@ def assert_clean(pair: Pair, ledgers: list[Ledger]) -> None:
     rows = pair.rows()
     acknowledged = {number for ledger in ledgers for number in ledger.acknowledged}
     unknown = {number for ledger in ledgers for number in ledger.unknown}
-    assert not [error for ledger in ledgers for error in ledger.errors]
+    errors = [error for ledger in ledgers for error in ledger.errors]
+    assert not errors, errors
     assert len(rows) == len(set(rows)), "a row is there twice"
     assert acknowledged <= set(rows), "an acknowledged row is lost"
     assert set(rows) <= acknowledged | unknown, "a row is there that was refused"

@@ -91,10 +91,16 @@ def reads(db: Database[TupleRow], *, in_recovery: bool) -> bool:
     return False
 
 
+def await_sight(pooler: PoolerFixture, kind: str) -> None:
+    """Wait until the supervisor knows what the database is; server connections are there."""
+    wait_until(lambda: f"the database is a {kind}" in pooler.log)
+
+
 def test_a_pooler_leaves_the_demoted_server(pair: Pair, pooler: PoolerFixture) -> None:
     """Without a client's doing: server connections that were opened there are replaced."""
     with closing(Database(settings_for(pooler))) as db:
         db.execute(INSERT)
+        await_sight(pooler, "primary")
         pair.switch_over()
         wait_until(lambda: reads(db, in_recovery=True))
         pair.move_address()
@@ -117,6 +123,7 @@ def test_writers_behind_a_pooler_follow_the_primary_there_and_back(
         ledgers = [Ledger(one, insert_alone, 0), Ledger(other, insert_as_work, 1_000_000)]
         for ledger in ledgers:
             stopped.enter_context(ledger)
+        await_sight(pooler, "primary")
         for _ in range(2):
             wait_for_rows(ledgers)
             pair.switch_over()
@@ -137,7 +144,7 @@ def test_a_pooler_before_a_standby_keeps_its_connections(
         with pytest.raises(errors.ReadOnlySqlTransaction):
             db.execute(INSERT)
         before = scalar(db, "SELECT pg_backend_pid()")
-        wait_until(lambda: "the database is a standby" in pooler.log)
+        await_sight(pooler, "standby")
         assert scalar(db, "SELECT pg_backend_pid()") == before
     assert RECONNECTS not in pooler.log
 
