@@ -81,9 +81,8 @@ def lambda_pg_environment(lambda_pg_server: Server, monkeypatch: pytest.MonkeyPa
     """Set the variables that a handler's module reads when the test imports it.
 
     DATABASE_URL and DIRECT_URL name the server, the profile is `pgbouncer`, strict mode is on; of
-    the shell's settings for the layer and for libpq none is left. AWS is asked for no secret.
+    the shell's settings for the layer and for libpq none is left.
     """
-    monkeypatch.setattr(_secrets, "stays_here", True)
     try:
         url = Url.parse(lambda_pg_server.url)
     except ValueError as error:
