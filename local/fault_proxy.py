@@ -42,14 +42,17 @@ RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
 class FaultProxy:
-    """Listen on 127.0.0.1 for one server, in a thread of its own."""
+    """Listen on an address of this machine for one server, in a thread of its own."""
 
     _loop: asyncio.AbstractEventLoop
     _thread: threading.Thread
 
-    def __init__(self, host: str, port: int, *, listen_port: int = 0) -> None:
+    def __init__(
+        self, host: str, port: int, *, listen_port: int = 0, listen_address: str = "127.0.0.1"
+    ) -> None:
         """Take the server's address; the proxy opens at `listen_port`, or at a free one."""
         self.server = (host, port)
+        self.address = listen_address
         self.port = listen_port
         self.accepted = 0
         """The number of clients that have connected so far."""
@@ -188,7 +191,7 @@ class FaultProxy:
         asyncio.run_coroutine_threadsafe(act(), self._loop).result(ANSWER_SECONDS)
 
     def _listen(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", self.port), backlog=BACKLOG)
+        self._listener = socket.create_server((self.address, self.port), backlog=BACKLOG)
         self._listener.setblocking(False)
         self.port = self._listener.getsockname()[1]
         self._filter_listener()

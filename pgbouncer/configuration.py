@@ -14,8 +14,8 @@ from .settings import Settings
 # Cancel requests on their way to one peer at once. PgBouncer would take default_pool_size, which
 # may be 1, and a request that finds no place is as good as lost.
 PEER_POOL_SIZE = 100
-# The supervisor's own session with the console, which counts as a client.
-OWN_CLIENTS = 1
+# The supervisor's own sessions with the console, which count as clients.
+OWN_CLIENTS = 2
 # Connections that the kernel keeps until PgBouncer takes them, all at once. A burst of new
 # environments connects at once; the default, 128, drops their SYNs.
 LISTEN_BACKLOG = 4096
@@ -240,7 +240,9 @@ def _timeouts(settings: Settings) -> dict[str, object]:
         # A cancel request that cannot be passed on at once is of no use later, and keeps those that
         # come after it (docs/decisions/0010).
         "cancel_wait_timeout": 1,
-        "dns_max_ttl": 5,
+        # Asked for again only when a server connection is opened: after a failover the old address
+        # would be taken once more.
+        "dns_max_ttl": 1,
         "dns_nxdomain_ttl": 1,
     }
 
@@ -265,11 +267,12 @@ def render_access(settings: Settings, console: Console) -> str:
     """Render who may log in: users by TLS and SCRAM; the console only through the socket.
 
     The socket is in a folder that is closed to other accounts. The supervisor comes through it to
-    hold a transaction open during a drain and to read statistics, and needs no password there.
+    hold a transaction open during a drain and to read statistics, and needs no password there. The
+    console's administrator needs one, in clear text: it is in the same folder.
     """
     database = f'"{settings.database_name}"'
     return (
-        f'local    pgbouncer    "{console.admin}"  scram-sha-256\n'
+        f'local    pgbouncer    "{console.admin}"  password\n'
         f'local    pgbouncer    "{console.observer}"  trust\n'
         f"local    {database}  all  trust\n"
         f"hostssl  {database}  all  0.0.0.0/0  scram-sha-256\n"

@@ -33,6 +33,7 @@ class Folder:
         self._settings = settings
         self._admin, self._observer = _login("admin"), _login("observer")
         self.console = Console(self._admin.name, self._observer.name)
+        self.admin = (self._admin.name, self._admin.password)
         self._written: dict[str, str] = {}
         self._users: tuple[User, ...] = ()
         self._group: Group | None = None

@@ -1,6 +1,7 @@
 """A session with PgBouncer through its unix socket, without a PostgreSQL driver.
 
-The socket asks for no password, so the protocol comes down to a few messages.
+The socket asks for no password, or for one in clear text: nothing leaves the machine. So the
+protocol comes down to a few messages.
 """
 
 from __future__ import annotations
@@ -26,10 +27,18 @@ class Session:
     """A login and the statements after it, each within the session's deadline."""
 
     def __init__(
-        self, path: Path, user: str, database: str, *, purpose: str, seconds: float
+        self,
+        path: Path,
+        user: str,
+        database: str,
+        *,
+        purpose: str,
+        seconds: float,
+        password: str = "",
     ) -> None:
         """Log in; everything until `extend` has to happen within some seconds, or SessionError."""
         self._path = path
+        self._password = password
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.extend(seconds)
         try:
@@ -84,6 +93,8 @@ class Session:
                 rows.append(dict(zip(names, values(body), strict=True)))
             elif kind == b"E":
                 raise SessionError(error_text(body))
+            elif kind == b"R" and body == WANTS_PASSWORD:
+                self._send(password_message(self._password))
             elif kind == b"Z":
                 return rows
 
@@ -113,6 +124,16 @@ def query_message(statement: str) -> bytes:
     """Build a message of the simple query protocol."""
     body = statement.encode() + b"\0"
     return b"Q" + struct.pack("!I", len(body) + 4) + body
+
+
+# What follows the length in an AuthenticationCleartextPassword.
+WANTS_PASSWORD = struct.pack("!I", 3)
+
+
+def password_message(password: str) -> bytes:
+    """Build the answer to a request for the password in clear text."""
+    body = password.encode() + b"\0"
+    return b"p" + struct.pack("!I", len(body) + 4) + body
 
 
 TERMINATE = b"X" + struct.pack("!I", 4)

@@ -23,6 +23,7 @@ from .files import Folder
 from .metrics import CONTINUED, Metrics, Tally, render
 from .output import LogHandler, Output
 from .peers import CloudMap, Peering
+from .primary import Watch
 from .pulse import LOOK_SECONDS, Pulse
 from .relay import Relay
 from .session import SessionError
@@ -342,6 +343,8 @@ class Supervisor:
     # PgBouncer
 
     def _start(self) -> None:
+        watch = Watch(self._settings, self._folder.admin, self._users)
+        watch.start()
         command = [*self._settings.pgbouncer, str(self._folder.files.ini)]
         self._child = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -351,12 +354,16 @@ class Supervisor:
         self._copying.start()
         log.info("PgBouncer runs as process %d", self._child.pid)
         self._await_socket()
+        watch.listens.set()
         observer = self._folder.console.observer
         self._pulse = Pulse(self._settings.socket, observer, self._child.pid)
         threading.Thread(target=self._warm_up, daemon=True).start()
         self._plan_report(time.monotonic())
         if self._peering is not None:
             self._peering.watch(lambda: self._events.put("peers"))
+
+    def _users(self) -> list[str]:
+        return [user.name for user in self._content.users]
 
     def _warm_up(self) -> None:
         """Have PgBouncer log in at the database before clients come, in a thread.

@@ -108,16 +108,14 @@ def by_work(db: Database[TupleRow]) -> object:
 
 @pytest.mark.parametrize("verb", [by_execute, by_work])
 def test_a_write_waits_for_the_promotion_of_a_standby(pair: Pair, verb: Verb) -> None:
-    """PgBouncer goes on with the server connections that it opened while the standby was one."""
+    """PgBouncer reconnects meanwhile, and what it has then takes writes as soon as it may."""
     with closing(Database(replace(settings_for(pair.pooler), checkout_timeout=20))) as db:
         verb(db)
         pair.fail_over()
         assert scalar_again(db, "SELECT pg_is_in_recovery()") is True
-        before = backends(pair)
         with later(1.0, pair.promote):
             verb(db)
         assert REFUSED in pair.standby.log.read_text(), "nothing was refused: this proves nothing"
-        assert before & backends(pair), "the pooler has only new server connections"
     assert pair.rows() == 1
 
 
@@ -139,12 +137,3 @@ def scalar_again(db: Database[TupleRow], query: str) -> object:
     """Ask by a statement that may be repeated, as connections may be lost meanwhile."""
     row = db.execute(query, idempotent=True).fetchone()
     return row[0] if row else None
-
-
-def backends(pair: Pair) -> set[int]:
-    """Return the process ids of the pooler's server connections at the standby."""
-    with pair.superuser() as admin:
-        found = admin.execute(
-            "SELECT pid FROM pg_stat_activity WHERE usename = %s", [pair.pooler.login.name]
-        )
-        return {pid for (pid,) in found.fetchall()}

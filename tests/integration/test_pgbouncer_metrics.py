@@ -11,6 +11,8 @@ import psycopg
 import pytest
 
 from local.processes import wait_until
+from pgbouncer.primary import IS_IN_RECOVERY
+from tests.integration.layer import Admin
 from tests.integration.servers import PoolerFixture
 from tests.integration.test_pgbouncer import answer, logs_in, pgbouncer_of
 from tests.unit.embedded_metrics import assert_embedded_metrics
@@ -40,6 +42,11 @@ class Lines:
             f"a line with {expected}",
         )
 
+    def await_more(self) -> None:
+        """Wait until what was done so far is told."""
+        before = len(self.read())
+        wait_until(lambda: len(self.read()) > before + 1, 10, "another line")
+
 
 @pytest.fixture
 def measured(new_pooler: PoolerFixture) -> PoolerFixture:
@@ -68,20 +75,30 @@ def test_a_line_tells_of_clients_and_server_connections(measured: PoolerFixture)
         Lines(pooler).await_line(ServerConnections=2, ServerConnectionsUsed=0)
 
 
-def test_queries_and_transactions_are_counted_once(measured: PoolerFixture) -> None:
+def test_queries_and_transactions_are_counted_once(measured: PoolerFixture, admin: Admin) -> None:
     """The intervals add up to what was done, whenever they end."""
     pooler, lines = measured.start(), Lines(measured)
     with pooler.connect() as client:
+        answer(client)
+        await_question(pooler, admin)  # the supervisor's, of a new server connection
+        lines.await_more()
+        before = lines.total("Transactions"), lines.total("Queries")
         for _ in range(10):
             answer(client)
         with client.transaction():
             answer(client)
             answer(client)
-    wait_until(lambda: lines.total("Transactions") >= 21, 10, "all transactions")
-    before = len(lines.read())
-    wait_until(lambda: len(lines.read()) > before + 1, 10, "another line")
-    assert lines.total("Transactions") == 21  # 10 are the supervisor's at the start
-    assert lines.total("Queries") == 34  # BEGIN and COMMIT are queries too
+    wait_until(lambda: lines.total("Transactions") >= before[0] + 11, 10, "all transactions")
+    lines.await_more()
+    assert lines.total("Transactions") == before[0] + 11
+    assert lines.total("Queries") == before[1] + 14  # BEGIN and COMMIT are queries too
+
+
+def await_question(pooler: PoolerFixture, admin: Admin) -> None:
+    """Wait until the server connection of a client has been asked whether it is in recovery."""
+    query = "SELECT FROM pg_stat_activity WHERE usename = %s AND query = %s"
+    values = [pooler.login.name, IS_IN_RECOVERY]
+    wait_until(lambda: admin.execute(query, values).rowcount > 0, 10, "the supervisor's question")
 
 
 def test_waiting_and_what_ends_it_are_told(measured: PoolerFixture) -> None:

@@ -312,8 +312,17 @@ STATEMENT = [
     (said("PANIC", "53100", "could not write to file: No space left on device"), Failure.LOST),
     (
         said("FATAL", "25P03", "terminating connection due to idle-in-transaction timeout"),
-        Failure.FINAL,
+        Failure.TOO_LONG,
     ),
+    (
+        said("FATAL", "25P04", "beende Verbindung wegen Zeitüberschreitung der Transaktion"),
+        Failure.TOO_LONG,
+    ),
+    (said("ERROR", "25P03", "raised by hand"), Failure.FINAL),
+    (said("ERROR", "25P04", "raised by hand"), Failure.FINAL),
+    (pooler("08P01", "idle transaction timeout"), Failure.TOO_LONG),
+    (pooler("08P01", "transaction timeout"), Failure.LOST),  # it may have met a COMMIT at work
+    (said("ERROR", "08P01", "idle transaction timeout"), Failure.LOST),
     (psycopg.OperationalError("server closed the connection unexpectedly"), Failure.LOST),
     (psycopg.OperationalError("consuming input failed: connection reset"), Failure.LOST),
     (said("ERROR", "25006", "cannot execute INSERT in a read-only transaction"), Failure.NOT_ABLE),
@@ -384,6 +393,7 @@ UNKNOWN_TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories
 )
 SQLSTATE = st.text("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ", min_size=5, max_size=5)
 KNOWN_STATES = {
+    *("25P03", "25P04"),
     *("40001", "40003", "40P01", "08007", "28P01", "25006", "53000", "53100", "53200", "55P03"),
     *(known for known, text in NOT_RUN if not text),
 }
@@ -429,6 +439,7 @@ DECISIONS = {
     "not able now": Failure.NOT_ABLE,
     "not run": Failure.NOT_RUN,
     "rolled back": Failure.ROLLED_BACK,
+    "too long": Failure.TOO_LONG,
     "unknown": Failure.LOST,
 }
 STATE_ROWS = {

@@ -187,13 +187,14 @@ def test_every_default_that_does_not_fit_lambda_is_set(environment: dict[str, st
         "client_tls_sslmode": "require",
         "server_tls_sslmode": "verify-full",
         "pool_mode": "transaction",
-        "max_client_conn": "2001",  # with the supervisor's own
+        "max_client_conn": "2002",  # with the supervisor's own two
         "default_pool_size": "20",
         "max_db_connections": "25",
         "query_wait_timeout": "2",
         "server_login_retry": "0.2",
         "client_login_timeout": "32",
         "idle_transaction_timeout": "15",
+        "dns_max_ttl": "1",
         "max_prepared_statements": "200",
         "listen_backlog": "4096",
         "auth_type": "hba",
@@ -243,7 +244,7 @@ def test_only_the_socket_reaches_the_console_and_only_tls_the_database(
     ]
     assert {rule[0] for rule in rules} == {"local", "hostssl"}
     assert [rule for rule in rules if rule[1] == "pgbouncer"] == [
-        ["local", "pgbouncer", '"admin-1"', "scram-sha-256"],
+        ["local", "pgbouncer", '"admin-1"', "password"],
         ["local", "pgbouncer", '"observer-1"', "trust"],
     ]
     assert {rule[-1] for rule in rules if rule[0] == "hostssl"} == {"scram-sha-256"}

@@ -1,5 +1,6 @@
 """One client connection: opened in the calling thread, and never waiting past a deadline."""
 
+import enum
 import math
 import os
 import select
@@ -51,12 +52,25 @@ CANCEL_TIMEOUT: Final = 0.25
 
 BEGIN: Final = Command(b"BEGIN")
 COMMIT: Final = Command(b"COMMIT")
-IS_READ_ONLY: Final = (
-    "SELECT pg_is_in_recovery() OR setting = 'on' "
-    "AND source NOT IN ('client', 'user', 'database user', 'session', 'interactive') "
-    "FROM pg_settings WHERE name = 'default_transaction_read_only'"
+
+
+class Denial(enum.Enum):
+    """Why a server denied a write."""
+
+    ASKED = "the caller, its settings or its role asked for read-only"
+    STANDBY = "it is a standby that follows a primary"
+    SERVER = "it takes no writes from anybody"
+
+
+WHY_DENIED: Final = (
+    "SELECT CASE"
+    " WHEN setting = 'on'"
+    " AND source IN ('client', 'user', 'database user', 'session', 'interactive') THEN 'ASKED'"
+    " WHEN pg_is_in_recovery() AND EXISTS (SELECT FROM pg_stat_wal_receiver) THEN 'STANDBY'"
+    " WHEN pg_is_in_recovery() OR setting = 'on' THEN 'SERVER'"
+    " ELSE 'ASKED' END FROM pg_settings WHERE name = 'default_transaction_read_only'"
 )
-READ_ONLY_TIMEOUT: Final = 0.5
+DENIAL_TIMEOUT: Final = 0.5
 """Seconds that this question may take."""
 
 SET_CLAIMS: Final = b"SELECT set_config('request.jwt.claims', $1, true)"
@@ -103,6 +117,15 @@ class Connection(psycopg.Connection[Row]):
     """Whether it may carry session state, and the invocation that left it."""
 
     used_by: int | None = None
+
+    only_standbys: bool = False
+    """Whether this connection, and each one of its Database before, was opened at a hot standby."""
+
+    denied: bool = False
+    """Whether a write was denied, and nobody has asked why."""
+
+    demoted: bool = False
+    """Whether its server takes no writes: it is not used again."""
 
     _pool: None = None
     """What tells psycopg that it may end with the program, open and without a warning."""
@@ -194,6 +217,9 @@ class Connection(psycopg.Connection[Row]):
             if asked:
                 raise
             raise self._overdue() from error
+        except psycopg.errors.ReadOnlySqlTransaction:
+            self.denied = True
+            raise
         except psycopg.OperationalError as error:
             # poll() may tell of a reset before libpq has read what came before it.
             if error.sqlstate is None and self.pgconn.transaction_status in _AT_WORK:
@@ -318,6 +344,8 @@ class Connection(psycopg.Connection[Row]):
             raise psycopg.ProgrammingError("a statement inside the transaction has ended it")
         if self.lost:
             raise psycopg.OperationalError("the connection was lost inside the transaction")
+        if self.poll(0):  # a farewell, which is heard before COMMIT is sent: nothing was committed
+            self.command(b"SELECT")
 
     def finish(self) -> None:
         """Commit the layer's transaction; where nothing was sent, BEGIN neither, nothing is."""
@@ -442,20 +470,29 @@ class Connection(psycopg.Connection[Row]):
             self.touched = False
         return True
 
-    def is_read_only(self) -> bool:
-        """Ask, after a write was refused, whether the server takes no writes from anybody.
+    def why_denied(self) -> Denial:
+        """Ask, after a write was denied, why; close the connection where the server is the reason.
 
-        What a client, a role or a statement sets for itself does not count; a standby and settings
-        of the database or the server do. A connection that cannot answer says yes.
+        A connection that is opened now may reach the new primary. A standby counts as asked for
+        where the Database has never reached anything else, and the standby has a primary: it is
+        what the address names, and no promotion is due. One that cannot answer counts as SERVER.
         """
-        self.deadline = min(self.deadline, monotonic() + READ_ONLY_TIMEOUT)
+        self.denied = False
+        answer = self._ask_why_denied()
+        self.demoted = answer is not Denial.ASKED
+        if self.demoted:
+            self.close()
+        return answer if self.only_standbys or answer is not Denial.STANDBY else Denial.SERVER
+
+    def _ask_why_denied(self) -> Denial:
+        self.deadline = min(self.deadline, monotonic() + DENIAL_TIMEOUT)
         try:
             if not self.clean():
-                return True
-            row = psycopg.Cursor(self, row_factory=tuple_row).execute(IS_READ_ONLY).fetchone()
+                return Denial.SERVER
+            row = psycopg.Cursor(self, row_factory=tuple_row).execute(WHY_DENIED).fetchone()
         except psycopg.Error:
-            return True
-        return row is None or bool(row[0])
+            return Denial.SERVER
+        return Denial.SERVER if row is None else Denial[row[0]]
 
     def lend(self, row_factory: RowFactory[Row]) -> None:
         """Make the connection ready for the caller who gets it in his hands."""
@@ -517,6 +554,8 @@ class Connection(psycopg.Connection[Row]):
         self.managed = False
         self.opening = None
         self._undo_settings()
+        if self.denied:  # and the caller kept the error for itself
+            self.why_denied()
         if self.lost or self.lock.locked():  # a generator, as of stream(), still holds the lock
             return False
         if self._num_transactions or self._tpc:  # psycopg would end them in the next one's hands

@@ -28,7 +28,12 @@ from lambda_pg._errors import (
     DatabaseUnavailableError,
 )
 from lambda_pg._events import Events
-from lambda_pg._failures import Failure, classify_connect, classify_statement
+from lambda_pg._failures import (
+    TRANSACTION_TIMEOUT,
+    Failure,
+    classify_connect,
+    classify_statement,
+)
 from lambda_pg._flight import Request
 from lambda_pg._login import Login, too_short
 from lambda_pg._outcome import STATUS, TransactionId
@@ -210,7 +215,8 @@ class Database(Generic[Row]):
         The whole is run again, within the checkout timeout, after a serialization failure, a
         deadlock, a refusal by the pooler, an answer that the server is not able now
         (docs/failures.md), or a connection lost before COMMIT was sent: `work` must have no other
-        effects than those of its connection. When the answer to COMMIT is lost, the server is asked
+        effects than those of its connection. What the server or the pooler ended because it took
+        too long is not run again. When the answer to COMMIT is lost, the server is asked
         what became of it, which it knows unless it has crashed or failed over meanwhile; for that,
         the transaction's id comes with the first statement, or, where only a later one writes, by a
         round trip before COMMIT.
@@ -253,6 +259,8 @@ class Database(Generic[Row]):
             elif failure is Failure.LOST:
                 if self._was_committed(connection.transaction_id, failed, window):
                     return result
+                if failed.sqlstate == TRANSACTION_TIMEOUT:  # it would take as long again
+                    self._recovery.translate(failed, Failure.TOO_LONG, in_transaction=True)
             else:
                 self._recovery.recover(failed, failure, window, in_transaction=not committing)
 

@@ -27,7 +27,8 @@ class Failure(enum.Enum):
     LOGIN_REFUSED = "nothing ran: the credentials are stale or wrong"
     ROLLED_BACK = "the server rolled the transaction back; running it again may succeed"
     NOT_ABLE = "the server rolled the transaction back, because it is not able now"
-    DENIED = "a read-only transaction on a server that takes writes: asked for, or it just changed"
+    DENIED = "read-only was asked for: by the caller, or by the address of a hot standby"
+    TOO_LONG = "the server or the pooler ended a transaction that took too long: it is rolled back"
     LOST = "the connection is gone, and whether the statement ran is unknown"
     FINAL = "waiting changes nothing: the caller gets the error as it is"
 
@@ -142,6 +143,16 @@ NOT_RUN: Final = (
 READ_ONLY: Final = "25006"
 """The server takes no writes now, or the caller asked for a read-only transaction."""
 
+TRANSACTION_TIMEOUT: Final = "25P04"
+"""The server ended a transaction that took longer than `transaction_timeout`."""
+
+TOO_LONG: Final = (
+    ("25P03", ""),  # idle_in_transaction_session_timeout
+    (TRANSACTION_TIMEOUT, ""),
+    ("08P01", "^idle transaction timeout"),  # PgBouncer
+)
+"""SQLSTATE and text of a farewell, with the severity FATAL, to a transaction that took too long."""
+
 _ROLLED_BACK: Final = frozenset({"40001", "40P01"})
 # As answers with the severity ERROR: what was begun is undone, and the connection lives.
 # docs/failures.md has all classes and the reasons.
@@ -216,13 +227,9 @@ def classify_statement(error: psycopg.Error, *, broken: bool) -> Failure:
         waited = sqlstate != _LOCK_NOT_AVAILABLE or error.diag.source_function == _TIMEOUT_SOURCE
         return Failure.NOT_ABLE if waited else Failure.FINAL
     if sqlstate is not None and (severity != "ERROR" or sqlstate == "08000"):
-        text = error.diag.message_primary or str(error)
-        if sqlstate == "28P01" or (sqlstate == "08P01" and _matches(LOGIN_REFUSED, text)):
-            return Failure.LOGIN_REFUSED
-        if any(sqlstate == known and re.search(pattern, text) for known, pattern in NOT_RUN) or (
-            sqlstate == "08P01" and _says_exhausted(text)  # an older pooler, of its server
-        ):
-            return Failure.NOT_RUN
+        refusal = _classify_refusal(sqlstate, severity, error.diag.message_primary or str(error))
+        if refusal is not None:
+            return refusal
     ended = (
         sqlstate is None
         or sqlstate.startswith("08")
@@ -264,6 +271,22 @@ def _says_exhausted(text: str) -> bool:
     from lambda_pg._languages import EXHAUSTED  # noqa: PLC0415  # no cold start needs it
 
     return _matches(EXHAUSTED, text)
+
+
+def _classify_refusal(sqlstate: str, severity: str | None, text: str) -> Failure | None:
+    if sqlstate == "28P01" or (sqlstate == "08P01" and _matches(LOGIN_REFUSED, text)):
+        return Failure.LOGIN_REFUSED
+    if _is_one_of(NOT_RUN, sqlstate, text):
+        return Failure.NOT_RUN
+    if sqlstate == "08P01" and _says_exhausted(text):  # an older pooler, of its server
+        return Failure.NOT_RUN
+    if severity == "FATAL" and _is_one_of(TOO_LONG, sqlstate, text):
+        return Failure.TOO_LONG
+    return None
+
+
+def _is_one_of(known: tuple[tuple[str, str], ...], sqlstate: str, text: str) -> bool:
+    return any(sqlstate == code and re.search(pattern, text) for code, pattern in known)
 
 
 def _matches(patterns: tuple[str, ...], text: str) -> bool:

@@ -48,6 +48,7 @@ class Login:
         self._connector = Connector(settings, breaker)
         self._stats = stats
         self._events = events
+        self._has_seen_primary = False
 
     def connect(self, timeout: float) -> Connection[Any]:
         """Connect within `timeout` seconds, with other credentials where the first are refused.
@@ -88,6 +89,9 @@ class Login:
         self._credentials.accepted(credentials)
         self._stats.connections_ms += (monotonic() - began) * 1000
         self._date(connection)
+        # Before PostgreSQL 14 nobody says that a server is a standby.
+        self._has_seen_primary |= connection.pgconn.parameter_status(b"in_hot_standby") != b"on"
+        connection.only_standbys = not self._has_seen_primary
         return connection
 
     def _other_than(self, doubted: Credentials, timeout: float) -> Credentials | None:

@@ -214,6 +214,8 @@ class Pool:
             if not clean:
                 self._stats.returns_bad += 1
                 self.discard(connection)
+            if connection.demoted:
+                self.close()  # the idle ones were opened at the same server
         if clean:
             self.put(connection)
 

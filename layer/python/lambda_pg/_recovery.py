@@ -6,13 +6,13 @@ from typing import Any
 import psycopg
 from psycopg.abc import QueryNoTemplate
 
-from lambda_pg._connection import Connection
+from lambda_pg._connection import Connection, Denial
 from lambda_pg._errors import (
     CommitOutcomeUnknownError,
     DatabaseUnavailableError,
 )
 from lambda_pg._events import Events
-from lambda_pg._failures import READ_ONLY, Failure, classify_statement
+from lambda_pg._failures import READ_ONLY, TRANSACTION_TIMEOUT, Failure, classify_statement
 from lambda_pg._outcome import TransactionId
 from lambda_pg._overload import Breaker
 from lambda_pg._statements import is_undone_by_error
@@ -42,14 +42,15 @@ class Recovery:
         the new primary.
         """
         failure = classify_statement(error, broken=connection.lost)
+        if failure is Failure.TOO_LONG:
+            # The server notices this timeout also after a COMMIT has taken effect.
+            at_commit = error.sqlstate == TRANSACTION_TIMEOUT and not connection.managed
+            return Failure.LOST if at_commit else failure
         if failure not in {Failure.NOT_ABLE, Failure.ROLLED_BACK}:
             return failure
         undone = alone is None or is_undone_by_error(connection.text_of(alone))
-        if error.sqlstate == READ_ONLY:
-            if not connection.is_read_only():
-                failure = Failure.DENIED
-            else:
-                connection.close()
+        if error.sqlstate == READ_ONLY and connection.why_denied() is not Denial.SERVER:
+            failure = Failure.DENIED
         return failure if undone else Failure.FINAL
 
     def pause(self, window: Window, error: Exception, *, absent: bool = True) -> None:
@@ -94,6 +95,11 @@ class Recovery:
             case Failure.NOT_ABLE:
                 self._breaker.succeeded()  # the database has answered
                 raise DatabaseUnavailableError(_not_able(error)) from error
+            case Failure.TOO_LONG:
+                self._breaker.succeeded()  # the database has answered
+                raise DatabaseUnavailableError(
+                    f"the transaction took too long and was rolled back: {reason(error)}"
+                ) from error
             case Failure.LOST if in_transaction:
                 raise DatabaseUnavailableError(
                     "the connection was lost inside a transaction, which was rolled back"

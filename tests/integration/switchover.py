@@ -1,0 +1,207 @@
+"""Two real servers, one address that leads to one of them, and a ledger of writers."""
+
+from __future__ import annotations
+
+import operator
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+from lambda_pg import CommitOutcomeUnknownError, Database, DatabaseUnavailableError, Settings
+from psycopg.conninfo import make_conninfo
+from psycopg.rows import TupleRow
+
+from local import processes
+from local.fault_proxy import FaultProxy
+from local.postgres import HBA, Postgres
+from local.postgres_discovery import find_postgres
+from tests.integration.layer import Load, wait_until
+from tests.integration.servers import DATABASE
+
+MAJOR = 17
+NAME = "database.internal"
+"""A name that the servers' certificates are for, and that leads nowhere."""
+MASTER = ("master", "canary-of-the-master")
+
+
+class Replicated(Postgres):
+    """A server that another one may follow, over its socket."""
+
+    def follow(self, leader: Postgres) -> None:
+        """Start as the hot standby of another server."""
+        password = (self.folder / "superuser").read_text()
+        self.parameters["primary_conninfo"] = make_conninfo(
+            host=str(leader.folder / "socket"), port=leader.port, user="postgres", password=password
+        )
+        signal_file = self.folder / "data" / "standby.signal"
+        signal_file.touch()
+        processes.own(signal_file, processes.service_account())
+        self.start()
+
+    def _write_settings(self) -> None:
+        super()._write_settings()
+        self._write_private("pg_hba.conf", f"{HBA}local  replication  all  scram-sha-256\n")
+
+
+@dataclass
+class Pair:
+    """A primary, the standby that follows it, and the address that clients know."""
+
+    primary: Replicated
+    standby: Replicated
+    address: FaultProxy
+
+    def superuser(self, server: Postgres) -> psycopg.Connection[TupleRow]:
+        """Connect to one of the servers, past the address."""
+        return psycopg.connect(
+            make_conninfo(server.superuser_dsn, dbname=DATABASE), autocommit=True
+        )
+
+    def settings(self, server: Postgres | None = None) -> Settings:
+        """Say where the address is, or one of the servers."""
+        user, password = MASTER
+        return Settings(
+            host="127.0.0.1",
+            port=self.address.port if server is None else server.port,
+            dbname=DATABASE,
+            user=user,
+            password=password,
+            sslrootcert=self.primary.ca_file,
+        )
+
+    def switch_over(self) -> None:
+        """Promote the standby; the old primary follows it, and the address still leads to that.
+
+        Nothing is lost: a primary that is stopped in order sends everything before.
+        """
+        self.primary.stop("fast")
+        with self.superuser(self.standby) as admin:
+            admin.execute("SELECT pg_promote()")
+        self.primary.follow(self.standby)
+        self.primary, self.standby = self.standby, self.primary
+        self.await_follower()
+
+    def move_address(self) -> None:
+        """Have the address lead to the primary; open connections stay where they are."""
+        self.address.server = ("127.0.0.1", self.primary.port)
+
+    def await_follower(self) -> None:
+        """Wait until the standby receives what the primary writes."""
+        with self.superuser(self.standby) as admin:
+            wait_until(lambda: admin.execute("SELECT FROM pg_stat_wal_receiver").rowcount)
+
+    def clients(self, server: Postgres, user: str = MASTER[0]) -> set[int]:
+        """Return the process ids of a user's connections to one of the servers."""
+        with self.superuser(server) as admin:
+            query = "SELECT pid FROM pg_stat_activity WHERE usename = %s"
+            return {pid for (pid,) in admin.execute(query, [user])}
+
+    def rows(self) -> list[int]:
+        """Return the rows that the primary has."""
+        with self.superuser(self.primary) as admin:
+            return [n for (n,) in admin.execute("SELECT n FROM counter ORDER BY n")]
+
+
+@contextmanager
+def running_pair() -> Iterator[Pair]:
+    """Start the servers, with an empty table `counter`; the address leads to the primary."""
+    folder = Path(tempfile.mkdtemp(prefix="lpg-", dir="/tmp"))
+    folder.chmod(0o711)
+    parameters = {"wal_retrieve_retry_interval": "100ms"}
+    first, second = (
+        Replicated(
+            find_postgres(MAJOR),
+            folder / name,
+            port=processes.free_port(),
+            durable=False,
+            names=("127.0.0.1", NAME),
+            parameters=parameters,
+        )
+        for name in ("a", "b")
+    )
+    try:
+        first.start()
+        first.create_master(*MASTER, DATABASE)
+        with psycopg.connect(make_conninfo(first.superuser_dsn, dbname=DATABASE)) as admin:
+            admin.execute("CREATE TABLE counter (n int)")
+            admin.execute("GRANT ALL ON counter TO PUBLIC")
+        first.stop("fast")
+        subprocess.run(["cp", "-a", str(first.folder), str(second.folder)], check=True)
+        first.start()
+        second.follow(first)
+        with FaultProxy("127.0.0.1", first.port) as address:
+            pair = Pair(first, second, address)
+            pair.await_follower()
+            yield pair
+    finally:
+        first.stop("immediate")
+        second.stop("immediate")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class Ledger(Load):
+    """Writers that each note which rows were acknowledged, and of which nobody knows."""
+
+    def __init__(
+        self,
+        db: Database[TupleRow],
+        write: Callable[[Database[TupleRow], int], object],
+        first: int,
+    ) -> None:
+        """Begin with no row; numbers count from `first`."""
+        super().__init__(db)
+        self._write = write
+        self._next = first
+        self.acknowledged: list[int] = []
+        self.unknown: list[int] = []
+        self.refused = 0
+
+    def _request(self) -> None:
+        self._next += 1
+        try:
+            self._write(self._db, self._next)
+        except CommitOutcomeUnknownError:
+            self.unknown.append(self._next)
+        except DatabaseUnavailableError:
+            self.refused += 1
+        else:
+            self.acknowledged.append(self._next)
+
+
+def insert_alone(db: Database[TupleRow], number: int) -> None:
+    """Write one row in autocommit."""
+    db.execute("INSERT INTO counter VALUES (%s)", [number])
+
+
+def insert_as_work(db: Database[TupleRow], number: int) -> None:
+    """Write one row as a unit of work."""
+    db.run_transaction(lambda held: held.execute("INSERT INTO counter VALUES (%s)", [number]))
+
+
+def assert_clean(pair: Pair, ledgers: list[Ledger]) -> None:
+    """Hold the rows against what the writers were told: none lost, none twice, none hidden."""
+    rows = pair.rows()
+    acknowledged = {number for ledger in ledgers for number in ledger.acknowledged}
+    unknown = {number for ledger in ledgers for number in ledger.unknown}
+    errors = [error for ledger in ledgers for error in ledger.errors]
+    assert not errors, errors
+    assert len(rows) == len(set(rows)), "a row is there twice"
+    assert acknowledged <= set(rows), "an acknowledged row is lost"
+    assert set(rows) <= acknowledged | unknown, "a row is there that was refused"
+
+
+def wait_for_rows(ledgers: list[Ledger]) -> None:
+    """Wait until every writer has had some more rows acknowledged."""
+    goal = [len(ledger.acknowledged) + 20 for ledger in ledgers]
+    wait_until(lambda: all(map(operator.ge, (len(each.acknowledged) for each in ledgers), goal)))
+
+
+def wait_for_refusals(ledgers: list[Ledger]) -> None:
+    """Wait until every writer was refused once more."""
+    before = [ledger.refused for ledger in ledgers]
+    wait_until(lambda: all(map(operator.gt, (each.refused for each in ledgers), before)))

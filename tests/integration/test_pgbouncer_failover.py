@@ -1,0 +1,205 @@
+"""A failover between two real servers behind PgBouncer, whose server connections live on."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from lambda_pg import Database
+from psycopg import errors
+from psycopg.rows import TupleRow
+
+from local import processes
+from local.fault_proxy import FaultProxy
+from local.pgbouncer_discovery import PgBouncerBinary
+from tests.integration.layer import scalar, settings_for, wait_until
+from tests.integration.servers import PoolerFixture, SecretsService
+from tests.integration.switchover import (
+    NAME,
+    Ledger,
+    Pair,
+    assert_clean,
+    insert_alone,
+    insert_as_work,
+    running_pair,
+    wait_for_refusals,
+    wait_for_rows,
+)
+
+INSERT = "INSERT INTO counter VALUES (1)"
+IN_RECOVERY = "SELECT pg_is_in_recovery()"
+RECONNECTS = "PgBouncer reconnects"
+OTHER_ADDRESS = "127.0.0.2"
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[Pair]:
+    """Two servers for all tests: each test leaves one of them the primary, and it is followed."""
+    with running_pair() as pair:
+        yield pair
+
+
+@pytest.fixture
+def pair(servers: Pair) -> Pair:
+    """The servers without a row; the address leads to the primary."""
+    servers.move_address()
+    with servers.superuser(servers.primary) as admin:
+        admin.execute("TRUNCATE counter")
+    return servers
+
+
+@pytest.fixture
+def new_pooler(
+    request: pytest.FixtureRequest,
+    pair: Pair,
+    secrets_service: SecretsService,
+    pgbouncer_binary: PgBouncerBinary,
+    secrets_environment: None,
+) -> Iterator[PoolerFixture]:
+    """A pooler before the address, not started yet."""
+    folder = Path(tempfile.mkdtemp(prefix="lpg-", dir="/tmp"))
+    folder.chmod(0o711)
+    port = processes.free_port()
+    pooler = PoolerFixture(pgbouncer_binary, folder, port, pair.primary, secrets_service)
+    pooler.environment["DATABASE_PORT"] = str(pair.address.port)
+    yield pooler
+    pooler.stop()
+    for log in folder.glob("*/*.log"):
+        request.node.add_report_section("teardown", f"log {log.name}", log.read_text())
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def pooler(new_pooler: PoolerFixture) -> PoolerFixture:
+    """A pooler before the address."""
+    return new_pooler.start()
+
+
+def reads(db: Database[TupleRow], *, in_recovery: bool) -> bool:
+    """Tell whether a read is served, and by which kind of server."""
+    with suppress(psycopg.OperationalError):
+        return scalar(db, IN_RECOVERY) is in_recovery
+    return False
+
+
+def await_sight(pooler: PoolerFixture, kind: str) -> None:
+    """Wait until the supervisor knows what the database is; server connections are there."""
+    wait_until(lambda: f"the database is a {kind}" in pooler.log)
+
+
+def test_a_pooler_leaves_the_demoted_server(pair: Pair, pooler: PoolerFixture) -> None:
+    """Without a client's doing: server connections that were opened there are replaced."""
+    with closing(Database(settings_for(pooler))) as db:
+        db.execute(INSERT)
+        await_sight(pooler, "primary")
+        pair.switch_over()
+        wait_until(lambda: reads(db, in_recovery=True))
+        pair.move_address()
+        wait_until(lambda: reads(db, in_recovery=False))
+        db.execute(INSERT)
+    assert RECONNECTS in pooler.log
+    assert pair.rows() == [1, 1]
+    wait_until(lambda: not pair.clients(pair.standby, pooler.login.name))
+
+
+def test_writers_behind_a_pooler_follow_the_primary_there_and_back(
+    pair: Pair, pooler: PoolerFixture
+) -> None:
+    """A ledger over two failovers, with writers that know nothing of them."""
+    with (
+        closing(Database(settings_for(pooler))) as one,
+        closing(Database(settings_for(pooler))) as other,
+        ExitStack() as stopped,
+    ):
+        ledgers = [Ledger(one, insert_alone, 0), Ledger(other, insert_as_work, 1_000_000)]
+        for ledger in ledgers:
+            stopped.enter_context(ledger)
+        await_sight(pooler, "primary")
+        for _ in range(2):
+            wait_for_rows(ledgers)
+            pair.switch_over()
+            wait_for_refusals(ledgers)
+            pair.move_address()
+        wait_for_rows(ledgers)
+    assert_clean(pair, ledgers)
+
+
+def test_a_pooler_before_a_standby_keeps_its_connections(
+    pair: Pair, new_pooler: PoolerFixture
+) -> None:
+    """Where the address is a standby's, that is what was asked for."""
+    pair.address.server = ("127.0.0.1", pair.standby.port)
+    pooler = new_pooler.start()
+    with closing(Database(settings_for(pooler))) as db:
+        assert scalar(db, IN_RECOVERY) is True
+        with pytest.raises(errors.ReadOnlySqlTransaction):
+            db.execute(INSERT)
+        before = scalar(db, "SELECT pg_backend_pid()")
+        await_sight(pooler, "standby")
+        assert scalar(db, "SELECT pg_backend_pid()") == before
+    assert RECONNECTS not in pooler.log
+
+
+@dataclass
+class Hosts:
+    """The names that one pooler knows, in a file that stands for /etc/hosts there."""
+
+    path: Path
+
+    def lead(self, name: str, address: str) -> None:
+        """Have a name lead to an address; the file stays the same one."""
+        self.path.write_text(f"{address} {name}\n")
+
+
+@pytest.fixture
+def hosts(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Hosts:
+    """Names for the pooler that the test starts; only Linux's root can give it such a file."""
+    hosts = Hosts(short_folder / "hosts")
+    hosts.lead(NAME, "127.0.0.1")
+    mount = f'mount --bind {hosts.path} /etc/hosts && exec "$@"'
+    private = ["unshare", "--mount", "sh", "-c", mount]
+    try:
+        subprocess.run([*private, "sh", "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"this process cannot have an /etc/hosts of its own: {error}")
+    start = processes.start
+
+    def start_privately(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+        return start([*private, "sh", *command], **options)
+
+    monkeypatch.setattr("local.pgbouncer.processes.start", start_privately)
+    return hosts
+
+
+def test_a_pooler_follows_its_name_to_another_address(
+    pair: Pair, new_pooler: PoolerFixture, hosts: Hosts
+) -> None:
+    """Both addresses lead to a server that takes writes: only the name tells, there and back."""
+    port = pair.address.port
+    there = FaultProxy(*pair.address.server, listen_port=port, listen_address=OTHER_ADDRESS)
+    with there:
+        pooler = new_pooler.start(DATABASE_HOST=NAME)
+        with closing(Database(settings_for(pooler))) as db:
+            db.execute(INSERT)
+            for address, old, new in (
+                (OTHER_ADDRESS, pair.address, there),
+                ("127.0.0.1", there, pair.address),
+            ):
+                hosts.lead(NAME, address)
+                wait_until(partial(follows, db, old, new), 60)
+                assert f"the database is at {address} now" in pooler.log
+
+
+def follows(db: Database[TupleRow], old: FaultProxy, new: FaultProxy) -> bool:
+    """Write, and tell whether all of the pooler's server connections are at the new address."""
+    db.execute(INSERT)
+    return not old.open_connections and new.open_connections > 0
