@@ -44,6 +44,76 @@ def test_every_problem_is_reported_at_once() -> None:
     assert any("LAMBDA_PG_CHECKOUT_TIMEOUT is '-1'" in text for text in problems)
 
 
+PASSWORD_ALONE = {"PGHOST": "db.example", "PGUSER": "me", "PGPASSWORD": CANARY}
+
+
+def test_libpqs_own_password_is_taken_as_a_urls_is() -> None:
+    """PGPASSWORD beside PGHOST and PGUSER is the password, and beats the URL's as they do."""
+    assert Settings.from_env(PASSWORD_ALONE).password == CANARY
+    url = {"DATABASE_URL": "postgresql://you:pw@db.example/app"}
+    assert Settings.from_env(url | PASSWORD_ALONE).password == CANARY
+    assert Settings.from_env(url).password == "pw"
+    looks_like_a_url = PASSWORD_ALONE | {"PGPASSWORD": "a://b c@d"}
+    assert Settings.from_env(looks_like_a_url).password == "a://b c@d"
+
+
+def test_libpqs_own_password_belongs_to_its_endpoint() -> None:
+    """A secret has its own; the direct URL too, like the user that PGUSER does not change there."""
+    assert Settings.from_env(PASSWORD_ALONE | SECRET).password is None
+    direct = PASSWORD_ALONE | {"DIRECT_URL": "postgresql://owner:pw@db.example/app"}
+    assert Settings.from_env(direct, direct=True).password == "pw"
+
+
+@pytest.mark.parametrize(
+    ("environ", "problem"),
+    [
+        ({"AWS_LAMBDA_FUNCTION_NAME": "f"}, r"PGPASSWORD holds a password .*LAMBDA_PG_ALLOW_PASSW"),
+        ({"LAMBDA_PG_AUTH": "iam", "AWS_REGION": "eu-west-1"}, "PGPASSWORD holds a password: remo"),
+        ({"PGPASSWORD": f"{CANARY}\n"}, "PGPASSWORD holds a character that cannot be printed"),
+    ],
+)
+def test_a_password_that_cannot_count_is_refused_by_name(
+    environ: dict[str, str], problem: str
+) -> None:
+    """The rules of a URL's password hold for PGPASSWORD, and no message shows it."""
+    with pytest.raises(ConfigurationError, match=problem) as caught:
+        Settings.from_env(PASSWORD_ALONE | environ)
+    assert len(caught.value.problems) == 1
+    assert CANARY not in str(caught.value)
+
+
+def test_a_functions_password_can_be_accepted_by_name() -> None:
+    """As a URL with a password can."""
+    environ = {"AWS_LAMBDA_FUNCTION_NAME": "f", "LAMBDA_PG_ALLOW_PASSWORD_IN_ENVIRONMENT": "1"}
+    assert Settings.from_env(PASSWORD_ALONE | environ).password == CANARY
+
+
+@pytest.mark.parametrize(
+    ("environ", "problem"),
+    [
+        ({"PGHOST": "h1,h2"}, "PGHOST names several hosts: write one"),
+        ({"PGHOST": "/run/postgresql"}, "PGHOST names a Unix socket: .*localhost"),
+        ({"PGHOST": "@abstract"}, "PGHOST names a Unix socket: .*localhost"),
+        ({"PGHOST": "db.example", "PGHOSTADDR": "10.0.0.7"}, "PGHOSTADDR is set.* set PGHOST"),
+        ({"PGSERVICE": "production"}, "PGSERVICE is set, .* set PGHOST, PGPORT"),
+        ({"PGSSLROOTCERT": "system"}, "PGSSLROOTCERT is 'system', .* Unset it: .*name its file"),
+    ],
+)
+def test_what_libpq_takes_and_the_layer_does_not_is_refused(
+    environ: dict[str, str], problem: str
+) -> None:
+    """Each refusal names the variable, what is wrong with it and what to write."""
+    with pytest.raises(ConfigurationError, match=problem) as caught:
+        Settings.from_env(SECRET | environ)
+    assert len(caught.value.problems) == 1
+
+
+def test_another_endpoints_variables_do_not_count_for_the_direct_one() -> None:
+    """DIRECT_URL says everything itself."""
+    environ = {"DIRECT_URL": "postgresql://me:pw@db.example/app", "PGHOSTADDR": "10.0.0.7"}
+    assert Settings.from_env(environ | {"PGHOST": "/run"}, direct=True).host == "db.example"
+
+
 def test_a_url_just_works_outside_lambda() -> None:
     """DATABASE_URL gives endpoint, database, user and password, percent-decoded."""
     settings = Settings.from_env({"DATABASE_URL": "postgres://me:p%40ss@db.example:6543/my%20db"})
