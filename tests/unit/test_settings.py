@@ -10,6 +10,7 @@ from lambda_pg import ConfigurationError, Settings, _settings
 
 SECRET = {"LAMBDA_PG_SECRET_ARN": "arn:aws:secretsmanager:us-east-1:000000000000:secret:app"}
 CANARY = "canary-Pa55word"
+PROXY = "app.proxy-c9akciq32.eu-west-1.rds.amazonaws.com"
 
 
 def test_public_defaults_are_pinned() -> None:
@@ -111,7 +112,9 @@ def test_what_libpq_takes_and_the_layer_does_not_is_refused(
 def test_another_endpoints_variables_do_not_count_for_the_direct_one() -> None:
     """DIRECT_URL says everything itself."""
     environ = {"DIRECT_URL": "postgresql://me:pw@db.example/app", "PGHOSTADDR": "10.0.0.7"}
-    assert Settings.from_env(environ | {"PGHOST": "/run"}, direct=True).host == "db.example"
+    environ |= {"PGHOST": "/run", "LAMBDA_PG_RDS_ENDPOINT": PROXY}
+    settings = Settings.from_env(environ, direct=True)
+    assert (settings.host, settings.rds_endpoint) == ("db.example", None)
 
 
 def test_a_url_just_works_outside_lambda() -> None:
@@ -172,9 +175,6 @@ def test_neons_url_keeps_its_channel_binding() -> None:
     assert (settings.sslmode, settings.channel_binding) == ("verify-full", "require")
 
 
-PROXY = "app.proxy-c9akciq32.eu-west-1.rds.amazonaws.com"
-
-
 def test_iam_needs_host_user_and_region_and_no_secret() -> None:
     """The region is the database's own where its host tells it, else the function's."""
     environ = {"LAMBDA_PG_AUTH": "iam", "PGHOST": PROXY, "PGUSER": "app", "AWS_REGION": "us-east-1"}
@@ -182,6 +182,34 @@ def test_iam_needs_host_user_and_region_and_no_secret() -> None:
     assert (settings.auth, settings.host, settings.user) == ("iam", PROXY, "app")
     assert settings.region == "eu-west-1"
     assert Settings.from_env(environ | {"PGHOST": "db.internal"}).region == "us-east-1"
+
+
+def test_an_endpoint_behind_another_name_is_taken_for_what_is_there() -> None:
+    """Its region is the token's, and its profile refuses what the CNAME would not tell."""
+    cname = {"LAMBDA_PG_AUTH": "iam", "PGHOST": "db.internal", "PGUSER": "app"}
+    environ = cname | {"AWS_REGION": "us-east-1", "LAMBDA_PG_RDS_ENDPOINT": PROXY}
+    settings = Settings.from_env(environ)
+    assert (settings.host, settings.region) == ("db.internal", "eu-west-1")
+    assert (settings.rds_endpoint, settings.rds_port) == (PROXY, None)
+    tunnelled = Settings.from_env(environ | {"LAMBDA_PG_RDS_ENDPOINT": f"{PROXY}:5433"})
+    assert (tunnelled.rds_endpoint, tunnelled.rds_port) == (PROXY, 5433)
+    with pytest.raises(ConfigurationError, match="the profile rds-proxy refuses"):
+        Settings.from_env(environ | {"PGOPTIONS": "-c x=1"})
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "problem"),
+    [
+        ("a.example,b.example", "LAMBDA_PG_RDS_ENDPOINT names several hosts"),
+        ("a.example:port", "LAMBDA_PG_RDS_ENDPOINT is 'port', not a port"),
+        ("a.example:", "LAMBDA_PG_RDS_ENDPOINT is '', not a port"),
+        ("https://a.example", "LAMBDA_PG_RDS_ENDPOINT holds a URL"),
+    ],
+)
+def test_what_cannot_be_an_endpoint_is_named(endpoint: str, problem: str) -> None:
+    """It is one host, with or without a port."""
+    with pytest.raises(ConfigurationError, match=problem):
+        Settings.from_env(SECRET | {"LAMBDA_PG_RDS_ENDPOINT": endpoint})
 
 
 def test_what_iam_lacks_is_named() -> None:

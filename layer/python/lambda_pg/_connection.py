@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from time import monotonic
 from typing import Any, Final, Self, TypeVar
 
 import psycopg
@@ -21,6 +20,7 @@ from psycopg.adapt import Transformer
 from psycopg.pq.abc import PGresult
 from psycopg.rows import Row, RowFactory, tuple_row
 
+from lambda_pg._clock import monotonic
 from lambda_pg._cursor import Cursor, ServerCursor
 from lambda_pg._errors import (
     DeadlineExceededError,

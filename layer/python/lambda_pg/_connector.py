@@ -3,7 +3,6 @@
 import os
 import weakref
 from pathlib import Path
-from time import monotonic
 from typing import Any, Final
 
 import psycopg
@@ -11,6 +10,7 @@ from psycopg.conninfo import make_conninfo
 
 from lambda_pg._address import resolve
 from lambda_pg._attempts import Attempt, Attempts
+from lambda_pg._clock import monotonic
 from lambda_pg._connection import Connection
 from lambda_pg._credentials import Credentials
 from lambda_pg._errors import ConfigurationError, ConnectFailedError
@@ -23,6 +23,21 @@ TCP_USER_TIMEOUT: Final = 3000
 
 REFUSED_CERTIFICATE: Final = "certificate verify failed"
 """What libpq says of a certificate that it does not accept, whatever the reason."""
+
+REMEDIES: Final = {
+    "server does not support SSL": (
+        "switch TLS on there, or accept a connection without it: sslmode=disable in the URL or in "
+        "PGSSLMODE, and LAMBDA_PG_ALLOW_UNVERIFIED_TLS=1"
+    ),
+    "does not match host name": (
+        "connect by a name that the certificate holds; where PGHOST is another name of an RDS "
+        "endpoint, a CNAME or a tunnel, set LAMBDA_PG_RDS_ENDPOINT to that endpoint"
+    ),
+    "no password supplied": (
+        "set LAMBDA_PG_SECRET_ARN, or, outside Lambda, put the password into the URL or PGPASSWORD"
+    ),
+}
+"""What libpq says when it gives up by itself, and what to do then."""
 
 
 class Connector:
@@ -46,7 +61,8 @@ class Connector:
         """
         until = monotonic() + timeout
         host, port = self._endpoint(credentials)
-        profile = profile_for(self._settings.profile, host, port)
+        name = self._settings.rds_endpoint or host
+        profile = profile_for(self._settings.profile, name, port)
         attempts = self._kept_for(credentials)
         addresses: list[str] = []
 
@@ -58,7 +74,7 @@ class Connector:
             addresses.sort(key=lambda address: self._silent.get(address, 0.0))
             return Attempt(
                 Connection._connect_gen(
-                    self._conninfo(credentials, host, port, addresses, profile)
+                    self._conninfo(credentials, name, port, addresses, profile)
                 ),
                 addresses[0],
             )
@@ -68,7 +84,11 @@ class Connector:
         except psycopg.Error as error:
             attempts.close()
             if REFUSED_CERTIFICATE in str(error):
-                self._explain(error.with_traceback(None), profile, host, port, until)
+                roots = self._root_certificate(profile, name)
+                self._explain(error.with_traceback(None), roots, host, port, until)
+            for said, remedy in REMEDIES.items():
+                if said in str(error):
+                    raise _cannot_connect(error.with_traceback(None), remedy) from error
             raise
         except BaseException:
             attempts.close()
@@ -105,7 +125,7 @@ class Connector:
     def _explain(
         self,
         error: psycopg.Error,
-        profile: Profile,
+        roots: Path,
         host: str,
         port: int,
         until: float,
@@ -113,12 +133,10 @@ class Connector:
         """Raise ConnectFailedError that says why the certificate was refused, where that shows."""
         from lambda_pg._certificates import why_refused  # noqa: PLC0415  # no cold start needs it
 
-        roots = self._root_certificate(profile, host)
         addresses = resolve(host, max(0.0, until - monotonic()))
         why = why_refused(addresses, port, roots, until - monotonic())
         if why is not None:
-            first_line = str(error).partition("\n")[0]
-            raise ConnectFailedError(f"cannot connect: {first_line}: {why}") from error
+            raise _cannot_connect(error, why) from error
 
     def _endpoint(self, credentials: Credentials) -> tuple[str, int]:
         settings = self._settings
@@ -178,6 +196,11 @@ class Connector:
             self._ca_file = _write_temporary(settings.ca_pem)
             weakref.finalize(self, _remove, self._ca_file, os.getpid())
         return self._ca_file
+
+
+def _cannot_connect(error: psycopg.Error, why: str) -> ConnectFailedError:
+    first_line = str(error).partition("\n")[0]
+    return ConnectFailedError(f"cannot connect: {first_line}: {why}")
 
 
 def _write_temporary(text: str) -> Path:

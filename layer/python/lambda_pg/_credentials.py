@@ -10,9 +10,10 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Condition, Lock
-from time import monotonic, sleep
+from time import sleep
 from typing import Any, Final
 
+from lambda_pg._clock import monotonic
 from lambda_pg._errors import ConfigurationError, CredentialsError
 from lambda_pg._iam import auth_token
 from lambda_pg._secrets import Fetch, SecretError, take_prefetched

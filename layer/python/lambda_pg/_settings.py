@@ -39,8 +39,9 @@ class Settings:
 
     Without a secret, `user` and `password` are those of the URL (PGUSER beats it); with one they
     come from the secret. Without `host` the secret must name one, as `host` or in `url`
-    (`direct_url` where `direct` is set). A `profile`, `max_lifetime` or `max_idle` of None is told
-    by host and port at each connect.
+    (`direct_url` where `direct` is set). Where `host` is another name of an RDS endpoint, a CNAME
+    say, `rds_endpoint` is the name that its certificate and its tokens are for. A `profile`,
+    `max_lifetime` or `max_idle` of None is told by host and port at each connect.
     """
 
     host: str | None = None
@@ -51,6 +52,8 @@ class Settings:
     secret_arn: str | None = None
     auth: Auth = "password"
     region: str | None = None
+    rds_endpoint: str | None = None
+    rds_port: int | None = None
     direct: bool = False
     profile: ProfileName | None = None
     options: str | None = None
@@ -97,16 +100,19 @@ class _Reader:
     def settings(self) -> Settings:
         secret_arn = self._text("LAMBDA_PG_SECRET_ARN")
         url = self._url() if secret_arn is None else Url()
-        host = self._host() or url.host
+        host = self._host("PGHOST", self._endpoint("PGHOST")) or url.host
+        rds_endpoint, rds_port = self._rds_endpoint()
         settings = Settings(
             host=host,
-            port=self._port() or url.port,
+            port=self._port("PGPORT", self._endpoint("PGPORT")) or url.port,
             dbname=self._endpoint("PGDATABASE") or url.dbname,
             user=self._endpoint("PGUSER") or url.user,
             password=(self._password() if secret_arn is None else None) or url.password,
             secret_arn=secret_arn,
             auth=cast(Auth, self._choice("LAMBDA_PG_AUTH", get_args(Auth)) or "password"),
-            region=region_of(host or "") or self._text("AWS_REGION"),
+            region=region_of(rds_endpoint or host or "") or self._text("AWS_REGION"),
+            rds_endpoint=rds_endpoint,
+            rds_port=rds_port,
             direct=self.direct,
             profile=self._profile(),
             options=self._text("PGOPTIONS") or url.options,
@@ -165,9 +171,10 @@ class _Reader:
         """Refuse startup options where they certainly fail; else the connect decides."""
         if settings.options is None:
             return
-        if settings.host is None and settings.profile not in _TELLING:
+        host = settings.rds_endpoint or settings.host
+        if host is None and settings.profile not in _TELLING:
             return
-        profile = profile_for(settings.profile, settings.host or "", settings.port or 5432)
+        profile = profile_for(settings.profile, host or "", settings.port or 5432)
         if not profile.startup_options:
             name = "PGOPTIONS" if self.environ.get("PGOPTIONS") else self.url_name
             self.problems.append(f"{name} sets options: {options_refused(profile)}")
@@ -233,15 +240,20 @@ class _Reader:
         name = self._choice("LAMBDA_PG_PROFILE", get_args(ProfileName))
         return None if self.direct else cast(ProfileName | None, name)
 
-    def _host(self) -> str | None:
-        host = self._endpoint("PGHOST")
+    def _host(self, name: str, host: str | None) -> str | None:
         if host is not None and (problem := host_problem(host)):
-            self.problems.append(f"PGHOST {problem}")
+            self.problems.append(f"{name} {problem}")
             return None
         if host is not None and (" " in host or "@" in host):
-            self.problems.append("PGHOST is not the name or the address of a host")
+            self.problems.append(f"{name} is not the name or the address of a host")
             return None
         return host
+
+    def _rds_endpoint(self) -> tuple[str | None, int | None]:
+        """Read host, or host:port where the port of PGPORT is not the endpoint's."""
+        name = "LAMBDA_PG_RDS_ENDPOINT"
+        host, colon, port = (self._endpoint(name) or "").partition(":")
+        return self._host(name, host or None), self._port(name, port) if colon else None
 
     def _check_unread(self) -> None:
         """Refuse what names another server to libpq and would be ignored here."""
@@ -273,13 +285,12 @@ class _Reader:
             self.problems.append("LAMBDA_PG_CA_PEM holds no certificate in PEM form")
         return text
 
-    def _port(self) -> int | None:
-        text = self._endpoint("PGPORT")
+    def _port(self, name: str, text: str | None) -> int | None:
         if text is None:
             return None
         if _is_whole(text) and 1 <= int(text) <= 65535:
             return int(text)
-        self.problems.append(f"PGPORT is {_shown(text)}, not a port from 1 to 65535")
+        self.problems.append(f"{name} is {_shown(text)}, not a port from 1 to 65535")
         return None
 
     def _count(self, name: str) -> int | None:
