@@ -9,6 +9,7 @@ PYTEST_DONT_REWRITE: it asserts nothing, so a conftest.py may import from it too
 import os
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -19,6 +20,12 @@ from lambda_pg import ConfigurationError, Database, _secrets
 from lambda_pg._clock import monotonic
 from lambda_pg._throwaway import ServerError, running
 from lambda_pg._url import Url
+
+with suppress(ImportError):
+    import freezegun
+
+    # psycopg ends a statement at its deadline by time.monotonic(), which stands still otherwise.
+    freezegun.configure(extend_ignore_list=["psycopg"])
 
 LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 """Hosts to which a connection needs no TLS, as it leaves no machine."""
