@@ -1,6 +1,9 @@
 """The clock of every wait: a test that stops time does not stop it."""
 
+import os
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -26,6 +29,22 @@ def test_a_window_ends_though_time_stands_still(moment: str) -> None:
         window = Window(0.3, monotonic() + 60, breaker=Breaker(), budget=RetryBudget())
         with pytest.raises(lambda_pg.CheckoutTimeoutError):
             use_up(window)
+
+
+@pytest.mark.parametrize(
+    ("first", "plain"), [("os", True), ("pytest", False), ("freezegun", False)]
+)
+def test_only_tests_pay_for_it(first: str, plain: bool) -> None:
+    """In a function it is the builtin itself: a wrapper would be seen in each warm request."""
+    look = "import time; from lambda_pg._clock import monotonic; print(monotonic is time.monotonic)"
+    said = subprocess.run(
+        [sys.executable, "-c", f"import {first}; {look}"],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(SOURCES.parent)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert said.stdout.strip() == str(plain)
 
 
 def use_up(window: Window) -> None:
