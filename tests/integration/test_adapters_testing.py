@@ -118,6 +118,28 @@ def test_a_url_that_cannot_be_read_is_named(project: Path) -> None:
     assert "canary" not in shown
 
 
+@pytest.mark.parametrize(
+    ("host", "mode"), [("127.0.0.1", "?sslmode=require"), ("127.1", "")], ids=["asked", "unnamed"]
+)
+def test_a_server_without_tls_is_refused_with_a_remedy(
+    project: Path, lambda_pg_server: Server, host: str, mode: str
+) -> None:
+    """Once, before the tests, by a message that says what to write behind the URL."""
+    url = lambda_pg_server.url.removesuffix("?sslmode=disable").replace("127.0.0.1", host) + mode
+    shown = run_tests(project, LAMBDA_PG_TEST_URL=url)
+    assert "LAMBDA_PG_TEST_URL: cannot connect" in shown
+    assert "server does not support SSL" in shown
+    assert "Add ?sslmode=disable to the URL" in shown
+    assert "Traceback" not in shown
+
+
+def test_a_socket_in_the_url_is_refused_with_a_remedy(project: Path) -> None:
+    """The layer connects over TCP."""
+    shown = run_tests(project, LAMBDA_PG_TEST_URL="postgresql:///app?host=/run/postgresql")
+    assert "LAMBDA_PG_TEST_URL names a Unix socket" in shown
+    assert "localhost" in shown
+
+
 def test_no_server_is_an_error_with_a_remedy(project: Path) -> None:
     """It names the places that were searched and the two ways out, in place of a traceback."""
     with (project / "conftest.py").open("a") as conftest:

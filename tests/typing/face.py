@@ -123,6 +123,7 @@ def handler(event: dict[str, str], context: object, *, verbose: bool = False) ->
 def a_bound_handler_keeps_its_signature() -> None:
     """Its keyword arguments and what it returns are known to its callers."""
     assert_type(handler({"id": "1"}, None, verbose=True), list[str])
+    assert_type(handler(event={"id": "1"}, context=None), list[str])
 
 
 def errors_are_psycopg_s(error: Exception) -> float | tuple[str, ...] | None:

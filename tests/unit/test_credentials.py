@@ -602,6 +602,8 @@ MALFORMED = [
     ("'url'", {"url": f"postgresql://app:{CANARY}%ED%A0%80@db.example/app"}),
     ("host", login(CANARY) | {"host": 5}),
     ("host", login(CANARY) | {"host": ""}),
+    ("'host' names several hosts", login(CANARY) | {"host": "db1.example,db2.example"}),
+    ("'host' names a Unix socket", login(CANARY) | {"host": "/run/postgresql"}),
     ("dbname", login(CANARY) | {"dbname": {"name": "app"}}),
     ("port", login(CANARY) | {"port": CANARY}),
     ("port", login(CANARY) | {"port": 0}),

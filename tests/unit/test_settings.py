@@ -10,6 +10,7 @@ from lambda_pg import ConfigurationError, Settings, _settings
 
 SECRET = {"LAMBDA_PG_SECRET_ARN": "arn:aws:secretsmanager:us-east-1:000000000000:secret:app"}
 CANARY = "canary-Pa55word"
+PROXY = "app.proxy-c9akciq32.eu-west-1.rds.amazonaws.com"
 
 
 def test_public_defaults_are_pinned() -> None:
@@ -42,6 +43,78 @@ def test_every_problem_is_reported_at_once() -> None:
         "LAMBDA_PG_PROFILE is 'pgpool'" in text and "'pgbouncer'" in text for text in problems
     )
     assert any("LAMBDA_PG_CHECKOUT_TIMEOUT is '-1'" in text for text in problems)
+
+
+PASSWORD_ALONE = {"PGHOST": "db.example", "PGUSER": "me", "PGPASSWORD": CANARY}
+
+
+def test_libpqs_own_password_is_taken_as_a_urls_is() -> None:
+    """PGPASSWORD beside PGHOST and PGUSER is the password, and beats the URL's as they do."""
+    assert Settings.from_env(PASSWORD_ALONE).password == CANARY
+    url = {"DATABASE_URL": "postgresql://you:pw@db.example/app"}
+    assert Settings.from_env(url | PASSWORD_ALONE).password == CANARY
+    assert Settings.from_env(url).password == "pw"
+    looks_like_a_url = PASSWORD_ALONE | {"PGPASSWORD": "a://b c@d"}
+    assert Settings.from_env(looks_like_a_url).password == "a://b c@d"
+
+
+def test_libpqs_own_password_belongs_to_its_endpoint() -> None:
+    """A secret has its own; the direct URL too, like the user that PGUSER does not change there."""
+    assert Settings.from_env(PASSWORD_ALONE | SECRET).password is None
+    direct = PASSWORD_ALONE | {"DIRECT_URL": "postgresql://owner:pw@db.example/app"}
+    assert Settings.from_env(direct, direct=True).password == "pw"
+
+
+@pytest.mark.parametrize(
+    ("environ", "problem"),
+    [
+        ({"AWS_LAMBDA_FUNCTION_NAME": "f"}, r"PGPASSWORD holds a password .*LAMBDA_PG_ALLOW_PASSW"),
+        ({"LAMBDA_PG_AUTH": "iam", "AWS_REGION": "eu-west-1"}, "PGPASSWORD holds a password: remo"),
+        ({"PGPASSWORD": f"{CANARY}\n"}, "PGPASSWORD holds a character that cannot be printed"),
+    ],
+)
+def test_a_password_that_cannot_count_is_refused_by_name(
+    environ: dict[str, str], problem: str
+) -> None:
+    """The rules of a URL's password hold for PGPASSWORD, and no message shows it."""
+    with pytest.raises(ConfigurationError, match=problem) as caught:
+        Settings.from_env(PASSWORD_ALONE | environ)
+    assert len(caught.value.problems) == 1
+    assert CANARY not in str(caught.value)
+
+
+def test_a_functions_password_can_be_accepted_by_name() -> None:
+    """As a URL with a password can."""
+    environ = {"AWS_LAMBDA_FUNCTION_NAME": "f", "LAMBDA_PG_ALLOW_PASSWORD_IN_ENVIRONMENT": "1"}
+    assert Settings.from_env(PASSWORD_ALONE | environ).password == CANARY
+
+
+@pytest.mark.parametrize(
+    ("environ", "problem"),
+    [
+        ({"PGHOST": "h1,h2"}, "PGHOST names several hosts: write one"),
+        ({"PGHOST": "/run/postgresql"}, "PGHOST names a Unix socket: .*localhost"),
+        ({"PGHOST": "@abstract"}, "PGHOST names a Unix socket: .*localhost"),
+        ({"PGHOST": "db.example", "PGHOSTADDR": "10.0.0.7"}, "PGHOSTADDR is set.* set PGHOST"),
+        ({"PGSERVICE": "production"}, "PGSERVICE is set, .* set PGHOST, PGPORT"),
+        ({"PGSSLROOTCERT": "system"}, "PGSSLROOTCERT is 'system', .* Unset it: .*name its file"),
+    ],
+)
+def test_what_libpq_takes_and_the_layer_does_not_is_refused(
+    environ: dict[str, str], problem: str
+) -> None:
+    """Each refusal names the variable, what is wrong with it and what to write."""
+    with pytest.raises(ConfigurationError, match=problem) as caught:
+        Settings.from_env(SECRET | environ)
+    assert len(caught.value.problems) == 1
+
+
+def test_another_endpoints_variables_do_not_count_for_the_direct_one() -> None:
+    """DIRECT_URL says everything itself."""
+    environ = {"DIRECT_URL": "postgresql://me:pw@db.example/app", "PGHOSTADDR": "10.0.0.7"}
+    environ |= {"PGHOST": "/run", "LAMBDA_PG_RDS_ENDPOINT": PROXY}
+    settings = Settings.from_env(environ, direct=True)
+    assert (settings.host, settings.rds_endpoint) == ("db.example", None)
 
 
 def test_a_url_just_works_outside_lambda() -> None:
@@ -102,9 +175,6 @@ def test_neons_url_keeps_its_channel_binding() -> None:
     assert (settings.sslmode, settings.channel_binding) == ("verify-full", "require")
 
 
-PROXY = "app.proxy-c9akciq32.eu-west-1.rds.amazonaws.com"
-
-
 def test_iam_needs_host_user_and_region_and_no_secret() -> None:
     """The region is the database's own where its host tells it, else the function's."""
     environ = {"LAMBDA_PG_AUTH": "iam", "PGHOST": PROXY, "PGUSER": "app", "AWS_REGION": "us-east-1"}
@@ -112,6 +182,34 @@ def test_iam_needs_host_user_and_region_and_no_secret() -> None:
     assert (settings.auth, settings.host, settings.user) == ("iam", PROXY, "app")
     assert settings.region == "eu-west-1"
     assert Settings.from_env(environ | {"PGHOST": "db.internal"}).region == "us-east-1"
+
+
+def test_an_endpoint_behind_another_name_is_taken_for_what_is_there() -> None:
+    """Its region is the token's, and its profile refuses what the CNAME would not tell."""
+    cname = {"LAMBDA_PG_AUTH": "iam", "PGHOST": "db.internal", "PGUSER": "app"}
+    environ = cname | {"AWS_REGION": "us-east-1", "LAMBDA_PG_RDS_ENDPOINT": PROXY}
+    settings = Settings.from_env(environ)
+    assert (settings.host, settings.region) == ("db.internal", "eu-west-1")
+    assert (settings.rds_endpoint, settings.rds_port) == (PROXY, None)
+    tunnelled = Settings.from_env(environ | {"LAMBDA_PG_RDS_ENDPOINT": f"{PROXY}:5433"})
+    assert (tunnelled.rds_endpoint, tunnelled.rds_port) == (PROXY, 5433)
+    with pytest.raises(ConfigurationError, match="the profile rds-proxy refuses"):
+        Settings.from_env(environ | {"PGOPTIONS": "-c x=1"})
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "problem"),
+    [
+        ("a.example,b.example", "LAMBDA_PG_RDS_ENDPOINT names several hosts"),
+        ("a.example:port", "LAMBDA_PG_RDS_ENDPOINT is 'port', not a port"),
+        ("a.example:", "LAMBDA_PG_RDS_ENDPOINT is '', not a port"),
+        ("https://a.example", "LAMBDA_PG_RDS_ENDPOINT holds a URL"),
+    ],
+)
+def test_what_cannot_be_an_endpoint_is_named(endpoint: str, problem: str) -> None:
+    """It is one host, with or without a port."""
+    with pytest.raises(ConfigurationError, match=problem):
+        Settings.from_env(SECRET | {"LAMBDA_PG_RDS_ENDPOINT": endpoint})
 
 
 def test_what_iam_lacks_is_named() -> None:

@@ -2,6 +2,7 @@
 
 import datetime
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -111,6 +112,22 @@ def test_the_token_is_for_the_settings_and_made_now(monkeypatch: pytest.MonkeyPa
     assert parameters["X-Amz-Expires"] == "900"
     made = datetime.datetime.strptime(parameters["X-Amz-Date"] + "+0000", "%Y%m%dT%H%M%SZ%z")
     assert abs(datetime.datetime.now(datetime.UTC) - made) < datetime.timedelta(seconds=60)
+
+
+@pytest.mark.parametrize(
+    ("changes", "signed"),
+    [
+        ({"rds_endpoint": "app.example"}, "app.example:6432"),
+        ({"rds_endpoint": "app.example", "rds_port": 5433}, "app.example:5433"),
+    ],
+)
+def test_the_token_is_for_the_endpoint_behind_another_name(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], signed: str
+) -> None:
+    """RDS refuses a token that names a CNAME, or the port of a tunnel."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIA1")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cret")
+    assert auth_token(replace(IAM, port=6432, **changes)).startswith(f"{signed}/?")
 
 
 def test_keys_that_are_elsewhere_come_through_boto3(

@@ -12,13 +12,13 @@ import select
 import time
 import weakref
 from collections.abc import Callable
-from time import monotonic
 from typing import Any, Final
 
 import psycopg
 from psycopg import waiting
 from psycopg.abc import PQGenConn
 
+from lambda_pg._clock import monotonic
 from lambda_pg._connection import Connection
 from lambda_pg._credentials import Credentials
 from lambda_pg._overload import NotReachedError

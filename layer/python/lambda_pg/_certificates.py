@@ -5,8 +5,9 @@ import ssl
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from time import monotonic
 from typing import Final
+
+from lambda_pg._clock import monotonic
 
 LOOK: Final = 1.0
 """Seconds that the second look at a certificate may take."""

@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from time import monotonic
 from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import psycopg
@@ -22,6 +21,7 @@ from psycopg.adapt import Transformer
 from psycopg.pq.abc import PGresult
 from psycopg.rows import Row, RowFactory, tuple_row
 
+from lambda_pg._clock import monotonic
 from lambda_pg._cursor import PARTS, Cursor, ServerCursor
 from lambda_pg._errors import (
     DeadlineExceededError,

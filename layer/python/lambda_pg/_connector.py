@@ -4,7 +4,6 @@ import os
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from time import monotonic
 from typing import Any, Final
 
 import psycopg
@@ -12,6 +11,7 @@ from psycopg.conninfo import make_conninfo
 
 from lambda_pg._address import resolve
 from lambda_pg._attempts import Attempt, Attempts, Opening
+from lambda_pg._clock import monotonic
 from lambda_pg._connection import Connection
 from lambda_pg._credentials import Credentials
 from lambda_pg._errors import ConfigurationError, ConnectFailedError
@@ -27,6 +27,21 @@ OLDEST_SERVER: Final = 13
 
 REFUSED_CERTIFICATE: Final = "certificate verify failed"
 """What libpq says of a certificate that it does not accept, whatever the reason."""
+
+REMEDIES: Final = {
+    "server does not support SSL": (
+        "switch TLS on there, or accept a connection without it: sslmode=disable in the URL or in "
+        "PGSSLMODE, and LAMBDA_PG_ALLOW_UNVERIFIED_TLS=1"
+    ),
+    "does not match host name": (
+        "connect by a name that the certificate holds; where PGHOST is another name of an RDS "
+        "endpoint, a CNAME or a tunnel, set LAMBDA_PG_RDS_ENDPOINT to that endpoint"
+    ),
+    "no password supplied": (
+        "set LAMBDA_PG_SECRET_ARN, or, outside Lambda, put the password into the URL or PGPASSWORD"
+    ),
+}
+"""What libpq says when it gives up by itself, and what to do then."""
 
 
 class Connector:
@@ -53,7 +68,8 @@ class Connector:
         """
         until = monotonic() + timeout
         host, port = self._endpoint(credentials)
-        profile = profile_for(self._settings.profile, host, port)
+        name = self._settings.rds_endpoint or host
+        profile = profile_for(self._settings.profile, name, port)
         attempts = self._kept_for(credentials)
         addresses: list[str] = []
 
@@ -63,7 +79,7 @@ class Connector:
                 addresses.extend(resolve(host, max(0.0, until - monotonic())))
             self._silent |= dict.fromkeys(attempts.silent, monotonic())
             addresses.sort(key=lambda address: self._silent.get(address, 0.0))
-            conninfo = self._conninfo(credentials, host, port, addresses, profile)
+            conninfo = self._conninfo(credentials, name, port, addresses, profile)
             return Attempt((self._open or Connection._connect_gen)(conninfo), addresses[0])
 
         try:
@@ -71,7 +87,11 @@ class Connector:
         except psycopg.Error as error:
             attempts.close()
             if REFUSED_CERTIFICATE in str(error):
-                self._explain(error.with_traceback(None), profile, host, port, until)
+                roots = self._root_certificate(profile, name)
+                self._explain(error.with_traceback(None), roots, host, port, until)
+            for said, remedy in REMEDIES.items():
+                if said in str(error):
+                    raise _cannot_connect(error.with_traceback(None), remedy) from error
             raise
         except BaseException:
             attempts.close()
@@ -118,7 +138,7 @@ class Connector:
     def _explain(
         self,
         error: psycopg.Error,
-        profile: Profile,
+        roots: Path,
         host: str,
         port: int,
         until: float,
@@ -126,12 +146,10 @@ class Connector:
         """Raise ConnectFailedError that says why the certificate was refused, where that shows."""
         from lambda_pg._certificates import why_refused  # noqa: PLC0415  # no cold start needs it
 
-        roots = self._root_certificate(profile, host)
         addresses = resolve(host, max(0.0, until - monotonic()))
         why = why_refused(addresses, port, roots, until - monotonic())
         if why is not None:
-            first_line = str(error).partition("\n")[0]
-            raise ConnectFailedError(f"cannot connect: {first_line}: {why}") from error
+            raise _cannot_connect(error, why) from error
 
     def _endpoint(self, credentials: Credentials) -> tuple[str, int]:
         settings = self._settings
@@ -207,6 +225,11 @@ def _require_version(connection: Connection[Any], host: str, port: int) -> None:
             f"{OLDEST_SERVER} or newer: upgrade the database"
         )
         raise ConfigurationError([problem])
+
+
+def _cannot_connect(error: psycopg.Error, why: str) -> ConnectFailedError:
+    first_line = str(error).partition("\n")[0]
+    return ConnectFailedError(f"cannot connect: {first_line}: {why}")
 
 
 def _write_temporary(text: str) -> Path:

@@ -10,14 +10,15 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Condition, Lock
-from time import monotonic, sleep
+from time import sleep
 from typing import Any, Final
 
+from lambda_pg._clock import monotonic
 from lambda_pg._errors import ConfigurationError, CredentialsError
 from lambda_pg._iam import auth_token
 from lambda_pg._secrets import Fetch, SecretError, take_prefetched
 from lambda_pg._settings import Settings
-from lambda_pg._url import ChannelBinding, Url
+from lambda_pg._url import ChannelBinding, Url, host_problem
 
 LIFETIME: Final = 900.0
 """Seconds that a secret is used without another look, less up to a fifth of jitter."""
@@ -91,14 +92,15 @@ class Credentials:
             for name in ("host", "dbname")
             if secret.get(name) is not None and not _is_text(secret[name])
         ]
+        host = secret.get("host")
+        if isinstance(host, str) and (problem := host_problem(host)):
+            problems.append(f"the secret {arn}: its field 'host' {problem}")
         port = _port(secret.get("port"))
         if port == 0:
             problems.append(f"the secret {arn} has a field 'port' that is no port from 1 to 65535")
         if problems:
             raise ConfigurationError(problems)
-        return cls(
-            secret["username"], secret["password"], secret.get("host"), port, secret.get("dbname")
-        )
+        return cls(secret["username"], secret["password"], host, port, secret.get("dbname"))
 
     @classmethod
     def _from_url(cls, arn: str, name: str, secret: dict[str, Any]) -> "Credentials":

@@ -9,15 +9,15 @@ import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from time import monotonic
 from types import CoroutineType, GeneratorType
-from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar, overload
+from typing import Any, Final, Generic, ParamSpec, TypeVar, overload
 
 import psycopg
 from psycopg import IsolationLevel, pq
 from psycopg.abc import Params, QueryNoTemplate
 from psycopg.rows import Row, RowFactory, TupleRow, tuple_row
 
+from lambda_pg._clock import monotonic
 from lambda_pg._connection import COMMIT, Connection, Modes, opening
 from lambda_pg._credentials import CredentialCache, SecretsUnavailableError
 from lambda_pg._cursor import Rows
@@ -35,6 +35,7 @@ from lambda_pg._failures import (
     classify_statement,
 )
 from lambda_pg._flight import Request
+from lambda_pg._invocation import NO_DEADLINE, invocation_of
 from lambda_pg._login import Login, too_short
 from lambda_pg._outcome import STATUS, TransactionId
 from lambda_pg._overload import Breaker, RetryBudget
@@ -376,31 +377,33 @@ class Database(Generic[Row]):
             self._own_deadline.set(before)
             self._pool.bind(self._earliest())
 
-    def bind_lambda_context(
-        self, handler: Callable[Concatenate[Any, Any, P], R]
-    ) -> Callable[Concatenate[Any, Any, P], R]:
+    def bind_lambda_context(self, handler: Callable[P, R]) -> Callable[P, R]:
         """Decorate a handler: its invocation's remaining time bounds every wait on the database.
 
         Connections that the handler has left open are closed when it ends, and reported; so are
         those on which threads of it are still at work.
 
         An execution environment serves one invocation at a time; threads that the handler starts
-        are bound by the same deadline.
+        are bound by the same deadline. The handler may be a method, and its context is found by
+        position or by keyword. Without a context that knows its remaining time, as in a test,
+        there is no deadline, and a warning says so.
         """
 
         @functools.wraps(handler)
-        def bound(event: Any, context: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
-            remaining = context.get_remaining_time_in_millis() / 1000
+        def bound(*args: P.args, **kwargs: P.kwargs) -> R:
+            context, remaining = invocation_of(args, kwargs)
             until = monotonic() + (
                 remaining - RESERVE if remaining > 2 * RESERVE else remaining / 2
             )
             if self._invocation is not None:  # called by another bound handler
-                return self._within(until, handler, event, context, *args, **kwargs)
+                return self._within(until, handler, *args, **kwargs)
             self._deadline = until
             self._events.context = context
+            if remaining == math.inf:
+                self._events.report_once(logging.WARNING, "no_deadline", NO_DEADLINE)
             self._invocation = self._invocations = self._invocations + 1
             try:
-                return handler(event, context, *args, **kwargs)
+                return handler(*args, **kwargs)
             finally:
                 self._deadline = math.inf
                 self._invocation = None

@@ -9,9 +9,10 @@ import os
 import socket
 import ssl
 from contextlib import suppress
-from time import monotonic
 from typing import Final
 from urllib.parse import urlsplit
+
+from lambda_pg._clock import monotonic
 
 LONGEST: Final = 1024 * 1024
 """Bytes of an answer at most: a secret has 64 KiB."""

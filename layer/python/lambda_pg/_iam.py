@@ -18,11 +18,12 @@ EXPIRES: Final = 900
 def auth_token(settings: Settings) -> str:
     """Make a token for the endpoint and the user of the settings, with the role's keys.
 
+    RDS refuses one for another name, even one that leads to the same server.
     Raises CredentialsError when there are no keys.
     """
     return make_token(
-        settings.host or "",
-        settings.port or 5432,
+        settings.rds_endpoint or settings.host or "",
+        settings.rds_port or settings.port or 5432,
         settings.user or "",
         settings.region or "",
         _keys(),

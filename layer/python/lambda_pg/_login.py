@@ -2,11 +2,12 @@
 
 import logging
 import random
-from time import monotonic, time
+from time import time
 from typing import Any, Final
 
 import psycopg
 
+from lambda_pg._clock import monotonic
 from lambda_pg._connection import Connection
 from lambda_pg._connector import Connector
 from lambda_pg._credentials import DOUBTED_PAUSE, CredentialCache, Credentials

@@ -6,12 +6,12 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from time import monotonic
 from typing import Any, Final
 
 import psycopg
 from psycopg import pq
 
+from lambda_pg._clock import monotonic
 from lambda_pg._connection import Connection
 from lambda_pg._errors import CheckoutTimeoutError, ConfigurationError
 from lambda_pg._events import Events

@@ -6,6 +6,7 @@ Nothing here imports psycopg: the first fetch of an environment runs while psyco
 import datetime
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -50,6 +51,19 @@ _UNUSUAL: Final = (
     "AWS_USE_FIPS_ENDPOINT",
     "AWS_USE_DUALSTACK_ENDPOINT",
 )
+
+
+stays_here = False
+"""Whether AWS is never asked: lambda_pg.testing says so for the length of a test."""
+
+_STAYS_HERE: Final = (
+    "the secret {} was not asked for: under lambda_pg.testing the layer asks nobody on AWS. Import "
+    "the handler inside the test, after lambda_pg_environment has set DATABASE_URL; or use "
+    "mock_aws() of moto, or set AWS_ENDPOINT_URL to a server of the test"
+)
+
+_AWS: Final = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws")
+"""Ends of the names of AWS's own endpoints, and of those inside a VPC."""
 
 
 class Fetch(threading.Thread):
@@ -105,7 +119,7 @@ def take_prefetched(arn: str) -> Fetch | None:
     """Return the fetch that was begun early, once."""
     global _prefetched  # noqa: PLW0603
     fetch = _prefetched
-    if fetch is None or fetch.arn != arn:
+    if fetch is None or fetch.arn != arn or _is_mocked():
         return None
     _prefetched = None
     return fetch
@@ -124,6 +138,8 @@ def fetch_secret(arn: str, *, timeout: float, stage: str = "AWSCURRENT") -> str:
 
     Raises SecretError: not there, not allowed, no answer in time, or no text.
     """
+    if stays_here and not _is_mocked() and _is_aws(_endpoint(arn)):
+        raise SecretError(_STAYS_HERE.format(arn))
     ask = {"SecretId": arn} if stage == "AWSCURRENT" else {"SecretId": arn, "VersionStage": stage}
     fetch = _fetch_signed if _is_usual(arn, os.environ) else _fetch_boto3
     return fetch(ask, timeout)
@@ -135,7 +151,42 @@ def _is_usual(arn: str, environ: Mapping[str, str]) -> bool:
         arn.startswith("arn:aws:secretsmanager:")
         and all(environ.get(name) for name in _KEYS)
         and not any(environ.get(name) for name in _UNUSUAL)
+        and not _is_mocked()
     )
+
+
+def _is_mocked() -> bool:
+    """Tell whether a test answers for AWS inside of botocore: only boto3 gets there.
+
+    It does so by moto's mock_aws(), or by a patch of the method that makes every call. Tracers wrap
+    that method too, and leave its `__module__` as it is.
+    """
+    stubber = getattr(sys.modules.get("moto.core.models"), "botocore_stubber", None)
+    if getattr(stubber, "enabled", False):
+        return True
+    # Another thread may be importing botocore now: then there may be no class yet.
+    client = getattr(sys.modules.get("botocore.client"), "BaseClient", None)
+    call = getattr(client, "_make_api_call", None)
+    if call is None:
+        return False
+    return call.__module__ != "botocore.client" or hasattr(call, "mock")  # the latter by autospec
+
+
+def _endpoint(arn: str) -> str:
+    """Return the URL of Secrets Manager: what the environment names, else the region's own."""
+    return (
+        os.environ.get("AWS_ENDPOINT_URL_SECRETS_MANAGER")
+        or os.environ.get("AWS_ENDPOINT_URL")
+        or f"https://secretsmanager.{''.join(arn.split(':')[3:4])}.amazonaws.com"
+    )
+
+
+def _is_aws(endpoint: str) -> bool:
+    try:
+        host = urlsplit(endpoint).hostname or ""
+    except ValueError:
+        return False  # nobody can be asked there
+    return host.rstrip(".").endswith(_AWS)
 
 
 def _fetch_signed(ask: Mapping[str, str], timeout: float) -> str:
@@ -162,11 +213,7 @@ def _fetch_signed(ask: Mapping[str, str], timeout: float) -> str:
 def _ask_signed(ask: Mapping[str, str], timeout: float) -> tuple[int, bytes]:
     environ = os.environ
     region = ask["SecretId"].split(":")[3]
-    endpoint = (
-        environ.get("AWS_ENDPOINT_URL_SECRETS_MANAGER")
-        or environ.get("AWS_ENDPOINT_URL")
-        or f"https://secretsmanager.{region}.amazonaws.com"
-    )
+    endpoint = _endpoint(ask["SecretId"])
     access_key, secret_key = (environ[name] for name in _KEYS)
     body = json.dumps(ask).encode()
     signed = sign(

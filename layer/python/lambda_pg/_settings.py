@@ -10,7 +10,7 @@ from typing import Final, Literal, cast, get_args
 from lambda_pg._errors import ConfigurationError
 from lambda_pg._profiles import ProfileName, options_refused, profile_for, region_of
 from lambda_pg._rehearsal import REHEARSAL
-from lambda_pg._url import ChannelBinding, SslMode, Url
+from lambda_pg._url import ChannelBinding, SslMode, Url, host_problem
 
 Auth = Literal["password", "iam"]
 
@@ -23,6 +23,12 @@ LONGEST_TIMEOUT: Final = 900.0
 LONGEST_AGE: Final = 86400.0
 """Seconds that RDS Proxy lets a client connection live at most."""
 
+_UNREAD: Final = {
+    "PGHOSTADDR": "set PGHOST to the address",
+    "PGSERVICE": "set PGHOST, PGPORT, PGDATABASE and PGUSER",
+}
+"""Variables of libpq that choose the server, and what says the same here."""
+
 _TELLING: Final[tuple[ProfileName, ...]] = ("direct", "pgbouncer", "rds-proxy")
 """Profiles that are the same at every host and port."""
 
@@ -33,8 +39,9 @@ class Settings:
 
     Without a secret, `user` and `password` are those of the URL (PGUSER beats it); with one they
     come from the secret. Without `host` the secret must name one, as `host` or in `url`
-    (`direct_url` where `direct` is set). A `profile`, `max_lifetime` or `max_idle` of None is told
-    by host and port at each connect.
+    (`direct_url` where `direct` is set). Where `host` is another name of an RDS endpoint, a CNAME
+    say, `rds_endpoint` is the name that its certificate and its tokens are for. A `profile`,
+    `max_lifetime` or `max_idle` of None is told by host and port at each connect.
     """
 
     host: str | None = None
@@ -45,6 +52,8 @@ class Settings:
     secret_arn: str | None = None
     auth: Auth = "password"
     region: str | None = None
+    rds_endpoint: str | None = None
+    rds_port: int | None = None
     direct: bool = False
     profile: ProfileName | None = None
     options: str | None = None
@@ -91,16 +100,19 @@ class _Reader:
     def settings(self) -> Settings:
         secret_arn = self._text("LAMBDA_PG_SECRET_ARN")
         url = self._url() if secret_arn is None else Url()
-        host = self._host() or url.host
+        host = self._host("PGHOST", self._endpoint("PGHOST")) or url.host
+        rds_endpoint, rds_port = self._rds_endpoint()
         settings = Settings(
             host=host,
-            port=self._port() or url.port,
+            port=self._port("PGPORT", self._endpoint("PGPORT")) or url.port,
             dbname=self._endpoint("PGDATABASE") or url.dbname,
             user=self._endpoint("PGUSER") or url.user,
-            password=url.password,
+            password=(self._password() if secret_arn is None else None) or url.password,
             secret_arn=secret_arn,
             auth=cast(Auth, self._choice("LAMBDA_PG_AUTH", get_args(Auth)) or "password"),
-            region=region_of(host or "") or self._text("AWS_REGION"),
+            region=region_of(rds_endpoint or host or "") or self._text("AWS_REGION"),
+            rds_endpoint=rds_endpoint,
+            rds_port=rds_port,
             direct=self.direct,
             profile=self._profile(),
             options=self._text("PGOPTIONS") or url.options,
@@ -117,6 +129,7 @@ class _Reader:
             strict=self._flag("LAMBDA_PG_STRICT"),
             metrics=self._flag("LAMBDA_PG_METRICS"),
         )
+        self._check_unread()
         self._check_endpoint(settings)
         self._check_options(settings)
         self._choice(REHEARSAL, ("0", "1"))  # it was read at import, where nothing is raised
@@ -149,17 +162,19 @@ class _Reader:
                 "LAMBDA_PG_AUTH is 'iam', which needs no secret: unset LAMBDA_PG_SECRET_ARN"
             )
         if settings.password is not None:
+            source = "PGPASSWORD" if self._has_password else self.url_name
             self.problems.append(
-                f"LAMBDA_PG_AUTH is 'iam', and {self.url_name} holds a password: remove it there"
+                f"LAMBDA_PG_AUTH is 'iam', and {source} holds a password: remove it there"
             )
 
     def _check_options(self, settings: Settings) -> None:
         """Refuse startup options where they certainly fail; else the connect decides."""
         if settings.options is None:
             return
-        if settings.host is None and settings.profile not in _TELLING:
+        host = settings.rds_endpoint or settings.host
+        if host is None and settings.profile not in _TELLING:
             return
-        profile = profile_for(settings.profile, settings.host or "", settings.port or 5432)
+        profile = profile_for(settings.profile, host or "", settings.port or 5432)
         if not profile.startup_options:
             name = "PGOPTIONS" if self.environ.get("PGOPTIONS") else self.url_name
             self.problems.append(f"{name} sets options: {options_refused(profile)}")
@@ -175,13 +190,34 @@ class _Reader:
                 f"{self.url_name} {error}; the form is postgresql://user@host:5432/db"
             )
             return Url()
-        if url.password and self._in_lambda() and not self._flag(PASSWORD_IN_ENVIRONMENT):
+        if url.password:
+            self._check_password(self.url_name, "the URL")
+        return url
+
+    @property
+    def _has_password(self) -> bool:
+        return not self.direct and bool(self.environ.get("PGPASSWORD"))
+
+    def _password(self) -> str | None:
+        """Take PGPASSWORD as it is: a password may look like anything, also like a URL."""
+        if not self._has_password:
+            return None
+        text = self.environ["PGPASSWORD"]
+        if not text.isprintable():
             self.problems.append(
-                f"{self.url_name} holds a password and is an environment variable of a function: "
-                "everyone who may read its configuration can read it. Put the URL into a secret "
+                "PGPASSWORD holds a character that cannot be printed, a line end perhaps"
+            )
+            return None
+        self._check_password("PGPASSWORD", "user and password")
+        return text
+
+    def _check_password(self, name: str, what: str) -> None:
+        if self._in_lambda() and not self._flag(PASSWORD_IN_ENVIRONMENT):
+            self.problems.append(
+                f"{name} holds a password and is an environment variable of a function: "
+                f"everyone who may read its configuration can read it. Put {what} into a secret "
                 f"and set LAMBDA_PG_SECRET_ARN, or accept it with {PASSWORD_IN_ENVIRONMENT}=1"
             )
-        return url
 
     def _sslmode(self, url: Url) -> SslMode:
         """Take PGSSLMODE or the URL's.
@@ -204,12 +240,26 @@ class _Reader:
         name = self._choice("LAMBDA_PG_PROFILE", get_args(ProfileName))
         return None if self.direct else cast(ProfileName | None, name)
 
-    def _host(self) -> str | None:
-        host = self._endpoint("PGHOST")
+    def _host(self, name: str, host: str | None) -> str | None:
+        if host is not None and (problem := host_problem(host)):
+            self.problems.append(f"{name} {problem}")
+            return None
         if host is not None and (" " in host or "@" in host):
-            self.problems.append("PGHOST is not the name or the address of a host")
+            self.problems.append(f"{name} is not the name or the address of a host")
             return None
         return host
+
+    def _rds_endpoint(self) -> tuple[str | None, int | None]:
+        """Read host, or host:port where the port of PGPORT is not the endpoint's."""
+        name = "LAMBDA_PG_RDS_ENDPOINT"
+        host, colon, port = (self._endpoint(name) or "").partition(":")
+        return self._host(name, host or None), self._port(name, port) if colon else None
+
+    def _check_unread(self) -> None:
+        """Refuse what names another server to libpq and would be ignored here."""
+        for name, instead in _UNREAD.items():
+            if self.environ.get(name) and not self.direct:
+                self.problems.append(f"{name} is set, which the layer does not read: {instead}")
 
     def _endpoint(self, name: str) -> str | None:
         text = self._text(name)
@@ -219,7 +269,13 @@ class _Reader:
         text = self._text("PGSSLROOTCERT")
         if text is None:
             return None
-        if not _is_file(text):
+        if text == "system":
+            self.problems.append(
+                "PGSSLROOTCERT is 'system', which psycopg's wheel cannot find. Unset it: the layer "
+                "has the roots of AWS, Supabase and Neon. For another CA name its file, or the "
+                "system's (in Lambda /etc/pki/tls/certs/ca-bundle.crt)"
+            )
+        elif not _is_file(text):
             self.problems.append(f"PGSSLROOTCERT is {_shown(text)}: there is no such file")
         return Path(text)
 
@@ -229,13 +285,12 @@ class _Reader:
             self.problems.append("LAMBDA_PG_CA_PEM holds no certificate in PEM form")
         return text
 
-    def _port(self) -> int | None:
-        text = self._endpoint("PGPORT")
+    def _port(self, name: str, text: str | None) -> int | None:
         if text is None:
             return None
         if _is_whole(text) and 1 <= int(text) <= 65535:
             return int(text)
-        self.problems.append(f"PGPORT is {_shown(text)}, not a port from 1 to 65535")
+        self.problems.append(f"{name} is {_shown(text)}, not a port from 1 to 65535")
         return None
 
     def _count(self, name: str) -> int | None:

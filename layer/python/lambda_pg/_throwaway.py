@@ -16,6 +16,8 @@ from typing import Any, Final
 
 import psycopg
 
+from lambda_pg._clock import monotonic
+
 START_TIMEOUT: Final = 60.0
 """Seconds that a server may take to start, on a machine that is busy with other tests."""
 
@@ -160,12 +162,12 @@ def _process(
 
 def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
     """Wait until the server answers."""
-    deadline = time.monotonic() + START_TIMEOUT
+    deadline = monotonic() + START_TIMEOUT
     while True:
         try:
             psycopg.connect(url, connect_timeout=5).close()
         except psycopg.OperationalError as error:
-            if process.poll() is not None or time.monotonic() > deadline:
+            if process.poll() is not None or monotonic() > deadline:
                 said = log.read_text(errors="replace")[-2000:]
                 raise ServerError(f"PostgreSQL does not start; it said:\n{said}") from error
             time.sleep(0.02)

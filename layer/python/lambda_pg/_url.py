@@ -21,11 +21,27 @@ _PRISMA: Final = frozenset(
     {"pgbouncer", "connection_limit", "pool_timeout", "schema", "socket_timeout"}
     | {"statement_cache_size", "sslaccept", "sslidentity", "sslpassword"}
 )
+_ONE_HOST: Final = "write one, the name that follows the writer in a failover"
+_NO_SOCKET: Final = "the layer connects over TCP; write a host's name (localhost on this machine)"
 _ELSEWHERE: Final = {
-    "application_name": "PGAPPNAME",
-    "connect_timeout": "LAMBDA_PG_CHECKOUT_TIMEOUT",
-    "sslrootcert": "PGSSLROOTCERT",
+    "application_name": "remove it and set PGAPPNAME",
+    "connect_timeout": "remove it and set LAMBDA_PG_CHECKOUT_TIMEOUT",
+    "dbname": "write it behind the host",
+    "host": "write it before the database's name",
+    "hostaddr": "write it as the host",
+    "load_balance_hosts": f"remove it; of several hosts {_ONE_HOST}",
+    "passfile": "remove it and write the password before the host, as user:password@host",
+    "password": "write it before the host, as user:password@host",
+    "port": "write it behind the host, as host:5432",
+    "service": "remove it and write host, user and database into the URL",
+    "sslrootcert": (
+        "remove it: the layer has the roots of AWS, Supabase and Neon. For another CA set "
+        "PGSSLROOTCERT to its file"
+    ),
+    "target_session_attrs": f"remove it; of several hosts {_ONE_HOST}",
+    "user": "write it before the host",
 }
+"""Parameters of libpq that are said otherwise here, and how."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +66,7 @@ class Url:
             raise ValueError("holds a character that cannot be printed, a line end perhaps")
         if _PLACEHOLDER in text:
             raise ValueError(f"still holds {_PLACEHOLDER}: put the password there")
+        _check_authority(text)
         try:
             parts = urlsplit(text)
             port = parts.port
@@ -81,9 +98,28 @@ class Url:
         )
 
 
+def host_problem(name: str) -> str | None:
+    """Say what is wrong with a host that libpq takes and the layer does not; quotes nothing."""
+    if "," in name:
+        return f"names several hosts: {_ONE_HOST}"
+    if name.startswith(("/", "@")):
+        return f"names a Unix socket: {_NO_SOCKET}"
+    return None
+
+
+def _check_authority(text: str) -> None:
+    """Raise for hosts that urlsplit would take for a wrong port or a wrong character."""
+    authority, _, rest = text.partition("://")[2].partition("/")
+    if "@" in rest:
+        return  # an unescaped / in the password: this is no authority
+    hosts = authority.rpartition("@")[2].partition("?")[0]
+    if problem := host_problem(unquote(hosts)):
+        raise ValueError(problem)
+
+
 def _host(name: str | None) -> str:
     if not name:
-        raise ValueError("names no host")
+        raise ValueError(f"names no host, which is a Unix socket for libpq: {_NO_SOCKET}")
     if not re.fullmatch(_HOST, name):
         raise ValueError("names a host with a character that no host name or address has")
     return name
@@ -117,7 +153,9 @@ def _parameters(query: str) -> Mapping[str, str]:
     if prisma:
         raise ValueError(f"has Prisma's {', '.join(prisma)}, which mean nothing here: remove them")
     for name in sorted(unknown & _ELSEWHERE.keys()):
-        raise ValueError(f"has {name}: remove it and set {_ELSEWHERE[name]}")
+        if name == "host" and (problem := host_problem(unquote(parameters[name]))):
+            raise ValueError(problem)
+        raise ValueError(f"has {name}: {_ELSEWHERE[name]}")
     if unknown:
         raise ValueError(f"has parameters other than {_listed(sorted(_UNDERSTOOD))}: remove them")
     return parameters

@@ -3,11 +3,11 @@
 import math
 import random
 import time
-from time import monotonic
 from typing import Final
 
 import psycopg
 
+from lambda_pg._clock import monotonic
 from lambda_pg._errors import CheckoutTimeoutError, DatabaseUnavailableError, DeadlineExceededError
 from lambda_pg._overload import Breaker, NotReachedError, RetryBudget
 

@@ -7,19 +7,33 @@ PYTEST_DONT_REWRITE: it asserts nothing, so a conftest.py may import from it too
 """
 
 import os
-import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
+import psycopg
 import pytest
 
+from lambda_pg import ConfigurationError, Database, _secrets
+from lambda_pg._clock import monotonic
 from lambda_pg._throwaway import ServerError, running
 from lambda_pg._url import Url
 
+with suppress(ImportError):
+    import freezegun
+
+    # psycopg ends a statement at its deadline by time.monotonic(), which stands still otherwise.
+    freezegun.configure(extend_ignore_list=["psycopg"])
+
 LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 """Hosts to which a connection needs no TLS, as it leaves no machine."""
+
+TLS: Final = (
+    "Add ?sslmode=disable to the URL for a server without TLS, ?sslmode=require for one whose "
+    "certificate cannot be verified"
+)
 
 ALLOWED: Final = (
     "LAMBDA_PG_STRICT",
@@ -52,11 +66,11 @@ class LambdaContext:
     identity: None = None
     client_context: None = None
     tenant_id: None = None
-    _began: float = field(default_factory=time.time, repr=False)
+    _began: float = field(default_factory=monotonic, repr=False)
 
     def get_remaining_time_in_millis(self) -> int:
-        """Return the milliseconds that are left, by the wall clock, as Lambda's does."""
-        return max(0, int((self._began + self.seconds - time.time()) * 1000))
+        """Return the milliseconds that are left; a test that freezes time does not stop them."""
+        return max(0, int((self._began + self.seconds - monotonic()) * 1000))
 
 
 @pytest.fixture(scope="session")
@@ -67,6 +81,7 @@ def lambda_pg_server() -> Iterator[Server]:
     """
     url = os.environ.get("LAMBDA_PG_TEST_URL")
     if url:
+        _require_answer(url)
         yield Server(url)
         return
     try:
@@ -81,22 +96,37 @@ def lambda_pg_environment(lambda_pg_server: Server, monkeypatch: pytest.MonkeyPa
     """Set the variables that a handler's module reads when the test imports it.
 
     DATABASE_URL and DIRECT_URL name the server, the profile is `pgbouncer`, strict mode is on; of
-    the shell's settings for the layer and for libpq none is left.
+    the shell's settings for the layer and for libpq none is left. AWS is asked for no secret.
     """
+    monkeypatch.setattr(_secrets, "stays_here", True)
+    _set_environment(monkeypatch, lambda_pg_server.url)
+
+
+def _set_environment(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     try:
-        url = Url.parse(lambda_pg_server.url)
+        url = Url.parse(text)
     except ValueError as error:
         pytest.fail(f"LAMBDA_PG_TEST_URL {error}", pytrace=False)
     for name in list(os.environ):
         if name.startswith(("PG", "LAMBDA_PG_")):
             monkeypatch.delenv(name)
     for name in ("DATABASE_URL", "DIRECT_URL"):
-        monkeypatch.setenv(name, lambda_pg_server.url)
-    if url.sslmode is None and url.host in LOOPBACK:
-        monkeypatch.setenv("PGSSLMODE", "disable")
+        monkeypatch.setenv(name, text)
+    if (url.sslmode or ("disable" if url.host in LOOPBACK else None)) == "disable":
+        monkeypatch.setenv("PGSSLMODE", "disable")  # for a secret of the test's, too
     for name in ALLOWED:
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("LAMBDA_PG_PROFILE", "pgbouncer")
+
+
+def _require_answer(url: str) -> None:
+    """Fail where the layer cannot connect: every test would, and say less about the URL."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        _set_environment(monkeypatch, url)
+        try:
+            Database.from_env().execute("SELECT 1")
+        except (ConfigurationError, psycopg.Error) as error:
+            pytest.fail(f"LAMBDA_PG_TEST_URL: {error}. {TLS}", pytrace=False)
 
 
 @pytest.fixture
