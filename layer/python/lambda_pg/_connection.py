@@ -7,11 +7,11 @@ import socket
 import sys
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from time import monotonic
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, NoReturn, Self, TypeVar
 
 import psycopg
 from psycopg import generators, pq, waiting
@@ -23,6 +23,7 @@ from psycopg.rows import Row, RowFactory, tuple_row
 
 from lambda_pg._cursor import Cursor, ServerCursor
 from lambda_pg._errors import (
+    DatabaseUnavailableError,
     DeadlineExceededError,
     StatementRefusedError,
 )
@@ -95,6 +96,9 @@ class Connection(psycopg.Connection[Row]):
     reclaimed: bool = False
     """Whether the pool took it back, at an invocation's end, while a thread still had it."""
 
+    told: bool = False
+    """Whether its holder has heard of that, or has lost nothing by it."""
+
     orphaned: bool = False
     """Whether it belongs to the parent of this process; its socket here is a dead one."""
 
@@ -146,6 +150,8 @@ class Connection(psycopg.Connection[Row]):
         Everything that psycopg sends passes here, so this is also where a transaction begins, and
         where nothing passes that would run outside of one.
         """
+        if self.reclaimed:
+            self._refuse_ended()
         if self.managed:
             self._hold_transaction()
         return self._wait(gen, interval, timeout)
@@ -418,14 +424,64 @@ class Connection(psycopg.Connection[Row]):
         super().commit()
 
     def rollback(self) -> None:
-        """Roll back, where the transaction is the caller's own."""
+        """Roll back, where the transaction is the caller's own.
+
+        Where the pool has taken the connection back, that was done then.
+        """
+        if self.reclaimed:
+            return
         self._refuse_inside("rollback()")
         super().rollback()
+
+    @contextmanager
+    def transaction(
+        self, savepoint_name: str | None = None, force_rollback: bool = False
+    ) -> Iterator[psycopg.Transaction]:
+        """Begin a transaction or a savepoint, as psycopg does.
+
+        psycopg leaves the block as if it were committed where its connection was lost inside and
+        the error was caught, or came in another invocation.
+        """
+        with super().transaction(savepoint_name, force_rollback) as block:
+            yield block
+        if block.status is block.Status.FAILED and not force_rollback:
+            if self.reclaimed:
+                self._refuse_ended()
+            raise DatabaseUnavailableError(
+                "the connection was lost inside a transaction, which was rolled back"
+            )
 
     def __enter__(self) -> Self:
         """Refuse `with connection:`, which would commit and close at its end."""
         self._refuse_inside("with connection:")
+        if self.reclaimed:
+            self._refuse_ended()
         return super().__enter__()
+
+    def __exit__(self, kind: Any, raised: BaseException | None, traceback: Any) -> None:
+        """End `with connection:`, which commits nothing any more where the pool took it back."""
+        if self.reclaimed and raised is None:
+            self._refuse_ended()
+        super().__exit__(kind, raised, traceback)
+
+    def _check_connection_ok(self) -> None:
+        if self.reclaimed:
+            self._refuse_ended()
+        super()._check_connection_ok()
+
+    def _refuse_ended(self) -> NoReturn:
+        """Say why the connection serves nobody: to its holder it is not a closed one.
+
+        Only a stream() or a COPY is at work here: whether it has written is not certain.
+        """
+        at_work = self.pgconn.transaction_status == _ACTIVE
+        self.close()
+        self.told = True
+        kind = psycopg.OperationalError if at_work else DatabaseUnavailableError
+        raise kind(
+            "the connection was closed because its invocation has ended, and what was not "
+            "committed was rolled back: take a connection from the pool in each invocation"
+        )
 
     def _refuse_inside(self, what: str) -> None:
         if self.managed:
@@ -441,7 +497,7 @@ class Connection(psycopg.Connection[Row]):
         One that cannot leave pipeline mode is as good as gone: what a farewell met in the middle
         of a pipeline (seen as "cannot exit pipeline mode while busy").
         """
-        return self.broken or self.pgconn.pipeline_status != pq.PipelineStatus.OFF
+        return self.broken or self.reclaimed or self.pgconn.pipeline_status != pq.PipelineStatus.OFF
 
     def clean(self) -> bool:
         """End what was left open, and undo what was set; tell whether it can be used again."""

@@ -607,6 +607,8 @@ def _require_invocation(
     """
     if not connection.reclaimed or failure is not Failure.LOST:
         return
+    if isinstance(error, DatabaseUnavailableError):
+        raise error  # it was used after that
     if in_transaction:
         raise DatabaseUnavailableError(f"{_ENDED}: its transaction was rolled back") from error
     what = f"{_ENDED} while a statement was at work"
