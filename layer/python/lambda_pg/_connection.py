@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from time import monotonic
-from typing import Any, Final, NoReturn, Self, TypeVar
+from typing import Any, Final, NoReturn, Protocol, Self, TypeVar
 
 import psycopg
 from psycopg import generators, pq, waiting
@@ -53,12 +53,25 @@ IS_READ_ONLY: Final = (
 READ_ONLY_TIMEOUT: Final = 0.5
 """Seconds that this question may take."""
 
+LEFT_OPEN_TIMEOUT: Final = 0.25
+"""Seconds that the question for writes left open may take; they come out of the reserve."""
+
 SET_CLAIMS: Final = b"SELECT set_config('request.jwt.claims', $1, true)"
 
 
 def opening(claims: str | None) -> list[Command]:
     """Return what begins a transaction, with JSON `claims` that end with it."""
     return [BEGIN] if claims is None else [BEGIN, Command(SET_CLAIMS, [claims.encode()])]
+
+
+class Holder(Protocol):
+    """What keeps a connection, and has to forget it after the pool has taken it back."""
+
+    def has_unsent_work(self) -> bool:
+        """Tell, at the end of the invocation, whether it would send more for the transaction."""
+
+    def settle(self, *, told: bool) -> bool:
+        """Forget the transaction if its loss was told; return whether there is no more to do."""
 
 
 class Connection(psycopg.Connection[Row]):
@@ -97,7 +110,10 @@ class Connection(psycopg.Connection[Row]):
     """Whether the pool took it back, at an invocation's end, while a thread still had it."""
 
     told: bool = False
-    """Whether its holder has heard of that, or has lost nothing by it."""
+    """Whether somebody has heard of that, or has lost nothing by it."""
+
+    holder: Holder | None = None
+    """What of an adapter's keeps it in a transaction."""
 
     orphaned: bool = False
     """Whether it belongs to the parent of this process; its socket here is a dead one."""
@@ -412,8 +428,27 @@ class Connection(psycopg.Connection[Row]):
             return True
         return row is None or bool(row[0])
 
+    def has_written(self) -> bool:
+        """Ask whether the transaction that was left open has an id, which only a write gives it.
+
+        A connection that cannot answer says yes.
+        """
+        status = self.pgconn.transaction_status
+        if status in {pq.TransactionStatus.IDLE, pq.TransactionStatus.INERROR}:
+            return False
+        if status != pq.TransactionStatus.INTRANS or self._pipeline or self.lock.locked():
+            return True
+        self.deadline = min(self.deadline, monotonic() + LEFT_OPEN_TIMEOUT)
+        self.transaction_id = None
+        try:
+            self.learn_transaction_id()
+        except psycopg.Error:
+            return True
+        return self.transaction_id is not None
+
     def lend(self, row_factory: RowFactory[Row]) -> None:
         """Make the connection ready for the caller who gets it in his hands."""
+        self.holder = None
         self.row_factory = row_factory
         self.cursor_factory = Cursor
         self.server_cursor_factory = ServerCursor

@@ -364,14 +364,17 @@ class Database(Generic[Row]):
             self._deadline = until
             self._events.context = context
             self._invocation = self._invocations = self._invocations + 1
+            failed = True
             try:
-                return handler(event, context, *args, **kwargs)
+                answer = handler(event, context, *args, **kwargs)
+                failed = False
             finally:
                 self._deadline = math.inf
                 self._invocation = None
                 if self._pool.busy or self._emits:
-                    self._end()
+                    self._end(failed=failed)
                 self._events.context = None
+            return answer
 
         return bound
 
@@ -412,9 +415,9 @@ class Database(Generic[Row]):
         self.close()
         self._credentials.forget()
 
-    def _end(self) -> None:
+    def _end(self, *, failed: bool) -> None:
         """Finish an invocation: nothing stays open or at work, and what it cost is reported."""
-        leaked = self._pool.reclaim()
+        leaked = self._pool.reclaim(told=failed)
         if leaked:
             self._stats.leaks += leaked
             self._events.report(

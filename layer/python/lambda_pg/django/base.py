@@ -12,7 +12,7 @@ from psycopg.rows import TupleRow
 
 from lambda_pg._database import Database
 from lambda_pg._settings import Settings
-from lambda_pg.django import pooled
+from lambda_pg._shared import pooled
 
 UTC_NAMES: Final = frozenset({"UTC", "Etc/UTC", "Etc/UCT", "UCT", "Etc/Zulu", "Zulu", "GMT"})
 """One zone under several names: to a server that has one, Django need not send another."""
