@@ -464,6 +464,7 @@ class Connection(psycopg.Connection[Row]):
         Where the pool has taken the connection back, that was done then.
         """
         if self.reclaimed:
+            self.told = True
             return
         self._refuse_inside("rollback()")
         super().rollback()

@@ -1,7 +1,7 @@
 """The databases of frameworks that make their connections themselves: one for each settings."""
 
 from dataclasses import replace
-from functools import cache
+from typing import Final
 
 from psycopg.rows import TupleRow
 
@@ -21,9 +21,13 @@ def database(*, direct: bool = False) -> Database[TupleRow]:
 def pooled(settings: Settings, dbname: str | None = None) -> Database[TupleRow]:
     """Return the one Database of these settings; `dbname` beats theirs, for Django's tests."""
     key = settings if dbname is None else replace(settings, dbname=dbname)
-    return _database(key)
+    return _DATABASES.get(key) or _DATABASES.setdefault(key, Database(key))
 
 
-@cache
-def _database(settings: Settings) -> Database[TupleRow]:
-    return Database(settings)
+def close_idle() -> None:
+    """Close the idle connections of all of them: a database is about to be dropped or copied."""
+    for each in list(_DATABASES.values()):
+        each.close()
+
+
+_DATABASES: Final[dict[Settings, Database[TupleRow]]] = {}
