@@ -8,7 +8,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "pooling.md").read_text()
-ROWS = re.findall(r"(?m)^\| ([\w-]+) \| (\d[\d.]*) \| (.+) \|$", PAGE)
+ROWS = [
+    (name, shown, by)
+    for name, by, shown in re.findall(r"(?m)^\| ([\w-]+) \| (.+) \| (\d[\d.]*) \|$", PAGE)
+]
 LOCKED = dict(
     re.findall(r"(?m)^([\w-]+)(?:\[\w+\])?==([\d.]+) ", (ROOT / "requirements-dev.txt").read_text())
 )
