@@ -183,6 +183,75 @@ def test_a_handler_that_closes_leaves_nothing(model: Any) -> None:
     assert (database().stats()["leaks"], database().stats()["connections_num"]) == (0, 1)
 
 
+def test_an_atomic_block_of_a_generator_does_not_commit_half(model: Any) -> None:
+    """Its transaction ended with its invocation: it fails where it goes on; the next is served."""
+
+    def work() -> Iterator[None]:
+        with transaction.atomic():
+            model.objects.create(account="ann", amount=1, booked_at=WHEN)
+            yield
+            model.objects.create(account="ann", amount=2, booked_at=WHEN)
+
+    working = work()
+    invoke(lambda: next(working))
+    with pytest.raises(OperationalError, match="its invocation has ended"):
+        invoke(lambda: next(working))
+    assert invoke(model.objects.count) == 0
+
+
+def test_an_atomic_block_that_ends_in_another_invocation_does_not_end_in_silence(
+    model: Any,
+) -> None:
+    """Also where all that is left for it to do is to commit."""
+
+    def work() -> Iterator[None]:
+        with transaction.atomic():
+            model.objects.create(account="ann", amount=1, booked_at=WHEN)
+            yield
+
+    working = work()
+    invoke(lambda: next(working))
+    with pytest.raises(OperationalError, match="its invocation has ended"):
+        invoke(lambda: next(working))
+    assert invoke(model.objects.count) == 0
+
+
+@pytest.mark.parametrize("end", ["commit", "statement"])
+def test_uncommitted_work_is_missed_once(model: Any, end: str) -> None:
+    """Where the application commits by itself, one request hears that its work was rolled back."""
+
+    def leave() -> None:
+        transaction.set_autocommit(False)
+        model.objects.create(account="ann", amount=1, booked_at=WHEN)
+
+    invoke(leave)
+    with pytest.raises(OperationalError, match="its invocation has ended"):
+        invoke(transaction.commit if end == "commit" else model.objects.count)
+    assert invoke(model.objects.count) == 0
+    assert transaction.get_autocommit()
+
+
+@pytest.mark.parametrize("end", ["rollback", "close"])
+def test_what_ends_a_kept_connection_of_django(model: Any, end: str) -> None:
+    """A rollback or a close succeeds: it is what has happened."""
+
+    def leave() -> None:
+        transaction.set_autocommit(False)
+        model.objects.create(account="ann", amount=1, booked_at=WHEN)
+
+    invoke(leave)
+    invoke(transaction.rollback if end == "rollback" else connection.close)
+    assert invoke(model.objects.count) == 0
+
+
+def test_a_cursor_of_django_that_was_kept_says_so(model: Any) -> None:
+    """It belongs to a connection that is gone, while Django has another one."""
+    cursor = invoke(connection.cursor)
+    assert invoke(model.objects.count) == 0
+    with pytest.raises(OperationalError, match="its invocation has ended"):
+        cursor.execute("SELECT 1")
+
+
 def test_an_unreachable_database_is_django_s_operational_error(
     project: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 
 import psycopg
 import pytest
+from lambda_pg import Database
+from lambda_pg.sqlalchemy import database
 from lambda_pg.testing import LambdaContext, Server
 
 pytest_plugins = ["lambda_pg.testing"]
@@ -42,8 +44,10 @@ def example(lambda_pg_environment: None, monkeypatch: pytest.MonkeyPatch) -> Ite
         return imported[-1]
 
     yield load
+    database().close()
     for module in imported:
-        module.db.close()
+        if isinstance(module.db, Database):
+            module.db.close()
         del sys.modules[module.__name__]
 
 
@@ -92,6 +96,61 @@ def test_the_django_project(
         "print([handler({}, LambdaContext())['body'] for _ in range(2)])"
     )
     assert run([sys.executable, "-c", probe], folder) == "['1', '1']\n"
+
+
+def test_the_flask_application(
+    example: Any, admin: psycopg.Connection[Any], lambda_context: LambdaContext
+) -> None:
+    """Every invocation of one environment is served, over one connection; nothing is left open."""
+    admin.execute("CREATE TABLE orders (id serial PRIMARY KEY)")
+    module = example("flask_app")
+    event = {"rawPath": "/orders", "httpMethod": "POST"}
+    answers = [module.handler(event, lambda_context) for _ in range(5)]
+    assert [answer["statusCode"] for answer in answers] == [201] * 5
+    assert [json.loads(answer["body"])["orders"] for answer in answers] == [1, 2, 3, 4, 5]
+    stats = database().stats()
+    assert (stats["connections_num"], stats["leaks"]) == (1, 0)
+
+
+def test_the_flask_application_goes_on_after_an_error(
+    example: Any, admin: psycopg.Connection[Any], lambda_context: LambdaContext
+) -> None:
+    """A request that fails costs the next one nothing."""
+    module = example("flask_app")
+    event = {"rawPath": "/orders", "httpMethod": "POST"}
+    assert module.handler(event, lambda_context)["statusCode"] == 500
+    admin.execute("CREATE TABLE orders (id serial PRIMARY KEY)")
+    assert [module.handler(event, lambda_context)["statusCode"] for _ in range(2)] == [201, 201]
+
+
+def test_the_sqlmodel_handler(
+    example: Any, admin: psycopg.Connection[Any], lambda_context: LambdaContext
+) -> None:
+    """Its queries come back as models, in one invocation after the other."""
+    admin.execute("CREATE TABLE orders (id int)")
+    admin.execute("INSERT INTO orders VALUES (1), (2)")
+    handler = example("sqlmodel_handler").handler
+    for _ in range(2):
+        assert handler({}, lambda_context) == {"statusCode": 200, "body": "[1, 2]"}
+
+
+def test_the_alembic_project(
+    lambda_pg_environment: None,
+    lambda_pg_server: Server,
+    admin: psycopg.Connection[Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It migrates by the direct URL, there and back; the other URL is not used."""
+    monkeypatch.setenv("DATABASE_URL", "postgresql://nobody@127.0.0.1:1/nowhere")
+    folder = tmp_path / "alembic"
+    shutil.copytree(DOCUMENTED / "alembic_project", folder)
+    (folder / "alembic.ini").write_text("[alembic]\nscript_location = .\n")
+    run([sys.executable, "-m", "alembic", "upgrade", "head"], folder)
+    assert admin.execute("SELECT version_num FROM alembic_version").fetchall() == [("0001",)]
+    assert admin.execute("SELECT count(*) FROM orders").fetchone() == (0,)
+    run([sys.executable, "-m", "alembic", "downgrade", "base"], folder)
+    assert admin.execute("SELECT to_regclass('orders')").fetchone() == (None,)
 
 
 def test_the_pool_s_style(example: Any, admin: psycopg.Connection[Any]) -> None:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, Final, NamedTuple, Self, TypeVar
+from typing import Any, Final, NamedTuple, NoReturn, Protocol, Self, TypeVar
 
 import psycopg
 from psycopg import IsolationLevel, generators, pq, waiting
@@ -24,6 +24,7 @@ from psycopg.rows import Row, RowFactory, tuple_row
 from lambda_pg._clock import monotonic
 from lambda_pg._cursor import PARTS, Cursor, ServerCursor
 from lambda_pg._errors import (
+    DatabaseUnavailableError,
     DeadlineExceededError,
     StatementRefusedError,
 )
@@ -73,6 +74,9 @@ WHY_DENIED: Final = (
 DENIAL_TIMEOUT: Final = 0.5
 """Seconds that this question may take."""
 
+LEFT_OPEN_TIMEOUT: Final = 0.25
+"""Seconds that the question for writes left open may take; they come out of the reserve."""
+
 SET_CLAIMS: Final = b"SELECT set_config('request.jwt.claims', $1, true)"
 
 
@@ -90,6 +94,16 @@ DEFAULT_MODES: Final = Modes()
 def opening(claims: str | None, begin: Command = BEGIN) -> list[Command]:
     """Return what begins a transaction, with JSON `claims` that end with it."""
     return [begin] if claims is None else [begin, Command(SET_CLAIMS, [claims.encode()])]
+
+
+class Holder(Protocol):
+    """What keeps a connection, and has to forget it after the pool has taken it back."""
+
+    def has_unsent_work(self) -> bool:
+        """Tell, at the end of the invocation, whether it would send more for the transaction."""
+
+    def settle(self, *, told: bool) -> bool:
+        """Forget the transaction if its loss was told; return whether there is no more to do."""
 
 
 class Connection(psycopg.Connection[Row]):
@@ -135,6 +149,12 @@ class Connection(psycopg.Connection[Row]):
 
     reclaimed: bool = False
     """Whether the pool took it back, at an invocation's end, while a thread still had it."""
+
+    told: bool = False
+    """Whether somebody has heard of that, or has lost nothing by it."""
+
+    holder: Holder | None = None
+    """What of an adapter's keeps it in a transaction."""
 
     orphaned: bool = False
     """Whether it belongs to the parent of this process; its socket here is a dead one."""
@@ -187,6 +207,8 @@ class Connection(psycopg.Connection[Row]):
         Everything that psycopg sends passes here, so this is also where a transaction begins, and
         where nothing passes that would run outside of one.
         """
+        if self.reclaimed:
+            self._refuse_ended()
         if self.managed:
             self._hold_transaction()
         return self._wait(gen, interval, timeout)
@@ -494,8 +516,27 @@ class Connection(psycopg.Connection[Row]):
             return Denial.SERVER
         return Denial.SERVER if row is None else Denial[row[0]]
 
+    def has_written(self) -> bool:
+        """Ask whether the transaction that was left open has an id, which only a write gives it.
+
+        A connection that cannot answer says yes.
+        """
+        status = self.pgconn.transaction_status
+        if status in {pq.TransactionStatus.IDLE, pq.TransactionStatus.INERROR}:
+            return False
+        if status != pq.TransactionStatus.INTRANS or self._pipeline or self.lock.locked():
+            return True
+        self.deadline = min(self.deadline, monotonic() + LEFT_OPEN_TIMEOUT)
+        self.transaction_id = None
+        try:
+            self.learn_transaction_id()
+        except psycopg.Error:
+            return True
+        return self.transaction_id is not None
+
     def lend(self, row_factory: RowFactory[Row]) -> None:
         """Make the connection ready for the caller who gets it in his hands."""
+        self.holder = None
         self.row_factory = row_factory
         self.cursor_factory = Cursor
         self.server_cursor_factory = ServerCursor
@@ -524,14 +565,65 @@ class Connection(psycopg.Connection[Row]):
         super().commit()
 
     def rollback(self) -> None:
-        """Roll back, where the transaction is the caller's own."""
+        """Roll back, where the transaction is the caller's own.
+
+        Where the pool has taken the connection back, that was done then.
+        """
+        if self.reclaimed:
+            self.told = True
+            return
         self._refuse_inside("rollback()")
         super().rollback()
+
+    @contextmanager
+    def transaction(
+        self, savepoint_name: str | None = None, force_rollback: bool = False
+    ) -> Iterator[psycopg.Transaction]:
+        """Begin a transaction or a savepoint, as psycopg does.
+
+        psycopg leaves the block as if it were committed where its connection was lost inside and
+        the error was caught, or came in another invocation.
+        """
+        with super().transaction(savepoint_name, force_rollback) as block:
+            yield block
+        if block.status is block.Status.FAILED and not force_rollback:
+            if self.reclaimed:
+                self._refuse_ended()
+            raise DatabaseUnavailableError(
+                "the connection was lost inside a transaction, which was rolled back"
+            )
 
     def __enter__(self) -> Self:
         """Refuse `with connection:`, which would commit and close at its end."""
         self._refuse_inside("with connection:")
+        if self.reclaimed:
+            self._refuse_ended()
         return super().__enter__()
+
+    def __exit__(self, kind: Any, raised: BaseException | None, traceback: Any) -> None:
+        """End `with connection:`, which commits nothing any more where the pool took it back."""
+        if self.reclaimed and raised is None:
+            self._refuse_ended()
+        super().__exit__(kind, raised, traceback)
+
+    def _check_connection_ok(self) -> None:
+        if self.reclaimed:
+            self._refuse_ended()
+        super()._check_connection_ok()
+
+    def _refuse_ended(self) -> NoReturn:
+        """Say why the connection serves nobody: to its holder it is not a closed one.
+
+        Only a stream() or a COPY is at work here: whether it has written is not certain.
+        """
+        at_work = self.pgconn.transaction_status == _ACTIVE
+        self.close()
+        self.told = True
+        kind = psycopg.OperationalError if at_work else DatabaseUnavailableError
+        raise kind(
+            "the connection was closed because its invocation has ended, and what was not "
+            "committed was rolled back: take a connection from the pool in each invocation"
+        )
 
     def _refuse_inside(self, what: str) -> None:
         if self.managed:
@@ -547,7 +639,7 @@ class Connection(psycopg.Connection[Row]):
         One that cannot leave pipeline mode is as good as gone: what a farewell met in the middle
         of a pipeline (seen as "cannot exit pipeline mode while busy").
         """
-        return self.broken or self.pgconn.pipeline_status != pq.PipelineStatus.OFF
+        return self.broken or self.reclaimed or self.pgconn.pipeline_status != pq.PipelineStatus.OFF
 
     def clean(self) -> bool:
         """End what was left open, and undo what was set; tell whether it can be used again."""

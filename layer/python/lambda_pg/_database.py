@@ -402,14 +402,17 @@ class Database(Generic[Row]):
             if remaining == math.inf:
                 self._events.report_once(logging.WARNING, "no_deadline", NO_DEADLINE)
             self._invocation = self._invocations = self._invocations + 1
+            failed = True
             try:
-                return handler(*args, **kwargs)
+                answer = handler(*args, **kwargs)
+                failed = False
             finally:
                 self._deadline = math.inf
                 self._invocation = None
                 if self._pool.busy or self._emits:
-                    self._end()
+                    self._end(failed=failed)
                 self._events.context = None
+            return answer
 
         return bound
 
@@ -450,9 +453,9 @@ class Database(Generic[Row]):
         self.close()
         self._credentials.forget()
 
-    def _end(self) -> None:
+    def _end(self, *, failed: bool) -> None:
         """Finish an invocation: nothing stays open or at work, and what it cost is reported."""
-        leaked = self._pool.reclaim()
+        leaked = self._pool.reclaim(told=failed)
         if leaked:
             self._stats.leaks += leaked
             self._events.report(
@@ -644,6 +647,8 @@ def _require_invocation(
     """
     if not connection.reclaimed or failure is not Failure.LOST:
         return
+    if isinstance(error, DatabaseUnavailableError):
+        raise error  # it was used after that
     if in_transaction:
         raise DatabaseUnavailableError(f"{_ENDED}: its transaction was rolled back") from error
     what = f"{_ENDED} while a statement was at work"

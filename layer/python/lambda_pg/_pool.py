@@ -85,6 +85,8 @@ class Pool:
         self._abandoned = 0
         self._idle: list[AnyConnection] = []
         self._open: list[weakref.ref[AnyConnection]] = []
+        self._kept: list[AnyConnection] = []
+        """What was taken back from adapters' objects that have not forgotten it yet."""
         self.lent: weakref.WeakKeyDictionary[AnyConnection, int] = weakref.WeakKeyDictionary()
         """What callers have in their hands, and in which thread."""
 
@@ -100,8 +102,8 @@ class Pool:
 
     @property
     def busy(self) -> bool:
-        """Tell whether a thread has a connection or opens one, or has dropped one."""
-        return self.size != len(self._idle) or self._abandoned > 0
+        """Tell whether a thread has a connection or opens one, or has dropped or kept one."""
+        return self.size != len(self._idle) or self._abandoned > 0 or bool(self._kept)
 
     @property
     def waiting(self) -> int:
@@ -224,12 +226,14 @@ class Pool:
         connection.close()
         self._free_slot(connection.slot)
 
-    def reclaim(self) -> int:
+    def reclaim(self, *, told: bool = False) -> int:
         """Cut every connection that a thread still has; return how many.
 
         Those that were dropped count too. The slot of one that is lent is free at once. A thread
         that runs a statement of the layer's has not lent its connection: it hears of the cut, and
         frees the slot itself.
+
+        `told` says that an error of the handler's tells already that its work may be lost.
         """
         reclaimed, self._abandoned = self._abandoned, 0
         for connection in self._opened():
@@ -237,12 +241,20 @@ class Pool:
                 reclaimed += not connection.closed
                 connection.reclaimed = True
                 connection.shut()
+        mine = threading.get_ident()
         for connection in list(self.lent):
-            if self.lent.pop(connection, None) is not None:  # or its caller has just returned it
-                connection.reclaimed = True
-                connection.cut()
-                self._free_slot(connection.slot)
-                reclaimed += 1
+            thread = self.lent.pop(connection, None)
+            if thread is None:
+                continue  # its caller has just returned it
+            if connection.holder is not None and thread == mine:
+                unsent = connection.holder.has_unsent_work()
+                connection.told = told or not (unsent or connection.has_written())
+                self._kept.append(connection)
+            connection.reclaimed = True
+            connection.cut()
+            self._free_slot(connection.slot)
+            reclaimed += 1
+        self._kept = [each for each in self._kept if not _is_settled(each)]
         self._keep_open()
         return reclaimed
 
@@ -368,6 +380,10 @@ class Pool:
     def _notify(self) -> None:
         with self._lock:
             self._free.notify()
+
+
+def _is_settled(connection: AnyConnection) -> bool:
+    return connection.holder is None or connection.holder.settle(told=connection.told)
 
 
 _POOLS: Final[weakref.WeakSet[Pool]] = weakref.WeakSet()

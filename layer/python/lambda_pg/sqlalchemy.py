@@ -2,19 +2,33 @@
 
 db = Database.from_env()
 engine = create_engine(db)
+
+For what takes a URL only, as Flask-SQLAlchemy does: `postgresql+lambda_pg://`, which is the
+Database of `lambda_pg.sqlalchemy.database()`.
 """
 
-from typing import Any
+import sys
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final
 
 import psycopg
 import sqlalchemy
 from psycopg.adapt import AdaptersMap
 from psycopg.rows import tuple_row
-from sqlalchemy import Engine, NullPool
+from sqlalchemy import Engine, NullPool, event
 from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
+from sqlalchemy.exc import ArgumentError
 
+from lambda_pg._connection import Connection
 from lambda_pg._database import Database
+from lambda_pg._shared import database
+
+__all__ = ["LayerDialect", "create_engine", "database"]
+
+URL: Final = sqlalchemy.URL.create("postgresql+lambda_pg")
 
 
 def create_engine(db: Database[Any], **options: Any) -> Engine:
@@ -24,9 +38,7 @@ def create_engine(db: Database[Any], **options: Any) -> Engine:
     is a sqlalchemy.exc.OperationalError whose `orig` is the DatabaseUnavailableError.
     The type hstore stays text unless `use_native_hstore=True` asks for its lookup at connect.
     """
-    options.setdefault("use_native_hstore", False)
-    url = sqlalchemy.URL.create("postgresql+lambda_pg")
-    return sqlalchemy.create_engine(url, poolclass=NullPool, database=db, **options)
+    return sqlalchemy.create_engine(URL, database=db, **options)
 
 
 class LayerDialect(PGDialect_psycopg):
@@ -34,28 +46,142 @@ class LayerDialect(PGDialect_psycopg):
 
     supports_statement_cache = True
 
-    def __init__(self, database: Database[Any], **options: Any) -> None:
-        """Take the database, and what SQLAlchemy's dialect takes."""
-        super().__init__(**options)  # type: ignore[no-untyped-call]
+    def __init__(
+        self,
+        database: Database[Any] | None = None,
+        *,
+        use_native_hstore: bool = False,
+        **options: Any,
+    ) -> None:
+        """Take the database, or the environment's, and what SQLAlchemy's dialect takes."""
+        super().__init__(use_native_hstore=use_native_hstore, **options)  # type: ignore[no-untyped-call]
         self._database = database
+
+    @classmethod
+    def get_pool_class(cls, url: sqlalchemy.URL) -> type[NullPool]:  # noqa: ARG003
+        """Keep no connection: the layer does."""
+        return NullPool
+
+    def create_connect_args(self, url: sqlalchemy.URL) -> Any:
+        """Find the environment's database; a URL that says more would be ignored silently."""
+        if url.set(drivername=URL.drivername) != URL:
+            raise ArgumentError(
+                f"{URL} takes endpoint and login from the environment (LAMBDA_PG_SECRET_ARN, "
+                "DATABASE_URL): nothing may follow the slashes. For another database use "
+                "lambda_pg.sqlalchemy.create_engine(db)"
+            )
+        if self._database is None:
+            self._database = database()
+        return super().create_connect_args(url)  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def engine_created(cls, engine: Engine) -> None:
+        """Refuse a second pool, and follow what keeps a connection."""
+        if not isinstance(engine.pool, NullPool):
+            raise ArgumentError(
+                f"the pool {type(engine.pool).__name__} would keep connections of the layer past "
+                "their invocation: leave the pool out, which makes it NullPool"
+            )
+        event.listen(engine, "engine_connect", _hold)
+        event.listen(engine, "begin", _hold)  # a Connection may connect again
 
     def connect(self, *_: Any, **parameters: Any) -> Any:
         """Take a connection out of the layer's pool, as SQLAlchemy expects a new one to be."""
+        assert self._database is not None, "create_connect_args() comes first"  # noqa: S101
         connection = self._database.getconn()
         connection._adapters = AdaptersMap(parameters.get("context"))
         connection.row_factory = tuple_row
         connection.autocommit = False
         return connection
 
+    def reset_isolation_level(self, dbapi_conn: Any) -> None:
+        """Leave it to the layer's pool, which undoes what was set on a connection."""
+
+    def set_readonly(self, connection: Any, value: Any) -> None:
+        """Set it, except on a closed connection, which SQLAlchemy resets before it gives it up."""
+        if not connection.closed:
+            super().set_readonly(connection, value)  # type: ignore[no-untyped-call]
+
+    def set_deferrable(self, connection: Any, value: Any) -> None:
+        """Set it, except on a closed connection."""
+        if not connection.closed:
+            super().set_deferrable(connection, value)  # type: ignore[no-untyped-call]
+
     def do_close(self, dbapi_connection: Any) -> None:
         """Put the connection back, where SQLAlchemy closes one."""
+        assert self._database is not None, "it was connected"  # noqa: S101
         self._database.putconn(dbapi_connection)
 
     def do_terminate(self, dbapi_connection: Any) -> None:
         """Close the connection, which SQLAlchemy takes for a bad one, and free its slot."""
         connection: psycopg.Connection[Any] = dbapi_connection
         connection.close()
-        self._database.putconn(connection)
+        self.do_close(connection)
+
+
+class _Holder:
+    """A Connection of SQLAlchemy's, and the session that began its transaction."""
+
+    def __init__(self, connection: sqlalchemy.Connection) -> None:
+        self.connection = weakref.ref(connection)
+        self.session: Callable[[], Any] = _nothing
+        self._transactions: list[weakref.ref[Any]] = []
+
+    def has_unsent_work(self) -> bool:
+        session = self.session()
+        held = [each for each in (session, self.connection()) if each is not None]
+        found = [each.get_transaction() for each in held]
+        self._transactions = [weakref.ref(each) for each in found if each is not None]
+        return session is not None and bool(session.new or session.dirty or session.deleted)
+
+    def settle(self, *, told: bool) -> bool:
+        """Have the session and its connection begin something new, unless they have meanwhile."""
+        then = [each() for each in self._transactions]
+        if told:
+            with suppress(Exception):  # of the application's listeners: this invocation is over
+                self._forget(then)
+        return told or not any(each is not None for each in then)
+
+    def _forget(self, transactions: list[Any]) -> None:
+        session = self.session()
+        if session is not None and _is_in(session, transactions):
+            session.rollback()
+        connection = self.connection()
+        if connection is not None and (_is_in(connection, transactions) or _is_ended(connection)):
+            connection.invalidate()
+            connection.rollback()
+
+
+def _nothing() -> None:
+    return None
+
+
+def _is_in(held: Any, transactions: list[Any]) -> bool:
+    now = held.get_transaction()
+    return any(now is each for each in transactions)
+
+
+def _is_ended(connection: sqlalchemy.Connection) -> bool:
+    if connection.closed or connection.invalidated:
+        return False
+    lent: Any = connection.connection.dbapi_connection
+    return isinstance(lent, Connection) and lent.reclaimed
+
+
+def _hold(connection: sqlalchemy.Connection) -> None:
+    """Note who has a connection of the layer's."""
+    lent: Any = connection.connection.dbapi_connection
+    if isinstance(lent, Connection) and lent.holder is None:
+        lent.holder = _Holder(connection)
+    orm = sys.modules.get("sqlalchemy.orm")  # imported before there can be a session
+    if orm is not None and not event.contains(orm.Session, "after_begin", _hold_for_session):
+        event.listen(orm.Session, "after_begin", _hold_for_session)
+
+
+def _hold_for_session(session: Any, _: Any, connection: sqlalchemy.Connection) -> None:
+    lent: Any = connection.connection.dbapi_connection
+    if isinstance(lent, Connection) and isinstance(lent.holder, _Holder):
+        lent.holder.session = weakref.ref(session)
 
 
 registry.register("postgresql.lambda_pg", __name__, LayerDialect.__name__)

@@ -5,19 +5,53 @@ from typing import Any, Final
 
 from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
-from django.db.backends.postgresql import base
+from django.db.backends.postgresql import base, client, creation, operations
 from django.db.backends.postgresql.psycopg_any import IsolationLevel, get_adapters_template
 from psycopg.adapt import AdaptersMap
+from psycopg.conninfo import make_conninfo
 from psycopg.rows import TupleRow
 
 from lambda_pg._database import Database
 from lambda_pg._settings import Settings
-from lambda_pg.django import pooled
+from lambda_pg._shared import close_idle, pooled
 
 UTC_NAMES: Final = frozenset({"UTC", "Etc/UTC", "Etc/UCT", "UCT", "Etc/Zulu", "Zulu", "GMT"})
 """One zone under several names: to a server that has one, Django need not send another."""
 
 NOT_HERE: Final = ("HOST", "PORT", "USER", "PASSWORD", "CONN_MAX_AGE")
+
+
+FOR_PSQL: Final = (
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "user",
+    "options",
+    "sslmode",
+    "sslrootcert",
+    "channel_binding",
+)
+"""What a psql that connects as the layer does has to know, beside the password."""
+
+SPATIAL: Final = frozenset(
+    {
+        "Adapter",
+        "geo_db_type",
+        "geometry_columns",
+        "get_distance",
+        "get_geom_placeholder",
+        "get_geometry_converter",
+        "gis_operators",
+        "select",
+        "select_extent",
+        "spatial_aggregate_name",
+        "spatial_function_name",
+        "spatial_ref_sys",
+        "spatial_version",
+    }
+)
+"""What GeoDjango asks of a backend's operations, and asks of no other backend."""
 
 
 class Cursor(base.Cursor):
@@ -29,9 +63,50 @@ class Cursor(base.Cursor):
         return super().execute(query, params, **options)
 
 
+class DatabaseClient(client.DatabaseClient):
+    """What `manage.py dbshell` starts."""
+
+    def settings_to_cmd_args_env(
+        self, _: dict[str, Any], parameters: list[str]
+    ) -> tuple[list[str], dict[str, str]]:
+        """Have psql connect as the layer does just now; the password is in no argument."""
+        with self.connection.layer.connection() as connection:
+            known, password = connection.info.get_parameters(), connection.info.password
+        conninfo = make_conninfo(**{name: known[name] for name in FOR_PSQL if name in known})
+        return [self.executable_name, *parameters, conninfo], {"PGPASSWORD": password}
+
+
+class DatabaseCreation(creation.DatabaseCreation):
+    """The database of `manage.py test`."""
+
+    def _get_test_db_name(self) -> str:
+        """Name it after the environment's database where the settings name none."""
+        name: str = super()._get_test_db_name()
+        if self.connection.settings_dict["TEST"]["NAME"] or self.connection.settings_dict["NAME"]:
+            return name
+        return f"{name}{self.connection.environment_s_name()}"
+
+
+class DatabaseOperations(operations.DatabaseOperations):
+    """Django's SQL for PostgreSQL, without GeoDjango's."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Refuse GeoDjango by a sentence."""
+        if name in SPATIAL:
+            raise ImproperlyConfigured(
+                f"DATABASES[{self.connection.alias!r}] has the engine lambda_pg.django, which "
+                "knows no geometry: give models of GeoDjango a database with the engine "
+                "django.contrib.gis.db.backends.postgis, which connects without the layer"
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+
 class DatabaseWrapper(base.DatabaseWrapper):
     """Django's PostgreSQL connection: opened by the layer's pool, and put back where it closes."""
 
+    client_class = DatabaseClient
+    creation_class = DatabaseCreation
+    ops_class = DatabaseOperations
     connection: Any
     isolation_level: Any
 
@@ -51,7 +126,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
     def get_new_connection(self, _: dict[str, Any]) -> Any:
         """Take a connection out of the layer's pool, as Django expects a new one to be."""
         self.isolation_level = IsolationLevel.READ_COMMITTED
-        self._lender = self._layer
+        self._lender = self.layer
         connection: Any = self._lender.getconn()
         template = get_adapters_template(django_settings.USE_TZ, self.timezone)
         connection._adapters = AdaptersMap(template)
@@ -67,8 +142,13 @@ class DatabaseWrapper(base.DatabaseWrapper):
             raise
 
     def ensure_connection(self) -> None:
-        """Connect again where the end of an invocation has closed what Django still held."""
-        if self.connection is not None and self.connection.closed and not self.in_atomic_block:
+        """Connect again where the end of an invocation has closed what Django still held.
+
+        Not while its work may be missed: in an atomic block, or once where the application commits.
+        """
+        kept = self.connection
+        gone = kept is not None and kept.closed and not self.in_atomic_block
+        if gone and (self.autocommit or kept.told or not kept.reclaimed):
             self.close()
         super().ensure_connection()
 
@@ -78,11 +158,20 @@ class DatabaseWrapper(base.DatabaseWrapper):
         return super().chunked_cursor() if self.connection.profile.session else self.cursor()
 
     def close_pool(self) -> None:
-        """Close the idle connections: Django is about to drop or to copy the database."""
-        self._layer.close()
+        """Close the idle connections of every alias: Django is about to drop or copy a database."""
+        close_idle()
+
+    def environment_s_name(self) -> str:
+        """Name the database that the environment says, or its secret."""
+        known = self._settings.dbname
+        if known is None:
+            credentials = pooled(self._settings)._credentials
+            known = credentials.get(self._settings.checkout_timeout).dbname
+        return known or "postgres"
 
     @property
-    def _layer(self) -> Database[TupleRow]:
+    def layer(self) -> Database[TupleRow]:
+        """The Database of this alias."""
         name = self.settings_dict["NAME"]
         return pooled(self._settings, "postgres" if name is None else name or None)
 

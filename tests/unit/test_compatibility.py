@@ -1,0 +1,73 @@
+"""The table of versions in docs/pooling.md is what the tests run."""
+
+import re
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "pooling.md").read_text()
+ROWS = [
+    (name, shown, by)
+    for name, by, shown in re.findall(r"(?m)^\| ([\w-]+) \| (.+) \| (\d[\d.]*) \|$", PAGE)
+]
+LOCKED = dict(
+    re.findall(r"(?m)^([\w-]+)(?:\[\w+\])?==([\d.]+) ", (ROOT / "requirements-dev.txt").read_text())
+)
+PACKAGES = [(name, shown) for name, shown, _ in ROWS if name != "PostgreSQL"]
+EXPECTED = {
+    "PostgreSQL",
+    "psycopg",
+    "SQLAlchemy",
+    "Django",
+    "Flask-SQLAlchemy",
+    "SQLModel",
+    "Alembic",
+    "aws-lambda-powertools",
+    "moto",
+    "pytest",
+    "pytest-timeout",
+    "pytest-xdist",
+}
+
+
+def test_the_table_has_every_row() -> None:
+    """A row that somebody drops is missed."""
+    assert {name for name, _, _ in ROWS} >= EXPECTED
+
+
+@pytest.mark.parametrize(("name", "shown"), PACKAGES)
+def test_a_row_shows_the_version_that_is_locked_and_installed(name: str, shown: str) -> None:
+    """Where a newer one is pinned, the table changes with it."""
+    assert LOCKED[name.lower()] == shown
+    assert version(name) == shown
+
+
+def test_postgresql_is_the_one_that_the_tests_ask_for() -> None:
+    """The integration tests take a server of this major version where the machine has one."""
+    (major,) = re.findall(
+        r"(?m)^MAJOR = (\d+)", (ROOT / "tests/integration/conftest.py").read_text()
+    )
+    assert {name: shown for name, shown, _ in ROWS}["PostgreSQL"] == major
+
+
+@pytest.mark.parametrize("by", [by for _, _, by in ROWS])
+def test_a_row_names_files_that_exist(by: str) -> None:
+    """A reader can look up what was tested."""
+    for file in re.findall(r"`([\w/]+\.py)`", by):
+        assert any((ROOT / folder / file).is_file() for folder in (".", "tests/integration"))
+
+
+def test_opentelemetry_has_a_row_once_it_is_installed() -> None:
+    """Its sentence below the table holds until then."""
+    try:
+        version("opentelemetry-api")
+    except PackageNotFoundError:
+        return
+    assert any(name.startswith("opentelemetry") for name, _, _ in ROWS)
+
+
+def test_the_other_page_leads_to_the_table() -> None:
+    """There is one table, and both pages have it."""
+    assert "(pooling.md#compatibility)" in (ROOT / "docs" / "integrations.md").read_text()
