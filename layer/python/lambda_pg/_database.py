@@ -28,7 +28,7 @@ from lambda_pg._errors import (
 from lambda_pg._events import Events
 from lambda_pg._failures import Failure, classify_connect, classify_statement
 from lambda_pg._flight import Request
-from lambda_pg._login import Login, too_short
+from lambda_pg._login import Configure, ConfigureInterruptedError, Login, too_short
 from lambda_pg._outcome import STATUS, TransactionId
 from lambda_pg._overload import Breaker, RetryBudget
 from lambda_pg._pool import Pool
@@ -75,8 +75,14 @@ class Database(Generic[Row]):
         settings: Settings,
         *,
         row_factory: RowFactory[Row] = _TUPLES,
+        configure: Configure | None = None,
     ) -> None:
-        """Take settings and psycopg's row factory for the rows of every verb."""
+        """Take settings and psycopg's row factory for the rows of every verb.
+
+        `configure(connection)` runs once for each new connection, before anybody gets it and
+        within the checkout timeout and the deadline, to register type adapters on it. It may read:
+        the connection is in autocommit, its rows are tuples. Nothing but its adapters is kept.
+        """
         self._settings = settings
         self._row_factory = row_factory
         self._stats = Stats()
@@ -89,6 +95,7 @@ class Database(Generic[Row]):
             breaker=self._breaker,
             stats=self._stats,
             events=self._events,
+            configure=configure,
         )
         self._pool = Pool(
             self._login.connect,
@@ -110,23 +117,35 @@ class Database(Generic[Row]):
 
     @overload
     @classmethod
-    def from_env(cls, *, direct: bool = False) -> "Database[TupleRow]": ...
+    def from_env(
+        cls, *, direct: bool = False, configure: Configure | None = None
+    ) -> "Database[TupleRow]": ...
 
     @overload
     @classmethod
     def from_env(
-        cls, *, row_factory: RowFactory[Other], direct: bool = False
+        cls,
+        *,
+        row_factory: RowFactory[Other],
+        direct: bool = False,
+        configure: Configure | None = None,
     ) -> "Database[Other]": ...
 
     @classmethod
     def from_env(
-        cls, *, row_factory: RowFactory[Any] = tuple_row, direct: bool = False
+        cls,
+        *,
+        row_factory: RowFactory[Any] = tuple_row,
+        direct: bool = False,
+        configure: Configure | None = None,
     ) -> "Database[Any]":
         """Read the settings from the environment; raises ConfigurationError.
 
         `direct` takes the address of the database itself, past any pooler: for migrations.
+        `configure` is as for Database().
         """
-        return Database(Settings.from_env(direct=direct), row_factory=row_factory)
+        settings = Settings.from_env(direct=direct)
+        return Database(settings, row_factory=row_factory, configure=configure)
 
     def __repr__(self) -> str:
         """Show the settings, which hold no secret."""
@@ -468,7 +487,7 @@ class Database(Generic[Row]):
             try:
                 left = window.remaining()
                 connection: Connection[Row] = self._pool.checkout(left, self._invocation)
-            except SecretsUnavailableError as error:
+            except (SecretsUnavailableError, ConfigureInterruptedError) as error:
                 self._recovery.pause(window, error)
             except DatabaseUnavailableError:
                 window.remaining()  # raises where the deadline has ended the wait for a slot

@@ -2,16 +2,21 @@
 
 import logging
 import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import monotonic, time
 from typing import Any, Final
 
 import psycopg
+from psycopg import pq
+from psycopg.rows import tuple_row
 
 from lambda_pg._connection import Connection
 from lambda_pg._connector import Connector
 from lambda_pg._credentials import CredentialCache
+from lambda_pg._errors import CheckoutTimeoutError, ConnectFailedError, DeadlineExceededError
 from lambda_pg._events import Events
-from lambda_pg._failures import Failure, classify_connect
+from lambda_pg._failures import Failure, classify_connect, classify_statement
 from lambda_pg._overload import Breaker
 from lambda_pg._settings import Settings
 from lambda_pg._stats import Stats
@@ -29,6 +34,18 @@ def too_short(error: psycopg.Error, seconds: float) -> bool:
     return isinstance(error, psycopg.errors.ConnectionTimeout) and seconds < ENOUGH
 
 
+Configure = Callable[[psycopg.Connection[Any]], object]
+"""What an application does with each new connection before anybody gets it."""
+
+_ONLY_ADAPTERS: Final = (
+    "only type adapters are kept; set defaults with ALTER ROLE … SET or ALTER DATABASE … SET"
+)
+
+
+class ConfigureInterruptedError(psycopg.OperationalError):
+    """A new connection was lost or refused while `configure` used it: another one may do."""
+
+
 class Login:
     """Open connections, and tell which are still as a new one would be."""
 
@@ -40,6 +57,7 @@ class Login:
         breaker: Breaker,
         stats: Stats,
         events: Events,
+        configure: Configure | None = None,
     ) -> None:
         """Open nothing yet."""
         self._settings = settings
@@ -47,11 +65,13 @@ class Login:
         self._connector = Connector(settings, breaker)
         self._stats = stats
         self._events = events
+        self._configure = configure
 
     def connect(self, timeout: float) -> Connection[Any]:
         """Connect within `timeout` seconds, with other credentials where the first are refused.
 
-        Raises psycopg.OperationalError, and what the credentials and the settings raise.
+        Raises psycopg.OperationalError, and what the credentials, the settings and `configure`
+        raise.
         """
         until = monotonic() + timeout
         began = monotonic()
@@ -81,7 +101,35 @@ class Login:
         self._credentials.accepted(credentials)
         self._stats.connections_ms += (monotonic() - began) * 1000
         self._date(connection)
+        if self._configure is not None:
+            self._make_ready(connection, self._configure, until)
         return connection
+
+    def _make_ready(self, connection: Connection[Any], configure: Configure, until: float) -> None:
+        """Let the application configure a new connection, until the time.monotonic() `until`."""
+        kept = False
+        connection.deadline = until
+        connection.lend(tuple_row)
+        try:
+            with _strict(connection):
+                configure(connection)
+            _require_untouched(connection)
+            connection.keep_adapters()
+            kept = connection.clean()
+        except DeadlineExceededError as late:
+            raise CheckoutTimeoutError(
+                "a new connection was not ready in time: configure was still at work"
+            ) from late
+        except psycopg.Error as error:
+            if classify_statement(error, broken=connection.lost) is not Failure.FINAL:
+                raise ConfigureInterruptedError(_said(error)) from error
+            if isinstance(error, psycopg.OperationalError):
+                raise ConnectFailedError(_said(error)) from error
+            raise
+        finally:
+            if not kept:
+                self._stats.connections_errors += 1
+                connection.close()
 
     def close(self) -> None:
         """Close the logins that no request has finished."""
@@ -103,3 +151,28 @@ class Login:
         self._credentials.get(timeout)
         connection.renew_at = min(connection.expires_at, self._credentials.fresh_until)
         return connection.generation == self._credentials.generation
+
+
+@contextmanager
+def _strict(connection: Connection[Any]) -> Iterator[None]:
+    """Refuse what would pin or leak, whatever the settings say of other statements."""
+    strict, connection.strict = connection.strict, True
+    try:
+        yield
+    finally:
+        connection.strict = strict
+
+
+def _require_untouched(connection: Connection[Any]) -> None:
+    """Raise where `configure` has left what the next use of the connection would not find."""
+    if connection.lost:
+        raise psycopg.OperationalError("the connection was lost")
+    if connection.pgconn.transaction_status != pq.TransactionStatus.IDLE:
+        raise psycopg.ProgrammingError("configure left a transaction open on a new connection")
+    if connection.touched:
+        raise psycopg.ProgrammingError(f"configure set session state: {_ONLY_ADAPTERS}")
+
+
+def _said(error: psycopg.Error) -> str:
+    first_line = str(error).partition("\n")[0]
+    return f"configure failed on a new connection: {first_line}"
