@@ -38,9 +38,15 @@ class Connector:
         self._kept: list[Attempts] = []
         """What requests have begun and had no time to finish."""
 
-    def connect(self, credentials: Credentials, timeout: float) -> Connection[Any]:
+    def connect(
+        self,
+        credentials: Credentials,
+        timeout: float,
+        kind: type[Connection[Any]] = Connection,
+    ) -> Connection[Any]:
         """Connect within `timeout` seconds, or go on where the last request had to stop.
 
+        `kind` is the class of a new connection.
         Raises psycopg.OperationalError, ConnectFailedError when there is no host, and
         ConfigurationError for startup options that cannot work there.
         """
@@ -57,9 +63,7 @@ class Connector:
             self._silent |= dict.fromkeys(attempts.silent, monotonic())
             addresses.sort(key=lambda address: self._silent.get(address, 0.0))
             return Attempt(
-                Connection._connect_gen(
-                    self._conninfo(credentials, host, port, addresses, profile)
-                ),
+                kind._connect_gen(self._conninfo(credentials, host, port, addresses, profile)),
                 addresses[0],
             )
 

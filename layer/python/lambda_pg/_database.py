@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import random
+import sys
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
@@ -59,6 +60,9 @@ _LEFT_OPEN: Final[dict[int, str]] = {
 """What is said of what a caller has not ended. A failed transaction was told by its error."""
 
 _ENDED: Final = "the invocation in which this thread asked for a connection has ended"
+
+_TRACING_API: Final = "opentelemetry.trace"
+"""A module that a program has loaded if it may want spans."""
 
 # No state that a snapshot or a fork could copy into many environments.
 _jitter = random.SystemRandom()
@@ -114,6 +118,8 @@ class Database(Generic[Row]):
         self._emits = settings.metrics
         self._metrics = MetricLines(os.environ.get("AWS_LAMBDA_FUNCTION_NAME", "local"))
         register_snapshot_hooks(self)
+        if _TRACING_API in sys.modules:
+            self._trace()
 
     @overload
     @classmethod
@@ -380,6 +386,8 @@ class Database(Generic[Row]):
             )
             if self._invocation is not None:  # called by another bound handler
                 return self._within(until, handler, event, context, *args, **kwargs)
+            if _TRACING_API in sys.modules:
+                self._trace()
             self._deadline = until
             self._events.context = context
             self._invocation = self._invocations = self._invocations + 1
@@ -402,6 +410,16 @@ class Database(Generic[Row]):
             return handler(*args, **kwargs)
         finally:
             self._deadline = before
+
+    def _trace(self) -> None:
+        """Make spans from now on."""
+        if self._events.tracing is not None:
+            return
+        from lambda_pg._tracing import Tracing  # noqa: PLC0415  # only where the API is loaded
+
+        self._events.tracing = tracing = Tracing(self._settings)
+        # No `if` in execute(): tracing costs nothing where it is off.
+        self.execute = tracing.around(self.execute)  # type: ignore[method-assign]
 
     def stats(self) -> dict[str, int]:
         """Count what the pool has done since the environment began; times are milliseconds.
@@ -474,8 +492,12 @@ class Database(Generic[Row]):
 
     def _checkout(self, window: Window) -> Connection[Row]:
         """Take a connection, connecting again while the window lasts and it may help."""
+        tracing = self._events.tracing
         try:
-            return self._connected(window)
+            if tracing is None:
+                return self._connected(window)
+            with tracing.checkout():
+                return self._connected(window)
         except (DatabaseUnavailableError, ConfigurationError):
             self._stats.requests_errors += 1
             raise

@@ -13,7 +13,7 @@ from psycopg.rows import tuple_row
 
 from lambda_pg._connection import Connection
 from lambda_pg._connector import Connector
-from lambda_pg._credentials import CredentialCache
+from lambda_pg._credentials import CredentialCache, Credentials
 from lambda_pg._errors import CheckoutTimeoutError, ConnectFailedError, DeadlineExceededError
 from lambda_pg._events import Events
 from lambda_pg._failures import Failure, classify_connect, classify_statement
@@ -81,7 +81,7 @@ class Login:
             self._stats.connections_num += 1
             left = max(0.0, until - monotonic())
             try:
-                connection = self._connector.connect(credentials, left)
+                connection = self._open(credentials, left)
             except psycopg.OperationalError as error:
                 self._stats.connections_errors += 1
                 if refused is not None and too_short(error, left):
@@ -104,6 +104,14 @@ class Login:
         if self._configure is not None:
             self._make_ready(connection, self._configure, until)
         return connection
+
+    def _open(self, credentials: Credentials, seconds: float) -> Connection[Any]:
+        """Connect, in a span where the program traces."""
+        tracing = self._events.tracing
+        if tracing is None:
+            return self._connector.connect(credentials, seconds)
+        with tracing.connect():
+            return self._connector.connect(credentials, seconds, tracing.connection)
 
     def _make_ready(self, connection: Connection[Any], configure: Configure, until: float) -> None:
         """Let the application configure a new connection, until the time.monotonic() `until`."""
