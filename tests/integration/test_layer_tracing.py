@@ -18,6 +18,7 @@ from lambda_pg import (
     DeadlineExceededError,
     Settings,
 )
+from lambda_pg.django.base import Cursor as DjangoCursor
 from lambda_pg.sqlalchemy import create_engine
 from psycopg import sql
 from psycopg.rows import TupleRow
@@ -224,7 +225,7 @@ def test_a_transaction_s_statements_and_its_commit_are_spans(
 
 
 def test_every_way_to_send_a_statement_makes_a_span(spans: Spans, db: Database[TupleRow]) -> None:
-    """Cursors of all kinds, and what psycopg sends around them."""
+    """Cursors of all kinds, as Django's, and what psycopg sends around them."""
     with db.connection() as connection, connection.transaction(), connection.cursor() as cursor:
         cursor.executemany("INSERT INTO counter VALUES (%s)", [(1,), (2,)])
         list(cursor.stream("SELECT n FROM counter"))
@@ -233,7 +234,7 @@ def test_every_way_to_send_a_statement_makes_a_span(spans: Spans, db: Database[T
         with connection.cursor("named") as named:
             named.execute("SELECT n FROM counter")
             named.fetchall()
-        connection.cursor_factory = psycopg.ClientCursor
+        connection.cursor_factory = DjangoCursor
         connection.execute("SELECT 7")
     found = spans.take()
     assert [span.name for span in found] == [

@@ -287,19 +287,22 @@ def _summary_and_text(text: str, has_parameters: bool) -> tuple[str, str]:
 
     With parameters that is all of it, as the conventions say; else each literal is a question mark.
     """
-    shown = text if has_parameters else "".join(map(_without_literal, lexemes(text))).strip()
+    shown = text if has_parameters else _without_literals(text)
     return _summary(text), shown[:LONGEST_TEXT]
 
 
 _remembered: Final = functools.lru_cache(maxsize=256)(_summary_and_text)
 
 
-def _without_literal(lexeme: tuple[str, str]) -> str:
-    kind, piece = lexeme
-    if kind == "nothing":
-        return " "
-    is_literal = kind == "text" or (kind == "number" and piece[0] != "$")
-    return "?" if is_literal else piece
+def _without_literals(text: str) -> str:
+    shown = [""]
+    for kind, piece in lexemes(text):
+        if kind == "nothing":
+            shown += [" "] if shown[-1] != " " else []
+        else:
+            is_literal = kind == "text" or (kind == "number" and piece[0] != "$")
+            shown.append("?" if is_literal else piece)
+    return "".join(shown).strip()
 
 
 _OPERATIONS: Final = frozenset({"select", "insert", "update", "delete", "merge"})
@@ -349,3 +352,6 @@ def _target(pieces: Sequence[tuple[str, str]]) -> list[str]:
             break
         name += piece
     return [name] if name else []
+
+
+_remembered("", has_parameters=False)  # compiles the patterns at import, not in the first request
