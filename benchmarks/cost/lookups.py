@@ -56,9 +56,13 @@ def batch(handler: Handler) -> Batch:
 
 def variants(db: Database[Any], conninfo: str, stack: ExitStack) -> dict[str, Batch]:
     """Make every variant: each is a handler of one event, looking up the row it names."""
+    traced_db = traced(stack)
 
     def lookup(event: Event, _: LambdaContext) -> Found:
         return db.execute(LOOKUP, (event["id"],)).fetchone()
+
+    def lookup_traced(event: Event, _: LambdaContext) -> Found:
+        return traced_db.execute(LOOKUP, (event["id"],)).fetchone()
 
     def lookup_with_claims(event: Event, _: LambdaContext) -> Found:
         return db.execute(LOOKUP, (event["id"],), claims=CLAIMS).fetchone()
@@ -70,6 +74,7 @@ def variants(db: Database[Any], conninfo: str, stack: ExitStack) -> dict[str, Ba
         "lambda-pg": bind(batch(lookup)),
         "lambda-pg, invocation and all": batch(bind(lookup)),
         "lambda-pg without deadline": batch(lookup),
+        "lambda-pg traced": traced_db.bind_lambda_context(batch(lookup_traced)),
         "raw in a transaction": batch(raw_in_transaction(connect(conninfo, stack))),
         "psycopg_pool": batch(pooled(open_pool(conninfo, stack))),
         "psycopg_pool in autocommit": batch(pooled(open_pool(conninfo, stack, autocommit=True))),
@@ -78,6 +83,32 @@ def variants(db: Database[Any], conninfo: str, stack: ExitStack) -> dict[str, Ba
         "claims: lambda-pg": batch(bind(lookup_with_claims)),
         "claims: raw in a transaction": batch(raw_with_claims(connect(conninfo, stack))),
     }
+
+
+def traced(stack: ExitStack) -> Database[Any]:
+    """Make a database whose spans an SDK records and throws away.
+
+    OpenTelemetry is loaded only meanwhile: for the other variants tracing is off.
+    """
+    from opentelemetry import trace  # noqa: PLC0415
+    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
+    from opentelemetry.sdk.trace.export import (  # noqa: PLC0415
+        SimpleSpanProcessor,
+        SpanExporter,
+        SpanExportResult,
+    )
+
+    class Nowhere(SpanExporter):
+        def export(self, _: Any) -> SpanExportResult:
+            return SpanExportResult.SUCCESS
+
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(Nowhere()))
+    stack.callback(provider.shutdown)
+    trace.set_tracer_provider(provider)
+    database = Database.from_env()
+    del sys.modules["opentelemetry.trace"]
+    return database
 
 
 def connect(conninfo: str, stack: ExitStack) -> psycopg.Connection[Any]:

@@ -22,11 +22,15 @@ from benchmarks.servers import ROOT, ROWS, Endpoint, Servers, cores, on_core, ru
 MEASURED: Final = "lambda-pg"
 CONTROL: Final = "psycopg_pool"
 SAME: Final = "raw again"
+TRACED: Final = "lambda-pg traced"
 GOALS: Final = {
     "direct": {"median": 1.08, "every_run": 1.10},
     "pgbouncer": {"median": 1.03, "every_run": 1.05},
 }
 CONTROL_LOSES: Final = 1.5
+TRACED_LOSES: Final = 1.1
+"""How much slower than lambda-pg, where tracing is off, it must be with spans: else this row makes
+none, or that one makes some."""
 NOISE: Final = 0.015
 """How far raw may be from itself, as a ratio, before the machine is too noisy to judge by."""
 UNREST: Final = 1.25
@@ -39,9 +43,10 @@ METHOD: Final = (
     "The variants take turns in rounds of {calls} calls ({few} where each connects), in a new "
     "order each time; ratio: median over {rounds} rounds of the time against that of raw in the "
     "same round, then the median of the runs. lambda-pg is checkout, lookup and return with the "
-    "invocation's deadline bound; 'invocation and all' binds one for each lookup, too; 'raw again' "
-    "is raw on a second connection and shows the noise. psycopg_pool keeps one connection and its "
-    "defaults otherwise."
+    "invocation's deadline bound and tracing off; 'traced' makes a span of each statement by "
+    "OpenTelemetry's SDK, and exports it to nowhere; 'invocation and all' binds one for each "
+    "lookup, too; 'raw again' is raw on a second connection and shows the noise. psycopg_pool "
+    "keeps one connection and its defaults otherwise."
 )
 CAVEATS: Final = (
     "loopback: a real network adds to every row, which makes all ratios smaller",
@@ -125,6 +130,13 @@ def shortfalls(result: dict[str, Any]) -> list[str]:
                 f"{path}: {CONTROL} took only {found[CONTROL]['ratio']} times raw: "
                 "a control that does not lose proves nothing"
             )
+        if {MEASURED, TRACED} <= found.keys():
+            slower = found[TRACED]["ratio"] / found[MEASURED]["ratio"]
+            if slower < TRACED_LOSES:
+                broken.append(
+                    f"{path}: {TRACED} took only {slower:.3f} times {MEASURED}: "
+                    "a control that does not lose proves nothing"
+                )
         if SAME in found and abs(found[SAME]["ratio"] - 1) > NOISE:
             broken.append(
                 f"{path}: raw took {found[SAME]['ratio']} times raw: the machine is too noisy"
@@ -155,7 +167,10 @@ def main() -> int:
     with running(core=cores()[0]) as servers:
         result = {
             "machine": machine(),
-            "versions": {**packages("psycopg", "psycopg-pool", "awslambdaric"), **servers.versions},
+            "versions": {
+                **packages("psycopg", "psycopg-pool", "awslambdaric", "opentelemetry-sdk"),
+                **servers.versions,
+            },
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": "make bench",
             "method": METHOD.format(calls=arguments.calls, rounds=arguments.rounds, few=4),

@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 from lambda_pg import Database, Settings
+from lambda_pg._login import Configure
 from psycopg.rows import TupleRow
 
 from local import processes
@@ -127,8 +128,8 @@ def open_database(settings: Settings) -> Iterator[Open]:
     """Make databases with other settings than the defaults; they are closed at the end."""
     with ExitStack() as opened:
 
-        def make(**changes: Any) -> Database[TupleRow]:
-            database = Database(replace(settings, **changes))
+        def make(*, configure: Configure | None = None, **changes: Any) -> Database[TupleRow]:
+            database = Database(replace(settings, **changes), configure=configure)
             opened.callback(database.close)
             return database
 

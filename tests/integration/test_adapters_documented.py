@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 from lambda_pg import Database
 from lambda_pg.sqlalchemy import database
 from lambda_pg.testing import LambdaContext, Server
+from shapely import Point
 
 pytest_plugins = ["lambda_pg.testing"]
 
@@ -198,3 +200,57 @@ def test_the_powertools_handler(
     assert event["service"] == "orders"
     assert event["function_request_id"] == lambda_context.aws_request_id
     assert lines[-1]["database"]["connections_lost"] == 1
+
+
+def stand_in(admin: psycopg.Connection[Any], name: str) -> None:
+    """Make a type that is text in the database: its extension is on few machines."""
+    admin.execute(f"CREATE TYPE {name}")
+    for function, takes, gives in (("in", "cstring", name), ("out", name, "cstring")):
+        admin.execute(
+            f"CREATE FUNCTION {name}_{function}({takes}) RETURNS {gives}"
+            f" LANGUAGE internal IMMUTABLE STRICT AS 'text{function}'"
+        )
+    admin.execute(f"CREATE TYPE {name} (INPUT = {name}_in, OUTPUT = {name}_out, LIKE = text)")
+
+
+def test_the_types_handler(
+    example: Any, admin: psycopg.Connection[Any], lambda_context: LambdaContext
+) -> None:
+    """Each type comes as Python's, on the first connection and on one that replaces it."""
+    if admin.execute("SELECT FROM pg_available_extensions WHERE name = 'hstore'").fetchone():
+        admin.execute("CREATE EXTENSION hstore SCHEMA public")
+    else:
+        stand_in(admin, "hstore")
+    admin.execute("CREATE TYPE status AS ENUM ('open', 'paid')")
+    admin.execute("CREATE TYPE price AS (amount numeric, currency text)")
+    admin.execute(
+        "CREATE TABLE invoices (status status, total price, labels hstore, document json)"
+    )
+    admin.execute(
+        "INSERT INTO invoices VALUES ('paid', (9.95, 'EUR'), '\"a\"=>\"b\"', '{\"vat\": 0.1}')"
+    )
+    module = example("types_handler")
+    for _ in range(2):
+        assert module.handler({}, lambda_context) == {
+            "status": module.Status.PAID,
+            "total": Decimal("9.95"),
+            "labels": {"a": "b"},
+            "document": {"vat": Decimal("0.1")},
+        }
+        module.db.close()
+
+
+def test_the_vectors(example: Any, admin: psycopg.Connection[Any]) -> None:
+    """A vector comes as pgvector's; the type itself, which sends text, stands in here."""
+    stand_in(admin, "vector")
+    admin.execute("CREATE TABLE items (id int, embedding vector)")
+    admin.execute("INSERT INTO items VALUES (1, '[1.5,2]')")
+    assert example("vectors").embedding(1).to_list() == [1.5, 2.0]
+
+
+def test_the_shapes(example: Any, admin: psycopg.Connection[Any]) -> None:
+    """A geometry comes as a shape; the type itself, which sends its WKB in hex, stands in here."""
+    stand_in(admin, "geometry")
+    admin.execute("CREATE TABLE places (name text, outline geometry)")
+    admin.execute("INSERT INTO places VALUES ('here', %s::text::geometry)", [Point(1, 2).wkb_hex])
+    assert example("shapes").outline("here") == Point(1, 2)

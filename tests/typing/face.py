@@ -5,7 +5,7 @@ What a user's editor infers is a promise like any other: each line here is one.
 
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import assert_type
+from typing import Any, assert_type
 
 import psycopg
 from lambda_pg import (
@@ -23,6 +23,7 @@ from lambda_pg import (
 from lambda_pg.django import database
 from lambda_pg.sqlalchemy import create_engine
 from psycopg.rows import DictRow, TupleRow, class_row, dict_row
+from psycopg.types.json import set_json_loads
 from sqlalchemy import Engine
 
 
@@ -41,6 +42,15 @@ assert_type(Database(Settings(host="db.internal")), Database[TupleRow])
 assert_type(Database(Settings.from_env(), row_factory=class_row(User)), Database[User])
 assert_type(Settings.from_env({"PGHOST": "db.internal"}, direct=True), Settings)
 assert_type(database(direct=True), Database[TupleRow])
+
+
+def register(connection: psycopg.Connection[Any]) -> None:
+    """Register type adapters."""
+    set_json_loads(str, connection)
+
+
+assert_type(Database.from_env(configure=register), Database[TupleRow])
+assert_type(Database(Settings(), row_factory=dict_row, configure=register), Database[DictRow])
 
 tuples = Database.from_env()
 users = Database(Settings.from_env(), row_factory=class_row(User))

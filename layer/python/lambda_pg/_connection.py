@@ -17,7 +17,7 @@ import psycopg
 from psycopg import IsolationLevel, generators, pq, waiting
 from psycopg._preparing import PrepareManager
 from psycopg.abc import Params, PQGen, Query
-from psycopg.adapt import Transformer
+from psycopg.adapt import AdaptersMap, Transformer
 from psycopg.pq.abc import PGresult
 from psycopg.rows import Row, RowFactory, tuple_row
 
@@ -174,6 +174,9 @@ class Connection(psycopg.Connection[Row]):
     generation: int = 0
     """Of its credentials."""
 
+    registered: AdaptersMap
+    """The type adapters that each use of it begins with."""
+
     harmless: set[str]
     """Statements that were inspected for its profile, and leave no session state."""
 
@@ -195,11 +198,23 @@ class Connection(psycopg.Connection[Row]):
         self.profile = profile
         self.strict = strict
         self.harmless = set()
+        self.registered = AdaptersMap(psycopg.adapters)
         poller = select.poll()
         poller.register(self.pgconn.socket, _IDLE_EVENTS)
         self.poll = poller.poll
         self._undo_settings()
         _OPEN.add(self)
+
+    @property
+    def adapters(self) -> AdaptersMap:
+        """The type adapters of this use; what a caller registers here ends with it."""
+        if self._adapters is None:
+            self._adapters = AdaptersMap(self.registered)
+        return self._adapters
+
+    def keep_adapters(self) -> None:
+        """Let each use begin with the type adapters that it has now."""
+        self.registered, self._adapters = self.adapters, None
 
     def wait(self, gen: PQGen[RV], interval: float = INTERVAL, timeout: float | None = None) -> RV:
         """Wait as psycopg does, at most until the deadline.

@@ -56,12 +56,18 @@ class Connector:
         """Addresses that have not answered, and when: the others come first."""
         self._kept: list[Attempts] = []
         """What requests have begun and had no time to finish."""
-        self._open: Callable[[str], Opening] | None = None
+        self._open: Callable[[str, type[Connection[Any]]], Opening] | None = None
         """What connects in psycopg's place, once refusals have to bring their SQLSTATE."""
 
-    def connect(self, credentials: Credentials, timeout: float) -> Connection[Any]:
+    def connect(
+        self,
+        credentials: Credentials,
+        timeout: float,
+        kind: type[Connection[Any]] = Connection,
+    ) -> Connection[Any]:
         """Connect within `timeout` seconds, or go on where the last request had to stop.
 
+        `kind` is the class of a new connection.
         Raises psycopg.OperationalError, ConnectFailedError when there is no host, and
         ConfigurationError for startup options that cannot work there and for a server that is too
         old.
@@ -80,7 +86,8 @@ class Connector:
             self._silent |= dict.fromkeys(attempts.silent, monotonic())
             addresses.sort(key=lambda address: self._silent.get(address, 0.0))
             conninfo = self._conninfo(credentials, name, port, addresses, profile)
-            return Attempt((self._open or Connection._connect_gen)(conninfo), addresses[0])
+            opened = self._open(conninfo, kind) if self._open else kind._connect_gen(conninfo)
+            return Attempt(opened, addresses[0])
 
         try:
             connection = attempts.finish(begin, until)

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import random
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
@@ -36,7 +37,7 @@ from lambda_pg._failures import (
 )
 from lambda_pg._flight import Request
 from lambda_pg._invocation import NO_DEADLINE, invocation_of
-from lambda_pg._login import Login, too_short
+from lambda_pg._login import Configure, ConfigureInterruptedError, Login, too_short
 from lambda_pg._outcome import STATUS, TransactionId
 from lambda_pg._overload import Breaker, RetryBudget
 from lambda_pg._pool import Pool
@@ -68,6 +69,9 @@ _LEFT_OPEN: Final[dict[int, str]] = {
 
 _ENDED: Final = "the invocation in which this thread asked for a connection has ended"
 
+_TRACING_API: Final = "opentelemetry.trace"
+"""A module that a program has loaded if it may want spans."""
+
 # No state that a snapshot or a fork could copy into many environments.
 _jitter = random.SystemRandom()
 
@@ -83,8 +87,14 @@ class Database(Generic[Row]):
         settings: Settings,
         *,
         row_factory: RowFactory[Row] = _TUPLES,
+        configure: Configure | None = None,
     ) -> None:
-        """Take settings and psycopg's row factory for the rows of every verb."""
+        """Take settings and psycopg's row factory for the rows of every verb.
+
+        `configure(connection)` runs once for each new connection, before anybody gets it and
+        within the checkout timeout and the deadline, to register type adapters on it. It may read:
+        the connection is in autocommit, its rows are tuples. Nothing but its adapters is kept.
+        """
         self._settings = settings
         self._row_factory = row_factory
         self._stats = Stats()
@@ -97,6 +107,7 @@ class Database(Generic[Row]):
             breaker=self._breaker,
             stats=self._stats,
             events=self._events,
+            configure=configure,
         )
         self._pool = Pool(
             self._login.connect,
@@ -115,26 +126,40 @@ class Database(Generic[Row]):
         self._emits = settings.metrics
         self._metrics = MetricLines(os.environ.get("AWS_LAMBDA_FUNCTION_NAME", "local"))
         register_snapshot_hooks(self)
-
-    @overload
-    @classmethod
-    def from_env(cls, *, direct: bool = False) -> "Database[TupleRow]": ...
+        if _TRACING_API in sys.modules:
+            self._trace()
 
     @overload
     @classmethod
     def from_env(
-        cls, *, row_factory: RowFactory[Other], direct: bool = False
+        cls, *, direct: bool = False, configure: Configure | None = None
+    ) -> "Database[TupleRow]": ...
+
+    @overload
+    @classmethod
+    def from_env(
+        cls,
+        *,
+        row_factory: RowFactory[Other],
+        direct: bool = False,
+        configure: Configure | None = None,
     ) -> "Database[Other]": ...
 
     @classmethod
     def from_env(
-        cls, *, row_factory: RowFactory[Any] = tuple_row, direct: bool = False
+        cls,
+        *,
+        row_factory: RowFactory[Any] = tuple_row,
+        direct: bool = False,
+        configure: Configure | None = None,
     ) -> "Database[Any]":
         """Read the settings from the environment; raises ConfigurationError.
 
         `direct` takes the address of the database itself, past any pooler: for migrations.
+        `configure` is as for Database().
         """
-        return Database(Settings.from_env(direct=direct), row_factory=row_factory)
+        settings = Settings.from_env(direct=direct)
+        return Database(settings, row_factory=row_factory, configure=configure)
 
     def __repr__(self) -> str:
         """Show the settings, which hold no secret."""
@@ -244,8 +269,7 @@ class Database(Generic[Row]):
             except psycopg.Error as error:
                 failed, failure = error, self._recovery.judge(error, connection)
             except psycopg.Rollback as left:
-                if left.transaction is not None:
-                    raise
+                _require_unnamed(left)
                 return None  # type: ignore[return-value]  # as documented
             else:
                 self._answered()
@@ -253,17 +277,16 @@ class Database(Generic[Row]):
             finally:
                 self._pool.take_back(connection)
             _require_invocation(connection, failure, failed, in_transaction=not committing)
-            if failure is Failure.LOST:
-                window.begin_anew()
-            if failure is Failure.LOST and not committing:
-                self._recovery.pause(window, failed)
-            elif failure is Failure.LOST:
-                if self._was_committed(connection.transaction_id, failed, window):
-                    return result
-                if failed.sqlstate == TRANSACTION_TIMEOUT:  # it would take as long again
-                    self._recovery.translate(failed, Failure.TOO_LONG, in_transaction=True)
-            else:
+            if failure is not Failure.LOST:
                 self._recovery.recover(failed, failure, window, in_transaction=not committing)
+                continue
+            window.begin_anew()
+            if not committing:
+                self._recovery.pause(window, failed)
+            elif self._was_committed(connection.transaction_id, failed, window):
+                return result
+            elif failed.sqlstate == TRANSACTION_TIMEOUT:  # it would take as long again
+                self._recovery.translate(failed, Failure.TOO_LONG, in_transaction=True)
 
     def connection(self) -> AbstractContextManager[psycopg.Connection[Row]]:
         """Hand out a psycopg connection in autocommit, for what execute() cannot express.
@@ -397,6 +420,8 @@ class Database(Generic[Row]):
             )
             if self._invocation is not None:  # called by another bound handler
                 return self._within(until, handler, *args, **kwargs)
+            if _TRACING_API in sys.modules:
+                self._trace()
             self._deadline = until
             self._events.context = context
             if remaining == math.inf:
@@ -424,6 +449,16 @@ class Database(Generic[Row]):
             return handler(*args, **kwargs)
         finally:
             self._deadline = before
+
+    def _trace(self) -> None:
+        """Make spans from now on."""
+        if self._events.tracing is not None:
+            return
+        from lambda_pg._tracing import Tracing  # noqa: PLC0415  # only where the API is loaded
+
+        self._events.tracing = tracing = Tracing(self._settings)
+        # No `if` in execute(): tracing costs nothing where it is off.
+        self.execute = tracing.around(self.execute)  # type: ignore[method-assign]
 
     def stats(self) -> dict[str, int]:
         """Count what the pool has done since the environment began; times are milliseconds.
@@ -496,8 +531,12 @@ class Database(Generic[Row]):
 
     def _checkout(self, window: Window) -> Connection[Row]:
         """Take a connection, connecting again while the window lasts and it may help."""
+        tracing = self._events.tracing
         try:
-            return self._connected(window)
+            if tracing is None:
+                return self._connected(window)
+            with tracing.checkout():
+                return self._connected(window)
         except (DatabaseUnavailableError, ConfigurationError):
             self._stats.requests_errors += 1
             raise
@@ -509,7 +548,7 @@ class Database(Generic[Row]):
             try:
                 left = window.remaining()
                 connection: Connection[Row] = self._pool.checkout(left, self._invocation)
-            except SecretsUnavailableError as error:
+            except (SecretsUnavailableError, ConfigureInterruptedError) as error:
                 self._recovery.pause(window, error)
             except DatabaseUnavailableError:
                 window.remaining()  # raises where the deadline has ended the wait for a slot
@@ -675,6 +714,12 @@ def _modes(
     """Raise ValueError for a level that psycopg does not know, before anything is checked out."""
     level = None if isolation_level is None else IsolationLevel(isolation_level)
     return Modes(level, read_only, deferrable)
+
+
+def _require_unnamed(left: psycopg.Rollback) -> None:
+    """Let the rollback of a named transaction go on to its block."""
+    if left.transaction is not None:
+        raise left
 
 
 def _require_done(result: object) -> None:

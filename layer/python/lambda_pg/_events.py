@@ -1,7 +1,10 @@
 """What the layer logs: one structured event each, with the invocation it belongs to."""
 
 import logging
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from lambda_pg._tracing import Tracing
 
 logger: Final = logging.getLogger("lambda_pg")
 
@@ -10,6 +13,8 @@ class Events:
     """Log events of one Database; `context` is that of the invocation which runs, or None."""
 
     context: Any = None
+    tracing: "Tracing | None" = None
+    """What makes spans, where the program has OpenTelemetry; else None."""
 
     def __init__(self) -> None:
         """Start with nothing reported."""
@@ -20,6 +25,12 @@ class Events:
         logger.log(
             level, message, *values, extra={"event": event, "aws_request_id": self.request_id}
         )
+        self.mark(event)
+
+    def mark(self, event: str) -> None:
+        """Note an event in the span that is open, where there are spans."""
+        if self.tracing is not None:
+            self.tracing.event(event)
 
     def report_once(self, level: int, event: str, message: str) -> None:
         """Log an event unless this Database has done so before."""

@@ -2,18 +2,27 @@
 
 import logging
 import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import time
 from typing import Any, Final
 
 import psycopg
+from psycopg import pq
+from psycopg.rows import tuple_row
 
 from lambda_pg._clock import monotonic
 from lambda_pg._connection import Connection
 from lambda_pg._connector import Connector
 from lambda_pg._credentials import DOUBTED_PAUSE, CredentialCache, Credentials
-from lambda_pg._errors import CredentialsError
+from lambda_pg._errors import (
+    CheckoutTimeoutError,
+    ConnectFailedError,
+    CredentialsError,
+    DeadlineExceededError,
+)
 from lambda_pg._events import Events
-from lambda_pg._failures import Failure, classify_connect, is_unexplained
+from lambda_pg._failures import Failure, classify_connect, classify_statement, is_unexplained
 from lambda_pg._overload import Breaker
 from lambda_pg._settings import Settings
 from lambda_pg._stats import Stats
@@ -31,6 +40,18 @@ def too_short(error: psycopg.Error, seconds: float) -> bool:
     return isinstance(error, psycopg.errors.ConnectionTimeout) and seconds < ENOUGH
 
 
+Configure = Callable[[psycopg.Connection[Any]], object]
+"""What an application does with each new connection before anybody gets it."""
+
+_ONLY_ADAPTERS: Final = (
+    "only type adapters are kept; set defaults with ALTER ROLE … SET or ALTER DATABASE … SET"
+)
+
+
+class ConfigureInterruptedError(psycopg.OperationalError):
+    """A new connection was lost or refused while `configure` used it: another one may do."""
+
+
 class Login:
     """Open connections, and tell which are still as a new one would be."""
 
@@ -42,6 +63,7 @@ class Login:
         breaker: Breaker,
         stats: Stats,
         events: Events,
+        configure: Configure | None = None,
     ) -> None:
         """Open nothing yet."""
         self._settings = settings
@@ -50,11 +72,13 @@ class Login:
         self._stats = stats
         self._events = events
         self._has_seen_primary = False
+        self._configure = configure
 
     def connect(self, timeout: float) -> Connection[Any]:
         """Connect within `timeout` seconds, with other credentials where the first are refused.
 
-        Raises psycopg.OperationalError, and what the credentials and the settings raise.
+        Raises psycopg.OperationalError, and what the credentials, the settings and `configure`
+        raise.
         """
         until = monotonic() + timeout
         began = monotonic()
@@ -64,7 +88,7 @@ class Login:
             self._stats.connections_num += 1
             left = max(0.0, until - monotonic())
             try:
-                connection = self._connector.connect(credentials, left)
+                connection = self._open(credentials, left)
             except psycopg.OperationalError as error:
                 self._stats.connections_errors += 1
                 if refused is not None and too_short(error, left):
@@ -93,7 +117,43 @@ class Login:
         # Before PostgreSQL 14 nobody says that a server is a standby.
         self._has_seen_primary |= connection.pgconn.parameter_status(b"in_hot_standby") != b"on"
         connection.only_standbys = not self._has_seen_primary
+        if self._configure is not None:
+            self._make_ready(connection, self._configure, until)
         return connection
+
+    def _open(self, credentials: Credentials, seconds: float) -> Connection[Any]:
+        """Connect, in a span where the program traces."""
+        tracing = self._events.tracing
+        if tracing is None:
+            return self._connector.connect(credentials, seconds)
+        with tracing.connect():
+            return self._connector.connect(credentials, seconds, tracing.connection)
+
+    def _make_ready(self, connection: Connection[Any], configure: Configure, until: float) -> None:
+        """Let the application configure a new connection, until the time.monotonic() `until`."""
+        kept = False
+        connection.deadline = until
+        connection.lend(tuple_row)
+        try:
+            with _strict(connection):
+                configure(connection)
+            _require_untouched(connection)
+            connection.keep_adapters()
+            kept = connection.clean()
+        except DeadlineExceededError as late:
+            raise CheckoutTimeoutError(
+                "a new connection was not ready in time: configure was still at work"
+            ) from late
+        except psycopg.Error as error:
+            if classify_statement(error, broken=connection.lost) is not Failure.FINAL:
+                raise ConfigureInterruptedError(_said(error)) from error
+            if isinstance(error, psycopg.OperationalError):
+                raise ConnectFailedError(_said(error)) from error
+            raise
+        finally:
+            if not kept:
+                self._stats.connections_errors += 1
+                connection.close()
 
     def _other_than(self, doubted: Credentials, timeout: float) -> Credentials | None:
         """Look for newer credentials after a refusal that may mean anything."""
@@ -122,3 +182,28 @@ class Login:
         self._credentials.get(timeout)
         connection.renew_at = min(connection.expires_at, self._credentials.fresh_until)
         return connection.generation == self._credentials.generation
+
+
+@contextmanager
+def _strict(connection: Connection[Any]) -> Iterator[None]:
+    """Refuse what would pin or leak, whatever the settings say of other statements."""
+    strict, connection.strict = connection.strict, True
+    try:
+        yield
+    finally:
+        connection.strict = strict
+
+
+def _require_untouched(connection: Connection[Any]) -> None:
+    """Raise where `configure` has left what the next use of the connection would not find."""
+    if connection.lost:
+        raise psycopg.OperationalError("the connection was lost")
+    if connection.pgconn.transaction_status != pq.TransactionStatus.IDLE:
+        raise psycopg.ProgrammingError("configure left a transaction open on a new connection")
+    if connection.touched:
+        raise psycopg.ProgrammingError(f"configure set session state: {_ONLY_ADAPTERS}")
+
+
+def _said(error: psycopg.Error) -> str:
+    first_line = str(error).partition("\n")[0]
+    return f"configure failed on a new connection: {first_line}"

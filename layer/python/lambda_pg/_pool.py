@@ -345,6 +345,7 @@ class Pool:
         began = monotonic()
         in_time, is_first = True, not self._waiting  # the others wait in their order
         self._stats.requests_queued += 1
+        self._events.mark("wait_for_slot")
         self._waiting += 1  # before the look: who returns appends first and looks at this then
         try:
             while True:

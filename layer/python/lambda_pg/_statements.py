@@ -344,21 +344,30 @@ def _started(tokens: list[str]) -> Iterator[list[str]]:
         yield tokens[place:]
 
 
+def lexemes(query: str) -> Iterator[tuple[str, str]]:
+    """Yield the kind of each piece and its text: a word, quoted, a number, a sign, text, nothing.
+
+    Text is a literal in quotes; nothing is white space or a comment. An unfinished literal or
+    comment reaches to the end.
+    """
+    place = 0
+    lexeme = re.compile(_LEXEME)
+    while match := lexeme.match(query, place):
+        place, kind = match.end(), match.lastgroup or ""
+        if kind == "comment":
+            kind, place = "nothing", _after_comment(query, place)
+        yield kind, query[match.start() : place]
+
+
 def _tokens(query: str) -> Iterator[str]:
     """Yield words in lower case, quoted names with their quotes, signs, and ' for each literal."""
-    place = 0
-    token = re.compile(_LEXEME)
-    while match := token.match(query, place):
-        place = match.end()
-        match match.lastgroup:
-            case "word":
-                yield match[0].lower()
-            case "quoted" | "sign" | "number":
-                yield match[0]
-            case "text":
-                yield "'"
-            case "comment":
-                place = _after_comment(query, place)
+    for kind, piece in lexemes(query):
+        if kind == "word":
+            yield piece.lower()
+        elif kind == "text":
+            yield "'"
+        elif kind != "nothing":
+            yield piece
 
 
 def _after_comment(query: str, place: int) -> int:

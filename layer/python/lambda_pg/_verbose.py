@@ -45,8 +45,8 @@ _set_verbosity: Final = _find_setter()
 IS_POSSIBLE: Final = _set_verbosity is not None
 
 
-def connect(conninfo: str) -> PQGenConn[Connection[Any]]:
-    """Connect as psycopg's generator does.
+def connect(conninfo: str, kind: type[Connection[Any]]) -> PQGenConn[Connection[Any]]:
+    """Make a connection of a class, as psycopg's generator does.
 
     Raises psycopg.OperationalError, whose `sqlstate` is the server's where a server has refused.
     """
@@ -60,7 +60,7 @@ def connect(conninfo: str) -> PQGenConn[Connection[Any]]:
             pass
     _let_errors_be(pgconn, _DEFAULT)  # errors of statements bring it anyway
     pgconn.nonblocking = 1
-    return Connection(pgconn)
+    return kind(pgconn)
 
 
 def _let_errors_be(pgconn: Any, verbosity: int) -> None:
