@@ -1,16 +1,17 @@
 """The table of versions in docs/pooling.md is what the tests run."""
 
 import re
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from lambda_pg._connector import OLDEST_SERVER
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "pooling.md").read_text()
 ROWS = [
     (name, shown, by)
-    for name, by, shown in re.findall(r"(?m)^\| ([\w-]+) \| (.+) \| (\d[\d.]*) \|$", PAGE)
+    for name, by, shown in re.findall(r"(?m)^\| ([\w-]+) \| (.+) \| (\d[\d., ]*) \|$", PAGE)
 ]
 LOCKED = dict(
     re.findall(r"(?m)^([\w-]+)(?:\[\w+\])?==([\d.]+) ", (ROOT / "requirements-dev.txt").read_text())
@@ -25,6 +26,8 @@ EXPECTED = {
     "SQLModel",
     "Alembic",
     "aws-lambda-powertools",
+    "opentelemetry-api",
+    "opentelemetry-sdk",
     "moto",
     "pytest",
     "pytest-timeout",
@@ -45,11 +48,14 @@ def test_a_row_shows_the_version_that_is_locked_and_installed(name: str, shown: 
 
 
 def test_postgresql_is_the_one_that_the_tests_ask_for() -> None:
-    """The integration tests take a server of this major version where the machine has one."""
-    (major,) = re.findall(
-        r"(?m)^MAJOR = (\d+)", (ROOT / "tests/integration/conftest.py").read_text()
+    """The integration tests take a server of one major version, and some tests one of each."""
+    tests = ROOT / "tests" / "integration"
+    (major,) = re.findall(r"(?m)^MAJOR = (\d+)", (tests / "conftest.py").read_text())
+    (end,) = re.findall(
+        r"range\(OLDEST_SERVER, (\d+)\)", (tests / "test_layer_versions.py").read_text()
     )
-    assert {name: shown for name, shown, _ in ROWS}["PostgreSQL"] == major
+    each = ", ".join(map(str, range(OLDEST_SERVER, int(end))))
+    assert [shown for name, shown, _ in ROWS if name == "PostgreSQL"] == [major, each]
 
 
 @pytest.mark.parametrize("by", [by for _, _, by in ROWS])
@@ -57,15 +63,6 @@ def test_a_row_names_files_that_exist(by: str) -> None:
     """A reader can look up what was tested."""
     for file in re.findall(r"`([\w/]+\.py)`", by):
         assert any((ROOT / folder / file).is_file() for folder in (".", "tests/integration"))
-
-
-def test_opentelemetry_has_a_row_once_it_is_installed() -> None:
-    """Its sentence below the table holds until then."""
-    try:
-        version("opentelemetry-api")
-    except PackageNotFoundError:
-        return
-    assert any(name.startswith("opentelemetry") for name, _, _ in ROWS)
 
 
 def test_the_other_page_leads_to_the_table() -> None:
