@@ -277,7 +277,8 @@ def test_another_installed_version_stands_in_with_a_note(one_postgres: dict[str,
 def test_npm_alone_does_not_fall_back(one_postgres: dict[str, str]) -> None:
     """What is forced is done or refused."""
     environment = one_postgres | {"LAMBDA_PG_POSTGRES": "npm"}
-    with pytest.raises(PostgresNotFoundError, match="pinned for 12, 13, 14, 15, 16, 17, 18, not for 96"):
+    pinned = "pinned for 12, 13, 14, 15, 16, 17, 18, not for 96"
+    with pytest.raises(PostgresNotFoundError, match=pinned):
         find_postgres(96, environment=environment)
 
 
