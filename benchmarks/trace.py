@@ -2,7 +2,7 @@
 
     python -m benchmarks.trace      write docs/trace.svg
 
-A handler runs in a process of its own under OpenTelemetry's SDK, whose console exporter prints each
+A handler runs in a separate process under OpenTelemetry's SDK, whose console exporter prints each
 span as a line of JSON. The server side is real, and has one server connection.
 """
 

@@ -90,7 +90,7 @@ class TracedConnection(Connection[Row]):
         trace.get_current_span().set_attributes({**self.attributes, **peer})
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Let each class of cursors make spans, whoever sets it: Django sets one, too."""
+        """Let each class of cursors make spans, also one that Django has set."""
         if name in {"cursor_factory", "server_cursor_factory"}:
             value = _traced(value)
         super().__setattr__(name, value)
@@ -225,7 +225,7 @@ def _failing(span: Span) -> Iterator[None]:
 
 
 def _sqlstate(error: BaseException | None) -> str | None:
-    """Return what the server said, also where the layer has raised an error of its own from it."""
+    """Return what the server said, also where the layer has raised its own error from it."""
     while error is not None:
         if isinstance(error, psycopg.Error) and error.sqlstate is not None:
             return error.sqlstate
