@@ -88,7 +88,7 @@ def test_an_end_while_threads_wait_harms_nobody(open_database: Open) -> None:
 def test_a_connection_that_is_returned_while_it_is_reclaimed_frees_one_slot(
     db: Database[TupleRow], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever comes first has it: it is not in the pool and given up as well."""
+    """It is given up, as its socket was shut: it is not in the pool as well."""
     connection = borrowed(db.getconn())
     clean = Connection.clean
 
@@ -98,8 +98,9 @@ def test_a_connection_that_is_returned_while_it_is_reclaimed_frees_one_slot(
 
     monkeypatch.setattr(Connection, "clean", clean_late)
     db.putconn(connection)
-    assert db.stats()["pool_size"] == db.stats()["pool_available"] == 1
-    assert not connection.closed
+    assert db.stats()["pool_size"] == db.stats()["pool_available"] == 0
+    assert connection.closed
+    assert db.execute("SELECT 1").fetchone() == (1,)
 
 
 def test_a_block_cannot_return_what_its_caller_has_returned(open_database: Open) -> None:
@@ -371,14 +372,16 @@ def test_psycopgs_blocks_work_inside_a_transaction(db: Database[TupleRow], admin
 def test_a_psycopg_transaction_that_is_never_left_ends_with_its_connection(
     db: Database[TupleRow],
 ) -> None:
-    """Its end, whenever it comes, would roll back what the next one does."""
-    with ExitStack() as later:
-        with db.connection() as one:
-            later.enter_context(one.transaction())
-        with db.connection() as other:
-            assert other is not one
-            other.execute("BEGIN")
-            other.commit()
+    """Its end would roll back what the next one does: it says that its work was rolled back."""
+    later = ExitStack()
+    with db.connection() as one:
+        later.enter_context(one.transaction())
+    with db.connection() as other:
+        assert other is not one
+        other.execute("BEGIN")
+        other.commit()
+    with pytest.raises(DatabaseUnavailableError, match="rolled back"):
+        later.close()
 
 
 def test_a_result_in_binary_is_one_statements(db: Database[TupleRow]) -> None:

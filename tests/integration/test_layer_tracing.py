@@ -200,13 +200,14 @@ def test_a_wait_for_a_slot_is_in_the_checkout(spans: Spans, db: Database[TupleRo
 
 
 def test_a_failed_connect_is_a_failed_span(spans: Spans, open_database: Open) -> None:
-    """Of psycopg's class, as libpq gives no SQLSTATE; the statement's error is the layer's."""
+    """Of psycopg's class, or with the SQLSTATE that a second connect has asked for."""
     db = open_database(dbname="nowhere")
     with pytest.raises(ConnectFailedError):
         db.execute("SELECT 1")
-    statement, checkout, connect = spans.take()
-    assert connect.attributes["error.type"]
-    assert {span.status.status_code.name for span in (statement, checkout, connect)} == {"ERROR"}
+    found = spans.take()
+    assert [span.name for span in found].count("lambda_pg.connect") in {1, 2}
+    assert all(span.attributes["error.type"] for span in found if span.name == "lambda_pg.connect")
+    assert {span.status.status_code.name for span in found} == {"ERROR"}
 
 
 def test_a_transaction_s_statements_and_its_commit_are_spans(

@@ -85,8 +85,10 @@ class Connector:
                 addresses.extend(resolve(host, max(0.0, until - monotonic())))
             self._silent |= dict.fromkeys(attempts.silent, monotonic())
             addresses.sort(key=lambda address: self._silent.get(address, 0.0))
-            conninfo = self._conninfo(credentials, name, port, addresses, profile)
-            opened = self._open(conninfo, kind) if self._open else kind._connect_gen(conninfo)
+            # No variable has the connection string, which has the password.
+            opened = (self._open or _open)(
+                self._conninfo(credentials, name, port, addresses, profile), kind
+            )
             return Attempt(opened, addresses[0])
 
         try:
@@ -216,6 +218,10 @@ class Connector:
             self._ca_file = _write_temporary(settings.ca_pem)
             weakref.finalize(self, _remove, self._ca_file, os.getpid())
         return self._ca_file
+
+
+def _open(conninfo: str, kind: type[Connection[Any]]) -> Opening:
+    return kind._connect_gen(conninfo)
 
 
 def _require_version(connection: Connection[Any], host: str, port: int) -> None:

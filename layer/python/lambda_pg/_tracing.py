@@ -67,7 +67,7 @@ class Tracing:
         def traced(query: Any, params: Any = None, **options: Any) -> psycopg.Cursor[Row]:
             with _statement(query, params, self._endpoint) as span:
                 cursor = execute(query, params, **options)
-                if isinstance(connection := cursor.connection, TracedConnection):
+                if isinstance(connection := cursor._conn, TracedConnection):
                     self._endpoint = connection.attributes
                 span.set_attributes({**self._endpoint, **_operation(cursor)})
             return cursor

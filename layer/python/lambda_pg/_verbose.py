@@ -51,6 +51,7 @@ def connect(conninfo: str, kind: type[Connection[Any]]) -> PQGenConn[Connection[
     Raises psycopg.OperationalError, whose `sqlstate` is the server's where a server has refused.
     """
     pgconn = pq.PGconn.connect_start(conninfo.encode())
+    del conninfo  # it has the password, and the frame may be in a traceback
     _let_errors_be(pgconn, _VERBOSE)
     while (status := pgconn.connect_poll()) != pq.PollingStatus.OK:
         if status == pq.PollingStatus.FAILED:
