@@ -42,7 +42,7 @@ RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
 class FaultProxy:
-    """Listen on an address of this machine for one server, in a thread of its own."""
+    """Listen on an address of this machine for one server, in a separate thread."""
 
     _loop: asyncio.AbstractEventLoop
     _thread: threading.Thread

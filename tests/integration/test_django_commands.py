@@ -85,7 +85,7 @@ def project(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Path:
-    """The documented project, with a test of its own."""
+    """The documented project, with a test added to it."""
     shutil.copytree(ROOT / "tests" / "documented" / "django_project", tmp_path / "project")
     (tmp_path / "project" / "tests.py").write_text(TESTS)
     url = lambda_pg_server.url.replace("/postgres?", "/shop?")

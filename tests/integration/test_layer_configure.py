@@ -241,7 +241,7 @@ def test_a_failing_configure_says_so_and_costs_no_slot(
     error: type[Exception],
     text: str,
 ) -> None:
-    """Each request tries anew, no connection stays open, and a mended configure serves."""
+    """Each request tries again, no connection stays open, and a mended configure serves."""
     mended = False
 
     def act(connection: Connection) -> None:

@@ -210,7 +210,7 @@ def full(settings: Settings) -> Iterator[Callable[[], None]]:
 def test_full_slots_are_waited_for(
     open_database: Open, admin: Admin, settings: Settings, limit: str
 ) -> None:
-    """Of the server, the role or the database: each has a text of its own."""
+    """Of the server, the role or the database: each has a different text."""
     if limit == "role":
         admin.execute("ALTER ROLE layer_test CONNECTION LIMIT 2")
     if limit == "database":

@@ -170,7 +170,7 @@ def hosts(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Hosts:
     try:
         subprocess.run([*private, "sh", "true"], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"this process cannot have an /etc/hosts of its own: {error}")
+        pytest.skip(f"this process cannot have a private /etc/hosts: {error}")
     start = processes.start
 
     def start_privately(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:

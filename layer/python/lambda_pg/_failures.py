@@ -1,8 +1,8 @@
 """What a failed connect or statement means: the one table that retries rest on.
 
 The SQLSTATE decides where there is one. psycopg's connect errors carry none unless the connector
-asks libpq for it (_verbose.py), and PgBouncer reports most of its own refusals as 08P01: these are
-told apart by text. Whatever the table does not know is not retried.
+asks libpq for it (_verbose.py), and PgBouncer reports most refusals that it decides itself as
+08P01: these are told apart by text. Whatever the table does not know is not retried.
 
 The texts of RDS Proxy are those of its troubleshooting page in the RDS User Guide, Supavisor's
 those of its lib/supavisor/errors and of the versions before, Neon's those of its proxy/src

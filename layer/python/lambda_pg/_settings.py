@@ -41,7 +41,7 @@ class Settings:
     come from the secret. Without `host` the secret must name one, as `host` or in `url`
     (`direct_url` where `direct` is set). Where `host` is another name of an RDS endpoint, a CNAME
     say, `rds_endpoint` is the name that its certificate and its tokens are for. A `profile`,
-    `max_lifetime` or `max_idle` of None is told by host and port at each connect.
+    `max_lifetime` or `max_idle` of None follows from host and port at each connect.
     """
 
     host: str | None = None
