@@ -1,11 +1,16 @@
 """What holds for every test."""
 
+import freezegun
 import pytest
 from hypothesis import settings
 
 # A busy machine makes an example slow, not wrong.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+
+# freezegun looks at every attribute of every module, which here would import all of AWS's
+# constructs: 28 s, which a deadline does not wait for.
+freezegun.configure(extend_ignore_list=["aws_cdk"])
 
 LONGEST = (
     "integration/test_rotation.py",

@@ -10,33 +10,8 @@ from benchmarks import faults
 from benchmarks.chaos.run import IDLE, Chaos, Trial, control, options, trial
 from local.cloud import LocalCloud
 from local.paths import another_state_dir
+from tests.mutants import LIVENESS, REFRESH, REPEATS_ALL, RETRY, SAYS_DONE, mutate
 
-RETRY = (
-    "_recovery.py",
-    "        window.pause(error, absent=absent)\n",
-    "        raise DatabaseUnavailableError('a mutant does not retry') from error\n",
-)
-LIVENESS = (
-    "_pool.py",
-    "if connection.idle_since <= now < connection.fresh_until and not connection.poll(0):",
-    "if connection.idle_since <= now < connection.fresh_until:",
-)
-REFRESH = (
-    "_login.py",
-    "other = self._credentials.after_refusal(credentials, max(0.1, until - monotonic()))",
-    "other = None",
-)
-ONLY_IDEMPOTENT = "            if failure is Failure.LOST and idempotent:\n"
-SAYS_DONE = (
-    "_database.py",
-    ONLY_IDEMPOTENT,
-    f"            if failure is Failure.NOT_RUN:\n                return cursor\n{ONLY_IDEMPOTENT}",
-)
-REPEATS_ALL = (
-    "_database.py",
-    ONLY_IDEMPOTENT,
-    "            if failure is Failure.LOST:\n",
-)
 ROTATED = trial(faults.ROTATED)
 REPLACED = trial(faults.POOLER_REPLACED)
 KILLED = trial(faults.BACKENDS_KILLED)
@@ -98,11 +73,3 @@ def test_what_a_layer_loses_or_does_twice_is_found(
     row: dict[str, Any] = Chaos(wired, print).run(guard)
     assert row[finding] > 0, row
     assert any(missed.startswith(f"{row[finding]} {finding}") for missed in row["missed"]), row
-
-
-def mutate(project: Path, name: str, part: str, without: str) -> None:
-    """Take a part of the layer out of a copy of the project; it has to be there, once."""
-    file = project / "layer" / "python" / "lambda_pg" / name
-    text = file.read_text()
-    assert text.count(part) == 1, f"{name} is not what this mutant was made for"
-    file.write_text(text.replace(part, without))

@@ -196,3 +196,13 @@ class PoolerFixture:
         """End the supervisor, however it is."""
         if self._process is not None:
             self._process.kill()
+
+
+def waiting_clients(pooler: PoolerFixture) -> int:
+    """Ask PgBouncer how many clients wait for a server connection."""
+    with psycopg.connect(pooler.process.admin_dsn, autocommit=True) as console:
+        cursor = psycopg.ClientCursor(console)
+        cursor.execute("SHOW POOLS")
+        names = [column.name for column in cursor.description or []]
+        rows = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+    return sum(int(row["cl_waiting"]) for row in rows if row["database"] == DATABASE)

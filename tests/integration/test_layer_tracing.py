@@ -33,7 +33,7 @@ from tests.integration.layer import (
     slot_taken,
     wait_until,
 )
-from tests.integration.servers import DATABASE, PoolerFixture
+from tests.integration.servers import DATABASE, PoolerFixture, waiting_clients
 from tests.integration.tracing import Spans, events, seconds
 
 LAYER = Path(__file__).resolve().parents[2] / "layer" / "python"
@@ -315,16 +315,6 @@ def ask(db: Database[TupleRow], verb: str) -> None:
     else:
         with db.transaction() as connection:
             connection.execute(query)
-
-
-def waiting_clients(pooler: PoolerFixture) -> int:
-    """Ask PgBouncer how many clients wait for a server connection."""
-    with psycopg.connect(pooler.process.admin_dsn, autocommit=True) as console:
-        cursor = psycopg.ClientCursor(console)
-        cursor.execute("SHOW POOLS")
-        names = [column.name for column in cursor.description or []]
-        rows = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
-    return sum(int(row["cl_waiting"]) for row in rows if row["database"] == DATABASE)
 
 
 def test_a_refused_flight_ends_the_span_of_its_wait(spans: Spans, narrow: PoolerFixture) -> None:

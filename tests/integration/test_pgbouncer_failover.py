@@ -15,14 +15,16 @@ from typing import Any
 import psycopg
 import pytest
 from lambda_pg import Database
+from lambda_pg._connection import Connection, Denial
 from psycopg import errors
 from psycopg.rows import TupleRow
 
 from local import processes
 from local.fault_proxy import FaultProxy
 from local.pgbouncer_discovery import PgBouncerBinary
+from local.postgres import Postgres
 from tests.integration.layer import scalar, settings_for, wait_until
-from tests.integration.servers import PoolerFixture, SecretsService
+from tests.integration.servers import PoolerFixture, SecretsService, waiting_clients
 from tests.integration.switchover import (
     NAME,
     Ledger,
@@ -131,6 +133,57 @@ def test_writers_behind_a_pooler_follow_the_primary_there_and_back(
             pair.move_address()
         wait_for_rows(ledgers)
     assert_clean(pair, ledgers)
+
+
+def test_the_server_that_denied_a_write_says_why(
+    new_pooler: PoolerFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked before the transaction leaves it to the next client, who waits for it here."""
+    pooler = new_pooler.start(DEFAULT_POOL_SIZE="1", MAX_DB_CONNECTIONS="1")
+    question = Connection._ask_why_denied
+    answers = []
+
+    def ask(connection: Connection[Any]) -> Denial:
+        answers.append(question(connection))
+        return answers[-1]
+
+    monkeypatch.setattr(Connection, "_ask_why_denied", ask)
+    with closing(Database(settings_for(pooler))) as db, closing(pooler.connect()) as other:
+        denied = pytest.raises(errors.ReadOnlySqlTransaction)
+        with denied, db.transaction(read_only=True) as held:
+            held.execute(IN_RECOVERY)
+            other.pgconn.send_query(b"SELECT FROM pg_sleep(1)")
+            wait_until(lambda: waiting_clients(pooler))
+            held.execute(INSERT)
+    assert answers == [Denial.WRITABLE]
+
+
+def test_a_statement_is_retried_however_often_another_server_says_why(
+    pair: Pair, pooler: PoolerFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three times the standby denies it, and the primary is asked, which denies nothing."""
+    question = Connection._ask_why_denied
+    answers = []
+
+    def ask(connection: Connection[Any]) -> Denial:
+        lead_to(pair.primary)
+        answers.append(question(connection))
+        if len(answers) < 3:
+            lead_to(pair.standby)
+        return answers[-1]
+
+    def lead_to(server: Postgres) -> None:
+        pair.address.server = ("127.0.0.1", server.port)
+        pair.address.reset()
+
+    with closing(Database(settings_for(pooler))) as db:
+        db.execute(INSERT)
+        monkeypatch.setattr(Connection, "_ask_why_denied", ask)
+        lead_to(pair.standby)
+        db.execute(INSERT)
+    assert len(answers) == 3
+    assert Denial.WRITABLE in answers, "a server connection that is lost counts as a standby"
+    assert pair.rows() == [1, 1]
 
 
 def test_a_pooler_before_a_standby_keeps_its_connections(

@@ -61,6 +61,7 @@ class Denial(enum.Enum):
     ASKED = "the caller, its settings or its role asked for read-only"
     STANDBY = "it is a standby that follows a primary"
     SERVER = "it takes no writes from anybody"
+    WRITABLE = "the transaction asked for read-only, or another server answers than has denied it"
 
 
 WHY_DENIED: Final = (
@@ -69,7 +70,7 @@ WHY_DENIED: Final = (
     " AND source IN ('client', 'user', 'database user', 'session', 'interactive') THEN 'ASKED'"
     " WHEN pg_is_in_recovery() AND EXISTS (SELECT FROM pg_stat_wal_receiver) THEN 'STANDBY'"
     " WHEN pg_is_in_recovery() OR setting = 'on' THEN 'SERVER'"
-    " ELSE 'ASKED' END FROM pg_settings WHERE name = 'default_transaction_read_only'"
+    " ELSE 'WRITABLE' END FROM pg_settings WHERE name = 'default_transaction_read_only'"
 )
 DENIAL_TIMEOUT: Final = 0.5
 """Seconds that this question may take."""
@@ -513,10 +514,11 @@ class Connection(psycopg.Connection[Row]):
         A connection that is opened now may reach the new primary. A standby counts as asked for
         where the Database has never reached anything else, and the standby has a primary: it is
         what the address names, and no promotion is due. One that cannot answer counts as SERVER.
+        Behind a pooler, the server that denied the write answers only inside its transaction.
         """
         self.denied = False
         answer = self._ask_why_denied()
-        self.demoted = answer is not Denial.ASKED
+        self.demoted = answer in {Denial.SERVER, Denial.STANDBY}
         if self.demoted:
             self.close()
         return answer if self.only_standbys or answer is not Denial.STANDBY else Denial.SERVER
@@ -524,12 +526,21 @@ class Connection(psycopg.Connection[Row]):
     def _ask_why_denied(self) -> Denial:
         self.deadline = min(self.deadline, monotonic() + DENIAL_TIMEOUT)
         try:
-            if not self.clean():
+            if self._is_aborted():
+                self.command(
+                    b"ROLLBACK AND CHAIN"
+                )  # a pooler may give another server after ROLLBACK
+            elif not self.clean():
                 return Denial.SERVER
             row = psycopg.Cursor(self, row_factory=tuple_row).execute(WHY_DENIED).fetchone()
         except psycopg.Error:
             return Denial.SERVER
         return Denial.SERVER if row is None else Denial[row[0]]
+
+    def _is_aborted(self) -> bool:
+        """Tell whether an error has ended the transaction, and the next command may leave it."""
+        kept = self.lost or self.lock.locked() or self._num_transactions or self._tpc
+        return not kept and self.pgconn.transaction_status == pq.TransactionStatus.INERROR
 
     def has_written(self) -> bool:
         """Ask whether the transaction that was left open has an id, which only a write gives it.

@@ -49,8 +49,12 @@ class Recovery:
         if failure not in {Failure.NOT_ABLE, Failure.ROLLED_BACK}:
             return failure
         undone = alone is None or is_undone_by_error(connection.text_of(alone))
-        if error.sqlstate == READ_ONLY and connection.why_denied() is not Denial.SERVER:
-            failure = Failure.DENIED
+        if error.sqlstate == READ_ONLY:
+            denial = connection.why_denied()
+            # A statement alone asks for nothing: not the server that denied it has answered.
+            elsewhere = denial is Denial.WRITABLE and alone is not None
+            if denial is not Denial.SERVER and not elsewhere:
+                failure = Failure.DENIED
         return failure if undone else Failure.FINAL
 
     def pause(self, window: Window, error: Exception, *, absent: bool = True) -> None:
