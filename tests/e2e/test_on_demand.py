@@ -46,10 +46,13 @@ def as_many_as_can_be_answered(url: str, token: str, most: int) -> int:
     return count
 
 
-def test_500_requests_at_the_same_moment_are_served_twice(cloud: LocalCloud, token: str) -> None:
+@pytest.mark.parametrize("most", [500, 1000])
+def test_requests_at_the_same_moment_are_served_twice(
+    cloud: LocalCloud, token: str, most: int
+) -> None:
     """From Locust, which is not ours: the first time each logs in, then all are warm."""
     url = user_url(cloud, token)
-    count = as_many_as_can_be_answered(url, token, 500)
+    count = as_many_as_can_be_answered(url, token, most)
     cloud.end_environments("users")
     for _ in range(2):
         summary = locust(url, token, count)

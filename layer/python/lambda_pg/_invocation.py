@@ -10,6 +10,9 @@ NO_DEADLINE: Final = (
     "lambda_context of lambda_pg.testing, or let a mock return 30000"
 )
 
+NUMBER: Final = (int, float)
+"""A tuple: each `int | float` makes an object, for every invocation."""
+
 
 def invocation_of(args: Sequence[object], kwargs: Mapping[str, object]) -> tuple[object, float]:
     """Return the context among a handler's arguments and its remaining seconds.
@@ -17,10 +20,10 @@ def invocation_of(args: Sequence[object], kwargs: Mapping[str, object]) -> tuple
     The context is the second argument, the third one of a method, or a keyword argument. Where
     none of them tells a remaining time, as None or a mock does not, the seconds are infinite.
     """
-    candidates = (*args[1:3], *kwargs.values())
+    candidates = (*args[1:3], *kwargs.values()) if kwargs else args[1:3]
     for candidate in candidates:
         ask = getattr(candidate, "get_remaining_time_in_millis", None)
         milliseconds = ask() if callable(ask) else None
-        if isinstance(milliseconds, int | float):
+        if isinstance(milliseconds, NUMBER):
             return candidate, milliseconds / 1000
     return kwargs.get("context", candidates[-1] if candidates else None), math.inf
