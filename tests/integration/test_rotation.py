@@ -679,7 +679,7 @@ def test_the_master_user_is_not_rotated(
     secrets_service.put(app.arn, {"username": master, "password": "canary-of-nobody"})
     token = app.begin()
     app.take("createSecret", token)
-    with pytest.raises(app.function.RotationError, match="none of the application's|is the owner"):
+    with pytest.raises(app.function.RotationError, match=r"none of the application's|is the owner"):
         app.take("setSecret", token)
     app.master().close()
 
