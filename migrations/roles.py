@@ -28,6 +28,14 @@ PROXY = "rdsproxyadmin"
 NEON = ".neon.tech"
 """Where a password must travel in the clear: Neon refuses a verifier."""
 
+POWERFUL = (
+    *("pg_read_all_data", "pg_write_all_data"),
+    *("pg_read_server_files", "pg_write_server_files", "pg_execute_server_program"),
+    *("rds_superuser", "rds_replication"),
+)
+"""Ready-made roles that reach past what was granted to the application: tables without policies,
+the server's files and programs, the stream of all changes. pg_monitor sees statements, no rows."""
+
 LOCK = 0x6C616D6264617072
 """Key of the advisory lock, 'lambdapr' as a number: who changes a role that another transaction is
 changing gets "tuple concurrently updated", and a rotation may meet a deployment."""
@@ -240,6 +248,7 @@ def admit(connection: Connection[Any], login: Login, *, like: str | None = None)
 
 
 def _admit(connection: Connection[Any], login: Login) -> None:
+    _refuse_unbound(connection, login.name)
     _refuse_stranger(connection, login)
     _create(connection, GROUP, can_login=False)
     if not login.borrowed:
@@ -251,30 +260,85 @@ def _admit(connection: Connection[Any], login: Login) -> None:
 
 
 def _refuse_stranger(connection: Connection[Any], login: Login) -> None:
-    """Raise for a role that is there and may not be the application's."""
-    found = connection.execute(
-        "SELECT rolsuper OR rolbypassrls, rolname = current_user FROM pg_roles WHERE rolname = %s",
-        [login.name],
-    ).fetchone()
-    if found is None:
-        return
-    unbound, connected = found
-    if unbound:
-        raise UnboundLoginError(
-            f"the application logs in as {login.name}, whom row-level security does not bind "
-            "(superuser or BYPASSRLS): every caller would see everybody's rows. Give the "
-            "application a user of its own"
-        )
-    if connected:
-        raise LoginError(
-            f"the role {login.name!r} is the owner, by whom roles and tables are made, and none of "
-            "the application's: give the application a user of its own"
-        )
-    if not login.borrowed and not is_member(connection, login.name, GROUP):
+    """Raise for a role that is there and is none of the application's."""
+    ours = login.borrowed or not exists(connection, login.name)
+    if not ours and not is_member(connection, login.name, GROUP):
         raise LoginError(
             f"the role {login.name!r} exists and is none of the application's, whose users are "
             f"members of {GROUP}: drop it, or name another user in the secret"
         )
+
+
+def _refuse_unbound(connection: Connection[Any], name: str) -> None:
+    """Raise `UnboundLoginError` where row-level security does not bind a login, or it can end that.
+
+    The login may take the rights of each role of which it is a member, directly or not, and of the
+    group's. On PostgreSQL 16 and newer a membership can be without INHERIT and without SET; it is
+    refused all the same, as its ADMIN OPTION gives both.
+    """
+    found = connection.execute(UNBOUND, {"login": name, "group": GROUP, "powerful": list(POWERFUL)})
+    row = found.fetchone()
+    if row is None:
+        return
+    path, why = row
+    if path == [name]:
+        what, remedy = f"it {why}", "G"
+    else:
+        shown = " → ".join(path if path[0] == name else [name, *path])
+        what = f"it has the rights of {path[-1]} by membership ({shown}), which {why}"
+        remedy = f"{_remedy(path)}, or g"
+    raise UnboundLoginError(
+        f"the application logs in as {name}, which row-level security does not bind: {what}. Every "
+        f"caller could see everybody's rows. {remedy}ive the application a user of its own"
+    )
+
+
+UNBOUND = """
+WITH RECURSIVE held(role, path) AS (
+    SELECT oid, ARRAY[rolname::text] FROM pg_roles WHERE rolname IN (%(login)s, %(group)s)
+    UNION
+    SELECT roleid, path || rolname::text
+    FROM held JOIN pg_auth_members ON member = role JOIN pg_roles ON pg_roles.oid = roleid
+), database AS (
+    SELECT oid FROM pg_database WHERE datname = current_database()
+), judged AS (
+    SELECT path, CASE
+        WHEN rolsuper THEN 'is a superuser'
+        WHEN rolname = current_user THEN 'is the owner, which makes roles and tables'
+        WHEN rolbypassrls THEN 'has BYPASSRLS'
+        WHEN rolcreaterole THEN 'has CREATEROLE'
+        WHEN rolreplication THEN 'has REPLICATION'
+        WHEN rolname = ANY (%(powerful)s) THEN 'reaches past what was granted'
+        WHEN rolname = %(login)s THEN (
+            SELECT format('owns the table %%s, whose policies it can switch off', oid::regclass)
+            FROM pg_class WHERE relowner = role AND relrowsecurity LIMIT 1
+        )
+        ELSE (
+            SELECT 'owns ' || pg_describe_object(classid, objid, objsubid) FROM pg_shdepend
+            WHERE refclassid = 'pg_authid'::regclass AND refobjid = role AND deptype = 'o'
+                AND (
+                    dbid = (SELECT oid FROM database)
+                    OR classid = 'pg_database'::regclass AND objid = (SELECT oid FROM database)
+                )
+            ORDER BY classid <> 'pg_class'::regclass, objid LIMIT 1
+        )
+    END AS why
+    FROM held JOIN pg_roles ON oid = role
+)
+SELECT path, why FROM judged WHERE why IS NOT NULL ORDER BY cardinality(path), path LIMIT 1
+"""
+"""The shortest way from the login or the group to a role that the policies do not bind.
+
+A table's owner can switch its policies off, the owner of a function that they call can change it,
+and the owner of a schema can put a table of its own into the place of another: so a role that owns
+anything here is one. Tables of the login's own are its own affair, unless they have policies.
+"""
+
+
+def _remedy(path: list[str]) -> str:
+    if len(path) == 1:
+        return f"Take that from {path[0]}"
+    return f'Take the membership away (REVOKE "{path[1]}" FROM "{path[0]}")'
 
 
 def _refuse_neighbour(connection: Connection[Any]) -> None:

@@ -269,6 +269,9 @@ def render_access(settings: Settings, console: Console) -> str:
     The socket is in a folder that is closed to other accounts. The supervisor comes through it to
     hold a transaction open during a drain and to read statistics, and needs no password there. The
     console's administrator needs one, in clear text: it is in the same folder.
+
+    Every line names its database, so that SCRAM never begins for another name: there PgBouncer up
+    to 1.26.0 takes a user's password for another user's (CVE-2026-107350).
     """
     database = f'"{settings.database_name}"'
     return (

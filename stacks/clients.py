@@ -168,6 +168,7 @@ class Clients:
             "LAMBDA_PG_CHECKOUT_TIMEOUT": str(config.functions.checkout_timeout),
             # Always, as it multiplies what the budget has counted.
             "LAMBDA_PG_SLOTS": str(slots),
+            "LAMBDA_PG_STRICT": "1",
         }
         if config.pooler == "external":
             return environment | self._external(function)

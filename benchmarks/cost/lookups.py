@@ -20,7 +20,10 @@ from psycopg.conninfo import make_conninfo
 from psycopg_pool import ConnectionPool
 
 LOOKUP: Final = "SELECT id, name FROM users WHERE id = %s"
-SET_CLAIMS: Final = "SELECT set_config('request.jwt.claims', %s, true)"
+SET_CLAIMS: Final = (
+    "SELECT set_config('request.jwt.claims', %s, true),"
+    " set_config('request.jwt.transaction', CURRENT_TIMESTAMP::text, true)"
+)
 CLAIMS: Final = {"sub": "7c9e6679-7425-40de-944b-e07fc1f90ae7", "role": "member"}
 CLAIMS_TEXT: Final = json.dumps(CLAIMS)
 FUNCTION_SECONDS: Final = 25

@@ -10,7 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 SELECT = "SELECT id, name, created_at, updated_at FROM users WHERE id = %(id)s"
-SET_CLAIMS = "SELECT set_config('request.jwt.claims', %(claims)s, true)"
+SET_CLAIMS = (
+    "SELECT set_config('request.jwt.claims', %(claims)s, true),"
+    " set_config('request.jwt.transaction', CURRENT_TIMESTAMP::text, true)"
+)
 
 User = dict[str, Any]
 Lookup = Callable[[uuid.UUID, str], User | None]

@@ -67,6 +67,7 @@ class Orders(Stack):
                 "PGSSLMODE": "verify-full",
                 "PGAPPNAME": "orders",
                 "LAMBDA_PG_PROFILE": self.read("pooler/profile"),
+                "LAMBDA_PG_STRICT": "1",
                 "LAMBDA_PG_SECRET_ARN": self.read("pooler/secret-arn"),
                 "LAMBDA_PG_CA_PEM": self.read("pooler/ca"),
             },

@@ -94,6 +94,7 @@ resource "aws_lambda_function" "read_user" {
       PGSSLMODE            = "verify-full"
       PGAPPNAME            = "read-user"
       LAMBDA_PG_PROFILE    = local.published["pooler/profile"]
+      LAMBDA_PG_STRICT     = "1"
       LAMBDA_PG_SECRET_ARN = local.published["pooler/secret-arn"]
       LAMBDA_PG_CA_PEM     = join("", data.aws_ssm_parameter.pooler_ca[*].insecure_value)
     }

@@ -45,7 +45,9 @@ def lookup(user_id: uuid.UUID, subject: str) -> dict[str, Any] | None:
         user=secret["username"], password=secret["password"], row_factory=dict_row
     ) as connection:
         connection.execute(
-            "SELECT set_config('request.jwt.claims', %s, true)", [json.dumps({"sub": subject})]
+            "SELECT set_config('request.jwt.claims', %s, true),"
+            " set_config('request.jwt.transaction', CURRENT_TIMESTAMP::text, true)",
+            [json.dumps({"sub": subject})],
         )
         return connection.execute(
             "SELECT id, name, created_at, updated_at FROM users WHERE id = %s", [user_id]

@@ -16,7 +16,7 @@ RAISING = '''"""Raise, as a migration with a mistake in it does."""
 from alembic import op
 
 revision = "9999"
-down_revision = "0001"
+down_revision = "0002"
 
 
 def upgrade() -> None:

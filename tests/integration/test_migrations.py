@@ -14,6 +14,7 @@ from types import ModuleType
 
 import psycopg
 import pytest
+from lambda_pg._connection import SET_CLAIMS
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
@@ -40,7 +41,8 @@ from tests.integration.servers import SecretsService
 from tests.unit.canary import CANARY, assert_nowhere
 
 TIMEOUTS = Timeouts(statement=7, lock=2, idle_in_transaction=20, transaction=30)
-HEAD = "0001"
+REVISIONS = ["0001", "0002"]
+HEAD = REVISIONS[-1]
 PASSWORD = "canary-Pa55word"
 
 ENV = (Path(__file__).parents[2] / "migrations" / "env.py").read_text()
@@ -186,7 +188,7 @@ def add(scripts: Path, revision: str, down: str | None, statement: str = "SELECT
 
 def test_a_second_run_applies_nothing(target: Target) -> None:
     """The first run reaches the newest revision; the next one has nothing to do."""
-    assert target.migrate() == Outcome(HEAD, [HEAD])
+    assert target.migrate() == Outcome(HEAD, REVISIONS)
     assert target.migrate() == Outcome(HEAD, [])
 
 
@@ -548,7 +550,7 @@ def test_a_server_without_iam_is_told_in_the_log(
     """A local server has no such role; the deployment goes on, and the login waits for one."""
     target.login = Login(target.login.name)
     with caplog.at_level(logging.WARNING, "migrate"):
-        assert target.migrate().applied == [HEAD]
+        assert target.migrate().applied == REVISIONS
     assert IAM in caplog.text
     assert target.login.name in caplog.text
 
@@ -600,7 +602,7 @@ def test_two_migrations_take_turns(target: Target) -> None:
         wait_for_waiters(holder, 2)
     for run in runs:
         run.join(timeout=30)
-    assert sorted(len(outcome.applied) for outcome in outcomes) == [0, 1]
+    assert sorted(len(outcome.applied) for outcome in outcomes) == [0, len(REVISIONS)]
 
 
 def test_a_migration_that_waits_in_vain_names_who_has_the_lock(target: Target) -> None:
@@ -612,7 +614,7 @@ def test_a_migration_that_waits_in_vain_names_who_has_the_lock(target: Target) -
         pid = holder.info.backend_pid
     assert f"process {pid} has the lock (stuck" in str(failed.value)
     assert f"pg_terminate_backend({pid})" in str(failed.value)
-    assert target.migrate().applied == [HEAD]
+    assert target.migrate().applied == REVISIONS
 
 
 def test_the_login_is_read_after_the_wait(target: Target) -> None:
@@ -668,7 +670,7 @@ def test_a_server_has_one_application(target: Target, neighbour: Target) -> None
     assert target.tables() == set()
     with psycopg.connect(neighbour.dsn, autocommit=True) as master:
         master.execute(str(refused.value).partition("any more: ")[2])
-    assert target.migrate().applied == [HEAD]
+    assert target.migrate().applied == REVISIONS
 
 
 def test_a_login_is_read_when_no_rotation_can_end_any_more(target: Target) -> None:
@@ -716,7 +718,7 @@ def test_fewer_connections_than_the_budget_s_are_refused(target: Target) -> None
     with psycopg.connect(target.dsn) as connection:
         found = connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [target.login.name])
         assert found.fetchone() is None
-    assert target.migrate(connections=Connections(server=allowed)).applied == [HEAD]
+    assert target.migrate(connections=Connections(server=allowed)).applied == REVISIONS
 
 
 def test_the_function_takes_the_budget_from_its_environment(
@@ -729,7 +731,7 @@ def test_the_function_takes_the_budget_from_its_environment(
         function.handler({}, Context(30))
     monkeypatch.delenv("MAX_CONNECTIONS")
     monkeypatch.setenv("LOGIN_LIMIT", "20")
-    assert function.handler({}, Context(30))["applied"] == [HEAD]
+    assert function.handler({}, Context(30))["applied"] == REVISIONS
     assert target.limits() == {target.login.name: 20}
 
 
@@ -948,7 +950,7 @@ def test_the_function_lets_a_user_of_iam_in(
 ) -> None:
     """APP_USER stands in the place of a secret."""
     monkeypatch.setenv("APP_USER", target.login.name)
-    assert function.handler({}, Context(30)) == {"revision": HEAD, "applied": [HEAD]}
+    assert function.handler({}, Context(30)) == {"revision": HEAD, "applied": REVISIONS}
     with psycopg.connect(postgres.superuser_dsn) as admin:
         assert groups_of(admin, target.login.name) == {GROUP}
 
@@ -1004,7 +1006,7 @@ def groups_of(admin: psycopg.Connection[tuple[object, ...]], name: str) -> set[o
 def claim(connection: psycopg.Connection[tuple[object, ...]], claims: str | None) -> None:
     """Set the claims of the open transaction."""
     if claims is not None:
-        connection.execute("SELECT set_config('request.jwt.claims', %s, true)", [claims])
+        connection.execute(SET_CLAIMS.replace(b"$1", b"%s"), [claims])
 
 
 def wait_for_waiters(connection: psycopg.Connection[tuple[object, ...]], count: int) -> None:

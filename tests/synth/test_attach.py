@@ -77,6 +77,7 @@ def test_one_call_gives_a_function_all_it_needs(theirs: Theirs) -> None:
     }
     settings = Settings.from_env(environment)
     assert (settings.sslmode, settings.profile) == ("verify-full", "pgbouncer")
+    assert settings.strict
     assert settings.application_name == "orders"
     assert settings.slots == 1
 

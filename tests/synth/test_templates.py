@@ -307,6 +307,7 @@ def test_the_layer_understands_each_function_s_environment(local: Stage, folder:
     assert settings.checkout_timeout == config.functions.checkout_timeout
     assert settings.profile == ("pgbouncer" if folder in {"users", "health"} else "direct")
     assert (settings.ca_pem is not None) == (folder in {"users", "health"})
+    assert settings.strict == (folder in {"users", "health"})
 
 
 def resolved(variables: dict[str, Any]) -> dict[str, str]:

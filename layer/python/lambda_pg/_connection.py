@@ -78,7 +78,12 @@ DENIAL_TIMEOUT: Final = 0.5
 LEFT_OPEN_TIMEOUT: Final = 0.25
 """Seconds that the question for writes left open may take; they come out of the reserve."""
 
-SET_CLAIMS: Final = b"SELECT set_config('request.jwt.claims', $1, true)"
+SET_CLAIMS: Final = (
+    b"SELECT set_config('request.jwt.claims', $1, true),"
+    b" set_config('request.jwt.transaction', CURRENT_TIMESTAMP::text, true)"
+)
+"""The second one names the transaction by its start: a policy that compares it takes no claims that
+somebody has left in the session (docs/decisions/0038)."""
 
 
 class Modes(NamedTuple):
