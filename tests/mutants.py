@@ -5,8 +5,8 @@ from pathlib import Path
 LAYER = Path("layer/python/lambda_pg")
 
 RETRY = (
-    "_recovery.py",
-    "        window.pause(error, absent=absent)\n",
+    "_retry.py",
+    "        self._open_window().pause(error, absent=absent)\n",
     "        raise DatabaseUnavailableError('a mutant does not retry') from error\n",
 )
 LIVENESS = (
@@ -19,16 +19,19 @@ REFRESH = (
     "other = self._credentials.after_refusal(credentials, left)",
     "other = None",
 )
-ONLY_IDEMPOTENT = "            if failure is Failure.LOST and idempotent:\n"
+FAILED = "                attempts.failed(error, connection, alone=alone, idempotent=idempotent)\n"
 SAYS_DONE = (
     "_database.py",
-    ONLY_IDEMPOTENT,
-    f"            if failure is Failure.NOT_RUN:\n                return cursor\n{ONLY_IDEMPOTENT}",
+    FAILED,
+    f"""{FAILED}                if attempts._failed.failure.name == 'NOT_RUN':
+                    self._pool.give_back(connection)
+                    return Rows(connection, row_factory=self._row_factory)
+""",
 )
 REPEATS_ALL = (
-    "_database.py",
-    ONLY_IDEMPOTENT,
-    "            if failure is Failure.LOST:\n",
+    "_retry.py",
+    "            case Failure.LOST if failed.repeatable:\n",
+    "            case Failure.LOST:\n",
 )
 MUTANTS = (RETRY, LIVENESS, REFRESH, SAYS_DONE, REPEATS_ALL)
 

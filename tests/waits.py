@@ -9,7 +9,7 @@ from typing import Final
 
 from lambda_pg import Settings
 from lambda_pg._attempts import UNCONNECTED
-from lambda_pg._window import LAST_ATTEMPT
+from lambda_pg._retry import LAST_ATTEMPT
 
 from pgbouncer.configuration import SERVER_LOGIN_RETRY
 

@@ -50,7 +50,7 @@ class Clock:
 
     def govern(self, db: Database[TupleRow]) -> Database[TupleRow]:
         """Let a database live by this clock."""
-        for part in (db._pool, db._credentials, db._breaker, db._budget):
+        for part in (db._pool, db._credentials, db._retry.breaker, db._retry.budget):
             part._clock = self
         return db
 

@@ -124,7 +124,7 @@ def test_a_server_that_stays_read_only_is_unavailable(
     with pytest.raises(DatabaseUnavailableError, match="read-only") as caught:
         verb(db)
     assert isinstance(caught.value.__cause__, errors.ReadOnlySqlTransaction)
-    assert db._breaker.failures == 0
+    assert db._retry.breaker.failures == 0
     assert scalar(db, "SELECT 1") == 1
 
 
@@ -288,7 +288,7 @@ def test_a_lock_that_stays_is_unavailability(
     with locked(admin), pytest.raises(DatabaseUnavailableError) as caught:
         verb(db)
     assert isinstance(caught.value.__cause__, errors.LockNotAvailable)
-    assert db._breaker.failures == 0
+    assert db._retry.breaker.failures == 0
 
 
 def test_nowait_is_final(db: Database[TupleRow], admin: Admin) -> None:
@@ -434,7 +434,7 @@ def test_a_lack_that_stays_is_unavailability(
     for block in (db.transaction, db.connection):
         with pytest.raises(DatabaseUnavailableError, match=sqlstate), block() as connection:
             connection.execute("SELECT fail()")
-    assert db._breaker.failures == 0
+    assert db._retry.breaker.failures == 0
 
 
 @pytest.mark.parametrize("sqlstate", ["53100", "40001", "25006"])

@@ -444,7 +444,7 @@ def test_a_breaker_closes_where_a_connect_takes_longer_than_a_probe(
         with network.refuse():
             network.reset()
             for _ in range(FAILURES):
-                db._breaker.failed()
+                db._retry.breaker.failed()
         wait_until(lambda: answers(db), 10)
 
 
@@ -477,7 +477,7 @@ def test_connects_in_vain_leave_no_socket_behind(open_database: Open, settings: 
             with pytest.raises(DatabaseUnavailableError) as kept:
                 db.execute("SELECT 1")
             assert 1 <= len(sockets_to(port)) <= 3
-            db._breaker.succeeded()
+            db._retry.breaker.succeeded()
         db.close()
         assert not sockets_to(port), kept
 

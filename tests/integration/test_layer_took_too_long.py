@@ -81,7 +81,7 @@ def assert_too_long(
         verb(db, counted)
     assert len(runs) == 1
     assert db.stats()["retries"] == 0
-    assert db._breaker.failures == 0
+    assert db._retry.breaker.failures == 0
     return caught.value
 
 

@@ -302,7 +302,7 @@ def test_the_wait_for_a_server_connection_is_a_span(
     begin, statement = spans_of["BEGIN"], spans_of["SELECT pg_sleep"]
     assert begin.parent.span_id == statement.context.span_id
     assert seconds(begin) >= 0.5
-    assert (statement.end_time - begin.end_time) / 1e9 >= 0.2
+    assert (statement.end_time - begin.end_time) / 1e9 >= 0.1  # BEGIN's answer may be read late
     assert begin.attributes["db.operation.name"] == "BEGIN"
     db.close()
 

@@ -12,7 +12,7 @@ import pytest
 from freezegun import freeze_time
 from lambda_pg._clock import monotonic
 from lambda_pg._overload import Breaker, RetryBudget
-from lambda_pg._window import Window
+from lambda_pg._retry import Window
 
 SOURCES = Path(lambda_pg.__file__).parent
 

@@ -11,7 +11,7 @@ import lambda_pg
 import pytest
 import snapshot_restore_py
 from awslambdaric.lambda_runtime_hooks_runner import run_after_restore, run_before_snapshot
-from lambda_pg import Database, Settings, _credentials, _database, _overload, _window
+from lambda_pg import Database, Settings, _credentials, _overload, _retry
 from lambda_pg._credentials import CredentialCache
 
 SETTINGS = Settings(host="db.example", user="app", password="p")
@@ -151,5 +151,5 @@ def test_nothing_is_imported_for_the_hooks_elsewhere() -> None:
 
 def test_chance_differs_between_the_copies_of_a_snapshot() -> None:
     """Jitter comes from the operating system: no state of it can be copied."""
-    for module in (_credentials, _database, _overload, _window):
+    for module in (_credentials, _overload, _retry):
         assert type(module._jitter) is random.SystemRandom

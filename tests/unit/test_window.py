@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import psycopg
 import pytest
 from lambda_pg import CheckoutTimeoutError, DatabaseUnavailableError, DeadlineExceededError
-from lambda_pg import _window as window_module
+from lambda_pg import _retry as window_module
 from lambda_pg._overload import (
     BUDGET,
     FAILURES,
@@ -17,7 +17,7 @@ from lambda_pg._overload import (
     NotReachedError,
     RetryBudget,
 )
-from lambda_pg._window import FIRST_PAUSE, LAST_ATTEMPT, LONGEST_PAUSE, Window
+from lambda_pg._retry import FIRST_PAUSE, LAST_ATTEMPT, LONGEST_PAUSE, Window
 
 CAUSE = psycopg.OperationalError("connection refused\n\tIs the server running?")
 
@@ -129,13 +129,13 @@ def test_what_a_request_has_spent_before_counts(
     assert window.remaining() == 0
 
 
-def test_the_window_can_begin_anew_once(window: Window, time: Time) -> None:
+def test_the_window_can_restart_once(window: Window, time: Time) -> None:
     """Time in which the database was at work is not time in which it was away."""
     time.sleep(2.9)
-    window.begin_anew()
+    window.restart()
     assert window.remaining() == 3
     time.sleep(1)
-    window.begin_anew()
+    window.restart()
     assert window.remaining() == 2
 
 

@@ -5,7 +5,6 @@ import json
 import logging
 import math
 import os
-import random
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -20,33 +19,19 @@ from psycopg.rows import Row, RowFactory, TupleRow, tuple_row
 
 from lambda_pg._clock import monotonic
 from lambda_pg._connection import COMMIT, Connection, Modes, opening
-from lambda_pg._credentials import CredentialCache, SecretsUnavailableError
+from lambda_pg._credentials import CredentialCache
 from lambda_pg._cursor import Rows
-from lambda_pg._errors import (
-    ConfigurationError,
-    ConnectFailedError,
-    CredentialsError,
-    DatabaseUnavailableError,
-)
 from lambda_pg._events import Events
-from lambda_pg._failures import (
-    TRANSACTION_TIMEOUT,
-    Failure,
-    classify_connect,
-    classify_statement,
-)
 from lambda_pg._flight import Request
 from lambda_pg._invocation import NO_DEADLINE, invocation_of
-from lambda_pg._login import Configure, ConfigureInterruptedError, Login, too_short
-from lambda_pg._outcome import STATUS, TransactionId
-from lambda_pg._overload import Breaker, RetryBudget
+from lambda_pg._login import Configure, Login
+from lambda_pg._overload import Breaker
 from lambda_pg._pool import Pool
-from lambda_pg._recovery import Recovery, outcome_unknown, reason
+from lambda_pg._retry import Attempts, Retry, require_invocation
 from lambda_pg._settings import Settings
 from lambda_pg._snapshot import register_snapshot_hooks
 from lambda_pg._statements import is_short
 from lambda_pg._stats import MetricLines, Stats
-from lambda_pg._window import Window
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -67,13 +52,8 @@ _LEFT_OPEN: Final[dict[int, str]] = {
 }
 """What is said of what a caller has not ended. A failed transaction was told by its error."""
 
-_ENDED: Final = "the invocation in which this thread asked for a connection has ended"
-
 _TRACING_API: Final = "opentelemetry.trace"
 """A module that a program has loaded if it may want spans."""
-
-# No state that a snapshot or a fork could copy into many environments.
-_jitter = random.SystemRandom()
 
 
 class Database(Generic[Row]):
@@ -100,11 +80,11 @@ class Database(Generic[Row]):
         self._stats = Stats()
         self._events = Events()
         self._credentials = CredentialCache(settings)
-        self._breaker = Breaker()
+        breaker = Breaker()
         self._login = Login(
             settings,
             self._credentials,
-            breaker=self._breaker,
+            breaker=breaker,
             stats=self._stats,
             events=self._events,
             configure=configure,
@@ -116,8 +96,15 @@ class Database(Generic[Row]):
             events=self._events,
             is_current=self._login.is_current,
         )
-        self._recovery = Recovery(breaker=self._breaker, stats=self._stats, events=self._events)
-        self._budget = RetryBudget()
+        self._retry = Retry(
+            self._pool,
+            breaker=breaker,
+            stats=self._stats,
+            events=self._events,
+            checkout_timeout=settings.checkout_timeout,
+            credentials_change=settings.secret_arn is not None or settings.auth != "password",
+            invocation=lambda: self._invocation,
+        )
         self._deadline = math.inf
         self._own_deadline: ContextVar[float] = ContextVar("deadline", default=math.inf)
         self._has_own_deadlines = False
@@ -182,46 +169,42 @@ class Database(Generic[Row]):
 
         Raises DatabaseUnavailableError, CommitOutcomeUnknownError, and psycopg's SQL errors.
         """
-        began = monotonic()
         claimed = None if claims is None else _CLAIMS.encode(claims)
-        connection = None if self._breaker.failures else self._pool.take()
-        window = None
-        self._stats.requests_num += 1
+        attempts = self._attempts()
         while True:
-            if connection is None:
-                window = window or self._window(began)
-                connection = self._checkout(window)
-            connection.deadline = self._earliest() if self._has_own_deadlines else self._deadline
+            connection = attempts.take()
+            connection.deadline = attempts.deadline
             try:
-                if query.__class__ is not str or query not in connection.harmless:  # or no hash
-                    self._inspect(connection, query)
-                cursor = Rows(connection, row_factory=self._row_factory)
-                if claimed is None:
-                    connection.run(cursor, query, params)
-                else:
-                    request = Request.of(cursor, query, params, context=connection)
-                    connection.fly([*opening(claimed), request, COMMIT])
+                cursor = self._send(connection, query, params, claimed)
             except psycopg.Error as error:
                 alone = query if claimed is None else None
-                failed, failure = error, self._recovery.judge(error, connection, alone)
+                attempts.failed(error, connection, alone=alone, idempotent=idempotent)
                 self._pool.give_back(connection)
             except BaseException:
                 self._pool.give_back(connection)  # nothing was sent, or it is closed there
                 raise
             else:
-                if self._breaker.failures:
-                    self._breaker.succeeded()
+                self._retry.answered()
                 self._pool.put(connection)
                 return cursor
-            _require_invocation(connection, failure, failed, in_transaction=False)
-            connection = None
-            window = window or self._window(began)
-            if failure is Failure.LOST and idempotent:
-                window.may_have_run = True
-                window.begin_anew()
-                self._recovery.pause(window, failed)
-            else:
-                self._recovery.recover(failed, failure, window, in_transaction=False)
+
+    def _send(
+        self,
+        connection: Connection[Row],
+        query: QueryNoTemplate,
+        params: Params | None,
+        claimed: str | None,
+    ) -> psycopg.Cursor[Row]:
+        """Run one statement, in a transaction of its own where it has claims."""
+        if query.__class__ is not str or query not in connection.harmless:  # or no hash
+            self._inspect(connection, query)
+        cursor = Rows(connection, row_factory=self._row_factory)
+        if claimed is None:
+            connection.run(cursor, query, params)
+        else:
+            request = Request.of(cursor, query, params, context=connection)
+            connection.fly([*opening(claimed), request, COMMIT])
+        return cursor
 
     def run_transaction(
         self,
@@ -254,9 +237,9 @@ class Database(Generic[Row]):
         """
         claimed = _json(claims)
         modes = _modes(isolation_level, read_only, deferrable)
-        window = self._request()
+        attempts = self._attempts()
         while True:
-            connection = self._lent(window)
+            connection = self._lent(attempts)
             committing = False
             try:
                 connection.begin(claimed, modes)
@@ -267,26 +250,17 @@ class Database(Generic[Row]):
                 committing = True
                 connection.finish()
             except psycopg.Error as error:
-                failed, failure = error, self._recovery.judge(error, connection)
+                attempts.failed(error, connection, in_transaction=not committing)
             except psycopg.Rollback as left:
                 _require_unnamed(left)
                 return None  # type: ignore[return-value]  # as documented
             else:
-                self._answered()
+                self._retry.answered()
                 return result
             finally:
                 self._pool.take_back(connection)
-            _require_invocation(connection, failure, failed, in_transaction=not committing)
-            if failure is not Failure.LOST:
-                self._recovery.recover(failed, failure, window, in_transaction=not committing)
-                continue
-            window.begin_anew()
-            if not committing:
-                self._recovery.pause(window, failed)
-            elif self._was_committed(connection.transaction_id, failed, window):
+            if committing and attempts.was_committed(connection.transaction_id):
                 return result
-            elif failed.sqlstate == TRANSACTION_TIMEOUT:  # it would take as long again
-                self._recovery.translate(failed, Failure.TOO_LONG, in_transaction=True)
 
     def connection(self) -> AbstractContextManager[psycopg.Connection[Row]]:
         """Hand out a psycopg connection in autocommit, for what execute() cannot express.
@@ -299,18 +273,18 @@ class Database(Generic[Row]):
 
     def _lent_freely(self) -> Connection[Row]:
         """Take a connection in autocommit, on which a caller may do whatever it likes."""
-        connection = self._lent(self._request())
+        connection = self._lent(self._attempts())
         connection.touched = connection.profile.session
         return connection
 
     def _leave(self, connection: Connection[Row], raised: BaseException | None) -> bool:
         try:
             if isinstance(raised, psycopg.Error):
-                failure = self._recovery.judge(raised, connection)
-                _require_invocation(connection, failure, raised, in_transaction=False)
-                self._recovery.translate(raised, failure, in_transaction=False)
+                failure = self._retry.judge(raised, connection)
+                require_invocation(connection, failure, raised, in_transaction=False)
+                self._retry.translate(raised, failure, in_transaction=False)
             elif raised is None:
-                self._answered()
+                self._retry.answered()
             return False
         finally:
             self._take_back(connection)
@@ -337,7 +311,7 @@ class Database(Generic[Row]):
 
     def _begin(self, claims: Claims | None, modes: Modes) -> Connection[Row]:
         claimed = _json(claims)
-        connection = self._lent(self._request())
+        connection = self._lent(self._attempts())
         connection.begin(claimed, modes)
         return connection
 
@@ -349,14 +323,14 @@ class Database(Generic[Row]):
                 connection.require_open()
                 committing = True
                 connection.finish()
-                self._answered()
+                self._retry.answered()
             elif isinstance(raised, psycopg.Error):
                 raise raised
             return isinstance(raised, psycopg.Rollback) and raised.transaction is None
         except psycopg.Error as error:
-            failure = self._recovery.judge(error, connection)
-            _require_invocation(connection, failure, error, in_transaction=not committing)
-            self._recovery.translate(
+            failure = self._retry.judge(error, connection)
+            require_invocation(connection, failure, error, in_transaction=not committing)
+            self._retry.translate(
                 error, failure, in_transaction=not committing, transaction=connection.transaction_id
             )
             return False
@@ -508,69 +482,16 @@ class Database(Generic[Row]):
     def _earliest(self) -> float:
         return min(self._deadline, self._own_deadline.get())
 
-    def _request(self) -> Window:
-        """Open the window of a request that begins now."""
+    def _attempts(self) -> Attempts[Row]:
+        """Begin a request."""
         self._stats.requests_num += 1
-        return self._window(monotonic())
+        deadline = self._earliest() if self._has_own_deadlines else self._deadline
+        return Attempts(self._retry, deadline, self._invocation)
 
-    def _window(self, began: float) -> Window:
-        """Open the window of a request that began at the time.monotonic() of `began`."""
-        try:
-            window = Window(
-                self._settings.checkout_timeout,
-                self._earliest(),
-                spent=monotonic() - began,
-                breaker=self._breaker,
-                budget=self._budget,
-            )
-        except DatabaseUnavailableError:
-            self._stats.requests_errors += 1
-            raise
-        window.invocation = self._invocation
-        return window
-
-    def _checkout(self, window: Window) -> Connection[Row]:
-        """Take a connection, connecting again while the window lasts and it may help."""
-        tracing = self._events.tracing
-        try:
-            if tracing is None:
-                return self._connected(window)
-            with tracing.checkout():
-                return self._connected(window)
-        except (DatabaseUnavailableError, ConfigurationError):
-            self._stats.requests_errors += 1
-            raise
-
-    def _connected(self, window: Window) -> Connection[Row]:
-        answered: psycopg.OperationalError | None = None
-        left = 0.0
-        while True:
-            try:
-                left = window.remaining()
-                connection: Connection[Row] = self._pool.checkout(left, self._invocation)
-            except (SecretsUnavailableError, ConfigureInterruptedError) as error:
-                self._recovery.pause(window, error)
-            except DatabaseUnavailableError:
-                window.remaining()  # raises where the deadline has ended the wait for a slot
-                raise
-            except psycopg.OperationalError as error:
-                if not isinstance(error, psycopg.errors.ConnectionTimeout):
-                    answered = error
-                if answered is None and window.answered and too_short(error, left):
-                    self._recovery.pause(window, window.answered, absent=False)
-                    continue  # what the server answered says more than a connect cut short
-                told = answered if answered and too_short(error, left) else error
-                self._recover_connect(told, window)
-            else:
-                if window.invocation is None or window.invocation == self._invocation:
-                    return connection
-                self._pool.give_back(connection)  # a thread that has waited past the end
-                raise DatabaseUnavailableError(f"{_ENDED}: nothing was sent")
-
-    def _lent(self, window: Window) -> Connection[Row]:
+    def _lent(self, attempts: Attempts[Row]) -> Connection[Row]:
         """Take a connection for a caller's hands."""
-        connection = self._checkout(window)
-        connection.deadline = window.deadline
+        connection = attempts.next()
+        connection.deadline = attempts.deadline
         connection.used_by = self._invocation
         connection.lend(self._row_factory)
         self._pool.lend(connection)
@@ -591,65 +512,6 @@ class Database(Generic[Row]):
             if len(connection.harmless) >= REMEMBERED:
                 connection.harmless.clear()
             connection.harmless.add(query)
-
-    def _recover_connect(self, error: psycopg.OperationalError, window: Window) -> None:
-        """Return when another connect may help; raise what the caller gets otherwise."""
-        failure = classify_connect(error)
-        if failure is Failure.NOT_RUN:
-            self._recovery.pause(window, error)
-        elif failure is not Failure.LOGIN_REFUSED:
-            raise ConnectFailedError(f"cannot connect: {reason(error)}") from error
-        elif self._settings.secret_arn is None and self._settings.auth == "password":
-            raise CredentialsError("the login that the URL holds was refused") from error
-        else:
-            # A rotation in progress: the database knows the new password, the secret not yet.
-            try:
-                self._recovery.pause(window, error)
-            except DatabaseUnavailableError as late:
-                raise CredentialsError(
-                    "the login was refused, also with the credentials as they are now"
-                ) from late
-
-    def _was_committed(
-        self, transaction: TransactionId | None, lost: psycopg.Error, window: Window
-    ) -> bool:
-        """Find out what became of a transaction whose COMMIT got no answer.
-
-        A transaction without an id has written nothing: it counts as not committed. Raises
-        CommitOutcomeUnknownError, from the last error, when there is no answer within the window,
-        or none that is certainly about this transaction.
-        """
-        unknown = outcome_unknown("the answer to COMMIT was lost", transaction)
-        while True:
-            try:
-                self._recovery.pause(window, lost)
-                status = "aborted" if transaction is None else self._status(transaction, window)
-            except (DatabaseUnavailableError, ConfigurationError) as error:
-                raise unknown from error
-            except psycopg.Error as error:
-                if classify_statement(error, broken=True) is Failure.FINAL:
-                    raise unknown from error
-                lost = error  # the question was lost too: the window says whether to ask again
-                continue
-            if status is None:
-                raise unknown from lost
-            if status != "in progress":
-                return status == "committed"
-
-    def _status(self, transaction: TransactionId, window: Window) -> str | None:
-        connection = self._checkout(window)
-        connection.deadline = window.deadline
-        try:
-            cursor = psycopg.Cursor(connection)
-            cursor.execute(STATUS, [transaction.xid], binary=True)
-        finally:
-            self._pool.give_back(connection)
-        return transaction.status(cursor.pgresult) if cursor.pgresult else None
-
-    def _answered(self) -> None:
-        """Note that the database answers."""
-        if self._breaker.failures:
-            self._breaker.succeeded()
 
 
 class _Block(AbstractContextManager[Connection[Row]]):
@@ -675,23 +537,6 @@ class _Block(AbstractContextManager[Connection[Row]]):
 
     def __exit__(self, _: object, raised: BaseException | None, __: object) -> bool | None:
         return self._connection is not None and self._leave(self._connection, raised)
-
-
-def _require_invocation(
-    connection: Connection[Any], failure: Failure, error: psycopg.Error, *, in_transaction: bool
-) -> None:
-    """Raise where the end of a thread's invocation has closed the thread's connection.
-
-    Nothing is retried for an invocation that has been answered.
-    """
-    if not connection.reclaimed or failure is not Failure.LOST:
-        return
-    if isinstance(error, DatabaseUnavailableError):
-        raise error  # it was used after that
-    if in_transaction:
-        raise DatabaseUnavailableError(f"{_ENDED}: its transaction was rolled back") from error
-    what = f"{_ENDED} while a statement was at work"
-    raise outcome_unknown(what, connection.transaction_id) from error
 
 
 def _json(claims: Claims | None) -> str | None:
