@@ -89,6 +89,20 @@ def test_the_database_enforces_what_the_budget_assumes(prod: Stage) -> None:
     assert instance["DeletionPolicy"] == "Snapshot"
 
 
+def test_servers_get_security_fixes(stage: Stage, combination: Stage) -> None:
+    """The newest version, and later ones by themselves, in a window that the backup is not in."""
+    for each in (stage, combination):
+        for kind in ("AWS::RDS::DBInstance", "AWS::RDS::DBCluster"):
+            for name, server in each.all(kind).items():
+                properties = server["Properties"]
+                if kind == "AWS::RDS::DBInstance":
+                    assert properties["AutoMinorVersionUpgrade"] is True, name
+                assert properties["PreferredMaintenanceWindow"] == "sun:03:00-sun:04:00", name
+                if "DBClusterIdentifier" not in properties or kind == "AWS::RDS::DBCluster":
+                    assert properties["PreferredBackupWindow"] == "02:00-03:00", name
+                    assert properties["EngineVersion"] == "17.11", name
+
+
 def test_stacks_with_data_are_protected(tmp_path: Path) -> None:
     """In prod, the network and the database refuse to be deleted."""
     app = new_app("prod", tmp_path)
