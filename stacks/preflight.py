@@ -23,6 +23,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from stacks.assets import ROOT
 from stacks.budget import HEALTH_CONCURRENCY, BudgetError, budget_of, rolling_tasks
 from stacks.config import Config
+from stacks.contradictions import alarm_problem
 from stacks.image import LOCKS, builder_problem, locked_at
 from stacks.maintenance import maintenance_window
 from stacks.published import published
@@ -411,6 +412,16 @@ def _changes(config: Config, server: Mapping[str, Any]) -> list[str]:
     return [f"database.{name}" for name in changed]
 
 
+def check_alarms(config: Config) -> Iterator[Finding]:
+    """Look whether somebody learns of an alarm, where the stage does not deploy otherwise."""
+    problem = alarm_problem(config)
+    if problem:
+        what, _, remedy = problem.partition("; ")
+        yield Finding(what, f"{remedy[0].upper()}{remedy[1:]}")
+    else:
+        yield Finding(f"alarms go to {config.observability.email or 'nobody'}")
+
+
 def check_builder(config: Config, environment: Mapping[str, str]) -> Iterator[Finding]:
     """Run the container builder that the CDK will run for the pooler's image."""
     if config.pooler != "pgbouncer":
@@ -466,6 +477,7 @@ REMARKS: tuple[Check, ...] = (check_roles, check_deployed_version, check_reboot)
 
 def look(config: Config, clients: Clients, environment: Mapping[str, str]) -> Iterator[Finding]:
     """Yield all findings; without credentials the account is not asked any further."""
+    yield from check_alarms(config)
     yield from check_builder(config, environment)
     yield from check_lock(config, datetime.now(UTC))
     try:

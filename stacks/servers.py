@@ -9,10 +9,11 @@ from aws_cdk import aws_rds as rds
 from aws_cdk import aws_secretsmanager as secretsmanager
 from constructs import Construct
 
-from stacks.acknowledged import accept, accept_permission, aws_policy
+from stacks.acknowledged import accept, accept_by_id, accept_permission, aws_policy
 from stacks.config import Config
 from stacks.maintenance import backup_window, maintenance_window
 from stacks.network import NetworkStack, retention
+from stacks.server_log import LOG_PARAMETERS
 
 PORT = 5432
 MASTER = "lambda_pg_owner"
@@ -152,6 +153,11 @@ def _cluster(
         removal_policy=_removal(config),
     )
     _accept_findings(cluster, config)
+    accept_by_id(
+        cluster,
+        "CloudFormation-Validate::E9006",
+        "The CDK's list of Aurora's versions ends before 17.11; preflight asks RDS itself.",
+    )
     return Server(
         host=cluster.cluster_endpoint.hostname,
         port=str(PORT),
@@ -188,8 +194,7 @@ def _parameters(scope: Construct, config: Config, engine: rds.IEngine) -> rds.Pa
         parameters={
             **({} if most is None else {"max_connections": str(most)}),
             "rds.force_ssl": "1",
-            "log_lock_waits": "1",
-            "log_min_duration_statement": "1000",
+            **LOG_PARAMETERS,
         },
     )
 

@@ -453,6 +453,18 @@ def test_a_version_that_rds_has_installed_itself_is_no_change_of_the_instance() 
     assert "this deployment changes the instance" not in found.what
 
 
+def test_a_protected_stage_without_an_address_is_refused() -> None:
+    """It would not synthesise; a stage that may be removed needs none."""
+    (found,) = preflight.check_alarms(Config.of_stage("prod"))
+    assert found.fails
+    assert "observability.email = null with termination_protection = true" in found.what
+    assert found.remedy.startswith("Set an address")
+    address = {"observability": {"email": "somebody@example.com"}}
+    (found,) = preflight.check_alarms(Config.of_stage("prod", address))
+    assert found.is_fine
+    assert next(preflight.check_alarms(config())).is_fine
+
+
 # The version that is deployed
 
 
@@ -461,7 +473,7 @@ def running(version: str, *offered: str, **changes: object) -> Answer:
     server = {**DEPLOYED, "EngineVersion": version, **changes}
     member = {"DBInstanceIdentifier": "db-1"}
     cluster = {"DBClusterIdentifier": "database", "DBClusterMembers": [member]}
-    replies = {
+    replies: dict[str, dict[str, Any]] = {
         "GetParameter": PUBLISHED,
         "DescribeDBInstances": {"DBInstances": [server]},
         "DescribeDBClusters": {"DBClusters": [cluster]},
