@@ -7,8 +7,8 @@ is longer where a step in between fails).
 A step that fails leaves AWSCURRENT as it was and is tried again; every step may be repeated.
 
 A deployment asks for a fifth thing before it makes an RDS Proxy: admitCurrent lets the login of
-AWSCURRENT in, which the migration does only after the proxy. A schedule asks for a sixth thing every
-hour: reportSchedule tells CloudWatch whether the secret is rotated at all.
+AWSCURRENT in, which the migration does only after the proxy. A schedule asks for a sixth thing
+every hour: reportSchedule tells CloudWatch whether the secret is rotated at all.
 """
 
 import json

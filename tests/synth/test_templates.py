@@ -89,6 +89,19 @@ def test_the_database_enforces_what_the_budget_assumes(prod: Stage) -> None:
     assert instance["DeletionPolicy"] == "Snapshot"
 
 
+@pytest.mark.parametrize("name", ["instance-pgbouncer", "aurora-pgbouncer"])
+def test_servers_log_no_values(combinations: dict[str, Stage], name: str) -> None:
+    """Slow statements without parameters, failing ones without keys and rows."""
+    kinds = ("AWS::RDS::DBParameterGroup", "AWS::RDS::DBClusterParameterGroup")
+    (group,) = [found for kind in kinds for found in combinations[name].all(kind).values()]
+    assert {
+        "log_min_duration_statement": "1000",
+        "log_parameter_max_length": "0",
+        "log_parameter_max_length_on_error": "0",
+        "log_error_verbosity": "terse",
+    }.items() <= group["Properties"]["Parameters"].items()
+
+
 def test_servers_get_security_fixes(stage: Stage, combination: Stage) -> None:
     """The newest version, and later ones by themselves, in a window that the backup is not in."""
     for each in (stage, combination):
