@@ -257,7 +257,7 @@ def check_deployed_version(config: Config, clients: Clients) -> Iterator[Finding
         return
     if config.database.kind == "existing" and config.database.existing.identifier is None:
         yield Finding(
-            f"nobody has looked at the version of {config.database.existing.host}:"
+            f"the version of {config.database.existing.host} is not checked:"
             " database.existing.identifier is null"
         )
         return

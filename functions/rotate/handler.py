@@ -50,7 +50,7 @@ ADMIT: Final = "admitCurrent"
 """What a deployment asks for, with the secret's ARN alone (stacks/pooler/rds_proxy.py)."""
 
 REPORT: Final = "reportSchedule"
-"""What a schedule of its own asks for, with the secret's ARN alone (stacks/database.py)."""
+"""What an hourly schedule asks for, with the secret's ARN alone (stacks/database.py)."""
 
 METRICS: Final = "LambdaPg"
 ROTATION_OFF: Final = "RotationOff"

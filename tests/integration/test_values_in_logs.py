@@ -121,7 +121,7 @@ def test_a_bound_value_is_in_no_log_of_the_database_and_the_layer(
 def test_what_is_left_out_would_be_found(
     db: Database[TupleRow], admin: Admin, postgres: Postgres, table: str, canary: str, what: str
 ) -> None:
-    """Each setting keeps something of its own out of the log."""
+    """Each setting keeps something out of the log."""
     changes, pattern = SHOWN[what]
     log_of(admin, "layer_test", SLOW | DETAILS | changes)
     before = len(postgres.log.read_text())
