@@ -16,6 +16,7 @@ from local import processes
 from local.certificates import Authority
 from local.paths import shareable
 from local.postgres_discovery import PostgresBinaries
+from stacks.server_log import LOG_PARAMETERS
 
 SUPERUSER = "postgres"
 SOCKET = "socket"
@@ -220,6 +221,8 @@ class Postgres:
             "log_connections": "on",
             "log_disconnections": "on",
         }
+        if self.binaries.major >= 13:
+            settings |= LOG_PARAMETERS
         if self.binaries.major >= 16:  # the parameter is not older
             settings["reserved_connections"] = str(ADMINISTRATOR_RESERVED)
         if not self.durable:

@@ -24,6 +24,11 @@ TURNED_AWAY = rb"^[^\[]*\[\d+\] WARNING C-\w+: \S+ pooler error: "
 COUNTED = {
     "RefusedConnections": re.compile(TURNED_AWAY + rb"no more connections allowed[^:]*$"),
     "QueueTimeouts": re.compile(TURNED_AWAY + rb"query_wait_timeout\s*$"),
+    # A client's text may be anywhere: a client that writes this text as its name has not logged in.
+    "FailedLogins": re.compile(
+        rb"^[^\[]*\[\d+\] WARNING C-\w+: .* pooler error: "
+        rb"(SASL authentication failed|no authentication method is found)\s*$"
+    ),
 }
 # Server connections that wait for a client; PgBouncer calls those used that it checks before,
 # because they have been idle for long. Both stay until server_idle_timeout.
@@ -39,6 +44,9 @@ UNITS = {
     "Transactions": "Count",
     "RefusedConnections": "Count",
     "QueueTimeouts": "Count",
+    "FailedLogins": "Count",
+    "UnreadableSecrets": "Count",
+    "CertificateDays": "Count",
 }
 
 Numbers = dict[str, float]

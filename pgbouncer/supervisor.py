@@ -15,12 +15,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from os import WNOHANG, kill, waitpid, waitstatus_to_exitcode
 from typing import IO
 
+from .certificate import end_of
 from .configuration import LISTEN_BACKLOG, PEER_POOL_SIZE
 from .files import Folder
-from .metrics import CONTINUED, Metrics, Tally, render
+from .metrics import CONTINUED, Metrics, Numbers, Tally, render
 from .output import LogHandler, Output
 from .peers import CloudMap, Peering
 from .primary import Watch
@@ -45,6 +47,7 @@ HOLD_WAIT = 2.0
 HOLD_SECONDS = 1.0
 # How long to wait for an event at most: nothing may be due, and a queue takes no infinity.
 LONGEST_WAIT = 3600.0
+DAY = timedelta(days=1)
 # How many server connections each current user has before clients come, and how long that may take.
 WARM_CONNECTIONS = 10
 WARM_SECONDS = 2.0
@@ -227,6 +230,7 @@ class Supervisor:
                 break
             if self._vault.content is not None and self._write(self._update):
                 return True
+            self._put_metrics({"UnreadableSecrets": self._vault.unreadable})
             log.info("waiting %g s for a user and a certificate", pause)
             self._rest(pause)
             pause = min(2 * pause, max(1.0, self._settings.refresh_interval))
@@ -331,14 +335,22 @@ class Supervisor:
     def _report(self) -> None:
         """Write PgBouncer's numbers, or say why there are none."""
         self._plan_report(self._due["report"])
-        if self._settings.metrics is None:
-            return
         try:
             numbers = self._metrics.measure()
         except SessionError as error:
             log.warning("no metrics this time: %s", error)
             return
-        self._stdout.put(f"{render(numbers, self._settings.metrics, time.time())}\n".encode())
+        self._put_metrics(numbers | self._secrets_metrics())
+
+    def _secrets_metrics(self) -> Numbers:
+        """Return how well the secrets could be read, and the days that the certificate has left."""
+        left = end_of(self._content.certificate.chain) - datetime.now(UTC)
+        return {"UnreadableSecrets": self._vault.unreadable, "CertificateDays": left / DAY}
+
+    def _put_metrics(self, numbers: Numbers) -> None:
+        if self._settings.metrics is not None:
+            line = render(numbers, self._settings.metrics, time.time())
+            self._stdout.put(f"{line}\n".encode())
 
     # PgBouncer
 

@@ -74,6 +74,7 @@ class Vault:
         self._check = check
         self._report = report
         self._seen: dict[str, tuple[str, str]] = {}
+        self._unreadable: set[str] = set()
         self._logins: dict[str, tuple[User, ...]] = {}
         self._certificate: Certificate | None = None
 
@@ -83,6 +84,11 @@ class Vault:
         if self._certificate is None or not self._logins:
             return None
         return Content(self._users(), self._certificate)
+
+    @property
+    def unreadable(self) -> int:
+        """How many secrets could not be read or used when they were looked at last."""
+        return len(self._unreadable)
 
     def _users(self) -> tuple[User, ...]:
         """List all users, each once; the current password of a name wins over an older one."""
@@ -112,7 +118,9 @@ class Vault:
         except (BotoCoreError, ClientError, SecretUnusableError, OSError) as error:
             kept = "keeping the last good one" if arn in self._seen else "none yet"
             self._report(f"secret {arn} ({kept}): {type(error).__name__}: {error}")
+            self._unreadable.add(arn)
             return False
+        self._unreadable.discard(arn)
         return True
 
     def _take_user(self, arn: str, answer: dict[str, Any]) -> None:

@@ -137,7 +137,22 @@ class Database:
         choices=("instance", "aurora", "existing", "none"),
     )
     major_version: int = setting(17, "PostgreSQL's major version", choices=(17,))
-    minor_version: int = setting(7, "PostgreSQL's minor version", minimum=1, maximum=99)
+    # The newest that RDS and Aurora offer:
+    # https://aws.amazon.com/about-aws/whats-new/2026/08/amazon-rds-postgresql-18-6-17-11-16-15-15-19-14-24/
+    minor_version: int = setting(
+        11,
+        "PostgreSQL's minor version at first; RDS installs newer ones by itself in the maintenance"
+        " window",
+        minimum=1,
+        maximum=99,
+    )
+    maintenance_start: str = setting(
+        "sun:03:00",
+        "start (UTC) of the weekly hour in which RDS maintains the server; the daily backup begins"
+        " an hour before",
+        pattern=r"(mon|tue|wed|thu|fri|sat|sun):([01]\d|2[0-3]):[0-5]\d",
+        shape="a day and a time, as in sun:03:00",
+    )
     instance_class: str = setting(
         "t4g.medium",
         "size of an RDS instance, without 'db.'",

@@ -67,6 +67,20 @@ def contradictions(config: "Config") -> Iterator[str]:
         yield from check(config)
 
 
+def alarm_problem(config: "Config") -> str | None:
+    """Say why nobody would learn of an alarm of a stage that is worth protecting.
+
+    Not one of the contradictions: budget, tunnel and other apps need no address.
+    """
+    if config.observability.email is not None or not config.termination_protection:
+        return None
+    return (
+        "observability.email = null with termination_protection = true: nobody would learn of an"
+        " alarm; set an address that somebody reads, in the stage's block of cdk.json:"
+        ' "observability": { "email": "…" }'
+    )
+
+
 def _names(config: "Config") -> Iterator[str]:
     """Judge what is made of the app's and the stage's names."""
     longest = f"{config.stack_prefix}{LAST_STACK}"

@@ -4,12 +4,14 @@ from typing import Any
 
 from aws_cdk import Arn, ArnComponents, ArnFormat, Duration, RemovalPolicy, Stack
 from aws_cdk import aws_ec2 as ec2
+from aws_cdk import aws_events as events
+from aws_cdk import aws_events_targets as events_targets
 from aws_cdk import aws_lambda as lambda_
 from aws_cdk import aws_route53 as route53
 from aws_cdk import aws_secretsmanager as secretsmanager
 from constructs import Construct, IConstruct
 
-from stacks.acknowledged import accept, accept_permission, accept_zones
+from stacks.acknowledged import accept, accept_permission, accept_serverless, accept_zones
 from stacks.assets import Assets
 from stacks.config import Config
 from stacks.functions import add_layer, join_network, new_function, read_secret
@@ -24,6 +26,11 @@ NO_QUOTING = " %+~`#$&*()|[]{}:;<>?!'/@\"\\,=^-"
 ROTATION_SECONDS = 60
 ADMIT = "admitCurrent"
 """What `rotate` is asked for to let the application's login in before there is a migration."""
+REPORT = "reportSchedule"
+"""What `rotate` is asked for to tell whether the secret is rotated at all."""
+ROTATION_OFF = "RotationOff"
+REPORT_HOURS = 1
+"""The metric that it then writes, by Secret, and how often."""
 
 SERVER = "PostgreSQL"
 OWNER = "database/owner-secret-arn"
@@ -196,6 +203,22 @@ class DatabaseStack(Stack):
             # The users come with the first migration, which is after this.
             rotate_immediately_on_update=False,
         )
+        rule = events.Rule(
+            self,
+            "RotationReport",
+            description="Have it told whether the application's secret is rotated at all",
+            schedule=events.Schedule.rate(Duration.hours(REPORT_HOURS)),
+            targets=[
+                events_targets.LambdaFunction(
+                    function,
+                    event=events.RuleTargetInput.from_object(
+                        {"Step": REPORT, "SecretId": secret.secret_arn}
+                    ),
+                    retry_attempts=2,
+                )
+            ],
+        )
+        accept_serverless(rule, EventBusDLQ="An event that is lost comes again in an hour.")
         # CDK lets the service in whoever's secret it is for.
         for child in function.node.find_all():
             if isinstance(child, lambda_.CfnPermission):

@@ -17,8 +17,11 @@ from stacks.acknowledged import accept_serverless
 from stacks.api import ApiStack
 from stacks.capacity import max_connections
 from stacks.config import Config
-from stacks.pooler.pgbouncer import supervisor_metric
+from stacks.contradictions import alarm_problem
+from stacks.database import REPORT_HOURS, ROTATION_OFF
+from stacks.pooler.pgbouncer import METRICS, supervisor_metric
 from stacks.published import published
+from stacks.settings import ConfigurationError
 
 MINUTE = Duration.minutes(1)
 ABOVE = cloudwatch.ComparisonOperator.GREATER_THAN_OR_EQUAL_TO_THRESHOLD
@@ -26,6 +29,14 @@ BELOW = cloudwatch.ComparisonOperator.LESS_THAN_THRESHOLD
 
 NEARLY_ALL = 0.9
 """Share of a limit at which an alarm rises."""
+
+
+CERTIFICATE_DAYS = 21
+"""Days that the pooler's certificate has left when its renewal does not work: it is renewed with 30
+left, by a function that runs every week."""
+
+FAILED_LOGINS = 20
+"""A minute, over all tasks; a rotation of one user lets some fail for a second."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +48,16 @@ class _Watched:
     threshold: float
     runbook: str
     comparison: cloudwatch.ComparisonOperator = ABOVE
+    missing: cloudwatch.TreatMissingData = cloudwatch.TreatMissingData.NOT_BREACHING
+    periods: int | None = None
+    """Periods in a row that raise the alarm; None: two of three."""
 
 
 class ObservabilityStack(Stack):
-    """Alarms go to a topic where the stage names an address."""
+    """Alarms go to a topic where the stage names an address.
+
+    Raise ConfigurationError for a protected stage that names none.
+    """
 
     def __init__(
         self,
@@ -52,6 +69,8 @@ class ObservabilityStack(Stack):
         **options: Any,
     ) -> None:
         super().__init__(scope, id, **options)
+        if problem := alarm_problem(config):
+            raise ConfigurationError(config.stage, [problem])
         self._config = config
         # CloudWatch keeps the dashboards of all regions in one list.
         name = f"{config.stack_prefix}-{config.region}"
@@ -130,7 +149,8 @@ class ObservabilityStack(Stack):
         )
         wait, given_up = metric("MaxWait", "Maximum"), metric("QueueTimeouts", "Sum")
         clients = metric("ClientConnections", "Maximum")
-        yield _Watched("PoolerGone", healthy, 1, "the-pooler-is-gone", BELOW)
+        gone = cloudwatch.TreatMissingData.BREACHING
+        yield _Watched("PoolerGone", healthy, 1, "the-pooler-is-gone", BELOW, gone)
         yield _Watched("PoolerCpu", cpu, 80, "the-pooler-is-busy")
         yield _Watched("PoolerClients", clients, most, "clients-are-refused")
         yield _Watched("RefusedClients", refused, 1, "clients-are-refused")
@@ -138,6 +158,16 @@ class ObservabilityStack(Stack):
         yield _Watched("ClientsWaiting", waiting, self._config.pool_size, "the-queue-grows")
         yield _Watched("QueueTime", wait, settings.query_wait_timeout * 0.5, "the-queue-grows")
         yield _Watched("QueueTimeouts", given_up, 1, "the-queue-grows")
+        days, unreadable = (
+            metric("CertificateDays", "Minimum"),
+            metric("UnreadableSecrets", "Maximum"),
+        )
+        failed, minutes = metric("FailedLogins", "Sum"), max(1, settings.metrics_interval / 60)
+        yield _Watched(
+            "CertificateDays", days, CERTIFICATE_DAYS, "the-certificate-is-not-renewed", BELOW
+        )
+        yield _Watched("UnreadableSecrets", unreadable, 1, "a-secret-cannot-be-read")
+        yield _Watched("FailedLogins", failed, FAILED_LOGINS * minutes, "logins-fail-at-the-pooler")
 
     def _rds_proxy(self) -> Iterator[_Watched]:
         limit, _ = max_connections(self._config)
@@ -207,6 +237,7 @@ class ObservabilityStack(Stack):
         if self._config.database.kind != "none" and not self._config.by_token:
             rotate = self._function("Rotate", "database/rotation-function")
             background.append(("Rotate", "a-rotation-failed", rotate))
+            self._show("Rotation", self._rotation_off())
         if self._config.pooler == "pgbouncer":
             certificate = self._function("Certificate", "pooler/certificate-function")
             background.append(("Certificate", "the-certificate-is-not-renewed", certificate))
@@ -224,6 +255,13 @@ class ObservabilityStack(Stack):
                     )
                 },
             )
+
+    def _rotation_off(self) -> Iterator[_Watched]:
+        """Watch what the function `rotate` writes every hour."""
+        secret = {"Secret": self._told("database/application-secret-arn")}
+        hour = Duration.hours(REPORT_HOURS)
+        off = _metric(METRICS, ROTATION_OFF, secret, "Maximum", hour)
+        yield _Watched("RotationOff", off, 1, "the-rotation-is-off", periods=1)
 
     def _function(self, name: str, value: str) -> lambda_.IFunction:
         return lambda_.Function.from_function_name(self, name, self._told(value))
@@ -244,13 +282,13 @@ class ObservabilityStack(Stack):
         )
 
     def _with_alarm(self, watched: _Watched) -> monitoring.CustomMetricWithAlarm:
-        missing = cloudwatch.TreatMissingData
-        below = watched.comparison == BELOW
         threshold = monitoring.CustomThreshold(
             threshold=watched.threshold,
             comparison_operator=watched.comparison,
-            treat_missing_data_override=missing.BREACHING if below else missing.NOT_BREACHING,
+            treat_missing_data_override=watched.missing,
             runbook_link=self._runbook(watched.runbook),
+            datapoints_to_alarm=watched.periods,
+            evaluation_periods=watched.periods,
         )
         return monitoring.CustomMetricWithAlarm(
             metric=watched.metric,
@@ -260,12 +298,16 @@ class ObservabilityStack(Stack):
 
 
 def _metric(
-    namespace: str, name: str, dimensions: dict[str, str], statistic: str
+    namespace: str,
+    name: str,
+    dimensions: dict[str, str],
+    statistic: str,
+    period: Duration = MINUTE,
 ) -> cloudwatch.Metric:
     return cloudwatch.Metric(
         namespace=namespace,
         metric_name=name,
         dimensions_map=dimensions,
         statistic=statistic,
-        period=MINUTE,
+        period=period,
     )

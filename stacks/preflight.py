@@ -8,6 +8,7 @@ Only reads. Every finding says what to do; the exit code is 0 when there is noth
 import argparse
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +23,9 @@ from botocore.exceptions import BotoCoreError, ClientError
 from stacks.assets import ROOT
 from stacks.budget import HEALTH_CONCURRENCY, BudgetError, budget_of, rolling_tasks
 from stacks.config import Config
+from stacks.contradictions import alarm_problem
 from stacks.image import LOCKS, builder_problem, locked_at
+from stacks.maintenance import maintenance_window
 from stacks.published import published
 from stacks.settings import ConfigurationError
 
@@ -227,18 +230,92 @@ def _service_roles(config: Config) -> dict[str, str]:
 
 
 def check_engine(config: Config, clients: Clients) -> Iterator[Finding]:
-    """Ask whether RDS offers the stage's version of PostgreSQL in the region."""
+    """Ask whether RDS offers the stage's version of PostgreSQL in the region, and a newer one."""
     settings = config.database
     if settings.kind not in ENGINES:
         return
-    engine, family = ENGINES[settings.kind]
     version = f"{settings.major_version}.{settings.minor_version}"
+    offered = _offered(clients, ENGINES[settings.kind], settings.major_version)
+    if version not in offered:
+        yield Finding(
+            f"RDS does not offer PostgreSQL {version} in {config.region}",
+            f"Choose among {', '.join(offered)}: set database.minor_version in cdk.json.",
+        )
+        return
+    newest = _minor(offered[-1])
+    behind = newest > settings.minor_version
+    yield Finding(
+        f"PostgreSQL {version}" + (f"; RDS offers {offered[-1]}" if behind else ""),
+        f"Set database.minor_version to {newest} in cdk.json." if behind else "",
+        blocks=False,
+    )
+
+
+def check_deployed_version(config: Config, clients: Clients) -> Iterator[Finding]:
+    """Compare the version that the server runs with the newest that RDS offers of its major one."""
+    if config.database.kind == "none":
+        return
+    if config.database.kind == "existing" and config.database.existing.identifier is None:
+        yield Finding(
+            f"the version of {config.database.existing.host} is not checked:"
+            " database.existing.identifier is null"
+        )
+        return
+    server = _server(config, clients)
+    if server is None:
+        return
+    deployed, name = server["EngineVersion"], server["identifier"]
+    major, wanted = int(deployed.split(".")[0]), config.database.minor_version
+    offered = _offered(clients, server["Engine"], major)
+    newest = _minor(offered[-1]) if offered else 0
+    ours = config.database.kind in ENGINES and major == config.database.major_version
+    if newest > _minor(deployed):
+        yield Finding(
+            f"{name} runs PostgreSQL {deployed}; RDS offers {offered[-1]}",
+            _upgrade(server, newest if ours else None, wanted),
+            blocks=False,
+        )
+    elif ours and _minor(deployed) > wanted:
+        yield Finding(
+            f"{name} runs PostgreSQL {deployed}, database.minor_version is {wanted}",
+            f"Set database.minor_version to {_minor(deployed)}: RDS does not go back, so a"
+            " deployment that sets an older one fails.",
+            blocks=False,
+        )
+    else:
+        yield Finding(f"{name} runs PostgreSQL {deployed}")
+
+
+def _offered(clients: Clients, engine: str, major: int) -> list[str]:
+    """List the versions that RDS offers of a major one, the newest last."""
     known = clients("rds").describe_db_engine_versions(
-        Engine=engine, DBParameterGroupFamily=f"{family}{settings.major_version}"
+        Engine=engine, DBParameterGroupFamily=f"{engine}{major}"
     )["DBEngineVersions"]
-    offered = [entry["EngineVersion"] for entry in known]
-    remedy = f"Choose among {', '.join(offered)}: set database.minor_version in cdk.json."
-    yield Finding(f"PostgreSQL {version}", "" if version in offered else remedy)
+    # Aurora has others, as 16.8-limitless.
+    versions = {entry["EngineVersion"] for entry in known}
+    return sorted((each for each in versions if PLAIN_VERSION.fullmatch(each)), key=_minor)
+
+
+def _minor(version: str) -> int:
+    """Read the minor version; Extended Support's names go on behind it, as 11.22-RDS.20241121."""
+    return int(version.split(".")[1].partition("-")[0])
+
+
+def _upgrade(server: Mapping[str, Any], newest: int | None, wanted: int) -> str:
+    """Say how a server gets the newest version; `newest` is None where this app has not made it."""
+    if newest is None:
+        by_hand = "Have its owner upgrade it"
+    elif newest == wanted:
+        by_hand = "Deploy"
+    else:
+        by_hand = f"Set database.minor_version to {newest} in cdk.json and deploy"
+    window = server["PreferredMaintenanceWindow"]
+    alone = (
+        f"RDS does it by itself in a maintenance window ({window} UTC), weeks after a release"
+        if server["AutoMinorVersionUpgrade"]
+        else "automatic minor upgrades are off"
+    )
+    return f"{by_hand}: that restarts the server at once. Otherwise, {alone}."
 
 
 def check_reboot(config: Config, clients: Clients) -> Iterator[Finding]:
@@ -279,17 +356,27 @@ def check_reboot(config: Config, clients: Clients) -> Iterator[Finding]:
 
 
 def _server(config: Config, clients: Clients) -> dict[str, Any] | None:
-    """Describe the stage's instance; None before the first deployment."""
-    parameter = published(config, "database/identifier").name
-    try:
-        name = clients("ssm").get_parameter(Name=parameter)["Parameter"]["Value"]
-    except ClientError as error:
-        if error.response["Error"]["Code"] != "ParameterNotFound":
-            raise
-        return None
-    described = clients("rds").describe_db_instances(DBInstanceIdentifier=name)
-    server: dict[str, Any] = described["DBInstances"][0]
-    return server
+    """Describe the stage's instance or cluster; None before the first deployment.
+
+    `identifier` is added: the two have different names for it. A cluster's own record does not say
+    when it is upgraded: that is up to its instances, of which the first is asked.
+    """
+    existing = config.database.existing
+    name = existing.identifier
+    if config.database.kind != "existing":
+        parameter = published(config, "database/identifier").name
+        try:
+            name = clients("ssm").get_parameter(Name=parameter)["Parameter"]["Value"]
+        except ClientError as error:
+            if error.response["Error"]["Code"] != "ParameterNotFound":
+                raise
+            return None
+    rds, identifier = clients("rds"), name
+    if config.database.kind == "aurora" or existing.cluster:
+        cluster = rds.describe_db_clusters(DBClusterIdentifier=name)["DBClusters"][0]
+        name = cluster["DBClusterMembers"][0]["DBInstanceIdentifier"]
+    server: dict[str, Any] = rds.describe_db_instances(DBInstanceIdentifier=name)["DBInstances"][0]
+    return {**server, "identifier": identifier}
 
 
 def _max_connections(clients: Clients, group: str) -> int | None:
@@ -307,9 +394,9 @@ def _changes(config: Config, server: Mapping[str, Any]) -> list[str]:
     database = config.database
     wanted = {
         "instance_class": (server["DBInstanceClass"], f"db.{database.instance_class}"),
-        "minor_version": (
-            server["EngineVersion"],
-            f"{database.major_version}.{database.minor_version}",
+        "maintenance_start": (
+            server["PreferredMaintenanceWindow"],
+            maintenance_window(database.maintenance_start),
         ),
         "multi_az": (server["MultiAZ"], database.multi_az),
         "max_storage_gib": (server.get("MaxAllocatedStorage"), database.max_storage_gib),
@@ -317,10 +404,22 @@ def _changes(config: Config, server: Mapping[str, Any]) -> list[str]:
         "deletion_protection": (server["DeletionProtection"], database.deletion_protection),
     }
     changed = [name for name, (deployed, new) in wanted.items() if deployed != new]
-    # RDS lets the storage grow by itself, so that more than is wanted is no change.
+    # RDS upgrades the server and lets the storage grow by itself: more than is wanted is no change.
+    if database.minor_version > _minor(server["EngineVersion"]):
+        changed.append("minor_version")
     if database.storage_gib > server["AllocatedStorage"]:
         changed.append("storage_gib")
     return [f"database.{name}" for name in changed]
+
+
+def check_alarms(config: Config) -> Iterator[Finding]:
+    """Look whether somebody learns of an alarm, where the stage does not deploy otherwise."""
+    problem = alarm_problem(config)
+    if problem:
+        what, _, remedy = problem.partition("; ")
+        yield Finding(what, f"{remedy[0].upper()}{remedy[1:]}")
+    else:
+        yield Finding(f"alarms go to {config.observability.email or 'nobody'}")
 
 
 def check_builder(config: Config, environment: Mapping[str, str]) -> Iterator[Finding]:
@@ -356,11 +455,10 @@ def check_lock(config: Config, now: datetime) -> Iterator[Finding]:
     )
 
 
-ENGINES = {
-    "instance": ("postgres", "postgres"),
-    "aurora": ("aurora-postgresql", "aurora-postgresql"),
-}
-"""RDS's names of what a stage may create, and of its parameter families."""
+ENGINES = {"instance": "postgres", "aurora": "aurora-postgresql"}
+"""RDS's names of what a stage may create; a parameter family's name has the major version too."""
+
+PLAIN_VERSION = re.compile(r"\d+\.\d+")
 
 ACCOUNT_CHECKS: tuple[Check, ...] = (
     check_zones,
@@ -369,15 +467,17 @@ ACCOUNT_CHECKS: tuple[Check, ...] = (
     check_fargate,
     check_roles,
     check_engine,
+    check_deployed_version,
     check_reboot,
 )
 
-REMARKS: tuple[Check, ...] = (check_roles, check_reboot)
+REMARKS: tuple[Check, ...] = (check_roles, check_deployed_version, check_reboot)
 """Checks that never refuse a deployment."""
 
 
 def look(config: Config, clients: Clients, environment: Mapping[str, str]) -> Iterator[Finding]:
     """Yield all findings; without credentials the account is not asked any further."""
+    yield from check_alarms(config)
     yield from check_builder(config, environment)
     yield from check_lock(config, datetime.now(UTC))
     try:

@@ -9,9 +9,11 @@ from aws_cdk import aws_rds as rds
 from aws_cdk import aws_secretsmanager as secretsmanager
 from constructs import Construct
 
-from stacks.acknowledged import accept, accept_permission, aws_policy
+from stacks.acknowledged import accept, accept_by_id, accept_permission, aws_policy
 from stacks.config import Config
+from stacks.maintenance import backup_window, maintenance_window
 from stacks.network import NetworkStack, retention
+from stacks.server_log import LOG_PARAMETERS
 
 PORT = 5432
 MASTER = "lambda_pg_owner"
@@ -79,10 +81,12 @@ def _instance(
         storage_encrypted=True,
         ca_certificate=rds.CaCertificate.RDS_CA_RSA2048_G1,
         backup_retention=Duration.days(settings.backup_days),
+        preferred_backup_window=backup_window(settings.maintenance_start),
         copy_tags_to_snapshot=True,
         delete_automated_backups=not config.termination_protection,
         deletion_protection=settings.deletion_protection,
-        auto_minor_version_upgrade=False,
+        auto_minor_version_upgrade=True,
+        preferred_maintenance_window=maintenance_window(settings.maintenance_start),
         port=PORT,
         publicly_accessible=False,
         database_insights_mode=rds.DatabaseInsightsMode.STANDARD,
@@ -109,9 +113,12 @@ def _cluster(
 ) -> Server:
     settings = config.database
     engine = cluster_engine(config)
+    window = maintenance_window(settings.maintenance_start)
     common: dict[str, Any] = {
         "ca_certificate": rds.CaCertificate.RDS_CA_RSA2048_G1,
-        "auto_minor_version_upgrade": False,
+        # Aurora upgrades a cluster when all its instances have it on.
+        "auto_minor_version_upgrade": True,
+        "preferred_maintenance_window": window,
         "publicly_accessible": False,
         "enable_performance_insights": True,
     }
@@ -133,7 +140,11 @@ def _cluster(
         default_database_name=settings.name,
         parameter_group=_parameters(scope, config, engine),
         storage_encrypted=True,
-        backup=rds.BackupProps(retention=Duration.days(settings.backup_days)),
+        backup=rds.BackupProps(
+            retention=Duration.days(settings.backup_days),
+            preferred_window=backup_window(settings.maintenance_start),
+        ),
+        preferred_maintenance_window=window,
         copy_tags_to_snapshot=True,
         deletion_protection=settings.deletion_protection,
         port=PORT,
@@ -142,6 +153,11 @@ def _cluster(
         removal_policy=_removal(config),
     )
     _accept_findings(cluster, config)
+    accept_by_id(
+        cluster,
+        "CloudFormation-Validate::E9006",
+        "The CDK's list of Aurora's versions ends before 17.11; preflight asks RDS itself.",
+    )
     return Server(
         host=cluster.cluster_endpoint.hostname,
         port=str(PORT),
@@ -178,8 +194,7 @@ def _parameters(scope: Construct, config: Config, engine: rds.IEngine) -> rds.Pa
         parameters={
             **({} if most is None else {"max_connections": str(most)}),
             "rds.force_ssl": "1",
-            "log_lock_waits": "1",
-            "log_min_duration_statement": "1000",
+            **LOG_PARAMETERS,
         },
     )
 

@@ -7,12 +7,14 @@ is longer where a step in between fails).
 A step that fails leaves AWSCURRENT as it was and is tried again; every step may be repeated.
 
 A deployment asks for a fifth thing before it makes an RDS Proxy: admitCurrent lets the login of
-AWSCURRENT in, which the migration does only after the proxy.
+AWSCURRENT in, which the migration does only after the proxy. A schedule asks for a sixth thing
+every hour: reportSchedule tells CloudWatch whether the secret is rotated at all.
 """
 
 import json
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -46,6 +48,13 @@ TEST_TIMEOUT: Final = 10.0
 
 ADMIT: Final = "admitCurrent"
 """What a deployment asks for, with the secret's ARN alone (stacks/pooler/rds_proxy.py)."""
+
+REPORT: Final = "reportSchedule"
+"""What an hourly schedule asks for, with the secret's ARN alone (stacks/database.py)."""
+
+METRICS: Final = "LambdaPg"
+ROTATION_OFF: Final = "RotationOff"
+"""Namespace and name of the metric; an alarm watches it (stacks/observability.py)."""
 
 PATIENCE: Final = 30.0
 """Seconds that a deployment waits for finishSecret, which keeps the lock while it tests a login."""
@@ -126,6 +135,10 @@ class Versions:
         self._client.update_secret_version_stage(
             SecretId=self.arn, VersionStage="AWSPENDING", RemoveFromVersionId=self._token
         )
+
+    def is_scheduled(self) -> bool:
+        """Tell whether Secrets Manager will rotate the secret by itself."""
+        return bool(self._client.describe_secret(SecretId=self.arn).get("RotationEnabled"))
 
     def make_password(self) -> str:
         """Have the service make a password up."""
@@ -256,6 +269,21 @@ def admit_current(versions: Versions) -> None:
         admit_early(connection, lambda: login_of(versions.current()), PATIENCE)
 
 
+def report_schedule(versions: Versions) -> None:
+    """Write whether the rotation is off, in CloudWatch's embedded metric format."""
+    off = not versions.is_scheduled()
+    if off:
+        logger.warning("the secret %s is not rotated: turn its rotation on again", versions.arn)
+    directive = {
+        "Namespace": METRICS,
+        "Dimensions": [["Secret"]],
+        "Metrics": [{"Name": ROTATION_OFF, "Unit": "Count"}],
+    }
+    head = {"Timestamp": int(time.time() * 1000), "CloudWatchMetrics": [directive]}
+    # Not through the logger: the line is the metric.
+    print(json.dumps({"_aws": head, "Secret": versions.arn, ROTATION_OFF: int(off)}), flush=True)
+
+
 def next_login(versions: Versions) -> Login:
     """Return what createSecret has made up."""
     content = versions.pending()
@@ -286,20 +314,27 @@ STEPS: Final[dict[str, Callable[[Versions], None]]] = {
 }
 
 
+OUTSIDE: Final[dict[str, Callable[[Versions], None]]] = {
+    ADMIT: admit_current,
+    REPORT: report_schedule,
+}
+"""What is asked for outside of a rotation."""
+
+
 def take_step(event: dict[str, Any]) -> None:
     """Take the step that an event names, unless the rotation has ended already."""
-    needed = ["Step", "SecretId"] + ["ClientRequestToken"] * (event.get("Step") != ADMIT)
+    needed = ["Step", "SecretId"] + ["ClientRequestToken"] * (event.get("Step") not in OUTSIDE)
     for name in needed:
         if not isinstance(event.get(name), str):
             raise RotationError(f"the event has no {name}: this function is for Secrets Manager")
     step, arn = event["Step"], event["SecretId"]
-    if step != ADMIT and step not in STEPS:
-        raise RotationError(f"there is no such step, only {', '.join((*STEPS, ADMIT))}")
+    if step not in STEPS and step not in OUTSIDE:
+        raise RotationError(f"there is no such step, only {', '.join((*STEPS, *OUTSIDE))}")
     if arn == settings.secret_arn:
         raise RotationError("it is the master user's, which this function logs in with itself")
-    if step == ADMIT:
-        admit_current(Versions(arn))
-        logger.info("%s: the login of the secret %s is let in", step, arn)
+    if step in OUTSIDE:
+        OUTSIDE[step](Versions(arn))
+        logger.info("%s: done for the secret %s", step, arn)
         return
     versions = Versions(arn, event["ClientRequestToken"])
     if versions.is_done():
@@ -326,7 +361,7 @@ def handler(event: dict[str, Any], context: object) -> None:
         take_step(event)
     except FAILURES as error:
         step = event.get("Step")
-        kept = "" if step == ADMIT else ", which keeps its AWSCURRENT until a try succeeds"
+        kept = "" if step in OUTSIDE else ", which keeps its AWSCURRENT until a try succeeds"
         raise RotationError(
             f"{step} failed for the secret {event.get('SecretId')}{kept}: {error}"
         ) from error

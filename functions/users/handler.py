@@ -12,7 +12,7 @@ from aws_lambda_powertools.event_handler.exceptions import ForbiddenError, NotFo
 from aws_lambda_powertools.event_handler.openapi.params import Body, Query
 from aws_lambda_powertools.utilities.typing import LambdaContext
 from lambda_pg import CommitOutcomeUnknownError, Database, DatabaseUnavailableError
-from psycopg import Connection
+from psycopg import Connection, Error
 from psycopg.rows import DictRow, dict_row
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
@@ -49,6 +49,10 @@ class Page(BaseModel):
 
     users: list[User]
     next: uuid.UUID | None
+
+
+class StatementFailedError(RuntimeError):
+    """A statement failed as nobody here expects; the database's log has the statement."""
 
 
 class UnknownUserError(LookupError):
@@ -139,6 +143,16 @@ def unknown_outcome(error: CommitOutcomeUnknownError) -> Response[dict[str, str]
     """Answer 503: a rename whose answer was lost may simply be repeated."""
     logger.warning("outcome unknown", reason=str(error))
     return refusal("The answer of the database was lost; try again.", 1)
+
+
+@app.exception_handler(Error)
+def failed(error: Error) -> Response[dict[str, str]]:
+    """Fail the invocation, which Lambda logs, without the server's message: it can quote values."""
+    constraint = error.diag.constraint_name
+    what = f"{type(error).__name__}, SQLSTATE {error.sqlstate}"
+    raise StatementFailedError(
+        what + (f", constraint {constraint}" if constraint else "")
+    ) from None
 
 
 @app.exception_handler(UnknownUserError)

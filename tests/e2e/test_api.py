@@ -4,10 +4,14 @@ import json
 import uuid
 from pathlib import Path
 
+import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
+from psycopg.rows import TupleRow
 
 from local.caller import Answer, call
 from local.cloud import LocalCloud
+from local.postgres import superuser_dsn as local_superuser_dsn
 
 
 class Client:
@@ -183,7 +187,7 @@ def test_without_a_pooler_the_answer_is_503_and_says_when_to_come_back(
 def test_no_password_is_in_any_log(cloud: LocalCloud, passwords: list[str]) -> None:
     """After everything above, no file that a process wrote to says a password."""
     assert len(passwords) == 2
-    logs = [path for path in cloud.folder.rglob("*.log") if path.is_file()]
+    logs = logs_of(cloud)
     assert {"users.log", "pgbouncer.log", "postgres.log"} <= {log.name for log in logs}
     found = [
         (log.name, line)
@@ -192,6 +196,57 @@ def test_no_password_is_in_any_log(cloud: LocalCloud, passwords: list[str]) -> N
         if any(password in line for password in passwords)
     ]
     assert not found
+
+
+def test_no_value_is_in_any_log(cloud: LocalCloud, ada: Client) -> None:
+    """What a client sends is in no log, whether the statement works, is slow or fails.
+
+    The client gets no word of PostgreSQL's, and the function's log says which constraint it was.
+    """
+    canary = f"canary-{uuid.uuid4().hex}"
+    with psycopg.connect(superuser_dsn(cloud), autocommit=True) as admin:
+        for user in ("lambda_pg_user", "lambda_pg_user_clone"):
+            if admin.execute("SELECT FROM pg_roles WHERE rolname = %s", [user]).rowcount:
+                admin.execute(f"ALTER ROLE {user} SET log_min_duration_statement = 0")
+        end_backends(admin)
+        path = ada.create(canary)
+        assert ada.call("PATCH", path, {"name": f"{canary}-2"}).status == 200
+        admin.execute("ALTER TABLE users ADD CONSTRAINT short CHECK (length(name) < 100)")
+        try:
+            refused = ada.call("POST", "/users", {"name": canary * 3})
+        finally:
+            admin.execute("ALTER TABLE users DROP CONSTRAINT short")
+    assert (refused.status, refused.json()) == (500, {"message": "Internal Server Error"})
+    found = {path.name for path in logs_of(cloud) if canary in path.read_text(errors="replace")}
+    assert not found
+    assert "CheckViolation, SQLSTATE 23514, constraint short" in log_named(cloud, "users.log")
+    assert 'violates check constraint "short"' in log_named(cloud, "postgres.log")
+    assert "duration: " in log_named(cloud, "postgres.log")
+
+
+def superuser_dsn(cloud: LocalCloud) -> str:
+    """Return the address of the superuser in the application's database."""
+    port = cloud.status()["postgres"]["port"]
+    return make_conninfo(local_superuser_dsn(cloud.folder / "postgres", port), dbname="app")
+
+
+def end_backends(admin: psycopg.Connection[TupleRow]) -> None:
+    """End the pooler's server connections: new ones have the roles' new settings."""
+    admin.execute(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+        " WHERE usename LIKE 'lambda_pg_user%'"
+    )
+
+
+def logs_of(cloud: LocalCloud) -> list[Path]:
+    """Find every log of the cloud."""
+    return [path for path in cloud.folder.rglob("*.log") if path.is_file()]
+
+
+def log_named(cloud: LocalCloud, name: str) -> str:
+    """Read one of them."""
+    (path,) = [path for path in logs_of(cloud) if path.name == name]
+    return path.read_text(errors="replace")
 
 
 @pytest.fixture

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import signal
 import threading
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
 import pytest
+from cryptography import x509
 
 from local.processes import wait_until
 from pgbouncer.primary import IS_IN_RECOVERY
 from tests.integration.layer import Admin
 from tests.integration.servers import PoolerFixture
-from tests.integration.test_pgbouncer import answer, logs_in, pgbouncer_of
+from tests.integration.test_pgbouncer import answer, logs_in, pgbouncer_of, served_certificate
 from tests.unit.embedded_metrics import assert_embedded_metrics
 
 
@@ -144,6 +146,66 @@ def test_refused_connections_are_counted_and_the_console_still_answers(
         )
         lines.await_line(ClientConnections=2)
     assert lines.total("QueueTimeouts") == 0
+
+
+def test_failed_logins_are_counted(measured: PoolerFixture) -> None:
+    """A wrong password, a user or a database that is not there: once each, and no right login."""
+    pooler, lines = measured.start(), Lines(measured)
+    refused = ({"password": "wrong"}, {"user": "nobody"}, {"user": "no body"}, {"dbname": "none"})
+    for change in refused:
+        with pytest.raises(psycopg.OperationalError):
+            psycopg.connect(psycopg.conninfo.make_conninfo(pooler.dsn(), **change))
+    assert logs_in(pooler)
+    wait_until(lambda: lines.total("FailedLogins") >= len(refused), 10, "the failed logins")
+    lines.await_more()
+    assert lines.total("FailedLogins") == len(refused)
+
+
+def test_a_secret_that_cannot_be_read_is_told_until_it_can(measured: PoolerFixture) -> None:
+    """PgBouncer goes on with the last good one meanwhile."""
+    pooler = measured.start(REFRESH_INTERVAL="0.2")
+    Lines(pooler).await_line(UnreadableSecrets=0)
+    good = {"username": pooler.login.name, "password": pooler.login.password}
+    pooler.service.put(pooler.login.arn, {"username": pooler.login.name})
+    Lines(pooler).await_line(UnreadableSecrets=1)
+    assert logs_in(pooler)
+    pooler.service.put(pooler.login.arn, good)
+    wait_until(lambda: Lines(pooler).read()[-1]["UnreadableSecrets"] == 0, 10, "the good one")
+
+
+def test_secrets_that_could_not_be_read_yet_are_told(measured: PoolerFixture) -> None:
+    """A task that waits for them serves nobody, and has no other numbers."""
+    empty = measured.service.create({"private_key": "not yet"})
+    measured.prepare(CERTIFICATE_SECRET_ARN=empty).launch()
+    wait_until(lambda: bool(Lines(measured).read()), 20, "a line")
+    first = Lines(measured).read()[0]
+    assert first["UnreadableSecrets"] == 1
+    assert "ClientConnections" not in first
+
+
+def test_the_days_that_a_certificate_has_left_are_told(
+    measured: PoolerFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the one that clients see, also after another one has come."""
+    pooler = measured.start(REFRESH_INTERVAL="0.2")
+
+    def told() -> float:
+        return float(Lines(pooler).read()[-1]["CertificateDays"])
+
+    lines = Lines(pooler)
+    lines.await_more()
+    assert told() == pytest.approx(days_left(pooler), abs=0.01)
+    monkeypatch.setattr("local.certificates.LIFETIME", timedelta(days=9))
+    pooler.service.put(pooler.certificate_arn, pooler.certificate_content("127.0.0.1"))
+    pooler.process.reload()
+    wait_until(lambda: told() < 10, 10, "the other certificate")
+    assert told() == pytest.approx(days_left(pooler), abs=0.01)
+
+
+def days_left(pooler: PoolerFixture) -> float:
+    """Ask the pooler for its certificate, as clients do, and count."""
+    served = x509.load_der_x509_certificate(served_certificate(pooler))
+    return (served.not_valid_after_utc - datetime.now(UTC)) / timedelta(days=1)
 
 
 def test_a_client_writes_no_numbers_of_its_own(measured: PoolerFixture) -> None:

@@ -7,8 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aws_cdk import App
 
+from app import build
 from pgbouncer.metrics import UNITS
+from stacks.config import CDK_JSON
+from stacks.database import REPORT, ROTATION_OFF
+from stacks.settings import ConfigurationError
 from tests.synth.conftest import Stage, synthesise
 
 ALARM = "AWS::CloudWatch::Alarm"
@@ -193,7 +198,11 @@ def test_the_pooler_s_own_metrics_are_those_that_its_supervisor_writes(
 ) -> None:
     """Names, namespace and dimension are the ones in the task's environment and in its code."""
     for each in every:
-        mine = [metric for metric in metrics(each) if metric.namespace == "LambdaPg"]
+        mine = [
+            metric
+            for metric in metrics(each)
+            if metric.namespace == "LambdaPg" and metric.name != ROTATION_OFF
+        ]
         tasks = list(each.all("AWS::ECS::TaskDefinition").values())
         assert bool(mine) == bool(tasks)
         for task in tasks:
@@ -203,6 +212,28 @@ def test_the_pooler_s_own_metrics_are_those_that_its_supervisor_writes(
             for metric in mine:
                 assert metric.name in UNITS, metric.owner
                 assert metric.dimensions == {"Pooler": told["METRICS_POOLER"]}, metric.owner
+
+
+def test_a_rotation_that_is_off_is_watched_wherever_there_is_one(every: list[Stage]) -> None:
+    """Of the secret that the rule has the function look at; the metric comes as often as it is."""
+    for each in every:
+        rotated = each.all("AWS::SecretsManager::RotationSchedule").values()
+        watched = [metric for metric in metrics(each) if metric.name == ROTATION_OFF]
+        assert len(watched) == len(rotated)
+        for metric in watched:
+            assert set(metric.dimensions) == {"Secret"}
+            secret = published(each, metric.stack, metric.dimensions["Secret"])
+            (schedule,) = rotated
+            assert schedule["Properties"]["SecretId"] == secret
+            (rule,) = each.resources("Database", "AWS::Events::Rule").values()
+            (target,) = rule["Properties"]["Targets"]
+            event = json.dumps(target["Input"])
+            assert json.dumps(secret) in event
+            assert REPORT in event
+            alarm = each.templates[metric.stack]["Resources"][metric.owner]["Properties"]
+            seconds = alarm.get("Period") or alarm["Metrics"][0]["MetricStat"]["Period"]
+            assert rule["Properties"]["ScheduleExpression"] == "rate(1 hour)"
+            assert (seconds, alarm["EvaluationPeriods"]) == (3600, 1)
 
 
 def test_names_that_rds_stores_in_lower_case_are_sent_so(every: list[Stage]) -> None:
@@ -250,6 +281,24 @@ def test_each_service_that_uses_the_topic_may_publish_to_it(
     for name, alarm in stage.resources("Observability", ALARM).items():
         assert alarm["Properties"]["AlarmActions"] == [{"Ref": topic}], name
         assert alarm["Properties"]["ActionsEnabled"] is True, name
+
+
+def test_a_protected_stage_without_an_address_is_refused(tmp_path: Path) -> None:
+    """Nobody would learn of its alarms; one that may be removed needs none."""
+    context = json.loads(CDK_JSON.read_text())["context"]
+
+    def build_with(stage: str, **override: Any) -> None:
+        chosen = {**context, "stage": stage, "override": json.dumps(override)}
+        build(App(outdir=str(tmp_path), context=chosen))
+
+    with pytest.raises(ConfigurationError) as refused:
+        build_with("prod")
+    assert "observability.email = null with termination_protection = true" in str(refused.value)
+    assert "set an address" in str(refused.value)
+    build_with("dev")
+    build_with("prod", observability={"email": "somebody@example.com"})
+    with pytest.raises(ConfigurationError, match=r"observability\.email = null"):
+        build_with("dev", termination_protection=True)
 
 
 def publishers(stage: Stage, topic: str) -> dict[str, Any]:

@@ -89,6 +89,33 @@ def test_the_database_enforces_what_the_budget_assumes(prod: Stage) -> None:
     assert instance["DeletionPolicy"] == "Snapshot"
 
 
+@pytest.mark.parametrize("name", ["instance-pgbouncer", "aurora-pgbouncer"])
+def test_servers_log_no_values(combinations: dict[str, Stage], name: str) -> None:
+    """Slow statements without parameters, failing ones without keys and rows."""
+    kinds = ("AWS::RDS::DBParameterGroup", "AWS::RDS::DBClusterParameterGroup")
+    (group,) = [found for kind in kinds for found in combinations[name].all(kind).values()]
+    assert {
+        "log_min_duration_statement": "1000",
+        "log_parameter_max_length": "0",
+        "log_parameter_max_length_on_error": "0",
+        "log_error_verbosity": "terse",
+    }.items() <= group["Properties"]["Parameters"].items()
+
+
+def test_servers_get_security_fixes(stage: Stage, combination: Stage) -> None:
+    """The newest version, and later ones by themselves, in a window that the backup is not in."""
+    for each in (stage, combination):
+        for kind in ("AWS::RDS::DBInstance", "AWS::RDS::DBCluster"):
+            for name, server in each.all(kind).items():
+                properties = server["Properties"]
+                if kind == "AWS::RDS::DBInstance":
+                    assert properties["AutoMinorVersionUpgrade"] is True, name
+                assert properties["PreferredMaintenanceWindow"] == "sun:03:00-sun:04:00", name
+                if "DBClusterIdentifier" not in properties or kind == "AWS::RDS::DBCluster":
+                    assert properties["PreferredBackupWindow"] == "02:00-03:00", name
+                    assert properties["EngineVersion"] == "17.11", name
+
+
 def test_stacks_with_data_are_protected(tmp_path: Path) -> None:
     """In prod, the network and the database refuse to be deleted."""
     app = new_app("prod", tmp_path)

@@ -157,6 +157,13 @@ def period_that_adds_up(templates: Templates) -> None:
     alarm["Period"] = 300
 
 
+def rotation_of_another_secret(templates: Templates) -> None:
+    """Watch a secret that the function `rotate` is not asked to look at."""
+    alarm = find(templates, "Observability", "AWS::CloudWatch::Alarm", "RotationOff")
+    (dimension,) = alarm["Dimensions"]
+    dimension["Value"] = "arn:aws:secretsmanager:eu-west-1:111122223333:secret:other-AbCdEf"
+
+
 def own_metric_unknown(templates: Templates) -> None:
     """Watch a metric that no supervisor writes."""
     alarm = find(templates, "Observability", "AWS::CloudWatch::Alarm", "MaxWait")
@@ -383,6 +390,7 @@ BROKEN: list[tuple[str, Check, Callable[[Templates], None], str]] = [
     ("prod", metrics.metrics, odd_period, "comes every 60 s, not 30"),
     ("instance-rds-proxy", metrics.metrics, period_that_adds_up, "is valid over 60 s only"),
     ("prod", metrics.metrics, own_metric_unknown, "writes no LongestWait"),
+    ("prod", metrics.metrics, rotation_of_another_secret, "rotate writes it by Secret"),
     ("prod", metrics.metrics, own_metric_of_another_pooler, "its METRICS_POOLER alone"),
     ("prod", metrics.shown, empty_graph, "no page has AWS/ApiGateway CacheHitCount"),
     ("prod", metrics.shown, graph_of_nothing, "no page has AWS/RDS DatabaseConnections by DbiRes"),

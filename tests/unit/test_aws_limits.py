@@ -173,8 +173,14 @@ LIMITS = (
         "database.minor_version",
         f"{RDS}AuroraPostgreSQLReleaseNotes/AuroraPostgreSQL.Updates.html",
         (0, 3),
-        (4, 9),
+        (4, 11),
         AURORA,
+    ),
+    Limit(
+        "database.maintenance_start",
+        CREATE,
+        ("Sunday 3", "sun:24:00", "sun:3:00", "sun:03:00-sun:04:00"),
+        ("sun:03:00", "mon:00:00", "sat:23:59"),
     ),
     Limit(
         "database.instance_class",

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 from lambda_pg._connector import OLDEST_SERVER
 
+from local.postgres_discovery import npm_version
+from stacks.config import Config
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "pooling.md").read_text()
 ROWS = [
@@ -56,6 +59,18 @@ def test_postgresql_is_the_one_that_the_tests_ask_for() -> None:
     )
     each = ", ".join(map(str, range(OLDEST_SERVER, int(end))))
     assert [shown for name, shown, _ in ROWS if name == "PostgreSQL"] == [major, each]
+
+
+def test_what_is_tested_beside_what_is_deployed_is_said() -> None:
+    """A stage begins with one version, and npm has another: the page names both."""
+    database = Config.of_stage("prod").database
+    deployed = f"{database.major_version}.{database.minor_version}"
+    tested = npm_version(database.major_version).partition(".0-")[0]
+    text = " ".join(PAGE.split())
+    assert f"Stages begin with PostgreSQL {deployed} (`database.minor_version`)" in text
+    assert f"elsewhere they run {tested} from npm" in text
+    assert f"https://www.postgresql.org/docs/release/{deployed}/" in text
+    assert int(tested.partition(".")[2]) <= database.minor_version
 
 
 @pytest.mark.parametrize("by", [by for _, _, by in ROWS])

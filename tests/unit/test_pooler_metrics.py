@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pgbouncer.metrics import UNITS, Tally, levels_of, rates_of, render, totals_of
+from pgbouncer.metrics import COUNTED, UNITS, Tally, levels_of, rates_of, render, totals_of
 from pgbouncer.session import Row
 from pgbouncer.settings import MetricsSettings
 from tests.unit.embedded_metrics import assert_embedded_metrics
@@ -44,6 +44,20 @@ POOL: Row = {
             NOBODY + b"pooler error: no more connections allowed (max_client_conn)\n",
             "RefusedConnections",
         ),
+        (AT + b"pooler error: SASL authentication failed\n", "FailedLogins"),
+        (
+            AT.replace(b"app/app_user", b"(nodb)/a b")
+            + b"pooler error: SASL authentication failed\n",
+            "FailedLogins",
+        ),
+        (NOBODY + b"pooler error: no authentication method is found\n", "FailedLogins"),
+        (AT.replace(b"WARNING", b"ERROR") + b"password authentication failed\n", None),
+        (
+            AT.replace(b"WARNING", b"LOG")
+            + b"no such user: x pooler error: SASL authentication failed\n",
+            None,
+        ),
+        (AT + b'pooler error: password authentication failed for user "app_user"\n', None),
         (AT + b"pooler error: client_login_timeout (server down)\n", None),
         (AT + b"pooler error: no such user: query_wait_timeout\n", None),
         (AT + b"unsupported startup parameter: a=pooler error: query_wait_timeout\n", None),
@@ -62,9 +76,7 @@ def test_a_log_line_counts_when_pgbouncer_turned_somebody_away(
     tally = Tally()
     tally.note(line)
     tally.note(line)
-    assert tally.take() == {
-        name: 2 if name == counted else 0 for name in ("RefusedConnections", "QueueTimeouts")
-    }
+    assert tally.take() == {name: 2 if name == counted else 0 for name in COUNTED}
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def test_aurora_has_versions_of_its_own() -> None:
     def answer(stubber: Stubber) -> None:
         stubber.add_response(
             "describe_db_engine_versions",
-            {"DBEngineVersions": [{"EngineVersion": "17.7"}]},
+            versions("17.11", "17.10", "17.4-limitless"),
             {"Engine": "aurora-postgresql", "DBParameterGroupFamily": "aurora-postgresql17"},
         )
 
@@ -246,14 +246,28 @@ def test_a_zone_that_is_not_there_is_named() -> None:
     assert "eu-west-1a, eu-west-1c" in finding.remedy
 
 
+def versions(*names: str) -> dict[str, Any]:
+    """Answer with the versions that RDS offers."""
+    return {"DBEngineVersions": [{"EngineVersion": name} for name in names]}
+
+
 def test_a_version_that_rds_does_not_offer_is_named() -> None:
-    """The remedy lists those it does."""
-    versions = [{"EngineVersion": "17.8"}, {"EngineVersion": "17.9"}]
-    answer = answering("describe_db_engine_versions", {"DBEngineVersions": versions})
+    """The remedy lists those it does, the newest last, as a number and not as a text."""
+    answer = answering("describe_db_engine_versions", versions("17.10", "17.9"))
     (finding,) = ask(preflight.check_engine, answer)
-    assert "17.8, 17.9" in finding.remedy
-    (finding,) = ask(preflight.check_engine, answer, database={"minor_version": 9})
+    assert finding.fails
+    assert "17.9, 17.10" in finding.remedy
+    (finding,) = ask(preflight.check_engine, answer, database={"minor_version": 10})
     assert finding.is_fine
+
+
+def test_a_stage_that_asks_for_an_old_version_is_warned() -> None:
+    """RDS offers a newer one: it has fixes that the stage would begin without."""
+    answer = answering("describe_db_engine_versions", versions("17.9", "17.10", "17.12"))
+    (finding,) = ask(preflight.check_engine, answer, database={"minor_version": 9})
+    assert not finding.fails
+    assert "PostgreSQL 17.9; RDS offers 17.12" in finding.what
+    assert "database.minor_version to 12" in finding.remedy
 
 
 def test_another_account_is_refused() -> None:
@@ -325,7 +339,7 @@ def test_what_may_not_be_asked_is_a_finding() -> None:
     refused = [finding for finding in findings if "could not be looked at" in finding.what]
     assert len(refused) == len(preflight.ACCOUNT_CHECKS)
     remarks = [finding.what.partition(" ")[0] for finding in refused if not finding.fails]
-    assert remarks == ["roles", "reboot"]
+    assert remarks == ["roles", "deployed_version", "reboot"]
 
 
 OPERATIONS = {
@@ -342,7 +356,10 @@ PUBLISHED = {"Parameter": {"Value": "db-1"}}
 DEPLOYED = {
     "DBInstanceIdentifier": "db-1",
     "DBInstanceClass": "db.t4g.small",
-    "EngineVersion": "17.7",
+    "Engine": "postgres",
+    "EngineVersion": "17.11",
+    "AutoMinorVersionUpgrade": True,
+    "PreferredMaintenanceWindow": "sun:03:00-sun:04:00",
     "MultiAZ": False,
     "AllocatedStorage": 30,
     "MaxAllocatedStorage": 100,
@@ -411,3 +428,126 @@ def test_a_server_as_it_is_deployed_waits_for_nothing() -> None:
 def test_before_the_first_deployment_nothing_is_rebooted() -> None:
     """There is no parameter yet."""
     assert ask(preflight.check_reboot, refusing("get_parameter", "ParameterNotFound")) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"minor_version": 12}, "database.minor_version"),
+        ({"maintenance_start": "mon:02:00"}, "database.maintenance_start"),
+    ],
+)
+def test_an_upgrade_and_another_window_are_changes_of_the_instance(
+    change: dict[str, object], named: str
+) -> None:
+    """With a max_connections that waits, either reboots it."""
+    (found,) = ask(preflight.check_reboot, deployed("pending-reboot", 150), database=change)
+    assert named in found.what
+
+
+def test_a_version_that_rds_has_installed_itself_is_no_change_of_the_instance() -> None:
+    """CloudFormation sends a version only when the template has another one than before."""
+    (found,) = ask(
+        preflight.check_reboot, deployed("pending-reboot", 150), database={"minor_version": 10}
+    )
+    assert "this deployment changes the instance" not in found.what
+
+
+def test_a_protected_stage_without_an_address_is_refused() -> None:
+    """It would not synthesise; a stage that may be removed needs none."""
+    (found,) = preflight.check_alarms(Config.of_stage("prod"))
+    assert found.fails
+    assert "observability.email = null with termination_protection = true" in found.what
+    assert found.remedy.startswith("Set an address")
+    address = {"observability": {"email": "somebody@example.com"}}
+    (found,) = preflight.check_alarms(Config.of_stage("prod", address))
+    assert found.is_fine
+    assert next(preflight.check_alarms(config())).is_fine
+
+
+# The version that is deployed
+
+
+def running(version: str, *offered: str, **changes: object) -> Answer:
+    """Answer for a server of a version, where RDS offers some."""
+    server = {**DEPLOYED, "EngineVersion": version, **changes}
+    member = {"DBInstanceIdentifier": "db-1"}
+    cluster = {"DBClusterIdentifier": "database", "DBClusterMembers": [member]}
+    replies: dict[str, dict[str, Any]] = {
+        "GetParameter": PUBLISHED,
+        "DescribeDBInstances": {"DBInstances": [server]},
+        "DescribeDBClusters": {"DBClusters": [cluster]},
+        "DescribeDBEngineVersions": versions(*offered),
+    }
+
+    def answer(stubber: Stubber) -> None:
+        stubber.client.meta.events.register(
+            "before-call.*.*", lambda model, **_: reply(replies[model.name])
+        )
+
+    return answer
+
+
+def look_at(answer: Answer, **override: object) -> Finding:
+    """Look at the version that is deployed."""
+    (found,) = ask(preflight.check_deployed_version, answer, **override)
+    assert not found.fails
+    return found
+
+
+@pytest.mark.parametrize(
+    ("wanted", "remedy"),
+    [(7, "Set database.minor_version to 11 in cdk.json and deploy"), (11, "Deploy: that restarts")],
+)
+def test_a_server_behind_what_rds_offers_is_a_warning(wanted: int, remedy: str) -> None:
+    """It says how the fixes get there, and that the server restarts."""
+    found = look_at(running("17.7", "17.9", "17.11", "17.10"), database={"minor_version": wanted})
+    assert "db-1 runs PostgreSQL 17.7; RDS offers 17.11" in found.what
+    assert remedy in found.remedy
+    assert "sun:03:00-sun:04:00 UTC" in found.remedy
+
+
+def test_a_server_without_automatic_upgrades_is_said_to_have_none() -> None:
+    """It would stay as it is."""
+    found = look_at(running("17.7", "17.11", AutoMinorVersionUpgrade=False))
+    assert "automatic minor upgrades are off" in found.remedy
+
+
+def test_a_server_that_rds_has_upgraded_is_told() -> None:
+    """A stage that sets an older version than the server has could not be deployed."""
+    found = look_at(running("17.12", "17.11", "17.12"))
+    assert "db-1 runs PostgreSQL 17.12, database.minor_version is 11" in found.what
+    assert "database.minor_version to 12" in found.remedy
+    assert look_at(running("17.11", "17.11")).is_fine
+
+
+def existing(**changes: object) -> dict[str, Any]:
+    """Change where an existing database is."""
+    override = dict(COMBINATIONS["existing-pgbouncer"])
+    where = {**override["database"]["existing"], "resource_id": None, **changes}
+    return {**override, "database": {**override["database"], "existing": where}}
+
+
+@pytest.mark.parametrize("engine", ["postgres", "aurora-postgresql"])
+def test_an_existing_server_is_compared_within_its_own_major_version(engine: str) -> None:
+    """Nobody here may upgrade it."""
+    override = existing(cluster=engine != "postgres")
+    found = look_at(running("15.9", "15.9", "15.19", Engine=engine), **override)
+    assert "database runs PostgreSQL 15.9; RDS offers 15.19" in found.what
+    assert "Have its owner upgrade it" in found.remedy
+
+
+def test_an_existing_server_without_a_name_is_not_looked_at() -> None:
+    """Which is said."""
+    override = existing(identifier=None)
+    (found,) = ask(preflight.check_deployed_version, running("17.7", "17.11"), **override)
+    assert found.is_fine
+    assert "database.existing.identifier is null" in found.what
+
+
+def test_before_the_first_deployment_no_server_is_behind() -> None:
+    """And without a database there is none."""
+    refused = refusing("get_parameter", "ParameterNotFound")
+    assert ask(preflight.check_deployed_version, refused) == []
+    external = COMBINATIONS["external"]
+    assert not list(preflight.check_deployed_version(Config.of_stage("dev", external), nobody))

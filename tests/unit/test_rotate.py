@@ -3,12 +3,16 @@
 import sys
 from types import ModuleType
 
+import boto3
 import pytest
+from botocore.stub import Stubber
 
-from stacks.database import ADMIT, NO_QUOTING
+from stacks.database import ADMIT, NO_QUOTING, REPORT, ROTATION_OFF
+from stacks.pooler.pgbouncer import METRICS
 from tests.integration.functions import load_function
 from tests.integration.layer import Context
 from tests.unit.canary import CANARY, assert_nowhere
+from tests.unit.embedded_metrics import assert_embedded_metrics
 
 MASTER = "arn:aws:secretsmanager:us-east-1:123456789012:secret:master"
 EVENT = {"Step": "createSecret", "SecretId": "arn:aws:app", "ClientRequestToken": "a-token"}
@@ -70,9 +74,35 @@ def test_passwords_have_the_characters_of_the_first_one(rotate: ModuleType) -> N
     assert rotate.NO_QUOTING == NO_QUOTING
 
 
-def test_a_deployment_asks_for_the_step_by_its_name(rotate: ModuleType) -> None:
-    """The stack's word for it is the function's."""
-    assert rotate.ADMIT == ADMIT
+def test_a_deployment_asks_for_a_step_by_its_name(rotate: ModuleType) -> None:
+    """The stack's word for it is the function's; so is the name of the metric."""
+    assert (rotate.ADMIT, rotate.REPORT) == (ADMIT, REPORT)
+    assert (rotate.METRICS, rotate.ROTATION_OFF) == (METRICS, ROTATION_OFF)
+
+
+@pytest.mark.parametrize(
+    ("described", "off"), [({"RotationEnabled": True}, 0), ({"RotationEnabled": False}, 1), ({}, 1)]
+)
+def test_a_rotation_that_is_off_is_told(
+    rotate: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    described: dict[str, bool],
+    off: int,
+) -> None:
+    """One that was never set up has no such field. No database is asked, and no value is read."""
+    client = boto3.client(
+        "secretsmanager", region_name="eu-west-1", aws_access_key_id="a", aws_secret_access_key="b"
+    )
+    stubber = Stubber(client)
+    stubber.add_response("describe_secret", described, {"SecretId": EVENT["SecretId"]})
+    stubber.activate()
+    monkeypatch.setattr(rotate.boto3, "client", lambda *_, **__: client)
+    rotate.handler({"Step": "reportSchedule", "SecretId": EVENT["SecretId"]}, Context(3))
+    stubber.assert_no_pending_responses()
+    (line,) = capsys.readouterr().out.splitlines()
+    told = assert_embedded_metrics(line)
+    assert (told["RotationOff"], told["Secret"]) == (off, EVENT["SecretId"])
 
 
 def test_a_secret_s_other_fields_are_kept(rotate: ModuleType) -> None:
@@ -110,6 +140,8 @@ def test_a_secret_that_cannot_be_rotated_is_refused(
         ({"SecretId": None}, "the event has no SecretId"),
         ({"ClientRequestToken": None}, "the event has no ClientRequestToken"),
         ({"Step": "dropSecret"}, "createSecret, setSecret, testSecret, finishSecret, admitCurrent"),
+        ({"Step": "dropSecret"}, "admitCurrent, reportSchedule"),
+        ({"Step": "reportSchedule", "SecretId": MASTER}, "master user's"),
         ({"Step": "admitCurrent", "SecretId": None}, "the event has no SecretId"),
         ({"Step": "admitCurrent", "SecretId": MASTER}, "master user's"),
         ({"SecretId": MASTER}, "master user's"),

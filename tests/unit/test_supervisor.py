@@ -388,6 +388,22 @@ def test_an_unusable_secret_keeps_the_last_good_one(secrets: FakeSecrets, broken
     assert "not json" not in report
 
 
+def test_a_secret_counts_as_unreadable_until_it_was_read(secrets: FakeSecrets) -> None:
+    """The certificate's does while only the users are looked at."""
+    vault = vault_of(secrets)
+    good = secrets.texts[LEAF_ARN, "AWSCURRENT"]
+    secrets.texts[LEAF_ARN, "AWSCURRENT"] = "{}"
+    vault.refresh()
+    vault.refresh(certificate=False)
+    assert vault.unreadable == 1
+    secrets.reachable = False
+    vault.refresh()
+    assert vault.unreadable == 2
+    secrets.reachable, secrets.texts[LEAF_ARN, "AWSCURRENT"] = True, good
+    vault.refresh()
+    assert vault.unreadable == 0
+
+
 def test_an_unreachable_service_keeps_the_last_good_content(secrets: FakeSecrets) -> None:
     """An outage of Secrets Manager is a line in the log."""
     reports: list[str] = []

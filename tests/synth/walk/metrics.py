@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pgbouncer.metrics import UNITS
+from stacks.database import REPORT, ROTATION_OFF
 from tests.synth.walk import pages
 from tests.synth.walk.deployed import Deployed, Resource, labels, matches
 from tests.synth.walk.pages import LOOK_IT_UP, PERIOD, Metric
@@ -173,6 +174,9 @@ def _reading(resource: Resource, asked: Asked, row: Metric) -> Iterator[str]:
 
 def _own_metric(app: Deployed, resource: Resource, asked: Asked) -> Iterator[str]:
     """Check a metric of ours against what the supervisor writes and what its task is told."""
+    if asked.name == ROTATION_OFF:
+        yield from _rotation_metric(app, resource, asked)
+        return
     if asked.name not in UNITS:
         yield f"{resource}: {asked}; pgbouncer/metrics.py writes no {asked.name}"
     told = {
@@ -186,3 +190,16 @@ def _own_metric(app: Deployed, resource: Resource, asked: Asked) -> Iterator[str
     pooler = asked.dimensions.get("Pooler", "")
     if set(asked.dimensions) != {"Pooler"} or ("METRICS_POOLER", pooler) not in told:
         yield f"{resource}: {asked}; a task writes by Pooler = its METRICS_POOLER alone"
+
+
+def _rotation_metric(app: Deployed, resource: Resource, asked: Asked) -> Iterator[str]:
+    """Check what the function `rotate` writes against the secret that it is asked to look at."""
+    events = [
+        json.loads(app.text(rule.stack, target["Input"]))
+        for rule in app.of_kind("AWS::Events::Rule")
+        for target in rule.properties["Targets"]
+        if "Input" in target
+    ]
+    secrets = [event["SecretId"] for event in events if event.get("Step") == REPORT]
+    if set(asked.dimensions) != {"Secret"} or asked.dimensions["Secret"] not in secrets:
+        yield f"{resource}: {asked}; rotate writes it by Secret, of {', '.join(secrets) or 'none'}"
