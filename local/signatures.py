@@ -53,15 +53,14 @@ def refusal(request: Request, key: str, now: datetime | None = None) -> str | No
         return "the request is not signed"
     try:
         claim = _presigned(request) if "X-Amz-Signature=" in request.query else _signed(request)
-        signed_at = datetime.strptime(claim.stamp, _STAMP).replace(tzinfo=UTC)
-    except (KeyError, ValueError, OverflowError):
+        age = (now or datetime.now(UTC)) - datetime.fromisoformat(claim.stamp)
+    except (KeyError, ValueError, TypeError, OverflowError):
         return "its signature cannot be read"
     if "host" not in claim.signed.split(";"):
         return "its signature leaves out the Host header"
     signature = _signature(request, claim, key)
     if not hmac.compare_digest(signature.encode(), claim.signature.encode()):
         return "its signature is not of this cloud's key"
-    age = (now or datetime.now(UTC)) - signed_at
     if not -TOLERANCE <= age <= (claim.lifetime or TOLERANCE):
         return f"it was signed at {claim.stamp}, which is too long ago, or in the future"
     return None
@@ -110,7 +109,7 @@ def _pairs(query: str) -> list[tuple[str, str]]:
 def _signature(request: Request, claim: _Claim, key: str) -> str:
     canonical = hashlib.sha256(_canonical(request, claim).encode()).hexdigest()
     text = f"{ALGORITHM}\n{claim.stamp}\n{claim.scope}\n{canonical}"
-    return hmac.new(_signing_key(key, claim.scope), text.encode(), "sha256").hexdigest()
+    return hmac.digest(_signing_key(key, claim.scope), text.encode(), "sha256").hex()
 
 
 @lru_cache(maxsize=64)
