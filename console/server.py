@@ -56,7 +56,6 @@ class Server:
         app.add_routes([web.get(self.path + path, _file(name)) for path, name in FILES.items()])
         app.add_routes(
             [
-                web.get(self.path, self.page),
                 web.get(f"{self.path}/stream", self.stream),
                 web.post(f"{self.path}/storms", self.storm),
                 web.post(f"{self.path}/faults", self.fault),
@@ -64,10 +63,6 @@ class Server:
             ]
         )
         return app
-
-    async def page(self, _request: web.Request) -> web.StreamResponse:
-        """Lead to the page, whose relative addresses need the slash."""
-        raise web.HTTPFound(f"{self.path}/")
 
     def _publish(self) -> None:
         self.watch.publish("activity", self.actions.told())

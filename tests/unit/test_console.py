@@ -112,12 +112,6 @@ def test_who_does_not_know_the_path_is_refused(tmp_path: Path, method: str, path
     assert with_console(tmp_path, work) == 403
 
 
-def test_its_address_without_the_last_slash_leads_to_the_page(tmp_path: Path) -> None:
-    """The page names its parts relative to its own address."""
-    status, _, text = answer(tmp_path, "GET", "")
-    assert (status, "app.js" in text) == (200, True)
-
-
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded"])
 def test_an_order_that_is_not_json_is_refused(tmp_path: Path, kind: str) -> None:
     """What a form of another page could send."""
