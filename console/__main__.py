@@ -27,7 +27,7 @@ async def serve(folder: Path) -> None:
     runner = web.AppRunner(server.application(), access_log=None, shutdown_timeout=0.5)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}{server.path}/"
     print(f"console: {url}", file=sys.stderr, flush=True)  # for whoever has started it by hand
 
     def answer() -> None:

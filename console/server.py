@@ -1,16 +1,20 @@
 """Serve the page, the stream of samples, and the buttons."""
 
+import hmac
 import json
+import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from benchmarks.faults import FAULTS
 from console.actions import REQUESTS, TARGETS, Actions, BusyError
 from console.watch import Watch, message
+from local import guard
 from local.cloud import CloudError, LocalCloud, NotRunningError
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -33,24 +37,29 @@ _MAX_BYTES = 4096
 
 
 class Server:
-    """The console of the cloud in a folder."""
+    """The console of the cloud in a folder, below a random path.
+
+    The path is the key: another account of the machine can reach the port, but does not know it.
+    """
 
     def __init__(self, cloud: LocalCloud) -> None:
         """Watch nothing and do nothing yet."""
+        self.path = f"/{secrets.token_hex(16)}"
         self.watch = Watch(cloud)
         self.actions = Actions(cloud, self._publish)
 
     def application(self) -> web.Application:
         """Build the application."""
-        app = web.Application(middlewares=[refuse_strangers, explain], client_max_size=_MAX_BYTES)
+        middlewares = [_refuse_strangers(self.path), explain]
+        app = web.Application(middlewares=middlewares, client_max_size=_MAX_BYTES)
         app.on_response_prepare.append(_protect)
-        app.add_routes([web.get(path, _file(name)) for path, name in FILES.items()])
+        app.add_routes([web.get(self.path + path, _file(name)) for path, name in FILES.items()])
         app.add_routes(
             [
-                web.get("/stream", self.stream),
-                web.post("/storms", self.storm),
-                web.post("/faults", self.fault),
-                web.post("/load", self.load),
+                web.get(f"{self.path}/stream", self.stream),
+                web.post(f"{self.path}/storms", self.storm),
+                web.post(f"{self.path}/faults", self.fault),
+                web.post(f"{self.path}/load", self.load),
             ]
         )
         return app
@@ -94,19 +103,23 @@ class Server:
         return web.json_response({}, status=202)
 
 
-@web.middleware
-async def refuse_strangers(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse other names (DNS rebinding), other origins, and what a form could send."""
-    port = request.transport.get_extra_info("sockname")[1] if request.transport else 0
-    if request.host not in {f"127.0.0.1:{port}", f"localhost:{port}"}:
-        return _refusal(403, "this console is for 127.0.0.1 and localhost only")
-    origin = request.headers.get("Origin")
-    own = f"http://{request.host}"
-    if origin != own and (origin is not None or request.method not in {"GET", "HEAD"}):
-        return _refusal(403, "only the console's own page may ask for this")
-    if request.method == "POST" and request.content_type != "application/json":
-        return _refusal(415, "JSON only")
-    return await handler(request)
+def _refuse_strangers(path: str) -> Middleware:
+    """Make the check of who asks: other pages, what a form could send, and who lacks the path."""
+
+    @web.middleware
+    async def refuse(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if reason := guard.refusal_of(request):
+            return _refusal(403, reason)
+        first = request.path[: len(path)]
+        if not hmac.compare_digest(first.encode(), path.encode()):
+            return _refusal(403, "this is not the console's address: `make status` prints it")
+        if request.method == "POST" and "Origin" not in request.headers:
+            return _refusal(403, "only the console's own page may ask for this")
+        if request.method == "POST" and request.content_type != "application/json":
+            return _refusal(415, "JSON only")
+        return await handler(request)
+
+    return refuse
 
 
 @web.middleware

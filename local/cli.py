@@ -19,6 +19,7 @@ from local.cloud import (
     UnhealthyError,
 )
 from local.narrator import Narrator
+from local.state import sdk_variables
 
 _INTERRUPTED = 130
 _RUNNING = "`make status` shows what runs, `make down` stops it."
@@ -30,7 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command: Callable[[argparse.Namespace], int] = chosen.command
     try:
         return command(chosen)
-    except (AlreadyRunningError, CloudError, DeploymentError, NotRunningError) as error:
+    except (
+        AlreadyRunningError,
+        CloudError,
+        DeploymentError,
+        NotRunningError,
+        PermissionError,
+    ) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -56,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("down", down)
     add("status", status).add_argument("--json", action="store_true", help="print one JSON object")
+    add("credentials", credentials)
     add("psql", psql)
     deploying = add("deploy", deploy)
     deploying.add_argument(
@@ -140,6 +148,14 @@ def status(chosen: argparse.Namespace) -> int:
 def token(chosen: argparse.Namespace) -> int:
     """Print a bearer token of the local issuer."""
     print(LocalCloud().token(str(chosen.sub), scope=chosen.scope))
+    return 0
+
+
+def credentials(_: argparse.Namespace) -> int:
+    """Print what leads the AWS command line to the local cloud, for `eval` in a shell."""
+    state = LocalCloud().state
+    for name, value in sdk_variables(state.aws_endpoint_url, state.region, state.key).items():
+        print(f"export {name}={value}")
     return 0
 
 

@@ -22,8 +22,8 @@ from local.deployment import REPOSITORY, DeploymentError
 from local.issuer import AUDIENCE, Issuer
 from local.options import Options
 from local.paths import state_dir
-from local.processes import last_lines
-from local.state import CREDENTIALS, MARK, AlreadyRunningError, NotRunningError, State
+from local.processes import last_lines, open_log
+from local.state import MARK, AlreadyRunningError, NotRunningError, State, client_keys
 
 __all__ = [
     "AlreadyRunningError",
@@ -84,7 +84,7 @@ class LocalCloud:
         mark = secrets.token_hex(8)
         leash, self._leash = os.pipe()
         command = [sys.executable, "-m", "local.guardian", str(self.folder)]
-        with (self.folder / "cloud.log").open("wb") as log:
+        with open_log(self.folder / "cloud.log") as log:
             self._guardian = subprocess.Popen(
                 [*command, self.options.dump(), str(leash)],
                 stdin=subprocess.DEVNULL,
@@ -203,6 +203,7 @@ class LocalCloud:
     def keep_logs(self, target: Path) -> None:
         """Copy all logs to a folder, which is emptied first: they would end with the cloud."""
         shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(mode=0o700, parents=True)
         for log in self.folder.rglob("*.log"):
             if log.is_file():
                 copy = target / log.relative_to(self.folder)
@@ -246,9 +247,8 @@ class LocalCloud:
         import boto3  # noqa: PLC0415  # 0.1 s that `status` and `token` need not pay
         from botocore.config import Config  # noqa: PLC0415
 
-        keys = {name.lower(): value for name, value in CREDENTIALS.items()}
         state = self.state
-        endpoint, region = state.aws_endpoint_url, state.region
+        endpoint, region, keys = state.aws_endpoint_url, state.region, client_keys(state.key)
         config = Config(inject_host_prefix=False)  # no name can stand in front of an address
         return boto3.client(
             service, endpoint_url=endpoint, region_name=region, config=config, **keys
@@ -307,21 +307,25 @@ class LocalCloud:
         """Deploy again; raise `DeploymentError` with what the command line said."""
         order = {"app": str(app) if app else None, "override": override}
         result: dict[str, Any] = {}
-        with closing(self._connect()) as connection:
-            connection.request("POST", "/deploy", json.dumps(order).encode())
-            for message in _messages(connection.getresponse()):
+        with self._asked("POST", "/deploy", order) as response:
+            for message in _messages(response):
                 result = message
         if "error" in result or not result:
             raise DeploymentError(str(result.get("error", "the local cloud has ended")))
 
-    def _connect(self) -> http.client.HTTPConnection:
-        address = urlsplit(self.state.control_url)
-        return http.client.HTTPConnection(str(address.hostname), address.port, timeout=960)
+    @contextmanager
+    def _asked(self, method: str, path: str, body: Any) -> Iterator[http.client.HTTPResponse]:
+        """Ask the control endpoint, with this cloud's key."""
+        state = self.state
+        address = urlsplit(state.control_url)
+        connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=960)
+        sent = None if body is None else json.dumps(body).encode()
+        with closing(connection):
+            connection.request(method, path, sent, {"Authorization": f"Bearer {state.key}"})
+            yield connection.getresponse()
 
     def _call(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
-        with closing(self._connect()) as connection:
-            connection.request(method, path, None if body is None else json.dumps(body).encode())
-            response = connection.getresponse()
+        with self._asked(method, path, body) as response:
             answer: dict[str, Any] = json.loads(response.read())
         if response.status != 200:
             raise CloudError(str(answer.get("error", answer)))

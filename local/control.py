@@ -1,6 +1,7 @@
 """The daemon's control endpoint: loopback only, JSON in and out."""
 
 import asyncio
+import hmac
 import json
 import time
 from collections.abc import Awaitable, Callable
@@ -8,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 from botocore.exceptions import BotoCoreError, ClientError
 
+from local import guard
 from local.deployed import Start
 from local.deployment import DeploymentError
 from local.environments.account import UnknownFunctionError
@@ -22,13 +25,15 @@ if TYPE_CHECKING:
     from local.daemon import Daemon
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_METADATA = "/v4/"
 _MAX_BYTES = 12 * 1024 * 1024
 
 
-def control_application(daemon: "Daemon") -> web.Application:
-    """Build the endpoint of a daemon."""
+def control_application(daemon: "Daemon", key: str) -> web.Application:
+    """Build the endpoint of a daemon, for callers that have the cloud's key."""
     control = Control(daemon)
-    app = web.Application(middlewares=[refuse_browsers, explain], client_max_size=_MAX_BYTES)
+    middlewares = [refuse_browsers, _demand(key), explain]
+    app = web.Application(middlewares=middlewares, client_max_size=_MAX_BYTES)
     app.add_routes(
         [
             web.get("/status", control.status),
@@ -39,8 +44,8 @@ def control_application(daemon: "Daemon") -> web.Application:
             web.post("/reconcile", control.reconcile),
             web.post("/deploy", control.deploy),
             web.post("/pooler/{verb:start|stop|restart}", control.pooler),
-            web.get("/v4/{task}", control.container_metadata),
-            web.get("/v4/{task}/task", control.task_metadata),
+            web.get(_METADATA + "{task}", control.container_metadata),
+            web.get(_METADATA + "{task}/task", control.task_metadata),
             web.post("/postgres/{verb:start|stop|restart}", control.postgres),
             web.get("/wires", control.traffic),
             web.post("/wires/{wire}/{kind}", control.begin_fault),
@@ -55,11 +60,28 @@ def control_application(daemon: "Daemon") -> web.Application:
 
 @web.middleware
 async def refuse_browsers(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse what a web page could send here: a foreign name, or an origin at all."""
-    host = request.host.rsplit(":", 1)[0]
-    if host != "127.0.0.1" or "Origin" in request.headers:
-        return web.json_response({"error": "for programs on this machine only"}, status=403)
+    """Refuse what a web page could send here."""
+    if reason := guard.refusal_of(request):
+        return web.json_response({"error": reason}, status=403)
     return await handler(request)
+
+
+def _demand(key: str) -> Middleware:
+    """Make the check of the bearer token, which is the cloud's key.
+
+    A task that asks for its metadata has none, as on ECS: its random id is in the address.
+    """
+    wanted = f"Bearer {key}".encode()
+
+    @web.middleware
+    async def demand(request: web.Request, handler: Handler) -> web.StreamResponse:
+        given = request.headers.get("Authorization", "").encode()
+        if request.path.startswith(_METADATA) or hmac.compare_digest(given, wanted):
+            return await handler(request)
+        said = "no bearer token, or not this cloud's: `key` of its state.json is the one to send"
+        return web.json_response({"error": said}, status=401)
+
+    return demand
 
 
 @web.middleware

@@ -10,14 +10,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
 import uvloop
 from aiohttp import web
+from yarl import URL
 
-from local import bytecode, changes, installed, processes
+from local import bytecode, changes, guard, installed, processes
 from local.control import control_application
 from local.deployed import Deployed
 from local.deployed import PoolerService as DeployedPooler
@@ -30,6 +32,7 @@ from local.issuer import AUDIENCE, Issuer
 from local.json_process import JsonProcess
 from local.ministack import ControlPlane
 from local.options import Options
+from local.paths import shareable
 from local.pgbouncer import Pooler
 from local.pgbouncer_discovery import PgBouncerBinary, find_pgbouncer
 from local.pooler_service.cloud_map import CloudMap
@@ -39,6 +42,7 @@ from local.postgres import Postgres, PostgresError
 from local.postgres_discovery import find_postgres
 from local.progress import Progress
 from local.secrets_front import SecretsFront
+from local.signatures import presign
 from local.state import MARK, State, sdk_variables
 from local.wires import Wires
 from stacks.capacity import max_connections
@@ -46,6 +50,7 @@ from stacks.config import Config
 
 T = TypeVar("T")
 _WATCH_SECONDS = 1.0
+_CHANGES_LIFETIME = timedelta(minutes=1)
 _BACKLOG = 4096  # a storm's connections come at once
 
 
@@ -69,8 +74,9 @@ class Daemon:
         self._state: State
         self._pgbouncer: PgBouncerBinary
         self._ports = _ports(options)
+        self._key = secrets.token_hex(32)
         self._control_plane = ControlPlane(
-            folder / "control-plane", self._ports["aws"], self._ports["secrets"]
+            folder / "control-plane", self._ports["aws"], self._ports["secrets"], self._key
         )
         self._front = Front(
             folder / "balancer.log", self._ports["balancer"], target_port=self._ports["pooler"]
@@ -78,6 +84,7 @@ class Daemon:
         self._secrets: SecretsFront
         self._session: aiohttp.ClientSession
         self._function_endpoint = f"http://127.0.0.1:{self._ports['aws']}"
+        self._fronts: list[int] = []  # ports that lead to the control plane
         self._wires = self._new_wires() if options.wires else None
         self._console = JsonProcess("console", [str(folder)], folder / "console.log")
         self._following: asyncio.Task[None] | None = None
@@ -149,6 +156,7 @@ class Daemon:
                 web.ServerRunner(web.Server(self._secrets.handle))
             )
             runners.append(runner)
+            self._fronts = [runner.addresses[0][1]]
         region = self._region()
         self.account = Account(
             self._surroundings(region), self.options.idle_seconds, self.options.start
@@ -160,7 +168,7 @@ class Daemon:
             runner, url = await _listen(web.ServerRunner(server))
             runners.append(runner)
             urls.append(url)
-        control = web.AppRunner(control_application(self), access_log=None)
+        control = web.AppRunner(control_application(self, self._key), access_log=None)
         runner, control_url = await _listen(control)
         self._issuer = Issuer.create(urls[0])
         self._issuer.save(self.folder / "issuer.pem")
@@ -170,6 +178,7 @@ class Daemon:
             mark=os.environ[MARK],
             guardian=os.getppid(),
             daemon=os.getpid(),
+            key=self._key,
             control_url=control_url,
             api_url=urls[1],
             issuer_url=urls[0],
@@ -179,11 +188,13 @@ class Daemon:
         )
         self._announce(ready=False)
         cdk_folder = self.folder / "cdk"
-        cdk_folder.mkdir()
+        cdk_folder.mkdir(mode=0o700)
         account = settings.account or "000000000000"
-        self._cdk = Cdk(cdk_folder, endpoint, account, settings.region)
-        self._inventory = Inventory(endpoint, settings.region, self.folder / "code")
-        names = CloudMap(endpoint, settings.region)
+        self._cdk = Cdk(cdk_folder, endpoint, account, settings.region, self._key)
+        code = self.folder / "code"
+        code.mkdir(mode=0o700)
+        self._inventory = Inventory(endpoint, settings.region, self._key, code)
+        names = CloudMap(endpoint, settings.region, self._key)
         self.pooler = PoolerService(self._front, names, self._new_pooler, self._on_thread)
         await self._front.start()
         return [*runners, runner]
@@ -241,13 +252,13 @@ class Daemon:
 
     def _surroundings(self, region: str) -> Surroundings:
         temporary = self.folder / "tmp"
-        temporary.mkdir()
+        temporary.mkdir(mode=0o700)
         variables = {**self._sdk_variables(region), MARK: os.environ[MARK]}
         return Surroundings(self.folder / "runtime", temporary, self.folder / "logs", variables)
 
     def _sdk_variables(self, region: str) -> dict[str, str]:
         """Lead functions and pooler to the control plane: with wires through `SecretsFront`."""
-        variables = sdk_variables(self._function_endpoint, region)
+        variables = sdk_variables(self._function_endpoint, region, self._key)
         if self._wires is None:
             port = self._ports["secrets"]
             variables["AWS_ENDPOINT_URL_SECRETS_MANAGER"] = f"http://127.0.0.1:{port}"
@@ -281,10 +292,12 @@ class Daemon:
     async def _start_control_plane(self) -> None:
         async with self.progress.step("control plane: MiniStack"):
             await self._control_plane.start(
-                self._cdk.account, self._cdk.region, self._state.control_url
+                self._cdk.account, self._cdk.region, self._state.control_url, self._fronts
             )
 
     async def _serve_issuer(self, request: web.BaseRequest) -> web.Response:
+        if reason := guard.refusal_of(request):
+            return web.json_response({"error": reason}, status=403)
         documents: Mapping[str, Callable[[], Any]] = {
             "/.well-known/openid-configuration": self._issuer.discovery,
             "/.well-known/jwks.json": self._issuer.jwks,
@@ -348,8 +361,8 @@ class Daemon:
             **self._sdk_variables(self._cdk.region),
             "ECS_CONTAINER_METADATA_URI_V4": f"{self._state.control_url}/v4/{task}",
         }
-        folder = self.folder / "pooler" / address.rpartition(".")[2]  # short, for its socket
-        folder.mkdir(parents=True, exist_ok=True)
+        # Short, for its socket.
+        folder = shareable(self.folder / "pooler") / address.rpartition(".")[2]
         return Pooler(self._pgbouncer, folder, variables, address)
 
     async def postgres_do(self, verb: str, how: str) -> None:
@@ -413,8 +426,9 @@ class Daemon:
 
     async def _changes(self, known: int) -> int:
         """Wait until the control plane has counted another change, or for a minute."""
-        url = f"http://127.0.0.1:{self._ports['aws']}{changes.PATH}"
-        async with self._session.get(url, params={"known": known}) as response:
+        url = f"http://127.0.0.1:{self._ports['aws']}{changes.PATH}?known={known}"
+        signed = presign(url, self._key, self._cdk.region, _CHANGES_LIFETIME)
+        async with self._session.get(URL(signed, encoded=True)) as response:
             response.raise_for_status()
             return int((await response.json())["count"])
 

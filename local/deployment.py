@@ -8,12 +8,12 @@ import signal
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from local.processes import last_lines
-from local.state import CREDENTIALS
+from local.processes import last_lines, open_log
+from local.state import credentials
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent
@@ -47,6 +47,7 @@ class Cdk:
     endpoint: str
     account: str
     region: str
+    key: str = field(repr=False)
 
     @property
     def log(self) -> Path:
@@ -79,7 +80,7 @@ class Cdk:
     async def run(self, arguments: list[str], folder: Path, what: str) -> str:
         """Run one command in `folder` and return what it said; raise `DeploymentError`."""
         log = self.folder / f"cdk-{what}.log"
-        with log.open("wb") as output:
+        with open_log(log, "wb") as output:
             process = await asyncio.create_subprocess_exec(
                 *self._command(),
                 *arguments,
@@ -120,7 +121,7 @@ class Cdk:
         mine = {name: os.environ[name] for name in _INHERITED if name in os.environ}
         return {
             **mine,
-            **CREDENTIALS,
+            **credentials(self.key),
             "AWS_CONFIG_FILE": os.devnull,
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
             "AWS_EC2_METADATA_DISABLED": "true",

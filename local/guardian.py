@@ -16,6 +16,7 @@ from types import FrameType
 
 import psutil
 
+from local.processes import open_log
 from local.state import MARK, end, marked
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -34,7 +35,7 @@ def guard(folder: Path, options: str, leash: int) -> int:
     """Run the daemon until it ends, then end what is left of it; return its exit code."""
     adopt_orphans()
     command = [sys.executable, "-m", "local.daemon", str(folder), options, str(leash)]
-    with (folder / "cloud.log").open("ab") as log:
+    with open_log(folder / "cloud.log") as log:
         daemon = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stderr=log, pass_fds=[leash], start_new_session=True
         )

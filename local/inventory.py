@@ -26,7 +26,7 @@ from local.deployed import (
     Route,
     Throttle,
 )
-from local.state import CREDENTIALS
+from local.state import client_keys
 
 _CHANGING = "_IN_PROGRESS"
 _POOLER_VARIABLE = "USER_SECRET_ARNS"  # only the supervisor's container has it
@@ -41,10 +41,9 @@ class Inventory:
     that is a pooler of this project.
     """
 
-    def __init__(self, endpoint: str, region: str, folder: Path) -> None:
+    def __init__(self, endpoint: str, region: str, key: str, folder: Path) -> None:
         self._folder = folder
-        keys = {name.lower(): value for name, value in CREDENTIALS.items()}
-        session = boto3.Session(region_name=region, **keys)
+        session = boto3.Session(region_name=region, **client_keys(key))
         config = Config(
             retries={"max_attempts": 2},
             connect_timeout=5,

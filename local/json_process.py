@@ -70,7 +70,7 @@ class JsonProcess:
             await process.wait()
 
     async def _launch(self) -> asyncio.subprocess.Process:
-        with self._log.open("ab") as log:
+        with processes.open_log(self._log) as log:
             return await asyncio.create_subprocess_exec(
                 *self._command,
                 cwd=_REPOSITORY,

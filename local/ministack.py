@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,20 +15,28 @@ _START_SECONDS = 60.0  # as the servers: beside busy programs it has needed ten 
 class ControlPlane:
     """MiniStack on a port of 127.0.0.1, in a folder of its own."""
 
-    def __init__(self, home: Path, port: int, secrets_port: int) -> None:
-        """Name the places; nothing is started yet."""
+    def __init__(self, home: Path, port: int, secrets_port: int, key: str) -> None:
+        """Name the places, and the key that requests are signed with; nothing is started yet."""
         self._home = home
         self._port = port
         self._secrets_port = secrets_port
+        self._key = key
         self._log = home / "ministack.log"
         self._process: asyncio.subprocess.Process | None = None
 
-    async def start(self, account: str, region: str, control_url: str) -> None:
-        """Start it and wait until it answers; raise with the end of its log."""
+    async def start(
+        self, account: str, region: str, control_url: str, fronts: Sequence[int] = ()
+    ) -> None:
+        """Start it and wait until it answers; raise with the end of its log.
+
+        `fronts` are ports of this cloud that pass requests on to it, as they were signed.
+        """
         python = await asyncio.to_thread(installed.control_plane_python)
         ports = (self._port, self._secrets_port)
-        variables = control_plane_variables(self._home, ports, account, region, control_url)
-        with self._log.open("wb") as output:
+        variables = control_plane_variables(
+            self._home, ports, account, region, control_url, self._key, fronts
+        )
+        with processes.open_log(self._log, "wb") as output:
             self._process = await asyncio.create_subprocess_exec(
                 str(python), "-m", "local.control_plane",
                 cwd=REPOSITORY, env=variables,
@@ -62,14 +71,21 @@ class ControlPlane:
 
 
 def control_plane_variables(
-    home: Path, ports: tuple[int, int], account: str, region: str, control_url: str
+    home: Path,
+    ports: tuple[int, int],
+    account: str,
+    region: str,
+    control_url: str,
+    key: str,
+    fronts: Sequence[int] = (),
 ) -> dict[str, str]:
     """Return the whole environment of the control plane; makes its folder for files.
 
     `ports`: of everything, and of Secrets Manager alone.
     """
     port, secrets_port = ports
-    (home / "tmp").mkdir(parents=True, exist_ok=True)
+    home.mkdir(mode=0o700, exist_ok=True)
+    (home / "tmp").mkdir(exist_ok=True)
     return {
         **processes.base_environment(),
         "BIND_HOST": "127.0.0.1",
@@ -84,6 +100,8 @@ def control_plane_variables(
         "TMPDIR": str(home / "tmp"),
         "DOCKER_HOST": f"unix://{home}/no-docker",
         "PYTHONDONTWRITEBYTECODE": "1",
+        "AWS_SECRET_ACCESS_KEY": key,  # MiniStack's Node.js workers sign with it, too
         "LAMBDA_PG_CONTROL_URL": control_url,
+        "LAMBDA_PG_PORTS": " ".join(map(str, (port, *fronts))),
         "LAMBDA_PG_SECRETS_PORT": str(secrets_port),
     }

@@ -50,12 +50,13 @@ def _root_state_parent() -> Path:
 def shareable(folder: Path) -> Path:
     """Create a folder that the servers' account may enter, and check that it can be reached.
 
+    Nobody may list it: what is inside is open to that account, or closed, by modes of its own.
     Raises PermissionError, naming the closed parent, where root's servers could not get through.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if os.geteuid() != 0:
         return folder
-    folder.chmod(folder.stat().st_mode | 0o055)
+    folder.chmod(folder.stat().st_mode | 0o011)
     for parent in folder.resolve().parents:
         if not parent.stat().st_mode & 0o001:
             raise PermissionError(

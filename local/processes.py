@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import IO, Final, Literal
 
 # Accounts that PostgreSQL and PgBouncer, which refuse to run as root, are started as.
 SERVICE_ACCOUNTS = ("postgres", "nobody")
@@ -65,6 +65,11 @@ def make_private_folder(path: Path, account: Account | None) -> Path:
     return path
 
 
+def open_log(path: Path, mode: Literal["ab", "wb"] = "ab") -> IO[bytes]:
+    """Open a log that only its owner reads, under every umask."""
+    return open(path, mode, opener=lambda name, flags: os.open(name, flags, 0o600))
+
+
 def raise_open_files_limit() -> int:
     """Raise this process's limit of open files to the hard limit, and return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -105,7 +110,7 @@ def start(
     death_signal: signal.Signals = signal.SIGKILL,
 ) -> subprocess.Popen[bytes]:
     """Start a child in a session of its own, so that Ctrl-C reaches only its parent."""
-    with log.open("ab") as output:
+    with open_log(log) as output:
         return subprocess.Popen(
             [*launcher(account, death_signal), *command],
             stdin=subprocess.DEVNULL,

@@ -8,6 +8,8 @@ import aiohttp
 from aiohttp import web
 from yarl import URL
 
+from local import guard
+
 Kind = Literal["failing", "slow", "throttling"]
 KINDS: Final[tuple[str, ...]] = get_args(Kind)
 SLOW_SECONDS: Final = 1.5
@@ -17,11 +19,14 @@ _ANSWERS: Final = {
     "failing": (500, "InternalServiceError", "An error occurred on the server side."),
     "throttling": (400, "ThrottlingException", "Rate exceeded"),
 }
-_HOP = {"host", "content-length", "transfer-encoding", "connection", "keep-alive"}
+_HOP = {"content-length", "transfer-encoding", "connection", "keep-alive"}
 
 
 class SecretsFront:
-    """Pass requests on; those to Secrets Manager suffer the faults that are there."""
+    """Pass requests on; those to Secrets Manager suffer the faults that are there.
+
+    The control plane verifies the signature, in which this port's Host header is.
+    """
 
     def __init__(self, endpoint: str, session: aiohttp.ClientSession) -> None:
         """Take the address of the control plane."""
@@ -43,6 +48,9 @@ class SecretsFront:
 
     async def handle(self, request: web.BaseRequest) -> web.Response:
         """Answer one request."""
+        if reason := guard.refusal_of(request):
+            refusal = {"__type": "AccessDeniedException", "message": reason}
+            return web.json_response(refusal, status=403)
         if self._faults and request.headers.get("X-Amz-Target", "").startswith("secretsmanager."):
             self.struck += 1
             if "slow" in self._faults:

@@ -6,18 +6,12 @@ import os
 import shutil
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-# The control plane takes any keys; these say in every log whose they are.
-CREDENTIALS = {
-    "AWS_ACCESS_KEY_ID": "local",
-    "AWS_SECRET_ACCESS_KEY": "local",
-    "AWS_SESSION_TOKEN": "local",
-}
 MARK = "LAMBDA_PG_CLOUD"  # in the environment of every process of a cloud
 STATE_FILE = "state.json"
 _LOCK_FILE = "lock"
@@ -39,6 +33,7 @@ class State:
     mark: str
     guardian: int  # process id
     daemon: int
+    key: str = field(repr=False)  # that requests to the control plane are signed with
     control_url: str
     api_url: str
     issuer_url: str
@@ -68,10 +63,24 @@ class State:
             raise NotRunningError(f"the local cloud in {folder} is only just starting") from None
 
 
-def sdk_variables(endpoint: str, region: str) -> dict[str, str]:
+def credentials(key: str) -> dict[str, str]:
+    """Return the variables from which AWS SDKs take a cloud's key; the rest says whose it is."""
+    return {
+        "AWS_ACCESS_KEY_ID": "local",
+        "AWS_SECRET_ACCESS_KEY": key,
+        "AWS_SESSION_TOKEN": "local",
+    }
+
+
+def client_keys(key: str) -> dict[str, str]:
+    """Return the arguments by which boto3 takes a cloud's key."""
+    return {name.lower(): value for name, value in credentials(key).items()}
+
+
+def sdk_variables(endpoint: str, region: str, key: str) -> dict[str, str]:
     """Return the environment variables that lead an AWS SDK to a control plane."""
     return {
-        **CREDENTIALS,
+        **credentials(key),
         "AWS_REGION": region,
         "AWS_DEFAULT_REGION": region,
         "AWS_ENDPOINT_URL": endpoint,
@@ -83,9 +92,11 @@ def sdk_variables(endpoint: str, region: str) -> dict[str, str]:
 def lock(folder: Path) -> int:
     """Take the folder for a cloud; return the descriptor that holds it, as long as it is open.
 
-    What a dead cloud has left there is removed first. Raises `AlreadyRunningError`.
+    What a dead cloud has left there is removed first. Raises `AlreadyRunningError`, or
+    PermissionError for a folder of another account, which could read and change what is in it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _close_to_others(folder)
     descriptor = os.open(folder / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -96,6 +107,16 @@ def lock(folder: Path) -> int:
         ) from None
     _clean(folder)
     return descriptor
+
+
+def _close_to_others(folder: Path) -> None:
+    """Let only this account into a folder; the servers' account, where it is root, through it."""
+    for owner in {folder.stat().st_uid, folder.lstat().st_uid} - {os.geteuid()}:
+        raise PermissionError(
+            f"{folder} belongs to another account (uid {owner}), which could read the keys of a "
+            "local cloud in it. Remove it, or choose another folder with LAMBDA_PG_STATE_DIR."
+        )
+    folder.chmod(0o700 if os.geteuid() else 0o711)
 
 
 def is_locked(folder: Path) -> bool:

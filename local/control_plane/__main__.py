@@ -9,6 +9,7 @@ from typing import Any
 from local.control_plane import additions, hooks
 from local.control_plane.changes import Changes
 from local.control_plane.cloud import Cloud
+from local.control_plane.gate import Gate
 from local.control_plane.secrets_endpoint import open_endpoint
 
 
@@ -17,10 +18,13 @@ def main() -> None:
     if os.environ.get("BIND_HOST") != "127.0.0.1":
         sys.exit("the control plane serves loopback only: set BIND_HOST=127.0.0.1")
     hooks.check()
-    additions.install(Cloud(os.environ["LAMBDA_PG_CONTROL_URL"]))
+    key = os.environ["AWS_SECRET_ACCESS_KEY"]
+    additions.install(Cloud(os.environ["LAMBDA_PG_CONTROL_URL"], key), key)
     module: Any = import_module(hooks.APPLICATION)  # it reads its settings when imported
     secrets_port = int(os.environ["LAMBDA_PG_SECRETS_PORT"])
-    module.app = Changes(module.app, begin=partial(open_endpoint, secrets_port))
+    ports = [int(port) for port in os.environ["LAMBDA_PG_PORTS"].split()]
+    changes = Changes(module.app, begin=partial(open_endpoint, secrets_port, key))
+    module.app = Gate(changes, ports, key)
     module.main()
 
 

@@ -60,8 +60,11 @@ ALARM = named("alarm", lambda i: {"Arn": arn("cloudwatch", f"alarm:{i}")}, "Alar
 """Accepted and never raised: nothing is measured, and MiniStack's own refuse metric math."""
 
 
-def install(cloud: Cloud) -> None:
-    """Add the types and wrap the handlers; the hooks have been checked."""
+def install(cloud: Cloud, key: str) -> None:
+    """Add the types and wrap the handlers; the hooks have been checked.
+
+    `key` is what every signature is verified with.
+    """
     provisioners = import_module(hooks.PROVISIONERS)
     table = provisioners._RESOURCE_HANDLERS
     for kind, handlers in TYPES.items():
@@ -70,12 +73,20 @@ def install(cloud: Cloud) -> None:
     databases.install(table, provisioners, cloud)
     secret_versions.install(table)
     rotation.install(table)
-    functions.install(table, cloud)
+    functions.install(table, cloud, key)
     camel = provisioners._pascal_to_camel
     complete(table["AWS::ApiGatewayV2::Api"], _api_completion(camel))
     complete(table["AWS::ApiGatewayV2::Stage"], _stage_completion(camel))
     services.install(table, camel)
+    _issue_one_key(key)
     stacks.install()
+
+
+def _issue_one_key(key: str) -> None:
+    """Let every key that STS and IAM issue have the secret that signatures are verified with."""
+    for name in (hooks.STS, hooks.IAM):
+        module: Any = import_module(name)
+        module._gen_secret = lambda: key
 
 
 def _api_completion(camel: Callable[[Any], Any]) -> Callable[[Made, Properties], Made]:

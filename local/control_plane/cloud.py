@@ -12,8 +12,9 @@ _LONGEST_SECONDS = 930.0  # a function runs for 15 minutes at most
 class Cloud:
     """The daemon's control endpoint."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: str) -> None:
         self._url = url
+        self._key = key
         # Never through a proxy of the shell's environment: it is a loopback address.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -30,7 +31,7 @@ class Cloud:
         request = urllib.request.Request(  # noqa: S310  # the address is the daemon's
             self._url + path,
             data=json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
+            headers={"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"},
         )
         try:
             with self._opener.open(request, timeout=_LONGEST_SECONDS) as response:

@@ -1,18 +1,23 @@
 """Run functions in the cloud's environments, and let their versions have code of their own."""
 
 import json
+from datetime import timedelta
 from importlib import import_module
 from typing import Any
 
 from local.control_plane import hooks
 from local.control_plane.cloud import Cloud
 from local.control_plane.handlers import Handlers, Made, Properties, Response, complete
+from local.signatures import presign
+
+LOCATION_LIFETIME = timedelta(minutes=10)  # of the address of a function's code, as on AWS
 
 
-def install(table: dict[str, Handlers], cloud: Cloud) -> None:
+def install(table: dict[str, Handlers], cloud: Cloud, key: str) -> None:
     """Complete the handlers of functions, and replace how they run."""
     complete(table["AWS::Lambda::Function"], _keep_limits)
-    _serve_code_of_versions()
+    _presign_layers(key)
+    _serve_code_of_versions(key)
     _run_functions_in(cloud)
 
 
@@ -29,7 +34,21 @@ def _keep_limits(made: Made, props: Properties) -> Made:
     return made
 
 
-def _serve_code_of_versions() -> None:
+def _presigned(url: str, key: str) -> str:
+    """Sign an address, which MiniStack dresses up as a signed one, or leaves without a query."""
+    region = import_module(hooks.RESPONSES).get_region()
+    return presign(url.partition("?")[0], key, region, LOCATION_LIFETIME)
+
+
+def _presign_layers(key: str) -> None:
+    module: Any = import_module(hooks.LAMBDA)
+    locate = module._layer_content_url
+    module._layer_content_url = lambda layer_name, version: _presigned(
+        locate(layer_name, version), key
+    )
+
+
+def _serve_code_of_versions(key: str) -> None:
     """Let GetFunction of a published version lead to its code, where it leads to the newest."""
     module: Any = import_module(hooks.LAMBDA)
     get, serve = module._get_function, module.serve_function_code
@@ -42,9 +61,11 @@ def _serve_code_of_versions() -> None:
         found = json.loads(body)
         version = found["Configuration"]["Version"]
         location = found["Code"].get("Location")
-        if version == "$LATEST" or not location:
+        if not location:
             return response
-        found["Code"]["Location"] = location.replace(f"/{name}?", f"/{name}:{version}?")
+        if version != "$LATEST":
+            location = location.replace(f"/{name}?", f"/{name}:{version}?")
+        found["Code"]["Location"] = _presigned(location, key)
         return status, headers, json.dumps(found).encode()
 
     def serve_code(

@@ -18,6 +18,8 @@ LAMBDA = "ministack.services.lambda_svc"
 SECRETS = "ministack.services.secretsmanager"
 RDS = "ministack.services.rds"
 ECS = "ministack.services.ecs"
+STS = "ministack.services.sts"
+IAM = "ministack.services.iam"
 _CREATE = ("logical_id", "props", "stack_name")
 _UPDATE = ("physical_id", "old_props", "new_props", "stack_name", "logical_id")
 _DELETE = ("physical_id", "props")
@@ -55,6 +57,8 @@ FUNCTIONS = {
     (PROVISIONERS, "_sm_secret_delete"): _DELETE,
     (PROVISIONERS, "_pascal_to_camel"): ("obj",),
     (RDS, "_generate_master_user_password"): (),
+    (STS, "_gen_secret"): (),
+    (IAM, "_gen_secret"): (),
     (SECRETS, "_resolve"): ("secret_id", "use_arn_scope"),
     (SECRETS, "_get_secret_value"): ("data",),
     (SECRETS, "_put_secret_value"): ("data",),
@@ -80,6 +84,7 @@ FUNCTIONS = {
     (LAMBDA, "_get_func_record_for_ref"): ("function_ref",),
     (LAMBDA, "_get_function"): ("name", "qualifier"),
     (LAMBDA, "serve_function_code"): ("func_name", "account_id", "region"),
+    (LAMBDA, "_layer_content_url"): ("layer_name", "version"),
     (LAMBDA, "_throttle_response"): ("reason_code", "msg", "retry_after"),
     ("ministack.core.concurrency", "spawn_background"): ("fn", "args", "thread_name", "kwargs"),
     (RESPONSES, "get_region"): (),

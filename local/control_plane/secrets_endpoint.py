@@ -18,7 +18,9 @@ from http import HTTPStatus
 from importlib import import_module
 from typing import Any
 
+from local import guard, signatures
 from local.control_plane import hooks
+from local.control_plane.gate import refusal_body, unsigned
 from local.control_plane.handlers import Response
 from local.http_requests import LENGTH_REQUIRED, Request, RequestReader, UnreadableError, response
 
@@ -29,8 +31,8 @@ _SERVICE = "secretsmanager."
 log = logging.getLogger("secrets")
 
 
-async def open_endpoint(port: int) -> None:
-    """Listen on the port, as long as the process runs.
+async def open_endpoint(port: int, key: str) -> None:
+    """Listen on the port, as long as the process runs, for requests that the key has signed.
 
     Sockets without asyncio's transports: most connections are for one question, which has come
     with them already.
@@ -43,14 +45,14 @@ async def open_endpoint(port: int) -> None:
         with suppress(OSError):  # there is none, or it has gone already
             while True:
                 client, _ = listener.accept()
-                task = asyncio.create_task(_serve(client))
+                task = asyncio.create_task(_serve(client, port, key))
                 serving.add(task)
                 task.add_done_callback(serving.discard)
 
     asyncio.get_running_loop().add_reader(listener, accept)
 
 
-async def _serve(client: socket.socket) -> None:
+async def _serve(client: socket.socket, port: int, key: str) -> None:
     """Answer the requests of one connection, one after the other."""
     loop, reader = asyncio.get_running_loop(), RequestReader(MAX_BODY_BYTES)
     with client, suppress(OSError):
@@ -59,7 +61,7 @@ async def _serve(client: socket.socket) -> None:
             try:
                 reader.feed(data)
                 while (request := reader.next()) is not None:
-                    await loop.sock_sendall(client, _respond(request))
+                    await loop.sock_sendall(client, _respond(request, port, key))
                     if request.is_last:
                         return
             except UnreadableError:
@@ -67,8 +69,8 @@ async def _serve(client: socket.socket) -> None:
                 return
 
 
-def _respond(request: Request) -> bytes:
-    status, headers, body = _answer(request)
+def _respond(request: Request, port: int, key: str) -> bytes:
+    status, headers, body = _refuse_strangers(request, port, key) or _answer(request)
     fields = {
         "Content-Type": "application/x-amz-json-1.1",
         **headers,
@@ -77,6 +79,17 @@ def _respond(request: Request) -> bytes:
         "Connection": "close" if request.is_last else "keep-alive",
     }
     return response(status, fields, body.encode() if isinstance(body, str) else body)
+
+
+def _refuse_strangers(request: Request, port: int, key: str) -> Response | None:
+    reason = guard.refusal(request.headers, [port])
+    if reason is None:
+        path, _, query = request.path.partition("?")
+        body = bytes(request.body or b"")
+        asked = signatures.Request(request.method, path, query, request.headers, body)
+        wrong = signatures.refusal(asked, key)
+        reason = wrong and unsigned(wrong)
+    return None if reason is None else (HTTPStatus.FORBIDDEN, {}, refusal_body(reason))
 
 
 def _answer(request: Request) -> Response:

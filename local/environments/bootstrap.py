@@ -37,6 +37,7 @@ def run_cold(handler: str) -> None:
     from awslambdaric.__main__ import main  # noqa: PLC0415
 
     connect_patiently(lambda_runtime_client.runtime_client)
+    take_address_with_path(lambda_runtime_client.BaseLambdaRuntimeClient)
     os.nice(_NICENESS)
     main(["bootstrap", handler])
 
@@ -62,6 +63,24 @@ def connect_patiently(native: Any) -> None:
                 return answer
 
     native.next = ask_first
+
+
+def take_address_with_path(client: Any) -> None:
+    """Let awslambdaric's Python half report errors to an address that ends with a path.
+
+    Its native half takes one. `client` is the class whose `call_rapid` is wrapped.
+    """
+    call = client.call_rapid
+
+    def call_rapid(self: Any, method: str, endpoint: str, *rest: Any, **named: Any) -> None:
+        whole = self.lambda_runtime_address
+        self.lambda_runtime_address, _, path = whole.partition("/")
+        try:
+            call(self, method, f"/{path}{endpoint}", *rest, **named)
+        finally:
+            self.lambda_runtime_address = whole
+
+    client.call_rapid = call_rapid
 
 
 class SnapshotClient:
@@ -138,6 +157,7 @@ def _connectable_client() -> Any:
 
     runtime_client.initialize_client(lambda_runtime_client._user_agent())
     connect_patiently(runtime_client)
+    take_address_with_path(lambda_runtime_client.BaseLambdaRuntimeClient)
     lambda_runtime_client.runtime_client = runtime_client
     config = LambdaConfigProvider(["bootstrap", os.environ["_HANDLER"]])
     return lambda_runtime_client.LambdaRuntimeClient(config.api_address, config.use_thread_polling)

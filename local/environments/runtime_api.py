@@ -5,8 +5,10 @@ What the requests mean is here; what they do is the environment's own affair.
 
 import asyncio
 import json
+import secrets
 from typing import TYPE_CHECKING, cast
 
+from local import guard
 from local.http_requests import LENGTH_REQUIRED, Request, RequestReader, UnreadableError, response
 
 if TYPE_CHECKING:
@@ -24,10 +26,17 @@ _REPLIES = {
 
 
 class RuntimeApi:
-    """The endpoint of one environment: a port of its own, which identifies it."""
+    """The endpoint of one environment: a port of its own, which identifies it.
+
+    Its address ends with a random path, which only the environment knows: no other account of the
+    machine takes its events or answers them.
+    """
 
     def __init__(self, environment: "Environment") -> None:
         self.environment = environment
+        self.port = 0
+        self._path = f"/{secrets.token_hex(16)}"
+        self.prefix = f"{self._path}{API_PREFIX}"
         self.connections: set[_Connection] = set()
         self.client: _Connection | None = None
         """The connection that asks for work."""
@@ -37,8 +46,8 @@ class RuntimeApi:
         """Open a free port and return its address."""
         loop = asyncio.get_running_loop()
         self._listener = await loop.create_server(lambda: _Connection(self), "127.0.0.1", 0)
-        port: int = self._listener.sockets[0].getsockname()[1]
-        return f"127.0.0.1:{port}"
+        self.port = self._listener.sockets[0].getsockname()[1]
+        return f"127.0.0.1:{self.port}{self._path}"
 
     def close(self) -> None:
         """Close the port and its connections at once."""
@@ -88,8 +97,11 @@ class _Connection(asyncio.Protocol):
 
     def _take(self, request: Request) -> None:
         environment = self._api.environment
+        if reason := self._refusal(request):
+            self._respond(403, _JSON, json.dumps({"errorMessage": reason}).encode())
+            return
         body = None if request.body is None else bytes(request.body)
-        match request.method, request.path.removeprefix(API_PREFIX).split("/"):
+        match request.method, request.path.removeprefix(self._api.prefix).split("/"):
             case "GET", ["invocation", "next"]:
                 self._api.client = self
                 environment.ask_next(self._deliver)
@@ -100,6 +112,13 @@ class _Connection(asyncio.Protocol):
                 self._reply(202)
             case _:
                 self._reply(404)
+
+    def _refusal(self, request: Request) -> str | None:
+        if reason := guard.refusal(request.headers, [self._api.port]):
+            return reason
+        if request.path.startswith(self._api.prefix):
+            return None
+        return "the path is not that of AWS_LAMBDA_RUNTIME_API: only its environment may ask this"
 
     def _deliver(self, invocation: "Invocation") -> None:
         headers = {

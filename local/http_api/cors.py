@@ -16,7 +16,7 @@ def allowed_headers(
 ) -> Sequence[tuple[str, str]]:
     """Return the headers for a request's origin; none where it is not allowed."""
     origin = headers.get("origin")
-    if origin is None or not _allows(cors, origin):
+    if origin is None or not allows(cors, origin):
         return []
     anyone = "*" in cors.origins and not cors.credentials
     found = [("access-control-allow-origin", "*" if anyone else origin)]
@@ -32,7 +32,8 @@ def allowed_headers(
     return found
 
 
-def _allows(cors: Cors, origin: str) -> bool:
+def allows(cors: Cors, origin: str) -> bool:
+    """Tell whether pages of an origin may read answers."""
     return any(
         pattern in {"*", origin} or (pattern.endswith("*") and origin.startswith(pattern[:-1]))
         for pattern in cors.origins

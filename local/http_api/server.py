@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
+from local import guard
 from local.deployed import Api, Throttle
 from local.environments.environment import Outcome
 from local.environments.fleet import ThrottledError
@@ -56,6 +57,8 @@ class HttpApi:
     async def handle(self, received: web.BaseRequest) -> web.Response:
         """Answer one request; this is aiohttp's handler."""
         began = time.monotonic()
+        if reason := guard.refusal_of(received, self._trusts):
+            return web.json_response({"message": reason}, status=403)
         headers = {name.lower(): value for name, value in received.headers.items()}
         response = await self._answer(received, headers)
         self.history.add(response.status, time.monotonic() - began)
@@ -68,6 +71,14 @@ class HttpApi:
             if name not in _HOP_HEADERS:
                 answer.headers.add(name, value)
         return answer
+
+    def _trusts(self, origin: str) -> bool:
+        """Tell whether the deployed API lets pages of an origin ask it."""
+        return (
+            self._api is not None
+            and self._api.cors is not None
+            and (cors.allows(self._api.cors, origin))
+        )
 
     async def _answer(self, received: web.BaseRequest, headers: dict[str, str]) -> HttpResponse:
         api = self._api

@@ -6,18 +6,17 @@ from typing import Any
 import boto3
 
 from local.deployed import PoolerService
-from local.state import CREDENTIALS
+from local.state import client_keys
 
 
 class CloudMap:
     """Cloud Map of the control plane. An error is reported and never stops a task."""
 
-    def __init__(self, endpoint: str, region: str) -> None:
-        """Name the control plane; nothing is sent yet."""
+    def __init__(self, endpoint: str, region: str, key: str) -> None:
+        """Name the control plane and the cloud's key; nothing is sent yet."""
         self._region = region
-        keys = {name.lower(): value for name, value in CREDENTIALS.items()}
         self._client: Any = boto3.client(
-            "servicediscovery", endpoint_url=endpoint, region_name=region, **keys
+            "servicediscovery", endpoint_url=endpoint, region_name=region, **client_keys(key)
         )
 
     def register(self, service: PoolerService, task: str, address: str) -> None:

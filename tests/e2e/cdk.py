@@ -11,7 +11,7 @@ def cdk(cloud: LocalCloud, folder: Path, *arguments: str, app: Path = REPOSITORY
     """Run a command in the folder of an app; return what it said, or raise with it."""
     folder.mkdir(exist_ok=True)
     state = cloud.state
-    command_line = Cdk(folder, state.aws_endpoint_url, "000000000000", state.region)
+    command_line = Cdk(folder, state.aws_endpoint_url, "000000000000", state.region, state.key)
     return asyncio.run(command_line.run(list(arguments), app, arguments[0]))
 
 

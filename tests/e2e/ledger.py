@@ -20,7 +20,7 @@ from lambda_pg import Database, DatabaseUnavailableError, Settings
 from psycopg import Connection
 
 from local.cloud import LocalCloud
-from local.state import CREDENTIALS
+from local.state import credentials
 
 CLIENTS = 8
 KINDS = ("read", "idempotent write", "unit of work", "plain write")
@@ -75,7 +75,7 @@ def ledger(cloud: LocalCloud, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ledge
 
 def settings_of(cloud: LocalCloud, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Say what a function of the stage is told."""
-    for name, value in CREDENTIALS.items():
+    for name, value in credentials(cloud.state.key).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_ENDPOINT_URL", cloud.state.aws_endpoint_url)
     monkeypatch.setenv("AWS_REGION", cloud.state.region)

@@ -21,9 +21,10 @@ from local import installed, processes
 from local.deployment import REPOSITORY
 from local.inventory import Inventory
 from local.ministack import control_plane_variables
-from local.state import CREDENTIALS
+from local.state import client_keys
 
 REGION = "us-east-1"
+KEY = "the key of the control plane of the tests"
 ACCOUNT = "000000000000"
 POSTGRES = {"host": "127.0.0.1", "port": 54321}
 SECONDS = 30.0
@@ -108,7 +109,7 @@ class ControlPlane:
         self.url = f"http://127.0.0.1:{port}"
         self.secrets_url = f"http://127.0.0.1:{secrets_port}"
         home = folder / "control-plane"
-        variables = control_plane_variables(home, ports, ACCOUNT, REGION, self.daemon.url)
+        variables = control_plane_variables(home, ports, ACCOUNT, REGION, self.daemon.url, KEY)
         self.log = home / "ministack.log"
         with self.log.open("wb") as output:
             self._process = subprocess.Popen(
@@ -132,7 +133,7 @@ class ControlPlane:
         self, service: str, url: str | None = None, region: str = REGION, user_agent: str = ""
     ) -> Any:
         """Return a client of one of its services, at the port of all of them or at `url`."""
-        keys = {name.lower(): value for name, value in CREDENTIALS.items()}
+        keys = client_keys(KEY)
         config = Config(
             retries={"max_attempts": 0}, inject_host_prefix=False, user_agent_extra=user_agent
         )
@@ -142,7 +143,7 @@ class ControlPlane:
 
     def inventory(self) -> Inventory:
         """Return the reader of what is deployed."""
-        return Inventory(self.url, REGION, self._folder / "code")
+        return Inventory(self.url, REGION, KEY, self._folder / "code")
 
     def deploy(self, name: str, resources: dict[str, Any], **more: Any) -> dict[str, str]:
         """Create or update a stack; return its outputs."""

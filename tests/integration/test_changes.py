@@ -5,12 +5,14 @@ import json
 import threading
 import uuid
 from contextlib import closing
+from datetime import timedelta
 from urllib.parse import urlsplit
 
 import pytest
 
 from local import changes
-from tests.integration.control_plane import ControlPlane
+from local.signatures import presign
+from tests.integration.control_plane import KEY, REGION, ControlPlane
 
 SECONDS = 30.0
 
@@ -19,7 +21,9 @@ def count(plane: ControlPlane, known: object = "") -> int:
     """Ask for the count of changes; the answer is held back while it is the known one."""
     connection = http.client.HTTPConnection(urlsplit(plane.url).netloc, timeout=SECONDS)
     with closing(connection):
-        connection.request("GET", f"{changes.PATH}?known={known}")
+        url = f"{plane.url}{changes.PATH}?known={known}"
+        signed = presign(url, KEY, REGION, timedelta(minutes=1))
+        connection.request("GET", signed.removeprefix(plane.url))
         return int(json.load(connection.getresponse())["count"])
 
 

@@ -20,6 +20,7 @@ from local.inventory import Inventory
 from local.pooler_service.cloud_map import CloudMap
 from local.state import sdk_variables
 from tests.integration.control_plane import (
+    KEY,
     POSTGRES,
     REGION,
     ControlPlane,
@@ -595,7 +596,7 @@ def test_tasks_can_be_discovered(plane: ControlPlane) -> None:
     found = plane.inventory().read().pooler
     assert found is not None
     (registry,) = found.registries
-    names = CloudMap(plane.url, REGION)
+    names = CloudMap(plane.url, REGION, KEY)
     names.register(found, "one", "127.0.0.2")
     names.register(found, "two", "127.0.0.3")
     assert discovered(plane) == {"127.0.0.2", "127.0.0.3"}
@@ -612,7 +613,7 @@ def discovered(plane: ControlPlane) -> set[str]:
         "NamespaceName='pool.internal', ServiceName='tasks')['Instances'];"
         "print(' '.join(each['Attributes']['AWS_INSTANCE_IPV4'] for each in found))"
     )
-    environment = {"PATH": os.environ["PATH"], **sdk_variables(plane.url, REGION)}
+    environment = {"PATH": os.environ["PATH"], **sdk_variables(plane.url, REGION, KEY)}
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
     )
@@ -637,6 +638,6 @@ def test_code_of_another_version_is_not_taken_from_the_cache(
     """Each version's own zip is fetched, also when the newest was there first."""
     name = plane.deploy("zips", aliased("one", "V1"), Outputs=NAME)["Name"]
     plane.deploy("zips", aliased("two", "V1"), Outputs=NAME)
-    inventory = Inventory(plane.url, "us-east-1", tmp_path)
+    inventory = Inventory(plane.url, "us-east-1", KEY, tmp_path)
     assert "'two'" in code_of(inventory, name)
     assert "'one'" in code_of(inventory, name, "1")

@@ -4,13 +4,16 @@ import http.client
 import json
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 from botocore.exceptions import ClientError
+from lambda_pg._signature import Keys, sign
 
-from tests.integration.control_plane import ControlPlane
+from tests.integration.control_plane import KEY, REGION, ControlPlane
 
 
 @pytest.fixture
@@ -96,17 +99,74 @@ def test_what_is_not_there_is_refused_as_at_the_other_port(
     assert refusal(endpoint, SecretId=secret) == "InvalidRequestException"
 
 
+def signed(url: str, target: str, body: bytes, key: str = KEY) -> dict[str, str]:
+    """Sign a request as the layer does; return its headers."""
+    return sign(
+        Keys("local", key),
+        region=REGION,
+        service="secretsmanager",
+        headers={"host": urlsplit(url).netloc, "x-amz-target": target},
+        body=body,
+        now=datetime.now(UTC),
+    )
+
+
 def test_other_services_and_requests_without_a_length_are_refused(plane: ControlPlane) -> None:
     """The caller learns what the port is for."""
-    connection = http.client.HTTPConnection(urlsplit(plane.secrets_url).netloc, timeout=10)
-    connection.request("POST", "/", b"{}", {"X-Amz-Target": "AWSLambda.ListFunctions"})
-    answer = connection.getresponse()
-    assert (answer.status, json.load(answer)["__type"]) == (400, "UnknownOperationException")
-    connection.request("POST", "/", b"nonsense", {"X-Amz-Target": "secretsmanager.GetSecretValue"})
-    answer = connection.getresponse()
-    assert (answer.status, json.load(answer)["__type"]) == (400, "SerializationException")
-    connection.putrequest("POST", "/")
-    connection.putheader("Transfer-Encoding", "chunked")
-    connection.endheaders()
-    assert connection.getresponse().status == 411
-    connection.close()
+    url = plane.secrets_url
+    with closing(http.client.HTTPConnection(urlsplit(url).netloc, timeout=10)) as connection:
+        connection.request("POST", "/", b"{}", signed(url, "AWSLambda.ListFunctions", b"{}"))
+        answer = connection.getresponse()
+        assert (answer.status, json.load(answer)["__type"]) == (400, "UnknownOperationException")
+        headers = signed(url, "secretsmanager.GetSecretValue", b"nonsense")
+        connection.request("POST", "/", b"nonsense", headers)
+        answer = connection.getresponse()
+        assert (answer.status, json.load(answer)["__type"]) == (400, "SerializationException")
+        connection.putrequest("POST", "/")
+        connection.putheader("Transfer-Encoding", "chunked")
+        connection.endheaders()
+        assert connection.getresponse().status == 411
+
+
+STRANGERS = {
+    "unsigned": ({}, "not signed"),
+    "another key": (None, "not of this cloud's key"),
+    "host": ({"host": "evil.example"}, "Host is 'evil.example'"),
+    "origin": ({"origin": "http://evil.example"}, "Origin is 'http://evil.example'"),
+    "site": ({"sec-fetch-site": "cross-site"}, "Sec-Fetch-Site is 'cross-site'"),
+}
+
+
+@pytest.mark.parametrize("port", ["all services", "secrets"])
+@pytest.mark.parametrize("who", STRANGERS)
+def test_a_stranger_gets_no_value_at_either_port(
+    plane: ControlPlane, secret: str, port: str, who: str
+) -> None:
+    """Without the key, and from a page even with it; no page may read the answer."""
+    url = plane.url if port == "all services" else plane.secrets_url
+    body = json.dumps({"SecretId": secret}).encode()
+    target = "secretsmanager.GetSecretValue"
+    more, reason = STRANGERS[who]
+    if who == "unsigned":
+        headers = {"x-amz-target": target}
+    else:
+        headers = signed(url, target, body, KEY if more else "local") | (more or {})
+    with closing(http.client.HTTPConnection(urlsplit(url).netloc, timeout=10)) as connection:
+        connection.request("POST", "/", body, headers)
+        answer = connection.getresponse()
+        text = answer.read().decode()
+    assert answer.status == 403
+    assert reason in json.loads(text)["message"]
+    assert not [name for name in answer.headers if name.lower().startswith("access-control")]
+
+
+def test_no_page_may_read_an_answer(plane: ControlPlane, secret: str) -> None:
+    """MiniStack's own permission for every origin does not leave, not even to the owner."""
+    body = json.dumps({"SecretId": secret}).encode()
+    headers = signed(plane.url, "secretsmanager.GetSecretValue", body)
+    with closing(http.client.HTTPConnection(urlsplit(plane.url).netloc, timeout=10)) as connection:
+        connection.request("POST", "/", body, headers)
+        answer = connection.getresponse()
+        answer.read()
+    assert answer.status == 200
+    assert not [name for name in answer.headers if name.lower().startswith("access-control")]

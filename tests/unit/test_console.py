@@ -30,7 +30,7 @@ async def serving(server: Server) -> AsyncIterator[str]:
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     watching = asyncio.create_task(server.watch.run())
-    yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}{server.path}"
     watching.cancel()
     await runner.cleanup()
 
@@ -49,9 +49,10 @@ def answer(folder: Path, method: str, path: str, own_origin: bool = True, **requ
     """Send one request; return its status, headers and text."""
 
     async def work(session: aiohttp.ClientSession, url: str) -> Any:
-        port = url.rpartition(":")[2]
+        origin = url.rpartition("/")[0]
+        port = origin.rpartition(":")[2]
         headers = {
-            **({"Origin": url} if own_origin and method == "POST" else {}),
+            **({"Origin": origin} if own_origin and method == "POST" else {}),
             **{name: value.format(port=port) for name, value in request.pop("headers", {}).items()},
         }
         sent = session.request(method, f"{url}{path}", headers=headers, **request)
@@ -87,6 +88,28 @@ def test_an_order_without_an_origin_is_refused(tmp_path: Path) -> None:
     """A browser always sends one with a POST."""
     assert answer(tmp_path, "POST", "/load", own_origin=False, json={"on": False})[0] == 403
     assert answer(tmp_path, "POST", "/load", json={"on": False})[0] == 202
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_a_request_from_another_site_is_refused(tmp_path: Path, site: str) -> None:
+    """A browser says so even where it sends no origin: of an image, or a link."""
+    assert answer(tmp_path, "GET", "/", headers={"Sec-Fetch-Site": site})[0] == 403
+    assert answer(tmp_path, "GET", "/", headers={"Sec-Fetch-Site": "same-origin"})[0] == 200
+
+
+@pytest.mark.parametrize("path", ["", "/", "/stream", "/load", f"/{'0' * 32}/"])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_who_does_not_know_the_path_is_refused(tmp_path: Path, method: str, path: str) -> None:
+    """Another account of the machine reaches the port, and nothing behind it."""
+
+    async def work(session: aiohttp.ClientSession, url: str) -> int:
+        origin = url.rpartition("/")[0]
+        order: dict[str, Any] = {"headers": {"Origin": origin}, "json": {"on": True}}
+        sent = order if method == "POST" else {}
+        async with session.request(method, f"{origin}{path}", **sent) as response:
+            return response.status
+
+    assert with_console(tmp_path, work) == 403
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded"])
@@ -137,7 +160,7 @@ def test_every_answer_is_protected(tmp_path: Path, path: str) -> None:
 def test_nothing_but_the_page_is_served(tmp_path: Path) -> None:
     """No file of the folder and none of the project."""
     for path in ("/server.py", "/../server.py", "/%2e%2e/server.py", "/state.json"):
-        assert answer(tmp_path, "GET", path)[0] == 404
+        assert answer(tmp_path, "GET", path)[0] in {403, 404}
 
 
 def test_without_a_cloud_the_stream_says_so(tmp_path: Path) -> None:

@@ -44,7 +44,12 @@ def test_nobody_is_sent_to_a_console_that_cannot_be_reached() -> None:
     assert all("admin_dsn" in line for line in asking)
 
 
-INTERNAL = {"LAMBDA_PG_CLOUD", "LAMBDA_PG_CONTROL_URL", "LAMBDA_PG_SECRETS_PORT"}
+INTERNAL = {
+    "LAMBDA_PG_CLOUD",
+    "LAMBDA_PG_CONTROL_URL",
+    "LAMBDA_PG_PORTS",
+    "LAMBDA_PG_SECRETS_PORT",
+}
 """What the local cloud says to its own processes."""
 
 

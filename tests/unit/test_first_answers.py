@@ -69,7 +69,7 @@ def cloud(
     url = f"http://127.0.0.1:{server.server_port}"
     folder = tmp_path / "state"
     held = lock(folder)
-    State("mark", 1, 2, url, url, url, url, "eu-central-1", ready=True).save(folder)
+    State("mark", 1, 2, "key", url, url, url, url, "eu-central-1", ready=True).save(folder)
     Issuer.create(url).save(folder / "issuer.pem")
     (folder / "logs").mkdir()
     (folder / "logs" / "health.log").write_text(f"{REASON}\n")

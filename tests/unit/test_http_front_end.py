@@ -172,3 +172,29 @@ def test_cors_is_answered_by_the_api_itself() -> None:
     assert (status, headers["access-control-allow-methods"]) == (204, "GET")
     ((_, headers, _),) = ask(cors=cors, headers=origin)
     assert headers["access-control-allow-origin"] == "https://a.example"
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Origin": "https://a.example", "Sec-Fetch-Site": "cross-site"}, 200),
+        ({"Origin": "https://b.example"}, 403),
+        ({"Origin": "https://a.example", "Host": "evil.example"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+    ],
+    ids=["program", "configured page", "other page", "foreign name", "image of a page"],
+)
+def test_pages_of_configured_origins_may_ask_and_no_others(
+    headers: dict[str, str], status: int
+) -> None:
+    """Without a configuration no page may; the function does not run for a page that may not."""
+    cors = Cors(origins=("https://a.example",), methods=("GET",), headers=("x",))
+    ((found, told, _),) = ask(cors=cors, headers=headers)
+    assert (found, "access-control-allow-origin" in told) == (
+        status,
+        status == 200 and "Origin" in headers,
+    )
+    if "Origin" in headers:
+        ((found, _, body),) = ask(headers=headers)
+        assert (found, "must" in body["message"]) == (403, True)

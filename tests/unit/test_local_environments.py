@@ -291,9 +291,11 @@ def functions_seconds() -> float:
     return Usage.of(status, os.getpid()).cpu.functions
 
 
-def test_a_handler_that_cannot_be_imported_fails_with_its_error(bench: Bench) -> None:
+@pytest.mark.parametrize("start", ["cold", "restored"])
+def test_a_handler_that_cannot_be_imported_fails_with_its_error(bench: Bench, start: Start) -> None:
     """The import's message reaches the caller of Invoke."""
     fleet = bench.fleet("import nothing_of_that_name")
+    fleet.start = start
     outcome = run(fleet, fleet.invoke(b"{}"))
     assert outcome.failure == "init"
     assert "nothing_of_that_name" in read(outcome)["errorMessage"]

@@ -17,7 +17,6 @@ from local.environments.environment import Environment, Failure, Outcome
 from local.environments.runtime_api import API_PREFIX, MAX_PAYLOAD_BYTES
 
 ARN = "arn:aws:lambda:us-east-1:000000000000:function:fn"
-NEXT = f"GET {API_PREFIX}invocation/next HTTP/1.1\r\nHost: x\r\n\r\n".encode()
 
 
 class Client:
@@ -27,13 +26,17 @@ class Client:
         """Take what the test talks to."""
         self.environment = environment
         self.process = process
-        self.address = address
+        self.host, _, path = address.partition("/")
+        self.prefix = f"/{path}{API_PREFIX}"
+        self.asks_next = (
+            f"GET {self.prefix}invocation/next HTTP/1.1\r\nHost: {self.host}\r\n\r\n".encode()
+        )
         connector = aiohttp.TCPConnector(limit=1)
-        self._session = aiohttp.ClientSession(f"http://{address}", connector=connector)
+        self._session = aiohttp.ClientSession(f"http://{self.host}", connector=connector)
 
     async def next(self) -> tuple[str, bytes]:
         """Wait for work; return its request id and the event."""
-        async with self._session.get(f"{API_PREFIX}invocation/next") as response:
+        async with self._session.get(f"{self.prefix}invocation/next") as response:
             assert response.status == 200
             self.headers = response.headers
             return response.headers["Lambda-Runtime-Aws-Request-Id"], await response.read()
@@ -43,7 +46,7 @@ class Client:
     ) -> int:
         """Send something; return the status."""
         async with self._session.post(
-            f"{API_PREFIX}{path}", data=io.BytesIO(body), headers=headers
+            f"{self.prefix}{path}", data=io.BytesIO(body), headers=headers
         ) as response:
             return response.status
 
@@ -218,8 +221,9 @@ def test_requests_that_come_together_are_answered_one_after_the_other() -> None:
     """The second one waits while the first one waits for work."""
 
     async def work(client: Client) -> None:
-        reader, writer = await asyncio.open_connection(*client.address.split(":"))
-        writer.write(NEXT + NEXT.replace(b"invocation/next", b"nothing"))
+        reader, writer = await asyncio.open_connection(*client.host.split(":"))
+        asks = client.asks_next
+        writer.write(asks + asks.replace(b"invocation/next", b"nothing"))
         await client.until(lambda: client.environment.idle)
         client.invoke(b'"event"')
         async with asyncio.timeout(5):
@@ -240,6 +244,34 @@ def test_an_error_of_the_init_phase_is_what_the_invocation_comes_to() -> None:
         client.process.kill()
         outcome = await invoked
         assert (outcome.failure, outcome.payload) == ("init", b'{"errorType": "Broken"}')
+
+    play(work)
+
+
+@pytest.mark.parametrize("lacks", ["path", "host", "origin", "site"])
+def test_nobody_but_the_environment_takes_its_event_or_answers_it(lacks: str) -> None:
+    """Another account of the machine does not know the path, and a page sends what tells on it."""
+
+    async def work(client: Client) -> None:
+        headers = {
+            "host": {"Host": "evil.example"},
+            "origin": {"Origin": "http://evil.example"},
+            "site": {"Sec-Fetch-Site": "cross-site"},
+        }.get(lacks, {})
+        prefix = API_PREFIX if lacks == "path" else client.prefix
+        asking = await client.until_idle()
+        invoked = client.invoke(b'{"is": "secret"}')
+        request_id, _ = await asking
+        async with aiohttp.ClientSession(f"http://{client.host}", headers=headers) as stranger:
+            async with stranger.get(f"{prefix}invocation/next") as response:
+                assert (response.status, b"secret" in await response.read()) == (403, False)
+            answer = f"{prefix}invocation/{request_id}/response"
+            async with stranger.post(answer, data=b'"forged"') as response:
+                assert response.status == 403
+        assert await client.post(f"invocation/{request_id}/response", b'"mine"') == 202
+        asking = asyncio.create_task(client.next())
+        assert (await invoked).payload == b'"mine"'
+        asking.cancel()
 
     play(work)
 
@@ -266,9 +298,9 @@ def test_an_environment_that_is_killed_while_it_answers_ends_quietly() -> None:
         asking = await client.until_idle()
         invoked = client.invoke()
         request_id, _ = await asking
-        _, writer = await asyncio.open_connection(*client.address.split(":"))
-        path = f"{API_PREFIX}invocation/{request_id}/response"
-        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
+        _, writer = await asyncio.open_connection(*client.host.split(":"))
+        path = f"{client.prefix}invocation/{request_id}/response"
+        head = f"POST {path} HTTP/1.1\r\nHost: {client.host}\r\nContent-Length: 100\r\n\r\n"
         writer.write(head.encode() + b"half")
         await writer.drain()
         await asyncio.sleep(0.05)  # let it be read
@@ -288,10 +320,10 @@ def test_without_a_pidfd_the_lost_connection_is_the_end(
     monkeypatch.delattr(os, "pidfd_open", raising=False)
 
     async def work(client: Client) -> None:
-        host, port = client.address.split(":")
+        host, port = client.host.split(":")
         _, helper = await asyncio.open_connection(host, port)
         _, runtime = await asyncio.open_connection(host, port)
-        runtime.write(NEXT)
+        runtime.write(client.asks_next)
         await client.until(lambda: client.environment.idle)
         invoked = client.invoke() if busy else None
         helper.close()

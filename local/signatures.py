@@ -1,0 +1,156 @@
+"""Verify AWS Signature Version 4 with the one key of a cloud, and presign addresses. No I/O.
+
+Equality with botocore's signers is held by tests. The id of the key is not looked at: sessions of
+STS have ids of their own, and MiniStack's Node.js workers take the account's number.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Final
+from urllib.parse import quote, unquote, urlsplit
+
+ALGORITHM: Final = "AWS4-HMAC-SHA256"
+TOLERANCE: Final = timedelta(minutes=15)  # between the signer's clock and this one, as on AWS
+_STAMP: Final = "%Y%m%dT%H%M%SZ"
+_UNSIGNED: Final = "UNSIGNED-PAYLOAD"
+_SAFE: Final = "-_.~"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request as it arrived: path and query still encoded, names of headers in lower case."""
+
+    method: str
+    path: str
+    query: str
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """What a request says of its signature."""
+
+    scope: str  # date/region/service/aws4_request
+    stamp: str
+    signed: str  # names of headers, with semicolons between
+    signature: str
+    lifetime: timedelta | None = None  # of a presigned address
+
+
+def claims_signature(query: str, headers: Mapping[str, str]) -> bool:
+    """Tell whether a request has a signature at all, before its body is read."""
+    return headers.get("authorization", "").startswith(ALGORITHM) or "X-Amz-Signature=" in query
+
+
+def refusal(request: Request, key: str, now: datetime | None = None) -> str | None:
+    """Say why a request is not signed with the key; None for one that is."""
+    if not claims_signature(request.query, request.headers):
+        return "the request is not signed"
+    try:
+        claim = _presigned(request) if "X-Amz-Signature=" in request.query else _signed(request)
+        age = (now or datetime.now(UTC)) - datetime.fromisoformat(claim.stamp)
+    except (KeyError, ValueError, TypeError, OverflowError):
+        return "its signature cannot be read"
+    if "host" not in claim.signed.split(";"):
+        return "its signature leaves out the Host header"
+    signature = _signature(request, claim, key)
+    if not hmac.compare_digest(signature.encode(), claim.signature.encode()):
+        return "its signature is not of this cloud's key"
+    if not -TOLERANCE <= age <= (claim.lifetime or TOLERANCE):
+        return f"it was signed at {claim.stamp}, which is too long ago, or in the future"
+    return None
+
+
+def presign(url: str, key: str, region: str, lifetime: timedelta) -> str:
+    """Return an address that may be read (GET) for a while, as S3's are."""
+    parts = urlsplit(url)
+    stamp = datetime.now(UTC).strftime(_STAMP)
+    scope = f"{stamp[:8]}/{region}/s3/aws4_request"
+    asked = {
+        "X-Amz-Algorithm": ALGORITHM,
+        "X-Amz-Credential": f"local/{scope}",
+        "X-Amz-Date": stamp,
+        "X-Amz-Expires": str(int(lifetime.total_seconds())),
+        "X-Amz-SignedHeaders": "host",
+    }
+    pairs = [parts.query, *(f"{name}={quote(value, safe=_SAFE)}" for name, value in asked.items())]
+    query = "&".join(filter(None, pairs))
+    request = Request("GET", parts.path, query, {"host": parts.netloc}, b"")
+    signature = _signature(request, _Claim(scope, stamp, "host", "", lifetime), key)
+    return f"{parts.scheme}://{parts.netloc}{parts.path}?{query}&X-Amz-Signature={signature}"
+
+
+def _signed(request: Request) -> _Claim:
+    listed = request.headers["authorization"][len(ALGORITHM) :].split(",")
+    fields = dict(part.strip().partition("=")[::2] for part in listed)
+    _, _, scope = fields["Credential"].partition("/")
+    stamp = request.headers["x-amz-date"]
+    return _Claim(scope, stamp, fields["SignedHeaders"], fields["Signature"])
+
+
+def _presigned(request: Request) -> _Claim:
+    fields = dict(_pairs(request.query))
+    _, _, scope = fields["X-Amz-Credential"].partition("/")
+    lifetime = timedelta(seconds=int(fields["X-Amz-Expires"]))
+    signed, signature = fields["X-Amz-SignedHeaders"], fields["X-Amz-Signature"]
+    return _Claim(scope, fields["X-Amz-Date"], signed, signature, lifetime)
+
+
+def _pairs(query: str) -> list[tuple[str, str]]:
+    pairs = [pair.partition("=") for pair in query.split("&") if pair]
+    return [(unquote(name), unquote(value)) for name, _, value in pairs]
+
+
+def _signature(request: Request, claim: _Claim, key: str) -> str:
+    canonical = hashlib.sha256(_canonical(request, claim).encode()).hexdigest()
+    text = f"{ALGORITHM}\n{claim.stamp}\n{claim.scope}\n{canonical}"
+    return hmac.digest(_signing_key(key, claim.scope), text.encode(), "sha256").hex()
+
+
+@lru_cache(maxsize=64)
+def _signing_key(key: str, scope: str) -> bytes:
+    """Derive the key of a day, a region and a service: once, not for each request of a storm."""
+    derived = f"AWS4{key}".encode()
+    for part in scope.split("/"):
+        derived = hmac.digest(derived, part.encode(), "sha256")
+    return derived
+
+
+def _canonical(request: Request, claim: _Claim) -> str:
+    is_s3 = claim.scope.split("/")[2:3] == ["s3"]
+    path = request.path or "/"
+    query = sorted(
+        (quote(name, safe=_SAFE), quote(value, safe=_SAFE))
+        for name, value in _pairs(request.query)
+        if name != "X-Amz-Signature"
+    )
+    names = claim.signed.split(";")
+    values = [" ".join(request.headers.get(name, "").split()) for name in names]
+    return "\n".join(
+        [
+            request.method,
+            path if is_s3 else quote(path, safe=f"/{_SAFE}"),  # only S3 encodes it once
+            "&".join(f"{name}={value}" for name, value in query),
+            *(f"{name}:{value}" for name, value in zip(names, values, strict=True)),
+            "",
+            claim.signed,
+            _payload(request, claim, is_s3=is_s3),
+        ]
+    )
+
+
+def _payload(request: Request, claim: _Claim, *, is_s3: bool) -> str:
+    """Return the digest of the body, or what stands for it where a signer leaves the body out."""
+    if claim.lifetime is not None and is_s3:
+        return _UNSIGNED
+    told = request.headers.get("x-amz-content-sha256", "")
+    if (told == _UNSIGNED or told.startswith("STREAMING-")) and (
+        "x-amz-content-sha256" in claim.signed.split(";")
+    ):
+        return told
+    return hashlib.sha256(request.body).hexdigest()
