@@ -97,7 +97,7 @@ class DatabaseStack(Stack):
 
     def attach(self, function: lambda_.Function, secret: str = OWNER) -> None:
         """Give a function the direct way to the database, as the user of a published secret."""
-        self.admit(join_network(function, self._config))
+        self.admit(join_network(function, self._config, endpoints_only=True))
         arn = self._told(function, secret)
         read_secret(function, arn, self._config.owner_key_arn if secret == OWNER else None)
         environment = {
@@ -184,11 +184,10 @@ class DatabaseStack(Stack):
         self.attach(function)
         function.add_environment("ROTATION", config.database.rotation)
         hash_for_proxy(function, config)
-        secret.grant_read(function)
-        secret.grant_write(function)
         accept_permission(
             function, "Resource::*", "X-Ray's and GetRandomPassword's permissions know no resource."
         )
+        # This lets the function read, write and promote versions of the secret, and nothing else.
         secret.add_rotation_schedule(
             "Rotation",
             rotation_lambda=function,
@@ -196,10 +195,12 @@ class DatabaseStack(Stack):
             # The users come with the first migration, which is after this.
             rotate_immediately_on_update=False,
         )
-        # CDK lets the service in whoever's secret it is for.
+        # CDK lets the service in whoever's secret it is for. With its ARN, for this one alone:
+        # https://docs.aws.amazon.com/secretsmanager/latest/userguide/rotating-secrets-required-permissions-function.html
         for child in function.node.find_all():
             if isinstance(child, lambda_.CfnPermission):
                 child.source_account = self.account
+                child.source_arn = secret.secret_arn
         return function
 
     def _secret(self) -> secretsmanager.Secret:
