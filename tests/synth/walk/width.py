@@ -200,8 +200,8 @@ def permissions(app: Deployed) -> Iterator[tuple[str, str, str, str, str]]:
     """Yield for each action of each statement: where, who has it, the effect, action, resource."""
     for role in app.of_kind("AWS::IAM::Role"):
         holder = holders(app, role)
-        for policy in app.texts(role, "ManagedPolicyArns.*"):
-            yield str(role), holder, "Allow", "", policy.partition(":policy/")[2]
+        for arn in app.texts(role, "ManagedPolicyArns.*"):
+            yield str(role), holder, "Allow", "", arn.partition(":policy/")[2]
         yield from _of(app, role, holder, role.properties.get("Policies", []))
     for policy in (*app.of_kind("AWS::IAM::Policy"), *app.of_kind("AWS::IAM::ManagedPolicy")):
         for role in roles_at(app, policy, "Roles.*"):
