@@ -303,6 +303,11 @@ def unused_action(templates: Templates) -> None:
     secret["Action"].append("secretsmanager:UpdateSecret")
 
 
+def every_namespace(templates: Templates) -> None:
+    """Let a task look for the instances of any namespace."""
+    del statement(templates, "Pooler", "servicediscovery:DiscoverInstances")["Condition"]
+
+
 def every_log_group(templates: Templates) -> None:
     """Let CDK's function for log groups set the retention of all."""
     statement(templates, "Database", "logs:PutRetentionPolicy")["Resource"] = "*"
@@ -493,6 +498,7 @@ BROKEN: list[tuple[str, Check, Callable[[Templates], None], str]] = [
     ("prod", width.widths, every_secret, "nothing says why it is that wide"),
     ("prod", width.widths, every_account, "on arn:aws:ssm:eu-west-1:*:"),
     ("prod", width.widths, unused_action, "rotate has Allow secretsmanager:UpdateSecret"),
+    ("prod", width.widths, every_namespace, "DiscoverInstances on * given nothing"),
     ("prod", width.widths, every_log_group, "has Allow logs:PutRetentionPolicy on *"),
     ("prod", width.widths, another_managed_policy, "on service-role/AWSLambdaVPCAccess"),
     ("instance-pgbouncer-without-nat", network.policies, open_endpoint, "lets {} through"),

@@ -24,6 +24,8 @@ class Row:
     why: str
     page: Page
     effect: str = "Allow"
+    given: str = ""
+    """Keys of its conditions, with spaces between."""
 
 
 _ARN = "arn:aws:{}:${{Region}}:${{Account}}:{}"
@@ -57,7 +59,7 @@ ROWS = [
     ),
     *(
         Row(each, _INTERFACES, "*", "a denial, for the function's own code", pages.LAMBDA_VPC,
-            "Deny")
+            "Deny", "lambda:SourceFunctionArn")
         for each in IN_VPC
     ),
     # Secrets and logins.
@@ -72,7 +74,7 @@ ROWS = [
     ),
     *(
         Row(each, "kms:Decrypt", _ARN.format("kms", "key/${Key}"), "one key",
-            pages.KMS)
+            pages.KMS, given="kms:ViaService")
         for each in ("users", "health", "migrate")
     ),
     Row("certificate", "secretsmanager:PutSecretValue", _SECRET, _ONE, pages.SECRETS),
@@ -136,7 +138,7 @@ ROWS = [
         pages.CODEDEPLOY_ROLE),
     # The pooler's tasks, flow logs, the bastion.
     Row("task", "servicediscovery:DiscoverInstances", "*", "a condition names the namespace",
-        pages.MAP),
+        pages.MAP, given="servicediscovery:NamespaceName"),
     Row("task execution", "ecr:GetAuthorizationToken", "*", _NO_RESOURCE, pages.ECR),
     Row("task execution",
         "ecr:BatchCheckLayerAvailability ecr:BatchGetImage ecr:GetDownloadUrlForLayer",
@@ -151,15 +153,18 @@ ROWS = [
         "AWS's own policy for instances that Session Manager reaches", pages.SESSION_ROLE),
     # Policies of resources, whose '*' is the resource itself.
     Row("SecretsManager.ResourcePolicy", _READ, "*", "a denial, for all but the readers",
-        pages.SECRET_POLICIES, "Deny"),
+        pages.SECRET_POLICIES, "Deny", "aws:PrincipalArn"),
     Row("SecretsManager.ResourcePolicy", "secretsmanager:DeleteSecret", "*",
         "CDK's denial for the account's root", pages.SECRET_POLICIES, "Deny"),
     Row("SNS.TopicPolicy", "sns:Publish", _ARN.format("sns", "{SNS.Topic}"), "one topic",
-        pages.TOPIC_POLICY),
+        pages.TOPIC_POLICY, given="aws:SourceAccount"),
     Row("SNS.TopicPolicy", "sns:Publish", _ARN.format("sns", "{SNS.Topic}"),
-        "a denial without TLS", pages.TOPIC_POLICY, "Deny"),
-    Row("EC2.VPCEndpoint", "*", "*", "conditions hold it to this account: `network.policies`",
-        pages.ENDPOINT_POLICIES),
+        "a denial without TLS", pages.TOPIC_POLICY, "Deny", "aws:SecureTransport"),
+    *(
+        Row("EC2.VPCEndpoint", "*", "*", "held to this account, which `network.policies` checks",
+            pages.ENDPOINT_POLICIES, given=keys)
+        for keys in ("aws:PrincipalAccount", "aws:PrincipalAccount aws:ResourceAccount")
+    ),
     Row("EC2.VPCEndpoint", "s3:GetObject", "arn:aws:s3:::${Bucket}/*", "AWS's own buckets, by name",
         pages.ECR_ENDPOINTS),
 ]  # fmt: skip
@@ -169,17 +174,19 @@ def widths(app: Deployed) -> Iterator[str]:
     """Check that a row says of each statement why it allows or denies that much."""
     for where, *found in permissions(app):
         if not any(says(row, *found) for row in ROWS):
-            holder, effect, action, on = found
+            holder, effect, action, on, given = found
             yield (
-                f"{where}: {holder} has {effect} {action} on {on}, and nothing says why it is that"
-                " wide: narrow it, or add a row to tests/synth/walk/width.py"
+                f"{where}: {holder} has {effect} {action} on {on} given {given or 'nothing'}, and"
+                " nothing says why it is that wide: narrow it, or add a row to"
+                " tests/synth/walk/width.py"
             )
 
 
-def says(row: Row, holder: str, effect: str, action: str, on: str) -> bool:
+def says(row: Row, holder: str, effect: str, action: str, on: str, given: str) -> bool:
+    """Tell whether a row is about a permission, with all of its conditions."""
     named = row.actions.lower().split() or [""]
-    same = (row.holder, row.effect) == (holder, effect) and action.lower() in named
-    return same and re.fullmatch(_pattern(row.on), on) is not None
+    same = (row.holder, row.effect, row.given) == (holder, effect, given)
+    return same and action.lower() in named and re.fullmatch(_pattern(row.on), on) is not None
 
 
 def _pattern(on: str) -> str:
@@ -196,12 +203,12 @@ def _part(part: str) -> str:
     return re.escape(part)
 
 
-def permissions(app: Deployed) -> Iterator[tuple[str, str, str, str, str]]:
-    """Yield for each action of each statement: where, who has it, the effect, action, resource."""
+def permissions(app: Deployed) -> Iterator[tuple[str, str, str, str, str, str]]:
+    """Yield for each action of each statement where it is, who has it, and what `says` compares."""
     for role in app.of_kind("AWS::IAM::Role"):
         holder = holders(app, role)
         for arn in app.texts(role, "ManagedPolicyArns.*"):
-            yield str(role), holder, "Allow", "", arn.partition(":policy/")[2]
+            yield str(role), holder, "Allow", "", arn.partition(":policy/")[2], ""
         yield from _of(app, role, holder, role.properties.get("Policies", []))
     for policy in (*app.of_kind("AWS::IAM::Policy"), *app.of_kind("AWS::IAM::ManagedPolicy")):
         for role in roles_at(app, policy, "Roles.*"):
@@ -214,12 +221,13 @@ def permissions(app: Deployed) -> Iterator[tuple[str, str, str, str, str]]:
 
 def _of(
     app: Deployed, where: Resource, holder: str, value: object
-) -> Iterator[tuple[str, str, str, str, str]]:
+) -> Iterator[tuple[str, str, str, str, str, str]]:
     for _, statement in statements(value):
+        given = {key for keys in statement.get("Condition", {}).values() for key in keys}
         for action in as_list(statement["Action"]):
             for each in as_list(statement["Resource"]):
                 on = app.text(where.stack, each)
-                yield str(where), holder, statement["Effect"], action, on
+                yield str(where), holder, statement["Effect"], action, on, " ".join(sorted(given))
 
 
 _USERS = {
