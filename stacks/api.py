@@ -208,7 +208,9 @@ class ApiStack(Stack):
             function.add_environment("PGSSLROOTCERT", external.ca_file)
         if self._config.in_network:
             group = join_network(function, self._config)
-            group.add_egress_rule(ec2.Peer.any_ipv4(), ec2.Port.all_tcp(), "to the database")
+            group.add_egress_rule(
+                ec2.Peer.any_ipv4(), ec2.Port.tcp(external.direct_port), "to the database"
+            )
 
     def route(
         self,

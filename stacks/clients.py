@@ -20,9 +20,9 @@ __all__ = ["AttachError", "Cap", "Clients"]
 class Clients:
     """The clients of one stage's pooler.
 
-    Everything but the settings is read at deployment, from what the stage publishes, so that any
-    stack of any app of the account can attach its functions. An app of its own says
-    `Clients.of_another_app("prod")`.
+    What neither the settings say nor, in the stage's own app, the stack of the network is read at
+    deployment from what the stage publishes, so that any stack of any app of the account can attach
+    its functions. An app of its own says `Clients.of_another_app("prod")`.
     """
 
     def __init__(self, config: Config) -> None:
@@ -200,8 +200,9 @@ class Clients:
     def _connect(self, function: lambda_.Function) -> ec2.SecurityGroup:
         group = join_network(function, self._config)
         if self._config.pooler == "external":
-            # The port stands in the secret's URL, which nobody reads at synth.
-            group.add_egress_rule(ec2.Peer.any_ipv4(), ec2.Port.all_tcp(), "to the pooler")
+            # The host stands in the secret's URL, which nobody reads at synth.
+            port = self._config.external.port or 0  # never 0 in a VPC: `contradictions`
+            group.add_egress_rule(ec2.Peer.any_ipv4(), ec2.Port.tcp(port), "to the pooler")
             return group
         port = self._config.pooler_port
         let_in(group, self._read(function, "pooler/security-group"), port, "the pooler")

@@ -321,6 +321,18 @@ class External:
         "what it is; null: the layer tells it by the URL's host and port",
         choices=(None, "pgbouncer", "rds-proxy", "supabase", "neon"),
     )
+    port: int | None = setting(
+        None,
+        "port of the secret's `url`; needed with network.vpc_id, as functions then reach no other",
+        minimum=1,
+        maximum=65535,
+    )
+    direct_port: int = setting(
+        5432,
+        "port of the secret's `direct_url`, which the migration reaches",
+        minimum=1,
+        maximum=65535,
+    )
     max_clients: int = setting(
         200, "client connections that it accepts from us", minimum=1, maximum=100000
     )
@@ -508,6 +520,11 @@ class Config:
     def in_network(self) -> bool:
         """Tell whether functions run in a VPC; a pooler on the internet needs none."""
         return self.pooler != "external" or self.network.vpc_id is not None
+
+    @property
+    def has_endpoints(self) -> bool:
+        """Tell whether the stage's own VPC reaches AWS by interface endpoints alone."""
+        return self.network.vpc_id is None and self.network.egress == "endpoints"
 
     @property
     def by_token(self) -> bool:

@@ -63,6 +63,7 @@ def contradictions(config: "Config") -> Iterator[str]:
         _existing,
         _secrets,
         _pooler,
+        _external,
     ):
         yield from check(config)
 
@@ -405,5 +406,13 @@ def _pooler(config: "Config") -> Iterator[str]:
             f"stage = {config.stage!r}: the proxy would be {config.proxy_name!r}, with two hyphens"
             " in a row, which RDS refuses; choose a stage without them"
         )
+
+
+def _external(config: "Config") -> Iterator[str]:
     if config.pooler == "external" and config.external.secret_arn is None:
         yield "external.secret_arn = null: a value is needed with pooler = 'external'"
+    if config.pooler == "external" and config.in_network and config.external.port is None:
+        yield (
+            "external.port = null: a value is needed with network.vpc_id, the port of the secret's"
+            " `url`, as the functions' security groups let them out to that port alone"
+        )

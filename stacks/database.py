@@ -104,7 +104,7 @@ class DatabaseStack(Stack):
 
     def attach(self, function: lambda_.Function, secret: str = OWNER) -> None:
         """Give a function the direct way to the database, as the user of a published secret."""
-        self.admit(join_network(function, self._config))
+        self.admit(join_network(function, self._config, endpoints_only=True))
         arn = self._told(function, secret)
         read_secret(function, arn, self._config.owner_key_arn if secret == OWNER else None)
         environment = {
@@ -191,11 +191,10 @@ class DatabaseStack(Stack):
         self.attach(function)
         function.add_environment("ROTATION", config.database.rotation)
         hash_for_proxy(function, config)
-        secret.grant_read(function)
-        secret.grant_write(function)
         accept_permission(
             function, "Resource::*", "X-Ray's and GetRandomPassword's permissions know no resource."
         )
+        # This lets the function read, write and promote versions of the secret, and nothing else.
         secret.add_rotation_schedule(
             "Rotation",
             rotation_lambda=function,
@@ -219,10 +218,12 @@ class DatabaseStack(Stack):
             ],
         )
         accept_serverless(rule, EventBusDLQ="An event that is lost comes again in an hour.")
-        # CDK lets the service in whoever's secret it is for.
+        # CDK lets the service in whoever's secret it is for. With its ARN, for this one alone:
+        # https://docs.aws.amazon.com/secretsmanager/latest/userguide/rotating-secrets-required-permissions-function.html
         for child in function.node.find_all():
             if isinstance(child, lambda_.CfnPermission):
                 child.source_account = self.account
+                child.source_arn = secret.secret_arn
         return function
 
     def _secret(self) -> secretsmanager.Secret:

@@ -5,7 +5,9 @@ from typing import Any, cast
 
 import jsii
 from aws_cdk import (
+    ArnFormat,
     Duration,
+    Fn,
     IStableListProducer,
     Lazy,
     RemovalPolicy,
@@ -26,7 +28,7 @@ from stacks.acknowledged import (
 )
 from stacks.assets import FUNCTIONS, Assets
 from stacks.config import Config
-from stacks.network import retention
+from stacks.network import let_in, retention
 from stacks.published import published
 
 TAG = "lambda-pg:function"
@@ -100,7 +102,15 @@ def add_layer(function: lambda_.Function, config: Config) -> None:
     hash that names the function's version.
     """
     resource = cast(lambda_.CfnFunction, function.node.default_child)
-    arn = published(config, "layer/arn").read(Stack.of(function))
+    stack = Stack.of(function)
+    told = Fn.split(":", published(config, "layer/arn").read(stack))
+    # By name and version, of this account: a layer of another account is none that can be named.
+    arn = stack.format_arn(
+        service="lambda",
+        resource="layer",
+        resource_name=Fn.join(":", [Fn.select(6, told), Fn.select(7, told)]),
+        arn_format=ArnFormat.COLON_RESOURCE_NAME,
+    )
     resource.layers = Lazy.list(_Layers(function, resource.layers, arn))
 
 
@@ -116,15 +126,18 @@ class _Layers:
         return [*(Stack.of(self._function).resolve(self._own) or []), self._arn]
 
 
+def may_read(arn: str) -> iam.PolicyStatement:
+    """Write the statement for reading exactly one secret; CDK's grant allows DescribeSecret too."""
+    return iam.PolicyStatement(actions=["secretsmanager:GetSecretValue"], resources=[arn])
+
+
 def read_secret(function: lambda_.Function, arn: str, key_arn: str | None = None) -> None:
     """Let a function read exactly one secret, which may be under a key of the customer's.
 
     Secrets Manager decrypts in the caller's name (AWS, "Secret encryption and decryption in AWS
     Secrets Manager"): the caller may use the key that way and in no other.
     """
-    function.add_to_role_policy(
-        iam.PolicyStatement(actions=["secretsmanager:GetSecretValue"], resources=[arn])
-    )
+    function.add_to_role_policy(may_read(arn))
     if key_arn is not None:
         service = f"secretsmanager.{key_arn.split(':')[3]}.amazonaws.com"
         function.add_to_role_policy(
@@ -136,9 +149,12 @@ def read_secret(function: lambda_.Function, arn: str, key_arn: str | None = None
         )
 
 
-def join_network(function: lambda_.Function, config: Config) -> ec2.SecurityGroup:
+def join_network(
+    function: lambda_.Function, config: Config, *, endpoints_only: bool = False
+) -> ec2.SecurityGroup:
     """Put a function into the stage's private subnets, in a group of its own that reaches AWS.
 
+    With `endpoints_only` that is the group of the stage's interface endpoints, where it has them.
     Raise `AttachError` for a function that is in a VPC already.
     """
     if function.is_bound_to_vpc:
@@ -160,7 +176,10 @@ def join_network(function: lambda_.Function, config: Config) -> ec2.SecurityGrou
         description=f"Function {function.node.id}",
         allow_all_outbound=False,
     )
-    group.add_egress_rule(ec2.Peer.any_ipv4(), ec2.Port.tcp(443), "to the AWS APIs")
+    if endpoints_only and config.has_endpoints:
+        let_in(group, published(config, "network/endpoints").read(stack), 443, "the endpoints")
+    else:
+        group.add_egress_rule(ec2.Peer.any_ipv4(), ec2.Port.tcp(443), "to the AWS APIs")
     cast(
         lambda_.CfnFunction, function.node.default_child
     ).vpc_config = lambda_.CfnFunction.VpcConfigProperty(
@@ -171,11 +190,37 @@ def join_network(function: lambda_.Function, config: Config) -> ec2.SecurityGrou
     return group
 
 
+INTERFACES = (
+    "ec2:AssignPrivateIpAddresses",
+    "ec2:CreateNetworkInterface",
+    "ec2:DeleteNetworkInterface",
+    "ec2:DescribeNetworkInterfaces",
+    "ec2:DescribeSubnets",
+    "ec2:DetachNetworkInterface",
+    "ec2:UnassignPrivateIpAddresses",
+)
+"""What AWS advises to deny to the code of a function in a VPC.
+https://docs.aws.amazon.com/lambda/latest/dg/configuration-vpc.html"""
+
+
 def _allow_interfaces(function: lambda_.Function) -> None:
+    """Let Lambda make the function's network interfaces, and not the function's own code.
+
+    Only calls of code carry `lambda:SourceFunctionArn`, Lambda's own calls do not.
+    https://docs.aws.amazon.com/lambda/latest/dg/permissions-source-function-arn.html
+    """
     name = "AWSLambdaVPCAccessExecutionRole"
     policy = iam.ManagedPolicy.from_aws_managed_policy_name(f"service-role/{name}")
     if function.role is not None:
         function.role.add_managed_policy(policy)
+    function.add_to_role_policy(
+        iam.PolicyStatement(
+            effect=iam.Effect.DENY,
+            actions=list(INTERFACES),
+            resources=["*"],
+            conditions={"Null": {"lambda:SourceFunctionArn": "false"}},
+        )
+    )
     accept_permission(
         function,
         aws_policy(name),

@@ -31,7 +31,8 @@ SESSION_ENDPOINTS = {
 """What Session Manager asks for on an instance."""
 
 PEERS_ENDPOINT = "data-servicediscovery"
-"""Where PgBouncer's tasks find each other."""
+"""Where PgBouncer's tasks find each other. It has no policy: no page says whether Cloud Map's
+endpoints take one, and EC2 refuses one for a service that does not."""
 
 
 class NetworkStack(Stack):
@@ -120,9 +121,32 @@ class NetworkStack(Stack):
         )
         inside = ec2.Peer.ipv4(config.network.cidr)
         group.add_ingress_rule(inside, ec2.Port.tcp(443), "from the VPC")
+        published(config, "network/endpoints").write(self, group.security_group_id)
         for name, service in services.items():
-            vpc.add_interface_endpoint(name, service=service, open=False, security_groups=[group])
-        vpc.add_gateway_endpoint("S3", service=ec2.GatewayVpcEndpointAwsService.S3)
+            endpoint = vpc.add_interface_endpoint(
+                name, service=service, open=False, security_groups=[group]
+            )
+            if name in ENDPOINTS:
+                endpoint.add_to_policy(self._for_this_account("aws:ResourceAccount"))
+            elif name in SESSION_ENDPOINTS:
+                # The documents of Session Manager are AWS's own.
+                endpoint.add_to_policy(self._for_this_account())
+        s3 = vpc.add_gateway_endpoint("S3", service=ec2.GatewayVpcEndpointAwsService.S3)
+        s3.add_to_policy(self._for_this_account("aws:ResourceAccount"))
+        s3.add_to_policy(_for_everybody(buckets_of_aws(config)))
+
+    def _for_this_account(self, *keys: str) -> iam.PolicyStatement:
+        """Let principals of this account through, to what `keys` say is this account's as well.
+
+        Where a request names no resource, as GetAuthorizationToken, a key may be missing.
+        https://github.com/aws-samples/data-perimeter-policy-examples/tree/main/vpc_endpoint_policies
+        """
+        conditions = {"StringEquals": {"aws:PrincipalAccount": self.account}}
+        if keys:
+            conditions["StringEqualsIfExists"] = dict.fromkeys(keys, self.account)
+        return iam.PolicyStatement(
+            principals=[iam.AnyPrincipal()], actions=["*"], resources=["*"], conditions=conditions
+        )
 
     def _log_flows(self, vpc: ec2.Vpc, days: int) -> None:
         group = logs.LogGroup(
@@ -141,6 +165,28 @@ class NetworkStack(Stack):
                 iam.PolicyStatement(actions=[action], resources=[resource])
             )
         accept_permission(flows, "Resource::*", "logs:DescribeLogGroups knows no resource.")
+
+
+def buckets_of_aws(config: Config) -> list[str]:
+    """Name AWS's own buckets that are read without a principal of this account.
+
+    ECR's service signs the addresses of layers:
+    https://docs.aws.amazon.com/AmazonECR/latest/userguide/vpc-endpoints.html
+    An instance asks for packages without any signature:
+    https://docs.aws.amazon.com/linux/al2023/ug/managing-repos-os-updates.html
+    """
+    buckets = [f"prod-{config.region}-starport-layer-bucket"]
+    if config.network.bastion:
+        buckets.append(f"al2023-repos-{config.region}-de612dc2")
+    return buckets
+
+
+def _for_everybody(buckets: list[str]) -> iam.PolicyStatement:
+    return iam.PolicyStatement(
+        principals=[iam.AnyPrincipal()],
+        actions=["s3:GetObject"],
+        resources=[f"arn:aws:s3:::{bucket}/*" for bucket in buckets],
+    )
 
 
 def subnet_mask(cidr: str) -> int:

@@ -1,13 +1,19 @@
 """Values that one stack publishes and others read at their own next deployment.
 
-They travel as SSM parameters, never as exports: an export in use cannot change, so that a replaced
+They travel as SSM parameters, not as exports: an export in use cannot change, so that a replaced
 database or a renewed CA would block the deployment for good. A template parameter of type SSM is
 looked up by CloudFormation, at deployment and not at synth. Functions of other apps and tools find
 here all that they need to connect.
+
+Who may write a parameter decides what the next deployment takes from it. So two kinds of values are
+published for others and not read back: what the settings say, and inside one app the network, which
+is never replaced. docs/decisions/0039
 """
 
 from dataclasses import dataclass
+from typing import cast
 
+from aws_cdk import Fn, Stack
 from aws_cdk import aws_ssm as ssm
 from constructs import Construct
 
@@ -47,6 +53,7 @@ VALUES = {
     "pooler/certificate-function": "function that renews its certificate",
     "pooler/proxy": "name of the RDS Proxy",
     "network/bastion": "instance through which Session Manager reaches the database",
+    "network/endpoints": "group of the interface endpoints, where there is no NAT",
 }
 """Everything that a stage may publish."""
 
@@ -57,6 +64,8 @@ class Published:
 
     name: str
     description: str
+    said: str | None = None
+    """The value, where the settings say it."""
 
     def write(self, scope: Construct, value: str) -> ssm.StringParameter:
         """Publish the value from the stack that owns it."""
@@ -79,19 +88,64 @@ class Published:
         )
 
     def read(self, scope: Construct) -> str:
-        """Give the value to a stack that is deployed later; a token at synth."""
-        return ssm.StringParameter.value_for_string_parameter(scope, self.name)
+        """Give the value to a stack that is deployed later; a token at synth if it is looked up."""
+        here = self.said or self._written(scope)
+        return here or ssm.StringParameter.value_for_string_parameter(scope, self.name)
 
     def read_list(self, scope: Construct) -> list[str]:
-        """Give the values to a stack that is deployed later; tokens at synth."""
+        """Give the values to a stack that is deployed later; tokens at synth if looked up."""
+        here = self._written(scope)
+        if here is not None:
+            return Fn.split(",", here)
         return ssm.StringListParameter.value_for_typed_list_parameter(
             scope, self.name, ssm.ParameterValueType.STRING
         )
 
+    def _written(self, scope: Construct) -> str | None:
+        """Give a value of the network as the same app writes it: CDK makes an export of it.
+
+        Exports are read in their own account and region alone.
+        """
+        if "/network/" not in self.name:
+            return None
+        here = _place(Stack.of(scope))
+        for stack in scope.node.root.node.children:
+            if not isinstance(stack, Stack) or _place(stack) != here:
+                continue
+            parameter = stack.node.try_find_child(_id(self.name))
+            resource = parameter and cast(ssm.CfnParameter, parameter.node.default_child)
+            if resource and resource.name == self.name:
+                return resource.value
+        return None
+
 
 def published(config: Config, value: str) -> Published:
     """Name one of `VALUES` of a stage."""
-    return Published(f"/{config.app}/{config.stage}/{value}", VALUES[value])
+    name = f"/{config.app}/{config.stage}/{value}"
+    return Published(name, VALUES[value], _said(config).get(value))
+
+
+def _said(config: Config) -> dict[str, str]:
+    """Give the values that the settings say themselves."""
+    existing, said = config.database.existing, {"database/name": config.database.name}
+    if config.pooler == "external":
+        said["pooler/secret-arn"] = str(config.external.secret_arn)
+    else:
+        said["pooler/port"] = str(config.pooler_port)
+    if config.pooler == "pgbouncer":
+        said["pooler/host"] = config.pooler_name
+    if config.database.kind == "existing":
+        said |= {
+            "database/host": str(existing.host),
+            "database/port": str(existing.port),
+            "database/owner-secret-arn": str(existing.secret_arn),
+            "database/security-group": str(existing.security_group_id),
+        }
+    return said
+
+
+def _place(stack: Stack) -> tuple[str, str]:
+    return stack.account, stack.region
 
 
 def _id(name: str) -> str:

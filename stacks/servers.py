@@ -1,10 +1,11 @@
 """Three ways to have a server: an RDS instance, an Aurora cluster, or one that exists."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-from aws_cdk import Duration, RemovalPolicy, Stack
+from aws_cdk import Aws, CfnElement, Duration, Fn, RemovalPolicy, Stack
 from aws_cdk import aws_ec2 as ec2
+from aws_cdk import aws_iam as iam
 from aws_cdk import aws_rds as rds
 from aws_cdk import aws_secretsmanager as secretsmanager
 from constructs import Construct
@@ -19,6 +20,9 @@ PORT = 5432
 MASTER = "lambda_pg_owner"
 LOG_RETENTION = "LogRetentionaae0aa3c5b4d4f87b02d85b201efdd8a"
 """Name of CDK's own function for log groups that AWS makes; one in a stack."""
+OWN_LOGS = "/aws/lambda/*-LogRetention*"
+"""Log group of that function, whose name CloudFormation makes: the stack's, the function's and
+something random, cut to 64 characters."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,7 @@ def _instance(
         removal_policy=_removal(config),
     )
     _accept_findings(instance, config)
+    _narrow_log_retention(instance, config, "instance")
     return Server(
         host=instance.db_instance_endpoint_address,
         port=instance.db_instance_endpoint_port,
@@ -158,6 +163,7 @@ def _cluster(
         "CloudFormation-Validate::E9006",
         "The CDK's list of Aurora's versions ends before 17.11; preflight asks RDS itself.",
     )
+    _narrow_log_retention(cluster, config, "cluster")
     return Server(
         host=cluster.cluster_endpoint.hostname,
         port=str(PORT),
@@ -233,11 +239,6 @@ def _accept_findings(server: Construct, config: Config) -> None:
         aws_policy("AWSLambdaBasicExecutionRole"),
         "AWS's own policy for writing logs, of CDK's own function.",
     )
-    accept_permission(
-        keeper,
-        "Resource::*",
-        "CDK's own function sets how long the database's logs are kept; RDS names their group.",
-    )
     port = "The port is no secret: security groups decide who may reach it."
     accept(server, RDS11=port)
     if not settings.multi_az:
@@ -247,3 +248,31 @@ def _accept_findings(server: Construct, config: Config) -> None:
         accept(server, RDS10=reason)
     if settings.backup_days == 0:
         accept(server, RDS13="This stage has database.backup_days 0: it holds nothing.")
+
+
+def _narrow_log_retention(server: Construct, config: Config, kind: str) -> None:
+    """Let CDK's function set how long two log groups are kept; by CDK it may do so for all.
+
+    The groups are the server's, which RDS makes and names, and the function's own. A group of this
+    stack would have to be there before RDS makes it, and only the server's name says what it is
+    called: docs/decisions/0039
+    """
+    resource = cast(CfnElement, server.node.default_child)
+    keeper = Stack.of(server).node.find_child(LOG_RETENTION)
+    policy = keeper.node.find_child("ServiceRole").node.find_child("DefaultPolicy")
+    arn = f"arn:aws:logs:{config.region}:{{}}:log-group:{{}}:*"
+    logs = f"/aws/rds/{kind}/{{}}/postgresql"
+    arns = [
+        arn.format(Aws.ACCOUNT_ID, logs.format(Fn.ref(resource.logical_id))),
+        arn.format(Aws.ACCOUNT_ID, OWN_LOGS),
+    ]
+    cast(iam.CfnPolicy, policy.node.default_child).policy_document = iam.PolicyDocument(
+        statements=[iam.PolicyStatement(actions=["logs:PutRetentionPolicy"], resources=arns)]
+    )
+    name = Stack.of(server).get_logical_id(resource)
+    streams = "The group's ARN for a policy ends so; RDS names the group."
+    accept_permission(
+        keeper, "Resource::" + arn.format("<AWS::AccountId>", logs.format(f"<{name}>")), streams
+    )
+    own = "CloudFormation names CDK's own function, and so its group, only when it makes it."
+    accept_permission(keeper, "Resource::" + arn.format("<AWS::AccountId>", OWN_LOGS), own)

@@ -60,7 +60,7 @@ _KEY = "arn:aws:kms:eu-west-1:111122223333:key/01234567-89ab-cdef-0123-456789abc
 _EXTERNAL: dict[str, Any] = {
     "pooler": "external",
     "database": {"kind": "none"},
-    "external": {"secret_arn": f"{_ACCOUNT}:supabase-AbCdEf", "profile": "supabase"},
+    "external": {"secret_arn": f"{_ACCOUNT}:supabase-AbCdEf", "profile": "supabase", "port": 6543},
 }
 
 COMBINATIONS: Mapping[str, Mapping[str, Any]] = {

@@ -18,7 +18,7 @@ from stacks.acknowledged import (
 )
 from stacks.assets import Assets
 from stacks.config import Config
-from stacks.functions import log_group, new_function
+from stacks.functions import log_group, may_read, new_function
 from stacks.published import Published, published
 
 SERVICE_TIMEOUT = 1200
@@ -27,7 +27,7 @@ provider may run for 15 minutes; one that begins later finds the certificate and
 
 
 class Certificate(Construct):
-    """A CA of the stack's own and a certificate for `names`. Faces: `secret`, `grant_read`."""
+    """A CA of the stack's own and a certificate for `names`. Faces: `secret`, `let_read`."""
 
     def __init__(
         self,
@@ -63,17 +63,22 @@ class Certificate(Construct):
         }.items():
             self.function.add_environment(name, value)
         for secret in (authority, self.secret):
-            secret.grant_read(self.function)
-            secret.grant_write(self.function)
+            arn = secret.secret_arn
+            self.function.add_to_role_policy(may_read(arn))
+            self.function.add_to_role_policy(
+                iam.PolicyStatement(actions=["secretsmanager:PutSecretValue"], resources=[arn])
+            )
             accept(secret, SMG4="The certificate function renews what is in it, every week.")
+        _close(authority, self.function)
         issued = self._issue(config, names)
         public.write(self, issued.get_att_string("CaCertificate"))
         self._allow_publishing(public)
         self._renew_weekly()
 
-    def grant_read(self, grantee: iam.IGrantable) -> iam.Grant:
-        """Let the pooler read its key and its chain."""
-        return self.secret.grant_read(grantee)
+    def let_read(self, role: iam.IRole) -> None:
+        """Let the pooler's role read its key and its chain, and nobody else but the function."""
+        role.add_to_principal_policy(may_read(self.secret.secret_arn))
+        _close(self.secret, self.function, role)
 
     def _issue(self, config: Config, names: list[str]) -> CustomResource:
         provider = cr.Provider(
@@ -129,3 +134,21 @@ class Certificate(Construct):
             targets=[events_targets.LambdaFunction(self.function, retry_attempts=2)],
         )
         accept_serverless(rule, EventBusDLQ="An event that is lost comes again in a week.")
+
+
+def _close(secret: secretsmanager.Secret, *readers: iam.IGrantable) -> None:
+    """Let nobody read a secret but the roles of `readers`, whatever other policies allow.
+
+    Only the reading is denied: administrators and CloudFormation change and delete the secret, its
+    policy too. A denial counts for the account's root and for those without a principal's ARN.
+    """
+    roles = [cast(iam.IRole, reader.grant_principal).role_arn for reader in readers]
+    secret.add_to_resource_policy(
+        iam.PolicyStatement(
+            effect=iam.Effect.DENY,
+            principals=[iam.AnyPrincipal()],
+            actions=["secretsmanager:GetSecretValue"],
+            resources=["*"],
+            conditions={"ArnNotEquals": {"aws:PrincipalArn": roles}},
+        )
+    )

@@ -18,6 +18,7 @@ from stacks.acknowledged import accept, accept_permission
 from stacks.assets import Assets
 from stacks.config import Config
 from stacks.database import APPLICATION_SECRET, DatabaseStack
+from stacks.functions import may_read
 from stacks.network import NetworkStack, closed_group, retention
 from stacks.pooler.certificate import Certificate
 from stacks.pooler.peers import check_numbers
@@ -148,12 +149,8 @@ class PgBouncerStack(Stack):
         container.add_mount_points(
             ecs.MountPoint(container_path=RUN_DIR, source_volume="run", read_only=False)
         )
-        task.add_to_task_role_policy(
-            iam.PolicyStatement(
-                actions=["secretsmanager:GetSecretValue"], resources=[self._secret_arn]
-            )
-        )
-        self.certificate.grant_read(task.task_role)
+        task.add_to_task_role_policy(may_read(self._secret_arn))
+        self.certificate.let_read(task.task_role)
         accept(task, ECS2="Addresses, sizes and ARNs only: passwords are read from the secrets.")
         task.add_to_task_role_policy(self._find_peers())
         accept_permission(

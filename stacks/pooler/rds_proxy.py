@@ -18,6 +18,7 @@ from stacks.database import (
     DatabaseStack,
     token_user_arn,
 )
+from stacks.functions import may_read
 from stacks.migration import DeploymentTask
 from stacks.network import NetworkStack, closed_group
 from stacks.published import published
@@ -55,8 +56,7 @@ class RdsProxyStack(Stack):
         config, settings = self._config, self._config.rds_proxy
         secret = self._secret()
         role = iam.Role(self, "Role", assumed_by=iam.ServicePrincipal("rds.amazonaws.com"))
-        if secret is None:
-            role.add_to_policy(self._log_in())
+        role.add_to_policy(self._log_in() if secret is None else may_read(secret.secret_arn))
         proxy = rds.DatabaseProxy(
             self,
             "Proxy",
@@ -67,7 +67,9 @@ class RdsProxyStack(Stack):
             vpc=network.vpc,
             vpc_subnets=network.subnets,
             security_groups=[self._group],
-            role=role,
+            # Without CDK's own grant, which allows DescribeSecret too; the proxy only reads:
+            # https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/rds-proxy-iam-setup.html
+            role=role.without_policy_updates(),
             secrets=[] if secret is None else [secret],
             default_auth_scheme=rds.DefaultAuthScheme.IAM_AUTH
             if secret is None
@@ -79,6 +81,7 @@ class RdsProxyStack(Stack):
             max_connections_percent=settings.max_connections_percent,
             max_idle_connections_percent=settings.max_idle_percent,
         )
+        proxy.node.add_dependency(role)
         if secret is None:
             # CDK writes an empty list, of which CloudFormation wants one entry or nothing at all.
             cast(CfnResource, proxy.node.default_child).add_property_deletion_override("Auth")

@@ -24,13 +24,18 @@ def template(tmp_path: Path) -> dict[str, Any]:
 def test_both_ways_give_a_function_the_same(template: dict[str, Any]) -> None:
     """Layer, subnets, reservation and environment, but for what the call sets besides."""
     one, other = (function(template, name) for name in NAMES)
-    for name in ("Layers", "ReservedConcurrentExecutions", "Runtime", "Architectures"):
+    assert all("layerarn" in json.dumps(each["Layers"]) for each in (one, other))
+    for name in ("ReservedConcurrentExecutions", "Runtime", "Architectures"):
         assert one[name] == other[name], name
     assert one["VpcConfig"]["SubnetIds"] == other["VpcConfig"]["SubnetIds"]
     by_call, by_hand = (each["Environment"]["Variables"] for each in (one, other))
     assert set(by_call) - set(by_hand) == {"LAMBDA_PG_CHECKOUT_TIMEOUT", "LAMBDA_PG_SLOTS"}
-    for name in ("PGHOST", "PGPORT", "PGSSLMODE", "LAMBDA_PG_SECRET_ARN", "LAMBDA_PG_CA_PEM"):
+    for name in ("PGSSLMODE", "LAMBDA_PG_SECRET_ARN", "LAMBDA_PG_CA_PEM"):
         assert by_call[name] == by_hand[name], name
+    # The settings say these, so the call looks nothing up.
+    assert (by_call["PGHOST"], by_call["PGPORT"]) == ("pooler.dev.lambda-pg.internal", "6432")
+    assert "poolerhost" in by_hand["PGHOST"]["Ref"]
+    assert "poolerport" in by_hand["PGPORT"]["Ref"]
 
 
 def function(template: dict[str, Any], name: str) -> dict[str, Any]:

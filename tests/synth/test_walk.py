@@ -11,7 +11,7 @@ import pytest
 
 from stacks.synthesis import COMBINATIONS
 from tests.synth.conftest import STAGES, Stage, Synthesised
-from tests.synth.walk import access, metrics, network, order, pages
+from tests.synth.walk import access, metrics, network, order, pages, width
 from tests.synth.walk.deployed import Deployed
 
 Templates = dict[str, dict[str, Any]]
@@ -30,7 +30,9 @@ CHECKS: tuple[Check, ...] = (
     network.groups,
     network.reach,
     network.endpoints,
+    network.policies,
     order.proxies,
+    width.widths,
 )
 
 
@@ -65,6 +67,16 @@ def test_the_walk_sees_every_kind_of_thing(apps: Mapping[str, Stage]) -> None:
     assert {"AWS::SNS::Topic", "AWS::EC2::VPCEndpoint", "AWS::CloudWatch::Alarm"} <= kinds
     assert {"AWS::RDS::DBProxyTargetGroup", "Custom::Login"} <= kinds
     assert "AWS::CloudWatch::Dashboard" in kinds
+
+
+def test_every_row_about_width_is_needed(apps: Mapping[str, Stage]) -> None:
+    """The list does not allow what no stage and no combination has any more."""
+    found = {
+        tuple(what)
+        for app in apps.values()
+        for _, *what in width.permissions(Deployed(app.templates))
+    }
+    assert [row for row in width.ROWS if not any(width.says(row, *each) for each in found)] == []
 
 
 # The walk must not go blind: one template at a time is broken, and it has to say how.
@@ -270,6 +282,76 @@ def nobody_may_rotate(templates: Templates) -> None:
     remove(templates, "Database", "AWS::Lambda::Permission", "Rotate")
 
 
+def rotation_of_another_secret(templates: Templates) -> None:
+    """Let Secrets Manager invoke the rotation for another secret than the schedule's."""
+    permission = find(templates, "Database", "AWS::Lambda::Permission", "Rotate")
+    permission["SourceArn"] = "arn:aws:secretsmanager:eu-west-1:111122223333:secret:o-AbCdEf"
+
+
+def every_secret(templates: Templates) -> None:
+    """Let a function read all secrets."""
+    statement(templates, "Api", "secretsmanager:GetSecretValue")["Resource"] = "*"
+
+
+def every_account(templates: Templates) -> None:
+    """Let the certificate's function write a parameter of any account."""
+    one = statement(templates, "Pooler", "ssm:PutParameter")
+    one["Resource"] = "arn:aws:ssm:eu-west-1:*:parameter/lambda-pg/prod/pooler/ca"
+
+
+def unused_action(templates: Templates) -> None:
+    """Let the rotation replace the secret's key and content by the action that it does not use."""
+    policy = find(templates, "Database", "AWS::IAM::Policy", "RotateServiceRoleDefaultPolicy")
+    secret = next(
+        one
+        for one in policy["PolicyDocument"]["Statement"]
+        if "secretsmanager:PutSecretValue" in one["Action"]
+    )
+    secret["Action"].append("secretsmanager:UpdateSecret")
+
+
+def every_namespace(templates: Templates) -> None:
+    """Let a task look for the instances of any namespace."""
+    del statement(templates, "Pooler", "servicediscovery:DiscoverInstances")["Condition"]
+
+
+def every_log_group(templates: Templates) -> None:
+    """Let CDK's function for log groups set the retention of all."""
+    statement(templates, "Database", "logs:PutRetentionPolicy")["Resource"] = "*"
+
+
+def another_managed_policy(templates: Templates) -> None:
+    """Let a function outside of the VPC manage interfaces."""
+    role = find(templates, "Api", "AWS::IAM::Role", "MigrationProvider")
+    role["ManagedPolicyArns"].append(
+        "arn:aws:iam::aws:policy/service-role/AWSLambdaVPCAccessExecutionRole"
+    )
+
+
+def open_endpoint(templates: Templates) -> None:
+    """Let anybody's principal through to anybody's secret."""
+    document = endpoint_policy(templates, "secretsmanager")
+    del document["Statement"][0]["Condition"]
+
+
+def endpoint_for_another_account(templates: Templates) -> None:
+    """Let our principals through to another account's registry."""
+    document = endpoint_policy(templates, "ecr.api")
+    condition = document["Statement"][0]["Condition"]
+    condition["StringEqualsIfExists"]["aws:ResourceAccount"] = "444455556666"
+
+
+def bucket_of_somebody(templates: Templates) -> None:
+    """Let everybody read any bucket through the gateway."""
+    document = endpoint_policy(templates, ".s3")
+    document["Statement"][1]["Resource"] = "arn:aws:s3:::*/*"
+
+
+def endpoint_policy(templates: Templates, service: str) -> Any:
+    """Find the policy of a service's endpoint."""
+    return find(templates, "Network", "AWS::EC2::VPCEndpoint", service)["PolicyDocument"]
+
+
 def rule_may_not_call(templates: Templates) -> None:
     """Permit another rule than the one that calls."""
     permission = find(templates, "Pooler", "AWS::Lambda::Permission")
@@ -335,8 +417,8 @@ def no_way_out(templates: Templates) -> None:
 
 def another_port(templates: Templates) -> None:
     """Tell functions another port than the one that their groups reach."""
-    value = find(templates, "Pooler", "AWS::SSM::Parameter", "PublishedPoolerPort")
-    value["Value"] = "6543"
+    function = find(templates, "Api", "AWS::Lambda::Function", '"users"')
+    function["Environment"]["Variables"]["PGPORT"] = "6543"
 
 
 def endpoint_missing(templates: Templates) -> None:
@@ -415,6 +497,26 @@ BROKEN: list[tuple[str, Check, Callable[[Templates], None], str]] = [
         "needs secretsmanager:UpdateSecretVersionStage",
     ),
     ("prod", access.callers, nobody_may_rotate, "secretsmanager.amazonaws.com may not call"),
+    (
+        "prod",
+        access.callers,
+        rotation_of_another_secret,
+        "secretsmanager.amazonaws.com may not call",
+    ),
+    ("prod", width.widths, every_secret, "nothing says why it is that wide"),
+    ("prod", width.widths, every_account, "on arn:aws:ssm:eu-west-1:*:"),
+    ("prod", width.widths, unused_action, "rotate has Allow secretsmanager:UpdateSecret"),
+    ("prod", width.widths, every_namespace, "DiscoverInstances on * given nothing"),
+    ("prod", width.widths, every_log_group, "has Allow logs:PutRetentionPolicy on *"),
+    ("prod", width.widths, another_managed_policy, "on service-role/AWSLambdaVPCAccess"),
+    ("instance-pgbouncer-without-nat", network.policies, open_endpoint, "lets {} through"),
+    (
+        "instance-pgbouncer-without-nat",
+        network.policies,
+        endpoint_for_another_account,
+        "444455556666",
+    ),
+    ("instance-pgbouncer-without-nat", network.policies, bucket_of_somebody, "lets {} through"),
     ("prod", access.callers, rule_may_not_call, "events.amazonaws.com may not call"),
     ("prod", access.callers, route_may_not_call, "/$default/ANY/users/{id}"),
     (

@@ -367,6 +367,8 @@ LIMITS = (
         EXTERNAL,
     ),
     Limit("external.profile", LAMBDA, ("mysql",), ("supabase", None), EXTERNAL),
+    Limit("external.port", LAMBDA, (0, 65536), (6543, None), EXTERNAL),
+    Limit("external.direct_port", LAMBDA, (0, 65536), (5432, 5433), EXTERNAL),
     Limit("external.max_clients", LAMBDA, (0, 100001), (200, 1000), EXTERNAL),
     Limit("external.ca_file", LAMBDA, ("ca.pem",), ("/var/task/ca.pem",), EXTERNAL),
     Limit("functions.memory", LAMBDA, (127, 10241), (128, 10240)),

@@ -182,6 +182,20 @@ def test_an_external_pooler_needs_its_secret() -> None:
     )
 
 
+def test_an_external_pooler_in_a_network_needs_its_port() -> None:
+    """Security groups let functions out to that port alone; outside of a VPC there are none."""
+    network = {
+        "vpc_id": "vpc-0123abcd",
+        "subnet_ids": ["subnet-0123abcd", "subnet-0123abce"],
+    }
+    external = {**ELSEWHERE, "database": {"kind": "none"}}
+    assert configure("dev", external).external.port is None
+    (problem,) = problems({**external, "network": network})
+    assert problem.startswith("external.port = null: a value is needed with network.vpc_id")
+    given = {**external, "network": network, "external": {"secret_arn": ARN, "port": 6543}}
+    assert configure("dev", given).external.port == 6543
+
+
 def test_a_stage_can_be_read_by_name() -> None:
     """From another app or program, which has no context of ours."""
     assert Config.of_stage("prod", {"log_retention_days": 1}).log_retention_days == 1

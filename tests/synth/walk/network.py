@@ -5,7 +5,7 @@ from typing import Any
 
 from tests.synth.walk import pages
 from tests.synth.walk.access import environments, granted, roles_at
-from tests.synth.walk.deployed import Deployed, Resource
+from tests.synth.walk.deployed import Deployed, Resource, as_list, matches, statements
 from tests.synth.walk.pages import GROUP_RULES, LOOK_IT_UP
 
 
@@ -100,6 +100,32 @@ def endpoints(app: Deployed) -> Iterator[str]:
             for name, row in pages.ENDPOINTS.items():
                 if prefix in row.prefixes and name not in found:
                     yield f"{role}: calls {prefix}, its VPC has neither NAT nor {name}: {row.page}"
+
+
+def policies(app: Deployed) -> Iterator[str]:
+    """Check that each endpoint lets only this account through, and to what is this account's."""
+    for endpoint in app.of_kind("AWS::EC2::VPCEndpoint"):
+        (service,) = app.texts(endpoint, "ServiceName")
+        row = pages.ENDPOINTS[service.split(".", 3)[-1]]
+        document = endpoint.properties.get("PolicyDocument")
+        if bool(document) != bool(row.keys):
+            yield f"{endpoint}: has a policy or must have none: {pages.ENDPOINT_POLICIES}"
+        for _, statement in statements(document):
+            named = [app.text(endpoint.stack, each) for each in as_list(statement["Resource"])]
+            held = {
+                key: app.text(endpoint.stack, value)
+                for keys in statement.get("Condition", {}).values()
+                for key, value in keys.items()
+            }
+            of_aws = statement["Action"] == "s3:GetObject" and all(
+                any(matches(bucket, each) for bucket in row.buckets) for each in named
+            )
+            own = set(held) == set(row.keys) and set(held.values()) <= _ACCOUNTS
+            if not of_aws and not own:
+                yield f"{endpoint}: lets {held} through to {named}: {pages.ENDPOINT_POLICIES}"
+
+
+_ACCOUNTS = {"111122223333", "000000000000"}
 
 
 def _called_from_inside(app: Deployed) -> set[tuple[str, str]]:

@@ -40,6 +40,7 @@ def _template(resource: str, file: str) -> Page:
 
 
 CLOUDFORMATION = _authorization("AWS CloudFormation", "cloudformation")
+EC2 = _authorization("Amazon EC2", "ec2")
 ECR = _authorization("Amazon Elastic Container Registry", "ecr")
 KMS = _authorization("AWS Key Management Service", "kms")
 LAMBDA = _authorization("AWS Lambda", "lambda")
@@ -89,6 +90,11 @@ EXECUTION_ROLE = Page(
     "Defining Lambda function permissions with an execution role",
     "lambda/latest/dg/lambda-intro-execution-role.html",
 )
+SOURCE_FUNCTION = Page(
+    "Using source function ARN to control function access behavior",
+    "lambda/latest/dg/permissions-source-function-arn.html",
+)
+"""Only requests of a function's code carry the key, Lambda's own for the function do not."""
 LAMBDA_VPC = Page(
     "Giving Lambda functions access to resources in an Amazon VPC",
     "lambda/latest/dg/configuration-vpc.html",
@@ -151,6 +157,18 @@ SERVICES_OF_ENDPOINTS = Page(
     "AWS services that integrate with AWS PrivateLink",
     "vpc/latest/privatelink/aws-services-privatelink-support.html",
 )
+ENDPOINT_POLICIES = Page(
+    "Control access to VPC endpoints using endpoint policies",
+    "vpc/latest/privatelink/vpc-endpoints-access.html",
+)
+SECRET_POLICIES = Page(
+    "Resource-based policies",
+    "secretsmanager/latest/userguide/auth-and-access_resource-policies.html",
+)
+RDS_LOGS = Page(
+    "Publishing PostgreSQL logs to Amazon CloudWatch Logs",
+    "AmazonRDS/latest/UserGuide/USER_LogAccess.Concepts.PostgreSQL.PublishtoCloudWatchLogs.html",
+)
 ECR_ENDPOINTS = Page(
     "Amazon ECR interface VPC endpoints (AWS PrivateLink)",
     "AmazonECR/latest/userguide/vpc-endpoints.html",
@@ -188,6 +206,7 @@ _GROUP = ("arn:${Partition}:logs:${Region}:${Account}:log-group:${LogGroupName}"
 _STREAM = ("arn:${Partition}:logs:${Region}:${Account}:log-group:${LogGroupName}:*",)
 """On the page, what follows is `log-stream:${LogStreamName}`."""
 _PARAMETER = ("arn:${Partition}:ssm:${Region}:${Account}:parameter/${Name}",)
+_INTERFACE = "arn:${Partition}:ec2:${Region}:${Account}:network-interface/${NetworkInterfaceId}"
 _REPOSITORY = ("arn:${Partition}:ecr:${Region}:${Account}:repository/${RepositoryName}",)
 _KEY = ("arn:${Partition}:kms:${Region}:${Account}:key/${KeyId}",)
 _KEY_KEYS = ("kms:CallerAccount", "kms:ViaService", "kms:EncryptionContext:${EncryptionContextKey}")
@@ -197,6 +216,22 @@ ACTIONS = {
         CLOUDFORMATION,
         ("arn:${Partition}:cloudformation:${Region}:${Account}:stack/${StackName}/${Id}",),
     ),
+    "ec2:AssignPrivateIpAddresses": Action(EC2, (_INTERFACE,)),
+    "ec2:CreateNetworkInterface": Action(
+        EC2,
+        (
+            _INTERFACE,
+            "arn:${Partition}:ec2:${Region}:${Account}:security-group/${SecurityGroupId}",
+            "arn:${Partition}:ec2:${Region}:${Account}:subnet/${SubnetId}",
+        ),
+    ),
+    "ec2:DeleteNetworkInterface": Action(EC2, (_INTERFACE,)),
+    "ec2:DescribeNetworkInterfaces": Action(EC2),
+    "ec2:DescribeSubnets": Action(EC2),
+    "ec2:DetachNetworkInterface": Action(
+        EC2, ("arn:${Partition}:ec2:${Region}:${Account}:instance/${InstanceId}", _INTERFACE)
+    ),
+    "ec2:UnassignPrivateIpAddresses": Action(EC2, (_INTERFACE,)),
     "ecr:BatchCheckLayerAvailability": Action(ECR, _REPOSITORY),
     "ecr:BatchGetImage": Action(ECR, _REPOSITORY),
     "ecr:GetAuthorizationToken": Action(ECR),
@@ -276,9 +311,14 @@ GLOBAL_KEYS = (
     "aws:SourceVpc",
     "aws:SourceVpce",
     "aws:PrincipalAccount",
+    "aws:PrincipalArn",
     "aws:ResourceAccount",
+    "lambda:SourceFunctionArn",
 )
-"""Of `GLOBAL`; `aws:SourceOwner` is not there: it is an old name that some services keep."""
+"""Of `GLOBAL`, the last one of `SOURCE_FUNCTION`.
+
+`aws:SourceOwner` is not there: it is an old name that some services keep.
+"""
 
 
 @dataclass(frozen=True)
@@ -703,18 +743,33 @@ class Endpoint:
     prefixes: tuple[str, ...]
     """Of the actions that go through it."""
     page: Page
+    keys: tuple[str, ...] = ("aws:PrincipalAccount", "aws:ResourceAccount")
+    """What its policy has to hold to this account, where there is a policy."""
+    buckets: tuple[str, ...] = ()
+    """Of AWS's own, that are read without a principal of this account."""
 
 
 ENDPOINTS = {  # by the service's name, without com.amazonaws.<region>
     "ecr.api": Endpoint("Interface", ("ecr",), ECR_ENDPOINTS),
     "ecr.dkr": Endpoint("Interface", ("ecr",), ECR_ENDPOINTS),
-    "s3": Endpoint("Gateway", ("ecr",), ECR_ENDPOINTS),
+    "s3": Endpoint(
+        "Gateway",
+        ("ecr",),
+        ECR_ENDPOINTS,
+        buckets=(
+            "arn:aws:s3:::prod-${Region}-starport-layer-bucket/*",
+            "arn:aws:s3:::al2023-repos-${Region}-de612dc2/*",
+        ),
+    ),
     "logs": Endpoint("Interface", ("logs",), SERVICES_OF_ENDPOINTS),
     "secretsmanager": Endpoint("Interface", ("secretsmanager",), SERVICES_OF_ENDPOINTS),
-    "data-servicediscovery": Endpoint("Interface", ("servicediscovery",), MAP_ENDPOINTS),
-    "ssm": Endpoint("Interface", ("ssm",), SERVICES_OF_ENDPOINTS),
-    "ssmmessages": Endpoint("Interface", ("ssmmessages",), SERVICES_OF_ENDPOINTS),
-    "ec2messages": Endpoint("Interface", ("ec2messages",), SERVICES_OF_ENDPOINTS),
+    # Its page names no policy, and EC2 refuses one for a service that takes none.
+    "data-servicediscovery": Endpoint("Interface", ("servicediscovery",), MAP_ENDPOINTS, ()),
+    # Session Manager's documents belong to AWS: by the principal's account alone.
+    **{
+        name: Endpoint("Interface", (name,), SERVICES_OF_ENDPOINTS, ("aws:PrincipalAccount",))
+        for name in ("ssm", "ssmmessages", "ec2messages")
+    },
 }
 
 
