@@ -113,8 +113,10 @@ class Published:
             if not isinstance(stack, Stack) or _place(stack) != here:
                 continue
             parameter = stack.node.try_find_child(_id(self.name))
-            resource = parameter and cast(ssm.CfnParameter, parameter.node.default_child)
-            if resource and resource.name == self.name:
+            if parameter is None:
+                continue
+            resource = cast(ssm.CfnParameter, parameter.node.default_child)
+            if resource.name == self.name:
                 return resource.value
         return None
 

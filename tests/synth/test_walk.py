@@ -169,7 +169,7 @@ def period_that_adds_up(templates: Templates) -> None:
     alarm["Period"] = 300
 
 
-def rotation_of_another_secret(templates: Templates) -> None:
+def report_of_another_secret(templates: Templates) -> None:
     """Watch a secret that the function `rotate` is not asked to look at."""
     alarm = find(templates, "Observability", "AWS::CloudWatch::Alarm", "RotationOff")
     (dimension,) = alarm["Dimensions"]
@@ -472,7 +472,7 @@ BROKEN: list[tuple[str, Check, Callable[[Templates], None], str]] = [
     ("prod", metrics.metrics, odd_period, "comes every 60 s, not 30"),
     ("instance-rds-proxy", metrics.metrics, period_that_adds_up, "is valid over 60 s only"),
     ("prod", metrics.metrics, own_metric_unknown, "writes no LongestWait"),
-    ("prod", metrics.metrics, rotation_of_another_secret, "rotate writes it by Secret"),
+    ("prod", metrics.metrics, report_of_another_secret, "rotate writes it by Secret"),
     ("prod", metrics.metrics, own_metric_of_another_pooler, "its METRICS_POOLER alone"),
     ("prod", metrics.shown, empty_graph, "no page has AWS/ApiGateway CacheHitCount"),
     ("prod", metrics.shown, graph_of_nothing, "no page has AWS/RDS DatabaseConnections by DbiRes"),
