@@ -104,6 +104,13 @@ def attack(cloud: LocalCloud, where: list[Any], files: list[str]) -> dict[str, A
     return found
 
 
+def test_no_port_can_be_reached_from_another_machine(cloud: LocalCloud) -> None:
+    """Everything listens on the address of loopback."""
+    ports = [where for where in listeners(cloud) if isinstance(where, tuple)]
+    assert len(ports) > 10
+    assert {ip for ip, _ in ports} == {"127.0.0.1"}
+
+
 @as_root
 def test_another_account_gets_nothing_from_any_listener(cloud: LocalCloud) -> None:
     """Neither with the requests of the owner, nor by another name, nor as a page would ask."""
