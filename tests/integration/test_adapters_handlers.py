@@ -147,6 +147,15 @@ def test_a_keyword_of_another_name_is_found_too(db: Database[TupleRow]) -> None:
     assert handler({}, lambda_context=LambdaContext()) <= time.monotonic() + 30
 
 
+def test_an_async_handler_is_refused_where_it_is_bound(db: Database[TupleRow]) -> None:
+    """Lambda would answer with a coroutine, and nothing would have run."""
+
+    async def handler(event: object, context: object) -> None: ...
+
+    with pytest.raises(TypeError, match="handler is an async def, which Lambda's runtime"):
+        db.bind_lambda_context(handler)
+
+
 # --- a clock that stands still
 
 

@@ -23,7 +23,7 @@ from lambda_pg._credentials import CredentialCache
 from lambda_pg._cursor import Rows
 from lambda_pg._events import Events
 from lambda_pg._flight import Request
-from lambda_pg._invocation import NO_DEADLINE, invocation_of
+from lambda_pg._invocation import NO_DEADLINE, invocation_of, require_plain
 from lambda_pg._login import Configure, Login
 from lambda_pg._overload import Breaker
 from lambda_pg._pool import Pool
@@ -384,7 +384,10 @@ class Database(Generic[Row]):
         are bound by the same deadline. The handler may be a method, and its context is found by
         position or by keyword. Without a context that knows its remaining time, as in a test,
         there is no deadline, and a warning says so.
+
+        Raises TypeError for an `async def`.
         """
+        require_plain(handler)
 
         @functools.wraps(handler)
         def bound(*args: P.args, **kwargs: P.kwargs) -> R:

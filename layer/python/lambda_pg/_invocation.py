@@ -1,7 +1,7 @@
 """What a handler was called with: the invocation's context, and the time that it leaves."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 NO_DEADLINE: Final = (
@@ -12,6 +12,19 @@ NO_DEADLINE: Final = (
 
 NUMBER: Final = (int, float)
 """A tuple: each `int | float` makes an object, for every invocation."""
+
+COROUTINE: Final = 0x80
+"""What marks the code of an `async def`: inspect.CO_COROUTINE, without the import of inspect."""
+
+
+def require_plain(handler: Callable[..., object]) -> None:
+    """Raise TypeError for an `async def`, which Lambda does not await either."""
+    code = getattr(handler, "__code__", None)
+    if code is not None and code.co_flags & COROUTINE:
+        raise TypeError(
+            f"the handler {handler.__name__} is an async def, which Lambda's runtime does not "
+            "await: write a plain function, and call asyncio.run() in it where you need to"
+        )
 
 
 def invocation_of(args: Sequence[object], kwargs: Mapping[str, object]) -> tuple[object, float]:
