@@ -20,9 +20,10 @@ __all__ = ["AttachError", "Cap", "Clients"]
 class Clients:
     """The clients of one stage's pooler.
 
-    What neither the settings say nor, in the stage's own app, the stack of the network is read at
-    deployment from what the stage publishes, so that any stack of any app of the account can attach
-    its functions. An app of its own says `Clients.of_another_app("prod")`.
+    In the stage's own app the settings and the network's stack say most of what a function needs.
+    The rest, and all of it in another app, is read at deployment from what the stage publishes, so
+    that any stack of any app of the account can attach its functions. Another app says
+    `Clients.of_another_app("prod")`.
     """
 
     def __init__(self, config: Config) -> None:

@@ -65,7 +65,7 @@ class Published:
     name: str
     description: str
     said: str | None = None
-    """The value, where the settings say it."""
+    """The value, where the settings of the stage's own app say it."""
 
     def write(self, scope: Construct, value: str) -> ssm.StringParameter:
         """Publish the value from the stack that owns it."""
@@ -89,7 +89,7 @@ class Published:
 
     def read(self, scope: Construct) -> str:
         """Give the value to a stack that is deployed later; a token at synth if it is looked up."""
-        here = self.said or self._written(scope)
+        here = self._written(scope)
         return here or ssm.StringParameter.value_for_string_parameter(scope, self.name)
 
     def read_list(self, scope: Construct) -> list[str]:
@@ -102,21 +102,21 @@ class Published:
         )
 
     def _written(self, scope: Construct) -> str | None:
-        """Give a value of the network as the same app writes it: CDK makes an export of it.
+        """Give what the settings say, or the network's own value, where the same app publishes it.
 
-        Exports are read in their own account and region alone.
+        Another app has settings of its own, which need not say the same. Of the network's values
+        CDK makes exports, which are read in their own account and region alone.
         """
-        if "/network/" not in self.name:
-            return None
-        here = _place(Stack.of(scope))
         for stack in scope.node.root.node.children:
-            if not isinstance(stack, Stack) or _place(stack) != here:
-                continue
             parameter = stack.node.try_find_child(_id(self.name))
-            if parameter is None:
+            if not isinstance(stack, Stack) or parameter is None:
                 continue
             resource = cast(ssm.CfnParameter, parameter.node.default_child)
-            if resource.name == self.name:
+            if resource.name != self.name:
+                continue
+            if self.said is not None:
+                return self.said
+            if "/network/" in self.name and _place(stack) == _place(Stack.of(scope)):
                 return resource.value
         return None
 
