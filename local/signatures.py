@@ -15,6 +15,8 @@ from urllib.parse import quote, unquote, urlsplit
 
 ALGORITHM: Final = "AWS4-HMAC-SHA256"
 TOLERANCE: Final = timedelta(minutes=15)  # between the signer's clock and this one, as on AWS
+REMEMBERED_BYTES: Final = 4096
+"""Size of a body up to which a verdict is remembered: a question for a secret has 100 bytes."""
 _STAMP: Final = "%Y%m%dT%H%M%SZ"
 _UNSIGNED: Final = "UNSIGNED-PAYLOAD"
 _SAFE: Final = "-_.~"
@@ -39,6 +41,7 @@ class _Claim:
     stamp: str
     signed: str  # names of headers, with semicolons between
     signature: str
+    moment: datetime
     lifetime: timedelta | None = None  # of a presigned address
 
 
@@ -49,11 +52,36 @@ def claims_signature(query: str, headers: Mapping[str, str]) -> bool:
 
 def refusal(request: Request, key: str, now: datetime | None = None) -> str | None:
     """Say why a request is not signed with the key; None for one that is."""
+    judge = _judge if len(request.body) <= REMEMBERED_BYTES else _judge.__wrapped__
+    headers = tuple(request.headers.items())
+    claim = judge(request.method, request.path, request.query, headers, request.body, key)
+    if isinstance(claim, str):
+        return claim
+    age = (now or datetime.now(UTC)) - claim.moment
+    if not -TOLERANCE <= age <= (claim.lifetime or TOLERANCE):
+        return f"it was signed at {claim.stamp}, which is too long ago, or in the future"
+    return None
+
+
+@lru_cache(maxsize=64)
+def _judge(
+    method: str,
+    path: str,
+    query: str,
+    headers: tuple[tuple[str, str], ...],
+    body: bytes,
+    key: str,
+) -> _Claim | str:
+    """Return what a signature claims, or why it is none of the key's; its age is not looked at.
+
+    Environments that start in the same second ask with the same bytes: a storm is verified once a
+    second.
+    """
+    request = Request(method, path, query, dict(headers), body)
     if not claims_signature(request.query, request.headers):
         return "the request is not signed"
     try:
         claim = _presigned(request) if "X-Amz-Signature=" in request.query else _signed(request)
-        age = (now or datetime.now(UTC)) - datetime.fromisoformat(claim.stamp)
     except (KeyError, ValueError, TypeError, OverflowError):
         return "its signature cannot be read"
     if "host" not in claim.signed.split(";"):
@@ -61,15 +89,14 @@ def refusal(request: Request, key: str, now: datetime | None = None) -> str | No
     signature = _signature(request, claim, key)
     if not hmac.compare_digest(signature.encode(), claim.signature.encode()):
         return "its signature is not of this cloud's key"
-    if not -TOLERANCE <= age <= (claim.lifetime or TOLERANCE):
-        return f"it was signed at {claim.stamp}, which is too long ago, or in the future"
-    return None
+    return claim
 
 
 def presign(url: str, key: str, region: str, lifetime: timedelta) -> str:
     """Return an address that may be read (GET) for a while, as S3's are."""
     parts = urlsplit(url)
-    stamp = datetime.now(UTC).strftime(_STAMP)
+    now = datetime.now(UTC)
+    stamp = now.strftime(_STAMP)
     scope = f"{stamp[:8]}/{region}/s3/aws4_request"
     asked = {
         "X-Amz-Algorithm": ALGORITHM,
@@ -81,7 +108,7 @@ def presign(url: str, key: str, region: str, lifetime: timedelta) -> str:
     pairs = [parts.query, *(f"{name}={quote(value, safe=_SAFE)}" for name, value in asked.items())]
     query = "&".join(filter(None, pairs))
     request = Request("GET", parts.path, query, {"host": parts.netloc}, b"")
-    signature = _signature(request, _Claim(scope, stamp, "host", "", lifetime), key)
+    signature = _signature(request, _Claim(scope, stamp, "host", "", now, lifetime), key)
     return f"{parts.scheme}://{parts.netloc}{parts.path}?{query}&X-Amz-Signature={signature}"
 
 
@@ -90,7 +117,7 @@ def _signed(request: Request) -> _Claim:
     fields = dict(part.strip().partition("=")[::2] for part in listed)
     _, _, scope = fields["Credential"].partition("/")
     stamp = request.headers["x-amz-date"]
-    return _Claim(scope, stamp, fields["SignedHeaders"], fields["Signature"])
+    return _Claim(scope, stamp, fields["SignedHeaders"], fields["Signature"], _moment(stamp))
 
 
 def _presigned(request: Request) -> _Claim:
@@ -98,7 +125,16 @@ def _presigned(request: Request) -> _Claim:
     _, _, scope = fields["X-Amz-Credential"].partition("/")
     lifetime = timedelta(seconds=int(fields["X-Amz-Expires"]))
     signed, signature = fields["X-Amz-SignedHeaders"], fields["X-Amz-Signature"]
-    return _Claim(scope, fields["X-Amz-Date"], signed, signature, lifetime)
+    stamp = fields["X-Amz-Date"]
+    return _Claim(scope, stamp, signed, signature, _moment(stamp), lifetime)
+
+
+def _moment(stamp: str) -> datetime:
+    """Read a time of signing, which is UTC; raises ValueError where it names no zone."""
+    moment = datetime.fromisoformat(stamp)
+    if moment.tzinfo is None:
+        raise ValueError(f"no time zone in {stamp}")
+    return moment
 
 
 def _pairs(query: str) -> list[tuple[str, str]]:
