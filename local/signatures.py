@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Final
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote_plus, urlsplit
 
 ALGORITHM: Final = "AWS4-HMAC-SHA256"
 TOLERANCE: Final = timedelta(minutes=15)  # between the signer's clock and this one, as on AWS
@@ -139,7 +139,8 @@ def _moment(stamp: str) -> datetime:
 
 def _pairs(query: str) -> list[tuple[str, str]]:
     pairs = [pair.partition("=") for pair in query.split("&") if pair]
-    return [(unquote(name), unquote(value)) for name, _, value in pairs]
+    # botocore signs a space as %20, and may send it as a plus sign.
+    return [(unquote_plus(name), unquote_plus(value)) for name, _, value in pairs]
 
 
 def _signature(request: Request, claim: _Claim, key: str) -> str:

@@ -13,7 +13,7 @@ import pytest
 from botocore.auth import S3SigV4Auth, S3SigV4QueryAuth, SigV4Auth, SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from local import guard, signatures
@@ -107,6 +107,9 @@ def signed(kind: str, request: AWSRequest, region: str, service: str, key: str =
     return Request(prepared.method, parts.path, parts.query, arrived, body)
 
 
+@example(
+    kind="header", method="GET", path="/", query={"0": " +"}, body=b"", region="0", service="0"
+)
 @given(
     kind=st.sampled_from(sorted(SIGNERS)),
     method=st.sampled_from(["GET", "POST", "PUT"]),
