@@ -26,7 +26,7 @@ _REPLIES = {
 
 
 class RuntimeApi:
-    """The endpoint of one environment: a port of its own, which identifies it.
+    """The endpoint of one environment: a port that no other environment has.
 
     Its address ends with a random path, which only the environment knows: no other account of the
     machine takes its events or answers them.

@@ -195,7 +195,7 @@ class Database(Generic[Row]):
         params: Params | None,
         claimed: str | None,
     ) -> psycopg.Cursor[Row]:
-        """Run one statement, in a transaction of its own where it has claims."""
+        """Run one statement; with claims, in a transaction that ends with it."""
         if query.__class__ is not str or query not in connection.harmless:  # or no hash
             self._inspect(connection, query)
         cursor = Rows(connection, row_factory=self._row_factory)

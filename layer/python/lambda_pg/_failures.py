@@ -2,7 +2,7 @@
 
 The SQLSTATE decides where there is one. psycopg's connect errors carry none unless the connector
 asks libpq for it (_verbose.py), and PgBouncer reports most refusals that it decides itself as
-08P01: these are told apart by text. Whatever the table does not know is not retried.
+08P01: these are told apart by text. An error that is not in the table is not retried.
 
 The texts of RDS Proxy are those of its troubleshooting page in the RDS User Guide, Supavisor's
 those of its lib/supavisor/errors and of the versions before, Neon's those of its proxy/src
