@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
-from benchmarks.load import Summary, fire, summarise
 from benchmarks.storm.accounting import CpuSeconds, Waits
 from benchmarks.storm.connections import Observed
 from benchmarks.storm.meter import Meter
-from local.cloud import LocalCloud
+from lambda_pg_cdk.local.cloud import LocalCloud
+from lambda_pg_cdk.local.load import Summary, fire, summarise
 
 Report = Callable[[str], None]
 

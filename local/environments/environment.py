@@ -11,8 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
-from local.deployed import Start
-from local.environments.runtime_api import MAX_PAYLOAD_BYTES, RuntimeApi
+from lambda_pg_cdk.local.deployed import Start
+from lambda_pg_cdk.local.environments.runtime_api import MAX_PAYLOAD_BYTES, RuntimeApi
 
 INIT_LIMIT_SECONDS = 60.0  # AWS allows 10 s on a core of its own; here the cores are shared
 

@@ -8,11 +8,17 @@ import json
 import secrets
 from typing import TYPE_CHECKING, cast
 
-from local import guard
-from local.http_requests import LENGTH_REQUIRED, Request, RequestReader, UnreadableError, response
+from lambda_pg_cdk.local.http import guard
+from lambda_pg_cdk.local.http.requests import (
+    LENGTH_REQUIRED,
+    Request,
+    RequestReader,
+    UnreadableError,
+    response,
+)
 
 if TYPE_CHECKING:
-    from local.environments.environment import Environment, Invocation
+    from lambda_pg_cdk.local.environments.environment import Environment, Invocation
 
 API_PREFIX = "/2018-06-01/runtime/"
 MAX_PAYLOAD_BYTES = 6_291_556  # of a response: AWS's 6 MB, and its 100 bytes of envelope

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from local.cloud import LocalCloud, Options
-from local.paths import another_state_dir
+from lambda_pg_cdk.local.cloud import LocalCloud, Options
+from lambda_pg_cdk.local.paths import another_state_dir
 
 ROOT = Path(__file__).resolve().parents[2]
 

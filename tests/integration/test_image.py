@@ -13,14 +13,14 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from layer.build import Target
-from local import processes
-from local.pgbouncer_discovery import PgBouncerBinary
-from local.postgres import Postgres
-from local.processes import wait_until
-from stacks import image as images
-from stacks.assets import ROOT
-from stacks.pooler.pgbouncer import RUN_DIR, healthy_command
+from lambda_pg_cdk.layer.build import Target
+from lambda_pg_cdk.local import processes
+from lambda_pg_cdk.local.install.pgbouncer_discovery import PgBouncerBinary
+from lambda_pg_cdk.local.processes import wait_until
+from lambda_pg_cdk.local.servers.postgres import Postgres
+from lambda_pg_cdk.stacks.assets import ROOT
+from lambda_pg_cdk.stacks.pooler.pgbouncer import RUN_DIR, healthy_command
+from lambda_pg_cdk.tools import image as images
 from tests.integration.image import Image, ImagePooler
 from tests.integration.servers import SecretsService
 

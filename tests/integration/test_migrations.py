@@ -18,9 +18,9 @@ from lambda_pg._connection import SET_CLAIMS
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from local.passwords import machine_made_password
-from local.postgres import Postgres
-from migrations.roles import (
+from lambda_pg_cdk.local.servers.passwords import machine_made_password
+from lambda_pg_cdk.local.servers.postgres import Postgres
+from lambda_pg_cdk.migrations.roles import (
     GROUP,
     IAM,
     PROXY,
@@ -32,9 +32,9 @@ from migrations.roles import (
     UnboundLoginError,
     admit,
 )
-from migrations.roles import LOCK as ROLES_LOCK
-from migrations.run import LOCK, Connections, Owner, migrate
-from migrations.upgrade import SCRIPTS, MigrationError, Outcome
+from lambda_pg_cdk.migrations.roles import LOCK as ROLES_LOCK
+from lambda_pg_cdk.migrations.run import LOCK, Connections, Owner, migrate
+from lambda_pg_cdk.migrations.upgrade import SCRIPTS, MigrationError, Outcome
 from tests.integration.functions import load_function
 from tests.integration.layer import Context
 from tests.integration.servers import SecretsService

@@ -27,13 +27,13 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
 
-from local import processes
-from local.certificates import Authority
-from local.postgres import Postgres
-from migrations.roles import CLIENT_CHECK, GROUP, LOCK, Login, Timeouts
-from migrations.run import Connections, migrate
-from stacks.budget import login_limit, most_tasks
-from stacks.config import Config
+from lambda_pg_cdk.local import processes
+from lambda_pg_cdk.local.servers.certificates import Authority
+from lambda_pg_cdk.local.servers.postgres import Postgres
+from lambda_pg_cdk.migrations.roles import CLIENT_CHECK, GROUP, LOCK, Login, Timeouts
+from lambda_pg_cdk.migrations.run import Connections, migrate
+from lambda_pg_cdk.stage.budget import login_limit, most_tasks
+from lambda_pg_cdk.stage.loading import load_stage
 from tests.integration.functions import load_function
 from tests.integration.layer import (
     Admin,
@@ -923,7 +923,7 @@ def test_both_users_of_a_rotation_fill_the_line_of_the_budget_and_no_more(
     A pooler with its own bounds knows of 4 server connections; the budget counts 3 such tasks.
     """
     sizes = {"tasks": 1, "max_tasks": 1, "max_db_connections": 4}
-    config = Config.of_stage("dev", {"pgbouncer": sizes})
+    config = load_stage("dev", {"pgbouncer": sizes})
     application.deploy(login_limit=login_limit(config))
     with psycopg.connect(postgres.superuser_dsn, autocommit=True) as admin:
         for change in ("SET statement_timeout = '300s'", f"RESET {CLIENT_CHECK[0]}"):

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from layer import build
-from layer.build import PYTHONS, BuildError, Target, assemble, build_layer, pinned
+from lambda_pg_cdk.layer import build
+from lambda_pg_cdk.layer.build import PYTHONS, BuildError, Target, assemble, build_layer, pinned
 
 HERE = Target.interpreter()
 FOREIGN = next(version for version in PYTHONS[1:] if version != HERE.python)
@@ -442,7 +442,7 @@ def test_wheels_that_cannot_be_had_are_named(tmp_path: Path) -> None:
 def test_the_command_line_prints_sizes(tmp_path: Path) -> None:
     """It copies the result to the output folder and says how large and how quick it is."""
     output = tmp_path / "layer"
-    command = [sys.executable, "-m", "layer.build", "--python", HERE.python]
+    command = [sys.executable, "-m", "lambda_pg_cdk.layer.build", "--python", HERE.python]
     command += ["--architecture", HERE.architecture, "--output", str(output)]
     shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=build.ROOT)
     for word in ("zipped", "unpacked", "imports"):
