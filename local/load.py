@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 
@@ -15,6 +16,20 @@ import uvloop
 
 _STATUS: Final = re.compile(rb"HTTP/1\.1 (\d{3}) ")
 _LENGTH: Final = re.compile(rb"(?mi)^content-length: (\d+)\r?$")
+
+CAUSES: Final = (
+    "sorry, too many clients already",
+    "remaining connection slots are reserved",
+    "query_wait_timeout",
+    "client_login_timeout",
+    "server closed the connection unexpectedly",
+    "connection timeout expired",
+    "Connection refused",
+    "Task timed out",
+)
+"""What a line of a function's log names; the first one that it has counts."""
+
+UNEXPLAINED: Final = "not explained in the log"
 
 
 @dataclass(frozen=True)
@@ -124,3 +139,23 @@ def summarise(outcomes: list[Outcome], seconds: float) -> Summary:
         max_ms=round(times[-1], 1),
         throughput_rps=round((len(outcomes) - len(failed)) / seconds, 1),
     )
+
+
+class FunctionLog:
+    """What a function logs from now on: the API's answers hide causes, as they should."""
+
+    def __init__(self, path: Path) -> None:
+        """Remember where the log ends."""
+        self._path = path
+        self._end = path.stat().st_size if path.exists() else 0
+
+    def causes(self, summary: Summary) -> dict[str, int]:
+        """Name the causes of failed requests; without a log that fits, they are the answers'."""
+        said = self._path.read_bytes()[self._end :] if self._path.exists() else b""
+        text = said.decode(errors="replace")
+        named = (next((c for c in CAUSES if c in line), "") for line in text.splitlines())
+        counts = Counter(filter(None, named))
+        if not 0 < counts.total() <= summary.failed:
+            return {**summary.failures}
+        counts[UNEXPLAINED] = summary.failed - counts.total()
+        return {cause: count for cause, count in counts.most_common() if count}

@@ -31,7 +31,7 @@ class DeploymentTask(Construct):
     Not CDK's Trigger, whose SDK repeats an invocation that takes all of its time, nor CDK's
     provider framework, which repeats one after any error: docs/decisions/0027. `before` waits for
     it. `invokes` is the function's ARN as a policy names it; `properties` are those that
-    functions/migration_provider reads, and whatever else the function has to run again for.
+    operations/migration_provider reads, and whatever else the function has to run again for.
     """
 
     def __init__(

@@ -15,8 +15,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 from lambda_pg_cdk.local.deployed import Start
 from lambda_pg_cdk.local.deployment import DeploymentError
 from lambda_pg_cdk.local.environments.account import UnknownFunctionError
-from lambda_pg_cdk.local.environments.environment import Outcome
 from lambda_pg_cdk.local.environments.fleet import ThrottledError
+from lambda_pg_cdk.local.environments.invocation import Outcome
 from lambda_pg_cdk.local.http import guard
 from lambda_pg_cdk.local.pooler_service.task import Task
 from lambda_pg_cdk.local.servers.postgres import STOP_SIGNALS

@@ -8,8 +8,9 @@ from collections.abc import Iterable
 import psutil
 
 from lambda_pg_cdk.local.deployed import Function, Start
-from lambda_pg_cdk.local.environments.environment import Outcome, State
+from lambda_pg_cdk.local.environments.environment import State
 from lambda_pg_cdk.local.environments.fleet import Fleet, ThrottledError
+from lambda_pg_cdk.local.environments.invocation import Outcome
 from lambda_pg_cdk.local.environments.launcher import Surroundings
 
 CONCURRENCY = 1000  # Lambda's default for an account

@@ -11,8 +11,8 @@ import aiohttp
 from aiohttp import web
 
 from lambda_pg_cdk.local.deployed import Api, Throttle
-from lambda_pg_cdk.local.environments.environment import Outcome
 from lambda_pg_cdk.local.environments.fleet import ThrottledError
+from lambda_pg_cdk.local.environments.invocation import Outcome
 from lambda_pg_cdk.local.http import guard
 from lambda_pg_cdk.local.http_api import cors
 from lambda_pg_cdk.local.http_api.authorizer import Authorizer, ForbiddenError, UnauthorizedError

@@ -29,7 +29,7 @@ def project(tmp_path: Path) -> Path:
     for name in filter(None, listed.stdout.split("\0")):
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, target)
+        shutil.copy2(ROOT / name, target, follow_symlinks=False)
     (folder / ".venv").symlink_to(ROOT / ".venv")
     (folder / "node_modules").symlink_to(ROOT / "node_modules")
     return folder

@@ -169,7 +169,7 @@ def function(
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)
-    return load_function("migrate")
+    return load_function("operations/migrate")
 
 
 @pytest.fixture
@@ -763,7 +763,7 @@ def test_the_function_is_told_that_a_database_is_shared(
     login = {"username": target.login.name, "password": PASSWORD}
     monkeypatch.setenv("APP_SECRET_ARN", secrets_service.create(login))
     monkeypatch.setenv("SHARED_DATABASE", shared)
-    load_function("migrate").handler({}, Context(30))
+    load_function("operations/migrate").handler({}, Context(30))
     with target.connect() as connection:
         assert connection.execute("SHOW statement_timeout").fetchone() == ("7s",)
         public = connection.execute(
@@ -906,7 +906,7 @@ def test_the_function_goes_on_by_token_where_the_password_is_not_taken(
     """In the deployment that makes the user one of IAM's, and in the next one."""
     monkeypatch.setenv("APP_USER", target.login.name)
     monkeypatch.setenv("OWNER_BY_TOKEN", "1")
-    function = load_function("migrate")
+    function = load_function("operations/migrate")
     asked: list[str] = []
 
     class ByToken:

@@ -204,7 +204,7 @@ def application(
     with psycopg.connect(postgres.superuser_dsn, autocommit=True) as admin:
         database, owner = sql.Identifier(made.database), sql.Identifier(str(master["user"]))
         admin.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(database, owner))
-        made.function = load_function("rotate")
+        made.function = load_function("operations/rotate")
         yield made
         admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(database))
         for user in made.users:
@@ -423,7 +423,7 @@ def test_a_next_user_who_is_not_next_is_refused(
     token = app.begin()
     app.take("createSecret", token)
     monkeypatch.setenv("ROTATION", "single")
-    app.function = load_function("rotate")
+    app.function = load_function("operations/rotate")
     with pytest.raises(app.function.RotationError, match="take the label AWSPENDING off") as caught:
         app.take("setSecret", token)
     assert all(repr(user) in str(caught.value) for user in app.users)
@@ -440,7 +440,7 @@ def test_a_database_that_is_away_is_told_with_who_wanted_to_come(
     app.take("createSecret", token)
     monkeypatch.setenv("PGPORT", str(processes.free_port()))
     monkeypatch.setenv("LAMBDA_PG_CHECKOUT_TIMEOUT", "0.3")
-    app.function = load_function("rotate")
+    app.function = load_function("operations/rotate")
     master = re.escape(f"as the master user, by the secret {app.function.settings.secret_arn}: ")
     with pytest.raises(app.function.RotationError, match=f"{master}.*refused"):
         app.take("setSecret", token)
@@ -514,7 +514,7 @@ def test_a_proxy_s_password_is_hashed_as_often_as_its_client_may_ask_for(
 ) -> None:
     """By a rotation and by the login that comes early, which is of the same secret."""
     monkeypatch.setenv("MANY_ROUNDS", many)
-    application.function = load_function("rotate")
+    application.function = load_function("operations/rotate")
     application.rotate()
     first = verifier_of(application, postgres)
     admit(application)
@@ -710,7 +710,7 @@ def test_a_server_that_is_not_verified_gets_no_password(
     other.write_text(Authority.create("other").pem)
     with monkeypatch.context() as changed:
         changed.setenv("PGSSLROOTCERT", str(other))
-        app.function = load_function("rotate")
+        app.function = load_function("operations/rotate")
     for step in STEPS[1:]:
         with pytest.raises(app.function.RotationError, match="certificate verify failed"):
             app.take(step, token)

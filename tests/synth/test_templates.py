@@ -438,7 +438,7 @@ def test_other_packages_are_another_image(
     """A renewed lock has the next deployment build the image, though no code has changed."""
     files = pooler_context(Target("3.13", "arm64"))
     copy = shutil.copytree(files, tmp_path / "repository")
-    monkeypatch.setattr(assets, "ROOT", copy)
+    monkeypatch.setattr(assets, "PACKAGE", copy)
     before = image_hash(tmp_path / "before")
     assert image_hash(tmp_path / "again") == before
     renewed = copy / "pgbouncer" / lock

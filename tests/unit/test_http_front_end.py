@@ -12,8 +12,8 @@ import pytest
 from aiohttp import web
 
 from lambda_pg_cdk.local.deployed import Api, Cors, JwtAuthorizer, Route, Throttle
-from lambda_pg_cdk.local.environments.environment import Outcome
 from lambda_pg_cdk.local.environments.fleet import ThrottledError
+from lambda_pg_cdk.local.environments.invocation import Outcome
 from lambda_pg_cdk.local.http_api.history import History
 from lambda_pg_cdk.local.http_api.issuer import AUDIENCE, Issuer
 from lambda_pg_cdk.local.http_api.server import HttpApi

@@ -18,8 +18,9 @@ from benchmarks.storm.accounting import Usage
 from lambda_pg_cdk.local.deployed import Function, Start
 from lambda_pg_cdk.local.environments.account import PRIVATE_BYTES, Account, UnknownFunctionError
 from lambda_pg_cdk.local.environments.bootstrap import connect_patiently
-from lambda_pg_cdk.local.environments.environment import Environment, Outcome, State
+from lambda_pg_cdk.local.environments.environment import Environment, State
 from lambda_pg_cdk.local.environments.fleet import Fleet, ThrottledError
+from lambda_pg_cdk.local.environments.invocation import Outcome
 from lambda_pg_cdk.local.environments.launcher import Surroundings
 from lambda_pg_cdk.local.install import installed
 

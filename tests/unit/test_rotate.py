@@ -29,7 +29,7 @@ def rotate(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("ROTATION", raising=False)
-    return load_function("rotate")
+    return load_function("operations/rotate")
 
 
 def test_it_brings_nothing_but_the_layer_and_boto3(
@@ -39,7 +39,7 @@ def test_it_brings_nothing_but_the_layer_and_boto3(
     for name in ("alembic", "sqlalchemy", "mako"):
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delitem(sys.modules, "lambda_pg_cdk.migrations.roles")
-    assert load_function("rotate").handler is not rotate.handler
+    assert load_function("operations/rotate").handler is not rotate.handler
 
 
 def test_two_users_take_turns(rotate: ModuleType) -> None:
