@@ -12,7 +12,7 @@ from aws_cdk import App
 from lambda_pg_cdk.pgbouncer.metrics import UNITS
 from lambda_pg_cdk.stacks.app import build
 from lambda_pg_cdk.stacks.database import REPORT, ROTATION_OFF
-from lambda_pg_cdk.stage.config import CDK_JSON
+from lambda_pg_cdk.stage.loading import CDK_JSON
 from lambda_pg_cdk.stage.schema import ConfigurationError
 from tests.synth.conftest import Stage, synthesise
 

@@ -21,7 +21,7 @@ case "$*" in
   "-m venv"*) echo "$*" >> "$INSTALLED"; mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;
   "-m lambda_pg_cdk.local.install.checkout uv") echo uv ;;
   "-m lambda_pg_cdk.local.install.checkout node_modules") npm ci ;;
-  "-m local up") echo "it started${{PYTHONDONTWRITEBYTECODE+ without bytecode}}" ;;
+  "-m lambda_pg_cdk.local up") echo "it started${{PYTHONDONTWRITEBYTECODE+ without bytecode}}" ;;
 esac
 """
 NODE = """#!/bin/sh

@@ -302,7 +302,7 @@ def test_an_old_lock_of_the_image_is_a_warning(
     for name in LOCKS:
         locked = made if name == older else made + timedelta(days=20)
         (tmp_path / "pgbouncer" / name).write_text(f"snapshot {locked:%Y%m%dT%H%M%SZ}\n")
-    monkeypatch.setattr(preflight, "ROOT", tmp_path)
+    monkeypatch.setattr(preflight, "PACKAGE", tmp_path)
     (fresh,) = preflight.check_lock(config(), made + timedelta(days=30, hours=1))
     assert fresh.is_fine
     (old,) = preflight.check_lock(config(), made + timedelta(days=31))
