@@ -87,19 +87,19 @@ check: setup ## lint, format, types, and the README's numbers
 
 .PHONY: up
 up: servers setup ## start the local cloud, deploy the app, and leave it running
-	@$(RUN) -m local up
+	@$(RUN) -m lambda_pg_cdk.local up
 
 .PHONY: down
 down: setup ## stop the local cloud and remove its data
-	@$(RUN) -m local down
+	@$(RUN) -m lambda_pg_cdk.local down
 
 .PHONY: status
 status: setup ## show what the local cloud runs
-	@$(RUN) -m local status
+	@$(RUN) -m lambda_pg_cdk.local status
 
 .PHONY: psql
 psql: setup ## open a shell on the local database
-	@$(RUN) -m local psql
+	@$(RUN) -m lambda_pg_cdk.local psql
 
 .PHONY: screenshots
 screenshots: setup ## take the pictures of the console in docs anew, in a real browser
@@ -143,15 +143,15 @@ report: setup ## put the results of storm, chaos and bench into tables and pictu
 
 .PHONY: synth
 synth: setup ## synthesise every stage and every combination, and lint the templates
-	@$(RUN) -m stacks.synthesis
+	@$(RUN) -m lambda_pg_cdk.tools.synth
 
 .PHONY: budget
 budget: setup ## show a stage's connection budget: make budget STAGE=prod
-	@$(RUN) -m stacks.budget_table --stage $(STAGE)
+	@$(RUN) -m lambda_pg_cdk.tools.budget --stage $(STAGE)
 
 .PHONY: preflight
 preflight: setup ## check the AWS account of the shell's credentials before a deployment
-	@$(RUN) -m stacks.preflight --stage $(STAGE)
+	@$(RUN) -m lambda_pg_cdk.tools.preflight --stage $(STAGE)
 
 .PHONY: deploy
 deploy: preflight ## deploy to the AWS account of the shell's credentials: make deploy STAGE=dev
@@ -159,23 +159,23 @@ deploy: preflight ## deploy to the AWS account of the shell's credentials: make 
 
 .PHONY: tunnel
 tunnel: setup ## show how to reach a deployed database from here: make tunnel STAGE=dev
-	@$(RUN) -m stacks.tunnel --stage $(STAGE)
+	@$(RUN) -m lambda_pg_cdk.tools.tunnel --stage $(STAGE)
 
 .PHONY: migration
 migration: setup ## begin a new migration: make migration NAME="add orders"
-	@$(RUN) -m migrations.new "$(NAME)"
+	@$(RUN) -m lambda_pg_cdk.migrations.new "$(NAME)"
 
 .PHONY: layer
 layer: setup ## build the layer's release zip under build/release and show sizes and import time
-	@$(RUN) -m layer.build --release build/release
+	@$(RUN) -m lambda_pg_cdk.layer.build --release build/release
 
 .PHONY: image
 image: setup ## build the pooler's image with docker, finch, podman or buildah
-	@$(RUN) -m stacks.image build $(ARGS)
+	@$(RUN) -m lambda_pg_cdk.tools.image build $(ARGS)
 
 .PHONY: image-lock
 image-lock: setup ## lock the packages of the pooler's image anew, with the security fixes of today
-	@$(RUN) -m stacks.image lock
+	@$(RUN) -m lambda_pg_cdk.tools.image lock
 
 .PHONY: format
 format: setup ## format the code
@@ -224,12 +224,12 @@ same-python:
 .venv/ready: requirements-dev.txt | $(look)
 	@echo "setting up Python packages (once)"
 	@$(PYTHON) -m venv --clear --without-pip .venv
-	@uv=$$($(RUN) -m local.checkout uv) && \
+	@uv=$$($(RUN) -m lambda_pg_cdk.local.install.checkout uv) && \
 	  $$uv pip install --quiet --python .venv/bin/python --require-hashes -r requirements-dev.txt
-	@$(RUN) -m local.bytecode
+	@$(RUN) -m lambda_pg_cdk.local.install.bytecode
 	@touch $@
 
 node_modules/ready: package-lock.json | $(look)
 	@echo "setting up the AWS CDK command line (once)"
-	@$(PYTHON) -m local.checkout node_modules
+	@$(PYTHON) -m lambda_pg_cdk.local.install.checkout node_modules
 	@touch $@

@@ -1,54 +1,9 @@
-"""Build the stacks of one stage: settings come from cdk.json, `-c stage=` chooses the block."""
+"""The CDK app of this project: one stage, with the settings of its block in cdk.json."""
 
-import itertools
-from typing import Any
+from aws_cdk import App
 
-from aws_cdk import App, Environment, Tags
+from lambda_pg_cdk.stacks.app import build
 
-from stacks.api import ApiStack
-from stacks.assets import Assets
-from stacks.clients import Clients
-from stacks.config import Config
-from stacks.database import DatabaseStack
-from stacks.layer import LayerStack
-from stacks.network import NetworkStack
-from stacks.observability import ObservabilityStack
-from stacks.pooler import new_pooler
-
-
-def build(app: App) -> Clients:
-    """Add the stage's stacks to the app; functions of your own attach to what is returned."""
-    config = Config.from_context(app.node.try_get_context)
-    clients, assets, prefix = Clients(config), Assets(config), config.stack_prefix
-    shared: dict[str, Any] = {
-        "config": config,
-        "env": Environment(account=config.account, region=config.region),
-    }
-    stateful = {**shared, "termination_protection": config.termination_protection}
-    layer = LayerStack(app, f"{prefix}-Layer", assets=assets, **shared)
-    network = NetworkStack(app, f"{prefix}-Network", **stateful) if config.in_network else None
-    place: dict[str, Any] = {"assets": assets, "network": network}
-    database = (
-        DatabaseStack(app, f"{prefix}-Database", **place, **stateful)
-        if config.database.kind != "none"
-        else None
-    )
-    pooler = new_pooler(app, f"{prefix}-Pooler", database=database, **place, **shared)
-    clients.wait_for(pooler)
-    api = ApiStack(
-        app, f"{prefix}-Api", assets=assets, clients=clients, database=database, **shared
-    )
-    watch = ObservabilityStack(app, f"{prefix}-Observability", api=api, **shared)
-    in_order = filter(None, (layer, network, database, pooler, api, watch))
-    for first, second in itertools.pairwise(in_order):
-        second.add_stack_dependency(first, reason="reads what it publishes")
-    # CloudFormation knows no tags of a target group, though CDK would write them.
-    untagged = ["AWS::RDS::DBProxyTargetGroup"]
-    Tags.of(app).add("lambda-pg:stage", config.stage, exclude_resource_types=untagged)
-    return clients
-
-
-if __name__ == "__main__":
-    project = App()
-    build(project)
-    project.synth()
+app = App()
+build(app)
+app.synth()

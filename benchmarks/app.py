@@ -5,14 +5,14 @@ from typing import Any, cast
 
 from aws_cdk import App
 
-from app import build
-from stacks.api import BY_API, ApiStack
-from stacks.assets import Assets
-from stacks.budget import Cap
-from stacks.clients import Clients
-from stacks.config import Config
-from stacks.database import APPLICATION_SECRET, DatabaseStack
-from stacks.functions import add_layer, new_function
+from lambda_pg_cdk.stacks.api import BY_API, ApiStack
+from lambda_pg_cdk.stacks.app import build
+from lambda_pg_cdk.stacks.assets import Assets
+from lambda_pg_cdk.stacks.clients import Clients
+from lambda_pg_cdk.stacks.database import APPLICATION_SECRET, DatabaseStack
+from lambda_pg_cdk.stacks.functions import add_layer, new_function
+from lambda_pg_cdk.stage.budget import Cap
+from lambda_pg_cdk.stage.loading import load
 
 HOME = Path(__file__).resolve().parent / "functions"
 LOOKUP = ("benchmarks/lookup",)
@@ -26,7 +26,7 @@ class Additions:
 
     def __init__(self, app: App, clients: Clients) -> None:
         """Find the API in what `build` has made."""
-        self._config = Config.from_context(app.node.try_get_context)
+        self._config = load(app.node.try_get_context)
         self._assets = Assets(self._config)
         self._clients = clients
         prefix = self._config.stack_prefix
@@ -49,12 +49,11 @@ class Additions:
     def _new(self, folder: str, **options: Any) -> Any:
         return new_function(
             self._api,
-            folder,
+            HOME / folder,
             config=self._config,
             assets=self._assets,
             timeout=self._config.functions.timeout,
             invoked=BY_API,
-            home=HOME,
             **options,
         )
 

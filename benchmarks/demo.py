@@ -12,12 +12,12 @@ from benchmarks.conclusion import conclude
 from benchmarks.storm.goals import VERDICTS, shortfalls, unmeasured
 from benchmarks.storm.run import plan, run
 from benchmarks.tables import storm_table
-from local.caller import Answer, call
-from local.cloud import AlreadyRunningError, CloudError, DeploymentError, LocalCloud
-from local.deployment import REPOSITORY
-from local.narrator import Narrator
+from lambda_pg_cdk import PROJECT
+from lambda_pg_cdk.local.cloud import AlreadyRunningError, CloudError, DeploymentError, LocalCloud
+from lambda_pg_cdk.local.http.caller import Answer, call
+from lambda_pg_cdk.local.narrator import Narrator
 
-KEPT_LOGS = REPOSITORY / "build" / "demo-logs"
+KEPT_LOGS = PROJECT / "build" / "demo-logs"
 
 
 class WrongAnswerError(CloudError):

@@ -17,13 +17,13 @@ from urllib.parse import urlencode
 
 import psycopg
 
-from local import processes
-from local.certificates import Authority
-from local.passwords import machine_made_password
-from local.pgbouncer import Pooler
-from local.pgbouncer_discovery import find_pgbouncer
-from local.postgres import Postgres
-from local.postgres_discovery import find_postgres
+from lambda_pg_cdk.local import processes
+from lambda_pg_cdk.local.install.pgbouncer_discovery import find_pgbouncer
+from lambda_pg_cdk.local.install.postgres_discovery import find_postgres
+from lambda_pg_cdk.local.servers.certificates import Authority
+from lambda_pg_cdk.local.servers.passwords import machine_made_password
+from lambda_pg_cdk.local.servers.pgbouncer import Pooler
+from lambda_pg_cdk.local.servers.postgres import Postgres
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 MAJOR: Final = 17

@@ -1,4 +1,4 @@
-"""`python -m console FOLDER`: serve the console of the cloud in a folder.
+"""`python -m lambda_pg_cdk.console FOLDER`: serve the console of the cloud in a folder.
 
 Each line of its input is answered with its address, `{"url": …}`. It ends with its input, so that
 it never outlives the daemon that has started it.
@@ -13,8 +13,8 @@ from pathlib import Path
 
 from aiohttp import web
 
-from console.server import Server
-from local.cloud import LocalCloud
+from lambda_pg_cdk.console.server import Server
+from lambda_pg_cdk.local.cloud import LocalCloud
 
 
 async def serve(folder: Path) -> None:

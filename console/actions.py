@@ -7,11 +7,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from benchmarks.faults import FAULTS, Fault
-from benchmarks.load import Summary, fire, summarise
-from benchmarks.storm.rows import FunctionLog
-from console.steady import SteadyLoad, Visitor
-from local.cloud import LocalCloud
+from lambda_pg_cdk.console.steady import SteadyLoad, Visitor
+from lambda_pg_cdk.local.cloud import LocalCloud
+from lambda_pg_cdk.local.faults.catalogue import FAULTS, Fault
+from lambda_pg_cdk.local.load import FunctionLog, Summary, fire, summarise
 
 REQUESTS = (50, 100, 200, 500)
 _KEPT = 50  # activities

@@ -7,9 +7,9 @@ from typing import Any
 import psycopg
 from psycopg.rows import dict_row
 
-from local.cloud import LocalCloud
-from local.postgres import superuser_dsn
-from pgbouncer.configuration import OWN_CLIENTS
+from lambda_pg_cdk.local.cloud import LocalCloud
+from lambda_pg_cdk.local.servers.postgres import superuser_dsn
+from lambda_pg_cdk.pgbouncer.configuration import OWN_CLIENTS
 
 CONNECT_SECONDS = 2
 APPLICATION_NAME = "lambda-pg console"

@@ -11,11 +11,11 @@ from typing import Any
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from benchmarks.faults import FAULTS
-from console.actions import REQUESTS, TARGETS, Actions, BusyError
-from console.watch import Watch, message
-from local import guard
-from local.cloud import CloudError, LocalCloud, NotRunningError
+from lambda_pg_cdk.console.actions import REQUESTS, TARGETS, Actions, BusyError
+from lambda_pg_cdk.console.watch import Watch, message
+from lambda_pg_cdk.local.cloud import CloudError, LocalCloud, NotRunningError
+from lambda_pg_cdk.local.faults.catalogue import FAULTS
+from lambda_pg_cdk.local.http import guard
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

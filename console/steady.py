@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import aiohttp
 
-from local.caller import call
-from local.cloud import CloudError, LocalCloud
+from lambda_pg_cdk.local.cloud import CloudError, LocalCloud
+from lambda_pg_cdk.local.http.caller import call
 
 REST = 0.25
 """Seconds between two requests."""

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from console.probe import Probe
-from console.readers import Database, PoolerTask, Requests, Status
-from local.cloud import LocalCloud
+from lambda_pg_cdk.console.probe import Probe
+from lambda_pg_cdk.console.readers import Database, PoolerTask, Requests, Status
+from lambda_pg_cdk.local.cloud import LocalCloud
 
 INTERVAL = 0.5
 """Seconds between two samples."""

@@ -4,7 +4,7 @@ Wheels come from a lock file with hashes; no Docker and no compiler. The same in
 tree, byte for byte. Results are kept in the project's cache, which all checkouts share, keyed by a
 hash of everything they are made of.
 
-    python -m layer.build --python 3.13 --architecture arm64 --output build/layer-arm64
+    python -m lambda_pg_cdk.layer.build --python 3.13 --architecture arm64 --output build/layer
 """
 
 import argparse
@@ -28,9 +28,9 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from local.paths import cache_dir, one_at_a_time
+from lambda_pg_cdk import PACKAGE, PROJECT
+from lambda_pg_cdk.layer.cache import cache_dir, one_at_a_time
 
-ROOT = Path(__file__).resolve().parents[1]
 BUILD = cache_dir() / "built"
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 MACHINES = {"arm64": "aarch64", "x86_64": "x86_64"}
@@ -143,10 +143,10 @@ class Recipe:
 LAYER = Recipe(
     name="layer",
     prefix="/opt",
-    sources=((ROOT / "layer" / "python", "python"), (ROOT / "LICENSE", "LICENSE")),
-    requirements=ROOT / "layer" / "requirements.txt",
+    sources=((PACKAGE / "layer" / "python", "python"), (PROJECT / "LICENSE", "LICENSE")),
+    requirements=PACKAGE / "layer" / "requirements.txt",
     packages="python",
-    patch=ROOT / "layer" / "psycopg-3.3.9.patch",
+    patch=PACKAGE / "layer" / "psycopg-3.3.9.patch",
 )
 PUBLISHED = replace(LAYER, name="psycopg", sources=(), patch=None)
 """The layer's wheels as their authors published them, to compare with."""
@@ -446,7 +446,9 @@ def write_release(folder: Path, target: Target, releases: Path) -> Path:
 
     The same layer is the same file to the byte: `aws lambda publish-layer-version` takes it.
     """
-    version = tomllib.loads((ROOT / "layer" / "pyproject.toml").read_text())["project"]["version"]
+    version = tomllib.loads((PACKAGE / "layer" / "pyproject.toml").read_text())["project"][
+        "version"
+    ]
     releases.mkdir(parents=True, exist_ok=True)
     name = f"lambda-pg-{version}-python{target.python}-{target.architecture}.zip"
     (releases / name).write_bytes(zipped(folder))

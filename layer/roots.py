@@ -1,6 +1,6 @@
 """Take the roots by which RDS signs in a region into the layer: its databases can be verified then.
 
-    .venv/bin/python -m layer.roots il-central-1
+    .venv/bin/python -m lambda_pg_cdk.layer.roots il-central-1
 
 Needs AWS's trust store, <https://truststore.pki.rds.amazonaws.com>. Writes `rds/<region>.pem`, and
 `aws.pem`, which is all of them; the pooler's image and `make tunnel` take the second. Commit both.

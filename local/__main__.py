@@ -1,8 +1,8 @@
-"""`python -m local`: the local cloud's command line."""
+"""`python -m lambda_pg_cdk.local`: the local cloud's command line."""
 
 import sys
 
-from local.cli import main
+from lambda_pg_cdk.local.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

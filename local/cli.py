@@ -1,4 +1,4 @@
-"""The command line of the local cloud: `python -m local …`."""
+"""The command line of the local cloud: `python -m lambda_pg_cdk.local …`."""
 
 import argparse
 import json
@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 
-from local.cloud import (
+from lambda_pg_cdk.local.cloud import (
     AlreadyRunningError,
     CloudError,
     DeploymentError,
@@ -18,8 +18,8 @@ from local.cloud import (
     Options,
     UnhealthyError,
 )
-from local.narrator import Narrator
-from local.state import sdk_variables
+from lambda_pg_cdk.local.narrator import Narrator
+from lambda_pg_cdk.local.state import sdk_variables
 
 _INTERRUPTED = 130
 _RUNNING = "`make status` shows what runs, `make down` stops it."
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m local", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m lambda_pg_cdk.local", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, command: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:

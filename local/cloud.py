@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import IO, Any, Self
 from urllib.parse import quote, urlsplit
 
-from local import state
-from local.caller import call
-from local.deployed import Start
-from local.deployment import REPOSITORY, DeploymentError
-from local.issuer import AUDIENCE, Issuer
-from local.options import Options
-from local.paths import state_dir
-from local.processes import last_lines, open_log
-from local.state import MARK, AlreadyRunningError, NotRunningError, State, client_keys
+from lambda_pg_cdk import PROJECT
+from lambda_pg_cdk.local import state
+from lambda_pg_cdk.local.deployed import Start
+from lambda_pg_cdk.local.deployment import DeploymentError
+from lambda_pg_cdk.local.http.caller import call
+from lambda_pg_cdk.local.http_api.issuer import AUDIENCE, Issuer
+from lambda_pg_cdk.local.options import Options
+from lambda_pg_cdk.local.paths import state_dir
+from lambda_pg_cdk.local.processes import last_lines, open_log
+from lambda_pg_cdk.local.state import MARK, AlreadyRunningError, NotRunningError, State, client_keys
 
 __all__ = [
     "AlreadyRunningError",
@@ -83,15 +84,15 @@ class LocalCloud:
         held = state.lock(self.folder)
         mark = secrets.token_hex(8)
         leash, self._leash = os.pipe()
-        command = [sys.executable, "-m", "local.guardian", str(self.folder)]
+        command = [sys.executable, "-m", "lambda_pg_cdk.local.daemon.guardian", str(self.folder)]
         with open_log(self.folder / "cloud.log") as log:
             self._guardian = subprocess.Popen(
                 [*command, self.options.dump(), str(leash)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                cwd=REPOSITORY,
-                env={**os.environ, MARK: mark, "PYTHONPATH": str(REPOSITORY)},
+                cwd=PROJECT,
+                env={**os.environ, MARK: mark, "PYTHONPATH": str(PROJECT)},
                 pass_fds=[leash, held],
                 start_new_session=True,
             )
@@ -285,8 +286,8 @@ class LocalCloud:
         """Have a fault until the block is left; for a cloud that was started with wires.
 
         On the wires `pooler` (functions to pooler) and `database` (pooler to database): `stall`,
-        `blackhole`, `reset` (of a moment), `latency` and `refuse`, as `local.fault_proxy` says; of
-        `secrets` (Secrets Manager): `failing`, `slow` and `throttling`.
+        `blackhole`, `reset` (of a moment), `latency` and `refuse`, as `local/faults/proxy.py` says;
+        of `secrets` (Secrets Manager): `failing`, `slow` and `throttling`.
         """
         self._call("POST", f"/wires/{wire}/{kind}")
         try:

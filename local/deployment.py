@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from local.processes import last_lines, open_log
-from local.state import credentials
+from lambda_pg_cdk import PACKAGE, PROJECT
+from lambda_pg_cdk.local.processes import last_lines, open_log
+from lambda_pg_cdk.local.state import credentials
 
-HERE = Path(__file__).resolve().parent
-REPOSITORY = HERE.parent
 STAGE = "local"
 _CONCURRENCY = 4
 _INHERITED = (
@@ -109,9 +108,9 @@ class Cdk:
             raise DeploymentError(
                 "the CDK command line needs Node.js 20 or newer: install `nodejs`"
             )
-        script = REPOSITORY / "node_modules" / "aws-cdk" / "bin" / "cdk"
+        script = PROJECT / "node_modules" / "aws-cdk" / "bin" / "cdk"
         if not script.exists():
-            raise DeploymentError(f"{script} is missing: run `npm ci` in {REPOSITORY}")
+            raise DeploymentError(f"{script} is missing: run `npm ci` in {PROJECT}")
         return [node, str(script)]
 
     def _environment(self) -> dict[str, str]:
@@ -127,7 +126,7 @@ class Cdk:
             "AWS_EC2_METADATA_DISABLED": "true",
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_REGION": self.region,
-            "CDK_DOCKER": str(HERE / "image_builder"),
+            "CDK_DOCKER": str(PACKAGE / "local" / "image_builder"),
             "CDK_DISABLE_CLI_TELEMETRY": "true",
             "NO_COLOR": "1",
             "PYTHONPATH": "",

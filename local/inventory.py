@@ -13,8 +13,8 @@ from typing import Any
 import boto3
 from botocore.config import Config
 
-from local.changes import OWN_REQUESTS
-from local.deployed import (
+from lambda_pg_cdk.local.control_plane.protocol import OWN_REQUESTS
+from lambda_pg_cdk.local.deployed import (
     FOLDER_TAG,
     Api,
     Cors,
@@ -26,7 +26,7 @@ from local.deployed import (
     Route,
     Throttle,
 )
-from local.state import client_keys
+from lambda_pg_cdk.local.state import client_keys
 
 _CHANGING = "_IN_PROGRESS"
 _POOLER_VARIABLE = "USER_SECRET_ARNS"  # only the supervisor's container has it

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from local.deployed import Start
-from local.deployment import REPOSITORY
+from lambda_pg_cdk import PROJECT
+from lambda_pg_cdk.local.deployed import Start
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Options:
     `console`: whether the live console is served.
     """
 
-    app: Path = REPOSITORY
+    app: Path = PROJECT
     entry: str = "app"
     override: Mapping[str, Any] = field(default_factory=dict)
     bound: bool = False

@@ -1,24 +1,11 @@
-"""Where local mode keeps what it fetched, and what it runs."""
+"""Where a local cloud keeps its state, and how its servers reach it."""
 
-from __future__ import annotations
-
-import fcntl
 import os
 import secrets
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
-NAME = "lambda-pg"
-
-
-def cache_dir(environment: Mapping[str, str] = os.environ) -> Path:
-    """Name the folder of what is fetched once and kept: servers, environments, built layers."""
-    if chosen := environment.get("LAMBDA_PG_CACHE_DIR"):
-        return Path(chosen)
-    if os.geteuid() == 0:
-        return Path("/var/cache") / NAME
-    return Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / NAME
+from lambda_pg_cdk.layer.cache import NAME
 
 
 def state_dir(environment: Mapping[str, str] = os.environ) -> Path:
@@ -65,12 +52,3 @@ def shareable(folder: Path) -> Path:
                 "place with LAMBDA_PG_CACHE_DIR and LAMBDA_PG_STATE_DIR."
             )
     return folder
-
-
-@contextmanager
-def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Let one process at a time make a folder; the lock file stays, as removing it would race."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f"{folder.name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -1,4 +1,4 @@
-"""Begin a migration: `python -m migrations.new "add orders"` writes the next numbered revision."""
+"""Begin a migration: `python -m lambda_pg_cdk.migrations.new "add orders"` writes its file."""
 
 import re
 import sys
@@ -10,7 +10,7 @@ from alembic.config import Config
 from alembic.script import Script, ScriptDirectory
 from alembic.util import CommandError
 
-from migrations.upgrade import SCRIPTS, configure
+from .upgrade import SCRIPTS, configure
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9]*(?:[ _-][A-Za-z0-9]+)*")
 LONGEST = 60

@@ -9,8 +9,8 @@ import psycopg
 from psycopg import Connection
 from psycopg.errors import LockNotAvailable
 
-from migrations.roles import IAM, LIMITS_TRANSACTIONS, Login, Timeouts, prepare, turn_out
-from migrations.upgrade import SCRIPTS, MigrationError, Outcome, upgrade
+from .roles import IAM, LIMITS_TRANSACTIONS, Login, Timeouts, prepare, turn_out
+from .upgrade import SCRIPTS, MigrationError, Outcome, upgrade
 
 
 @dataclass(frozen=True)

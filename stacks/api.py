@@ -1,6 +1,7 @@
 """The functions, the migration and the HTTP API in front of them."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import jsii
@@ -14,26 +15,32 @@ from aws_cdk import aws_lambda as lambda_
 from aws_cdk import aws_logs as logs
 from constructs import Construct
 
-from stacks.acknowledged import accept
-from stacks.assets import Assets
-from stacks.budget import HEALTH_CONCURRENCY, login_limit
-from stacks.capacity import max_connections
-from stacks.clients import Cap, Clients
-from stacks.config import Config
-from stacks.contradictions import API_TIMEOUT
-from stacks.database import (
+from lambda_pg_cdk.stacks.assets import FUNCTIONS, OPERATIONS, Assets
+from lambda_pg_cdk.stacks.clients import Cap, Clients
+from lambda_pg_cdk.stacks.database import (
     APPLICATION,
     APPLICATION_SECRET,
     DatabaseStack,
     hash_for_proxy,
     token_user_arn,
 )
-from stacks.functions import add_layer, join_network, log_group, new_function, read_secret
-from stacks.identity import Identity
-from stacks.migration import Migration
-from stacks.published import published
-from stacks.releases import describe, release
-from stacks.servers import MASTER
+from lambda_pg_cdk.stacks.functions import (
+    add_layer,
+    join_network,
+    log_group,
+    new_function,
+    read_secret,
+)
+from lambda_pg_cdk.stacks.identity import Identity
+from lambda_pg_cdk.stacks.migration import Migration
+from lambda_pg_cdk.stacks.nag_exceptions import accept
+from lambda_pg_cdk.stacks.published import published
+from lambda_pg_cdk.stacks.releases import describe, release
+from lambda_pg_cdk.stacks.servers import MASTER
+from lambda_pg_cdk.stage.budget import HEALTH_CONCURRENCY, login_limit
+from lambda_pg_cdk.stage.capacity import max_connections
+from lambda_pg_cdk.stage.config import Config
+from lambda_pg_cdk.stage.consistency import API_TIMEOUT
 
 USERS = ["/users", "/users/{id}"]
 HEALTH = ["/health"]
@@ -83,11 +90,11 @@ class ApiStack(Stack):
         CfnOutput(self, "ApiUrl", value=self.stage.url, description="Address of the HTTP API")
 
     def _new(
-        self, folder: str, timeout: int, invoked: str = BY_API, **options: Any
+        self, source: Path, timeout: int, invoked: str = BY_API, **options: Any
     ) -> lambda_.Function:
         return new_function(
             self,
-            folder,
+            source,
             config=self._config,
             assets=self._assets,
             timeout=timeout,
@@ -98,7 +105,7 @@ class ApiStack(Stack):
     def _pooled(self, folder: str, reserved: int | None) -> lambda_.Function:
         snapshots = lambda_.SnapStartConf.ON_PUBLISHED_VERSIONS
         function = self._new(
-            folder,
+            FUNCTIONS / folder,
             self._config.functions.timeout,
             snap_start=snapshots if self._config.functions.snap_start else None,
         )
@@ -107,7 +114,7 @@ class ApiStack(Stack):
 
     def _baseline(self, database: DatabaseStack) -> lambda_.Function:
         """Add the control of the storm; it knows no layer, so libpq is told where the roots are."""
-        function = self._new("baseline", self._config.functions.timeout)
+        function = self._new(FUNCTIONS / "baseline", self._config.functions.timeout)
         add_layer(function, self._config)
         database.attach(function, APPLICATION_SECRET)
         if self._config.database.ca_file is None:
@@ -117,7 +124,8 @@ class ApiStack(Stack):
     def _migrate(self, database: DatabaseStack | None, before: list[Construct]) -> lambda_.Function:
         """Run the migration before the functions get their new code; its failure rolls back."""
         timeout = self._config.functions.migration_timeout
-        function = self._new("migrate", timeout, BY_DEPLOYMENT, extra=("migrations",))
+        source = OPERATIONS / "migrate"
+        function = self._new(source, timeout, BY_DEPLOYMENT, extra=("migrations",))
         add_layer(function, self._config)
         if database is None:
             self._take_direct_url(function)

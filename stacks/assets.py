@@ -6,11 +6,12 @@ from aws_cdk import aws_ecr_assets as ecr_assets
 from aws_cdk import aws_ecs as ecs
 from aws_cdk import aws_lambda as lambda_
 
-from layer.build import Recipe, Target, assemble, build_layer
-from stacks.config import Config
+from lambda_pg_cdk import PACKAGE
+from lambda_pg_cdk.layer.build import Recipe, Target, assemble, build_layer
+from lambda_pg_cdk.stage.config import Config
 
-ROOT = Path(__file__).resolve().parents[1]
-FUNCTIONS = ROOT / "functions"
+FUNCTIONS = PACKAGE / "functions"
+OPERATIONS = PACKAGE / "operations"
 
 
 class Assets:
@@ -38,12 +39,12 @@ class Assets:
         )
 
     def function(self, source: Path, *extra: str) -> lambda_.Code:
-        """Assemble a function's folder, its own dependencies and `extra` folders beside it."""
+        """Assemble a function's folder, its dependencies, and the rooms in `extra`."""
         lock = source / "requirements.txt"
         recipe = Recipe(
             name=f"function-{source.name}",
             prefix="/var/task",
-            sources=((source, "."), *((ROOT / name, name) for name in extra)),
+            sources=((source, "."), *((PACKAGE / name, f"lambda_pg_cdk/{name}") for name in extra)),
             requirements=lock if lock.exists() else None,
         )
         return lambda_.Code.from_asset(str(assemble(recipe, self.target)))
@@ -55,7 +56,7 @@ def pooler_context(target: Target) -> Path:
     recipe = Recipe(
         name="pooler-image",
         prefix="/opt/lambda-pg",
-        sources=((ROOT / "pgbouncer", "pgbouncer"), (ROOT / certificates, certificates)),
+        sources=((PACKAGE / "pgbouncer", "pgbouncer"), (PACKAGE / certificates, certificates)),
         bytecode=False,
     )
     return assemble(recipe, target)

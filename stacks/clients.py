@@ -7,12 +7,13 @@ from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda as lambda_
 
-from stacks.assets import target_of
-from stacks.budget import Budget, Cap, Client, allowance_of, budget_of
-from stacks.config import Config
-from stacks.functions import AttachError, add_layer, join_network, read_secret
-from stacks.network import let_in
-from stacks.published import published
+from lambda_pg_cdk.stacks.assets import target_of
+from lambda_pg_cdk.stacks.functions import AttachError, add_layer, join_network, read_secret
+from lambda_pg_cdk.stacks.network import let_in
+from lambda_pg_cdk.stacks.published import published
+from lambda_pg_cdk.stage.budget import Budget, Cap, Client, allowance_of, budget_of
+from lambda_pg_cdk.stage.config import Config
+from lambda_pg_cdk.stage.loading import load_stage
 
 __all__ = ["AttachError", "Cap", "Clients"]
 
@@ -41,7 +42,7 @@ class Clients:
         What it attaches has to fit into `functions.other_clients`, which the stage keeps for all
         other apps together: have one of these in an app, and share the number between apps.
         """
-        clients = cls(Config.of_stage(stage))
+        clients = cls(load_stage(stage))
         clients._add_up = allowance_of
         return clients
 
@@ -202,7 +203,7 @@ class Clients:
         group = join_network(function, self._config)
         if self._config.pooler == "external":
             # The host stands in the secret's URL, which nobody reads at synth.
-            port = self._config.external.port or 0  # never 0 in a VPC: `contradictions`
+            port = self._config.external.port or 0  # never 0 in a VPC: `stage/consistency.py`
             group.add_egress_rule(ec2.Peer.any_ipv4(), ec2.Port.tcp(port), "to the pooler")
             return group
         port = self._config.pooler_port

@@ -11,13 +11,18 @@ from aws_cdk import aws_route53 as route53
 from aws_cdk import aws_secretsmanager as secretsmanager
 from constructs import Construct, IConstruct
 
-from stacks.acknowledged import accept, accept_permission, accept_serverless, accept_zones
-from stacks.assets import Assets
-from stacks.config import Config
-from stacks.functions import add_layer, join_network, new_function, read_secret
-from stacks.network import NetworkStack, let_in
-from stacks.published import published
-from stacks.servers import new_server
+from lambda_pg_cdk.stacks.assets import OPERATIONS, Assets
+from lambda_pg_cdk.stacks.functions import add_layer, join_network, new_function, read_secret
+from lambda_pg_cdk.stacks.nag_exceptions import (
+    accept,
+    accept_permission,
+    accept_serverless,
+    accept_zones,
+)
+from lambda_pg_cdk.stacks.network import NetworkStack, let_in
+from lambda_pg_cdk.stacks.published import published
+from lambda_pg_cdk.stacks.servers import new_server
+from lambda_pg_cdk.stage.config import Config
 
 APPLICATION = "lambda_pg_user"
 NO_QUOTING = " %+~`#$&*()|[]{}:;<>?!'/@\"\\,=^-"
@@ -180,7 +185,7 @@ class DatabaseStack(Stack):
         config = self._config
         function = new_function(
             self,
-            "rotate",
+            OPERATIONS / "rotate",
             config=config,
             assets=assets,
             timeout=ROTATION_SECONDS,

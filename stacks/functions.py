@@ -20,16 +20,16 @@ from aws_cdk import aws_lambda as lambda_
 from aws_cdk import aws_logs as logs
 from constructs import Construct
 
-from stacks.acknowledged import (
+from lambda_pg_cdk.stacks.assets import Assets
+from lambda_pg_cdk.stacks.nag_exceptions import (
     accept,
     accept_permission,
     accept_serverless,
     aws_policy,
 )
-from stacks.assets import FUNCTIONS, Assets
-from stacks.config import Config
-from stacks.network import let_in, retention
-from stacks.published import published
+from lambda_pg_cdk.stacks.network import let_in, retention
+from lambda_pg_cdk.stacks.published import published
+from lambda_pg_cdk.stage.config import Config
 
 TAG = "lambda-pg:function"
 
@@ -40,26 +40,26 @@ class AttachError(ValueError):
 
 def new_function(
     scope: Construct,
-    folder: str,
+    source: Path,
     *,
     config: Config,
     assets: Assets,
     timeout: int,
     invoked: str,
-    home: Path = FUNCTIONS,
     extra: tuple[str, ...] = (),
     **options: Any,
 ) -> lambda_.Function:
-    """Make the function of a folder in `home`; `extra` folders go into its zip as well.
+    """Make the function of a folder; the rooms in `extra` go into its zip as well.
 
     `invoked` says who invokes it, and what becomes of a failure: why no queue keeps its events.
     """
+    folder = source.name
     function = lambda_.Function(
         scope,
         folder.title(),
         runtime=assets.runtime,
         architecture=assets.architecture,
-        code=assets.function(home / folder, *extra),
+        code=assets.function(source, *extra),
         handler="handler.handler",
         memory_size=config.functions.memory,
         timeout=Duration.seconds(timeout),

@@ -6,8 +6,8 @@ from aws_cdk import aws_apigatewayv2_authorizers as authorizers
 from aws_cdk import aws_cognito as cognito
 from constructs import Construct
 
-from stacks.acknowledged import accept
-from stacks.config import Config
+from lambda_pg_cdk.stacks.nag_exceptions import accept
+from lambda_pg_cdk.stage.config import Config
 
 
 class Identity(Construct):

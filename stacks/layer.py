@@ -6,9 +6,9 @@ from aws_cdk import CfnDeletionPolicy, CfnResource, RemovalPolicy, Stack
 from aws_cdk import aws_lambda as lambda_
 from constructs import Construct
 
-from stacks.assets import Assets
-from stacks.config import Config
-from stacks.published import published
+from lambda_pg_cdk.stacks.assets import Assets
+from lambda_pg_cdk.stacks.published import published
+from lambda_pg_cdk.stage.config import Config
 
 
 class LayerStack(Stack):

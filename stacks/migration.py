@@ -8,10 +8,10 @@ from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda as lambda_
 from constructs import Construct, IConstruct
 
-from stacks.acknowledged import accept_permission, accept_serverless
-from stacks.assets import Assets
-from stacks.config import Config
-from stacks.functions import new_function
+from lambda_pg_cdk.stacks.assets import OPERATIONS, Assets
+from lambda_pg_cdk.stacks.functions import new_function
+from lambda_pg_cdk.stacks.nag_exceptions import accept_permission, accept_serverless
+from lambda_pg_cdk.stage.config import Config
 
 LONGEST = 900
 """Seconds that Lambda lets a function run at the most."""
@@ -31,7 +31,7 @@ class DeploymentTask(Construct):
     Not CDK's Trigger, whose SDK repeats an invocation that takes all of its time, nor CDK's
     provider framework, which repeats one after any error: docs/decisions/0027. `before` waits for
     it. `invokes` is the function's ARN as a policy names it; `properties` are those that
-    functions/migration_provider reads, and whatever else the function has to run again for.
+    operations/migration_provider reads, and whatever else the function has to run again for.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class DeploymentTask(Construct):
         """Make the function that CloudFormation invokes: outside of the VPC, never idle in it."""
         provider = new_function(
             self,
-            "migration_provider",
+            OPERATIONS / "migration_provider",
             config=config,
             assets=assets,
             timeout=LONGEST,

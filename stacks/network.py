@@ -9,9 +9,9 @@ from aws_cdk import aws_logs as logs
 from aws_cdk import aws_route53 as route53
 from constructs import Construct
 
-from stacks.acknowledged import accept, accept_permission, accept_zones
-from stacks.config import Config
-from stacks.published import published
+from lambda_pg_cdk.stacks.nag_exceptions import accept, accept_permission, accept_zones
+from lambda_pg_cdk.stacks.published import published
+from lambda_pg_cdk.stage.config import Config
 
 ENDPOINTS = {
     "EcrApi": ec2.InterfaceVpcEndpointAwsService.ECR,

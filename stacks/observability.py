@@ -13,15 +13,15 @@ from aws_cdk import aws_sns as sns
 from aws_cdk import aws_sns_subscriptions as subscriptions
 from constructs import Construct
 
-from stacks.acknowledged import accept_serverless
-from stacks.api import ApiStack
-from stacks.capacity import max_connections
-from stacks.config import Config
-from stacks.contradictions import alarm_problem
-from stacks.database import REPORT_HOURS, ROTATION_OFF
-from stacks.pooler.pgbouncer import METRICS, supervisor_metric
-from stacks.published import published
-from stacks.settings import ConfigurationError
+from lambda_pg_cdk.stacks.api import ApiStack
+from lambda_pg_cdk.stacks.database import REPORT_HOURS, ROTATION_OFF
+from lambda_pg_cdk.stacks.nag_exceptions import accept_serverless
+from lambda_pg_cdk.stacks.pooler.pgbouncer import METRICS, supervisor_metric
+from lambda_pg_cdk.stacks.published import published
+from lambda_pg_cdk.stage.capacity import max_connections
+from lambda_pg_cdk.stage.config import Config
+from lambda_pg_cdk.stage.consistency import alarm_problem
+from lambda_pg_cdk.stage.schema import ConfigurationError
 
 MINUTE = Duration.minutes(1)
 ABOVE = cloudwatch.ComparisonOperator.GREATER_THAN_OR_EQUAL_TO_THRESHOLD

@@ -17,45 +17,8 @@ from aws_cdk import Fn, Stack
 from aws_cdk import aws_ssm as ssm
 from constructs import Construct
 
-from stacks.config import Config
-
-FOR_CLIENTS = {
-    "layer/arn": "newest version of the layer lambda_pg",
-    "pooler/host": "name of the pooler, as its certificate has it",
-    "pooler/port": "port of the pooler",
-    "pooler/profile": "what the pooler is, for LAMBDA_PG_PROFILE",
-    "pooler/ca": "CA of PgBouncer's certificate, PEM; two during a renewal",
-    "pooler/security-group": "group that lets clients in on the pooler's port",
-    "pooler/secret-arn": "secret that functions log in with",
-    "pooler/key-arn": "customer's key that the secret is encrypted with",
-    "pooler/user": "user that functions log in as with a token of their role",
-    "pooler/connect-arn": "what rds-db:connect has to allow for that user",
-    "database/name": "name of the database",
-    "network/vpc": "VPC of pooler and functions",
-    "network/subnets": "private subnets for functions",
-}
-"""What functions of any app need; which of them there are depends on the stage's pooler."""
-
-VALUES = {
-    **FOR_CLIENTS,
-    "database/host": "direct address of the database",
-    "database/port": "port of the database",
-    "database/owner-secret-arn": "secret of the database's owner, for migrations and rotation",
-    "database/security-group": "group that lets clients in on the database's port",
-    "database/application-secret-arn": "secret of the application's user",
-    "database/rotation-function": "function that rotates it",
-    "database/identifier": "name of the DB instance or cluster",
-    "database/resource-id": "what IAM policies call it",
-    "pooler/cluster": "ECS cluster of PgBouncer, for its metrics",
-    "pooler/service": "ECS service of PgBouncer",
-    "pooler/load-balancer": "its load balancer, as metrics name it",
-    "pooler/target-group": "its target group, as metrics name it",
-    "pooler/certificate-function": "function that renews its certificate",
-    "pooler/proxy": "name of the RDS Proxy",
-    "network/bastion": "instance through which Session Manager reaches the database",
-    "network/endpoints": "group of the interface endpoints, where there is no NAT",
-}
-"""Everything that a stage may publish."""
+from lambda_pg_cdk.stage.config import Config
+from lambda_pg_cdk.stage.parameters import PARAMETERS, parameter_name, said_by
 
 
 @dataclass(frozen=True)
@@ -122,28 +85,9 @@ class Published:
 
 
 def published(config: Config, value: str) -> Published:
-    """Name one of `VALUES` of a stage."""
-    name = f"/{config.app}/{config.stage}/{value}"
-    return Published(name, VALUES[value], _said(config).get(value))
-
-
-def _said(config: Config) -> dict[str, str]:
-    """Give the values that the settings say themselves."""
-    existing, said = config.database.existing, {"database/name": config.database.name}
-    if config.pooler == "external":
-        said["pooler/secret-arn"] = str(config.external.secret_arn)
-    else:
-        said["pooler/port"] = str(config.pooler_port)
-    if config.pooler == "pgbouncer":
-        said["pooler/host"] = config.pooler_name
-    if config.database.kind == "existing":
-        said |= {
-            "database/host": str(existing.host),
-            "database/port": str(existing.port),
-            "database/owner-secret-arn": str(existing.secret_arn),
-            "database/security-group": str(existing.security_group_id),
-        }
-    return said
+    """Name one of a stage's parameters."""
+    description = PARAMETERS[value]
+    return Published(parameter_name(config, value), description, said_by(config).get(value))
 
 
 def _place(stack: Stack) -> tuple[str, str]:

@@ -7,8 +7,8 @@ from aws_cdk import aws_cloudwatch as cloudwatch
 from aws_cdk import aws_codedeploy as codedeploy
 from aws_cdk import aws_lambda as lambda_
 
-from stacks.acknowledged import accept_permission, aws_policy
-from stacks.config import Config
+from lambda_pg_cdk.stacks.nag_exceptions import accept_permission, aws_policy
+from lambda_pg_cdk.stage.config import Config
 
 ALIAS = "live"
 

@@ -10,11 +10,11 @@ from aws_cdk import aws_rds as rds
 from aws_cdk import aws_secretsmanager as secretsmanager
 from constructs import Construct
 
-from stacks.acknowledged import accept, accept_by_id, accept_permission, aws_policy
-from stacks.config import Config
-from stacks.maintenance import backup_window, maintenance_window
-from stacks.network import NetworkStack, retention
-from stacks.server_log import LOG_PARAMETERS
+from lambda_pg_cdk.stacks.nag_exceptions import accept, accept_by_id, accept_permission, aws_policy
+from lambda_pg_cdk.stacks.network import NetworkStack, retention
+from lambda_pg_cdk.stage.config import Config
+from lambda_pg_cdk.stage.maintenance import backup_window, maintenance_window
+from lambda_pg_cdk.stage.server_log import LOG_PARAMETERS
 
 PORT = 5432
 MASTER = "lambda_pg_owner"

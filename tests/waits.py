@@ -11,7 +11,7 @@ from lambda_pg import Settings
 from lambda_pg._attempts import UNCONNECTED
 from lambda_pg._retry import LAST_ATTEMPT
 
-from pgbouncer.configuration import SERVER_LOGIN_RETRY
+from lambda_pg_cdk.pgbouncer.configuration import SERVER_LOGIN_RETRY
 
 CONNECT: Final = 0.15
 """Seconds for a secret, a login and a statement: 5 to 50 ms, and a machine that is busy."""

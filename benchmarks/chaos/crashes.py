@@ -22,7 +22,7 @@ from typing import IO, Any, Final, Literal
 import psycopg
 
 from benchmarks.servers import DATABASE, ROOT, USER, Endpoint, Servers, running
-from local import processes
+from lambda_pg_cdk.local import processes
 
 Report = Callable[[str], None]
 Kind = Literal["server restarted at once", "one backend killed"]

@@ -24,7 +24,7 @@ from benchmarks.machine import machine, packages
 from benchmarks.servers import ROOT
 from benchmarks.storm.run import SHARED_MACHINE
 from benchmarks.tables import crashes_table, recovery_table
-from local.narrator import Narrator
+from lambda_pg_cdk.local.narrator import Narrator
 
 CRASHES: Final = 10
 """Of each of four rows, with PostgreSQL's default flushes."""

@@ -37,7 +37,7 @@ from benchmarks.servers import DATABASE, ROOT, USER, Endpoint, Servers, cores, r
 from benchmarks.storm.accounting import busy_seconds, run_queue_seconds_of_threads, seconds_of
 from benchmarks.storm.goals import OTHERS, WAITED
 from benchmarks.storm.meter import others_share
-from local import processes
+from lambda_pg_cdk.local import processes
 
 Policy = Literal["kept", "naive"]
 
@@ -108,7 +108,7 @@ class Balancer:
     def __init__(self, target_port: int) -> None:
         """Start it without a target: it refuses connections."""
         self.port = processes.free_port()
-        module = "local.pooler_service.balancer"
+        module = "lambda_pg_cdk.local.pooler_service.balancer"
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, str(self.port), str(target_port)],
             stdin=subprocess.PIPE,

@@ -26,23 +26,23 @@ from typing import Any, Final
 
 import psycopg
 
-from benchmarks import faults
 from benchmarks.chaos.crashes import Flush, crash_under_commits
 from benchmarks.chaos.crashes import shortfalls as lost_in_crashes
 from benchmarks.chaos.goals import Goal, Measures, measure, misses
 from benchmarks.chaos.ledger import WRONG, Request, audit, open_books, read_books
 from benchmarks.chaos.steady import Client, Load
 from benchmarks.conclusion import conclude
-from benchmarks.faults import FAULTS, Fault
 from benchmarks.machine import machine, packages
 from benchmarks.servers import versions
 from benchmarks.storm.connections import ConnectionLog, most_within
 from benchmarks.storm.run import RUNS_IN_A_FUNCTION, SHARED_MACHINE
 from benchmarks.tables import chaos_table
-from local.caller import call
-from local.cloud import LocalCloud, Options
-from local.narrator import Narrator
-from local.paths import another_state_dir
+from lambda_pg_cdk.local.cloud import LocalCloud, Options
+from lambda_pg_cdk.local.faults import catalogue as faults
+from lambda_pg_cdk.local.faults.catalogue import FAULTS, Fault
+from lambda_pg_cdk.local.http.caller import call
+from lambda_pg_cdk.local.narrator import Narrator
+from lambda_pg_cdk.local.paths import another_state_dir
 
 Report = Callable[[str], None]
 Wait = Callable[[], None]

@@ -27,7 +27,7 @@ from benchmarks.cost import ratios
 from benchmarks.cost.secrets_service import GET, JSON_TYPE
 from benchmarks.machine import machine, packages
 from benchmarks.servers import USER, Servers, cores, on_core, running
-from layer.build import PUBLISHED, Target, assemble, build_layer
+from lambda_pg_cdk.layer.build import PUBLISHED, Target, assemble, build_layer
 
 PROGRAMS: Final = Path(__file__).parent / "first_row"
 FLOOR: Final = "floor"

@@ -24,7 +24,7 @@ from benchmarks.conclusion import conclude
 from benchmarks.cost import ratios
 from benchmarks.machine import machine, packages
 from benchmarks.servers import DATABASE, ROOT, USER, Servers, cores, on_core, running
-from layer.build import PUBLISHED, Target, assemble, build_layer
+from lambda_pg_cdk.layer.build import PUBLISHED, Target, assemble, build_layer
 
 RAW: Final = "raw"
 SAME: Final = "raw again"

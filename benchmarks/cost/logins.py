@@ -26,15 +26,23 @@ from benchmarks.cost import ratios
 from benchmarks.machine import machine, packages
 from benchmarks.servers import DATABASE, START_SECONDS, USER, Servers, cores, on_core, running
 from benchmarks.storm.accounting import seconds_of
-from local import certificates, debian_packages, processes
-from local.debian_packages import DebianPackagesError
-from local.passwords import machine_made_password
-from local.paths import cache_dir, shareable
-from local.pgbouncer_discovery import LIBRARIES, STABLE, find_pgbouncer, unpacked
-from pgbouncer.configuration import SCRAM_ITERATIONS, User
-from pgbouncer.files import Folder
-from pgbouncer.settings import Settings
-from pgbouncer.vault import Certificate, Content
+from lambda_pg_cdk.layer.cache import cache_dir
+from lambda_pg_cdk.local import processes
+from lambda_pg_cdk.local.install import debian_packages
+from lambda_pg_cdk.local.install.debian_packages import DebianPackagesError
+from lambda_pg_cdk.local.install.pgbouncer_discovery import (
+    LIBRARIES,
+    STABLE,
+    find_pgbouncer,
+    unpacked,
+)
+from lambda_pg_cdk.local.paths import shareable
+from lambda_pg_cdk.local.servers import certificates
+from lambda_pg_cdk.local.servers.passwords import machine_made_password
+from lambda_pg_cdk.pgbouncer.configuration import SCRAM_ITERATIONS, User
+from lambda_pg_cdk.pgbouncer.files import Folder
+from lambda_pg_cdk.pgbouncer.settings import Settings
+from lambda_pg_cdk.pgbouncer.vault import Certificate, Content
 
 MEASURED: Final = "1 round"
 ROUNDS: Final = "4,096 rounds"

@@ -14,9 +14,9 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
-from benchmarks.load import fire
 from benchmarks.storm.rows import Row
 from benchmarks.storm.run import own_cloud, set_up
+from lambda_pg_cdk.local.load import fire
 
 SETTLE = 2.0
 """Seconds after a storm's end, in which what it has left is done."""

@@ -20,7 +20,7 @@ from benchmarks.conclusion import conclude
 from benchmarks.cost import ratios
 from benchmarks.machine import machine, packages
 from benchmarks.servers import MAJOR, ROOT
-from local.pgbouncer_discovery import find_pgbouncer
+from lambda_pg_cdk.local.install.pgbouncer_discovery import find_pgbouncer
 
 BASELINE: Final = "9a17ebdab6b540f50dcc009ddbc2dfccd5c586a5"
 MEASURED: Final = "now"

@@ -18,8 +18,8 @@ BOOTSTRAP: Final = "bootstrap.py"
 """What every execution environment runs, and the template that it was forked from."""
 
 MODULES: Final = {
-    "local.control_plane": "control_plane",
-    "local.pooler_service.balancer": "balancer",
+    "lambda_pg_cdk.local.control_plane": "control_plane",
+    "lambda_pg_cdk.local.pooler_service.balancer": "balancer",
 }
 """Children of a cloud's daemon that are one process each, and their parts."""
 

@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final, Self
 
-from local.cloud import LocalCloud
+from lambda_pg_cdk.local.cloud import LocalCloud
 
 PERIOD: Final = 0.1
 """Seconds of the time series that are kept as one number, their peak."""

@@ -13,7 +13,7 @@ from typing import Any, Final, Self
 import psycopg
 
 from benchmarks.storm.rows import Row, Stage
-from local.cloud import LocalCloud
+from lambda_pg_cdk.local.cloud import LocalCloud
 
 REQUESTS: Final = 50
 """First requests of raw psycopg that are timed: fewer than there are slots, so that none fails."""

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from benchmarks.storm.accounting import CpuSeconds, Usage, Waits, busy_seconds, own_seconds
 from benchmarks.storm.connections import ConnectionLog, Observed
-from local.cloud import LocalCloud
+from lambda_pg_cdk.local.cloud import LocalCloud
 
 
 class Meter:

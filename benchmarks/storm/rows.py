@@ -4,30 +4,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Literal, Protocol
 
-from benchmarks.load import Summary, fire, summarise
 from benchmarks.storm.accounting import CpuSeconds, Waits
 from benchmarks.storm.connections import Observed
 from benchmarks.storm.meter import Meter
-from local.cloud import LocalCloud
+from lambda_pg_cdk.local.cloud import LocalCloud
+from lambda_pg_cdk.local.load import FunctionLog, Summary, fire, summarise
 
 Report = Callable[[str], None]
-
-CAUSES: Final = (
-    "sorry, too many clients already",
-    "remaining connection slots are reserved",
-    "query_wait_timeout",
-    "client_login_timeout",
-    "server closed the connection unexpectedly",
-    "connection timeout expired",
-    "Connection refused",
-    "Task timed out",
-)
-"""What a line of a function's log names; the first one that it has counts."""
-
-UNEXPLAINED: Final = "not explained in the log"
 
 
 @dataclass(frozen=True)
@@ -179,23 +164,3 @@ def _middle(summaries: Sequence[Summary]) -> Summary | None:
 def answered_between(before: dict[str, Any], after: dict[str, Any]) -> dict[str, int]:
     """Count the API's answers between two looks at its status."""
     return dict(Counter(after["requests"]) - Counter(before["requests"]))
-
-
-class FunctionLog:
-    """What a function logs from now on: the API's answers hide causes, as they should."""
-
-    def __init__(self, path: Path) -> None:
-        """Remember where the log ends."""
-        self._path = path
-        self._end = path.stat().st_size if path.exists() else 0
-
-    def causes(self, summary: Summary) -> dict[str, int]:
-        """Name the causes of failed requests; without a log that fits, they are the answers'."""
-        said = self._path.read_bytes()[self._end :] if self._path.exists() else b""
-        text = said.decode(errors="replace")
-        named = (next((c for c in CAUSES if c in line), "") for line in text.splitlines())
-        counts = Counter(filter(None, named))
-        if not 0 < counts.total() <= summary.failed:
-            return {**summary.failures}
-        counts[UNEXPLAINED] = summary.failed - counts.total()
-        return {cause: count for cause, count in counts.most_common() if count}

@@ -26,12 +26,12 @@ from benchmarks.storm.limits import Calibration, Limits, calibrate
 from benchmarks.storm.open_loop import OpenLoop
 from benchmarks.storm.rows import Report, Row, Stage
 from benchmarks.tables import whole_storm_table
-from local.caller import call
-from local.cloud import LocalCloud
-from local.deployment import merge
-from local.narrator import Narrator
-from local.options import Options
-from local.paths import another_state_dir
+from lambda_pg_cdk.local.cloud import LocalCloud
+from lambda_pg_cdk.local.deployment import merge
+from lambda_pg_cdk.local.http.caller import call
+from lambda_pg_cdk.local.narrator import Narrator
+from lambda_pg_cdk.local.options import Options
+from lambda_pg_cdk.local.paths import another_state_dir
 
 RUNS_IN_A_FUNCTION: Final = ("psycopg", "awslambdaric", "boto3")
 PEERS: Final = ("psycopg_pool", "sqlalchemy")

@@ -205,7 +205,7 @@ function showState(sample) {
   say("cloud", sample.running ? "Running" : "The cloud is away", sample.running ? "running" : "away");
   $("api").textContent = sample.api_url ? `API ${sample.api_url}` : "";
   $("hint").hidden = !sample.running || deployed;
-  $("hint").textContent = "Nothing is deployed: `.venv/bin/python -m local deploy` deploys the app.";
+  $("hint").textContent = "Nothing is deployed: `.venv/bin/python -m lambda_pg_cdk.local deploy` deploys the app.";
 }
 
 // A live region is written to only when there is news.

@@ -16,7 +16,7 @@ from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda as lambda_
 from aws_cdk import aws_ssm as ssm
 
-from stacks.clients import Clients
+from lambda_pg_cdk.stacks.clients import Clients
 
 CONCURRENCY = 5
 EXAMPLES = Path(__file__).resolve().parents[1]

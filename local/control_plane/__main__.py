@@ -6,11 +6,11 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
-from local.control_plane import additions, hooks
-from local.control_plane.changes import Changes
-from local.control_plane.cloud import Cloud
-from local.control_plane.gate import Gate
-from local.control_plane.secrets_endpoint import open_endpoint
+from lambda_pg_cdk.local.control_plane import additions, hooks
+from lambda_pg_cdk.local.control_plane.changes import Changes
+from lambda_pg_cdk.local.control_plane.cloud import Cloud
+from lambda_pg_cdk.local.control_plane.gate import Gate
+from lambda_pg_cdk.local.control_plane.secrets_endpoint import open_endpoint
 
 
 def main() -> None:

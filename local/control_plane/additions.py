@@ -5,7 +5,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from local.control_plane import (
+from lambda_pg_cdk.local.control_plane import (
     databases,
     functions,
     hooks,
@@ -14,8 +14,15 @@ from local.control_plane import (
     services,
     stacks,
 )
-from local.control_plane.cloud import Cloud
-from local.control_plane.handlers import Handlers, Made, Properties, arn, complete, named
+from lambda_pg_cdk.local.control_plane.cloud import Cloud
+from lambda_pg_cdk.local.control_plane.handlers import (
+    Handlers,
+    Made,
+    Properties,
+    arn,
+    complete,
+    named,
+)
 
 
 def _proxy(name: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qs
 
-from local.changes import HELD_SECONDS, OWN_REQUESTS, PATH
+from lambda_pg_cdk.local.control_plane.protocol import HELD_SECONDS, OWN_REQUESTS, PATH
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

@@ -5,8 +5,8 @@ import uuid
 from importlib import import_module
 from typing import Any
 
-from local.control_plane.cloud import Cloud
-from local.control_plane.handlers import Handlers, Made, Properties, complete, is_true
+from lambda_pg_cdk.local.control_plane.cloud import Cloud
+from lambda_pg_cdk.local.control_plane.handlers import Handlers, Made, Properties, complete, is_true
 
 
 def install(table: dict[str, Handlers], provisioners: Any, cloud: Cloud) -> None:

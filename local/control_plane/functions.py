@@ -5,10 +5,16 @@ from datetime import timedelta
 from importlib import import_module
 from typing import Any
 
-from local.control_plane import hooks
-from local.control_plane.cloud import Cloud
-from local.control_plane.handlers import Handlers, Made, Properties, Response, complete
-from local.signatures import presign
+from lambda_pg_cdk.local.control_plane import hooks
+from lambda_pg_cdk.local.control_plane.cloud import Cloud
+from lambda_pg_cdk.local.control_plane.handlers import (
+    Handlers,
+    Made,
+    Properties,
+    Response,
+    complete,
+)
+from lambda_pg_cdk.local.control_plane.signatures import presign
 
 LOCATION_LIFETIME = timedelta(minutes=10)  # of the address of a function's code, as on AWS
 

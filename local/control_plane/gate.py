@@ -4,9 +4,10 @@ import json
 from collections.abc import Collection, MutableMapping
 from typing import Any
 
-from local import guard, signatures
-from local.control_plane.changes import Application, Receive, Scope, Send
-from local.signatures import Request
+from lambda_pg_cdk.local.control_plane import signatures
+from lambda_pg_cdk.local.control_plane.changes import Application, Receive, Scope, Send
+from lambda_pg_cdk.local.control_plane.signatures import Request
+from lambda_pg_cdk.local.http import guard
 
 _CUSTOM_RESOURCES = "/_ministack/cfn-response/"
 """Where a custom resource reports to: the address holds a random token, and is unsigned on AWS."""
@@ -16,7 +17,7 @@ def unsigned(reason: str) -> str:
     """Say what has to be done about a signature that is missing or wrong."""
     return (
         f"Refused: {reason}. Sign requests with this local cloud's key: "
-        "`python -m local credentials` prints it as environment variables."
+        "`python -m lambda_pg_cdk.local credentials` prints it as environment variables."
     )
 
 

@@ -7,8 +7,8 @@ import uuid
 from importlib import import_module
 from typing import Any
 
-from local.control_plane import hooks
-from local.control_plane.handlers import Handlers, Made, Properties, Response, is_true
+from lambda_pg_cdk.local.control_plane import hooks
+from lambda_pg_cdk.local.control_plane.handlers import Handlers, Made, Properties, Response, is_true
 
 STEPS = ("createSecret", "setSecret", "testSecret", "finishSecret")
 _PENDING = "AWSPENDING"

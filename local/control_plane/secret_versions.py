@@ -5,8 +5,8 @@ import uuid
 from importlib import import_module
 from typing import Any
 
-from local.control_plane import hooks
-from local.control_plane.handlers import Handlers, Made, Properties, Response
+from lambda_pg_cdk.local.control_plane import hooks
+from lambda_pg_cdk.local.control_plane.handlers import Handlers, Made, Properties, Response
 
 
 def install(table: dict[str, Handlers]) -> None:

@@ -18,11 +18,17 @@ from http import HTTPStatus
 from importlib import import_module
 from typing import Any
 
-from local import guard, signatures
-from local.control_plane import hooks
-from local.control_plane.gate import refusal_body, unsigned
-from local.control_plane.handlers import Response
-from local.http_requests import LENGTH_REQUIRED, Request, RequestReader, UnreadableError, response
+from lambda_pg_cdk.local.control_plane import hooks, signatures
+from lambda_pg_cdk.local.control_plane.gate import refusal_body, unsigned
+from lambda_pg_cdk.local.control_plane.handlers import Response
+from lambda_pg_cdk.local.http import guard
+from lambda_pg_cdk.local.http.requests import (
+    LENGTH_REQUIRED,
+    Request,
+    RequestReader,
+    UnreadableError,
+    response,
+)
 
 BACKLOG = 4096  # a storm's environments ask at once
 MAX_BODY_BYTES = 1024 * 1024  # a secret has 64 KiB

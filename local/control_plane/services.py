@@ -4,8 +4,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from local.control_plane import hooks
-from local.control_plane.handlers import Handlers, Made, Properties, Response
+from lambda_pg_cdk.local.control_plane import hooks
+from lambda_pg_cdk.local.control_plane.handlers import Handlers, Made, Properties, Response
 
 
 def install(table: dict[str, Handlers], camel: Callable[[Any], Any]) -> None:

@@ -7,8 +7,8 @@ from importlib import import_module
 from typing import Any
 from urllib.parse import parse_qsl
 
-from local.control_plane import hooks
-from local.control_plane.handlers import Response
+from lambda_pg_cdk.local.control_plane import hooks
+from lambda_pg_cdk.local.control_plane.handlers import Response
 
 HELD_SECONDS = 4.0
 LOOK_SECONDS = 0.02

@@ -7,10 +7,11 @@ from collections.abc import Iterable
 
 import psutil
 
-from local.deployed import Function, Start
-from local.environments.environment import Outcome, State
-from local.environments.fleet import Fleet, ThrottledError
-from local.environments.launcher import Surroundings
+from lambda_pg_cdk.local.deployed import Function, Start
+from lambda_pg_cdk.local.environments.environment import State
+from lambda_pg_cdk.local.environments.fleet import Fleet, ThrottledError
+from lambda_pg_cdk.local.environments.invocation import Outcome
+from lambda_pg_cdk.local.environments.launcher import Surroundings
 
 CONCURRENCY = 1000  # Lambda's default for an account
 PRIVATE_BYTES: dict[Start, int] = {"cold": 64 * 1024 * 1024, "restored": 11 * 1024 * 1024}

@@ -1,52 +1,22 @@
 """Drive one execution environment: give it work, take its answers, freeze, thaw and end it."""
 
 import asyncio
-import json
 import os
 import signal
 import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Literal
 
-from local.deployed import Start
-from local.environments.runtime_api import MAX_PAYLOAD_BYTES, RuntimeApi
+from lambda_pg_cdk.local.deployed import Start
+from lambda_pg_cdk.local.environments.invocation import Invocation, Outcome
+from lambda_pg_cdk.local.environments.runtime_api import MAX_PAYLOAD_BYTES, RuntimeApi
 
 INIT_LIMIT_SECONDS = 60.0  # AWS allows 10 s on a core of its own; here the cores are shared
 
-Failure = Literal["handled", "timeout", "exit", "init"]
 State = Literal["cold", "restored", "busy", "frozen"]
 """What an environment does: it starts (cold or restored), runs an event, or waits for one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What an invocation came to: the function's payload, or the payload of an error."""
-
-    payload: bytes
-    failure: Failure | None = None
-    request_id: str = ""
-
-    @staticmethod
-    def failed(failure: Failure, error_type: str, message: str, request_id: str = "") -> "Outcome":
-        """Describe an error in the shape in which Lambda reports it."""
-        error = {"errorType": error_type, "errorMessage": message}
-        return Outcome(json.dumps(error).encode(), failure, request_id)
-
-
-@dataclass(slots=True)
-class Invocation:
-    """One event on its way through an environment."""
-
-    event: bytes
-    function_arn: str
-    timeout: float  # seconds
-    request_id: str
-    outcome: asyncio.Future[Outcome]
-    deadline: float = 0.0  # since the epoch; known when it is delivered
-    answer: Outcome | None = None
 
 
 class Environment:

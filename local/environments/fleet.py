@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from local.deployed import Function, Start
-from local.environments.environment import Environment, Outcome, State
-from local.environments.launcher import (
+from lambda_pg_cdk.local.deployed import Function, Start
+from lambda_pg_cdk.local.environments.environment import Environment, State
+from lambda_pg_cdk.local.environments.invocation import Outcome
+from lambda_pg_cdk.local.environments.launcher import (
     InitError,
     Launcher,
     LogFile,

@@ -12,8 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from local.deployed import Function, Start
-from local.environments.environment import Environment
+from lambda_pg_cdk.local.deployed import Function, Start
+from lambda_pg_cdk.local.environments.environment import Environment
 
 _BOOTSTRAP = Path(__file__).with_name("bootstrap.py")
 # -S: no site-packages, neither the virtual environment's nor the system's; -P: not this folder.

@@ -6,13 +6,18 @@ What the requests mean is here; what they do is the environment's own affair.
 import asyncio
 import json
 import secrets
-from typing import TYPE_CHECKING, cast
+from collections.abc import Callable
+from typing import Protocol, cast
 
-from local import guard
-from local.http_requests import LENGTH_REQUIRED, Request, RequestReader, UnreadableError, response
-
-if TYPE_CHECKING:
-    from local.environments.environment import Environment, Invocation
+from lambda_pg_cdk.local.environments.invocation import Invocation
+from lambda_pg_cdk.local.http import guard
+from lambda_pg_cdk.local.http.requests import (
+    LENGTH_REQUIRED,
+    Request,
+    RequestReader,
+    UnreadableError,
+    response,
+)
 
 API_PREFIX = "/2018-06-01/runtime/"
 MAX_PAYLOAD_BYTES = 6_291_556  # of a response: AWS's 6 MB, and its 100 bytes of envelope
@@ -25,6 +30,21 @@ _REPLIES = {
 }
 
 
+class Worker(Protocol):
+    """The environment, as its endpoint sees it."""
+
+    init_error: bytes | None
+
+    def ask_next(self, deliver: Callable[[Invocation], None]) -> None:
+        """Deliver the next event, now or later."""
+
+    def take_answer(self, request_id: str, body: bytes | None, *, failed: bool) -> int:
+        """Take the answer to an event; return the status of the reply."""
+
+    def lose_client(self) -> None:
+        """Notice that the runtime client has gone."""
+
+
 class RuntimeApi:
     """The endpoint of one environment: a port that no other environment has.
 
@@ -32,7 +52,7 @@ class RuntimeApi:
     machine takes its events or answers them.
     """
 
-    def __init__(self, environment: "Environment") -> None:
+    def __init__(self, environment: Worker) -> None:
         self.environment = environment
         self.port = 0
         self._path = f"/{secrets.token_hex(16)}"
@@ -120,7 +140,7 @@ class _Connection(asyncio.Protocol):
             return None
         return "the path is not that of AWS_LAMBDA_RUNTIME_API: only its environment may ask this"
 
-    def _deliver(self, invocation: "Invocation") -> None:
+    def _deliver(self, invocation: Invocation) -> None:
         headers = {
             **_JSON,
             "Lambda-Runtime-Aws-Request-Id": invocation.request_id,

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from local.deployed import Cors
-from local.http_api.events import HttpResponse
+from lambda_pg_cdk.local.deployed import Cors
+from lambda_pg_cdk.local.http_api.events import HttpResponse
 
 
 def preflight(cors: Cors, headers: Mapping[str, str]) -> HttpResponse:

@@ -10,22 +10,22 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from local import guard
-from local.deployed import Api, Throttle
-from local.environments.environment import Outcome
-from local.environments.fleet import ThrottledError
-from local.http_api import cors
-from local.http_api.authorizer import Authorizer, ForbiddenError, UnauthorizedError
-from local.http_api.events import (
+from lambda_pg_cdk.local.deployed import Api, Throttle
+from lambda_pg_cdk.local.environments.fleet import ThrottledError
+from lambda_pg_cdk.local.environments.invocation import Outcome
+from lambda_pg_cdk.local.http import guard
+from lambda_pg_cdk.local.http_api import cors
+from lambda_pg_cdk.local.http_api.authorizer import Authorizer, ForbiddenError, UnauthorizedError
+from lambda_pg_cdk.local.http_api.events import (
     HttpRequest,
     HttpResponse,
     MalformedResponseError,
     build_event,
     read_response,
 )
-from local.http_api.history import History
-from local.http_api.routes import Match, find_route
-from local.http_api.throttle import Bucket
+from lambda_pg_cdk.local.http_api.history import History
+from lambda_pg_cdk.local.http_api.routes import Match, find_route
+from lambda_pg_cdk.local.http_api.throttle import Bucket
 
 MAX_REQUEST_BYTES = 10 * 1024 * 1024
 MAX_EVENT_BYTES = 6 * 1024 * 1024

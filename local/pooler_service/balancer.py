@@ -25,7 +25,7 @@ from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
 from time import monotonic
 from typing import Any, Final
 
-from local import processes
+from lambda_pg_cdk.local import processes
 
 BACKLOG: Final = 4096  # a storm's connections come at once
 CONNECT_SECONDS: Final = 3.0

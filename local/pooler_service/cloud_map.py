@@ -5,8 +5,8 @@ from typing import Any
 
 import boto3
 
-from local.deployed import PoolerService
-from local.state import client_keys
+from lambda_pg_cdk.local.deployed import PoolerService
+from lambda_pg_cdk.local.state import client_keys
 
 
 class CloudMap:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from local.json_process import JsonProcess
+from lambda_pg_cdk.local.json_process import JsonProcess
 
 
 class Front:
@@ -13,7 +13,7 @@ class Front:
         """Name the places: the port that is listened on, and the tasks'; nothing is started yet."""
         self._registered: list[str] = []
         self._process = JsonProcess(
-            "local.pooler_service.balancer", [str(port), str(target_port)], log
+            "lambda_pg_cdk.local.pooler_service.balancer", [str(port), str(target_port)], log
         )
 
     @property

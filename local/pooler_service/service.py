@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, Protocol
 
-from local.deployed import PoolerService as Deployed
-from local.pooler_service import rolling
-from local.pooler_service.rolling import Goal
-from local.pooler_service.task import Pooler, Task
+from lambda_pg_cdk.local.deployed import PoolerService as Deployed
+from lambda_pg_cdk.local.pooler_service import rolling
+from lambda_pg_cdk.local.pooler_service.rolling import Goal
+from lambda_pg_cdk.local.pooler_service.task import Pooler, Task
 
 START_SECONDS = 60.0
 LOOK_SECONDS = 0.1

@@ -4,14 +4,14 @@ import asyncio
 import socket
 from typing import Any, Protocol
 
-from local.deployed import PoolerService
-from local.pooler_service.rolling import State
+from lambda_pg_cdk.local.deployed import PoolerService
+from lambda_pg_cdk.local.pooler_service.rolling import State
 
 _CONNECT_SECONDS = 2.0
 
 
 class Pooler(Protocol):
-    """What a task runs: `local.pgbouncer.Pooler`, or what a test puts in its place."""
+    """What a task runs: a `Pooler` of local/servers/pgbouncer.py, or a stand-in in a test."""
 
     @property
     def address(self) -> str:

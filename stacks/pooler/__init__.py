@@ -4,13 +4,13 @@ from typing import Any
 
 from constructs import Construct
 
-from stacks.assets import Assets
-from stacks.config import Config
-from stacks.database import DatabaseStack
-from stacks.network import NetworkStack
-from stacks.pooler.external import ExternalStack
-from stacks.pooler.pgbouncer import PgBouncerStack
-from stacks.pooler.rds_proxy import RdsProxyStack
+from lambda_pg_cdk.stacks.assets import Assets
+from lambda_pg_cdk.stacks.database import DatabaseStack
+from lambda_pg_cdk.stacks.network import NetworkStack
+from lambda_pg_cdk.stacks.pooler.external import ExternalStack
+from lambda_pg_cdk.stacks.pooler.pgbouncer import PgBouncerStack
+from lambda_pg_cdk.stacks.pooler.rds_proxy import RdsProxyStack
+from lambda_pg_cdk.stage.config import Config
 
 __all__ = ["ExternalStack", "PgBouncerStack", "Pooler", "RdsProxyStack", "new_pooler"]
 

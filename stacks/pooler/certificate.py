@@ -10,16 +10,16 @@ from aws_cdk import aws_secretsmanager as secretsmanager
 from aws_cdk import custom_resources as cr
 from constructs import Construct
 
-from stacks.acknowledged import (
+from lambda_pg_cdk.stacks.assets import OPERATIONS, Assets
+from lambda_pg_cdk.stacks.functions import log_group, may_read, new_function
+from lambda_pg_cdk.stacks.nag_exceptions import (
     accept,
     accept_permission,
     accept_serverless,
     aws_policy,
 )
-from stacks.assets import Assets
-from stacks.config import Config
-from stacks.functions import log_group, may_read, new_function
-from stacks.published import Published, published
+from lambda_pg_cdk.stacks.published import Published, published
+from lambda_pg_cdk.stage.config import Config
 
 SERVICE_TIMEOUT = 1200
 """Seconds after which CloudFormation takes a silent provider for failed; an hour by default. CDK's
@@ -48,7 +48,7 @@ class Certificate(Construct):
         public = published(config, "pooler/ca")
         self.function = new_function(
             self,
-            "certificate",
+            OPERATIONS / "certificate",
             config=config,
             assets=assets,
             timeout=60,

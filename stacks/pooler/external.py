@@ -5,8 +5,8 @@ from typing import Any
 from aws_cdk import Stack
 from constructs import Construct
 
-from stacks.config import Config
-from stacks.published import published
+from lambda_pg_cdk.stacks.published import published
+from lambda_pg_cdk.stage.config import Config
 
 
 class ExternalStack(Stack):

@@ -8,7 +8,7 @@ import ipaddress
 import itertools
 from collections.abc import Sequence
 
-from stacks.settings import ConfigurationError
+from lambda_pg_cdk.stage.schema import ConfigurationError
 
 BITS = 14
 

@@ -14,15 +14,15 @@ from aws_cdk import aws_route53_targets as targets
 from aws_cdk import aws_servicediscovery as servicediscovery
 from constructs import Construct
 
-from stacks.acknowledged import accept, accept_permission
-from stacks.assets import Assets
-from stacks.config import Config
-from stacks.database import APPLICATION_SECRET, DatabaseStack
-from stacks.functions import may_read
-from stacks.network import NetworkStack, closed_group, retention
-from stacks.pooler.certificate import Certificate
-from stacks.pooler.peers import check_numbers
-from stacks.published import published
+from lambda_pg_cdk.stacks.assets import Assets
+from lambda_pg_cdk.stacks.database import APPLICATION_SECRET, DatabaseStack
+from lambda_pg_cdk.stacks.functions import may_read
+from lambda_pg_cdk.stacks.nag_exceptions import accept, accept_permission
+from lambda_pg_cdk.stacks.network import NetworkStack, closed_group, retention
+from lambda_pg_cdk.stacks.pooler.certificate import Certificate
+from lambda_pg_cdk.stacks.pooler.peers import check_numbers
+from lambda_pg_cdk.stacks.published import published
+from lambda_pg_cdk.stage.config import Config
 
 RUN_DIR = "/run/pgbouncer"
 PEERS = "pgbouncer"

@@ -8,9 +8,8 @@ from aws_cdk import aws_rds as rds
 from aws_cdk import aws_secretsmanager as secretsmanager
 from constructs import Construct
 
-from stacks.assets import Assets
-from stacks.config import Config
-from stacks.database import (
+from lambda_pg_cdk.stacks.assets import Assets
+from lambda_pg_cdk.stacks.database import (
     ADMIT,
     APPLICATION,
     APPLICATION_SECRET,
@@ -18,11 +17,12 @@ from stacks.database import (
     DatabaseStack,
     token_user_arn,
 )
-from stacks.functions import may_read
-from stacks.migration import DeploymentTask
-from stacks.network import NetworkStack, closed_group
-from stacks.published import published
-from stacks.servers import cluster_engine, instance_engine
+from lambda_pg_cdk.stacks.functions import may_read
+from lambda_pg_cdk.stacks.migration import DeploymentTask
+from lambda_pg_cdk.stacks.network import NetworkStack, closed_group
+from lambda_pg_cdk.stacks.published import published
+from lambda_pg_cdk.stacks.servers import cluster_engine, instance_engine
+from lambda_pg_cdk.stage.config import Config
 
 
 class RdsProxyStack(Stack):

@@ -3,11 +3,12 @@
 import asyncio
 from pathlib import Path
 
-from local.cloud import LocalCloud
-from local.deployment import REPOSITORY, Cdk
+from lambda_pg_cdk import PROJECT
+from lambda_pg_cdk.local.cloud import LocalCloud
+from lambda_pg_cdk.local.deployment import Cdk
 
 
-def cdk(cloud: LocalCloud, folder: Path, *arguments: str, app: Path = REPOSITORY) -> str:
+def cdk(cloud: LocalCloud, folder: Path, *arguments: str, app: Path = PROJECT) -> str:
     """Run a command in the folder of an app; return what it said, or raise with it."""
     folder.mkdir(exist_ok=True)
     state = cloud.state

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from local.deployment import REPOSITORY
-from local.paths import cache_dir
+from lambda_pg_cdk import PROJECT
+from lambda_pg_cdk.layer.cache import cache_dir
 
 NAME = "LAMBDA_PG_CHROMIUM"
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-PACKAGE = REPOSITORY / "node_modules" / "@sparticuz" / "chromium"
+PACKAGE = PROJECT / "node_modules" / "@sparticuz" / "chromium"
 FLAGS = (
     "--headless",
     "--no-sandbox",

@@ -19,8 +19,8 @@ import pytest
 from lambda_pg import Database, DatabaseUnavailableError, Settings
 from psycopg import Connection
 
-from local.cloud import LocalCloud
-from local.state import credentials
+from lambda_pg_cdk.local.cloud import LocalCloud
+from lambda_pg_cdk.local.state import credentials
 
 CLIENTS = 8
 KINDS = ("read", "idempotent write", "unit of work", "plain write")

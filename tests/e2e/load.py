@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from local.caller import Answer, call
-from local.cloud import LocalCloud
+from lambda_pg_cdk.local.cloud import LocalCloud
+from lambda_pg_cdk.local.http.caller import Answer, call
 
 REST = 0.02
 """Seconds between two requests of a client: a load, and no storm."""

@@ -9,9 +9,9 @@ import pytest
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import TupleRow
 
-from local.caller import Answer, call
-from local.cloud import LocalCloud
-from local.postgres import superuser_dsn as local_superuser_dsn
+from lambda_pg_cdk.local.cloud import LocalCloud
+from lambda_pg_cdk.local.http.caller import Answer, call
+from lambda_pg_cdk.local.servers.postgres import superuser_dsn as local_superuser_dsn
 
 
 class Client:

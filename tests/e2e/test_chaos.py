@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import faults
 from benchmarks.chaos.run import IDLE, Chaos, Trial, control, options, trial
-from local.cloud import LocalCloud
-from local.paths import another_state_dir
+from lambda_pg_cdk.local.cloud import LocalCloud
+from lambda_pg_cdk.local.faults import catalogue as faults
+from lambda_pg_cdk.local.paths import another_state_dir
 from tests.mutants import LIVENESS, REFRESH, REPEATS_ALL, RETRY, SAYS_DONE, mutate
 
 ROTATED = trial(faults.ROTATED)

@@ -19,10 +19,10 @@ import psycopg
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
-from benchmarks.faults import FAULTS
-from local.cloud import LocalCloud, Options
-from local.deployment import REPOSITORY
-from local.paths import another_state_dir
+from lambda_pg_cdk import PROJECT
+from lambda_pg_cdk.local.cloud import LocalCloud, Options
+from lambda_pg_cdk.local.faults.catalogue import FAULTS
+from lambda_pg_cdk.local.paths import another_state_dir
 from tests.e2e.chromium import FLAGS, NAME, find_chromium
 
 SCREENSHOTS = "LAMBDA_PG_SCREENSHOTS"
@@ -80,8 +80,8 @@ def browser() -> Iterator[Browser]:
 def console_of(folder: Path) -> Iterator[str]:
     """Start a console of the cloud in a folder, whether or not it has one."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "console", str(folder)],
-        cwd=REPOSITORY,
+        [sys.executable, "-m", "lambda_pg_cdk.console", str(folder)],
+        cwd=PROJECT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )

@@ -7,8 +7,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from local.caller import call
-from local.cloud import DeploymentError, LocalCloud
+from lambda_pg_cdk.local.cloud import DeploymentError, LocalCloud
+from lambda_pg_cdk.local.http.caller import call
 from tests.e2e.conftest import ROOT
 
 RAISING = '''"""Raise, as a migration with a mistake in it does."""

@@ -15,9 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from local.deployment import REPOSITORY
-from local.processes import wait_until
-from local.state import MARK, State, is_locked
+from lambda_pg_cdk import PROJECT
+from lambda_pg_cdk.local.processes import wait_until
+from lambda_pg_cdk.local.state import MARK, State, is_locked
 
 pytestmark = pytest.mark.timeout(600)  # a deployment takes minutes where the machine is busy
 
@@ -39,13 +39,13 @@ class Place:
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Start a command and return at once."""
         process = subprocess.Popen(
-            [sys.executable, "-m", "local", *arguments],
+            [sys.executable, "-m", "lambda_pg_cdk.local", *arguments],
             env={
                 **os.environ,
                 "LAMBDA_PG_STATE_DIR": str(self.folder),
                 "TMPDIR": str(self.temporary),
             },
-            cwd=REPOSITORY,
+            cwd=PROJECT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

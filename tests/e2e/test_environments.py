@@ -5,10 +5,10 @@ import uuid
 import psutil
 import pytest
 
-from local.caller import call
-from local.cloud import CloudError, LocalCloud
-from local.deployed import Start
-from local.processes import wait_until
+from lambda_pg_cdk.local.cloud import CloudError, LocalCloud
+from lambda_pg_cdk.local.deployed import Start
+from lambda_pg_cdk.local.http.caller import call
+from lambda_pg_cdk.local.processes import wait_until
 
 SECONDS = 20.0
 SUBJECT = str(uuid.uuid4())

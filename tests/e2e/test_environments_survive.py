@@ -11,8 +11,8 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from local.caller import Answer, call
-from local.cloud import LocalCloud
+from lambda_pg_cdk.local.cloud import LocalCloud
+from lambda_pg_cdk.local.http.caller import Answer, call
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from urllib.parse import quote
 
 import pytest
 
-from local.cloud import LocalCloud
-from local.issuer import AUDIENCE
+from lambda_pg_cdk.local.cloud import LocalCloud
+from lambda_pg_cdk.local.http_api.issuer import AUDIENCE
 from tests.e2e.cdk import cdk
 from tests.e2e.test_rotation import application_login
 

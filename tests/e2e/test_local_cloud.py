@@ -19,11 +19,11 @@ import psycopg
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from local import cloud as local_cloud
-from local.caller import Answer, call
-from local.cloud import AlreadyRunningError, LocalCloud, UnhealthyError
-from local.deployment import REPOSITORY
-from local.issuer import AUDIENCE, Issuer
+from lambda_pg_cdk import PROJECT
+from lambda_pg_cdk.local import cloud as local_cloud
+from lambda_pg_cdk.local.cloud import AlreadyRunningError, LocalCloud, UnhealthyError
+from lambda_pg_cdk.local.http.caller import Answer, call
+from lambda_pg_cdk.local.http_api.issuer import AUDIENCE, Issuer
 
 SUBJECT = str(uuid.uuid4())
 
@@ -36,9 +36,9 @@ def get(cloud: LocalCloud, path: str, token: str | None = None) -> Answer:
 def run(cloud: LocalCloud, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command line against the test's cloud."""
     return subprocess.run(
-        [sys.executable, "-m", "local", *arguments],
+        [sys.executable, "-m", "lambda_pg_cdk.local", *arguments],
         env={**os.environ, "LAMBDA_PG_STATE_DIR": str(cloud.folder)},
-        cwd=REPOSITORY,
+        cwd=PROJECT,
         capture_output=True,
         text=True,
         check=False,

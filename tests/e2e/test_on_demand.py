@@ -6,12 +6,12 @@ import uuid
 import psutil
 import pytest
 
-from benchmarks.load import fire
 from benchmarks.storm.second_driver import locust
-from local.caller import call
-from local.cloud import LocalCloud
-from local.environments.account import PRIVATE_BYTES, Account
-from local.environments.launcher import Surroundings
+from lambda_pg_cdk.local.cloud import LocalCloud
+from lambda_pg_cdk.local.environments.account import PRIVATE_BYTES, Account
+from lambda_pg_cdk.local.environments.launcher import Surroundings
+from lambda_pg_cdk.local.http.caller import call
+from lambda_pg_cdk.local.load import fire
 
 API_SECONDS = 29.0
 TRIED = 40

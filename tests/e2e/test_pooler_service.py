@@ -15,10 +15,10 @@ import psutil
 import psycopg
 import pytest
 
-from benchmarks import faults
-from local import processes
-from local.caller import call
-from local.cloud import CloudError, LocalCloud
+from lambda_pg_cdk.local import processes
+from lambda_pg_cdk.local.cloud import CloudError, LocalCloud
+from lambda_pg_cdk.local.faults import catalogue as faults
+from lambda_pg_cdk.local.http.caller import call
 
 SECONDS = 60.0
 CLIENTS = 4

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import psycopg
 
-from local.cloud import LocalCloud, Options
-from local.paths import another_state_dir
+from lambda_pg_cdk.local.cloud import LocalCloud, Options
+from lambda_pg_cdk.local.paths import another_state_dir
 from tests.e2e.cdk import cdk
 from tests.e2e.test_rotation import application_login
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import psutil
 
-from local.caller import call
-from local.cloud import LocalCloud, Options
-from local.paths import another_state_dir
+from lambda_pg_cdk.local.cloud import LocalCloud, Options
+from lambda_pg_cdk.local.http.caller import call
+from lambda_pg_cdk.local.paths import another_state_dir
 from tests.e2e.cdk import cdk, deployed_assembly
 from tests.e2e.conftest import ROOT
 

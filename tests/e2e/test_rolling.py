@@ -2,7 +2,7 @@
 
 import pytest
 
-from local.cloud import LocalCloud
+from lambda_pg_cdk.local.cloud import LocalCloud
 from tests.e2e.ledger import KINDS, Ledger, ledger
 
 

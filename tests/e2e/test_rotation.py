@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from local.cloud import LocalCloud
+from lambda_pg_cdk.local.cloud import LocalCloud
 from tests.e2e.load import load
 
 

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from local.caller import call
-from local.cloud import LocalCloud
-from local.deployment import REPOSITORY
+from lambda_pg_cdk import PROJECT
+from lambda_pg_cdk.local.cloud import LocalCloud
+from lambda_pg_cdk.local.http.caller import call
 from tests.e2e.cdk import cdk
 
-EXAMPLE = REPOSITORY / "examples" / "cdk"
+EXAMPLE = PROJECT / "examples" / "cdk"
 WAYS = ("OneCall", "ByParameters")
 
 
@@ -23,7 +23,7 @@ def orders(cloud: LocalCloud, tmp_path_factory: pytest.TempPathFactory) -> Itera
     folder = tmp_path_factory.mktemp("orders")
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     context = {"stage": "local", "runtime": version, "architecture": machine()}
-    options = ["--app", f"env PYTHONPATH={REPOSITORY} {sys.executable} app.py"]
+    options = ["--app", f"env PYTHONPATH={PROJECT} {sys.executable} app.py"]
     options += ["--output", str(folder / "cdk.out")]
     for name, value in context.items():
         options += ["--context", f"{name}={value}"]

@@ -8,7 +8,7 @@ from benchmarks.storm import second_driver
 from benchmarks.storm.goals import shortfalls, unmeasured
 from benchmarks.storm.rows import Driver, Row, our_driver
 from benchmarks.storm.run import plan, run, set_up
-from local.cloud import LocalCloud
+from lambda_pg_cdk.local.cloud import LocalCloud
 
 
 def test_500_environments_are_served_where_the_baseline_fails(cloud: LocalCloud) -> None:

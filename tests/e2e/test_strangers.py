@@ -26,10 +26,10 @@ import psutil
 import pytest
 from playwright.sync_api import sync_playwright
 
-from local.caller import call
-from local.cloud import LocalCloud, Options
-from local.deployment import REPOSITORY
-from local.paths import another_state_dir
+from lambda_pg_cdk import PROJECT
+from lambda_pg_cdk.local.cloud import LocalCloud, Options
+from lambda_pg_cdk.local.http.caller import call
+from lambda_pg_cdk.local.paths import another_state_dir
 from tests.e2e.chromium import FLAGS, find_chromium
 
 STRANGER = 54321  # an account without a name, a group or a file
@@ -94,7 +94,7 @@ def attack(cloud: LocalCloud, where: list[Any], files: list[str]) -> dict[str, A
     }
     done = subprocess.run(
         [sys.executable, "-m", "tests.e2e.stranger"],
-        cwd=REPOSITORY,
+        cwd=PROJECT,
         input=json.dumps(order),
         capture_output=True,
         text=True,

@@ -16,10 +16,10 @@ from lambda_pg import Database, Settings
 from lambda_pg._login import Configure
 from psycopg.rows import TupleRow
 
-from local import processes
-from local.pgbouncer_discovery import PgBouncerBinary, find_pgbouncer
-from local.postgres import Postgres
-from local.postgres_discovery import find_postgres
+from lambda_pg_cdk.local import processes
+from lambda_pg_cdk.local.install.pgbouncer_discovery import PgBouncerBinary, find_pgbouncer
+from lambda_pg_cdk.local.install.postgres_discovery import find_postgres
+from lambda_pg_cdk.local.servers.postgres import Postgres
 from tests.integration.control_plane import ControlPlane
 from tests.integration.layer import APPLICATION, PASSWORD, Admin, Clock, Open
 from tests.integration.servers import DATABASE, PoolerFixture, SecretsService

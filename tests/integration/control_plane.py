@@ -17,11 +17,12 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from local import installed, processes
-from local.deployment import REPOSITORY
-from local.inventory import Inventory
-from local.ministack import control_plane_variables
-from local.state import client_keys
+from lambda_pg_cdk import PROJECT
+from lambda_pg_cdk.local import processes
+from lambda_pg_cdk.local.control_plane.ministack import control_plane_variables
+from lambda_pg_cdk.local.install import installed
+from lambda_pg_cdk.local.inventory import Inventory
+from lambda_pg_cdk.local.state import client_keys
 
 REGION = "us-east-1"
 KEY = "the key of the control plane of the tests"
@@ -113,8 +114,8 @@ class ControlPlane:
         self.log = home / "ministack.log"
         with self.log.open("wb") as output:
             self._process = subprocess.Popen(
-                [str(installed.control_plane_python()), "-m", "local.control_plane"],
-                cwd=REPOSITORY,
+                [str(installed.control_plane_python()), "-m", "lambda_pg_cdk.local.control_plane"],
+                cwd=PROJECT,
                 env=variables,
                 stdout=output,
                 stderr=output,

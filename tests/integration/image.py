@@ -16,10 +16,11 @@ from pathlib import Path
 import psutil
 from psycopg.conninfo import make_conninfo
 
-from local import processes
-from local.paths import shareable
-from local.pgbouncer import REPOSITORY, Pooler
-from local.pgbouncer_discovery import PgBouncerBinary
+from lambda_pg_cdk import PACKAGE
+from lambda_pg_cdk.local import processes
+from lambda_pg_cdk.local.install.pgbouncer_discovery import PgBouncerBinary
+from lambda_pg_cdk.local.paths import shareable
+from lambda_pg_cdk.local.servers.pgbouncer import Pooler
 from tests.integration.servers import PoolerFixture
 
 RUN_DIR = "/run/pgbouncer"
@@ -84,7 +85,7 @@ class ImageTask(Pooler):
                 "ACCOUNT": "{} {}".format(*self._image.account),
                 "ENVIRONMENT": json.dumps(self._environment),
             },
-            folder=REPOSITORY,
+            folder=PACKAGE,
         )
 
     def kill(self) -> None:

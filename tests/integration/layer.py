@@ -13,7 +13,7 @@ import psycopg
 from lambda_pg import Database, Settings
 from psycopg.rows import TupleRow
 
-from stacks.config import Config
+from lambda_pg_cdk.stage.loading import load_stage
 from tests.integration.servers import DATABASE, PoolerFixture
 
 PASSWORD = "canary-Pa55word"
@@ -182,7 +182,7 @@ def pool_sizes(max_db_connections: int, rotation: str) -> dict[str, str]:
         "pgbouncer": {"max_db_connections": max_db_connections},
         "database": {"rotation": rotation},
     }
-    size = Config.of_stage("dev", override).pool_size
+    size = load_stage("dev", override).pool_size
     return {"MAX_DB_CONNECTIONS": str(max_db_connections), "DEFAULT_POOL_SIZE": str(size)}
 
 

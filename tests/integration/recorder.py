@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, Self
 
-from local.certificates import Authority
+from lambda_pg_cdk.local.servers.certificates import Authority
 
 Sender = Literal["client", "server"]
 Profile = Literal["rds-proxy", "pgbouncer"]

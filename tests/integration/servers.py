@@ -14,11 +14,11 @@ import psycopg
 from moto.server import ThreadedMotoServer
 from psycopg import sql
 
-from local.certificates import Authority
-from local.passwords import machine_made_password
-from local.pgbouncer import Pooler
-from local.pgbouncer_discovery import PgBouncerBinary
-from local.postgres import Postgres
+from lambda_pg_cdk.local.install.pgbouncer_discovery import PgBouncerBinary
+from lambda_pg_cdk.local.servers.certificates import Authority
+from lambda_pg_cdk.local.servers.passwords import machine_made_password
+from lambda_pg_cdk.local.servers.pgbouncer import Pooler
+from lambda_pg_cdk.local.servers.postgres import Postgres
 
 REGION = "us-east-1"
 DATABASE = "app"

@@ -16,10 +16,10 @@ from lambda_pg import CommitOutcomeUnknownError, Database, DatabaseUnavailableEr
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import TupleRow
 
-from local import processes
-from local.fault_proxy import FaultProxy
-from local.postgres import HBA, Postgres
-from local.postgres_discovery import find_postgres
+from lambda_pg_cdk.local import processes
+from lambda_pg_cdk.local.faults.proxy import FaultProxy
+from lambda_pg_cdk.local.install.postgres_discovery import find_postgres
+from lambda_pg_cdk.local.servers.postgres import HBA, Postgres
 from tests.integration.layer import Load, wait_until
 from tests.integration.servers import DATABASE
 

@@ -18,10 +18,10 @@ import boto3
 import psycopg
 from botocore.config import Config
 
-from local.fault_proxy import FaultProxy
-from local.pgbouncer import Pooler
-from local.processes import wait_until
-from pgbouncer.peers import peer_of
+from lambda_pg_cdk.local.faults.proxy import FaultProxy
+from lambda_pg_cdk.local.processes import wait_until
+from lambda_pg_cdk.local.servers.pgbouncer import Pooler
+from lambda_pg_cdk.pgbouncer.peers import peer_of
 from tests.integration.servers import REGION, PoolerFixture
 
 NAMESPACE = "app.internal"

@@ -24,7 +24,7 @@ from django.db import (
 from lambda_pg import DatabaseUnavailableError, DeadlineExceededError, StatementRefusedError
 from lambda_pg.django import database
 
-from local import processes
+from lambda_pg_cdk.local import processes
 from tests.integration.recorder import Recorder
 from tests.integration.servers import DATABASE, PoolerFixture
 

@@ -24,8 +24,8 @@ from psycopg.rows import dict_row
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from local import processes
-from local.postgres import Postgres
+from lambda_pg_cdk.local import processes
+from lambda_pg_cdk.local.servers.postgres import Postgres
 from tests.integration.recorder import Recorder
 from tests.integration.servers import DATABASE, PoolerFixture
 

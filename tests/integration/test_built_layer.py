@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from layer.build import Target, build_layer
+from lambda_pg_cdk.layer.build import Target, build_layer
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from local import changes
-from local.signatures import presign
+from lambda_pg_cdk.local.control_plane import protocol as changes
+from lambda_pg_cdk.local.control_plane.signatures import presign
 from tests.integration.control_plane import KEY, REGION, ControlPlane
 
 SECONDS = 30.0

@@ -19,10 +19,10 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
 from sqlalchemy import create_engine
 
-from local.postgres import Postgres
-from migrations.roles import Login, Timeouts
-from migrations.run import migrate
-from migrations.upgrade import SCRIPTS, configure
+from lambda_pg_cdk.local.servers.postgres import Postgres
+from lambda_pg_cdk.migrations.roles import Login, Timeouts
+from lambda_pg_cdk.migrations.run import migrate
+from lambda_pg_cdk.migrations.upgrade import SCRIPTS, configure
 from tests.integration.servers import PoolerFixture
 
 TIMEOUTS = Timeouts(statement=7, lock=2, idle_in_transaction=20)

@@ -7,10 +7,14 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from console.readers import Database, PoolerTask
-from local import processes
-from local.postgres import ADMINISTRATOR_RESERVED, SUPERUSER_RESERVED, Postgres
-from local.postgres_discovery import find_postgres
+from lambda_pg_cdk.console.readers import Database, PoolerTask
+from lambda_pg_cdk.local import processes
+from lambda_pg_cdk.local.install.postgres_discovery import find_postgres
+from lambda_pg_cdk.local.servers.postgres import (
+    ADMINISTRATOR_RESERVED,
+    SUPERUSER_RESERVED,
+    Postgres,
+)
 from tests.integration.conftest import MAJOR
 from tests.integration.servers import PoolerFixture
 

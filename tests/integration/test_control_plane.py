@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from local import installed
-from local.control_plane.stacks import HELD_SECONDS
-from local.deployment import REPOSITORY
-from local.inventory import Inventory
-from local.pooler_service.cloud_map import CloudMap
-from local.state import sdk_variables
+from lambda_pg_cdk import PROJECT
+from lambda_pg_cdk.local.control_plane.stacks import HELD_SECONDS
+from lambda_pg_cdk.local.install import installed
+from lambda_pg_cdk.local.inventory import Inventory
+from lambda_pg_cdk.local.pooler_service.cloud_map import CloudMap
+from lambda_pg_cdk.local.state import sdk_variables
 from tests.integration.control_plane import (
     KEY,
     POSTGRES,
@@ -57,7 +57,7 @@ def start(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run code in the control plane's interpreter."""
     return subprocess.run(
         [str(installed.control_plane_python()), "-c", code],
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(REPOSITORY), **variables},
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(PROJECT), **variables},
         capture_output=True,
         text=True,
         check=False,
@@ -67,14 +67,16 @@ def start(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_pinned_version_has_every_hook() -> None:
     """The check passes with what is installed."""
-    done = start("from local.control_plane import hooks; hooks.check()")
+    done = start("from lambda_pg_cdk.local.control_plane import hooks; hooks.check()")
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("hook", BREAKAGES)
 def test_a_moved_hook_is_named_with_the_version(hook: str) -> None:
     """The start fails at once, and says what to look at."""
-    done = start(f"{BREAKAGES[hook]}; from local.control_plane import hooks; hooks.check()")
+    done = start(
+        f"{BREAKAGES[hook]}; from lambda_pg_cdk.local.control_plane import hooks; hooks.check()"
+    )
     assert done.returncode == 1
     assert hook in done.stderr
     assert "1.5.33" in done.stderr
@@ -82,7 +84,8 @@ def test_a_moved_hook_is_named_with_the_version(hook: str) -> None:
 
 def test_it_serves_loopback_only() -> None:
     """Without the address it does not start, rather than listen everywhere."""
-    done = start("from local.control_plane.__main__ import main; main()", BIND_HOST="0.0.0.0")  # noqa: S104 - what is refused
+    program = "from lambda_pg_cdk.local.control_plane.__main__ import main; main()"
+    done = start(program, BIND_HOST="0.0.0.0")  # noqa: S104 - what is refused
     assert done.returncode == 1
     assert "loopback" in done.stderr
 

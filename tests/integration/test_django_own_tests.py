@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from lambda_pg.testing import Server
 
-from local.installed import complete
-from local.paths import cache_dir
+from lambda_pg_cdk.layer.cache import cache_dir
+from lambda_pg_cdk.local.install.installed import complete
 
 pytest_plugins = ["lambda_pg.testing"]
 

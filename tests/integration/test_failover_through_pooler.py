@@ -17,10 +17,10 @@ from psycopg import errors
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import TupleRow
 
-from local import processes
-from local.pgbouncer_discovery import PgBouncerBinary
-from local.postgres import Postgres
-from local.postgres_discovery import find_postgres
+from lambda_pg_cdk.local import processes
+from lambda_pg_cdk.local.install.pgbouncer_discovery import PgBouncerBinary
+from lambda_pg_cdk.local.install.postgres_discovery import find_postgres
+from lambda_pg_cdk.local.servers.postgres import Postgres
 from tests.integration.conftest import MAJOR, MASTER
 from tests.integration.layer import Admin, later, scalar, settings_for
 from tests.integration.servers import DATABASE, PoolerFixture, SecretsService

@@ -13,14 +13,14 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from layer.build import Target
-from local import processes
-from local.pgbouncer_discovery import PgBouncerBinary
-from local.postgres import Postgres
-from local.processes import wait_until
-from stacks import image as images
-from stacks.assets import ROOT
-from stacks.pooler.pgbouncer import RUN_DIR, healthy_command
+from lambda_pg_cdk import PACKAGE
+from lambda_pg_cdk.layer.build import Target
+from lambda_pg_cdk.local import processes
+from lambda_pg_cdk.local.install.pgbouncer_discovery import PgBouncerBinary
+from lambda_pg_cdk.local.processes import wait_until
+from lambda_pg_cdk.local.servers.postgres import Postgres
+from lambda_pg_cdk.stacks.pooler.pgbouncer import RUN_DIR, healthy_command
+from lambda_pg_cdk.tools import image as images
 from tests.integration.image import Image, ImagePooler
 from tests.integration.servers import SecretsService
 
@@ -104,7 +104,7 @@ def test_the_image_holds_what_its_locks_name(image: Image) -> None:
     lines = [
         line.split()
         for lock in images.LOCKS
-        for line in (ROOT / "pgbouncer" / lock).read_text().splitlines()
+        for line in (PACKAGE / "pgbouncer" / lock).read_text().splitlines()
     ]
     files = [Path(line[2]).name for line in lines if line[0] in {here, "all"}]
     assert installed == {name.rpartition("_")[0] for name in files}
@@ -181,7 +181,7 @@ def test_the_image_describes_the_services_that_the_supervisor_asks(image: Image)
     """A service that a module begins to use is missed here first, not on AWS."""
     data = image.root / "usr/lib/python3/dist-packages/botocore/data"
     kept = {path.name for path in data.iterdir() if path.is_dir()}
-    sources = "".join(path.read_text() for path in (ROOT / "pgbouncer").glob("*.py"))
+    sources = "".join(path.read_text() for path in (PACKAGE / "pgbouncer").glob("*.py"))
     assert kept == set(re.findall(r'\.client\(\s*"(\w+)"', sources))
     script = f"import boto3; [boto3.client(name, region_name='eu-west-1') for name in {kept!r}]"
     subprocess.run(["chroot", image.root, "/usr/bin/python3", "-B", "-c", script], check=True)

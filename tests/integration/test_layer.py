@@ -27,8 +27,8 @@ from psycopg import sql
 from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow, dict_row
 
-from local.certificates import Authority
-from local.postgres import Postgres
+from lambda_pg_cdk.local.servers.certificates import Authority
+from lambda_pg_cdk.local.servers.postgres import Postgres
 from tests.integration.layer import PASSWORD, Context, Open, kill_backends, scalar
 
 

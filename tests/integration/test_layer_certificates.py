@@ -17,9 +17,9 @@ import pytest
 from lambda_pg import ConnectFailedError, CredentialsError, Database, DatabaseUnavailableError
 from psycopg.rows import TupleRow
 
-from local import certificates
-from local.certificates import Authority, Certificate
-from local.postgres import Postgres
+from lambda_pg_cdk.local.servers import certificates
+from lambda_pg_cdk.local.servers.certificates import Authority, Certificate
+from lambda_pg_cdk.local.servers.postgres import Postgres
 from tests.integration.layer import PASSWORD, Clock, Open, scalar, settings_for, wait_until
 from tests.integration.servers import PoolerFixture
 

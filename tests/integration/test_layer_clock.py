@@ -25,8 +25,8 @@ from lambda_pg import (
 from lambda_pg._overload import FAILURES
 from psycopg.rows import TupleRow
 
-from local.fault_proxy import FaultProxy
-from local.postgres import Postgres
+from lambda_pg_cdk.local.faults.proxy import FaultProxy
+from lambda_pg_cdk.local.servers.postgres import Postgres
 from tests.integration.layer import PASSWORD, Admin, Clock, Open, kill_backends, scalar, wait_until
 from tests.integration.servers import SecretsService
 

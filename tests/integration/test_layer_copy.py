@@ -13,7 +13,7 @@ import pytest
 from lambda_pg import CommitOutcomeUnknownError, Database, DatabaseUnavailableError
 from psycopg.rows import TupleRow
 
-from local.postgres import Postgres
+from lambda_pg_cdk.local.servers.postgres import Postgres
 from tests.integration.layer import APPLICATION, Open, scalar, settings_for, wait_until
 from tests.integration.servers import PoolerFixture
 

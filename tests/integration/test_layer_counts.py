@@ -12,10 +12,10 @@ import pytest
 from lambda_pg import ConfigurationError, Database, DeadlineExceededError
 from psycopg.rows import TupleRow
 
-from local import processes
-from local.certificates import Authority
-from local.fault_proxy import FaultProxy
-from local.postgres import Postgres
+from lambda_pg_cdk.local import processes
+from lambda_pg_cdk.local.faults.proxy import FaultProxy
+from lambda_pg_cdk.local.servers.certificates import Authority
+from lambda_pg_cdk.local.servers.postgres import Postgres
 from tests.integration.layer import (
     PASSWORD,
     Admin,

@@ -13,8 +13,8 @@ import pytest
 from lambda_pg import Database, DeadlineExceededError
 from psycopg.rows import TupleRow
 
-from local import processes
-from local.postgres import Postgres
+from lambda_pg_cdk.local import processes
+from lambda_pg_cdk.local.servers.postgres import Postgres
 from tests.integration.layer import (
     Admin,
     Context,

@@ -33,8 +33,8 @@ from lambda_pg import (
 )
 from psycopg.rows import TupleRow
 
-from local.fault_proxy import Ending, Fault, FaultProxy, can_blackhole
-from local.postgres import Postgres
+from lambda_pg_cdk.local.faults.proxy import Ending, Fault, FaultProxy, can_blackhole
+from lambda_pg_cdk.local.servers.postgres import Postgres
 from tests.integration.layer import APPLICATION, PASSWORD, Admin, Context, kill_backends, wait_until
 from tests.integration.recorder import Recorder
 from tests.integration.test_recorder import socket_of

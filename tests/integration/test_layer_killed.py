@@ -22,7 +22,7 @@ import psycopg
 import pytest
 
 from benchmarks.chaos.ledger import SCHEMA
-from local.postgres import Postgres
+from lambda_pg_cdk.local.servers.postgres import Postgres
 from tests.integration.layer import PASSWORD, Admin, wait_until
 from tests.integration.recorder import Recorder
 from tests.integration.servers import DATABASE, PoolerFixture

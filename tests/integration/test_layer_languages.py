@@ -18,9 +18,13 @@ from lambda_pg._secrets import Fetch
 from psycopg import sql
 from psycopg.rows import TupleRow
 
-from local import processes
-from local.postgres import Postgres
-from local.postgres_discovery import PostgresBinaries, PostgresNotFoundError, find_postgres
+from lambda_pg_cdk.local import processes
+from lambda_pg_cdk.local.install.postgres_discovery import (
+    PostgresBinaries,
+    PostgresNotFoundError,
+    find_postgres,
+)
+from lambda_pg_cdk.local.servers.postgres import Postgres
 from tests.integration.layer import (
     PASSWORD,
     Admin,

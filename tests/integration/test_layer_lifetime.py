@@ -20,7 +20,7 @@ from awslambdaric.lambda_runtime_hooks_runner import run_after_restore, run_befo
 from lambda_pg import ConfigurationError, Database, DatabaseUnavailableError, Settings
 from psycopg.rows import TupleRow
 
-from local.postgres import Postgres
+from lambda_pg_cdk.local.servers.postgres import Postgres
 from tests.integration.layer import (
     APPLICATION,
     PASSWORD,

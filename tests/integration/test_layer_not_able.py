@@ -20,9 +20,9 @@ from lambda_pg._failures import RESOLVER, Failure
 from psycopg import errors
 from psycopg.rows import TupleRow
 
-from local import processes
-from local.postgres import Postgres
-from local.postgres_discovery import find_postgres
+from lambda_pg_cdk.local import processes
+from lambda_pg_cdk.local.install.postgres_discovery import find_postgres
+from lambda_pg_cdk.local.servers.postgres import Postgres
 from tests.integration.layer import Admin, Open, later, scalar, wait_until
 
 INSERT = "INSERT INTO counter VALUES (1)"

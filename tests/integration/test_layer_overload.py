@@ -20,8 +20,8 @@ from lambda_pg import (
 )
 from psycopg.rows import TupleRow
 
-from local.fault_proxy import FaultProxy, can_blackhole
-from local.postgres import Postgres
+from lambda_pg_cdk.local.faults.proxy import FaultProxy, can_blackhole
+from lambda_pg_cdk.local.servers.postgres import Postgres
 from tests.integration.layer import (
     Admin,
     Load,

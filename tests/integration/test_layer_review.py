@@ -29,9 +29,9 @@ from lambda_pg._overload import FAILURES
 from lambda_pg._profiles import DIRECT
 from psycopg.rows import TupleRow
 
-from local import processes
-from local.fault_proxy import FaultProxy
-from local.postgres import Postgres
+from lambda_pg_cdk.local import processes
+from lambda_pg_cdk.local.faults.proxy import FaultProxy
+from lambda_pg_cdk.local.servers.postgres import Postgres
 from tests.integration.layer import Admin, Context, Open, sockets_to, wait_until
 from tests.integration.servers import SecretsService
 from tests.unit.canary import CANARY, assert_in_no_frame

@@ -16,7 +16,7 @@ from lambda_pg import (
 from psycopg import Cursor
 from psycopg.rows import TupleRow
 
-from local.certificates import Authority
+from lambda_pg_cdk.local.servers.certificates import Authority
 from tests.integration.layer import Load, end_backends, is_refused, settings_for, wait_until
 from tests.integration.servers import PoolerFixture
 

@@ -11,7 +11,7 @@ from lambda_pg import Database
 from psycopg import sql
 from psycopg.rows import TupleRow, dict_row, namedtuple_row
 
-from local.postgres import Postgres
+from lambda_pg_cdk.local.servers.postgres import Postgres
 from tests.integration.layer import Open, scalar
 from tests.integration.recorder import Recorder
 from tests.integration.test_recorder import socket_of

@@ -13,9 +13,9 @@ from lambda_pg import ConfigurationError, Database, Settings
 from lambda_pg._connector import OLDEST_SERVER
 from psycopg.rows import TupleRow
 
-from local import processes
-from local.postgres import Postgres
-from local.postgres_discovery import find_postgres
+from lambda_pg_cdk.local import processes
+from lambda_pg_cdk.local.install.postgres_discovery import find_postgres
+from lambda_pg_cdk.local.servers.postgres import Postgres
 from tests.integration.layer import PASSWORD
 
 CLAIMS = "SELECT current_setting('request.jwt.claims')::jsonb->>'sub'"

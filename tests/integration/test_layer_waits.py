@@ -16,10 +16,10 @@ import pytest
 from lambda_pg import Database, DatabaseUnavailableError, Settings
 from psycopg.rows import TupleRow
 
-from local import processes
-from local.fault_proxy import Fault, FaultProxy, can_blackhole
-from local.pgbouncer_discovery import PgBouncerBinary
-from local.postgres import Postgres
+from lambda_pg_cdk.local import processes
+from lambda_pg_cdk.local.faults.proxy import Fault, FaultProxy, can_blackhole
+from lambda_pg_cdk.local.install.pgbouncer_discovery import PgBouncerBinary
+from lambda_pg_cdk.local.servers.postgres import Postgres
 from tests.integration.layer import settings_for
 from tests.integration.servers import PoolerFixture, SecretsService
 from tests.waits import CONNECT, IN_FLIGHT, SURVIVED

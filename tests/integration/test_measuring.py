@@ -25,10 +25,10 @@ from benchmarks.storm.accounting import (
     server_seconds,
 )
 from benchmarks.storm.connections import ConnectionLog
-from local import processes
-from local.postgres import Postgres
-from local.postgres_discovery import find_postgres
-from local.processes import wait_until
+from lambda_pg_cdk.local import processes
+from lambda_pg_cdk.local.install.postgres_discovery import find_postgres
+from lambda_pg_cdk.local.processes import wait_until
+from lambda_pg_cdk.local.servers.postgres import Postgres
 from tests.integration.conftest import MAJOR, MASTER
 from tests.integration.servers import DATABASE, PoolerFixture
 

@@ -13,11 +13,11 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from local import processes
-from local.postgres import Postgres
-from local.postgres_discovery import find_postgres
-from migrations.roles import GROUP, Login, Timeouts, UnboundLoginError
-from migrations.run import migrate
+from lambda_pg_cdk.local import processes
+from lambda_pg_cdk.local.install.postgres_discovery import find_postgres
+from lambda_pg_cdk.local.servers.postgres import Postgres
+from lambda_pg_cdk.migrations.roles import GROUP, Login, Timeouts, UnboundLoginError
+from lambda_pg_cdk.migrations.run import migrate
 
 MASTER = "master"
 PASSWORD = "canary-Pa55word"

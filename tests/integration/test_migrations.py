@@ -18,9 +18,9 @@ from lambda_pg._connection import SET_CLAIMS
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from local.passwords import machine_made_password
-from local.postgres import Postgres
-from migrations.roles import (
+from lambda_pg_cdk.local.servers.passwords import machine_made_password
+from lambda_pg_cdk.local.servers.postgres import Postgres
+from lambda_pg_cdk.migrations.roles import (
     GROUP,
     IAM,
     PROXY,
@@ -32,9 +32,9 @@ from migrations.roles import (
     UnboundLoginError,
     admit,
 )
-from migrations.roles import LOCK as ROLES_LOCK
-from migrations.run import LOCK, Connections, Owner, migrate
-from migrations.upgrade import SCRIPTS, MigrationError, Outcome
+from lambda_pg_cdk.migrations.roles import LOCK as ROLES_LOCK
+from lambda_pg_cdk.migrations.run import LOCK, Connections, Owner, migrate
+from lambda_pg_cdk.migrations.upgrade import SCRIPTS, MigrationError, Outcome
 from tests.integration.functions import load_function
 from tests.integration.layer import Context
 from tests.integration.servers import SecretsService
@@ -169,7 +169,7 @@ def function(
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)
-    return load_function("migrate")
+    return load_function("operations/migrate")
 
 
 @pytest.fixture
@@ -763,7 +763,7 @@ def test_the_function_is_told_that_a_database_is_shared(
     login = {"username": target.login.name, "password": PASSWORD}
     monkeypatch.setenv("APP_SECRET_ARN", secrets_service.create(login))
     monkeypatch.setenv("SHARED_DATABASE", shared)
-    load_function("migrate").handler({}, Context(30))
+    load_function("operations/migrate").handler({}, Context(30))
     with target.connect() as connection:
         assert connection.execute("SHOW statement_timeout").fetchone() == ("7s",)
         public = connection.execute(
@@ -906,7 +906,7 @@ def test_the_function_goes_on_by_token_where_the_password_is_not_taken(
     """In the deployment that makes the user one of IAM's, and in the next one."""
     monkeypatch.setenv("APP_USER", target.login.name)
     monkeypatch.setenv("OWNER_BY_TOKEN", "1")
-    function = load_function("migrate")
+    function = load_function("operations/migrate")
     asked: list[str] = []
 
     class ByToken:

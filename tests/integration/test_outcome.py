@@ -25,10 +25,10 @@ from lambda_pg._outcome import SOUND, TransactionId
 from psycopg.rows import TupleRow
 
 from benchmarks.chaos.writers import believe
-from local import processes
-from local.fault_proxy import FaultProxy
-from local.postgres import Postgres
-from local.postgres_discovery import PostgresBinaries, find_postgres
+from lambda_pg_cdk.local import processes
+from lambda_pg_cdk.local.faults.proxy import FaultProxy
+from lambda_pg_cdk.local.install.postgres_discovery import PostgresBinaries, find_postgres
+from lambda_pg_cdk.local.servers.postgres import Postgres
 from tests.integration.layer import PASSWORD, Load, wait_until
 
 PARAMETERS = {"wal_writer_delay": "10s", "checkpoint_timeout": "1h"}

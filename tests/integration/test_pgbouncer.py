@@ -22,13 +22,13 @@ import psycopg
 import pytest
 from moto.secretsmanager.models import SecretsManagerBackend
 
-from local import processes
-from local.certificates import Authority
-from local.fault_proxy import FaultProxy, can_blackhole
-from local.passwords import machine_made_password
-from local.pgbouncer import PoolerError
-from local.postgres import Postgres
-from local.processes import wait_until
+from lambda_pg_cdk.local import processes
+from lambda_pg_cdk.local.faults.proxy import FaultProxy, can_blackhole
+from lambda_pg_cdk.local.processes import wait_until
+from lambda_pg_cdk.local.servers.certificates import Authority
+from lambda_pg_cdk.local.servers.passwords import machine_made_password
+from lambda_pg_cdk.local.servers.pgbouncer import PoolerError
+from lambda_pg_cdk.local.servers.postgres import Postgres
 from tests.integration.servers import (
     DATABASE,
     PoolerFixture,

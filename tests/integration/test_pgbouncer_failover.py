@@ -19,10 +19,10 @@ from lambda_pg._connection import Connection, Denial
 from psycopg import errors
 from psycopg.rows import TupleRow
 
-from local import processes
-from local.fault_proxy import FaultProxy
-from local.pgbouncer_discovery import PgBouncerBinary
-from local.postgres import Postgres
+from lambda_pg_cdk.local import processes
+from lambda_pg_cdk.local.faults.proxy import FaultProxy
+from lambda_pg_cdk.local.install.pgbouncer_discovery import PgBouncerBinary
+from lambda_pg_cdk.local.servers.postgres import Postgres
 from tests.integration.layer import scalar, settings_for, wait_until
 from tests.integration.servers import PoolerFixture, SecretsService, waiting_clients
 from tests.integration.switchover import (
@@ -229,7 +229,7 @@ def hosts(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Hosts:
     def start_privately(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
         return start([*private, "sh", *command], **options)
 
-    monkeypatch.setattr("local.pgbouncer.processes.start", start_privately)
+    monkeypatch.setattr("lambda_pg_cdk.local.servers.pgbouncer.processes.start", start_privately)
     return hosts
 
 

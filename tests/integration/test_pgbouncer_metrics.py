@@ -12,8 +12,8 @@ import psycopg
 import pytest
 from cryptography import x509
 
-from local.processes import wait_until
-from pgbouncer.primary import IS_IN_RECOVERY
+from lambda_pg_cdk.local.processes import wait_until
+from lambda_pg_cdk.pgbouncer.primary import IS_IN_RECOVERY
 from tests.integration.layer import Admin
 from tests.integration.servers import PoolerFixture
 from tests.integration.test_pgbouncer import answer, logs_in, pgbouncer_of, served_certificate
@@ -195,7 +195,7 @@ def test_the_days_that_a_certificate_has_left_are_told(
     lines = Lines(pooler)
     lines.await_more()
     assert told() == pytest.approx(days_left(pooler), abs=0.01)
-    monkeypatch.setattr("local.certificates.LIFETIME", timedelta(days=9))
+    monkeypatch.setattr("lambda_pg_cdk.local.servers.certificates.LIFETIME", timedelta(days=9))
     pooler.service.put(pooler.certificate_arn, pooler.certificate_content("127.0.0.1"))
     pooler.process.reload()
     wait_until(lambda: told() < 10, 10, "the other certificate")

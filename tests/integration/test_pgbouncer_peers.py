@@ -18,7 +18,7 @@ import psutil
 import psycopg
 import pytest
 
-from local.processes import wait_until
+from lambda_pg_cdk.local.processes import wait_until
 from tests.integration.servers import PoolerFixture
 from tests.integration.tasks import Service, Task
 from tests.integration.test_pgbouncer import answer

@@ -21,13 +21,13 @@ import psutil
 import psycopg
 import pytest
 
-from local import processes
-from local.processes import wait_until
-from pgbouncer.configuration import LISTEN_BACKLOG
-from pgbouncer.session import startup_message
-from pgbouncer.settings import Settings
-from pgbouncer.supervisor import open_files
-from stacks.pooler.pgbouncer import healthy_command
+from lambda_pg_cdk.local import processes
+from lambda_pg_cdk.local.processes import wait_until
+from lambda_pg_cdk.pgbouncer.configuration import LISTEN_BACKLOG
+from lambda_pg_cdk.pgbouncer.session import startup_message
+from lambda_pg_cdk.pgbouncer.settings import Settings
+from lambda_pg_cdk.pgbouncer.supervisor import open_files
+from lambda_pg_cdk.stacks.pooler.pgbouncer import healthy_command
 from tests.integration.servers import DATABASE, PoolerFixture, SecretsService, create_login
 from tests.integration.test_pgbouncer import answer, logs_in, pgbouncer_of
 

@@ -20,9 +20,9 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from local import processes
-from local.pgbouncer_discovery import PgBouncerBinary
-from local.postgres import Postgres
+from lambda_pg_cdk.local import processes
+from lambda_pg_cdk.local.install.pgbouncer_discovery import PgBouncerBinary
+from lambda_pg_cdk.local.servers.postgres import Postgres
 from tests.integration.servers import DATABASE, PoolerFixture, SecretsService
 
 Client = psycopg.Connection[Any]

@@ -10,11 +10,11 @@ import psutil
 import psycopg
 import pytest
 
-from local import processes
-from local.certificates import Authority
-from local.pgbouncer_discovery import find_pgbouncer, has_fixes
-from local.postgres import Postgres, PostgresError
-from local.postgres_discovery import PostgresNotFoundError, find_postgres
+from lambda_pg_cdk.local import processes
+from lambda_pg_cdk.local.install.pgbouncer_discovery import find_pgbouncer, has_fixes
+from lambda_pg_cdk.local.install.postgres_discovery import PostgresNotFoundError, find_postgres
+from lambda_pg_cdk.local.servers.certificates import Authority
+from lambda_pg_cdk.local.servers.postgres import Postgres, PostgresError
 
 
 def fetch(dsn: str, query: str) -> tuple[object, ...]:

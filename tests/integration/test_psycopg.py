@@ -17,7 +17,7 @@ import pytest
 from psycopg import AsyncConnection, errors
 from psycopg.rows import TupleRow
 
-from local.postgres import Postgres
+from lambda_pg_cdk.local.servers.postgres import Postgres
 
 Work = Callable[[AsyncConnection[TupleRow]], Awaitable[object]]
 

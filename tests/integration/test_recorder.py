@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from local.postgres import Postgres
+from lambda_pg_cdk.local.servers.postgres import Postgres
 from tests.integration.recorder import CANCEL, Profile, Recorder
 from tests.integration.servers import PoolerFixture
 

@@ -27,13 +27,13 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
 
-from local import processes
-from local.certificates import Authority
-from local.postgres import Postgres
-from migrations.roles import CLIENT_CHECK, GROUP, LOCK, Login, Timeouts
-from migrations.run import Connections, migrate
-from stacks.budget import login_limit, most_tasks
-from stacks.config import Config
+from lambda_pg_cdk.local import processes
+from lambda_pg_cdk.local.servers.certificates import Authority
+from lambda_pg_cdk.local.servers.postgres import Postgres
+from lambda_pg_cdk.migrations.roles import CLIENT_CHECK, GROUP, LOCK, Login, Timeouts
+from lambda_pg_cdk.migrations.run import Connections, migrate
+from lambda_pg_cdk.stage.budget import login_limit, most_tasks
+from lambda_pg_cdk.stage.loading import load_stage
 from tests.integration.functions import load_function
 from tests.integration.layer import (
     Admin,
@@ -204,7 +204,7 @@ def application(
     with psycopg.connect(postgres.superuser_dsn, autocommit=True) as admin:
         database, owner = sql.Identifier(made.database), sql.Identifier(str(master["user"]))
         admin.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(database, owner))
-        made.function = load_function("rotate")
+        made.function = load_function("operations/rotate")
         yield made
         admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(database))
         for user in made.users:
@@ -423,7 +423,7 @@ def test_a_next_user_who_is_not_next_is_refused(
     token = app.begin()
     app.take("createSecret", token)
     monkeypatch.setenv("ROTATION", "single")
-    app.function = load_function("rotate")
+    app.function = load_function("operations/rotate")
     with pytest.raises(app.function.RotationError, match="take the label AWSPENDING off") as caught:
         app.take("setSecret", token)
     assert all(repr(user) in str(caught.value) for user in app.users)
@@ -440,7 +440,7 @@ def test_a_database_that_is_away_is_told_with_who_wanted_to_come(
     app.take("createSecret", token)
     monkeypatch.setenv("PGPORT", str(processes.free_port()))
     monkeypatch.setenv("LAMBDA_PG_CHECKOUT_TIMEOUT", "0.3")
-    app.function = load_function("rotate")
+    app.function = load_function("operations/rotate")
     master = re.escape(f"as the master user, by the secret {app.function.settings.secret_arn}: ")
     with pytest.raises(app.function.RotationError, match=f"{master}.*refused"):
         app.take("setSecret", token)
@@ -514,7 +514,7 @@ def test_a_proxy_s_password_is_hashed_as_often_as_its_client_may_ask_for(
 ) -> None:
     """By a rotation and by the login that comes early, which is of the same secret."""
     monkeypatch.setenv("MANY_ROUNDS", many)
-    application.function = load_function("rotate")
+    application.function = load_function("operations/rotate")
     application.rotate()
     first = verifier_of(application, postgres)
     admit(application)
@@ -710,7 +710,7 @@ def test_a_server_that_is_not_verified_gets_no_password(
     other.write_text(Authority.create("other").pem)
     with monkeypatch.context() as changed:
         changed.setenv("PGSSLROOTCERT", str(other))
-        app.function = load_function("rotate")
+        app.function = load_function("operations/rotate")
     for step in STEPS[1:]:
         with pytest.raises(app.function.RotationError, match="certificate verify failed"):
             app.take(step, token)
@@ -923,7 +923,7 @@ def test_both_users_of_a_rotation_fill_the_line_of_the_budget_and_no_more(
     A pooler with its own bounds knows of 4 server connections; the budget counts 3 such tasks.
     """
     sizes = {"tasks": 1, "max_tasks": 1, "max_db_connections": 4}
-    config = Config.of_stage("dev", {"pgbouncer": sizes})
+    config = load_stage("dev", {"pgbouncer": sizes})
     application.deploy(login_limit=login_limit(config))
     with psycopg.connect(postgres.superuser_dsn, autocommit=True) as admin:
         for change in ("SET statement_timeout = '300s'", f"RESET {CLIENT_CHECK[0]}"):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from local import processes
+from lambda_pg_cdk.local import processes
 from tests.integration.control_plane import (
     ControlPlane,
     Invocation,

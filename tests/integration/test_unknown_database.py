@@ -16,8 +16,8 @@ from collections.abc import Iterator
 import pytest
 
 from benchmarks.cost.logins import OLD_VERSION
-from local.paths import cache_dir
-from local.pgbouncer_discovery import (
+from lambda_pg_cdk.layer.cache import cache_dir
+from lambda_pg_cdk.local.install.pgbouncer_discovery import (
     PgBouncerBinary,
     PgBouncerNotFoundError,
     find_pgbouncer,

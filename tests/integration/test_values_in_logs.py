@@ -14,7 +14,7 @@ from lambda_pg import Database
 from psycopg import errors, sql
 from psycopg.rows import TupleRow
 
-from local.postgres import Postgres
+from lambda_pg_cdk.local.servers.postgres import Postgres
 from tests.integration.layer import Admin, settings_for
 from tests.integration.servers import PoolerFixture
 

@@ -20,7 +20,7 @@ from lambda_pg import (
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import TupleRow
 
-from local.postgres import Postgres
+from lambda_pg_cdk.local.servers.postgres import Postgres
 from tests.integration.recorder import Message, Recorder, broken_rules
 from tests.integration.servers import DATABASE, PoolerFixture, create_login
 from tests.integration.test_recorder import LEAKS, PINS, socket_of

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from aws_cdk.cx_api import CloudAssembly
 
-from stacks import synthesis
-from stacks.synthesis import COMBINATIONS, new_app
+from lambda_pg_cdk.tools import synth as synthesis
+from lambda_pg_cdk.tools.synth import COMBINATIONS, new_app
 
 STAGES = synthesis.stages()
 

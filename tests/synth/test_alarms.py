@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from aws_cdk import App
 
-from app import build
-from pgbouncer.metrics import UNITS
-from stacks.config import CDK_JSON
-from stacks.database import REPORT, ROTATION_OFF
-from stacks.settings import ConfigurationError
+from lambda_pg_cdk.pgbouncer.metrics import UNITS
+from lambda_pg_cdk.stacks.app import build
+from lambda_pg_cdk.stacks.database import REPORT, ROTATION_OFF
+from lambda_pg_cdk.stage.loading import CDK_JSON
+from lambda_pg_cdk.stage.schema import ConfigurationError
 from tests.synth.conftest import Stage, synthesise
 
 ALARM = "AWS::CloudWatch::Alarm"

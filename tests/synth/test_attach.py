@@ -11,10 +11,10 @@ from aws_cdk import aws_ecr as ecr
 from aws_cdk import aws_lambda as lambda_
 from lambda_pg import Settings
 
-from app import build
-from stacks.budget import BudgetError
-from stacks.clients import AttachError, Cap, Clients
-from stacks.config import CDK_JSON
+from lambda_pg_cdk.stacks.app import build
+from lambda_pg_cdk.stacks.clients import AttachError, Cap, Clients
+from lambda_pg_cdk.stage.budget import BudgetError
+from lambda_pg_cdk.stage.loading import CDK_JSON
 from tests.synth.conftest import Resources
 
 PYTHON = lambda_.Runtime.PYTHON_3_13
@@ -260,7 +260,7 @@ def test_another_app_attaches_within_what_is_kept_for_it(
     changed = json.loads(CDK_JSON.read_text())
     changed["context"]["stages"]["dev"]["functions"] = {"other_clients": 20}
     (tmp_path / "cdk.json").write_text(json.dumps(changed))
-    monkeypatch.setattr("stacks.config.CDK_JSON", tmp_path / "cdk.json")
+    monkeypatch.setattr("lambda_pg_cdk.stage.loading.CDK_JSON", tmp_path / "cdk.json")
     app = App(outdir=str(tmp_path / "out"))
     stack = Stack(app, "Elsewhere")
     clients = Clients.of_another_app("dev")

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from stacks.functions import INTERFACES
-from stacks.published import VALUES
-from stacks.synthesis import COMBINATIONS
+from lambda_pg_cdk.stacks.functions import INTERFACES
+from lambda_pg_cdk.stage.parameters import PARAMETERS
+from lambda_pg_cdk.tools.synth import COMBINATIONS
 from tests.synth.conftest import Stage
 from tests.synth.walk import pages
 from tests.synth.walk.deployed import Deployed, as_list, labels, statements
@@ -96,7 +96,7 @@ def test_the_page_says_what_stays_privileged(prod: Stage) -> None:
     }
     (on,) = {resource for _, one in statements(policy) for resource in as_list(one["Resource"])}
     pattern = re.escape(on).replace(r"\*", ".*").replace("ACCOUNT", r"\d{12}")
-    for value in VALUES:
+    for value in PARAMETERS:
         assert re.fullmatch(
             pattern, f"arn:aws:ssm:eu-west-1:111122223333:parameter/lambda-pg/prod/{value}"
         )

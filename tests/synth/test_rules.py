@@ -11,7 +11,7 @@ import pytest
 from aws_cdk import App, Stack, Validations
 from aws_cdk import aws_lambda as lambda_
 
-from stacks.synthesis import everything, lint, new_app
+from lambda_pg_cdk.tools.synth import everything, lint, new_app
 from tests.synth.conftest import Stage
 
 

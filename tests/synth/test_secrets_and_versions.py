@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from stacks.servers import MASTER
-from stacks.synthesis import COMBINATIONS
+from lambda_pg_cdk.stacks.servers import MASTER
+from lambda_pg_cdk.tools.synth import COMBINATIONS
 from tests.synth.conftest import Stage, synthesise
 
 KEY = "arn:aws:kms:eu-west-1:111122223333:key/fedcba98-7654-3210-fedc-ba9876543210"

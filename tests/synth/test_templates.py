@@ -12,17 +12,17 @@ from aws_cdk import aws_ecr_assets as ecr_assets
 from lambda_pg import Settings
 from lambda_pg._profiles import FLOW_IDLE
 
-from functions.migration_provider.handler import ANSWERING, STARTING
-from layer.build import Target
-from pgbouncer.settings import Settings as PoolerSettings
-from stacks import assets
-from stacks.assets import pooler_context
-from stacks.budget import BudgetError
-from stacks.config import Config
-from stacks.database import ADMIT
-from stacks.image import LOCKS
-from stacks.published import VALUES
-from stacks.synthesis import COMBINATIONS, new_app
+from lambda_pg_cdk.layer.build import Target
+from lambda_pg_cdk.operations.migration_provider.handler import ANSWERING, STARTING
+from lambda_pg_cdk.pgbouncer.settings import Settings as PoolerSettings
+from lambda_pg_cdk.stacks import assets
+from lambda_pg_cdk.stacks.assets import pooler_context
+from lambda_pg_cdk.stacks.database import ADMIT
+from lambda_pg_cdk.stage.budget import BudgetError
+from lambda_pg_cdk.stage.loading import load_stage
+from lambda_pg_cdk.stage.parameters import PARAMETERS
+from lambda_pg_cdk.tools.image import LOCKS
+from lambda_pg_cdk.tools.synth import COMBINATIONS, new_app
 from tests.synth.conftest import Stage, synthesise
 
 SECRET = "AWS::SecretsManager::Secret"
@@ -327,7 +327,7 @@ def test_the_layer_understands_each_function_s_environment(local: Stage, folder:
     """What the stacks write is what the layer reads, without a problem."""
     environment = resolved(local.functions()[folder]["Environment"]["Variables"])
     settings = Settings.from_env(environment)
-    config = Config.of_stage("local")
+    config = load_stage("local")
     assert settings.sslmode == "verify-full"
     assert settings.dbname == config.database.name
     assert settings.application_name == folder
@@ -438,7 +438,7 @@ def test_other_packages_are_another_image(
     """A renewed lock has the next deployment build the image, though no code has changed."""
     files = pooler_context(Target("3.13", "arm64"))
     copy = shutil.copytree(files, tmp_path / "repository")
-    monkeypatch.setattr(assets, "ROOT", copy)
+    monkeypatch.setattr(assets, "PACKAGE", copy)
     before = image_hash(tmp_path / "before")
     assert image_hash(tmp_path / "again") == before
     renewed = copy / "pgbouncer" / lock
@@ -700,7 +700,7 @@ def test_what_is_published_is_what_the_page_promises(combinations: dict[str, Sta
         for parameter in each.all("AWS::SSM::Parameter").values()
         if "/" in (name := str(parameter["Properties"]["Name"]))
     }
-    assert found == set(VALUES)
+    assert found == set(PARAMETERS)
 
 
 def test_an_external_pooler_provisions_no_database_and_no_network(
@@ -743,7 +743,7 @@ def test_a_proxy_with_tokens_needs_no_secret(combinations: dict[str, Stage], dat
     assert not stage.all("AWS::SecretsManager::RotationSchedule")
     (group,) = stage.all("AWS::RDS::DBProxyTargetGroup").values()
     pool = group["Properties"]["ConnectionPoolConfigurationInfo"]
-    assert pool["ConnectionBorrowTimeout"] < Config.of_stage("dev").functions.checkout_timeout
+    assert pool["ConnectionBorrowTimeout"] < load_stage("dev").functions.checkout_timeout
     assert pool["MaxConnectionsPercent"] == 70
     variables = stage.functions()["users"]["Environment"]["Variables"]
     assert variables["LAMBDA_PG_AUTH"] == "iam"

@@ -9,7 +9,7 @@ from typing import Any
 import boto3
 import pytest
 
-from stacks.synthesis import COMBINATIONS
+from lambda_pg_cdk.tools.synth import COMBINATIONS
 from tests.synth.conftest import STAGES, Stage, Synthesised
 from tests.synth.walk import access, metrics, network, order, pages, width
 from tests.synth.walk.deployed import Deployed

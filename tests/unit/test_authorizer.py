@@ -8,10 +8,10 @@ from typing import Any
 import jwt
 import pytest
 
-from local.deployed import JwtAuthorizer
-from local.http_api import authorizer as module
-from local.http_api.authorizer import Authorizer, ForbiddenError, UnauthorizedError
-from local.issuer import AUDIENCE, Issuer
+from lambda_pg_cdk.local.deployed import JwtAuthorizer
+from lambda_pg_cdk.local.http_api import authorizer as module
+from lambda_pg_cdk.local.http_api.authorizer import Authorizer, ForbiddenError, UnauthorizedError
+from lambda_pg_cdk.local.http_api.issuer import AUDIENCE, Issuer
 
 ISSUER = Issuer.create("https://issuer.example")
 SETTINGS = JwtAuthorizer(ISSUER.url, (AUDIENCE,))

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from stacks.config import Config
-from stacks.settings import ConfigurationError, describe
+from lambda_pg_cdk.stage.config import Config
+from lambda_pg_cdk.stage.loading import load
+from lambda_pg_cdk.stage.schema import ConfigurationError, describe
 
 CONTEXT = json.loads((Path(__file__).parents[2] / "cdk.json").read_text())["context"]
 STAGE = "dev"
@@ -442,7 +443,7 @@ def configure(override: object, stage: str = STAGE) -> Config:
     """Read the stage as `cdk -c override=…` does."""
     stages = {**CONTEXT["stages"], stage: CONTEXT["stages"][STAGE]}
     asked = {"stages": stages, "stage": stage, "override": json.dumps(override)}
-    return Config.from_context(asked.get)
+    return load(asked.get)
 
 
 def sides(name: str) -> list[Any]:

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from local import json_process, processes
-from local.deployment import REPOSITORY
-from local.pooler_service import balancer as balancer_module
-from local.pooler_service.balancer import Targets, most_flows
-from local.pooler_service.front import Front
+from lambda_pg_cdk import PROJECT
+from lambda_pg_cdk.local import json_process, processes
+from lambda_pg_cdk.local.pooler_service import balancer as balancer_module
+from lambda_pg_cdk.local.pooler_service.balancer import Targets, most_flows
+from lambda_pg_cdk.local.pooler_service.front import Front
 
 A, B, C = "127.0.0.2", "127.0.0.3", "127.0.0.4"
 SECONDS = 10.0
@@ -42,8 +42,13 @@ class Balancer:
 
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "local.pooler_service.balancer", *2 * [str(self.port)]],
-                cwd=REPOSITORY,
+                [
+                    sys.executable,
+                    "-m",
+                    "lambda_pg_cdk.local.pooler_service.balancer",
+                    *2 * [str(self.port)],
+                ],
+                cwd=PROJECT,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=output,

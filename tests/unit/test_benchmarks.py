@@ -12,9 +12,9 @@ import pytest
 from benchmarks import plots, tables
 from benchmarks.cost import cold_start, first_request, logins, overhead, ratios, whole_request
 from benchmarks.cost.secrets_service import GET, answer
-from benchmarks.load import Outcome, summarise
 from benchmarks.report import PARTS, PICTURES, RESULTS, between
 from benchmarks.tables import OVERHEAD_TITLES, overhead_table
+from lambda_pg_cdk.local.load import Outcome, summarise
 
 MARKS = ("<!-- begin -->", "<!-- end -->")
 ORIGIN = {

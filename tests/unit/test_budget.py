@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stacks.budget import (
+from lambda_pg_cdk.stage.budget import (
     MIGRATIONS,
     PROXY,
     ROTATION,
@@ -25,9 +25,10 @@ from stacks.budget import (
     login_limit,
     rolling_tasks,
 )
-from stacks.capacity import RESERVED, max_connections
-from stacks.config import Config
-from stacks.synthesis import COMBINATIONS, stages
+from lambda_pg_cdk.stage.capacity import RESERVED, max_connections
+from lambda_pg_cdk.stage.config import Config
+from lambda_pg_cdk.stage.loading import load_stage
+from lambda_pg_cdk.tools.synth import COMBINATIONS, stages
 
 Chance = random.Random
 USERS = Client("users", 50)
@@ -38,7 +39,7 @@ SMALL = {"cpu": 256, "memory": 512}
 
 def budget(stage: str = "dev", *clients: Client, **override: object) -> Budget:
     """Add up a stage with some settings changed."""
-    return budget_of(Config.of_stage(stage, override), clients)
+    return budget_of(load_stage(stage, override), clients)
 
 
 def server(found: Budget) -> Sum:
@@ -63,17 +64,17 @@ def test_a_deployment_doubles_the_tasks_that_autoscaling_may_have_made() -> None
 def test_postgresql_limits_each_user_to_its_part_of_the_pooler_s_line() -> None:
     """Both users of a rotation together stay within the line, with backends nobody waits for."""
     line = server(budget("dev")).lines[0].connections
-    limit = login_limit(Config.of_stage("dev"))
+    limit = login_limit(load_stage("dev"))
     assert limit == (3 * 2 + 3) * (15 // 2)
     assert line - 9 <= 2 * limit <= line
-    single = Config.of_stage("dev", {"database": {"rotation": "single"}})
+    single = load_stage("dev", {"database": {"rotation": "single"}})
     assert login_limit(single) == line
 
 
 @given(st.integers(2, 4000))
 def test_no_user_of_a_rotation_can_take_all_server_connections(size: int) -> None:
     """The pools of both fit into the bound that they share, so each has a part for itself."""
-    config = Config.of_stage("dev", {"pgbouncer": {"max_db_connections": size}})
+    config = load_stage("dev", {"pgbouncer": {"max_db_connections": size}})
     assert 1 <= config.pool_size < size
     assert 2 * config.pool_size <= size
 
@@ -83,7 +84,7 @@ def test_no_user_of_a_rotation_can_take_all_server_connections(size: int) -> Non
 )
 def test_others_have_no_limit(override: dict[str, Any]) -> None:
     """The control of the storm shows a function without a budget; other poolers have their own."""
-    assert login_limit(Config.of_stage("dev", override)) == -1
+    assert login_limit(load_stage("dev", override)) == -1
 
 
 @pytest.mark.parametrize(
@@ -341,7 +342,7 @@ def test_one_task_may_be_away() -> None:
 
 def test_other_apps_get_what_the_stage_keeps_for_them() -> None:
     """What an app of its own attaches is held against functions.other_clients."""
-    config = Config.of_stage("dev", {"functions": {"other_clients": 100}})
+    config = load_stage("dev", {"functions": {"other_clients": 100}})
     allowance_of(config, [Client("orders", 50)]).check()
     with pytest.raises(BudgetError, match=r"are 2 more than functions.other_clients of the stage"):
         allowance_of(config, [Client("orders", 51)]).check()
@@ -494,5 +495,5 @@ def test_no_accepted_fleet_is_refused_by_the_pooler(
 
 def test_the_limit_is_the_parameter_group_s_or_the_formula_s() -> None:
     """A setting beats what the size would have."""
-    given_, source = max_connections(Config.of_stage("dev"))
+    given_, source = max_connections(load_stage("dev"))
     assert (given_, source) == (150, "database.max_connections")

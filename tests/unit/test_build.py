@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from layer import build
-from layer.build import PYTHONS, BuildError, Target, assemble, build_layer, pinned
+from lambda_pg_cdk import PROJECT
+from lambda_pg_cdk.layer import build
+from lambda_pg_cdk.layer.build import PYTHONS, BuildError, Target, assemble, build_layer, pinned
 
 HERE = Target.interpreter()
 FOREIGN = next(version for version in PYTHONS[1:] if version != HERE.python)
@@ -122,8 +123,8 @@ def test_checkouts_share_what_is_built(
 
 def layer_of(checkout: Path) -> build.Recipe:
     """Copy the layer's sources into another checkout; return how they are assembled there."""
-    copy = shutil.copytree(build.ROOT / "layer", checkout / "layer")
-    sources = ((copy / "python", "python"), (build.ROOT / "LICENSE", "LICENSE"))
+    copy = shutil.copytree(PROJECT / "layer", checkout / "layer")
+    sources = ((copy / "python", "python"), (PROJECT / "LICENSE", "LICENSE"))
     recipe = dataclasses.replace(build.LAYER, sources=sources)
     requirements, patch = copy / "requirements.txt", copy / (build.LAYER.patch or Path()).name
     return dataclasses.replace(recipe, requirements=requirements, patch=patch)
@@ -442,9 +443,9 @@ def test_wheels_that_cannot_be_had_are_named(tmp_path: Path) -> None:
 def test_the_command_line_prints_sizes(tmp_path: Path) -> None:
     """It copies the result to the output folder and says how large and how quick it is."""
     output = tmp_path / "layer"
-    command = [sys.executable, "-m", "layer.build", "--python", HERE.python]
+    command = [sys.executable, "-m", "lambda_pg_cdk.layer.build", "--python", HERE.python]
     command += ["--architecture", HERE.architecture, "--output", str(output)]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=build.ROOT)
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=PROJECT)
     for word in ("zipped", "unpacked", "imports"):
         assert word in shown.stdout
     assert build.tree_hash(output) in shown.stdout

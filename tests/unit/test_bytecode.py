@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from local import bytecode
+from lambda_pg_cdk.local.install import bytecode
 
 
 class Checkout:

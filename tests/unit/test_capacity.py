@@ -2,7 +2,11 @@
 
 import pytest
 
-from stacks.sizes import UnknownClassError, connections_of_acus, connections_of_class
+from lambda_pg_cdk.stage.capacity import (
+    UnknownClassError,
+    connections_of_acus,
+    connections_of_class,
+)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from cryptography import x509
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 from moto import mock_aws
 
-from functions.certificate import handler as certificate
+from lambda_pg_cdk.operations.certificate import handler as certificate
 
 NAME = "pooler.lambda-pg.internal"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

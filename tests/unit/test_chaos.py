@@ -11,7 +11,6 @@ import psutil
 import psycopg
 import pytest
 
-from benchmarks import faults
 from benchmarks.chaos import long
 from benchmarks.chaos.crashes import Count, Told
 from benchmarks.chaos.goals import Goal, Measures, longest_gap, measure, misses, timeline
@@ -27,9 +26,10 @@ from benchmarks.chaos.ledger import (
 )
 from benchmarks.chaos.run import GOALS, SILENT, Connects, draw, plan, shortfalls
 from benchmarks.chaos.steady import outcome_of
-from benchmarks.faults import FAULTS
 from benchmarks.tables import chaos_summary, chaos_table, crashes_table
-from local import processes
+from lambda_pg_cdk.local import processes
+from lambda_pg_cdk.local.faults import catalogue as faults
+from lambda_pg_cdk.local.faults.catalogue import FAULTS
 
 TOTAL = ACCOUNTS * OPENING_BALANCE
 CHECKOUT = 3.0

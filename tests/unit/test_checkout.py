@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from local import checkout
-from local.installed import InstallError
+from lambda_pg_cdk.local.install import checkout
+from lambda_pg_cdk.local.install.installed import InstallError
 
 NPM = """#!/bin/sh
 echo ran >> {log}

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from lambda_pg._connector import OLDEST_SERVER
 
-from local.postgres_discovery import npm_version
-from stacks.config import Config
+from lambda_pg_cdk.local.install.postgres_discovery import npm_version
+from lambda_pg_cdk.stage.loading import load_stage
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "pooling.md").read_text()
@@ -63,7 +63,7 @@ def test_postgresql_is_the_one_that_the_tests_ask_for() -> None:
 
 def test_what_is_tested_beside_what_is_deployed_is_said() -> None:
     """A stage begins with one version, and npm has another: the page names both."""
-    database = Config.of_stage("prod").database
+    database = load_stage("prod").database
     deployed = f"{database.major_version}.{database.minor_version}"
     tested = npm_version(database.major_version).partition(".0-")[0]
     text = " ".join(PAGE.split())

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from stacks.config import Config
-from stacks.settings import ConfigurationError, describe
+from lambda_pg_cdk.stage.config import Config
+from lambda_pg_cdk.stage.loading import load, load_stage
+from lambda_pg_cdk.stage.schema import ConfigurationError, describe
 
 CONTEXT = json.loads((Path(__file__).parents[2] / "cdk.json").read_text())["context"]
 
@@ -20,7 +21,7 @@ PAUSING = {"pooler": "rds-proxy", "database": {"kind": "aurora", "min_acu": 0}}
 def configure(stage: str = "dev", override: object = None, **context: Any) -> Config:
     """Read a stage as `cdk -c stage=… -c override=…` does."""
     text = json.dumps(override) if override is not None else None
-    return Config.from_context({**CONTEXT, "stage": stage, "override": text, **context}.get)
+    return load({**CONTEXT, "stage": stage, "override": text, **context}.get)
 
 
 def problems(override: object, stage: str = "dev") -> tuple[str, ...]:
@@ -38,7 +39,7 @@ def test_every_stage_of_cdk_json_is_right(stage: str) -> None:
 
 def test_dev_is_the_default_stage() -> None:
     """Without `-c stage` nothing is deployed by mistake to where it matters."""
-    assert Config.from_context(CONTEXT.get).stage == "dev"
+    assert load(CONTEXT.get).stage == "dev"
 
 
 def test_an_override_is_merged_deeply() -> None:
@@ -131,7 +132,7 @@ def test_a_missing_setting_is_named() -> None:
 def test_an_override_that_is_no_json_is_refused() -> None:
     """The message says where it stops being JSON."""
     with pytest.raises(ConfigurationError, match=r"override = .*allowed is JSON.*column"):
-        Config.from_context({**CONTEXT, "override": "{'a': 1}"}.get)
+        load({**CONTEXT, "override": "{'a': 1}"}.get)
 
 
 @pytest.mark.parametrize(
@@ -198,10 +199,10 @@ def test_an_external_pooler_in_a_network_needs_its_port() -> None:
 
 def test_a_stage_can_be_read_by_name() -> None:
     """From another app or program, which has no context of ours."""
-    assert Config.of_stage("prod", {"log_retention_days": 1}).log_retention_days == 1
-    assert Config.of_stage("prod").stack_prefix == "LambdaPg-prod"
-    assert Config.of_stage("prod", {"app": "web-shop"}).stack_prefix == "WebShop-prod"
-    assert Config.of_stage("prod", {"app": "web-shop"}).zone == "prod.web-shop.internal"
+    assert load_stage("prod", {"log_retention_days": 1}).log_retention_days == 1
+    assert load_stage("prod").stack_prefix == "LambdaPg-prod"
+    assert load_stage("prod", {"app": "web-shop"}).stack_prefix == "WebShop-prod"
+    assert load_stage("prod", {"app": "web-shop"}).zone == "prod.web-shop.internal"
 
 
 def test_every_setting_says_what_it_means() -> None:

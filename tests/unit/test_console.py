@@ -13,12 +13,12 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from benchmarks.faults import Fault
-from console import actions, probe, steady
-from console.actions import Actions, BusyError
-from console.probe import Probe
-from console.server import FILES, HEADERS, Server
-from local.cloud import LocalCloud
+from lambda_pg_cdk.console import actions, probe, steady
+from lambda_pg_cdk.console.actions import Actions, BusyError
+from lambda_pg_cdk.console.probe import Probe
+from lambda_pg_cdk.console.server import FILES, HEADERS, Server
+from lambda_pg_cdk.local.cloud import LocalCloud
+from lambda_pg_cdk.local.faults.catalogue import Fault
 
 Work = Callable[[aiohttp.ClientSession, str], Awaitable[Any]]
 

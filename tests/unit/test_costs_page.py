@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from stacks.config import Config
+from lambda_pg_cdk.stage.loading import load
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "costs.md").read_text()
@@ -151,7 +151,7 @@ def test_no_amount_stands_outside_of_the_tables() -> None:
 def test_the_stages_are_those_of_cdk_json(stage: str) -> None:
     """Whoever changes a stage's size changes what it costs."""
     context = json.loads((ROOT / "cdk.json").read_text())["context"]
-    config = Config.from_context({**context, "stage": stage}.get)
+    config = load({**context, "stage": stage}.get)
     (rows,) = [rows for rows in tables() if rows[-1].what == f"**{stage}**"]
     written = {row.what: row.arithmetic.replace(TIMES, "*") for row in rows}
     tasks, zones = config.pgbouncer, "_multi_az" if config.database.multi_az else ""

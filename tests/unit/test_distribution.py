@@ -134,6 +134,7 @@ def test_building_leaves_nothing_behind() -> None:
         "README.md",
         "__pycache__",
         "build.py",
+        "cache.py",
         "psycopg-3.3.9.patch",
         "pyproject.toml",
         "python",

@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from stacks.config import Config
-from stacks.settings import REQUIRED, Rule, describe
+from lambda_pg_cdk.stage.config import Config
+from lambda_pg_cdk.stage.schema import REQUIRED, Rule, describe
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = (ROOT / "docs" / "configuration.md").read_text()

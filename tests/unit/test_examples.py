@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from lambda_pg import Settings
 
-from stacks.config import Config
-from stacks.published import FOR_CLIENTS
+from lambda_pg_cdk.stage.loading import load
+from lambda_pg_cdk.stage.parameters import FOR_CLIENTS
 from tests import examples
 from tests.examples import CA, SECRET, VALUES, Example
 
@@ -119,7 +119,7 @@ def test_the_role_has_the_policy_for_a_vpc(path: Path) -> None:
 
 def test_runtime_and_architecture_are_the_layer_s(example: Example) -> None:
     """The layer holds binaries: it runs on what the stage builds it for."""
-    config = Config.from_context({**CONTEXT, "stage": "dev"}.get)
+    config = load({**CONTEXT, "stage": "dev"}.get)
     assert example.runtime == f"python{config.python}"
     assert example.architectures == [config.architecture]
 

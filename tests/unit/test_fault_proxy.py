@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from local.fault_proxy import Connections, Direction, FaultProxy, can_blackhole
+from lambda_pg_cdk.local.faults.proxy import Connections, Direction, FaultProxy, can_blackhole
 
 QUIET = 0.1
 """Seconds without a byte after which a test believes that none comes."""

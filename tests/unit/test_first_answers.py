@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from benchmarks import demo
-from local import cli
-from local import cloud as local_cloud
-from local.cloud import LocalCloud, UnhealthyError
-from local.issuer import Issuer
-from local.state import State, lock
+from lambda_pg_cdk.local import cli
+from lambda_pg_cdk.local import cloud as local_cloud
+from lambda_pg_cdk.local.cloud import LocalCloud, UnhealthyError
+from lambda_pg_cdk.local.http_api.issuer import Issuer
+from lambda_pg_cdk.local.state import State, lock
 
 REASON = "connection failed: server closed the connection unexpectedly"
 

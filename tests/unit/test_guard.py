@@ -16,10 +16,11 @@ from botocore.credentials import Credentials
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from local import guard, signatures
-from local.processes import open_log
-from local.signatures import Request, presign
-from local.state import State, lock
+from lambda_pg_cdk.local.control_plane import signatures
+from lambda_pg_cdk.local.control_plane.signatures import Request, presign
+from lambda_pg_cdk.local.http import guard
+from lambda_pg_cdk.local.processes import open_log
+from lambda_pg_cdk.local.state import State, lock
 
 PORT = 4566
 OWN = {"host": f"127.0.0.1:{PORT}"}
@@ -255,7 +256,9 @@ def test_a_folder_of_another_account_is_not_used(
 ) -> None:
     """Its owner could read the key, and replace what the cloud runs."""
     (tmp_path / "state").mkdir()
-    monkeypatch.setattr("local.state.os", SimpleNamespace(**{**vars(os), "geteuid": lambda: 12345}))
+    monkeypatch.setattr(
+        "lambda_pg_cdk.local.state.os", SimpleNamespace(**{**vars(os), "geteuid": lambda: 12345})
+    )
     with pytest.raises(PermissionError, match=r"belongs to another account.*LAMBDA_PG_STATE_DIR"):
         lock(tmp_path / "state")
 

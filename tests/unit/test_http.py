@@ -11,7 +11,7 @@ import pytest
 from lambda_pg import _http, _profiles
 from lambda_pg._http import post
 
-from local.certificates import Authority
+from lambda_pg_cdk.local.servers.certificates import Authority
 
 AWS = "secretsmanager.us-east-1.amazonaws.com"
 ELSEWHERE = "secrets.example.com"

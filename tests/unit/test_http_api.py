@@ -7,19 +7,19 @@ from typing import Any
 import jwt
 import pytest
 
-from local.deployed import Api, Cors, JwtAuthorizer, Route, Throttle
-from local.http_api.authorizer import granted_scopes, verify
-from local.http_api.cors import allowed_headers, preflight
-from local.http_api.events import (
+from lambda_pg_cdk.local.deployed import Api, Cors, JwtAuthorizer, Route, Throttle
+from lambda_pg_cdk.local.http_api.authorizer import granted_scopes, verify
+from lambda_pg_cdk.local.http_api.cors import allowed_headers, preflight
+from lambda_pg_cdk.local.http_api.events import (
     HttpRequest,
     MalformedResponseError,
     build_event,
     claim_text,
     read_response,
 )
-from local.http_api.routes import Match, find_route
-from local.http_api.throttle import Bucket
-from local.issuer import Issuer
+from lambda_pg_cdk.local.http_api.issuer import Issuer
+from lambda_pg_cdk.local.http_api.routes import Match, find_route
+from lambda_pg_cdk.local.http_api.throttle import Bucket
 
 SUBJECT = "6f1c7a52-4f8e-4e0e-9a55-0b1c1a2b3c4d"
 

@@ -1,6 +1,6 @@
 """What the API remembers of its answers."""
 
-from local.http_api.history import KEPT, History
+from lambda_pg_cdk.local.http_api.history import KEPT, History
 
 
 class Clock:

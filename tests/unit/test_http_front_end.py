@@ -11,12 +11,12 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from local.deployed import Api, Cors, JwtAuthorizer, Route, Throttle
-from local.environments.environment import Outcome
-from local.environments.fleet import ThrottledError
-from local.http_api.history import History
-from local.http_api.server import HttpApi
-from local.issuer import AUDIENCE, Issuer
+from lambda_pg_cdk.local.deployed import Api, Cors, JwtAuthorizer, Route, Throttle
+from lambda_pg_cdk.local.environments.fleet import ThrottledError
+from lambda_pg_cdk.local.environments.invocation import Outcome
+from lambda_pg_cdk.local.http_api.history import History
+from lambda_pg_cdk.local.http_api.issuer import AUDIENCE, Issuer
+from lambda_pg_cdk.local.http_api.server import HttpApi
 
 OPEN = Route("ANY /open", "f", "2.0", 5.0)
 Answer = tuple[int, dict[str, str], Any]

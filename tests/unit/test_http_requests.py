@@ -2,7 +2,7 @@
 
 import pytest
 
-from local.http_requests import (
+from lambda_pg_cdk.local.http.requests import (
     MAX_HEAD_BYTES,
     Request,
     RequestReader,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from local import installed
+from lambda_pg_cdk.local.install import installed
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from benchmarks.load import Outcome, fire
-from local import processes
+from lambda_pg_cdk.local import processes
+from lambda_pg_cdk.local.load import Outcome, fire
 
 WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nyes"
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from local import cli
-from local.options import Options
+from lambda_pg_cdk.local import cli
+from lambda_pg_cdk.local.options import Options
 
 
 class Started(Exception):  # noqa: N818  # it ends a command that would wait

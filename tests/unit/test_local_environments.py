@@ -15,13 +15,14 @@ import psutil
 import pytest
 
 from benchmarks.storm.accounting import Usage
-from local import installed
-from local.deployed import Function, Start
-from local.environments.account import PRIVATE_BYTES, Account, UnknownFunctionError
-from local.environments.bootstrap import connect_patiently
-from local.environments.environment import Environment, Outcome, State
-from local.environments.fleet import Fleet, ThrottledError
-from local.environments.launcher import Surroundings
+from lambda_pg_cdk.local.deployed import Function, Start
+from lambda_pg_cdk.local.environments.account import PRIVATE_BYTES, Account, UnknownFunctionError
+from lambda_pg_cdk.local.environments.bootstrap import connect_patiently
+from lambda_pg_cdk.local.environments.environment import Environment, State
+from lambda_pg_cdk.local.environments.fleet import Fleet, ThrottledError
+from lambda_pg_cdk.local.environments.invocation import Outcome
+from lambda_pg_cdk.local.environments.launcher import Surroundings
+from lambda_pg_cdk.local.install import installed
 
 HANDLER = """
 import json, os, sys, time
@@ -750,7 +751,7 @@ def test_idle_environments_do_not_count_as_concurrency(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Lambda's limit is of events that run at the same time, in all functions together."""
-    monkeypatch.setattr("local.environments.account.CONCURRENCY", 2)
+    monkeypatch.setattr("lambda_pg_cdk.local.environments.account.CONCURRENCY", 2)
     account = Account(bench.around, 60)
 
     async def work() -> None:
@@ -771,7 +772,7 @@ def test_where_memory_is_short_the_longest_idle_environment_makes_room(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A function that was busy once does not keep others from running; busy ones stay."""
-    monkeypatch.setattr("local.environments.account._AT_LEAST", 2)
+    monkeypatch.setattr("lambda_pg_cdk.local.environments.account._AT_LEAST", 2)
     account = Account(bench.around, 60, memory=2 * PRIVATE_BYTES["restored"])
 
     async def work() -> None:

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from stacks.budget import LOGIN_MILLISECONDS, Cap, Client, LoginStorm, budget_of
-from stacks.config import Config
+from lambda_pg_cdk.stage.budget import LOGIN_MILLISECONDS, Cap, Client, LoginStorm, budget_of
+from lambda_pg_cdk.stage.config import Config
+from lambda_pg_cdk.stage.loading import load_stage
 
 BURST = 1000
 REFILL = 100.0
@@ -96,7 +97,7 @@ def lost(config: Config, clients: Sequence[Client], seed: int = 0) -> int:
 def stage(**override: Any) -> Config:
     """Change the stage `dev`, without clients of other apps unless these are said."""
     functions = {"other_clients": 0, **override.pop("functions", {})}
-    return Config.of_stage("dev", {**override, "functions": functions})
+    return load_stage("dev", {**override, "functions": functions})
 
 
 SIZES = st.sampled_from([(256, 512), (512, 1024), (1024, 2048)])
@@ -168,8 +169,8 @@ def test_the_last_login_ends_when_the_sum_says(count: int, cpu: int) -> None:
 def test_a_quarter_of_a_core_loses_most_of_a_storm_and_dev_nobody() -> None:
     """As `dev` was, and as it is: 2,000 environments and one task of two."""
     clients, small = [FREE, HEALTH], {"cpu": 256, "memory": 512}
-    assert lost(Config.of_stage("dev", {"pgbouncer": small}), clients) > 1000
-    assert lost(Config.of_stage("dev"), clients) == 0
+    assert lost(load_stage("dev", {"pgbouncer": small}), clients) > 1000
+    assert lost(load_stage("dev"), clients) == 0
 
 
 def test_a_deployment_brings_each_environment_of_a_reservation_once() -> None:

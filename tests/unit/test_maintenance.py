@@ -2,7 +2,7 @@
 
 import pytest
 
-from stacks.maintenance import backup_window, maintenance_window
+from lambda_pg_cdk.stage.maintenance import backup_window, maintenance_window
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,9 @@ case "$*" in
   *ensurepip*) exit {without_venv} ;;
   *--version*) echo "Python {version}" ;;
   "-m venv"*) echo "$*" >> "$INSTALLED"; mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;
-  "-m local.checkout uv") echo uv ;;
-  "-m local.checkout node_modules") npm ci ;;
-  "-m local up") echo "it started${{PYTHONDONTWRITEBYTECODE+ without bytecode}}" ;;
+  "-m lambda_pg_cdk.local.install.checkout uv") echo uv ;;
+  "-m lambda_pg_cdk.local.install.checkout node_modules") npm ci ;;
+  "-m lambda_pg_cdk.local up") echo "it started${{PYTHONDONTWRITEBYTECODE+ without bytecode}}" ;;
 esac
 """
 NODE = """#!/bin/sh

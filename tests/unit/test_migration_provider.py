@@ -10,10 +10,10 @@ from typing import Any, cast
 
 import pytest
 
-from functions.migration_provider import handler as provider
-from stacks.config import Config
-from stacks.migration import LONGEST
-from stacks.settings import Rule, describe
+from lambda_pg_cdk.operations.migration_provider import handler as provider
+from lambda_pg_cdk.stacks.migration import LONGEST
+from lambda_pg_cdk.stage.config import Config
+from lambda_pg_cdk.stage.schema import Rule, describe
 
 FUNCTION = "arn:aws:lambda:eu-west-1:111122223333:function:migrate:7"
 STACK = "arn:aws:cloudformation:eu-west-1:111122223333:stack/LambdaPg-dev-Api/guid"

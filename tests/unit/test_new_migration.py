@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from alembic.script import ScriptDirectory
 
-from migrations.new import NewMigrationError, main, write
-from migrations.upgrade import SCRIPTS, configure
+from lambda_pg_cdk.migrations.new import NewMigrationError, main, write
+from lambda_pg_cdk.migrations.upgrade import SCRIPTS, configure
 
 
 @pytest.fixture

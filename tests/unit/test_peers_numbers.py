@@ -4,9 +4,9 @@ import ipaddress
 
 import pytest
 
-from stacks.network import subnet_mask
-from stacks.pooler.peers import check_numbers
-from stacks.settings import ConfigurationError
+from lambda_pg_cdk.stacks.network import subnet_mask
+from lambda_pg_cdk.stacks.pooler.peers import check_numbers
+from lambda_pg_cdk.stage.schema import ConfigurationError
 
 
 @pytest.mark.parametrize("cidr", ["10.0.0.0/16", "10.0.0.0/20", "172.31.128.0/18", "10.9.8.0/24"])

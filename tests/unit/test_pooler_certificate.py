@@ -8,8 +8,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
-from local.certificates import Authority
-from pgbouncer.certificate import end_of
+from lambda_pg_cdk.local.servers.certificates import Authority
+from lambda_pg_cdk.pgbouncer.certificate import end_of
 
 BEGIN = datetime(2026, 11, 30, 8, 0, 0, tzinfo=UTC)
 Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey

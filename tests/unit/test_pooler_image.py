@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from local.pgbouncer import Pooler
-from pgbouncer.settings import Settings
-from stacks import image
+from lambda_pg_cdk.local.servers.pgbouncer import Pooler
+from lambda_pg_cdk.pgbouncer.settings import Settings
+from lambda_pg_cdk.tools import image
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = (ROOT / "pgbouncer" / "Dockerfile").read_text()

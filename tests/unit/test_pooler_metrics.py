@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from pgbouncer.metrics import COUNTED, UNITS, Tally, levels_of, rates_of, render, totals_of
-from pgbouncer.session import Row
-from pgbouncer.settings import MetricsSettings
+from lambda_pg_cdk.pgbouncer.metrics import (
+    COUNTED,
+    UNITS,
+    Tally,
+    levels_of,
+    rates_of,
+    render,
+    totals_of,
+)
+from lambda_pg_cdk.pgbouncer.session import Row
+from lambda_pg_cdk.pgbouncer.settings import MetricsSettings
 from tests.unit.embedded_metrics import assert_embedded_metrics
 
 SETTINGS = MetricsSettings(60, "LambdaPg", "dev")

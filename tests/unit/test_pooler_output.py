@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pgbouncer.output import LogHandler, Output
+from lambda_pg_cdk.pgbouncer.output import LogHandler, Output
 
 LINE = b"x" * 99 + b"\n"
 

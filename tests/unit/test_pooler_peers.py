@@ -17,9 +17,9 @@ from botocore.awsrequest import AWSResponse
 from botocore.exceptions import ClientError, EndpointConnectionError
 from urllib3 import HTTPResponse
 
-from pgbouncer.configuration import Console, Files, Group, Peer, render_ini
-from pgbouncer.peers import CloudMap, Peering, choose, own_address, peer_of
-from pgbouncer.settings import PeersSettings, Settings, SettingsError
+from lambda_pg_cdk.pgbouncer.configuration import Console, Files, Group, Peer, render_ini
+from lambda_pg_cdk.pgbouncer.peers import CloudMap, Peering, choose, own_address, peer_of
+from lambda_pg_cdk.pgbouncer.settings import PeersSettings, Settings, SettingsError
 
 OWN = Peer(258, "10.0.1.2")
 Set = Callable[[list[str] | Exception], Group]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pgbouncer.relay import CODE, REQUEST, Relay
+from lambda_pg_cdk.pgbouncer.relay import CODE, REQUEST, Relay
 
 SECONDS = 10
 

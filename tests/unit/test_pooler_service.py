@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from local import processes
-from local.deployed import PoolerService as Deployed
-from local.deployed import PoolerTask
-from local.pooler_service.service import PATIENCE, PoolerFailedError, PoolerService
-from local.pooler_service.task import Task
+from lambda_pg_cdk.local import processes
+from lambda_pg_cdk.local.deployed import PoolerService as Deployed
+from lambda_pg_cdk.local.deployed import PoolerTask
+from lambda_pg_cdk.local.pooler_service.service import PATIENCE, PoolerFailedError, PoolerService
+from lambda_pg_cdk.local.pooler_service.task import Task
 
 SECONDS = 20.0
 ARN = "arn:aws:ecs:us-east-1:000000000000:service/cluster/pooler"

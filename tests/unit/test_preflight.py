@@ -11,11 +11,12 @@ import boto3
 import pytest
 from botocore.stub import Stubber
 
-from stacks import preflight
-from stacks.config import Config
-from stacks.image import LOCKS
-from stacks.preflight import Finding
-from stacks.synthesis import COMBINATIONS
+from lambda_pg_cdk.stage.config import Config
+from lambda_pg_cdk.stage.loading import load, load_stage
+from lambda_pg_cdk.tools import preflight
+from lambda_pg_cdk.tools.image import LOCKS
+from lambda_pg_cdk.tools.preflight import Finding
+from lambda_pg_cdk.tools.synth import COMBINATIONS
 
 CONTEXT = json.loads((Path(__file__).parents[2] / "cdk.json").read_text())["context"]
 Answer = Callable[[Stubber], None]
@@ -24,7 +25,7 @@ Answer = Callable[[Stubber], None]
 def config(**override: object) -> Config:
     """Read stage dev with some settings changed."""
     context = {**CONTEXT, "stage": "dev", "override": json.dumps(override)}
-    return Config.from_context(context.get)
+    return load(context.get)
 
 
 def ask(check: preflight.Check, answer: Answer, **override: object) -> list[Finding]:
@@ -114,13 +115,11 @@ def test_only_what_a_stage_needs_is_asked_for() -> None:
     """Without PgBouncer neither a container builder nor Fargate, without RDS no engine."""
     for name in ("rds-proxy", "external"):
         override = COMBINATIONS["external" if name == "external" else "instance-rds-proxy"]
-        chosen = Config.of_stage("dev", override)
+        chosen = load_stage("dev", override)
         assert not list(preflight.check_fargate(chosen, nobody))
         assert not list(preflight.check_builder(chosen, {}))
         assert not list(preflight.check_lock(chosen, datetime.now(UTC)))
-    assert not list(
-        preflight.check_engine(Config.of_stage("dev", COMBINATIONS["external"]), nobody)
-    )
+    assert not list(preflight.check_engine(load_stage("dev", COMBINATIONS["external"]), nobody))
 
 
 def nobody(service: str) -> Any:
@@ -218,7 +217,7 @@ def test_roles_that_are_there_are_fine() -> None:
 )
 def test_only_roles_of_what_the_stage_creates_are_looked_for(name: str, count: int) -> None:
     """An existing database needs none; RDS Proxy is RDS's."""
-    roles = preflight._service_roles(Config.of_stage("dev", COMBINATIONS[name]))
+    roles = preflight._service_roles(load_stage("dev", COMBINATIONS[name]))
     assert len(roles) == count
 
 
@@ -303,7 +302,7 @@ def test_an_old_lock_of_the_image_is_a_warning(
     for name in LOCKS:
         locked = made if name == older else made + timedelta(days=20)
         (tmp_path / "pgbouncer" / name).write_text(f"snapshot {locked:%Y%m%dT%H%M%SZ}\n")
-    monkeypatch.setattr(preflight, "ROOT", tmp_path)
+    monkeypatch.setattr(preflight, "PACKAGE", tmp_path)
     (fresh,) = preflight.check_lock(config(), made + timedelta(days=30, hours=1))
     assert fresh.is_fine
     (old,) = preflight.check_lock(config(), made + timedelta(days=31))
@@ -455,12 +454,12 @@ def test_a_version_that_rds_has_installed_itself_is_no_change_of_the_instance() 
 
 def test_a_protected_stage_without_an_address_is_refused() -> None:
     """It would not synthesise; a stage that may be removed needs none."""
-    (found,) = preflight.check_alarms(Config.of_stage("prod"))
+    (found,) = preflight.check_alarms(load_stage("prod"))
     assert found.fails
     assert "observability.email = null with termination_protection = true" in found.what
     assert found.remedy.startswith("Set an address")
     address = {"observability": {"email": "somebody@example.com"}}
-    (found,) = preflight.check_alarms(Config.of_stage("prod", address))
+    (found,) = preflight.check_alarms(load_stage("prod", address))
     assert found.is_fine
     assert next(preflight.check_alarms(config())).is_fine
 
@@ -550,4 +549,4 @@ def test_before_the_first_deployment_no_server_is_behind() -> None:
     refused = refusing("get_parameter", "ParameterNotFound")
     assert ask(preflight.check_deployed_version, refused) == []
     external = COMBINATIONS["external"]
-    assert not list(preflight.check_deployed_version(Config.of_stage("dev", external), nobody))
+    assert not list(preflight.check_deployed_version(load_stage("dev", external), nobody))

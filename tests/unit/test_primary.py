@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pgbouncer.primary import (
+from lambda_pg_cdk.pgbouncer.primary import (
     LONG_PAUSE,
     LONGEST_FAILOVER,
     PAUSE,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from local import processes
+from lambda_pg_cdk.local import processes
 
 RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 LINUX = 32768

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from local.processes import wait_until
-from pgbouncer.pulse import IDLE_LOOKS, MOST_LOOKS, Usage, Verdict, usage_of
+from lambda_pg_cdk.local.processes import wait_until
+from lambda_pg_cdk.pgbouncer.pulse import IDLE_LOOKS, MOST_LOOKS, Usage, Verdict, usage_of
 
 STOPPED = Usage("T", 100)
 SLEEPING = Usage("S", 100)

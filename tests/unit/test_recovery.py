@@ -27,7 +27,7 @@ from lambda_pg._attempts import (
 )
 from lambda_pg._overload import FAILURES, PROBE_PAUSE, Breaker
 
-from pgbouncer.configuration import LOGIN_SECONDS, login_timeout
+from lambda_pg_cdk.pgbouncer.configuration import LOGIN_SECONDS, login_timeout
 
 WINDOW: Final = 3.0
 JITTER: Final = 0.05

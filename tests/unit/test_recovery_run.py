@@ -15,7 +15,7 @@ from benchmarks.chaos import long, recovery
 from benchmarks.chaos.recovery import PLAN, Balancer, Brake, Login, verdicts
 from benchmarks.storm.accounting import seconds_of
 from benchmarks.tables import recovery_table
-from local import processes
+from lambda_pg_cdk.local import processes
 
 
 def row(**changed: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from local.pooler_service.rolling import (
+from lambda_pg_cdk.local.pooler_service.rolling import (
     FIRST_ADDRESS,
     LAST_ADDRESS,
     LONGEST_PAUSE,

@@ -5,10 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from layer.roots import BLOCK, CERTIFICATES, RootsError, bundle_url, known_regions, take
-from local.certificates import Authority
-from stacks.config import Config
-from stacks.settings import ConfigurationError
+from lambda_pg_cdk.layer.roots import (
+    BLOCK,
+    CERTIFICATES,
+    RootsError,
+    bundle_url,
+    known_regions,
+    take,
+)
+from lambda_pg_cdk.local.servers.certificates import Authority
+from lambda_pg_cdk.stage.config import Config
+from lambda_pg_cdk.stage.loading import load_stage
+from lambda_pg_cdk.stage.schema import ConfigurationError
 
 REGION = "il-central-1"
 WITHOUT = [
@@ -30,7 +38,7 @@ WITHOUT = [
 def of_region(region: str, **settings: object) -> Config:
     """Read the stage dev as if it were in another region."""
     zones = [f"{region}a", f"{region}b"]
-    return Config.of_stage("dev", {"region": region, "availability_zones": zones, **settings})
+    return load_stage("dev", {"region": region, "availability_zones": zones, **settings})
 
 
 @pytest.mark.parametrize("region", WITHOUT)
@@ -40,7 +48,7 @@ def test_a_region_without_roots_is_refused(region: str) -> None:
         of_region(region)
     (problem,) = refused.value.problems
     assert f"region = '{region}'" in problem
-    assert f"python -m layer.roots {region}" in problem
+    assert f"python -m lambda_pg_cdk.layer.roots {region}" in problem
     assert "database.ca_file" in problem
 
 

@@ -7,8 +7,8 @@ import boto3
 import pytest
 from botocore.stub import Stubber
 
-from stacks.database import ADMIT, NO_QUOTING, REPORT, ROTATION_OFF
-from stacks.pooler.pgbouncer import METRICS
+from lambda_pg_cdk.stacks.database import ADMIT, NO_QUOTING, REPORT, ROTATION_OFF
+from lambda_pg_cdk.stacks.pooler.pgbouncer import METRICS
 from tests.integration.functions import load_function
 from tests.integration.layer import Context
 from tests.unit.canary import CANARY, assert_nowhere
@@ -29,7 +29,7 @@ def rotate(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("ROTATION", raising=False)
-    return load_function("rotate")
+    return load_function("operations/rotate")
 
 
 def test_it_brings_nothing_but_the_layer_and_boto3(
@@ -38,8 +38,8 @@ def test_it_brings_nothing_but_the_layer_and_boto3(
     """Its zip has the migrations' folder, for the roles, and not what migrations run on."""
     for name in ("alembic", "sqlalchemy", "mako"):
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delitem(sys.modules, "migrations.roles")
-    assert load_function("rotate").handler is not rotate.handler
+    monkeypatch.delitem(sys.modules, "lambda_pg_cdk.migrations.roles")
+    assert load_function("operations/rotate").handler is not rotate.handler
 
 
 def test_two_users_take_turns(rotate: ModuleType) -> None:

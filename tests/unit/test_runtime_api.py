@@ -13,8 +13,9 @@ import aiohttp
 import psutil
 import pytest
 
-from local.environments.environment import Environment, Failure, Outcome
-from local.environments.runtime_api import API_PREFIX, MAX_PAYLOAD_BYTES
+from lambda_pg_cdk.local.environments.environment import Environment
+from lambda_pg_cdk.local.environments.invocation import Failure, Outcome
+from lambda_pg_cdk.local.environments.runtime_api import API_PREFIX, MAX_PAYLOAD_BYTES
 
 ARN = "arn:aws:lambda:us-east-1:000000000000:function:fn"
 

@@ -29,7 +29,7 @@ from lambda_pg._secrets import (
     take_prefetched,
 )
 
-from local.certificates import Authority
+from lambda_pg_cdk.local.servers.certificates import Authority
 from tests.integration.servers import SecretsService
 from tests.unit.canary import CANARY, assert_nowhere
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from local import debian_packages, pgbouncer_discovery, postgres_discovery
-from local.debian_packages import (
+from lambda_pg_cdk.local.install import debian_packages, pgbouncer_discovery, postgres_discovery
+from lambda_pg_cdk.local.install.debian_packages import (
     DebianPackagesError,
     Source,
     machine_sources,
@@ -15,8 +15,12 @@ from local.debian_packages import (
     parse_sources,
     sources_of,
 )
-from local.pgbouncer_discovery import PgBouncerNotFoundError, find_pgbouncer, has_fixes
-from local.postgres_discovery import PostgresNotFoundError, find_postgres
+from lambda_pg_cdk.local.install.pgbouncer_discovery import (
+    PgBouncerNotFoundError,
+    find_pgbouncer,
+    has_fixes,
+)
+from lambda_pg_cdk.local.install.postgres_discovery import PostgresNotFoundError, find_postgres
 
 MIRROR = "http://mirror.example/debian"
 KEYS = "/usr/share/keyrings/debian-archive-keyring.gpg"
@@ -231,7 +235,7 @@ def test_without_apt_the_message_says_what_to_do(
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("LAMBDA_PG_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(pgbouncer_discovery, "PLACES", ())
-    monkeypatch.setattr("local.pgbouncer_discovery.shareable", _made)
+    monkeypatch.setattr("lambda_pg_cdk.local.install.pgbouncer_discovery.shareable", _made)
     with pytest.raises(PgBouncerNotFoundError, match="none is installed; apt-get is missing"):
         find_pgbouncer(report=lambda _: None)
 

@@ -16,7 +16,6 @@ from aiohttp import web
 
 from benchmarks import demo
 from benchmarks.conclusion import NOT_MEASURABLE, conclude
-from benchmarks.load import Outcome, summarise
 from benchmarks.storm import open_loop
 from benchmarks.storm.accounting import CpuSeconds, Waits
 from benchmarks.storm.connections import ConnectionLog, Observed, changes, most_within, observe
@@ -32,7 +31,6 @@ from benchmarks.storm.limits import Limits, calibrated
 from benchmarks.storm.meter import others_share
 from benchmarks.storm.rows import (
     Driver,
-    FunctionLog,
     Result,
     Row,
     Stage,
@@ -52,8 +50,9 @@ from benchmarks.storm.run import (
 )
 from benchmarks.storm.second_driver import outcomes_of
 from benchmarks.tables import STORM_TITLES, whole_storm_table
-from local.cloud import LocalCloud
-from stacks.assets import FUNCTIONS
+from lambda_pg_cdk.local.cloud import LocalCloud
+from lambda_pg_cdk.local.load import FunctionLog, Outcome, summarise
+from lambda_pg_cdk.stacks.assets import FUNCTIONS
 
 TOKEN = "a-token"
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
 
-import migrations.roles
-from pgbouncer.configuration import (
+import lambda_pg_cdk.migrations.roles
+from lambda_pg_cdk.pgbouncer.configuration import (
     Console,
     Files,
     User,
@@ -24,13 +24,19 @@ from pgbouncer.configuration import (
     render_users,
     scram_iterations,
 )
-from pgbouncer.files import Folder
-from pgbouncer.session import column_names, error_text, query_message, startup_message, values
-from pgbouncer.settings import MetricsSettings, PeersSettings, Settings, SettingsError
-from pgbouncer.supervisor import open_files
-from pgbouncer.vault import Certificate, Content, SecretUnusableError, Vault
-from stacks.config import PgBouncer
-from stacks.pooler.pgbouncer import OPEN_FILES
+from lambda_pg_cdk.pgbouncer.files import Folder
+from lambda_pg_cdk.pgbouncer.session import (
+    column_names,
+    error_text,
+    query_message,
+    startup_message,
+    values,
+)
+from lambda_pg_cdk.pgbouncer.settings import MetricsSettings, PeersSettings, Settings, SettingsError
+from lambda_pg_cdk.pgbouncer.supervisor import open_files
+from lambda_pg_cdk.pgbouncer.vault import Certificate, Content, SecretUnusableError, Vault
+from lambda_pg_cdk.stacks.pooler.pgbouncer import OPEN_FILES
+from lambda_pg_cdk.stage.config import PgBouncer
 
 USER_ARN = "arn:aws:secretsmanager:eu-west-1:000000000000:secret:user"
 LEAF_ARN = "arn:aws:secretsmanager:eu-west-1:000000000000:secret:leaf"
@@ -224,7 +230,7 @@ def test_every_default_that_does_not_fit_lambda_is_set(environment: dict[str, st
 def test_only_what_a_machine_made_goes_without_rounds(password: str, made: bool) -> None:
     """The pooler and the migrations, which make the database's verifiers, judge alike."""
     assert is_machine_made(password) is made
-    assert migrations.roles.is_machine_made(password) is made
+    assert lambda_pg_cdk.migrations.roles.is_machine_made(password) is made
 
 
 def test_one_chosen_password_brings_the_rounds_back(environment: dict[str, str]) -> None:

@@ -4,8 +4,8 @@ import shlex
 
 import pytest
 
-from stacks.config import Config
-from stacks.tunnel import NoTunnelError, commands
+from lambda_pg_cdk.stage.loading import load_stage
+from lambda_pg_cdk.tools.tunnel import NoTunnelError, commands
 
 PUBLISHED = {
     "/lambda-pg/dev/network/bastion": "i-0123456789abcdef0",
@@ -17,7 +17,7 @@ PUBLISHED = {
 
 def test_the_commands_name_what_is_deployed() -> None:
     """Instance, host and ports of the stage; certificate verified for the host itself."""
-    config = Config.of_stage("dev", {"network": {"bastion": True}})
+    config = load_stage("dev", {"network": {"bastion": True}})
     words = shlex.split(commands(config, PUBLISHED.get), comments=True)
     assert words[words.index("--target") + 1] == "i-0123456789abcdef0"
     assert words[words.index("--region") + 1] == "eu-west-1"
@@ -31,11 +31,11 @@ def test_the_commands_name_what_is_deployed() -> None:
 def test_a_stage_without_a_bastion_says_how_to_get_one() -> None:
     """No command is better than one that cannot work."""
     with pytest.raises(NoTunnelError, match=r"network\.bastion = false.*make deploy STAGE=dev"):
-        commands(Config.of_stage("dev"), PUBLISHED.get)
+        commands(load_stage("dev"), PUBLISHED.get)
 
 
 def test_a_stage_that_is_not_deployed_is_told_so() -> None:
     """Each parameter that is missing is named."""
-    config = Config.of_stage("dev", {"network": {"bastion": True}})
+    config = load_stage("dev", {"network": {"bastion": True}})
     with pytest.raises(NoTunnelError, match=r"/lambda-pg/dev/network/bastion, .*deploy the stage"):
         commands(config, lambda _name: None)

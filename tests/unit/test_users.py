@@ -38,7 +38,7 @@ def users(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)
-    return load_function("users")
+    return load_function("functions/users")
 
 
 def test_an_error_of_a_statement_leaves_without_its_values(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from lambda_pg._connector import TCP_USER_TIMEOUT
 
-from pgbouncer.configuration import login_timeout
+from lambda_pg_cdk.pgbouncer.configuration import login_timeout
 from tests.waits import IN_FLIGHT, RETRANSMISSIONS, SURVIVED, WAITS, survived
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "operations.md").read_text()

@@ -15,10 +15,10 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from local import processes
-from local.fault_proxy import can_blackhole
-from local.secrets_front import SecretsFront
-from local.wires import Wires
+from lambda_pg_cdk.local import processes
+from lambda_pg_cdk.local.control_plane.secrets_front import SecretsFront
+from lambda_pg_cdk.local.faults.proxy import can_blackhole
+from lambda_pg_cdk.local.faults.wires import Wires
 
 PATIENCE = 0.3
 """Seconds after which something that has not come is held back."""
@@ -144,7 +144,7 @@ def test_wires_that_ended_in_a_fault_say_so_and_open_again(tmp_path: Path, serve
         (process,) = [
             child
             for child in psutil.Process().children()
-            if "local.wires.process" in child.cmdline()
+            if "lambda_pg_cdk.local.faults.wires.process" in child.cmdline()
         ]
         process.kill()
         while process.is_running():  # noqa: ASYNC110 - another process has no event
@@ -233,7 +233,7 @@ def test_secrets_manager_fails_while_it_is_told_to(kind: str, status: int) -> No
 
 def test_a_slow_secrets_manager_answers_later(monkeypatch: pytest.MonkeyPatch) -> None:
     """By as much as it says, and well."""
-    monkeypatch.setattr("local.secrets_front.SLOW_SECONDS", PATIENCE)
+    monkeypatch.setattr("lambda_pg_cdk.local.control_plane.secrets_front.SLOW_SECONDS", PATIENCE)
 
     async def story(front: SecretsFront, ask: Callable[..., Awaitable[int]]) -> None:
         front.begin("slow")

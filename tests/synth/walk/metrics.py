@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pgbouncer.metrics import UNITS
-from stacks.database import REPORT, ROTATION_OFF
+from lambda_pg_cdk.pgbouncer.metrics import UNITS
+from lambda_pg_cdk.stacks.database import REPORT, ROTATION_OFF
 from tests.synth.walk import pages
 from tests.synth.walk.deployed import Deployed, Resource, labels, matches
 from tests.synth.walk.pages import LOOK_IT_UP, PERIOD, Metric

@@ -1,0 +1,83 @@
+"""Stand before the control plane for functions and pooler; let Secrets Manager fail on demand."""
+
+import asyncio
+import io
+from typing import Final, Literal, get_args
+
+import aiohttp
+from aiohttp import web
+from yarl import URL
+
+from lambda_pg_cdk.local.http import guard
+
+Kind = Literal["failing", "slow", "throttling"]
+KINDS: Final[tuple[str, ...]] = get_args(Kind)
+SLOW_SECONDS: Final = 1.5
+"""How much later a slow answer comes: under the checkout timeout, far over a usual answer."""
+
+_ANSWERS: Final = {
+    "failing": (500, "InternalServiceError", "An error occurred on the server side."),
+    "throttling": (400, "ThrottlingException", "Rate exceeded"),
+}
+_HOP = {"content-length", "transfer-encoding", "connection", "keep-alive"}
+
+
+class SecretsFront:
+    """Pass requests on; those to Secrets Manager suffer the faults that are there.
+
+    The control plane verifies the signature, in which this port's Host header is.
+    """
+
+    def __init__(self, endpoint: str, session: aiohttp.ClientSession) -> None:
+        """Take the address of the control plane."""
+        self._endpoint = endpoint
+        self._session = session
+        self._faults: set[str] = set()
+        self.struck = 0
+        """The number of requests that a fault has met."""
+
+    def begin(self, kind: str) -> None:
+        """Begin a fault; raise ValueError for an unknown one."""
+        if kind not in KINDS:
+            raise ValueError(f"{kind!r} is no fault of Secrets Manager: {', '.join(KINDS)}")
+        self._faults.add(kind)
+
+    def end(self, kind: str) -> None:
+        """End a fault, if it is there."""
+        self._faults.discard(kind)
+
+    async def handle(self, request: web.BaseRequest) -> web.Response:
+        """Answer one request."""
+        if reason := guard.refusal_of(request):
+            refusal = {"__type": "AccessDeniedException", "message": reason}
+            return web.json_response(refusal, status=403)
+        if self._faults and request.headers.get("X-Amz-Target", "").startswith("secretsmanager."):
+            self.struck += 1
+            if "slow" in self._faults:
+                await asyncio.sleep(SLOW_SECONDS)
+            for kind in self._faults & _ANSWERS.keys():
+                status, name, text = _ANSWERS[kind]
+                return web.json_response({"__type": name, "message": text}, status=status)
+        return await self._pass_on(request)
+
+    async def _pass_on(self, request: web.BaseRequest) -> web.Response:
+        headers = {k: v for k, v in request.headers.items() if k.lower() not in _HOP}
+        async with self._session.request(
+            request.method,
+            URL(f"{self._endpoint}{request.raw_path}", encoded=True),
+            headers=headers,
+            data=await _read(request),
+            allow_redirects=False,
+        ) as response:
+            kept = {k: v for k, v in response.headers.items() if k.lower() not in _HOP}
+            kept.pop("Content-Encoding", None)  # what is read here is decoded
+            return web.Response(status=response.status, headers=kept, body=await response.read())
+
+
+async def _read(request: web.BaseRequest) -> io.BytesIO:
+    """Read a body whole, of any size: aiohttp's own `read` takes 1 MiB."""
+    body = io.BytesIO()
+    async for chunk in request.content.iter_any():
+        body.write(chunk)
+    body.seek(0)
+    return body

@@ -1,0 +1,87 @@
+"""Stand over the daemon and see to it that nothing outlives it.
+
+The daemon may crash or be killed, and what it has started may have forked: the kernel gives such
+orphans to this process (Linux), and elsewhere they are found by the mark in their environment.
+"""
+
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+from lambda_pg_cdk.local.processes import open_log
+from lambda_pg_cdk.local.state import MARK, end, marked
+
+_PR_SET_CHILD_SUBREAPER = 36
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every process whose own parent ends (Linux only)."""
+    if sys.platform == "linux":
+        library = ctypes.CDLL(None, use_errno=True)
+        if library.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+
+
+def guard(folder: Path, options: str, leash: int) -> int:
+    """Run the daemon until it ends, then end what is left of it; return its exit code."""
+    adopt_orphans()
+    command = [
+        sys.executable,
+        "-m",
+        "lambda_pg_cdk.local.daemon.main",
+        str(folder),
+        options,
+        str(leash),
+    ]
+    with open_log(folder / "cloud.log") as log:
+        daemon = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stderr=log, pass_fds=[leash], start_new_session=True
+        )
+    os.close(leash)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # only the daemon reports progress
+
+    def forward(_number: int, _frame: FrameType | None) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(daemon.pid, signal.SIGTERM)
+
+    for number in _STOP_SIGNALS:
+        signal.signal(number, forward)
+    code = _reap_until(daemon.pid)
+    end_all(os.environ[MARK])
+    if code == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+    return code
+
+
+def _reap_until(daemon: int) -> int:
+    """Collect orphans until the daemon itself ends."""
+    while True:
+        pid, status = os.waitpid(-1, 0)
+        if pid == daemon:
+            return os.waitstatus_to_exitcode(status)
+
+
+def end_all(mark: str) -> None:
+    """End every child of this process and every marked process, until none is left."""
+    while True:
+        left = psutil.Process().children(recursive=True)
+        left += [process for process in marked(mark) if process not in left]
+        end(left)
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG) != (0, 0):
+                pass
+        if not psutil.Process().children() and not marked(mark):
+            return
+
+
+if __name__ == "__main__":
+    sys.exit(guard(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])))

@@ -1,0 +1,161 @@
+"""Fire requests at the same moment and keep what became of each."""
+
+import asyncio
+import re
+import statistics
+import time
+from collections import Counter
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit, urlunsplit
+
+import aiohttp
+import uvloop
+
+_STATUS: Final = re.compile(rb"HTTP/1\.1 (\d{3}) ")
+_LENGTH: Final = re.compile(rb"(?mi)^content-length: (\d+)\r?$")
+
+CAUSES: Final = (
+    "sorry, too many clients already",
+    "remaining connection slots are reserved",
+    "query_wait_timeout",
+    "client_login_timeout",
+    "server closed the connection unexpectedly",
+    "connection timeout expired",
+    "Connection refused",
+    "Task timed out",
+)
+"""What a line of a function's log names; the first one that it has counts."""
+
+UNEXPLAINED: Final = "not explained in the log"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One request: its status (0 when no answer came), its duration and what was wrong."""
+
+    status: int
+    seconds: float
+    cause: str
+
+    @property
+    def served(self) -> bool:
+        """Tell whether the caller got what it asked for."""
+        return self.status == 200
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a row of a table says of many outcomes; times are milliseconds."""
+
+    requests: int
+    served: int
+    failed: int
+    failures: dict[str, int]
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    max_ms: float
+    throughput_rps: float
+
+
+def fire(url: str, token: str, count: int, *, timeout: float = 60.0) -> tuple[list[Outcome], float]:
+    """Send `count` requests at once; return their outcomes and the seconds until the last."""
+    return uvloop.run(_fire(url, token, count, timeout))
+
+
+async def _fire(url: str, token: str, count: int, patience: float) -> tuple[list[Outcome], float]:
+    parts = urlsplit(url)
+    path = urlunsplit(("", "", parts.path, parts.query, ""))
+    fields = {"Host": parts.netloc, "Authorization": f"Bearer {token}", "Connection": "close"}
+    lines = [f"GET {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
+    message = "\r\n".join([*lines, "", ""]).encode()
+    address = parts.hostname or "", parts.port or 80
+    started = time.perf_counter()
+    requests = (_send_once(address, message, patience, started) for _ in range(count))
+    outcomes = await asyncio.gather(*requests)
+    return outcomes, time.perf_counter() - started
+
+
+async def _send_once(
+    address: tuple[str, int], message: bytes, patience: float, due: float
+) -> Outcome:
+    """Send one request over a new connection, with half of the processor time of aiohttp's client.
+
+    Its duration counts from `due`, a moment of `time.perf_counter`.
+    """
+    try:
+        async with asyncio.timeout(patience):
+            reader, writer = await asyncio.open_connection(*address)
+            with closing(writer):
+                writer.write(message)
+                head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    except (OSError, TimeoutError) as error:
+        return Outcome(0, time.perf_counter() - due, type(error).__name__)
+    seconds = time.perf_counter() - due
+    status, length = _STATUS.match(head), _LENGTH.search(head)
+    if status is None or length is None or int(length[1]) != len(body):
+        return Outcome(0, seconds, "half an answer")
+    code = int(status[1])
+    cause = "" if code == 200 else f"{code} {body[:80].decode(errors='replace')}"
+    return Outcome(code, seconds, cause)
+
+
+def session(token: str, patience: float = 60.0) -> aiohttp.ClientSession:
+    """Make a client without a limit of connections, for one caller of the API."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0),
+        timeout=aiohttp.ClientTimeout(total=patience),
+        headers={"Authorization": f"Bearer {token}"},
+    )
+
+
+async def timed_request(client: aiohttp.ClientSession, url: str, due: float) -> Outcome:
+    """Send one request; its duration counts from `due`, a moment of `time.perf_counter`."""
+    try:
+        async with client.get(url) as response:
+            body = await response.text()
+            cause = "" if response.status == 200 else f"{response.status} {body[:80]}"
+            return Outcome(response.status, time.perf_counter() - due, cause)
+    except (aiohttp.ClientError, TimeoutError) as error:
+        return Outcome(0, time.perf_counter() - due, type(error).__name__)
+
+
+def summarise(outcomes: list[Outcome], seconds: float) -> Summary:
+    """Count and rank; the latencies are those of all requests, failed ones too."""
+    times = sorted(outcome.seconds * 1000 for outcome in outcomes)
+    cuts = statistics.quantiles(times, n=100, method="inclusive")
+    failed = [outcome for outcome in outcomes if not outcome.served]
+    return Summary(
+        requests=len(outcomes),
+        served=len(outcomes) - len(failed),
+        failed=len(failed),
+        failures=dict(Counter(outcome.cause for outcome in failed).most_common()),
+        p50_ms=round(cuts[49], 1),
+        p95_ms=round(cuts[94], 1),
+        p99_ms=round(cuts[98], 1),
+        max_ms=round(times[-1], 1),
+        throughput_rps=round((len(outcomes) - len(failed)) / seconds, 1),
+    )
+
+
+class FunctionLog:
+    """What a function logs from now on: the API's answers hide causes, as they should."""
+
+    def __init__(self, path: Path) -> None:
+        """Remember where the log ends."""
+        self._path = path
+        self._end = path.stat().st_size if path.exists() else 0
+
+    def causes(self, summary: Summary) -> dict[str, int]:
+        """Name the causes of failed requests; without a log that fits, they are the answers'."""
+        said = self._path.read_bytes()[self._end :] if self._path.exists() else b""
+        text = said.decode(errors="replace")
+        named = (next((c for c in CAUSES if c in line), "") for line in text.splitlines())
+        counts = Counter(filter(None, named))
+        if not 0 < counts.total() <= summary.failed:
+            return {**summary.failures}
+        counts[UNEXPLAINED] = summary.failed - counts.total()
+        return {cause: count for cause, count in counts.most_common() if count}

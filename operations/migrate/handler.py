@@ -1,0 +1,144 @@
+"""Bring roles, timeouts and schema up to date over the direct address.
+
+CloudFormation runs it in a deployment that changes this function's version: its code, with the
+migrations in it, its settings or published values. In another one it does not run. It comes before
+the other functions get their new code; its failure rolls the deployment back and its message is
+what CloudFormation shows.
+"""
+
+import json
+import logging
+import os
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import boto3
+import psycopg
+from lambda_pg import CredentialsError, Database, Settings
+from lambda_pg._url import Url
+
+from lambda_pg_cdk.migrations.roles import Login, LoginError, Timeouts
+from lambda_pg_cdk.migrations.run import Connections, Owner, migrate
+
+ANSWERING = 2.0
+"""Seconds kept back from the wait for another migration, to tell who it was."""
+
+logger = logging.getLogger("migrate")
+logger.setLevel(logging.INFO)
+EXTERNAL = "PGHOST" not in os.environ
+"""Whether the database is somebody else's, and a secret with two URLs says where it is."""
+
+SHARED = EXTERNAL or os.environ.get("SHARED_DATABASE") == "1"
+"""Whether others use the database too, for whom nothing may change."""
+
+OWNER_BY_TOKEN = os.environ.get("OWNER_BY_TOKEN") == "1"
+"""Whether the owner may log in by a token too. Where the application does, RDS may take nothing
+else of the owner, who made the application's user and so is its member."""
+
+MANY_ROUNDS = os.environ.get("MANY_ROUNDS") == "1"
+"""Whether the application's password is hashed more often than our own clients need."""
+
+settings = Settings.from_env(direct=EXTERNAL)
+db = Database(settings)
+
+
+@db.bind_lambda_context
+def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
+    """Migrate, and answer with the revision reached and those applied on the way."""
+    patience = context.get_remaining_time_in_millis() / 1000 - ANSWERING
+    with ExitStack() as stack:
+        outcome = migrate(
+            log_in(stack, db),
+            read_login,
+            read_timeouts(),
+            patience=patience,
+            shared=SHARED,
+            connections=Connections(
+                server=read_number("MAX_CONNECTIONS"), login=read_number("LOGIN_LIMIT")
+            ),
+            owner=Owner(check_owner, OWNER_BY_TOKEN),
+        )
+    logger.info("schema is at revision %s, applied %s", outcome.revision, outcome.applied)
+    return {"revision": outcome.revision, "applied": outcome.applied}
+
+
+def log_in(stack: ExitStack, database: Database) -> psycopg.Connection[Any]:
+    """Connect as the owner until the stack ends: by password, else by token where that may be."""
+    try:
+        return stack.enter_context(database.connection())
+    except CredentialsError as refused:
+        if not OWNER_BY_TOKEN:
+            raise
+        logger.info("the owner's password is not taken, trying a token: %s", refused)
+        by_token = with_tokens()
+        stack.callback(by_token.close)
+        return stack.enter_context(by_token.connection())
+
+
+def with_tokens() -> Database:
+    """Make a second way to the database: as the same owner, by tokens of this function's role."""
+    owner = read_secret("LAMBDA_PG_SECRET_ARN")["username"]
+    region = settings.region or os.environ.get("AWS_REGION")
+    return Database(replace(settings, secret_arn=None, user=owner, auth="iam", region=region))
+
+
+def check_owner() -> None:
+    """Log in again over a new connection; raises psycopg's error if that fails."""
+    with ExitStack() as stack:
+        again = Database(settings)
+        stack.callback(again.close)
+        log_in(stack, again).execute("SELECT 1")
+
+
+def read_login() -> Login:
+    """Name the application's user: APP_USER logs in by IAM, another one is in a secret."""
+    if user := os.environ.get("APP_USER"):
+        return Login(user)
+    if EXTERNAL:
+        return login_of(read_secret("LAMBDA_PG_SECRET_ARN").get("url"))
+    fields = read_secret("APP_SECRET_ARN")
+    user, password = fields.get("username") or "", fields.get("password") or ""
+    return Login(user, password, many_rounds=MANY_ROUNDS)
+
+
+def read_secret(variable: str) -> dict[str, Any]:
+    """Read a secret as JSON."""
+    secrets = boto3.client("secretsmanager")
+    fields: dict[str, Any] = json.loads(
+        secrets.get_secret_value(SecretId=os.environ[variable])["SecretString"]
+    )
+    return fields
+
+
+def login_of(url: object) -> Login:
+    """Take the user and the password out of the pooled URL; raise `LoginError` without any of it.
+
+    Supabase's pooler takes `role.project` as the user, of which the database knows the role.
+    """
+    try:
+        parts = Url.parse(url if isinstance(url, str) else "")
+    except ValueError as error:
+        raise LoginError(f"the secret's field 'url' {error}") from None
+    name = parts.user or ""
+    if (parts.host or "").endswith(".pooler.supabase.com"):
+        name = name.rpartition(".")[0] or name
+    if not name or not parts.password:
+        raise LoginError("the secret's field 'url' names no user or no password: write both there")
+    return Login(name, parts.password, borrowed=True)
+
+
+def read_timeouts() -> Timeouts:
+    """Read the database's timeouts from the environment, in seconds."""
+    return Timeouts(
+        statement=int(os.environ["STATEMENT_TIMEOUT"]),
+        lock=int(os.environ["LOCK_TIMEOUT"]),
+        idle_in_transaction=int(os.environ["IDLE_IN_TRANSACTION_TIMEOUT"]),
+        transaction=int(os.environ.get("TRANSACTION_TIMEOUT", "0")),
+    )
+
+
+def read_number(variable: str) -> int | None:
+    """Read a number of connections; None where it is not ours to say."""
+    text = os.environ.get(variable)
+    return int(text) if text else None

@@ -1,0 +1,529 @@
+"""Look, before a deployment, at what it needs of the account and of this machine.
+
+    python -m lambda_pg_cdk.tools.preflight --stage dev
+
+Only reads. Every finding says what to do; the exit code is 0 when there is nothing to do.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.exceptions import BotoCoreError, ClientError
+
+from lambda_pg_cdk import PACKAGE
+from lambda_pg_cdk.stacks.published import published
+from lambda_pg_cdk.stage.budget import HEALTH_CONCURRENCY, BudgetError, budget_of, rolling_tasks
+from lambda_pg_cdk.stage.config import Config
+from lambda_pg_cdk.stage.consistency import alarm_problem
+from lambda_pg_cdk.stage.loading import load
+from lambda_pg_cdk.stage.maintenance import maintenance_window
+from lambda_pg_cdk.stage.schema import ConfigurationError
+from lambda_pg_cdk.tools.image import LOCKS, builder_problem, locked_at
+
+BOOTSTRAP_PARAMETER = "/cdk-bootstrap/hnb659fds/version"
+BOOTSTRAP_VERSION = 6
+LAMBDA_CONCURRENCY = "L-B99A9384"
+FARGATE_VCPUS = "L-3032A538"
+LEFT_UNRESERVED = 100
+"""Concurrent executions that Lambda keeps for functions without a reservation."""
+USEFUL_CONCURRENCY = 100
+"""Below this a storm is throttled by Lambda before it reaches the pool."""
+LOCK_DAYS = 30
+"""Days after which the image's packages are likely to lack security fixes."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at: what was found and, where it is not enough, what to do."""
+
+    what: str
+    remedy: str = ""
+    blocks: bool = True
+    """Whether a deployment has to wait until that is done."""
+
+    @property
+    def is_fine(self) -> bool:
+        """Tell whether nothing has to be done."""
+        return not self.remedy
+
+    @property
+    def fails(self) -> bool:
+        """Tell whether a deployment has to wait."""
+        return self.blocks and not self.is_fine
+
+    def __str__(self) -> str:
+        """Write it as a line, and the remedy below it."""
+        if self.is_fine:
+            return f"ok    {self.what}"
+        return f"{'FAIL' if self.blocks else 'WARN'}  {self.what}\n      {self.remedy}"
+
+
+Clients = Callable[[str], Any]
+Check = Callable[[Config, Clients], Iterator[Finding]]
+
+
+def check_account(config: Config, clients: Clients) -> Iterator[Finding]:
+    """Compare the credentials' account with the stage's."""
+    account = clients("sts").get_caller_identity()["Account"]
+    if config.account in {None, account}:
+        yield Finding(f"account {account}, region {config.region}")
+    else:
+        yield Finding(
+            f"the credentials are of account {account}, the stage's is {config.account}",
+            "Use credentials of that account, or change 'account' of the stage in cdk.json.",
+        )
+
+
+def check_zones(config: Config, clients: Clients) -> Iterator[Finding]:
+    """Ask whether the account has the stage's zones in its region."""
+    zones = clients("ec2").describe_availability_zones()["AvailabilityZones"]
+    there = {zone["ZoneName"] for zone in zones if zone["State"] == "available"}
+    missing = sorted(set(config.availability_zones) - there)
+    if missing:
+        yield Finding(
+            f"{config.region} has no {', '.join(missing)} for this account",
+            f"Choose among {', '.join(sorted(there))} in 'availability_zones' of the stage.",
+        )
+    else:
+        yield Finding(f"zones {', '.join(config.availability_zones)}")
+
+
+def check_bootstrap(config: Config, clients: Clients) -> Iterator[Finding]:
+    """Look for the bootstrap stack that uploads and roles come from."""
+    remedy = f"Run: node_modules/.bin/cdk bootstrap (region {config.region})"
+    try:
+        parameter = clients("ssm").get_parameter(Name=BOOTSTRAP_PARAMETER)["Parameter"]
+    except ClientError as error:
+        if error.response["Error"]["Code"] != "ParameterNotFound":
+            raise
+        yield Finding(f"{config.region} is not bootstrapped for the CDK", remedy)
+        return
+    version = int(parameter["Value"])
+    old = version < BOOTSTRAP_VERSION
+    yield Finding(f"bootstrap version {version}", f"{remedy}, it is too old" if old else "")
+
+
+def check_concurrency(config: Config, clients: Clients) -> Iterator[Finding]:
+    """Compare Lambda's concurrency with what the stage reserves; new accounts have 10.
+
+    Where nothing is reserved, few concurrent executions are a remark: the stage deploys, and Lambda
+    throttles it later. https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html
+    """
+    limits = clients("lambda").get_account_settings()["AccountLimit"]
+    total = limits["ConcurrentExecutions"]
+    # What the stage has reserved already, it has.
+    free = limits["UnreservedConcurrentExecutions"] + _held(config, clients)
+    users = config.functions.reserved_concurrency or 0
+    reserved = users + (HEALTH_CONCURRENCY if users else 0)
+    if reserved and free - reserved < LEFT_UNRESERVED:
+        yield Finding(
+            f"functions.reserved_concurrency = {users}, and {HEALTH_CONCURRENCY} for health, but "
+            f"{free} of {total} concurrent "
+            f"executions are unreserved and Lambda keeps {LEFT_UNRESERVED} of them",
+            f"Ask for more: {_increase(config, 'lambda', LAMBDA_CONCURRENCY)}, or set it to null.",
+        )
+    elif total < USEFUL_CONCURRENCY:
+        yield Finding(
+            f"Lambda runs {total} requests at once here, as in a new account",
+            f"Ask for more: {_increase(config, 'lambda', LAMBDA_CONCURRENCY)}",
+            blocks=False,
+        )
+    else:
+        yield Finding(f"Lambda runs {total} requests at once, {free} of them unreserved")
+
+
+def _held(config: Config, clients: Clients) -> int:
+    """Add up what functions of the stage reserve now; their names begin with their stack's."""
+    client = clients("lambda")
+    held = 0
+    for page in client.get_paginator("list_functions").paginate():
+        for function in page["Functions"]:
+            name = function["FunctionName"]
+            if name.startswith(f"{config.stack_prefix}-Api-"):
+                answer = client.get_function_concurrency(FunctionName=name)
+                held += answer.get("ReservedConcurrentExecutions", 0)
+    return held
+
+
+def check_fargate(config: Config, clients: Clients) -> Iterator[Finding]:
+    """Compare Fargate's vCPUs with the pooler in the middle of a deployment.
+
+    Too few for `pgbouncer.max_tasks` are a remark: the stage deploys, and cannot scale as far.
+    """
+    if config.pooler != "pgbouncer":
+        return
+    settings = config.pgbouncer
+    least, needed = (
+        rolling_tasks(tasks, settings.maximum_percent) * settings.cpu / 1024
+        for tasks in (settings.tasks, settings.max_tasks)
+    )
+    quota = _quota(clients("service-quotas"), "fargate", FARGATE_VCPUS)
+    what = (
+        f"Fargate may use {quota:g} vCPUs, the pooler needs {needed:g} while it is deployed with"
+        f" pgbouncer.max_tasks = {settings.max_tasks}, and {least:g} with {settings.tasks} tasks"
+    )
+    remedy = f"Ask for more: {_increase(config, 'fargate', FARGATE_VCPUS)}"
+    yield Finding(what, "" if quota >= needed else remedy, blocks=quota < least)
+
+
+def _quota(client: Any, service: str, code: str) -> float:
+    """Read a quota; one that was never applied to the account has AWS's default.
+
+    https://docs.aws.amazon.com/servicequotas/2019-06-24/apireference/API_GetServiceQuota.html
+    """
+    named = {"ServiceCode": service, "QuotaCode": code}
+    try:
+        answer = client.get_service_quota(**named)
+    except client.exceptions.NoSuchResourceException:
+        answer = client.get_aws_default_service_quota(**named)
+    return float(answer["Quota"]["Value"])
+
+
+def check_roles(config: Config, clients: Clients) -> Iterator[Finding]:
+    """Look for the roles that RDS, ECS and the scaling of ECS services act with.
+
+    AWS makes a missing one with the first resource of its service. ECS uses it in the same moment,
+    before all of IAM knows it, and the first stack of a new account then fails and works when it is
+    deployed again: https://github.com/aws-cloudformation/cloudformation-coverage-roadmap/issues/818
+    """
+    iam = clients("iam")
+    for service, role in _service_roles(config).items():
+        try:
+            iam.get_role(RoleName=role)
+        except ClientError as error:
+            if error.response["Error"]["Code"] != "NoSuchEntity":
+                raise
+            yield Finding(
+                f"the account has no role {role} yet; the first deployment may fail for it",
+                f"Run: aws iam create-service-linked-role --aws-service-name {service}",
+                blocks=False,
+            )
+        else:
+            yield Finding(f"role {role}")
+
+
+def _service_roles(config: Config) -> dict[str, str]:
+    """Name the service-linked roles of what the stage creates, by the service.
+
+    https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/UsingWithRDS.IAM.ServiceLinkedRoles.html
+    https://docs.aws.amazon.com/AmazonECS/latest/developerguide/using-service-linked-roles.html
+    https://docs.aws.amazon.com/autoscaling/application/userguide/application-auto-scaling-service-linked-roles.html
+    """
+    roles = {}
+    if config.database.kind in ENGINES or config.pooler == "rds-proxy":
+        roles["rds.amazonaws.com"] = "AWSServiceRoleForRDS"
+    if config.pooler == "pgbouncer":
+        roles["ecs.amazonaws.com"] = "AWSServiceRoleForECS"
+        if config.pgbouncer.max_tasks > config.pgbouncer.tasks:
+            scaling = "ecs.application-autoscaling.amazonaws.com"
+            roles[scaling] = "AWSServiceRoleForApplicationAutoScaling_ECSService"
+    return roles
+
+
+def check_engine(config: Config, clients: Clients) -> Iterator[Finding]:
+    """Ask whether RDS offers the stage's version of PostgreSQL in the region, and a newer one."""
+    settings = config.database
+    if settings.kind not in ENGINES:
+        return
+    version = f"{settings.major_version}.{settings.minor_version}"
+    offered = _offered(clients, ENGINES[settings.kind], settings.major_version)
+    if version not in offered:
+        yield Finding(
+            f"RDS does not offer PostgreSQL {version} in {config.region}",
+            f"Choose among {', '.join(offered)}: set database.minor_version in cdk.json.",
+        )
+        return
+    newest = _minor(offered[-1])
+    behind = newest > settings.minor_version
+    yield Finding(
+        f"PostgreSQL {version}" + (f"; RDS offers {offered[-1]}" if behind else ""),
+        f"Set database.minor_version to {newest} in cdk.json." if behind else "",
+        blocks=False,
+    )
+
+
+def check_deployed_version(config: Config, clients: Clients) -> Iterator[Finding]:
+    """Compare the version that the server runs with the newest that RDS offers of its major one."""
+    if config.database.kind == "none":
+        return
+    if config.database.kind == "existing" and config.database.existing.identifier is None:
+        yield Finding(
+            f"the version of {config.database.existing.host} is not checked:"
+            " database.existing.identifier is null"
+        )
+        return
+    server = _server(config, clients)
+    if server is None:
+        return
+    deployed, name = server["EngineVersion"], server["identifier"]
+    major, wanted = int(deployed.split(".")[0]), config.database.minor_version
+    offered = _offered(clients, server["Engine"], major)
+    newest = _minor(offered[-1]) if offered else 0
+    ours = config.database.kind in ENGINES and major == config.database.major_version
+    if newest > _minor(deployed):
+        yield Finding(
+            f"{name} runs PostgreSQL {deployed}; RDS offers {offered[-1]}",
+            _upgrade(server, newest if ours else None, wanted),
+            blocks=False,
+        )
+    elif ours and _minor(deployed) > wanted:
+        yield Finding(
+            f"{name} runs PostgreSQL {deployed}, database.minor_version is {wanted}",
+            f"Set database.minor_version to {_minor(deployed)}: RDS does not go back, so a"
+            " deployment that sets an older one fails.",
+            blocks=False,
+        )
+    else:
+        yield Finding(f"{name} runs PostgreSQL {deployed}")
+
+
+def _offered(clients: Clients, engine: str, major: int) -> list[str]:
+    """List the versions that RDS offers of a major one, the newest last."""
+    known = clients("rds").describe_db_engine_versions(
+        Engine=engine, DBParameterGroupFamily=f"{engine}{major}"
+    )["DBEngineVersions"]
+    # Aurora has others, as 16.8-limitless.
+    versions = {entry["EngineVersion"] for entry in known}
+    return sorted((each for each in versions if PLAIN_VERSION.fullmatch(each)), key=_minor)
+
+
+def _minor(version: str) -> int:
+    """Read the minor version; Extended Support's names go on behind it, as 11.22-RDS.20241121."""
+    return int(version.split(".")[1].partition("-")[0])
+
+
+def _upgrade(server: Mapping[str, Any], newest: int | None, wanted: int) -> str:
+    """Say how a server gets the newest version; `newest` is None where this app has not made it."""
+    if newest is None:
+        by_hand = "Have its owner upgrade it"
+    elif newest == wanted:
+        by_hand = "Deploy"
+    else:
+        by_hand = f"Set database.minor_version to {newest} in cdk.json and deploy"
+    window = server["PreferredMaintenanceWindow"]
+    alone = (
+        f"RDS does it by itself in a maintenance window ({window} UTC), weeks after a release"
+        if server["AutoMinorVersionUpgrade"]
+        else "automatic minor upgrades are off"
+    )
+    return f"{by_hand}: that restarts the server at once. Otherwise, {alone}."
+
+
+def check_reboot(config: Config, clients: Clients) -> Iterator[Finding]:
+    """Ask whether max_connections waits for a reboot, and whether this deployment makes it.
+
+    CloudFormation reboots an instance whose parameters wait for it when it changes the instance,
+    at once (its provider of AWS::RDS::DBInstance, UpdateHandler, shouldReboot).
+    """
+    if config.database.kind != "instance":
+        return
+    server = _server(config, clients)
+    if server is None:
+        return
+    (group,) = server["DBParameterGroups"]
+    waits = group["ParameterApplyStatus"] == "pending-reboot"
+    deployed = _max_connections(clients, group["DBParameterGroupName"])
+    wanted = config.database.max_connections
+    changes = _changes(config, server)
+    name = server["DBInstanceIdentifier"]
+    if not waits and deployed == wanted:
+        yield Finding(f"max_connections of {name} waits for no reboot")
+    elif changes:
+        yield Finding(
+            f"max_connections of {name} ({deployed} deployed, {wanted} wanted) needs a reboot, and"
+            f" this deployment changes the instance ({', '.join(changes)}): it is rebooted at once,"
+            " whatever the maintenance window",
+            "Deploy max_connections alone, reboot in a quiet hour, then deploy the rest.",
+            blocks=False,
+        )
+    else:
+        yield Finding(
+            f"max_connections of {name} ({deployed} deployed, {wanted} wanted) takes effect with a"
+            " reboot, which the next change of the instance makes at once",
+            "Deploy, then reboot it in a quiet hour:"
+            f" aws rds reboot-db-instance --db-instance-identifier {name}",
+            blocks=False,
+        )
+
+
+def _server(config: Config, clients: Clients) -> dict[str, Any] | None:
+    """Describe the stage's instance or cluster; None before the first deployment.
+
+    `identifier` is added: the two have different names for it. A cluster's own record does not say
+    when it is upgraded: that is up to its instances, of which the first is asked.
+    """
+    existing = config.database.existing
+    name = existing.identifier
+    if config.database.kind != "existing":
+        parameter = published(config, "database/identifier").name
+        try:
+            name = clients("ssm").get_parameter(Name=parameter)["Parameter"]["Value"]
+        except ClientError as error:
+            if error.response["Error"]["Code"] != "ParameterNotFound":
+                raise
+            return None
+    rds, identifier = clients("rds"), name
+    if config.database.kind == "aurora" or existing.cluster:
+        cluster = rds.describe_db_clusters(DBClusterIdentifier=name)["DBClusters"][0]
+        name = cluster["DBClusterMembers"][0]["DBInstanceIdentifier"]
+    server: dict[str, Any] = rds.describe_db_instances(DBInstanceIdentifier=name)["DBInstances"][0]
+    return {**server, "identifier": identifier}
+
+
+def _max_connections(clients: Clients, group: str) -> int | None:
+    """Read what the parameter group sets; None where it leaves RDS's own formula."""
+    pages = clients("rds").get_paginator("describe_db_parameters")
+    for page in pages.paginate(DBParameterGroupName=group, Source="user"):
+        for parameter in page["Parameters"]:
+            if parameter["ParameterName"] == "max_connections":
+                return int(parameter["ParameterValue"])
+    return None
+
+
+def _changes(config: Config, server: Mapping[str, Any]) -> list[str]:
+    """Name the settings of the instance that differ from what is deployed."""
+    database = config.database
+    wanted = {
+        "instance_class": (server["DBInstanceClass"], f"db.{database.instance_class}"),
+        "maintenance_start": (
+            server["PreferredMaintenanceWindow"],
+            maintenance_window(database.maintenance_start),
+        ),
+        "multi_az": (server["MultiAZ"], database.multi_az),
+        "max_storage_gib": (server.get("MaxAllocatedStorage"), database.max_storage_gib),
+        "backup_days": (server["BackupRetentionPeriod"], database.backup_days),
+        "deletion_protection": (server["DeletionProtection"], database.deletion_protection),
+    }
+    changed = [name for name, (deployed, new) in wanted.items() if deployed != new]
+    # RDS upgrades the server and lets the storage grow by itself: more than is wanted is no change.
+    if database.minor_version > _minor(server["EngineVersion"]):
+        changed.append("minor_version")
+    if database.storage_gib > server["AllocatedStorage"]:
+        changed.append("storage_gib")
+    return [f"database.{name}" for name in changed]
+
+
+def check_alarms(config: Config) -> Iterator[Finding]:
+    """Look whether somebody learns of an alarm, where the stage does not deploy otherwise."""
+    problem = alarm_problem(config)
+    if problem:
+        what, _, remedy = problem.partition("; ")
+        yield Finding(what, f"{remedy[0].upper()}{remedy[1:]}")
+    else:
+        yield Finding(f"alarms go to {config.observability.email or 'nobody'}")
+
+
+def check_builder(config: Config, environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Run the container builder that the CDK will run for the pooler's image."""
+    if config.pooler != "pgbouncer":
+        return
+    builder = environment.get("CDK_DOCKER") or "docker"
+    path = shutil.which(builder, path=environment.get("PATH"))
+    if path is None:
+        yield Finding(
+            f"there is no container builder {builder!r}, which the pooler's image needs",
+            "Install docker, finch or podman, and name it: export CDK_DOCKER=finch",
+        )
+        return
+    problem = builder_problem(path)
+    if problem:
+        yield Finding(f"{path} {problem}", "Start it, or name another in CDK_DOCKER")
+        return
+    yield Finding(f"container builder {path}")
+
+
+def check_lock(config: Config, now: datetime) -> Iterator[Finding]:
+    """Compare the age of the image's older lock with the month in which security fixes come."""
+    if config.pooler != "pgbouncer":
+        return
+    locked = min(locked_at((PACKAGE / "pgbouncer" / name).read_text()) for name in LOCKS)
+    days = (now - locked).days
+    remedy = "Lock today's packages, build the image, and commit the locks: make image-lock image"
+    yield Finding(
+        f"the pooler's image has packages that were locked on {locked:%Y-%m-%d}, {days} days ago",
+        remedy if days > LOCK_DAYS else "",
+        blocks=False,
+    )
+
+
+ENGINES = {"instance": "postgres", "aurora": "aurora-postgresql"}
+"""RDS's names of what a stage may create; a parameter family's name has the major version too."""
+
+PLAIN_VERSION = re.compile(r"\d+\.\d+")
+
+ACCOUNT_CHECKS: tuple[Check, ...] = (
+    check_zones,
+    check_bootstrap,
+    check_concurrency,
+    check_fargate,
+    check_roles,
+    check_engine,
+    check_deployed_version,
+    check_reboot,
+)
+
+REMARKS: tuple[Check, ...] = (check_roles, check_deployed_version, check_reboot)
+"""Checks that never refuse a deployment."""
+
+
+def look(config: Config, clients: Clients, environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Yield all findings; without credentials the account is not asked any further."""
+    yield from check_alarms(config)
+    yield from check_builder(config, environment)
+    yield from check_lock(config, datetime.now(UTC))
+    try:
+        yield from check_account(config, clients)
+    except (BotoCoreError, ClientError) as error:
+        yield Finding(f"AWS cannot be asked: {error}", "Sign in, as with: aws sso login")
+        return
+    for check in ACCOUNT_CHECKS:
+        try:
+            yield from check(config, clients)
+        except (BotoCoreError, ClientError) as error:
+            name = check.__name__.removeprefix("check_")
+            yield Finding(
+                f"{name} could not be looked at: {error}",
+                "Allow it, or look yourself.",
+                blocks=check not in REMARKS,
+            )
+
+
+def _increase(config: Config, service: str, quota: str) -> str:
+    return (
+        f"aws service-quotas request-service-quota-increase --region {config.region} "
+        f"--service-code {service} --quota-code {quota} --desired-value 1000"
+    )
+
+
+def main() -> int:
+    """Print every finding; return 1 when there is something to do."""
+    parser = argparse.ArgumentParser(description="Look at what a deployment needs.")
+    parser.add_argument("--stage", default="dev", help="a stage of cdk.json")
+    stage = parser.parse_args().stage
+    context = json.loads((Path(__file__).parents[1] / "cdk.json").read_text())["context"]
+    try:
+        config = load({**context, "stage": stage}.get)
+        budget_of(config).check()
+    except (ConfigurationError, BudgetError) as error:
+        print(error)
+        return 1
+    session = boto3.Session(region_name=config.region)
+    failed = False
+    for finding in look(config, session.client, os.environ):
+        print(finding, flush=True)
+        failed = failed or finding.fails
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

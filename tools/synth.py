@@ -1,0 +1,152 @@
+"""Synthesise every stage, and every combination of database and pooler.
+
+One process does it all, as most of the time of a single `cdk synth` goes into starting up.
+"""
+
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from aws_cdk import App
+
+from lambda_pg_cdk import PROJECT
+from lambda_pg_cdk.stacks.app import build
+from lambda_pg_cdk.stacks.clients import Clients
+from lambda_pg_cdk.stage.consistency import alarm_problem
+from lambda_pg_cdk.stage.loading import CDK_JSON, load_stage
+
+OUTPUT = PROJECT / "build" / "cdk.out"
+NO_ADDRESS = "nobody@example.com"
+"""Where alarms of a protected stage go as long as it is only looked at."""
+BASE = "dev"
+"""The stage whose settings the combinations change."""
+
+_ACCOUNT = "arn:aws:secretsmanager:eu-west-1:111122223333:secret"
+_NETWORK = {
+    "vpc_id": "vpc-0a1b2c3d4e5f60718",
+    "subnet_ids": ["subnet-0a1b2c3d4e5f60718", "subnet-0a1b2c3d4e5f60719"],
+    "subnet_cidrs": ["10.0.16.0/20", "10.0.32.0/20"],
+}
+_EXISTING = {
+    "host": "database.example.com",
+    "secret_arn": f"{_ACCOUNT}:owner-AbCdEf",
+    "security_group_id": "sg-0a1b2c3d4e5f60718",
+    "identifier": "database",
+    "resource_id": "db-ABCDEFGHIJKLMNOPQRSTUVWXY",
+}
+_DATABASES: dict[str, dict[str, Any]] = {
+    "instance": {},
+    "aurora": {"database": {"kind": "aurora", "max_connections": None}},
+    "existing": {
+        "network": _NETWORK,
+        "database": {"kind": "existing", "max_connections": 200, "existing": _EXISTING},
+    },
+}
+_POOLERS: dict[str, dict[str, Any]] = {
+    "pgbouncer": {"pooler": "pgbouncer"},
+    "rds-proxy": {"pooler": "rds-proxy"},
+    "rds-proxy-with-secret": {
+        "pooler": "rds-proxy",
+        "rds_proxy": {"auth": "secret"},
+        "database": {"rotation": "single"},
+    },
+}
+_KEY = "arn:aws:kms:eu-west-1:111122223333:key/01234567-89ab-cdef-0123-456789abcdef"
+_EXTERNAL: dict[str, Any] = {
+    "pooler": "external",
+    "database": {"kind": "none"},
+    "external": {"secret_arn": f"{_ACCOUNT}:supabase-AbCdEf", "profile": "supabase", "port": 6543},
+}
+
+COMBINATIONS: Mapping[str, Mapping[str, Any]] = {
+    **{
+        f"{database}-{pooler}": {
+            **of_database,
+            **of_pooler,
+            "database": {**of_database.get("database", {}), **of_pooler.get("database", {})},
+        }
+        for database, of_database in _DATABASES.items()
+        for pooler, of_pooler in _POOLERS.items()
+    },
+    "external": _EXTERNAL,
+    "external-in-network": {
+        **_EXTERNAL,
+        "network": _NETWORK,
+        "external": {**_EXTERNAL["external"], "kms_key_arn": _KEY},
+    },
+    "instance-pgbouncer-without-nat": {"network": {"egress": "endpoints"}},
+    "instance-pgbouncer-with-bastion": {"network": {"bastion": True}},
+    "instance-pgbouncer-bastion-endpoints-email": {
+        "network": {"egress": "endpoints", "bastion": True},
+        "observability": {"email": "on-call@example.com"},
+    },
+}
+"""What a stage can be made of, as overrides of the stage `dev`."""
+
+
+def stages() -> tuple[str, ...]:
+    """Name the stages of cdk.json."""
+    return tuple(json.loads(CDK_JSON.read_text())["context"]["stages"])
+
+
+def new_app(stage: str, folder: Path, override: Mapping[str, Any] | None = None) -> App:
+    """Build a stage's app, with cdk.json's context as the command line gives it, unsynthesised."""
+    app = _app(stage, folder, override)
+    build(app)
+    return app
+
+
+def attached(stage: str, folder: Path) -> Clients:
+    """Build a stage's app and return the functions that it attaches."""
+    return build(_app(stage, folder, None))
+
+
+def _app(stage: str, folder: Path, override: Mapping[str, Any] | None) -> App:
+    context = json.loads(CDK_JSON.read_text())["context"]
+    changed = dict(override or {})
+    # What is deployed needs an address of the deployer's: nothing is deployed from here.
+    if alarm_problem(load_stage(stage, override)):
+        changed["observability"] = {**changed.get("observability", {}), "email": NO_ADDRESS}
+    chosen = {**context, "stage": stage, "override": json.dumps(changed)}
+    return App(outdir=str(folder), context=chosen)
+
+
+def everything() -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """List what there is to synthesise: a name, the stage and its override."""
+    for stage in stages():
+        yield stage, stage, {}
+    for name, override in COMBINATIONS.items():
+        yield name, BASE, override
+
+
+def lint(folders: Iterable[Path]) -> int:
+    """Run cfn-lint over all templates, equal ones once; return its exit code."""
+    unique = {
+        hashlib.sha256(template.read_bytes()).digest(): template
+        for folder in folders
+        for template in folder.glob("*.template.json")
+    }
+    linter = Path(sys.executable).with_name("cfn-lint")
+    return subprocess.run([linter, *unique.values()], cwd=PROJECT, check=False).returncode
+
+
+def main() -> int:
+    """Synthesise all, then lint; return the exit code."""
+    folders = []
+    for name, stage, override in everything():
+        began = time.perf_counter()
+        folder = OUTPUT / name
+        new_app(stage, folder, override).synth()
+        folders.append(folder)
+        print(f"synthesised {name:32} {time.perf_counter() - began:4.1f} s", flush=True)
+    print("linting", flush=True)
+    return lint(folders)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
