@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 from psycopg.conninfo import make_conninfo
 
-from lambda_pg_cdk import PACKAGE
+from lambda_pg_cdk import PROJECT
 from lambda_pg_cdk.local import processes
 from lambda_pg_cdk.local.install.pgbouncer_discovery import PgBouncerBinary
 from lambda_pg_cdk.local.paths import shareable
@@ -85,7 +85,7 @@ class ImageTask(Pooler):
                 "ACCOUNT": "{} {}".format(*self._image.account),
                 "ENVIRONMENT": json.dumps(self._environment),
             },
-            folder=PACKAGE,
+            folder=PROJECT,
         )
 
     def kill(self) -> None:
