@@ -1,8 +1,16 @@
 """The documentation names what there is: every setting with its default, and only open ways."""
 
+import ast
+import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import psycopg
+import pytest
+
+from lambda_pg_cdk.stage.budget import LOGIN_MILLISECONDS
 from lambda_pg_cdk.stage.config import Config
 from lambda_pg_cdk.stage.schema import REQUIRED, Rule, describe
 
@@ -80,3 +88,198 @@ def test_every_test_that_the_security_page_names_is_there() -> None:
         file = path or file
         text = (ROOT / file).read_text()
         assert not name or f"def {name}(" in text, f"{file}::{name} is not there"
+
+
+INDEX = (ROOT / "docs" / "README.md").read_text()
+GLOSSARY = (ROOT / "docs" / "glossary.md").read_text()
+PAGES = sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "README.md")
+DECISIONS = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_index_has_every_page(page: Path) -> None:
+    """A page that no task leads to is not found."""
+    assert re.search(rf"\]\({re.escape(page.name)}[)#]", INDEX)
+
+
+def test_the_index_has_every_decision_with_its_title() -> None:
+    """Each decision stands in the index with number and title, in order, and no other."""
+    expected = [
+        f"| [{int(path.name[:4])}](decisions/{path.name}) | {title(path)} |" for path in DECISIONS
+    ]
+    assert re.findall(r"(?m)^\| \[\d+\]\(decisions/.*$", INDEX) == expected
+
+
+def title(page: Path) -> str:
+    """Return the title of a page."""
+    return page.read_text().partition("\n")[0].removeprefix("# ")
+
+
+LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s#]*)(?:#([^)\s]+))?\)")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [*PAGES, *DECISIONS, ROOT / "docs" / "README.md", ROOT / "CHANGELOG.md", ROOT / "SECURITY.md"],
+    ids=lambda page: page.name,
+)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    """Each relative link names a file that exists, and a heading that the file has."""
+    broken = [
+        f"{target}#{anchor}" if anchor else target
+        for target, anchor in LINK.findall(page.read_text())
+        if not re.match("[a-z]+:", target) and not _exists(page, target, anchor)
+    ]
+    assert not broken
+
+
+def _exists(page: Path, target: str, anchor: str) -> bool:
+    path = page.parent / target if target else page
+    if not path.exists() or not anchor:
+        return path.exists()
+    headings = re.findall(r"(?m)^#+ (.+)$", path.read_text())
+    return anchor in {
+        re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings
+    }
+
+
+PRIVATE = re.compile(r"_[a-z]\w*")
+
+
+def test_decision_8_lists_the_private_names_of_psycopg_that_the_layer_uses() -> None:
+    """A newer psycopg may drop each of them: the list says what to look at."""
+    (decision,) = (ROOT / "docs" / "decisions").glob("0008-*.md")
+    listed = {
+        name
+        for row in decision.read_text().splitlines()
+        if row.startswith("| ")
+        for name in re.findall("`([^`]+)`", row)
+    }
+    layer = [ast.parse(path.read_text()) for path in (ROOT / "layer/python").rglob("*.py")]
+    there = {
+        name
+        for path in Path(psycopg.__file__).parent.glob("*.py")
+        for tree in [ast.parse(path.read_text())]
+        for name in _of_classes(tree, psycopg_only=False)
+    }
+    used = {
+        node.attr for tree in layer for node in ast.walk(tree) if isinstance(node, ast.Attribute)
+    } | {name for tree in layer for name in _of_classes(tree, psycopg_only=True)}
+    ours = {name for tree in layer for name in _ours(tree)}
+    private = {name for name in used & there - ours if PRIVATE.fullmatch(name)}
+    needed = private | {name for tree in layer for name in _internals(tree)}
+    assert needed - listed == set(), "used and not listed"
+    assert listed - needed == set(), "listed and not used"
+
+
+def _of_classes(tree: ast.Module, *, psycopg_only: bool) -> Iterator[str]:
+    """Yield the names of methods and attributes of a module's classes."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and (_is_psycopgs(node) or not psycopg_only):
+            for member in ast.walk(node):
+                if isinstance(member, ast.FunctionDef):
+                    yield member.name
+                elif isinstance(member, ast.AnnAssign) and isinstance(member.target, ast.Name):
+                    yield member.target.id
+                elif isinstance(member, ast.Attribute) and _is_self(member.value):
+                    yield member.attr
+
+
+def _ours(tree: ast.Module) -> Iterator[str]:
+    """Yield the names that a module of the layer makes for itself."""
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef):
+            yield node.name
+        elif isinstance(node, ast.ClassDef) and not _is_psycopgs(node):
+            yield from _of_classes(ast.Module([node], []), psycopg_only=False)
+
+
+def _is_psycopgs(node: ast.ClassDef) -> bool:
+    """Tell whether a class is one of psycopg's, or of the layer's connection."""
+    bases = " ".join(map(ast.unparse, node.bases))
+    return "psycopg." in bases or bases.startswith("Connection")
+
+
+def _is_self(node: ast.expr) -> bool:
+    return isinstance(node, ast.Name) and node.id == "self"
+
+
+def _internals(tree: ast.Module) -> Iterator[str]:
+    """Yield what a module takes of psycopg's generators and waits, and of its private modules."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("psycopg._"):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.Attribute) and node.attr.islower():
+            name = ast.unparse(node)
+            yield from [name] if re.fullmatch(r"(generators|waiting)\.\w+", name) else []
+
+
+def test_the_logins_that_fit_into_the_checkout_timeout_are_the_budgets() -> None:
+    """Of one task with a quarter of a vCPU, half of one and a whole one, in the default 3 s."""
+    quarter, half, whole = (int(3000 * cpu / LOGIN_MILLISECONDS) for cpu in (0.25, 0.5, 1))
+    assert f"{quarter} in 3 s with a quarter of a vCPU" in text_of("costs.md")
+    assert (
+        f"0.25 vCPU logs in {quarter} clients, 0.5 vCPU {half:,}, and 1 vCPU {whole:,}"
+        in text_of("operations.md")
+    )
+
+
+def text_of(pattern: str) -> str:
+    """Return a page or a decision without its line breaks."""
+    (page,) = (ROOT / "docs").glob(pattern)
+    return " ".join(page.read_text().split())
+
+
+def result(name: str) -> Any:
+    """Read a committed result of the benchmarks."""
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+
+
+def test_the_proof_names_the_promises_that_the_committed_storm_missed() -> None:
+    """A goal that was not kept is not hidden in a JSON file."""
+    missed = [goal["found"] for goal in result("storm")["goals"] if not goal["held"]]
+    said = re.search(r"The committed run missed these three: (.*?) \(", text_of("proof.md"))
+    assert missed == (re.findall(r"[0-9.]+", said[1]) if said else [])
+
+
+def test_decisions_have_the_numbers_of_the_committed_results() -> None:
+    """A new result changes them."""
+    storm = result("storm")
+    assert f"{storm['seconds'] / 60:.0f} minutes" in text_of("decisions/0014-*.md")
+    p50, p99 = storm["ratios"]["p50_ms_to_raw"], storm["ratios"]["p99_ms_to_raw"]
+    assert f"Measured are {p50:.2f} and {p99:.2f}" in text_of("decisions/0026-*.md")
+    for row in result("whole_request")["rows"]:
+        if row["name"] == "now":
+            assert f"({row['ratio']:.2f}; the goal" in text_of("decisions/0026-*.md")
+    first = {row["name"]: row["ratio"] for row in result("first_request")["rows"]}
+    ours, without = first["lambda-pg"], first["lambda-pg without rehearsal"]
+    assert f"takes {ours:.2f} of raw psycopg's, and {without:.2f} without the rehearsal" in text_of(
+        "decisions/0022-*.md"
+    )
+
+
+def test_decision_2_has_the_size_of_the_signer() -> None:
+    """What the project maintains instead of a boto3 client is small."""
+    lines = (ROOT / "layer/python/lambda_pg/_signature.py").read_text().splitlines()
+    assert "fewer than 100 lines" in text_of("decisions/0002-*.md")
+    assert len(lines) < 100
+
+
+def test_the_glossary_has_the_project_s_words() -> None:
+    """Each word of the vocabulary stands there once."""
+    words = re.findall(r"(?m)^\| \*\*(.+?)\*\* \|", GLOSSARY)
+    assert len(words) == len(set(words))
+    assert {
+        "budget",
+        "checkout",
+        "client connection",
+        "direct URL",
+        "execution environment",
+        "freeze, thaw",
+        "pinning",
+        "pool",
+        "pooler",
+        "server connection",
+        "slot",
+        "stage",
+    } <= set(words)
