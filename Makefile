@@ -71,7 +71,7 @@ test-pythons: servers setup ## run unit and integration tests on every Python fo
 # Anything installed comes after PYTHONPATH, so psycopg is the layer's there.
 .PHONY: test-layer
 test-layer: setup ## run the layer's tests with the psycopg of the built layer, which is changed
-	@built=$$($(RUN) -c 'from layer.build import Target, build_layer; print(build_layer(Target.interpreter()))'); \
+	@built=$$($(RUN) -c 'from lambda_pg_cdk.layer.build import Target, build_layer; print(build_layer(Target.interpreter()))'); \
 	PYTHONPATH="$$built/python" LAMBDA_PG_TESTED_PSYCOPG="$$built/python" $(RUN) -m pytest \
 	  --numprocesses 3 --dist loadfile tests/unit tests/integration/test_psycopg.py \
 	  tests/integration/test_layer*.py tests/integration/test_adapters_*.py \
