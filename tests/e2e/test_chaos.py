@@ -42,8 +42,8 @@ def test_no_fault_of_a_moment_loses_anything(wired: LocalCloud) -> None:
     ("mutation", "guard", "reason"),
     [
         pytest.param(LIVENESS, IDLE, "notes of unknown outcome", id="liveness"),
-        pytest.param(RETRY, REPLACED, "nothing may in a fault that is survived", id="retry"),
-        pytest.param(REFRESH, ROTATED, "nothing may in a fault that is survived", id="refresh"),
+        pytest.param(RETRY, REPLACED, "no request may fail in this row", id="retry"),
+        pytest.param(REFRESH, ROTATED, "no request may fail in this row", id="refresh"),
     ],
 )
 def test_a_layer_without_a_part_fails_in_the_row_that_guards_it(
