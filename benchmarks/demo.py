@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.conclusion import conclude
 from benchmarks.storm.goals import VERDICTS, shortfalls, unmeasured
 from benchmarks.storm.run import plan, run
-from benchmarks.tables import storm_table
+from benchmarks.tables import for_terminal, storm_table
 from lambda_pg_cdk import PROJECT
 from lambda_pg_cdk.local.cloud import AlreadyRunningError, CloudError, DeploymentError, LocalCloud
 from lambda_pg_cdk.local.http.caller import Answer, call
@@ -35,7 +35,7 @@ def main() -> int:
         call_each_route(cloud)
         print("\nThe storm", flush=True)
         result = run(cloud, plan(environments=500, cold=20), narrator.note, command="make demo")
-        print(f"\n{storm_table(result)}\n")
+        print(f"\n{for_terminal(storm_table(result))}\n")
         print("Stopping everything", flush=True)
     return conclude_demo(result, time.monotonic() - began)
 

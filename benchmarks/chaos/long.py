@@ -23,7 +23,7 @@ from benchmarks.conclusion import conclude
 from benchmarks.machine import machine, packages
 from benchmarks.servers import ROOT
 from benchmarks.storm.run import SHARED_MACHINE
-from benchmarks.tables import crashes_table, recovery_table
+from benchmarks.tables import crashes_table, for_terminal, recovery_table
 from lambda_pg_cdk.local.narrator import Narrator
 
 CRASHES: Final = 10
@@ -85,7 +85,7 @@ def main() -> int:
     result["seconds"] = round(time.monotonic() - began, 1)
     if arguments.output:
         arguments.output.write_text(json.dumps(result) + "\n")
-    print(f"\n{crashes_table(result)}\n\n{recovery_table(result)}\n")
+    print(for_terminal(f"\n{crashes_table(result)}\n\n{recovery_table(result)}\n"))
     return conclude(shortfalls(result), result["recovery"]["unmeasured"])
 
 

@@ -36,7 +36,7 @@ from benchmarks.machine import machine, packages
 from benchmarks.servers import versions
 from benchmarks.storm.connections import ConnectionLog, most_within
 from benchmarks.storm.run import RUNS_IN_A_FUNCTION, SHARED_MACHINE
-from benchmarks.tables import chaos_table
+from benchmarks.tables import chaos_table, for_terminal
 from lambda_pg_cdk.local.cloud import LocalCloud, Options
 from lambda_pg_cdk.local.faults import catalogue as faults
 from lambda_pg_cdk.local.faults.catalogue import FAULTS, Fault
@@ -578,7 +578,7 @@ def main() -> int:
     result["seconds"] = round(time.monotonic() - began, 1)
     if arguments.output:
         arguments.output.write_text(json.dumps(result) + "\n")
-    print(f"\n{chaos_table(result)}\n")
+    print(f"\n{for_terminal(chaos_table(result))}\n")
     return conclude(shortfalls(result))
 
 

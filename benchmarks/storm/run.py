@@ -25,7 +25,7 @@ from benchmarks.storm.goals import VERDICTS, goals, ratios, shortfalls, unmeasur
 from benchmarks.storm.limits import Calibration, Limits, calibrate
 from benchmarks.storm.open_loop import OpenLoop
 from benchmarks.storm.rows import Report, Row, Stage
-from benchmarks.tables import whole_storm_table
+from benchmarks.tables import for_terminal, storm_table
 from lambda_pg_cdk.local.cloud import LocalCloud
 from lambda_pg_cdk.local.deployment import merge
 from lambda_pg_cdk.local.http.caller import call
@@ -237,7 +237,7 @@ def main() -> int:
     result = run_all(Narrator().note, arguments.seed)
     if arguments.output:
         arguments.output.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"\n{whole_storm_table(result)}\n")
+    print(f"\n{for_terminal(storm_table(result))}\n")
     code = conclude(shortfalls(result), unmeasured(result))
     print(f"{VERDICTS[result['verdict']]}.")
     return code

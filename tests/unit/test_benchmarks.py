@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import plots, tables
+from benchmarks import plots, summary, tables
 from benchmarks.cost import cold_start, first_request, logins, overhead, ratios, whole_request
 from benchmarks.cost.secrets_service import GET, answer
-from benchmarks.report import PARTS, PICTURES, RESULTS, between
+from benchmarks.report import PARTS, PICTURES, README, RESULTS, between
 from benchmarks.tables import OVERHEAD_TITLES, overhead_table
 from lambda_pg_cdk.local.load import Outcome, summarise
 
@@ -22,6 +22,7 @@ ORIGIN = {
     "versions": {"postgresql": "17.1", "pgbouncer": "1.24.1", "python": "3.11.2"},
     "date": "2026-01-02T03:04:05+00:00",
     "command": "make bench",
+    "method": "How it is measured. All of it.",
     "caveats": ["one", "two"],
 }
 
@@ -61,7 +62,7 @@ def test_a_row_is_the_median_run_and_keeps_all() -> None:
 
 
 def test_a_busy_machine_shows() -> None:
-    """Rounds that are mostly far above the quiet ones are told from an even run."""
+    """Rounds that are mostly far above the quiet ones differ from an even run."""
     assert ratios.unrest([10.0] * 10) == 1
     assert ratios.unrest([10.0] * 3 + [40.0] * 7) > overhead.UNREST
 
@@ -247,7 +248,8 @@ def committed(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("name", "draw"),
     [
-        ("storm", tables.whole_storm_table),
+        ("storm", tables.storm_table),
+        ("storm", tables.storm_cost_table),
         ("chaos", tables.chaos_table),
         ("cold_start", tables.cold_start_table),
     ],
@@ -257,18 +259,46 @@ def test_the_table_shows_every_row_of_the_committed_result(
 ) -> None:
     """No row is left out, whatever it looks like."""
     result = committed(name)
-    assert draw(result).count("\n| ") == len(result["rows"])
+    assert draw(result).count("\n| ") == 1 + len(result["rows"])
 
 
-def test_the_first_table_shows_every_way_to_connect() -> None:
-    """Each is there with the same number of environments; lambda-pg with the most of all, too."""
+def test_the_readme_shows_the_storm_in_three_rows() -> None:
+    """Neither pooler nor layer, the pooler alone, and both, all with the same environments."""
     result = committed("storm")
-    table = tables.storm_table(result)
-    for row in result["rows"]:
-        served = f"| {row['environments']} {row['start']} | {row['served']} of {row['requests']} |"
-        title = tables.STORM_TITLES[row["name"]]
-        assert row["name"].startswith("lambda-pg") or f"| {title} {served}" in table
-    assert "| 1000 restored | 1000 of 1000 | 0 |" in table
+    rows = {row["name"]: row for row in reversed(tables.compared(result))}
+    _, _, *shown = summary.storm_summary(result).splitlines()
+    assert len(shown) == len(summary.STORM_ROWS) == 3
+    for line, name in zip(shown, summary.STORM_ROWS, strict=True):
+        assert line.startswith(f"| {tables.STORM_TITLES[name]} | {rows[name]['served']} of 500 | ")
+        assert line.endswith(f" | {rows[name]['peak_server_connections']} |")
+
+
+def test_the_readme_states_what_faults_and_invocations_came_to() -> None:
+    """One line for each, with the numbers of the committed results."""
+    chaos = committed("chaos")
+    faults, costs = summary.claims(
+        chaos, committed("overhead"), committed("cold_start")
+    ).splitlines()
+    requests = sum(row["requests"] for row in chaos["rows"])
+    assert f"{len(chaos['rows'])} fault scenarios, {requests:,} requests" in faults
+    warm, cold = re.findall(r"\d\.\d\d", costs)
+    assert 1 <= float(warm) < 1.2
+    assert 0 < float(cold) < 1
+
+
+def test_the_first_screen_of_the_readme_is_short() -> None:
+    """A reader sees the claim, the commands, the code and the ways to install on two screens."""
+    lines = README.read_text().splitlines()
+    assert lines.index("## Requirements") <= 65
+    assert max(len(line) for line in lines) <= 250, "a cell or line is too long to read"
+
+
+def test_a_table_is_aligned_in_a_terminal() -> None:
+    """Texts at the left, numbers at the right, and no marks for bold text and code."""
+    drawn = tables.table(["way", "`ms`"], [["**ours**", 5], ["theirs", 1000]])
+    assert tables.for_terminal(f"before\n\n{drawn}\n\n- a **note**") == (
+        "before\n\nway       ms\n------  ----\nours       5\ntheirs  1000\n\n- a note"
+    )
 
 
 def test_the_lookups_that_are_shown_were_all_measured() -> None:
@@ -276,7 +306,7 @@ def test_the_lookups_that_are_shown_were_all_measured() -> None:
     result = committed("overhead")
     names, table = [row["name"] for row in result["rows"]], overhead_table(result)
     assert all(names.count(name) == 2 for name in OVERHEAD_TITLES)
-    assert table.count("\n| ") == len(OVERHEAD_TITLES)
+    assert table.count("\n| ") == 1 + len(OVERHEAD_TITLES)
     assert "|  |" not in table
 
 
@@ -293,7 +323,7 @@ def test_both_paths_of_a_lookup_share_a_line() -> None:
 
 
 def test_a_number_typed_by_hand_is_noticed() -> None:
-    """The check compares the README with what the results make of it."""
+    """The check compares the README with what the results give."""
     readme = f"intro\n{MARKS[0]}\n| typed by hand |\n{MARKS[1]}\nrest"
     made = between(readme, MARKS, "| measured |")
     assert made == f"intro\n{MARKS[0]}\n| measured |\n{MARKS[1]}\nrest"
@@ -301,15 +331,15 @@ def test_a_number_typed_by_hand_is_noticed() -> None:
 
 
 def test_every_part_has_its_place() -> None:
-    """A document without a part's marks is an error, not a table left out."""
+    """A document that lacks the marks of a part is an error."""
     for part in PARTS:
         assert all(mark in part.document.read_text() for mark in part.marks)
-    with pytest.raises(SystemExit, match="no place"):
+    with pytest.raises(SystemExit, match="lacks the lines"):
         between("no marks", MARKS, "| measured |")
 
 
 def test_a_picture_is_the_same_whenever_it_is_drawn() -> None:
-    """So a check can tell whether it shows what was measured."""
+    """So `--check` can compare it with what the results give."""
     result = committed("storm")
     first = plots.storm_plot(result)
     assert first == plots.storm_plot(result)
@@ -319,8 +349,8 @@ def test_a_picture_is_the_same_whenever_it_is_drawn() -> None:
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_a_picture_asks_nobody_for_anything(name: str) -> None:
-    """It has its letters with it, and no address but those of its own format."""
+def test_a_picture_loads_nothing(name: str) -> None:
+    """Letters are outlines, and the only address is that of the SVG format."""
     picture = (RESULTS / name).read_text()
     assert "<text" not in picture
     assert set(re.findall(r"https?://([^/\"]+)", picture)) == {"www.w3.org"}

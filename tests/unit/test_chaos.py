@@ -35,7 +35,8 @@ from benchmarks.chaos.ledger import (
 )
 from benchmarks.chaos.run import GOALS, SILENT, Connects, draw, plan, shortfalls
 from benchmarks.chaos.steady import outcome_of
-from benchmarks.tables import chaos_summary, chaos_table, crashes_table
+from benchmarks.summary import chaos_summary
+from benchmarks.tables import chaos_table, crashes_table
 from lambda_pg_cdk.local import processes
 from lambda_pg_cdk.local.faults import catalogue as faults
 from lambda_pg_cdk.local.faults.catalogue import FAULTS
@@ -377,19 +378,19 @@ def test_the_table_marks_what_was_missed() -> None:
     """A row each, and the control in the caption."""
     good = result()
     assert "| a fault | 0.0 s | 2 | 0, 0, 0 |" in chaos_table(good)
-    assert "failed 3 of 5 requests" in chaos_table(good)
-    assert "a fault: at most 0 client and 0 server connections" in chaos_table(good)
+    assert "3 of 5 requests failed" in chaos_table(good)
+    assert "(a fault): at most 0 client and 0 server connections" in chaos_table(good)
     (row,) = good["rows"]
     assert "**a fault: missed**" in chaos_table(result(rows=[{**row, "missed": ["1 lost"]}]))
 
 
-def test_a_row_with_an_unknown_note_is_none_without_a_failed_request() -> None:
-    """Its client was not served."""
+def test_a_note_of_unknown_outcome_is_a_failed_request() -> None:
+    """Its client got no success."""
     good = result()
     (row,) = good["rows"]
-    assert "1 of them without a failed request" in chaos_summary(good)
+    assert "in 1 scenarios no request failed" in chaos_summary(good)
     noted = result(rows=[{**row, "unknown_notes": 1}])
-    assert "0 of them without a failed request" in chaos_summary(noted)
+    assert "in 0 scenarios no request failed" in chaos_summary(noted)
 
 
 def test_a_seed_draws_the_same_faults_again() -> None:

@@ -99,8 +99,8 @@ def test_a_long_run_that_could_not_be_measured_is_not_green(
 
 def test_the_table_tells_the_share_of_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
     """And how much longer the pooler's work took."""
-    monkeypatch.setattr("benchmarks.tables.origin", lambda _: "")
-    line = "| as it is | 1000 | 0.25 | 11 s | 6.4 s | 14.8 s | 11.0 s | 1.3 |"
+    monkeypatch.setattr("benchmarks.tables.notes", lambda _: "")
+    line = "| lambda-pg | 1000 | 0.25 | 11 s | 6.4 s | 14.8 s | 11.0 s | 1.3 |"
     assert line in recovery_table({"recovery": {"rows": [row()]}})
 
 

@@ -49,7 +49,7 @@ from benchmarks.storm.run import (
     planned,
 )
 from benchmarks.storm.second_driver import outcomes_of
-from benchmarks.tables import STORM_TITLES, whole_storm_table
+from benchmarks.tables import STORM_TITLES, storm_table
 from lambda_pg_cdk.local.cloud import LocalCloud
 from lambda_pg_cdk.local.load import FunctionLog, Outcome, summarise
 from lambda_pg_cdk.stacks.assets import FUNCTIONS
@@ -311,9 +311,8 @@ def test_every_row_has_a_line_and_says_how_it_started(result: dict[str, Any]) ->
         "date": "2026-01-02",
         "command": "make storm",
         "caveats": ["c"],
-        "method": "m",
     }
-    table = whole_storm_table(result | origin)
+    table = storm_table(result | origin)
     assert {row["name"] for row in result["rows"]} <= set(STORM_TITLES)
     assert table.count(" restored |") == len(result["rows"]) - 1
     assert table.count(" cold |") == table.count("`max_connections` 25 |") == 1
