@@ -181,13 +181,10 @@ def growth_table(result: Result) -> str:
     ]
     facts = (
         (
-            f"Load: {loop['offered_rps']} requests/s at random moments (seed {loop['seed']}), half of "
-            f"what {loop['sizes'][0]['environments']} environments answer at most."
+            f"Load: {loop['offered_rps']} requests/s at random moments (seed {loop['seed']}), half "
+            f"of what {loop['sizes'][0]['environments']} environments answer at most."
         ),
-        (
-            f"Medians over {len(loop['measures']) // len(loop['sizes'])} rounds; each round measures "
-            "every size."
-        ),
+        f"Medians over {len(loop['measures']) // len(loop['sizes'])} rounds of all sizes.",
     )
     drawn = table([*head, "p95, ms", "p99, ms", *_cpu_head(parts)], rows, texts=0)
     return "\n".join([drawn, "", *(f"- {fact}" for fact in facts)])

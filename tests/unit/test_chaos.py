@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from benchmarks.chaos import long
-from benchmarks.chaos.crashes import Count, Told
+from benchmarks.chaos.crashes import Count, WriterSummary
 from benchmarks.chaos.goals import (
     Effects,
     Goal,
@@ -302,9 +302,9 @@ def result(**changes: Any) -> dict[str, Any]:
     control = {"name": "a control", "requests": 5, "failed": 3, "during": {"a": 1, "b": 2}}
     machine = {"cores": 2, "processor": "a processor"}
     versions = {"postgresql": "17", "pgbouncer": "1", "python": "3"}
-    told = {"machine": machine, "versions": versions, "date": "2026-11-25", "caveats": ["none"]}
+    origin = {"machine": machine, "versions": versions, "date": "2026-11-25", "caveats": ["none"]}
     run = {"seed": 7, "clients": 2, "checkout_timeout": 3, "command": "make chaos", "seconds": 600}
-    return {**told, **run, "control": control, "rows": [row], "crashes": [CRASHES], **changes}
+    return {**origin, **run, "control": control, "rows": [row], "crashes": [CRASHES], **changes}
 
 
 CRASHES = {
@@ -332,7 +332,7 @@ def test_a_missed_goal_or_a_control_that_did_not_fail_fails_the_run() -> None:
 
 @pytest.mark.parametrize("wrong", ["lost", "duplicated", "hidden"])
 def test_a_commit_that_a_crash_has_taken_fails_the_run(wrong: str) -> None:
-    """Lost, there twice, or there though its writer was told that it was not."""
+    """Lost, present twice, or present although it was reported as not run."""
     broken = {**CRASHES, "layer": {**asdict(Count(acknowledged=1000)), wrong: 2}}
     assert shortfalls(result(crashes=[broken])) == [
         f"one backend killed, direct, flush default: 2 {wrong}"
@@ -348,13 +348,13 @@ def test_crashes_in_which_the_control_loses_nothing_prove_nothing() -> None:
     ]
 
 
-def test_the_rows_of_a_writer_are_compared_with_what_it_was_told() -> None:
-    """Acknowledged is what is neither unknown nor refused; each such row has to be there, once."""
-    told = Told(first=1, last=6, unknown=[2, 3], refused=[4])
+def test_the_rows_of_a_writer_are_compared_with_its_summary() -> None:
+    """A row that is neither unknown nor refused is acknowledged: it must be present, once."""
+    summary = WriterSummary(first=1, last=6, unknown=[2, 3], refused=[4])
     count = Count()
-    count.add(told, {1: 1, 2: 1, 5: 1, 6: 1})
+    count.add(summary, {1: 1, 2: 1, 5: 1, 6: 1})
     assert count == Count(acknowledged=3, unknown=2, refused=1)
-    count.add(told, {1: 2, 4: 1, 5: 1})
+    count.add(summary, {1: 2, 4: 1, 5: 1})
     assert count == Count(acknowledged=6, unknown=4, refused=2, lost=1, duplicated=1, hidden=1)
 
 
@@ -363,8 +363,8 @@ def test_a_long_run_of_too_few_commits_or_crashes_fails() -> None:
     few = long.shortfalls({"crashes": [CRASHES], "recovery": {"missed": ["120 were too late"]}})
     assert few == [
         "120 were too late",
-        "only 1,000 commits, at least 500,000 were promised",
-        "only 2 crashes, at least 40 were promised",
+        "only 1,000 commits; at least 500,000 are needed",
+        "only 2 crashes; at least 40 are needed",
     ]
 
 
