@@ -74,7 +74,7 @@ SPARE: Final = 0.02
 
 @dataclass(frozen=True)
 class Scenario:
-    """A fleet, the seconds without a pooler (`away`), and the pooler's share of a core afterwards."""
+    """A fleet, `away` seconds without a pooler, and the pooler's `share` of a core after them."""
 
     environments: int
     away: float = 12.0

@@ -145,7 +145,7 @@ def run_all(report: Report, seed: int) -> dict[str, Any]:
         report(str(found))
         deploy(cloud, found, report)
         rows = [stage.storm(row) for row in CONTROLS]
-        rows += stage.by_turns(COMPARED, TURNS)
+        rows += stage.interleaved(COMPARED, TURNS)
         rows += [stage.storm(row) for row in OTHER_SIZES]
         loop = OpenLoop(stage, seed).run()
         drivers = second_driver.compare(stage, DRIVERS_PLAN)

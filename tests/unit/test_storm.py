@@ -706,8 +706,8 @@ def test_a_failure_in_any_run_breaks_the_promise(result: dict[str, Any]) -> None
     assert broken.startswith("lambda-pg with 500 environments: no request fails")
 
 
-def test_ways_take_turns() -> None:
-    """None always comes first."""
+def test_the_order_of_rows_changes() -> None:
+    """No row always comes first."""
     order: list[str] = []
 
     class Order(Stage):
@@ -716,7 +716,7 @@ def test_ways_take_turns() -> None:
             order.append(row.name)
             return run_of(1.0, 1)
 
-    Order(LocalCloud(), "", "", print).by_turns([Row("a", "a", 1), Row("b", "b", 1)], 3)
+    Order(LocalCloud(), "", "", print).interleaved([Row("a", "a", 1), Row("b", "b", 1)], 3)
     assert order == ["a", "b", "b", "a", "a", "b"]
 
 
