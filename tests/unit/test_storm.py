@@ -1,4 +1,4 @@
-"""What the storm plans, draws, adds up and promises, on results of the test's own."""
+"""The storm's plan, tables, sums and goals, on made-up results."""
 
 import asyncio
 import copy
@@ -80,7 +80,7 @@ def test_the_plan_has_every_row() -> None:
 
 
 def test_every_row_has_a_function() -> None:
-    """In a folder of its own, of the benchmarks or of the project."""
+    """In a folder of the benchmarks or of the project."""
     for row in CONTROLS + COMPARED + OTHER_SIZES:
         assert any((home / row.function / "handler.py").exists() for home in (HOME, FUNCTIONS))
 
@@ -98,14 +98,14 @@ QUIET: dict[str, Any] = {
     "waits": {"environment": 4.5, "server": 1.0},
     "seconds": 6.0,
 }
-"""What was read of a storm on a quiet machine: its requests wait for each other."""
+"""Readings of a storm on a quiet machine: its requests wait for each other."""
 
 BUSY: dict[str, Any] = {
     "others": 0.5,
     "waits": {"environment": 9.0, "server": 4.0},
     "seconds": 30.0,
 }
-"""And beside another program on each core."""
+"""Readings beside another busy program on each core."""
 
 CALIBRATION: dict[str, Any] = {
     "requests": 50,
@@ -186,7 +186,7 @@ def compared(name: str, ours: dict[str, Any], theirs: dict[str, Any]) -> dict[st
 
 @pytest.fixture
 def result() -> dict[str, Any]:
-    """A result in which everything held, by a hair."""
+    """A result that meets every goal narrowly."""
     return copy.deepcopy(
         {
             "max_connections": 100,
@@ -216,8 +216,8 @@ def named(result: dict[str, Any], name: str, environments: int = 500) -> dict[st
     return found
 
 
-def test_a_result_that_keeps_every_promise_is_a_passed_run(result: dict[str, Any]) -> None:
-    """Silence means that everything held; each goal has its numbers."""
+def test_a_result_that_meets_every_goal_is_a_passed_run(result: dict[str, Any]) -> None:
+    """No shortfall means that every goal was met; each goal has its numbers."""
     assert shortfalls(result) == []
     assert all(goal.held and goal.found for goal in goals(result))
 
@@ -243,15 +243,15 @@ def test_a_row_that_breaks_a_promise_is_named(
 
 
 def test_the_small_server_has_a_budget_of_its_own(result: dict[str, Any]) -> None:
-    """What the other one may have is too much for it."""
+    """The budget of the large server is too much for it."""
     small = next(row for row in result["rows"] if row["max_connections"] == 25)
     small["peak_server_connections"] = 5
     (broken,) = shortfalls(result)
     assert broken.startswith("lambda-pg with 500 environments at max_connections 25: ")
 
 
-def test_what_others_do_is_no_promise_of_ours(result: dict[str, Any]) -> None:
-    """Peers are shown as they are."""
+def test_peers_have_no_goals(result: dict[str, Any]) -> None:
+    """Their results are only shown."""
     named(result, "psycopg_pool").update(failed=7, peak_server_connections=80)
     assert shortfalls(result) == []
 
@@ -261,8 +261,8 @@ def test_what_others_do_is_no_promise_of_ours(result: dict[str, Any]) -> None:
     [
         (500, {"p50_ms": 9.1}, "p50 with 500 environments is at most 1.5 times"),
         (1000, {"failed": 1}, "open loop with 1000 environments: no request fails"),
-        (50, {"environments_at_end": 51}, "open loop with 50 environments: the fleet stays"),
-        (50, {"rate": 379.0}, "open loop with 50 environments: what arrives is answered"),
+        (50, {"environments_at_end": 51}, "open loop with 50 environments: the fleet keeps"),
+        (50, {"rate": 379.0}, "open loop with 50 environments: at least 95% of the load"),
     ],
 )
 def test_an_open_loop_that_breaks_a_promise_is_named(
@@ -282,7 +282,7 @@ def test_a_driver_that_counts_otherwise_than_the_api_is_named(
     """Also in a row that fails."""
     result["second_driver"]["rows"][1]["runs"][driver][0]["api_failed"] += 1
     (broken,) = shortfalls(result)
-    assert broken.startswith(f"baseline from {driver}: served and failed are exactly the API's")
+    assert broken.startswith(f"baseline from {driver}: served and failed equal the API's")
 
 
 def test_drivers_that_differ_are_named(result: dict[str, Any]) -> None:
@@ -291,7 +291,7 @@ def test_drivers_that_differ_are_named(result: dict[str, Any]) -> None:
     lambda_pg["locust"] = {**lambda_pg["locust"], "served": 499, "p50_ms": 6251.0}
     first, second = shortfalls(result)
     assert "both drivers agree on served and failed" in first
-    assert "the drivers' p50 are within 25%" in second
+    assert "the drivers' p50 differ by at most 25%" in second
 
 
 def test_a_row_that_is_left_out_and_a_run_that_takes_long_are_named(result: dict[str, Any]) -> None:
@@ -323,7 +323,7 @@ def test_every_row_has_a_line_and_says_how_it_started(result: dict[str, Any]) ->
 
 @contextmanager
 def served(handler: Callable[[web.BaseRequest], Awaitable[web.Response]]) -> Iterator[str]:
-    """Serve a handler from a thread of its own."""
+    """Serve a handler from a background thread."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -356,7 +356,7 @@ def test_arrivals_come_at_the_rate_and_are_the_same_for_a_seed() -> None:
 
 
 def test_latencies_count_from_the_moment_that_was_scheduled() -> None:
-    """Time counts for who has to wait: for a server that stands still, and to be sent at all."""
+    """A request's wait counts: for a server that hangs, and before it is sent."""
 
     async def stand_still(_: web.BaseRequest) -> web.Response:
         time.sleep(0.3)  # noqa: ASYNC251 - nobody else is served meanwhile, which is the point
@@ -466,14 +466,14 @@ LOG = """\
 
 
 def test_a_connection_counts_from_its_login_to_its_end() -> None:
-    """Whichever line ends it: that it has gone, that it is refused, or that the server starts."""
+    """A disconnection, a FATAL, or a start of the server ends it."""
     found = list(changes(LOG.splitlines()))
     assert [count for _, count in found] == [0, 1, 2, 3, 2, 2, 1, 0, 0, 1, 0]
     assert found[1][0] - found[0][0] == pytest.approx(1.02)
 
 
 def test_connections_become_the_peak_of_each_period() -> None:
-    """One that comes and goes within a period is seen, one that stays is in all that follow."""
+    """A short connection is in its period, a long one in all that follow."""
     later = [(10.01, 3), (10.05, 9), (10.09, 4), (10.25, 5)]
     assert observe(2, later, 10.0, 10.45) == Observed(9, [9, 4, 5, 5, 5])
     assert observe(7, [], 10.0, 10.25) == Observed(7, [7, 7, 7])
@@ -481,7 +481,7 @@ def test_connections_become_the_peak_of_each_period() -> None:
 
 
 def test_the_most_logins_within_a_second_are_found_at_any_moment(tmp_path: Path) -> None:
-    """Not only between two full seconds; those before the beginning are not meant."""
+    """Not only between two full seconds; earlier logins do not count."""
     path = tmp_path / "postgres.log"
     path.write_text(LOG)
     log = ConnectionLog(path)
@@ -495,7 +495,7 @@ def test_the_most_logins_within_a_second_are_found_at_any_moment(tmp_path: Path)
     assert most_within([], 1.0) == 0
 
 
-def test_what_other_programs_had_is_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_programs_used_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of all processors' time, and never less than nothing."""
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     assert others_share(busy=20.0, ours=5.0, seconds=10.0) == 0.75
@@ -506,7 +506,7 @@ def test_what_other_programs_had_is_what_is_left(monkeypatch: pytest.MonkeyPatch
 
 
 def test_limits_follow_from_what_raw_requests_took() -> None:
-    """Twice of it, never shorter than what is deployed, never longer than the settings allow."""
+    """Twice that time, but never shorter than deployed or longer than a stage allows."""
     deployed = Limits(queue=2, checkout=15, function=20)
     assert calibrated(50, 0.1, 500, deployed).limits == deployed
     assert calibrated(50, 0.85, 500, deployed).limits == Limits(5, 17, 20)
@@ -535,8 +535,8 @@ def failing(result: dict[str, Any], name: str = "lambda-pg", **evidence: Any) ->
     return result
 
 
-def test_a_run_in_which_everything_is_kept_has_held(result: dict[str, Any]) -> None:
-    """On a busy machine too: what was served was served."""
+def test_a_run_that_meets_every_goal_on_a_busy_machine_passes(result: dict[str, Any]) -> None:
+    """A busy machine excuses failures, and takes nothing from successes."""
     for row in result["rows"]:
         row.update(BUSY)
     assert verdict(goals(result)) == "held"
@@ -544,31 +544,31 @@ def test_a_run_in_which_everything_is_kept_has_held(result: dict[str, Any]) -> N
 
 
 def test_requests_that_fail_on_a_quiet_machine_have_failed(result: dict[str, Any]) -> None:
-    """They wait for each other there, too; nobody took the processors."""
+    """They wait only for each other; no other program used the processors."""
     assert verdict(goals(failing(result))) == "failed"
     assert conclude(shortfalls(result), unmeasured(result)) == 1
 
 
 def test_requests_that_had_no_processor_are_not_measurable(result: dict[str, Any]) -> None:
-    """Other programs had it, and the environments waited: with the evidence, and never green."""
+    """Other programs used it and the environments waited; the run says so and is not green."""
     assert verdict(goals(failing(result, **BUSY))) == "not measurable"
     assert shortfalls(result) == []
     (missed,) = unmeasured(result)
     assert missed.startswith("lambda-pg with 500 environments: no request fails: 1 of 500 failed")
-    assert "other programs had 50% of the processors" in missed
-    assert "environments waited 9.0 s for a processor, of 20 s" in missed
-    assert "raw psycopg, needed 0.5 s for 50 requests" in missed
+    assert "other programs used 50% of the processors" in missed
+    assert "environments waited 9.0 s of 20 s for a processor" in missed
+    assert "raw psycopg needed 0.5 s for 50 requests" in missed
     assert conclude(shortfalls(result), unmeasured(result)) == NOT_MEASURABLE == 3
 
 
 def test_a_layer_that_hangs_has_failed_on_a_busy_machine_too(result: dict[str, Any]) -> None:
-    """Its environments sleep: they are not ready to run, so no processor is what they miss."""
+    """Its environments sleep: they are not ready to run, so they do not wait for a processor."""
     waits = {"environment": 1.0, "server": 2.0}
     assert verdict(goals(failing(result, **{**BUSY, "waits": waits}))) == "failed"
 
 
 def test_a_layer_that_burns_the_processor_has_failed(result: dict[str, Any]) -> None:
-    """Its environments wait for each other, and no other program is there."""
+    """Its environments wait for each other; there is no other program."""
     waits = {"environment": 18.0, "server": 20.0}
     assert verdict(goals(failing(result, **{**QUIET, "waits": waits}))) == "failed"
 
@@ -591,16 +591,16 @@ def test_a_broken_promise_beside_an_unmeasured_one_is_a_failed_run(result: dict[
         ({"waits": {"environment": 6.0, "server": 9.0}}, {}, ""),
     ],
 )
-def test_what_says_that_there_was_no_processor(
+def test_the_evidence_of_too_little_processor_time(
     part: dict[str, Any], calibration: dict[str, Any], why: str
 ) -> None:
-    """A busy or a slow machine, and somebody who was ready for a third of the time."""
+    """A busy or a slow machine, and a process that waited for a third of the time."""
     found = without_a_processor(BUSY | part, CALIBRATION | calibration)
     assert (why in found) if why else found == ""
 
 
 def test_ratios_of_rows_that_had_no_processor_are_not_measurable(result: dict[str, Any]) -> None:
-    """Requests that timed out make them."""
+    """They follow from requests that timed out."""
     failing(result, p99_ms=20_000.0, **BUSY)
     assert verdict(goals(result)) == "not measurable"
     assert len(unmeasured(result)) == 2
@@ -608,14 +608,14 @@ def test_ratios_of_rows_that_had_no_processor_are_not_measurable(result: dict[st
     assert verdict(goals(result)) == "failed"
 
 
-def test_the_demo_says_last_that_it_could_not_be_measured(
+def test_the_last_line_of_the_demo_is_the_verdict(
     result: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And has an exit code for it."""
+    """And it has its exit code."""
     found = concluded(failing(result, **BUSY))
     assert demo.conclude_demo(found, 61.0) == 3
     (last,) = capsys.readouterr().out.splitlines()
-    assert last == "Not measurable here: requests failed for want of a processor, in 61 s."
+    assert last == "Not measurable here: failed requests got too little processor time, in 61 s."
 
 
 # Costs
@@ -633,7 +633,7 @@ def test_the_demo_says_last_that_it_could_not_be_measured(
 def test_a_request_that_costs_too_much_is_named(
     result: dict[str, Any], name: str, environments: int, changed: dict[str, Any], complaint: str
 ) -> None:
-    """To the raw row's, which has to be a fair one; with twice the environments; and of whom."""
+    """Compared with the raw row, which must be a fair one, and with half of the environments."""
     named(result, name, environments).update(changed)
     (broken,) = shortfalls(result)
     assert complaint in broken
@@ -652,7 +652,7 @@ def test_ratios_are_of_the_medians_of_all_runs(result: dict[str, Any]) -> None:
 
 
 def test_causes_of_failures_come_from_what_is_logged_meanwhile(tmp_path: Path) -> None:
-    """A line counts once, the rest is unexplained, and a log that does not fit explains nothing."""
+    """A line counts once, the rest is unexplained, and a log that does not fit is not used."""
     path = tmp_path / "fn.log"
     path.write_text("old: sorry, too many clients already\n")
     outcomes = [Outcome(200, 1.0, "")] + [Outcome(500, 1.0, "500 error")] * 4
