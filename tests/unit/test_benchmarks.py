@@ -52,7 +52,7 @@ def test_a_ratio_compares_within_a_round() -> None:
 
 
 def test_a_row_is_the_median_run_and_keeps_all() -> None:
-    """One disturbed run of five is not what is reported, nor is it left out."""
+    """One disturbed run of five is kept, but is not the row."""
     factors = (1.05, 1.07, 1.06, 1.9, 1.04)
     runs = [{"raw": [10.0, 10.0, 10.0], "layer": [10 * factor] * 3} for factor in factors]
     raw, layer = ratios.rows("raw", runs, "us")
@@ -86,40 +86,40 @@ def overhead_result(**found: float) -> dict[str, Any]:
 
 
 def test_a_result_within_its_goals_breaks_no_promise() -> None:
-    """Silence means that everything held."""
+    """No shortfall means that every promise was kept."""
     assert overhead.shortfalls(overhead_result()) == []
 
 
 @pytest.mark.parametrize(
     ("name", "ratio", "complaint"),
     [
-        ("lambda-pg", 1.09, "direct: lambda-pg took 1.09 times raw, not 1.08"),
-        ("lambda-pg", 1.04, "pgbouncer: lambda-pg took 1.04 times raw, not 1.03"),
+        ("lambda-pg", 1.09, "direct: lambda-pg took 1.09 times raw; the limit is 1.08"),
+        ("lambda-pg", 1.04, "pgbouncer: lambda-pg took 1.04 times raw; the limit is 1.03"),
         ("psycopg_pool", 1.2, "direct: psycopg_pool took only 1.2 times raw"),
         ("lambda-pg traced", 1.05, "direct: lambda-pg traced took only 1.029 times lambda-pg"),
         ("raw again", 1.05, "direct: raw took 1.05 times raw: the machine is too noisy"),
     ],
 )
 def test_a_broken_promise_is_named(name: str, ratio: float, complaint: str) -> None:
-    """Too slow, a control that does not lose, and a base that differs from itself all fail."""
+    """A slow layer, a control that is not slower, and a noisy base all fail."""
     broken = overhead.shortfalls(overhead_result(**{name: ratio}))
     assert any(promise.startswith(complaint) for promise in broken)
 
 
 def test_one_bad_run_breaks_the_ceiling() -> None:
-    """The median alone does not say that a run was never above the ceiling."""
+    """The median can be below the ceiling although a run was above."""
     result = overhead_result()
     next(row for row in result["rows"] if row["name"] == "lambda-pg")["ratios"][0] = 1.2
     assert overhead.shortfalls(result) == [
-        "direct: a run of lambda-pg took 1.2 times raw, above 1.1"
+        "direct: a run of lambda-pg took 1.2 times raw; the limit is 1.1"
     ]
 
 
 def test_a_result_from_a_busy_machine_is_refused() -> None:
-    """What takes long for everyone makes ratios look small."""
+    """A busy machine makes ratios smaller."""
     result = overhead_result()
     result["unrest"]["pgbouncer"] = 3.0
-    assert "something else uses this machine" in overhead.shortfalls(result)[0]
+    assert "another program uses this machine" in overhead.shortfalls(result)[0]
 
 
 COLD: dict[str, Any] = {
@@ -135,7 +135,7 @@ COLD: dict[str, Any] = {
 
 
 def test_a_cold_start_within_its_goal_breaks_no_promise() -> None:
-    """Silence means that everything held."""
+    """No shortfall means that every promise was kept."""
     assert cold_start.shortfalls(COLD) == []
 
 
@@ -144,7 +144,7 @@ def test_a_cold_start_within_its_goal_breaks_no_promise() -> None:
     [(1, 0.89, "lambda-pg took 0.89 times the floor"), (2, 1.2, "proves nothing")],
 )
 def test_a_slow_cold_start_is_named(row: int, ratio: float, complaint: str) -> None:
-    """Above the goal, or with a control that does not lose, the run fails."""
+    """Above the goal, or with a control that is not slower, the run fails."""
     result = copy.deepcopy(COLD)
     result["rows"][row]["ratio"] = ratio
     assert complaint in cold_start.shortfalls(result)[0]
@@ -169,7 +169,7 @@ FIRST: dict[str, Any] = {
 
 
 def test_a_first_request_within_its_goal_breaks_no_promise() -> None:
-    """Silence means that everything held."""
+    """No shortfall means that every promise was kept."""
     assert first_request.shortfalls(FIRST) == []
 
 
@@ -177,12 +177,12 @@ def test_a_first_request_within_its_goal_breaks_no_promise() -> None:
     ("row", "ratio", "complaint"),
     [
         (0, 1.04, "the machine is too noisy"),
-        (1, 1.01, "lambda-pg took 1.01 times raw, not 1.0"),
+        (1, 1.01, "lambda-pg took 1.01 times raw; the limit is 1.0"),
         (2, 1.05, "proves nothing"),
     ],
 )
 def test_a_costly_first_request_is_named(row: int, ratio: float, complaint: str) -> None:
-    """Above the goal, with a control that does not lose, or with noise, the run fails."""
+    """Above the goal, with a control that is not slower, or with noise, the run fails."""
     result = copy.deepcopy(FIRST)
     result["rows"][row]["ratio"] = ratio
     assert complaint in first_request.shortfalls(result)[0]
@@ -219,7 +219,7 @@ def test_a_costly_login_is_named(row: int, ratio: float, complaint: str) -> None
 def test_a_first_request_that_costs_too_much_as_a_whole_is_named(
     whole: float, simulator: float, broken: int
 ) -> None:
-    """Where the older version cannot be measured there is no row, and nothing to break."""
+    """If the older version cannot be measured, there is no row and no broken promise."""
     rows = [
         {"part": part, "name": name, "ratio": ratio}
         for part, found in (("whole", whole), ("simulator", simulator))
