@@ -102,7 +102,7 @@ class Measures:
 class Goal:
     """What a row promises, in addition to what every row promises.
 
-    `nobody_fails`: no request fails, however long the fault lasts. `known`: no note has an unknown
+    `no_failures`: no request fails, however long the fault lasts. `known`: no note has an unknown
     outcome. `crash`: transfers may have an unknown outcome, as a crashed server cannot report it.
     `answer_late`: seconds that a failing request may take beyond the checkout timeout and LATE.
     `served_after`: no request fails that began more than RECOVERY after the fault. `gap`: the
@@ -110,7 +110,7 @@ class Goal:
     the fault happened. `*_connects`: the most connections within one second.
     """
 
-    nobody_fails: bool = False
+    no_failures: bool = False
     known: bool = False
     crash: bool = False
     answer_late: float = 0.0
@@ -256,15 +256,15 @@ def _is_short(row: Measures, checkout_timeout: float) -> bool:
 
 def _fault_is_as_short_as_planned(row: Measures, goal: Goal, checkout_timeout: float) -> Misses:
     too_long = _is_short(row, checkout_timeout) and row.times.lasted > checkout_timeout
-    if too_long and not goal.nobody_fails:
+    if too_long and not goal.no_failures:
         yield (
             f"the fault lasted {row.times.lasted:.1f} s instead of {row.times.planned:g} s, more "
             f"than the checkout timeout of {checkout_timeout:g} s: the row proves nothing"
         )
 
 
-def _short_fault_fails_nobody(row: Measures, goal: Goal, checkout_timeout: float) -> Misses:
-    if not goal.nobody_fails and not _is_short(row, checkout_timeout):
+def _short_fault_fails_no_request(row: Measures, goal: Goal, checkout_timeout: float) -> Misses:
+    if not goal.no_failures and not _is_short(row, checkout_timeout):
         return
     answers = row.answers
     writes = answers.failed_writes - (answers.unknown_writes if goal.crash else 0)
@@ -340,7 +340,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     _repeats_succeed,
     _outcomes_are_known,
     _fault_is_as_short_as_planned,
-    _short_fault_fails_nobody,
+    _short_fault_fails_no_request,
     _untimed_succeed,
     _served_after,
     _failures_are_503,

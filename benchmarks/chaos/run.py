@@ -156,11 +156,11 @@ CUT: Final = 3
 """New connections of functions that show that connections were cut. One or two can come by chance,
 when more environments are busy at once than before; after a stall even five."""
 
-ROTATED_ROW: Final = Goal(nobody_fails=True, least=Effects(new_clients=CUT, ended_backends=1))
+ROTATED_ROW: Final = Goal(no_failures=True, least=Effects(new_clients=CUT, ended_backends=1))
 
 GOALS: Final[dict[str, Goal]] = {
     "pooler-task-hangs": Goal(answer_late=HUNG_LATE, least=Effects(new_clients=CUT, replaced=1)),
-    "pooler-replaced": Goal(nobody_fails=True, known=True, least=Effects(new_clients=CUT)),
+    "pooler-replaced": Goal(no_failures=True, known=True, least=Effects(new_clients=CUT)),
     "backends-killed": Goal(least=Effects(ended_backends=1)),
     "postgres-restarted": Goal(least=Effects(restarted=1, ended_backends=1)),
     "postgres-crashed": Goal(crash=True, least=Effects(restarted=1, ended_backends=1)),
@@ -169,12 +169,12 @@ GOALS: Final[dict[str, Goal]] = {
     "pooler-reset": Goal(least=Effects(new_clients=CUT)),
     "answers-lost": Goal(least=Effects(new_clients=faults.RESETS)),
     "database-reset": Goal(least=Effects(ended_backends=1)),
-    "secrets-slow": Goal(nobody_fails=True, known=True, least=Effects(faulted_calls=1)),
+    "secrets-slow": Goal(no_failures=True, known=True, least=Effects(faulted_calls=1)),
     "secrets-failing": Goal(known=True, least=Effects(faulted_calls=1)),
     "secrets-throttling": Goal(known=True, least=Effects(faulted_calls=1)),
     "pool-full": Goal(known=True),
     "pool-full-long": Goal(known=True, answer_late=QUEUE_LATE),
-    "frozen-in-transaction": Goal(nobody_fails=True, known=True, least=Effects(held_up=3)),
+    "frozen-in-transaction": Goal(no_failures=True, known=True, least=Effects(held_up=3)),
     "pooler-blackhole": Goal(answer_late=BLACKHOLE_LATE),
 }
 SILENT: Final = {
@@ -191,7 +191,7 @@ SILENT: Final = {
 EXTRA_LOADS: Final = {"frozen-in-transaction": slow_transfers}
 IDLE: Final = Trial(
     replace(faults.POOLER_RESET, name="idle-connections-lost", title="idle connections reset"),
-    Goal(nobody_fails=True, known=True, least=Effects(new_clients=CUT)),
+    Goal(no_failures=True, known=True, least=Effects(new_clients=CUT)),
     pause_load=True,
 )
 ATTEMPTS: Final = 8
@@ -266,7 +266,7 @@ class Chaos:
                 time.sleep(SECONDS_BETWEEN)
 
         name, title = "random", f"{count} faults drawn by seed {seed}"
-        goal = Goal(nobody_fails=True, crash=faults.CRASHED in drawn)
+        goal = Goal(no_failures=True, crash=faults.CRASHED in drawn)
         measures = self._measured(Trial(Fault(name, title, 0, lambda _: nullcontext())), run)
         return {**self._summary(name, title, goal, measures), "faults": [f.name for f in drawn]}
 

@@ -216,7 +216,7 @@ EFFECTS = Effects(
     back=5,
 )
 STRICT = Goal(
-    nobody_fails=True,
+    no_failures=True,
     known=True,
     gap=0.5,
     least=EFFECTS,
@@ -234,7 +234,7 @@ def test_a_row_that_meets_its_goal_misses_nothing() -> None:
     unknown = changed(MET, failed_writes=2, unknown_writes=2)
     assert misses(unknown, Goal(crash=True), CHECKOUT) == []
     assert misses(STRICT_MET, STRICT, CHECKOUT) == []
-    assert misses(changed(MET, ended=3.1), Goal(nobody_fails=True), CHECKOUT) == []
+    assert misses(changed(MET, ended=3.1), Goal(no_failures=True), CHECKOUT) == []
 
 
 def test_a_result_has_every_measure_and_goal_in_one_level() -> None:
@@ -262,7 +262,7 @@ def test_a_result_has_every_measure_and_goal_in_one_level() -> None:
         (changed(MET, repeated=5, repeats_failed=1), Goal(), "1 of 5 repeats"),
         (changed(MET, untimed_failed=1), Goal(), "1 slow requests failed"),
         (changed(MET, ended=3.1), Goal(), "lasted 3.1 s instead of 0 s, more than"),
-        (LONG, Goal(nobody_fails=True), "failed 9 reads, 9 writes, 9 notes"),
+        (LONG, Goal(no_failures=True), "failed 9 reads, 9 writes, 9 notes"),
         (changed(LONG, failed_after=1), Goal(), "1 requests failed that began more than 2 s after"),
         (changed(LONG, slowest_failure=4.1), Goal(), "took 4.1 s; the limit is 4 s"),
         (changed(LONG, slowest_failure=7.1), Goal(answer_late=3), "the limit is 7 s"),
