@@ -66,7 +66,7 @@ BOOKS = Books(
 
 
 def test_books_that_agree_with_the_clients_are_clean() -> None:
-    """An unknown write may be there or not; the audit counts those that are."""
+    """An unknown write may be present or not; the audit counts those that are."""
     assert audit(REQUESTS, BOOKS) == Findings(2, 0, 0, 0, 0, 0, 0)
     found = audit(REQUESTS, replace(BOOKS, notes=Counter({"n1": 1, "n2": 1})))
     assert found.clean
@@ -318,7 +318,7 @@ CRASHES = {
 
 
 def test_a_missed_goal_or_a_control_that_did_not_fail_fails_the_run() -> None:
-    """Either is enough; without them the run has passed."""
+    """Either is enough; otherwise the run passes."""
     good = result()
     assert shortfalls(good) == []
     (row,) = good["rows"]
@@ -340,7 +340,7 @@ def test_a_commit_that_a_crash_has_taken_fails_the_run(wrong: str) -> None:
 
 
 def test_crashes_in_which_the_control_loses_nothing_prove_nothing() -> None:
-    """Of all rows together: one crash may find no commit on its way."""
+    """All rows together count, as a crash may interrupt no commit."""
     tame = {**CRASHES, "control": asdict(Count(acknowledged=500))}
     assert shortfalls(result(crashes=[tame, CRASHES])) == []
     assert shortfalls(result(crashes=[tame])) == [
@@ -359,7 +359,7 @@ def test_the_rows_of_a_writer_are_compared_with_its_summary() -> None:
 
 
 def test_a_long_run_of_too_few_commits_or_crashes_fails() -> None:
-    """What was promised is part of the result."""
+    """The result must have the promised numbers."""
     few = long.shortfalls({"crashes": [CRASHES], "recovery": {"missed": ["120 were too late"]}})
     assert few == [
         "120 were too late",
@@ -369,7 +369,7 @@ def test_a_long_run_of_too_few_commits_or_crashes_fails() -> None:
 
 
 def test_the_table_of_crashes_shows_the_control() -> None:
-    """Beside what the layer has kept."""
+    """In the same line as the layer."""
     line = "| one backend killed | direct | default | 2 | 1,000 | 3 | 0 | 0 | 1 of 500 |"
     assert line in crashes_table(result())
 
@@ -394,7 +394,7 @@ def test_a_note_of_unknown_outcome_is_a_failed_request() -> None:
 
 
 def test_a_seed_draws_the_same_faults_again() -> None:
-    """None twice, and none that takes long."""
+    """Each at most once, and only short ones."""
     drawn = draw(42, 5)
     assert drawn == draw(42, 5)
     assert len({fault.name for fault in drawn}) == 5
@@ -402,8 +402,8 @@ def test_a_seed_draws_the_same_faults_again() -> None:
     assert all(fault.seconds < 4 for fault in drawn)
 
 
-def test_every_row_of_the_plan_has_a_name_of_its_own() -> None:
-    """The goals are found by it, and none of them is for a row that there is not."""
+def test_the_rows_of_the_plan_have_different_names() -> None:
+    """Goals are found by name, and each goal has its row."""
     names = [trial.fault.name for trial in plan()]
     assert len(names) == len(set(names))
     assert GOALS.keys() | SILENT <= {fault.name for fault in FAULTS}
@@ -413,7 +413,7 @@ def test_every_row_of_the_plan_has_a_name_of_its_own() -> None:
 
 
 def test_connections_that_cannot_be_counted_fail_the_row() -> None:
-    """What goes wrong in the thread that counts is raised where the counting ends."""
+    """An error in the counting thread is raised where the counting ends."""
     cloud = Mock()
     cloud.traffic.side_effect = [{"pooler": 0}, RuntimeError("no answer"), {"pooler": 0}]
     with pytest.raises(RuntimeError, match="no answer"), Connects(cloud).counted(True):
@@ -421,7 +421,7 @@ def test_connections_that_cannot_be_counted_fail_the_row() -> None:
 
 
 def test_connections_are_counted_from_the_first_moment_to_the_last() -> None:
-    """Those before are not, and those after the last look of the thread are."""
+    """Earlier ones do not count; those after the thread's last read do."""
     cloud = Mock()
     connects = Connects(cloud)
     cloud.traffic.return_value = {"pooler": 40}
@@ -432,7 +432,7 @@ def test_connections_are_counted_from_the_first_moment_to_the_last() -> None:
 
 
 def test_connections_of_a_row_that_does_not_ask_are_not_counted() -> None:
-    """Nothing is asked for them, and there are none."""
+    """The cloud is not queried, and the count is 0."""
     cloud = Mock()
     connects = Connects(cloud)
     with connects.counted(False):
@@ -445,15 +445,15 @@ def test_connections_of_a_row_that_does_not_ask_are_not_counted() -> None:
     ("looks", "most"),
     [
         ([(0.0, 10), (0.5, 14), (1.0, 20), (1.5, 21), (2.0, 21)], 10),
-        ([(0.0, 0), (0.9, 5), (1.05, 9)], 9),  # between two looks: rather more than less
-        ([(0.0, 0), (1.0, 3), (2.0, 3), (2.6, 8), (2.8, 10)], 7),  # the last second is a part
-        ([(0.0, 0), (3.0, 6)], 6),  # a look came late
+        ([(0.0, 0), (0.9, 5), (1.05, 9)], 9),  # between two reads it may be too high
+        ([(0.0, 0), (1.0, 3), (2.0, 3), (2.6, 8), (2.8, 10)], 7),  # the last second is incomplete
+        ([(0.0, 0), (3.0, 6)], 6),  # a read came late
     ],
 )
 def test_the_second_with_the_most_connections_counts(
     looks: list[tuple[float, int]], most: int
 ) -> None:
-    """Wherever it begins."""
+    """Wherever that second begins."""
     connects = Connects(Mock())
     connects._samples = looks
     assert connects.most() == most
@@ -462,7 +462,7 @@ def test_the_second_with_the_most_connections_counts(
 def test_a_frozen_environment_that_ends_leaves_none_stopped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The first of three is gone, so the second is to be frozen, and thawed again."""
+    """The first of three has ended, so the second is frozen, and thawed again."""
     gone = psutil.NoSuchProcess(1)
     ended, second, third = Mock(), Mock(), Mock()
     ended.suspend.side_effect = ended.resume.side_effect = gone
@@ -475,7 +475,7 @@ def test_a_frozen_environment_that_ends_leaves_none_stopped(
 
 
 def test_only_a_refused_login_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pooler that is not there, or full, has not heard of the new password."""
+    """A pooler that is stopped or full has not seen the new password."""
     answers = ["connection refused", "no more connections allowed", "SASL authentication failed"]
     left = [psycopg.OperationalError(text) for text in answers]
     login = Mock(side_effect=left)
@@ -485,7 +485,7 @@ def test_only_a_refused_login_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_pooler_task_that_runs_nothing_cannot_be_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The row would be one without a fault."""
+    """Otherwise the row would have no fault."""
     with subprocess.Popen(["sleep", "5"]) as task:
         monkeypatch.setattr(faults, "_running_tasks", lambda _cloud: [{"pid": task.pid}])
         with pytest.raises(RuntimeError, match="no PgBouncer"):
@@ -496,7 +496,7 @@ def test_a_pooler_task_that_runs_nothing_cannot_be_killed(monkeypatch: pytest.Mo
 def test_a_pooler_task_that_hangs_is_stopped_and_may_end_meanwhile(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its supervisor ends it, as the row wants; one that is still there goes on."""
+    """Its supervisor ends one, as intended; the other one continues."""
     ended, other = Mock(), Mock()
     ended.resume.side_effect = psutil.NoSuchProcess(1)
     monkeypatch.setattr(faults, "_poolers_of_one_task", lambda _cloud: [ended, other])
@@ -510,7 +510,7 @@ def test_a_pooler_task_that_hangs_is_stopped_and_may_end_meanwhile(
 
 
 def test_a_program_is_known_where_a_loader_starts_it() -> None:
-    """PgBouncer out of Debian's packages runs under the name of its loader."""
+    """PgBouncer from Debian's packages runs under the name of its loader."""
     script = "print(flush=True); input()"  # with its command line in place when it has printed
     command = [sys.executable, "-c", script, "/usr/sbin/pgbouncer"]
     pipe = subprocess.PIPE

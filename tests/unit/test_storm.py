@@ -86,7 +86,7 @@ def test_every_row_has_a_function() -> None:
 
 
 def test_peers_are_named_with_the_versions_that_are_deployed() -> None:
-    """Those that the functions' lock files pin, not what this environment happens to have."""
+    """Those in the functions' lock files, not those of this environment."""
     for function, (name, version) in zip(PEERS, peers().items(), strict=True):
         assert f"\n{name}=={version} " in (HOME / function / "requirements.txt").read_text()
 
@@ -152,7 +152,7 @@ def row_of(plan: dict[str, Any]) -> dict[str, Any]:
 
 
 def again(plan: dict[str, Any]) -> dict[str, Any] | None:
-    """Make the second requests, where there were any."""
+    """Make the second requests of a row that has them."""
     if plan["environments"] != 500 or plan["max_connections"] != 100:
         return None
     p50 = {"lambda-pg": 500.0, "connect-through-pooler": 1000.0}.get(plan["name"])
@@ -235,7 +235,7 @@ def test_a_result_that_meets_every_goal_is_a_passed_run(result: dict[str, Any]) 
 def test_a_row_that_breaks_a_promise_is_named(
     result: dict[str, Any], name: str, environments: int, changed: dict[str, Any], complaint: str
 ) -> None:
-    """A control that does not fail is as bad as a failure of ours."""
+    """A control that does not fail breaks the run, too."""
     named(result, name, environments).update(changed)
     (broken,) = shortfalls(result)
     assert broken.startswith(f"{name} with {environments} environments: ")
@@ -268,7 +268,7 @@ def test_peers_have_no_goals(result: dict[str, Any]) -> None:
 def test_an_open_loop_that_breaks_a_promise_is_named(
     result: dict[str, Any], environments: int, changed: dict[str, Any], complaint: str
 ) -> None:
-    """A fleet that grows may not cost more, and has to keep up."""
+    """A growing fleet may not cost more, and must answer the load."""
     sizes = {size["environments"]: size for size in result["open_loop"]["sizes"]}
     sizes[environments].update(changed)
     (broken,) = shortfalls(result)
@@ -374,7 +374,7 @@ def test_latencies_count_from_the_moment_that_was_scheduled() -> None:
 
 
 def test_no_more_requests_are_under_way_than_there_are_environments() -> None:
-    """Those that wait are timed all the same."""
+    """Their wait counts."""
     under_way: list[int] = [0]
 
     async def answer(_: web.BaseRequest) -> web.Response:
@@ -427,7 +427,7 @@ def measure(environments: int, number: int, p50: float, failed: int = 0) -> open
 
 
 def test_a_size_is_the_median_of_its_rounds_and_keeps_every_failure() -> None:
-    """One disturbed round is not what is reported; a failure and a peak in it are."""
+    """One disturbed round does not change the medians; its failure and peak are reported."""
     measures = [measure(50, 1, 10.0), measure(50, 2, 11.0, failed=3), measure(50, 3, 90.0)]
     found = open_loop.of_size(50, [*measures, measure(500, 1, 99.0)])
     assert (found["p50_ms"], found["p95_ms"], found["max_ms"]) == (11.0, 22.0, 44.0)
@@ -496,7 +496,7 @@ def test_the_most_logins_within_a_second_are_found_at_any_moment(tmp_path: Path)
 
 
 def test_other_programs_used_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of all processors' time, and never less than nothing."""
+    """As a share of all processors' time, and never less than 0."""
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     assert others_share(busy=20.0, ours=5.0, seconds=10.0) == 0.75
     assert others_share(busy=4.9, ours=5.0, seconds=10.0) == 0.0
@@ -530,7 +530,7 @@ def test_limits_are_settings_of_a_stage() -> None:
 
 
 def failing(result: dict[str, Any], name: str = "lambda-pg", **evidence: Any) -> dict[str, Any]:
-    """Have a request of a row fail, under circumstances."""
+    """Make a request of a row fail, with this evidence."""
     named(result, name).update(failed=1, **evidence)
     return result
 
@@ -574,7 +574,7 @@ def test_a_layer_that_burns_the_processor_has_failed(result: dict[str, Any]) -> 
 
 
 def test_a_broken_promise_beside_an_unmeasured_one_is_a_failed_run(result: dict[str, Any]) -> None:
-    """Nothing hides behind a busy machine."""
+    """A busy machine does not excuse a broken limit."""
     failing(result, **BUSY)["rows"][-1]["peak_server_connections"] = 99
     assert verdict(goals(result)) == "failed"
     assert conclude(shortfalls(result), unmeasured(result)) == 1
@@ -673,7 +673,7 @@ def test_causes_of_failures_come_from_what_is_logged_meanwhile(tmp_path: Path) -
 
 
 def test_answers_between_two_looks_are_counted_by_status() -> None:
-    """What was there before is not counted again."""
+    """Earlier answers do not count."""
     before, after = {"200": 5, "503": 1}, {"200": 9, "503": 1, "500": 2}
     assert answered_between({"requests": before}, {"requests": after}) == {"200": 4, "500": 2}
 
@@ -691,7 +691,7 @@ def test_outcomes_of_the_second_driver_are_read_as_ours() -> None:
 
 
 def test_of_several_runs_the_middle_one_is_shown_with_the_peaks_of_all() -> None:
-    """And what every run came to is kept."""
+    """And the summaries of all runs are kept."""
     runs = [run_of(p50, peak) for p50, peak in ((9.0, 20), (4.0, 7), (6.0, 9))]
     shown = median_run(runs)
     assert (shown.p50_ms, shown.peak_server_connections) == (6.0, 20)
@@ -748,7 +748,7 @@ def run_of(p50: float, peak: int) -> Result:
 def test_second_requests_have_promises_of_their_own(
     result: dict[str, Any], changed: dict[str, Any], complaint: str
 ) -> None:
-    """None fails, and a kept connection shows."""
+    """None may fail, and a kept connection must be faster."""
     named(result, "lambda-pg")["again"] |= changed
     (broken,) = shortfalls(result)
     assert complaint in broken
