@@ -121,7 +121,7 @@ def storm_table(result: Result) -> str:
     ]
     limits = (
         f"`max_connections` is {result['max_connections']}, the budget {result['budget']} server "
-        "connections, where a row says nothing else."
+        "connections, unless a row says otherwise."
     )
     return f"{table(head, rows)}\n\n{notes(result, limits)}"
 
