@@ -1,4 +1,4 @@
-"""The stage's stacks, and beside its API's functions those that benchmarks compare and strain."""
+"""The stage's stacks, with more functions in its API that only benchmarks use."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +16,7 @@ from lambda_pg_cdk.stage.loading import load
 
 HOME = Path(__file__).resolve().parent / "functions"
 LOOKUP = ("benchmarks/lookup",)
-"""What the functions of the storm share."""
+"""Code that the functions of the storm share."""
 
 THROUGH_POOLER = ("lambda_pg", "connect_through_pooler", "psycopg_pool", "sqlalchemy")
 
@@ -25,7 +25,7 @@ class Additions:
     """Functions that only benchmarks deploy, in the API of the stage."""
 
     def __init__(self, app: App, clients: Clients) -> None:
-        """Find the API in what `build` has made."""
+        """Find the API in the stacks of `build`."""
         self._config = load(app.node.try_get_context)
         self._assets = Assets(self._config)
         self._clients = clients
@@ -34,13 +34,13 @@ class Additions:
         self._database = cast(DatabaseStack, app.node.find_child(f"{prefix}-Database"))
 
     def attached(self, folder: str, paths: list[str], **options: Any) -> None:
-        """Add a function that connects through the pooler, as any function of a user does."""
+        """Add a function that connects through the pooler, as a user's function does."""
         function = self._new(folder, **options)
         self._clients.attach(function, concurrency=Cap.POOLER_LIMIT)
         self._route(folder, function, paths)
 
     def direct(self, folder: str, paths: list[str], **options: Any) -> None:
-        """Add a function with the layer that reaches the database itself: no budget counts it."""
+        """Add a function with the layer that connects to the database, outside the budget."""
         function = self._new(folder, **options)
         add_layer(function, self._config)
         self._database.attach(function, APPLICATION_SECRET)

@@ -1,4 +1,4 @@
-"""The whole story in one command: deploy, call each route, storm, stop."""
+"""The demo: deploy to a local cloud, call each route, storm it, stop it."""
 
 import sys
 import time
@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.conclusion import conclude
 from benchmarks.storm.goals import VERDICTS, shortfalls, unmeasured
 from benchmarks.storm.run import plan, run
-from benchmarks.tables import storm_table
+from benchmarks.tables import for_terminal, storm_table
 from lambda_pg_cdk import PROJECT
 from lambda_pg_cdk.local.cloud import AlreadyRunningError, CloudError, DeploymentError, LocalCloud
 from lambda_pg_cdk.local.http.caller import Answer, call
@@ -21,27 +21,27 @@ KEPT_LOGS = PROJECT / "build" / "demo-logs"
 
 
 class WrongAnswerError(CloudError):
-    """A route answered with another status than it has to."""
+    """A route answered with the wrong status."""
 
 
 def main() -> int:
-    """Run the demo; return 0 only if all of it held, 3 where this machine could not measure it."""
+    """Run the demo; return 0 if every goal was met, 3 if not measurable here, else 1."""
     began = time.monotonic()
     narrator = Narrator()
-    print("Starting a local cloud and deploying the app to it", flush=True)
+    print("Starting a local cloud and deploying the app", flush=True)
     with LocalCloud(report=narrator) as cloud, logs_kept(cloud, KEPT_LOGS):
         cloud.check_health()
         print("\nCalling each route", flush=True)
         call_each_route(cloud)
-        print("\nThe storm", flush=True)
+        print("\nStorm: many environments get their first request at the same moment", flush=True)
         result = run(cloud, plan(environments=500, cold=20), narrator.note, command="make demo")
-        print(f"\n{storm_table(result)}\n")
+        print(f"\n{for_terminal(storm_table(result))}\n")
         print("Stopping everything", flush=True)
     return conclude_demo(result, time.monotonic() - began)
 
 
 def conclude_demo(result: dict[str, Any], seconds: float) -> int:
-    """Say last what all of it came to; return the exit code."""
+    """Print missed goals and the verdict; return the exit code."""
     code = conclude(shortfalls(result), unmeasured(result))
     print(f"{VERDICTS[result['verdict']]}, in {seconds:.0f} s.")
     return code
@@ -49,19 +49,19 @@ def conclude_demo(result: dict[str, Any], seconds: float) -> int:
 
 @contextmanager
 def logs_kept(cloud: LocalCloud, target: Path) -> Iterator[None]:
-    """Keep the logs of a cloud that is about to be stopped by an error."""
+    """Copy the cloud's logs to `target` before an error stops the cloud."""
     try:
         yield
     except Exception:
         cloud.keep_logs(target)
-        print(f"\nThe logs of everything are kept in {target}", file=sys.stderr)
+        print(f"\nAll logs are in {target}", file=sys.stderr)
         raise
 
 
 def call_each_route(cloud: LocalCloud) -> None:
     """Call every sample route as two users and print the answers.
 
-    Raises `WrongAnswerError` at the first status that was not expected.
+    Raises `WrongAnswerError` at the first unexpected status.
     """
     ada, eve = (cloud.token(str(uuid.uuid4())) for _ in range(2))
 
@@ -69,7 +69,7 @@ def call_each_route(cloud: LocalCloud) -> None:
         expected: int, method: str, path: str, token: str | None, body: object = None
     ) -> Answer:
         answer = call(cloud.url, method, path, token, body)
-        who = {ada: "Ada", eve: "Eve", None: "anybody"}[token]
+        who = {ada: "Ada", eve: "Eve", None: "no token"}[token]
         print(f"  {who:8} {method:5} {path}  →  {answer.status} {answer.body}", flush=True)
         if answer.status != expected:
             raise WrongAnswerError(
@@ -94,4 +94,4 @@ if __name__ == "__main__":
     except (AlreadyRunningError, CloudError, DeploymentError) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
-        sys.exit("interrupted: everything has been stopped")
+        sys.exit("interrupted; everything was stopped")

@@ -1,4 +1,4 @@
-"""What a result was measured on."""
+"""Describes the machine and versions of a measurement."""
 
 import os
 import platform
@@ -21,7 +21,7 @@ def machine() -> dict[str, str | int]:
 
 
 def others(seconds: float = 3.0) -> float:
-    """Return the percentage of all processors that is in use, before anything is measured."""
+    """Return the percentage of all processors that is in use now, over some seconds."""
     return psutil.cpu_percent(seconds)
 
 

@@ -1,7 +1,6 @@
 """Draw the committed results as SVG: the same result gives the same bytes.
 
-Text is drawn as outlines of the font that matplotlib brings along, so that the pictures are the
-same on every machine, and on every page.
+Text is drawn as outlines of matplotlib's font, so the pictures are the same on every machine.
 """
 
 import io
@@ -32,13 +31,13 @@ STYLE = Path(__file__).with_suffix(".mplstyle")
 
 @contextmanager
 def figure(width: float, height: float) -> Iterator[Figure]:
-    """Open a figure of so many inches in the pictures' style."""
+    """Open a figure of this size in inches, in the pictures' style."""
     with mpl.rc_context(fname=STYLE):
         yield Figure(figsize=(width, height), layout="constrained")
 
 
 def as_svg(drawn: Figure) -> str:
-    """Write a figure without what matplotlib would add: the date, its version, an address."""
+    """Return a figure as SVG, without the date, version and URL that matplotlib adds."""
     buffer = io.StringIO()
     drawn.savefig(buffer, format="svg", metadata=dict.fromkeys(METADATA))
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
@@ -49,7 +48,7 @@ def _lines(count: int) -> int:
 
 
 def _panels(drawn: Figure, count: int, **options: Any) -> list[Axes]:
-    """Lay out so many panels, two side by side; a place that is left over stays empty."""
+    """Lay out so many panels, two in a row; an unused place stays empty."""
     panels: list[Axes] = [*drawn.subplots(_lines(count), COLUMNS, squeeze=False, **options).flat]
     for spare in panels[count:]:
         spare.set_axis_off()
@@ -60,9 +59,9 @@ def _panels(drawn: Figure, count: int, **options: Any) -> list[Axes]:
 
 
 def storm_plot(result: Result) -> str:
-    """Draw what became of the requests of each way, and the server connections that it took.
+    """Draw the requests and server connections of each way to connect.
 
-    All ways meet the same number of environments; rows of other sizes have a plot of their own.
+    All ways have the same number of environments; another plot shows the other sizes.
     """
     rows = compared(result)
     names = [_plain(row) for row in rows]
@@ -109,7 +108,7 @@ def _peaks(axes: Axes, rows: list[Result], max_connections: int, budget: int) ->
 
 
 def _second_requests(axes: Axes, rows: list[Result]) -> None:
-    """Draw what a second request takes: of the ways that had one, as the others fail already."""
+    """Draw the time of a second request, for the ways that had one."""
     for place, row in enumerate(rows):
         if (again := row["again"]) is not None:
             seconds = again["p50_ms"] / 1000
@@ -165,7 +164,7 @@ def _by_size(result: Result) -> list[Result]:
 
 
 def connections_plot(result: Result) -> str:
-    """Draw server connections over the time of each storm, against what there may be."""
+    """Draw server connections over the time of each storm, with their limits."""
     rows = compared(result)
     with figure(8.6, 1.35 * _lines(len(rows)) + 0.6) as drawn:
         panels = _panels(drawn, len(rows), sharey=True)
@@ -225,7 +224,7 @@ def _plain(row: Result) -> str:
 
 
 def chaos_plot(result: Result) -> str:
-    """Draw a timeline for each fault: answers a second, and the time of the fault in grey."""
+    """Draw a timeline for each fault: answers per second, and the fault in grey."""
     rows = result["rows"]
     with figure(8.6, 1.3 * _lines(len(rows)) + 0.5) as drawn:
         for axes, row in zip(_panels(drawn, len(rows)), rows, strict=True):

@@ -1,4 +1,4 @@
-"""The servers of a measurement: PostgreSQL, PgBouncer and Secrets Manager, started and stopped."""
+"""Starts and stops the servers of a measurement: PostgreSQL, PgBouncer and Secrets Manager."""
 
 import json
 import os
@@ -36,7 +36,7 @@ START_SECONDS: Final = 10.0
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where clients connect to: straight to the database, or to the pooler."""
+    """The database or the pooler, as clients connect to it."""
 
     path: Literal["direct", "pgbouncer"]
     port: int
@@ -45,14 +45,14 @@ class Endpoint:
 
     @property
     def url(self) -> str:
-        """The address with user and password, verified in full."""
+        """The URL with user and password, with TLS verified in full."""
         query = urlencode({"sslmode": "verify-full"})
         return f"postgresql://{USER}:{self.password}@127.0.0.1:{self.port}/{DATABASE}?{query}"
 
 
 @dataclass(frozen=True)
 class Servers:
-    """Servers that run, the endpoints of both paths, and the secret with the login."""
+    """Running servers, the endpoints of both paths, and the secret with the login."""
 
     direct: Endpoint
     pgbouncer: Endpoint
@@ -68,7 +68,7 @@ class Servers:
         return self.direct, self.pgbouncer
 
     def function_environment(self, endpoint: Endpoint, path: Sequence[Path]) -> dict[str, str]:
-        """Give the environment of a function that uses the layer, as Lambda would."""
+        """Return a function's environment variables, as the stacks and Lambda would set them."""
         return {
             "PATH": os.environ["PATH"],
             "LANG": "en_US.UTF-8",
@@ -113,9 +113,9 @@ def running(
             postgres.create_master(USER, password, DATABASE)
             _fill(postgres.dsn)
             authority = Authority.create("benchmark CA")
-            vault = _vault(password, authority)
+            secrets = _secrets(password, authority)
             service_port = processes.free_port()
-            service = _start_service(service_port, vault, folder)
+            service = _start_service(service_port, secrets, folder)
             pooler = _pooler(folder, postgres, service_port, task)
             pooler.start()
         (folder / "ca.pem").write_text(authority.pem)
@@ -139,7 +139,7 @@ def running(
 
 @contextmanager
 def on_core(core: int) -> Iterator[None]:
-    """Keep this process, and what it starts meanwhile, on one core."""
+    """Keep this process, and processes that it starts, on one core until the block ends."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {core})
     try:
@@ -149,9 +149,9 @@ def on_core(core: int) -> Iterator[None]:
 
 
 def cores() -> tuple[int, int]:
-    """Choose the core of the client and another for the servers, the same where there is one.
+    """Return the core of the client and that of the servers; they are the same if there is one.
 
-    The last ones: interrupts usually go to the first.
+    These are the last ones, as interrupts usually go to the first.
     """
     allowed = sorted(os.sched_getaffinity(0))
     return allowed[-1], allowed[-2] if len(allowed) > 1 else allowed[-1]
@@ -170,7 +170,7 @@ def _fill(dsn: str) -> None:
         connection.execute("VACUUM ANALYZE users")
 
 
-def _vault(password: str, authority: Authority) -> dict[str, Any]:
+def _secrets(password: str, authority: Authority) -> dict[str, Any]:
     issued = authority.issue(("127.0.0.1",))
     return {
         LOGIN_ARN: {"username": USER, "password": password},
@@ -178,7 +178,7 @@ def _vault(password: str, authority: Authority) -> dict[str, Any]:
     }
 
 
-def _start_service(port: int, vault: dict[str, Any], folder: Path) -> subprocess.Popen[bytes]:
+def _start_service(port: int, secrets: dict[str, Any], folder: Path) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.cost.secrets_service", str(port)],
         stdin=subprocess.PIPE,
@@ -186,7 +186,7 @@ def _start_service(port: int, vault: dict[str, Any], folder: Path) -> subprocess
         cwd=ROOT,
     )
     if process.stdin is not None:
-        process.stdin.write(json.dumps(vault).encode())
+        process.stdin.write(json.dumps(secrets).encode())
         process.stdin.close()
     processes.wait_until(lambda: _listens(port), START_SECONDS, "the secrets service")
     return process

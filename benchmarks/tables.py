@@ -1,6 +1,7 @@
-"""Draw results as Markdown."""
+"""Draw results as Markdown: tables, and lists of what a reader must know about them."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 Result = dict[str, Any]
@@ -8,7 +9,7 @@ Result = dict[str, Any]
 STORM_TITLES = {
     "baseline": "a connection per request, straight to PostgreSQL",
     "cached-direct": "the layer without a pooler, straight to PostgreSQL",
-    "connect-through-pooler": "no layer: a connection per request through PgBouncer",
+    "connect-through-pooler": "a connection per request, through PgBouncer",
     "psycopg_pool": "psycopg_pool with its check, through PgBouncer",
     "sqlalchemy": "SQLAlchemy with pre-ping, through PgBouncer",
     "lambda-pg": "**lambda-pg**: layer and PgBouncer",
@@ -27,14 +28,12 @@ OVERHEAD_TITLES = {
 }
 COLD_START_TITLES = {
     "python": "Python alone",
-    "floor": "psycopg, its credentials given (floor)",
-    "floor, the layer's psycopg": "the layer's psycopg, its credentials given",
-    "lambda-pg": "**lambda-pg**, its secret fetched",
+    "floor": "psycopg, with given credentials (floor)",
+    "floor, the layer's psycopg": "the layer's psycopg, with given credentials",
+    "lambda-pg": "**lambda-pg**, fetching its secret",
     "lambda-pg by boto3": "lambda-pg where only boto3 finds the keys",
     "boto3+psycopg_pool": "boto3 and psycopg_pool",
 }
-
-
 CPU_TITLES = {
     "functions": "function",
     "pgbouncer": "PgBouncer",
@@ -44,126 +43,175 @@ CPU_TITLES = {
     "balancer": "balancer",
     "load": "load",
 }
-"""The parts of which processor time is shown, in this order; a result may not have all of it."""
+"""The parts that use processor time, in the order of the tables; a result may lack some."""
+TIMES = ("p50", "p95", "p99", "max")
 
-TIMES = "| p50 | p95 | p99 | max"
-TO_FIRST = "| p50, ms | to the first | p95 | p99"
-AGAIN = "| p50 of a second request"
-PEAKS = f"| p50 of each run {AGAIN} | peak server connections"
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, texts: int = 1) -> str:
+    """Draw a table; the first `texts` columns have text, the others numbers."""
+    rule = ["---"] * texts + ["---:"] * (len(head) - texts)
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in (head, rule, *rows))
+
+
+def notes(result: Result, *facts: str) -> str:
+    """List facts, then what a result was measured on, and its caveats."""
+    machine, versions = result["machine"], result["versions"]
+    lines = [
+        *facts,
+        (
+            f"Measured {result['date'][:10]} by `{result['command']}` on {machine['cores']} cores "
+            f"({machine['processor']}): PostgreSQL {versions['postgresql']}, "
+            f"PgBouncer {versions['pgbouncer']}, Python {versions['python']}."
+        ),
+        *(f"Caveat: {caveat}." for caveat in result["caveats"]),
+    ]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def method(result: Result) -> list[str]:
+    """Return how a result was measured, as sentences."""
+    return re.split(r"(?<=\.) (?=\w)", result["method"])
+
+
+def for_terminal(markdown: str) -> str:
+    """Align the columns of tables, and leave out the marks for bold text and code."""
+    plain = re.sub(r"\*\*|`", "", markdown)
+    return re.sub(r"(?m)(^\|.*\|$\n?)+", lambda found: _aligned(found[0]), plain)
+
+
+def _aligned(markdown: str) -> str:
+    lines = [[cell.strip() for cell in line[1:-1].split("|")] for line in markdown.splitlines()]
+    head, rule, *rows = lines
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    return "".join(
+        "  ".join(
+            cell.rjust(width) if mark.endswith(":") else cell.ljust(width)
+            for cell, width, mark in zip(line, widths, rule, strict=True)
+        ).rstrip()
+        + "\n"
+        for line in (head, ["-" * width for width in widths], *rows)
+    )
+
+
+# Storm
 
 
 def storm_table(result: Result) -> str:
-    """Draw the rows of the size that all ways were measured at, the largest, and the cold one."""
-    largest = max(row["environments"] for row in result["rows"])
-    shown = [*compared(result)]
-    shown += [
-        row
+    """Draw what became of the requests of every row."""
+    head = [
+        "",
+        "environments",
+        "served",
+        "failed",
+        *TIMES,
+        "p50 of a second request",
+        "peak server connections",
+    ]
+    rows = [
+        [
+            _title(row, result),
+            f"{row['environments']} {row['start']}",
+            f"{row['served']} of {row['requests']}",
+            row["failed"],
+            *_times(row),
+            _second_request(row),
+            row["peak_server_connections"],
+        ]
         for row in result["rows"]
-        if row not in shown and (row["environments"] == largest or row["start"] == "cold")
     ]
-    lines = [
-        f"| | environments | served | failed | p50 | p95 | p99 | max {AGAIN} | peak connections |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    lines += [
-        f"| {_title(row, result)} | {row['environments']} {row['start']} "
-        f"| {row['served']} of {row['requests']} | {row['failed']} | {_times(row)} "
-        f"| {_again(row)} | {row['peak_server_connections']} |"
-        for row in shown
-    ]
-    caption = (
-        f"`max_connections` {result['max_connections']}, budget {result['budget']} server "
-        f"connections. {origin(result)}"
+    limits = (
+        f"`max_connections` is {result['max_connections']}, the budget {result['budget']} server "
+        "connections, unless a row says otherwise."
     )
-    return "\n".join([*lines, "", caption])
+    return f"{table(head, rows)}\n\n{notes(result, limits)}"
 
 
 def compared(result: Result) -> list[Result]:
-    """Return the rows that differ from the baseline's in nothing but how they connect."""
+    """Return the rows that differ from the baseline's only in how they connect."""
     baseline = next(row for row in result["rows"] if row["name"] == "baseline")
     size = ("environments", "max_connections", "start")
     return [row for row in result["rows"] if all(row[key] == baseline[key] for key in size)]
 
 
-def whole_storm_table(result: Result) -> str:
-    """Draw every row with everything that was measured of it."""
+def storm_cost_table(result: Result) -> str:
+    """Draw the processor time of a request in every row, and the median of each run."""
     parts = _cpu_parts(result["rows"][0]["cpu"])
-    lines = [
-        f"| | environments | served | failed | a second {TIMES} {PEAKS} {_cpu_head(parts)}",
-        "|---|" + "---:|" * (11 + len(parts)),
+    head = ["", "environments", "requests/s", "p50 of each run", *_cpu_head(parts)]
+    rows = [
+        [
+            _title(row, result),
+            f"{row['environments']} {row['start']}",
+            f"{row['throughput_rps']:.0f}",
+            ", ".join(_seconds(run["p50_ms"]) for run in row["runs"]),
+            *(f"{1000 * row['cpu'][part] / row['requests']:.1f}" for part in parts),
+        ]
+        for row in result["rows"]
     ]
-    for row in result["rows"]:
-        cpu = " | ".join(f"{1000 * row['cpu'][part] / row['requests']:.1f}" for part in parts)
-        lines.append(
-            f"| {_title(row, result)} | {row['environments']} {row['start']} | {row['served']} "
-            f"| {row['failed']} | {row['throughput_rps']:.0f} | {_times(row)} "
-            f"| {', '.join(_seconds(run['p50_ms']) for run in row['runs'])} | {_again(row)} "
-            f"| {row['peak_server_connections']} | {cpu} |"
-        )
-    return "\n".join([*lines, "", f"{result['method']} {origin(result)}"])
+    return table(head, rows)
 
 
 def causes_table(result: Result) -> str:
-    """Draw why requests failed, for the rows in which any did."""
-    lines = ["| | failed | causes |", "|---|---:|---|"]
-    for row in result["rows"]:
-        if row["failed"]:
-            causes = "; ".join(f"{count} times {cause}" for cause, count in row["failures"].items())
-            lines.append(f"| {_title(row, result)} | {row['failed']} | {causes} |")
-    return "\n".join(lines)
+    """Draw why requests failed, for the rows in which any failed."""
+    rows = [
+        [
+            _title(row, result),
+            "; ".join(f"{cause} ({count})" for cause, count in row["failures"].items()),
+            row["failed"],
+        ]
+        for row in result["rows"]
+        if row["failed"]
+    ]
+    return table(["", "causes", "failed"], rows, texts=2)
 
 
 def growth_table(result: Result) -> str:
     """Draw what a request costs as the same load spreads over a growing fleet."""
     loop = result["open_loop"]
     parts = _cpu_parts(loop["sizes"][0]["cpu_ms"])
-    lines = [
-        f"| environments | requests | failed | a second {TO_FIRST} {_cpu_head(parts)}",
-        "|---:|" + "---:|" * (7 + len(parts)),
+    head = ["environments", "requests", "failed", "requests/s", "p50, ms", "to the first"]
+    rows = [
+        [
+            *(size[key] for key in ("environments", "requests", "failed", "rate", "p50_ms")),
+            f"{growth['p50']:.2f}",
+            size["p95_ms"],
+            size["p99_ms"],
+            *(f"{size['cpu_ms'][part]:.2f}" for part in parts),
+        ]
+        for size, growth in zip(loop["sizes"], loop["growth"], strict=True)
     ]
-    for size, growth in zip(loop["sizes"], loop["growth"], strict=True):
-        cpu = " | ".join(f"{size['cpu_ms'][part]:.2f}" for part in parts)
-        lines.append(
-            f"| {size['environments']} | {size['requests']} | {size['failed']} | {size['rate']} "
-            f"| {size['p50_ms']} | {growth['p50']:.2f} | {size['p95_ms']} | {size['p99_ms']} "
-            f"| {cpu} |"
-        )
-    caption = (
-        f"{loop['offered_rps']} requests a second arrive as independent callers' do (seed "
-        f"{loop['seed']}): half of what 50 environments answer at most. Medians over "
-        f"{len(loop['measures']) // len(loop['sizes'])} rounds, in which the sizes take turns."
+    facts = (
+        (
+            f"Load: {loop['offered_rps']} requests/s at random moments (seed {loop['seed']}), half "
+            f"of what {loop['sizes'][0]['environments']} environments answer at most."
+        ),
+        f"Medians over {len(loop['measures']) // len(loop['sizes'])} rounds of all sizes.",
     )
-    return "\n".join([*lines, "", caption])
+    drawn = table([*head, "p95, ms", "p99, ms", *_cpu_head(parts)], rows, texts=0)
+    return "\n".join([drawn, "", *(f"- {fact}" for fact in facts)])
 
 
 def second_driver_table(result: Result) -> str:
     """Draw the same storms as two load generators saw them."""
     drivers = result["second_driver"]
     names = {"ours": "ours", "locust": f"{drivers['name']} {drivers['version']}"}
-    lines = [
-        "| | driver | served | failed | p50 | p95 | p99 | max |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
+    rows = [
+        [STORM_TITLES[row["name"]], name, run["served"], run["failed"], *_times(run)]
+        for row in drivers["rows"]
+        for key, name in names.items()
+        for run in row["runs"][key]
     ]
-    for row in drivers["rows"]:
-        for key, name in names.items():
-            lines += [
-                f"| {STORM_TITLES[row['name']]} | {name} | {run['served']} | {run['failed']} "
-                f"| {_times(run)} |"
-                for run in row["runs"][key]
-            ]
-    return "\n".join(lines)
+    return table(["", "driver", "served", "failed", *TIMES], rows, texts=2)
 
 
 def goals_table(result: Result) -> str:
     """Draw what was promised, and what was found."""
-    lines = ["| goal | found | |", "|---|---|---|"]
-    lines += [f"| {goal['text']} | {goal['found']} | {_kept(goal)} |" for goal in result["goals"]]
-    return "\n".join(lines)
+    rows = [[goal["text"], goal["found"], _verdict(goal)] for goal in result["goals"]]
+    return table(["goal", "found", "verdict"], rows, texts=3)
 
 
-def _kept(goal: Result) -> str:
+def _verdict(goal: Result) -> str:
     if goal["held"]:
-        return "held"
+        return "met"
     why = goal.get("unmeasured")
     return f"not measurable: {why}" if why else "**missed**"
 
@@ -172,9 +220,10 @@ def _cpu_parts(cpu: Mapping[str, float]) -> list[str]:
     return [part for part in CPU_TITLES if part in cpu]
 
 
-def _cpu_head(parts: Sequence[str]) -> str:
-    """Write the heads of the columns of processor time."""
-    return f"| CPU ms a request: {' | '.join(CPU_TITLES[part] for part in parts)} |"
+def _cpu_head(parts: Sequence[str]) -> list[str]:
+    """Name the columns of processor time."""
+    first, *others = (CPU_TITLES[part] for part in parts)
+    return [f"CPU ms per request: {first}", *others]
 
 
 def _title(row: Result, result: Result) -> str:
@@ -182,221 +231,210 @@ def _title(row: Result, result: Result) -> str:
     return title if limit == result["max_connections"] else f"{title}, `max_connections` {limit}"
 
 
-def _again(row: Result) -> str:
-    """Say how long a second request took, and what failed of them."""
+def _second_request(row: Result) -> str:
+    """Write the median of second requests, and how many failed."""
     again = row["again"]
     if again is None:
         return ""
     return _seconds(again["p50_ms"]) + (f", {again['failed']} failed" if again["failed"] else "")
 
 
-def _times(row: Result) -> str:
-    return " | ".join(_seconds(row[f"{name}_ms"]) for name in ("p50", "p95", "p99", "max"))
+def _times(row: Result) -> list[str]:
+    return [_seconds(row[f"{name}_ms"]) for name in TIMES]
 
 
 def _seconds(milliseconds: float) -> str:
     return f"{milliseconds / 1000:.2f} s"
 
 
+# Costs
+
+
 def overhead_table(result: Result) -> str:
     """Draw the ways of a warm lookup that have a title, with both paths side by side."""
-    lines = [
-        "| a warm lookup by primary key | direct, µs | to raw | PgBouncer, µs | to raw |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    cells: dict[str, dict[str, str]] = {}
+    cells: dict[str, dict[str, list[str]]] = {}
     for row in result["rows"]:
-        cell = f"{_short(row['median_us'])} | {row['ratio']:.2f}"
+        cell = [_microseconds(row["median_us"]), f"{row['ratio']:.2f}"]
         cells.setdefault(row["name"], {})[row["path"]] = cell
-    for name, title in OVERHEAD_TITLES.items():
-        of_path = cells.get(name, {})
-        paths = " | ".join(of_path.get(path, " | ") for path in ("direct", "pgbouncer"))
-        lines.append(f"| {title} | {paths} |")
-    caption = (
-        f"Medians of {result['runs']} runs; more rows and the method are in "
-        f"[benchmarks/results](benchmarks/results/). {origin(result)}"
-    )
-    return "\n".join([*lines, "", caption])
+    rows = [
+        [title, *(cell for path in ("direct", "pgbouncer") for cell in of_path.get(path, ["", ""]))]
+        for name, title in OVERHEAD_TITLES.items()
+        for of_path in [cells.get(name, {})]
+    ]
+    head = ["a warm lookup by primary key", "direct, µs", "to raw", "PgBouncer, µs", "to raw"]
+    medians = f"Medians of {result['runs']} runs."
+    return f"{table(head, rows)}\n\n{notes(result, medians, *method(result))}"
+
+
+def _microseconds(number: float) -> str:
+    return f"{number:.1f}" if number < 100 else f"{number:,.0f}"
 
 
 def cold_start_table(result: Result) -> str:
     """Draw each way to a first row, with its memory."""
-    lines = [
-        "| process start to first row | ms | to floor | memory, MiB RSS |",
-        "|---|---:|---:|---:|",
-    ]
-    lines += [
-        f"| {COLD_START_TITLES[row['name']]} | {row['median_ms']:.0f} | {row['ratio']:.2f} "
-        f"| {row['memory_mib']['rss']:.0f} |"
+    rows = [
+        [
+            COLD_START_TITLES[row["name"]],
+            f"{row['median_ms']:.0f}",
+            f"{row['ratio']:.2f}",
+            f"{row['memory_mib']['rss']:.0f}",
+        ]
         for row in result["rows"]
     ]
-    imports = ", ".join(f"`{name}` {ms:.0f} ms" for name, ms in result["imports_ms"].items())
-    caption = f"Of it, imports: {imports} (psycopg included). {origin(result)}"
-    return "\n".join([*lines, "", caption])
+    drawn = table(["process start to first row", "ms", "to floor", "memory, MiB RSS"], rows)
+    times = ", ".join(f"`{name}` {ms:.0f} ms" for name, ms in result["imports_ms"].items())
+    imports = f"Imports are a part of it: {times} (psycopg included)."
+    return f"{drawn}\n\n{notes(result, imports, *method(result))}"
 
 
 def logins_table(result: Result) -> str:
     """Draw what a login costs, PgBouncer's part and the client's."""
-    lines = ["| a login | whose time | ms | ratio | to |", "|---|---|---:|---:|---|"]
-    lines += [
-        f"| {row['name']} | {row['whose']} | {row['median_ms']:.2f} | {row['ratio']:.2f} "
-        f"| {row['base']} |"
+    rows = [
+        [
+            *(row["name"], row["whose"], row["base"]),
+            *(f"{row['median_ms']:.2f}", f"{row['ratio']:.2f}"),
+        ]
         for row in result["rows"]
     ]
-    return "\n".join([*lines, "", f"{result['method']} {origin(result)}"])
+    drawn = table(["a login", "CPU time of", "compared with", "ms", "ratio"], rows, texts=3)
+    return f"{drawn}\n\n{notes(result, *method(result))}"
 
 
 def first_request_table(result: Result) -> str:
     """Draw the client's processor time of a first request by each way."""
-    lines = ["| a first request by | CPU, ms | to raw |", "|---|---:|---:|"]
-    lines += [
-        f"| {row['name']} | {row['median_ms']:.2f} | {row['ratio']:.2f} |" for row in result["rows"]
+    rows = [
+        [row["name"], f"{row['median_ms']:.2f}", f"{row['ratio']:.2f}"] for row in result["rows"]
     ]
-    return "\n".join([*lines, "", f"{result['method']} {origin(result)}"])
+    drawn = table(["a first request by", "CPU, ms", "to raw"], rows)
+    return f"{drawn}\n\n{notes(result, *method(result))}"
 
 
 def whole_request_table(result: Result) -> str:
     """Draw the processor time of everything that takes part in a first request."""
-    lines = ["| part | version | CPU, ms | to before |", "|---|---|---:|---:|"]
-    lines += [
-        f"| {row['part']} | {row['name']} | {row['median_ms']:.1f} | {row['ratio']:.2f} |"
+    rows = [
+        [row["part"], row["name"], f"{row['median_ms']:.1f}", f"{row['ratio']:.2f}"]
         for row in result["rows"]
     ]
-    return "\n".join([*lines, "", f"{result['method']} {origin(result)}"])
-
-
-def origin(result: Result) -> str:
-    """Say where, when and with what a result was measured."""
-    machine, versions = result["machine"], result["versions"]
-    return (
-        f"Measured {result['date'][:10]} by `{result['command']}` on {machine['cores']} cores "
-        f"({machine['processor']}), PostgreSQL {versions['postgresql']}, "
-        f"PgBouncer {versions['pgbouncer']}, Python {versions['python']}. "
-        f"Caveats: {'; '.join(result['caveats'])}."
-    )
-
-
-def _short(microseconds: float) -> str:
-    return f"{microseconds:.1f}" if microseconds < 100 else f"{microseconds:,.0f}"
+    drawn = table(["part", "version", "CPU, ms", "to before"], rows, texts=2)
+    return f"{drawn}\n\n{notes(result, *method(result))}"
 
 
 # Chaos
 
-KINDS = ("reads", "writes", "notes")
-HEAD = (
-    "| fault | lasted | requests | failed: reads, writes, notes | unknown: writes, notes "
-    "| longest gap "
-    "| back after | acknowledged | lost | duplicated |"
+CHAOS_HEAD = (
+    "fault",
+    "lasted",
+    "requests",
+    "failed: reads, writes, notes",
+    "unknown: writes, notes",
+    "longest gap",
+    "first success after",
+    "acknowledged",
+    "lost",
+    "duplicated",
 )
 CRASHES_HEAD = (
-    "| crash | path | flush | crashes | acknowledged | unknown | lost | duplicated "
-    "| lost by the control |"
+    "crash",
+    "path",
+    "flush",
+    "crashes",
+    "acknowledged",
+    "unknown",
+    "lost",
+    "duplicated",
+    "lost by the control",
+)
+RECOVERY_HEAD = (
+    "layer",
+    "environments",
+    "pooler's share of a core",
+    "outage",
+    "all logins alone",
+    "limit",
+    "all served after",
+    "slowdown",
 )
 
 
 def chaos_table(result: Result) -> str:
-    """Draw one line for each row, and what they were measured on."""
-    lines = [HEAD, "|---|" + "---:|" * 9]
-    lines += [_line(row) for row in result["rows"]]
+    """Draw each fault, the control, and what they were measured on."""
     control = result["control"]
-    caption = (
-        f"{result['clients']} clients, checkout timeout {result['checkout_timeout']} s, seed "
-        f"{result['seed']} of the random sequence. The control ({control['name']}) failed "
-        f"{control['failed']} of {control['requests']} requests.{_herd(result)} {origin(result)}"
+    facts = (
+        (
+            f"{result['clients']} clients, checkout timeout {result['checkout_timeout']} s, seed "
+            f"{result['seed']} of the random sequence."
+        ),
+        (
+            f"Control ({control['name']}): {control['failed']} of {control['requests']} requests "
+            "failed."
+        ),
+        *_connects(result),
     )
-    return "\n".join([*lines, "", caption])
+    return f"{table(CHAOS_HEAD, map(_fault, result['rows']))}\n\n{notes(result, *facts)}"
 
 
-def _herd(result: Result) -> str:
-    """Say how many connections came in one second, where they were counted."""
-    return "".join(
-        f" {row['title']}: at most {row['client_connects']} client and {row['server_connects']} "
-        f"server connections were opened in one second; allowed are "
+def _connects(result: Result) -> list[str]:
+    """Say how many connections came in one second, where they were limited."""
+    return [
+        f"Connections opened in one second ({row['title']}): at most {row['client_connects']} "
+        f"client and {row['server_connects']} server connections; the limits are "
         f"{row['goal']['client_connects']} and {row['goal']['server_connects']}."
         for row in result["rows"]
         if row["goal"]["client_connects"] is not None
-    )
+    ]
+
+
+def _fault(row: Result) -> list[object]:
+    writes = row["failed_writes"] - row["unknown_writes"]  # unknown ones have a column
+    return [
+        f"**{row['title']}: missed**" if row["missed"] else row["title"],
+        f"{row['ended'] - row['began']:.1f} s",
+        row["requests"],
+        f"{row['failed_reads']}, {writes}, {row['failed_notes']}",
+        f"{row['unknown_writes']}, {row['unknown_notes']}",
+        f"{row['longest_gap']:.2f} s",
+        "never" if row["recovery"] is None else f"{row['recovery']:.2f} s",
+        *(row[key] for key in ("acknowledged", "lost", "duplicated")),
+    ]
 
 
 def crashes_table(result: Result) -> str:
-    """Draw one line for each kind of crash on each path."""
-    lines = [CRASHES_HEAD, "|---|---|---|" + "---:|" * 6]
-    for row in result["crashes"]:
-        layer, control = row["layer"], row["control"]
-        lines.append(
-            f"| {row['kind']} | {row['path']} | {row['flush']} | {row['crashes']} "
-            f"| {layer['acknowledged']:,} | {layer['unknown']} | {layer['lost']} "
-            f"| {layer['duplicated']} | {control['lost']} of {control['acknowledged']:,} |"
-        )
-    return "\n".join([*lines, "", origin(result)])
+    """Draw each kind of crash on each path, and what all of them came to."""
+    rows = [
+        [
+            *(row[key] for key in ("kind", "path", "flush", "crashes")),
+            f"{row['layer']['acknowledged']:,}",
+            *(row["layer"][key] for key in ("unknown", "lost", "duplicated")),
+            f"{row['control']['lost']} of {row['control']['acknowledged']:,}",
+        ]
+        for row in result["crashes"]
+    ]
+    layer = [row["layer"] for row in result["crashes"]]
+    summary = (
+        f"{sum(row['crashes'] for row in result['crashes'])} crashes: of "
+        f"{sum(row['acknowledged'] for row in layer):,} acknowledged commits "
+        f"**{sum(row['lost'] for row in layer)} were lost**."
+    )
+    control = (
+        "Control (a layer that trusts `pg_xact_status` after a crash): "
+        f"{sum(row['control']['lost'] for row in result['crashes'])} commits were lost."
+    )
+    return f"{table(CRASHES_HEAD, rows, texts=3)}\n\n- {summary}\n- {control}"
 
 
 def recovery_table(result: Result) -> str:
-    """Draw one line for each fleet that logs in at once, the control last."""
-    header = (
-        "| layer | environments | of a core | without a pooler | logins alone | promised "
-        "| all served after | busy |"
-    )
-    lines = [
-        header,
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    """Draw each fleet that logs in at once, the control last."""
+    rows = [
+        [
+            "lambda-pg" if row["policy"] == "kept" else "control: discards unfinished logins",
+            row["environments"],
+            row["share"],
+            f"{row['away']:.0f} s",
+            f"{row['logins_alone']} s",
+            f"{row['promised']} s",
+            "not in time" if row["recovered"] is None else f"{row['recovered']} s",
+            row["busy"],
+        ]
+        for row in result["recovery"]["rows"]
     ]
-    for row in result["recovery"]["rows"]:
-        layer = "as it is" if row["policy"] == "kept" else "control: throws logins away"
-        served = f"{row['recovered']} s" if row["recovered"] is not None else "not in time"
-        lines.append(
-            f"| {layer} | {row['environments']} | {row['share']} | {row['away']:.0f} s "
-            f"| {row['logins_alone']} s | {row['promised']} s | {served} | {row['busy']} |"
-        )
-    return "\n".join([*lines, "", origin(result)])
-
-
-def chaos_summary(result: Result) -> str:
-    """Say in a few lines what all faults together came to."""
-    rows = result["rows"]
-    sums = {
-        key: sum(row[key] for row in rows)
-        for key in ("requests", "acknowledged", "lost", "duplicated")
-    }
-    unknown = sum(row["unknown_writes"] + row["unknown_notes"] for row in rows)
-    harm = ("unknown_notes", *(f"failed_{kind}" for kind in KINDS))
-    unharmed = [row for row in rows if not any(row[key] for key in harm)]
-    return (
-        f"{len(rows)} rows of faults (kills, replacements, restarts, outages, rotations, stalls, "
-        f"lost packets, frozen environments …) under {sums['requests']:,} requests, "
-        f"{len(unharmed)} of them without a failed request: {sums['acknowledged']:,} writes "
-        f"acknowledged, **{sums['lost']} lost, {sums['duplicated']} duplicated**, "
-        f"{unknown} reported as unknown. The control, a connection per "
-        f"request, failed {result['control']['failed']} of {result['control']['requests']} "
-        f"requests while PostgreSQL was restarted and away. {_crashes(result)} {origin(result)}"
-    )
-
-
-def _crashes(result: Result) -> str:
-    """Say what became of commits of one statement while the server crashed."""
-    rows = result["crashes"]
-    acknowledged, lost = (
-        sum(row["layer"][key] for row in rows) for key in ("acknowledged", "lost")
-    )
-    return (
-        f"Of {acknowledged:,} commits under {sum(row['crashes'] for row in rows)} crashes of "
-        f"PostgreSQL **{lost} were lost**; a layer that believes `pg_xact_status` after a crash "
-        f"lost {sum(row['control']['lost'] for row in rows)}."
-    )
-
-
-def _failed(row: Result) -> tuple[int, int, int]:
-    """Count reads, writes and notes that failed; those of unknown outcome are shown beside them."""
-    writes = row["failed_writes"] - row["unknown_writes"]
-    return row["failed_reads"], writes, row["failed_notes"]
-
-
-def _line(row: Result) -> str:
-    failed = ", ".join(str(count) for count in _failed(row))
-    title = f"**{row['title']}: missed**" if row["missed"] else row["title"]
-    back = "never" if row["recovery"] is None else f"{row['recovery']:.2f} s"
-    return (
-        f"| {title} | {row['ended'] - row['began']:.1f} s | {row['requests']} | {failed} "
-        f"| {row['unknown_writes']}, {row['unknown_notes']} | {row['longest_gap']:.2f} s | {back} "
-        f"| {row['acknowledged']} | {row['lost']} | {row['duplicated']} |"
-    )
+    return f"{table(RECOVERY_HEAD, rows)}\n\n{notes(result)}"

@@ -2,8 +2,8 @@
 
     python -m benchmarks.trace      write docs/trace.svg
 
-A handler runs in a separate process under OpenTelemetry's SDK, whose console exporter prints each
-span as a line of JSON. The server side is real, and has one server connection.
+A handler runs in a separate process with OpenTelemetry's SDK, whose console exporter prints each
+span as a line of JSON. PostgreSQL and PgBouncer are real; there is one server connection.
 """
 
 import json
@@ -31,7 +31,7 @@ Span = dict[str, Any]
 
 
 def record() -> list[Span]:
-    """Run the handler; return its spans as the exporter has printed them."""
+    """Run the handler; return its spans as the exporter printed them."""
     with running(MAX_DB_CONNECTIONS="1", DEFAULT_POOL_SIZE="1") as servers:
         environment = servers.function_environment(
             servers.pgbouncer, [ROOT / "layer" / "python", ROOT]
@@ -50,7 +50,7 @@ def record() -> list[Span]:
 
 
 def invocations(spans: Sequence[Span]) -> list[list[Span]]:
-    """Group the spans of each invocation, in the order in which they began."""
+    """Group the spans by invocation, in order of their start."""
     traces: dict[str, list[Span]] = {}
     for span in sorted(spans, key=lambda span: str(span["start_time"])):
         traces.setdefault(span["context"]["trace_id"], []).append(span)

@@ -327,6 +327,8 @@ def _normalise(folder: Path) -> None:
 
 def _source_files(sources: Iterable[tuple[Path, str]]) -> Iterator[tuple[Path, str]]:
     for source, name in sources:
+        if not source.exists():
+            raise FileNotFoundError(f"{source} does not exist, so nothing can be assembled from it")
         if source.is_file():
             yield source, name
         for path in sorted(source.rglob("*")):

@@ -6,7 +6,7 @@ from aws_cdk import aws_ecr_assets as ecr_assets
 from aws_cdk import aws_ecs as ecs
 from aws_cdk import aws_lambda as lambda_
 
-from lambda_pg_cdk import PACKAGE
+from lambda_pg_cdk import PACKAGE, PROJECT
 from lambda_pg_cdk.layer.build import Recipe, Target, assemble, build_layer
 from lambda_pg_cdk.stage.config import Config
 
@@ -39,12 +39,12 @@ class Assets:
         )
 
     def function(self, source: Path, *extra: str) -> lambda_.Code:
-        """Assemble a function's folder, its dependencies, and the rooms in `extra`."""
+        """Assemble a function's folder, its dependencies, and the project's folders in `extra`."""
         lock = source / "requirements.txt"
         recipe = Recipe(
             name=f"function-{source.name}",
             prefix="/var/task",
-            sources=((source, "."), *((PACKAGE / name, f"lambda_pg_cdk/{name}") for name in extra)),
+            sources=((source, "."), *((PROJECT / name, name) for name in extra)),
             requirements=lock if lock.exists() else None,
         )
         return lambda_.Code.from_asset(str(assemble(recipe, self.target)))

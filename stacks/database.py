@@ -190,7 +190,7 @@ class DatabaseStack(Stack):
             assets=assets,
             timeout=ROTATION_SECONDS,
             invoked="Secrets Manager runs a failed rotation again; its failure raises an alarm.",
-            extra=("migrations",),
+            extra=("lambda_pg_cdk/migrations",),
         )
         add_layer(function, config)
         self.attach(function)

@@ -49,7 +49,7 @@ def new_function(
     extra: tuple[str, ...] = (),
     **options: Any,
 ) -> lambda_.Function:
-    """Make the function of a folder; the rooms in `extra` go into its zip as well.
+    """Make the function of a folder; the project's folders in `extra` go into its zip as well.
 
     `invoked` says who invokes it, and what becomes of a failure: why no queue keeps its events.
     """

@@ -1,8 +1,8 @@
-"""Commits of one statement each while the server crashes, and an audit of what is there.
+"""Commits of one statement each while the server crashes, and an audit of the rows.
 
-Processes of writers commit straight to the server and through the pooler while it crashes:
-restarted at once, or with one backend killed, after which the server ends all the others. One
-process in three is the control, which has to lose writes, or the crashes prove nothing.
+Processes of writers commit directly and through the pooler while the server crashes: it is
+restarted immediately, or one backend is killed, after which the server ends all others. One
+process in three is the control; it must lose writes, or the crashes prove nothing.
 """
 
 import itertools
@@ -33,23 +33,23 @@ FLUSHES: Final[dict[Flush, dict[str, str]]] = {
     "default": {},
     "delayed": {"commit_delay": "100000", "commit_siblings": "0"},
 }
-"""PostgreSQL's settings. Delayed, every COMMIT waits 0.1 s before it is flushed: each crash finds
-all writers on their way."""
+"""PostgreSQL's settings. With "delayed", each COMMIT waits 0.1 s before its flush, so each crash
+interrupts all writers."""
 PROCESSES: Final = 3
-"""Of writers, for each path; the last one is the control."""
+"""Processes of writers for each path; the last one is the control."""
 BACK: Final = 100
-"""Commits after which the writers are back from a crash."""
+"""Commits after which the writers have recovered from a crash."""
 THREADS: Final = 8
-"""Of each process; each is a writer with a database for itself."""
+"""Writers of each process; each has its own `Database`."""
 SPAN: Final = 1 << 40
-"""Numbers that each writer has for its rows."""
+"""How many row numbers each writer has."""
 RECOVERY: Final = 30.0
-"""Seconds without a commit after which they will not come back."""
+"""Seconds without a commit after which the run fails."""
 
 
 @dataclass(frozen=True)
-class Told:
-    """What one writer was told of its rows `first` to `last`: the rest of them is acknowledged."""
+class WriterSummary:
+    """The outcomes of one writer's rows `first` to `last`; the rows not named are acknowledged."""
 
     first: int
     last: int
@@ -58,16 +58,16 @@ class Told:
 
     @property
     def acknowledged(self) -> int:
-        """How many rows have to be there, once each."""
+        """How many rows must be present, once each."""
         return self.last - self.first + 1 - len(self.unknown) - len(self.refused)
 
 
 @dataclass
 class Count:
-    """What became of the rows of some writers.
+    """The audited rows of some writers.
 
-    `lost`: acknowledged and not there; `duplicated`: there more than once; `hidden`: there, though
-    its writer was told that it had not run.
+    `lost`: acknowledged, but missing. `duplicated`: present more than once. `hidden`: present, but
+    reported as not run.
     """
 
     acknowledged: int = 0
@@ -77,25 +77,25 @@ class Count:
     duplicated: int = 0
     hidden: int = 0
 
-    def add(self, told: Told, there: Mapping[int, int]) -> None:
-        """Compare what a writer was told with how often each of its rows is there."""
-        doubtful = {*told.unknown, *told.refused}
-        self.acknowledged += told.acknowledged
-        self.unknown += len(told.unknown)
-        self.refused += len(told.refused)
-        self.lost += told.acknowledged - sum(number not in doubtful for number in there)
-        self.duplicated += sum(times > 1 for times in there.values())
-        self.hidden += sum(number in there for number in told.refused)
+    def add(self, summary: WriterSummary, present: Mapping[int, int]) -> None:
+        """Compare a writer's summary with how often each of its rows is present."""
+        doubtful = {*summary.unknown, *summary.refused}
+        self.acknowledged += summary.acknowledged
+        self.unknown += len(summary.unknown)
+        self.refused += len(summary.refused)
+        self.lost += summary.acknowledged - sum(number not in doubtful for number in present)
+        self.duplicated += sum(times > 1 for times in present.values())
+        self.hidden += sum(number in present for number in summary.refused)
 
 
 class Process:
-    """A process of writers; `commits` is what it has told of so far."""
+    """A process of writers; `commits` is its last printed count."""
 
     def __init__(self, servers: Servers, endpoint: Endpoint, number: int) -> None:
         """Start it."""
         self.is_control = number == PROCESSES - 1
         self.commits = 0
-        self.told: list[Told] = []
+        self.summaries: list[WriterSummary] = []
         self._process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "benchmarks.chaos.writers"),
@@ -116,10 +116,10 @@ class Process:
             if isinstance(answer, int):
                 self.commits = answer
             else:
-                self.told = [Told(**each) for each in answer]
+                self.summaries = [WriterSummary(**each) for each in answer]
 
     def end(self) -> None:
-        """Let it finish; raise RuntimeError where it does not say what its writers were told."""
+        """Close its input; wait until it has printed its summaries and ended."""
         if self._process.stdin is not None:
             self._process.stdin.close()
         self._reader.join()
@@ -129,13 +129,13 @@ class Process:
 
     @property
     def failed(self) -> bool:
-        """Tell whether it has ended without a word."""
-        return not self.told
+        """Whether it ended without its summaries."""
+        return not self.summaries
 
 
 @contextmanager
 def writing(servers: Servers, endpoint: Endpoint) -> Iterator[list[Process]]:
-    """Write from several processes until the block is left; then each has what it was told."""
+    """Write from several processes until the block ends; then each has its summaries."""
     writers = [Process(servers, endpoint, number) for number in range(PROCESSES)]
     try:
         yield writers
@@ -143,17 +143,20 @@ def writing(servers: Servers, endpoint: Endpoint) -> Iterator[list[Process]]:
         for process in writers:
             process.end()
     if any(process.failed for process in writers):
-        raise RuntimeError("a process of writers has failed: its traceback is above")
+        raise RuntimeError("a process of writers failed; its traceback is above")
 
 
 def await_commits(writers: list[Process], count: int) -> None:
-    """Wait for `count` more commits of the layer's writers; raise TimeoutError when none comes."""
+    """Wait for `count` more commits of the layer's writers.
+
+    Raises TimeoutError after RECOVERY seconds without one.
+    """
     goal, last, since = _commits(writers) + count, -1, time.monotonic()
     while (now := _commits(writers)) < goal:
         if now != last:
             last, since = now, time.monotonic()
         if time.monotonic() - since > RECOVERY:
-            raise TimeoutError(f"no commit for {RECOVERY:g} s: the writers are not back")
+            raise TimeoutError(f"no commit for {RECOVERY:g} s: the writers did not recover")
         time.sleep(0.01)
 
 
@@ -162,7 +165,7 @@ def _commits(writers: list[Process]) -> int:
 
 
 def crash(servers: Servers, kind: Kind) -> None:
-    """Crash the server, which then recovers; raise RuntimeError where there is no backend."""
+    """Crash the server, which then recovers; raise RuntimeError if there is no backend to kill."""
     if kind == "server restarted at once":
         servers.postgres.restart("immediate")
         return
@@ -170,7 +173,7 @@ def crash(servers: Servers, kind: Kind) -> None:
         found = admin.execute("SELECT pid FROM pg_stat_activity WHERE usename = %s", [USER])
         backends = [pid for (pid,) in found]
     if not backends:
-        raise RuntimeError("the writers have no backend that could be killed")
+        raise RuntimeError(f"no backend to kill: {USER} has no connection")
     os.kill(random.choice(backends), signal.SIGKILL)  # noqa: S311  # any will do
 
 
@@ -189,18 +192,18 @@ def row(
             await_commits(writers, BACK)
     layer, control = Count(), Count()
     for process in writers:
-        _audit(servers, process.told, control if process.is_control else layer)
+        _audit(servers, process.summaries, control if process.is_control else layer)
     report(
-        f"{kind}, {endpoint.path}: {layer.acknowledged} commits and {crashes} crashes, "
-        f"{layer.lost} lost, {layer.unknown} unknown; the control lost {control.lost}"
+        f"{kind}, {endpoint.path}: {crashes} crashes, {layer.acknowledged} commits, {layer.lost} "
+        f"lost, {layer.unknown} of unknown outcome; the control lost {control.lost}"
     )
     counts = {"layer": asdict(layer), "control": asdict(control)}
     return {"path": endpoint.path, "kind": kind, "crashes": crashes, **counts}
 
 
-def _audit(servers: Servers, told: list[Told], count: Count) -> None:
+def _audit(servers: Servers, summaries: list[WriterSummary], count: Count) -> None:
     with psycopg.connect(servers.postgres.superuser_dsn, dbname=DATABASE) as admin:
-        for each in told:
+        for each in summaries:
             rows = admin.execute(
                 "SELECT number, count(*) FROM commits WHERE number BETWEEN %s AND %s GROUP BY 1",
                 [each.first, each.last],
@@ -213,7 +216,8 @@ def crash_under_commits(
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Return four rows, both kinds of crash on both paths, and the versions of the servers.
 
-    `crashes` is of each row, `commits` what comes between two of them. The server is durable.
+    `crashes` is the number in each row, `commits` the number before each crash. The server runs
+    with fsync.
     """
     with running(parameters=FLUSHES[flush]) as servers:
         rows = [
@@ -227,7 +231,7 @@ def crash_under_commits(
 
 
 def shortfalls(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """Name what the rows break: nothing may be lost, and the control has to lose."""
+    """Name every broken promise: the layer may lose nothing, the control must lose something."""
     for each in rows:
         for wrong in ("lost", "duplicated", "hidden"):
             if count := each["layer"][wrong]:

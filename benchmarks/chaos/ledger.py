@@ -1,4 +1,4 @@
-"""The ledger behind the load: its tables, and the audit: what is there, and what clients saw."""
+"""The ledger behind the load: its tables, and the audit of what is in them."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -32,10 +32,10 @@ GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA ledger TO lambda_pg_app;
 
 @dataclass(frozen=True)
 class Request:
-    """What a client saw of one request; times are seconds, `started` from the load's beginning.
+    """What a client saw of one request. Seconds; `started` counts from the start of the load.
 
-    `aside` says that it was made to be slow: it is audited, and its time means nothing. `already`:
-    the answer to a transfer says that an earlier run had carried it out.
+    `untimed`: it is slow on purpose, so it is audited and not timed. `already`: the answer to a
+    transfer says that an earlier run had carried it out.
     """
 
     kind: Kind
@@ -45,18 +45,31 @@ class Request:
     status: int
     retry_after: bool
     outcome: Outcome
-    aside: bool = False
+    untimed: bool = False
     already: bool = False
 
     @property
     def ended(self) -> float:
-        """When the answer was there."""
+        """When the answer arrived."""
         return self.started + self.seconds
+
+    @property
+    def failed(self) -> bool:
+        """Whether the client did not get a success."""
+        return self.outcome != "done"
+
+    @property
+    def is_unavailable(self) -> bool:
+        """Whether the answer is 503 with Retry-After."""
+        return self.status == 503 and self.retry_after
 
 
 @dataclass(frozen=True)
 class Books:
-    """What the database has: the sum of all balances, and how often each key is there."""
+    """What the database has: the sum of all balances, and how often it has each key.
+
+    `unbalanced`: accounts whose balance is not the sum of their movements.
+    """
 
     total: int
     transfers: Counter[str]
@@ -66,18 +79,17 @@ class Books:
 
 
 WRONG: Final = ("lost", "duplicated", "hidden", "half_done", "off_balance")
-"""The findings that have to be 0."""
+"""The findings that must be 0."""
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What the audit found.
+    """What the audit found, as counts of writes.
 
-    `lost`: acknowledged and not there. `duplicated`: there more than once, or run more than once
-    by what was sent once. `hidden`: there, though
-    its client was told "not done". `half_done`: a transfer without its two movements, or
-    movements without their transfer. `off_balance`: what the sum of all balances has moved by, and
-    accounts that their movements do not explain.
+    `lost`: acknowledged, but missing. `duplicated`: present more than once, or sent once and run
+    twice. `hidden`: present, but the client got the answer "not done". `half_done`: a transfer
+    without its two movements, or movements without their transfer. `off_balance`: the change of
+    the sum of all balances, plus the number of unbalanced accounts.
     """
 
     acknowledged: int
@@ -90,12 +102,12 @@ class Findings:
 
     @property
     def clean(self) -> bool:
-        """Tell whether nothing is wrong."""
+        """Whether nothing is wrong."""
         return not any(getattr(self, name) for name in WRONG)
 
 
 def open_books(dsn: str) -> None:
-    """Make the tables anew in the database `app`."""
+    """Drop and create the tables in the database `app`."""
     with psycopg.connect(dsn, dbname="app", autocommit=True) as connection:
         connection.execute(SCHEMA)
         connection.execute(
@@ -105,7 +117,7 @@ def open_books(dsn: str) -> None:
 
 
 def read_books(dsn: str) -> Books:
-    """Read what is there, all at one moment."""
+    """Read everything in one snapshot."""
     with psycopg.connect(dsn, dbname="app") as connection:
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         total = connection.execute("SELECT sum(balance) FROM ledger.accounts").fetchone()
@@ -127,27 +139,39 @@ def read_books(dsn: str) -> Books:
 
 
 def audit(requests: Iterable[Request], books: Books) -> Findings:
-    """Compare all requests since the books were opened with the books; a key may come again."""
-    told: dict[str, set[Outcome]] = {}
-    twice = 0
-    for request in requests:
-        if request.kind != "read":
-            twice += request.already and request.key not in told  # nobody had sent it before
-            told.setdefault(request.key, set()).add(request.outcome)
-    there = books.transfers + books.notes
-    acknowledged = {key for key, outcomes in told.items() if "done" in outcomes}
-    refused = {key for key, outcomes in told.items() if outcomes == {"not done"}}
-    known = acknowledged | refused
-    keys = books.transfers.keys() | books.movements.keys()
+    """Compare all writes since the books were opened with the books; a key may be sent repeatedly.
+
+    A write is acknowledged if one outcome of its key is "done", refused if all are "not done".
+    """
+    outcomes, run_twice = _outcomes(requests)
+    present = books.transfers + books.notes
+    acknowledged = {key for key, seen in outcomes.items() if "done" in seen}
+    refused = {key for key, seen in outcomes.items() if seen == {"not done"}}
+    moved = books.transfers.keys() | books.movements.keys()
+    unknown = outcomes.keys() - acknowledged - refused
     off = books.total - ACCOUNTS * OPENING_BALANCE
     return Findings(
         acknowledged=len(acknowledged),
-        lost=sum(there[key] == 0 for key in acknowledged),
-        duplicated=sum(count > 1 for count in there.values())
-        + sum(count > 2 for count in books.movements.values())
-        + twice,
-        hidden=sum(there[key] > 0 for key in refused) + len(there.keys() - told.keys()),
-        half_done=sum(books.movements[key] < 2 or not books.transfers[key] for key in keys),
+        lost=len(acknowledged - present.keys()),
+        duplicated=_more_than(1, present) + _more_than(2, books.movements) + run_twice,
+        hidden=len(refused & present.keys()) + len(present.keys() - outcomes.keys()),
+        half_done=sum(books.movements[key] < 2 or not books.transfers[key] for key in moved),
         off_balance=abs(off) + books.unbalanced,
-        unknown_but_done=sum(there[key] > 0 for key in told.keys() - known),
+        unknown_but_done=len(unknown & present.keys()),
     )
+
+
+def _outcomes(requests: Iterable[Request]) -> tuple[dict[str, set[Outcome]], int]:
+    """Collect the outcomes of each key; count the keys that ran before they were sent again."""
+    outcomes: dict[str, set[Outcome]] = {}
+    run_twice = 0
+    for request in requests:
+        if request.kind != "read":
+            run_twice += request.already and request.key not in outcomes
+            outcomes.setdefault(request.key, set()).add(request.outcome)
+    return outcomes, run_twice
+
+
+def _more_than(times: int, counts: Counter[str]) -> int:
+    """Count the keys that are present more often than `times`."""
+    return sum(count > times for count in counts.values())

@@ -1,8 +1,8 @@
-"""The part of chaos that takes long: run it before a release.
+"""The long part of chaos: run it before a release.
 
-Hundreds of thousands of commits of one statement while the server crashes dozens of times, and
-fleets that log in all at once at a pooler with a share of a core. Exit code 0 only if every
-promise held.
+It commits hundreds of thousands of single statements while the server crashes dozens of times, and
+has fleets log in all at once at a pooler with a share of a core. Exit code 0 only if every promise
+was kept.
 """
 
 import argparse
@@ -23,15 +23,15 @@ from benchmarks.conclusion import conclude
 from benchmarks.machine import machine, packages
 from benchmarks.servers import ROOT
 from benchmarks.storm.run import SHARED_MACHINE
-from benchmarks.tables import crashes_table, recovery_table
+from benchmarks.tables import crashes_table, for_terminal, recovery_table
 from lambda_pg_cdk.local.narrator import Narrator
 
 CRASHES: Final = 10
-"""Of each of four rows, with PostgreSQL's default flushes."""
+"""In each of four rows, with PostgreSQL's default flushes."""
 COMMITS: Final = 13_000
-"""Between two of them: together more than 500,000."""
+"""Before each crash: together more than 500,000."""
 RECOVERY: Final = (sys.executable, "-m", "benchmarks.chaos.recovery", "--output")
-"""In another process, which has the layer on its path."""
+"""Runs in another process, which has the layer on its path."""
 LEAST_COMMITS: Final = 500_000
 LEAST_CRASHES: Final = 40
 
@@ -51,8 +51,8 @@ def run(report: Report) -> dict[str, Any]:
 
 
 def recover(report: Report) -> dict[str, Any]:
-    """Measure how overloads end; return the rows and what they missed."""
-    report("fleets of 120 to 1,000 log in at a quarter of a core to a whole one, after an outage")
+    """Measure how fleets recover from an overload; return the rows and what they missed."""
+    report("fleets of 120 to 1,000 log in after an outage; the pooler has 0.25 to 1 core")
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "recovery.json"
         path = os.pathsep.join(map(str, (ROOT / "layer" / "python", ROOT)))
@@ -63,7 +63,7 @@ def recover(report: Report) -> dict[str, Any]:
 
 
 def shortfalls(result: dict[str, Any]) -> list[str]:
-    """Name every promise that this result breaks; none is a passed run."""
+    """Name every promise that this result breaks; an empty list is a passed run."""
     rows = result["crashes"]
     broken = [*lost_in_crashes(rows), *result["recovery"]["missed"]]
     for what, least, seen in (
@@ -71,12 +71,12 @@ def shortfalls(result: dict[str, Any]) -> list[str]:
         ("crashes", LEAST_CRASHES, sum(row["crashes"] for row in rows)),
     ):
         if seen < least:
-            broken.append(f"only {seen:,} {what}, at least {least:,} were promised")
+            broken.append(f"only {seen:,} {what}; at least {least:,} are needed")
     return broken
 
 
 def main() -> int:
-    """Run it and print what it has found."""
+    """Run it and print the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, help="where to write the result as JSON")
     arguments = parser.parse_args()
@@ -85,7 +85,7 @@ def main() -> int:
     result["seconds"] = round(time.monotonic() - began, 1)
     if arguments.output:
         arguments.output.write_text(json.dumps(result) + "\n")
-    print(f"\n{crashes_table(result)}\n\n{recovery_table(result)}\n")
+    print(for_terminal(f"\n{crashes_table(result)}\n\n{recovery_table(result)}\n"))
     return conclude(shortfalls(result), result["recovery"]["unmeasured"])
 
 

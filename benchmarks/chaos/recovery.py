@@ -1,14 +1,13 @@
-"""The end of an overload: a whole fleet logs in at once, at a pooler with a share of a core.
+"""Recovery from an overload: a whole fleet logs in at once, at a pooler with a share of a core.
 
-PgBouncer is killed, its clients go on asking, and it comes back with a quota of processor time.
-Clients reach it through the local cloud's load balancer when its task is healthy; from then the
-seconds are counted until every environment is served. `naive` is the control: it throws away
-the logins that a request has no time to finish, as connection pools do, and has to fail the goal.
+PgBouncer is killed, its clients keep sending requests, and it restarts with a quota of processor
+time. Clients reach it through the local cloud's load balancer as soon as its task is healthy. The
+recovery lasts from then until every environment is served. `naive` is the control: it discards the
+logins that a request has no time to finish, as connection pools do, and must fail the goal.
 
 An environment is a thread with a Database, in one of a few processes: a thread costs a fiftieth of
-a forked environment, and nothing here depends on what else an environment has. They are all of one
-password, given in the settings, so that nothing but the pooler is in their way. Clients have a low
-priority: they share the machine's cores with the pooler, which on AWS has its own.
+a forked environment. All use one password from the settings, so that only the pooler can delay
+them. Clients have a low priority: they share the cores with the pooler, which on AWS has its own.
 """
 
 import argparse
@@ -42,41 +41,40 @@ from lambda_pg_cdk.local import processes
 Policy = Literal["kept", "naive"]
 
 SHARE: Final = 0.25
-"""Of a core, for PgBouncer: the smallest task."""
+"""PgBouncer's share of a core in the smallest task."""
 PERIOD: Final = 0.1
-"""Seconds in which it may use its share once, as under Linux's quota for containers."""
+"""Seconds in which it may use its share once, like the quota of a Linux container."""
 LOOK_AT_QUOTA: Final = 0.002
-"""Seconds between two looks at a quota that is nearly used."""
+"""Seconds between two checks of a quota that is nearly used."""
 PROCESSES: Final = 4
 NICENESS: Final = 10
-"""Of the clients' processes."""
+"""The niceness of the clients' processes."""
 CONTEXT: Final = multiprocessing.get_context("spawn")
 REST: Final = 0.5
 """Seconds between two requests of an environment: 120 of them send 230 a second."""
 MOST_A_SECOND: Final = 480
-"""Requests of all environments: more than that a quarter of a core does not serve at its best."""
+"""Requests per second of all environments: as many as a quarter of a core can serve."""
 LOGINS: Final = 100
-"""Logins that are measured for what one costs the pooler."""
+"""Logins that are measured to find the cost of one."""
 CALM: Final = 1.0
 """Seconds of service before the fault."""
 SERVED: Final = 3.0
-"""Seconds without a failure after which an overload is over."""
+"""Seconds without a failure after which a fleet has recovered."""
 LOOK: Final = 0.25
-"""Seconds between two looks whether it is."""
+"""Seconds between two checks whether it has."""
 LONGEST: Final = 120.0
-"""Seconds after which nothing is waited for any more."""
+"""Seconds that anything is waited for at most."""
 GRACE: Final = 2.0
 TIMES: Final = 2.0
-"""The promise: all are served so many seconds after the fault, and so many times what their logins
-take when nothing else is to be done."""
+"""The promise: all are served within GRACE seconds plus TIMES the seconds that their logins take
+alone."""
 SPARE: Final = 0.02
-"""How much more than its share of a core the pooler may have used: a quota is looked at in steps of
-milliseconds."""
+"""How far the pooler may exceed its share: its quota is checked every few milliseconds."""
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """A fleet, the seconds that it is without a pooler, and the share of a core that comes back."""
+    """A fleet, `away` seconds without a pooler, and the pooler's `share` of a core after them."""
 
     environments: int
     away: float = 12.0
@@ -94,19 +92,18 @@ PLAN: Final = (
     Scenario(1000, share=1.0),
     Scenario(1000, policy="naive"),
 )
-"""PgBouncer uses one core, so larger tasks are no faster. The environments ask for the first time
-within two seconds: from half a core on, logins are made nearly as fast as they come, so a control
-has nothing to lose."""
+"""PgBouncer uses one core, so larger tasks are not faster. All environments log in within two
+seconds. With half a core or more the pooler keeps up with them, so a control would not fail."""
 
 
-# What stands before a slow pooler, and what slows it down
+# The slow pooler
 
 
 class Balancer:
-    """The local cloud's load balancer, a process, before the task of one pooler."""
+    """The local cloud's load balancer, as a process, with one pooler task as its target."""
 
     def __init__(self, target_port: int) -> None:
-        """Start it without a target: it refuses connections."""
+        """Start it without a target: it rejects connections."""
         self.port = processes.free_port()
         module = "lambda_pg_cdk.local.pooler_service.balancer"
         self._process = subprocess.Popen(
@@ -117,16 +114,16 @@ class Balancer:
         )
 
     def __enter__(self) -> Self:
-        """Let the task have clients."""
+        """Register the task."""
         self.register("127.0.0.1")
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End it, with its connections."""
+        """End it and its connections."""
         self._process.communicate()
 
     def register(self, *addresses: str) -> None:
-        """Send new connections there, or refuse them where there is no address."""
+        """Send new connections to these addresses; reject them if there are none."""
         assert self._process.stdin is not None  # noqa: S101  # both are pipes
         assert self._process.stdout is not None  # noqa: S101
         self._process.stdin.write(json.dumps({"registered": addresses}).encode() + b"\n")
@@ -135,17 +132,17 @@ class Balancer:
 
 
 class Brake:
-    """Let a process use a share of a core, as Linux's quota for containers does.
+    """Limits a process to a share of a core, like the quota of a Linux container.
 
-    It is stopped when it has used its share of a period, and goes on with the next one. What it
-    used too much is taken from the next period; what it did not use is not saved. As the quota
-    counts what it has used, it gets its share also where it had to wait for a processor.
+    The process is stopped when it has used its share of a period, until the next period. What it
+    used too much is subtracted from the next period; what it did not use is not saved. The quota
+    counts processor time, so a process that waited for a processor still gets its share.
     """
 
     def __init__(self, share: float) -> None:
-        """Hold nothing yet."""
+        """Take the share of a core; slow no process yet."""
         self._quota = share * PERIOD
-        self._held: psutil.Process | None = None
+        self._process: psutil.Process | None = None
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._run, name="brake")
 
@@ -155,25 +152,24 @@ class Brake:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop; the process runs on."""
+        """Stop; the process continues at full speed."""
         self._ends.set()
         self._thread.join()
 
-    def hold(self, process: psutil.Process | None) -> None:
-        """Slow this process from now on, or none."""
-        self._held = process
+    def slow(self, process: psutil.Process) -> None:
+        """Slow this process from now on."""
+        self._process = process
 
     def _run(self) -> None:
         left = 0.0
         while not self._ends.is_set():
-            held = self._held
-            if held is None:
+            if self._process is None:
                 time.sleep(PERIOD)
             else:
-                left = self._spend(held, min(self._quota, left + self._quota))
+                left = self._spend(self._process, min(self._quota, left + self._quota))
 
     def _spend(self, process: psutil.Process, quota: float) -> float:
-        """Let a process run for a period or until it has used a quota; return what is left."""
+        """Run a process for a period, or until it has used a quota; return the unused quota."""
         began, ends = seconds_of(process.pid), time.monotonic() + PERIOD
         left = quota
         while left > 0 and (now := time.monotonic()) < ends:
@@ -192,14 +188,14 @@ class Brake:
 
 
 def pgbouncer_of(servers: Servers) -> psutil.Process:
-    """Wait for the supervisor's PgBouncer, and return it."""
+    """Return the supervisor's PgBouncer; wait for its start."""
     supervisor = psutil.Process(servers.pooler.pid)
     processes.wait_until(lambda: bool(supervisor.children()), 30, "the start of PgBouncer")
     return supervisor.children()[0]
 
 
 def settings_of(endpoint: Endpoint, port: int) -> Settings:
-    """Say where the pooler is, or what stands before it."""
+    """Return the settings of a client that connects to the pooler or its balancer."""
     return Settings(
         host="127.0.0.1",
         port=port,
@@ -219,17 +215,17 @@ class Login:
     client: float
 
     def alone(self, count: int, share: float) -> float:
-        """Return the seconds that so many take when nothing else is to be done.
+        """Return the seconds that so many logins take when nothing else runs.
 
-        The pooler has its share of a core. On AWS every client has its own processor; here they
-        share this machine's with the pooler, which is what takes longest where its share is large.
+        The pooler has its share of a core. On AWS each client has its own processor; here clients
+        and pooler share the machine's cores, which is the limit where the pooler's share is large.
         """
         here = (self.pooler + self.client) / (psutil.cpu_count() or 1)
         return count * max(self.pooler / share, here)
 
 
 def measure_login(servers: Servers) -> Login:
-    """Log in one after the other."""
+    """Measure logins one after the other."""
     pgbouncer = pgbouncer_of(servers)
     db = Database(settings_of(servers.pgbouncer, servers.pgbouncer.port))
     db.execute("SELECT 1")
@@ -245,30 +241,30 @@ def measure_login(servers: Servers) -> Login:
 # Environments
 
 
-def throw_away() -> None:
-    """Make the layer of this process one that keeps no login: one socket, one second, and again."""
+def discard_logins() -> None:
+    """Change this process's layer: it discards each login that a request did not finish."""
     connect = Connector.connect
 
-    def connect_and_forget(self: Connector, *arguments: Any) -> Any:
+    def connect_and_discard(self: Connector, *arguments: Any) -> Any:
         try:
             return connect(self, *arguments)
         finally:
             self.close()
 
-    Connector.connect = connect_and_forget  # type: ignore[method-assign,assignment]
+    Connector.connect = connect_and_discard  # type: ignore[method-assign,assignment]
     _attempts.MOST = 1  # type: ignore[misc]
     _attempts.UNCONNECTED = _attempts.UNANSWERED = LONGEST  # type: ignore[misc]
 
 
 class Shared:
-    """What all processes see: whether it is over, and when each environment was served and failed.
+    """Memory that all processes share: the end of the run, and each environment's times.
 
-    `served` and `failed` are the last times, `first` the first time since `back` that it was
-    served. Times are time.monotonic(), the same in all processes; 0 is never.
+    `served` and `failed` are the last times, `first` the first time served since `back`. Times are
+    time.monotonic(), the same in all processes; 0 is never.
     """
 
     def __init__(self, count: int) -> None:
-        """Begin: nobody was served yet."""
+        """Take the number of environments."""
         self.ends = CONTEXT.Value("b", 0, lock=False)
         self.back = CONTEXT.Value("d", 0, lock=False)
         self.first = CONTEXT.Array("d", count, lock=False)
@@ -276,19 +272,23 @@ class Shared:
         self.failed = CONTEXT.Array("d", count, lock=False)
 
 
-def serve(policy: Policy, settings: Settings, numbers: Sequence[int], shared: Shared) -> None:
-    """Run environments until it is over."""
+def run_environments(
+    policy: Policy, settings: Settings, numbers: Sequence[int], shared: Shared
+) -> None:
+    """Run environments until the end of the run."""
     if policy == "naive":
-        throw_away()
+        discard_logins()
     os.nice(NICENESS)
     threading.stack_size(512 * 1024)
     with ThreadPoolExecutor(len(numbers)) as threads:
-        for each in [threads.submit(ask, number, settings, shared) for number in numbers]:
+        for each in [
+            threads.submit(run_environment, number, settings, shared) for number in numbers
+        ]:
             each.result()
 
 
-def ask(number: int, settings: Settings, shared: Shared) -> None:
-    """Be one environment: one request after the other."""
+def run_environment(number: int, settings: Settings, shared: Shared) -> None:
+    """Send one request after the other, as one environment."""
     db: Database[TupleRow] = Database(settings)
     while not shared.ends.value:
         try:
@@ -305,12 +305,12 @@ def ask(number: int, settings: Settings, shared: Shared) -> None:
 
 @contextmanager
 def fleet(scenario: Scenario, settings: Settings) -> Iterator[Shared]:
-    """Run environments in a few processes, from when all of them were served once."""
+    """Run environments in a few processes; yield when all of them were served once."""
     count = scenario.environments
     shared = Shared(count)
     workers = [
         CONTEXT.Process(
-            target=serve,
+            target=run_environments,
             args=(scenario.policy, settings, range(first, count, PROCESSES), shared),
             daemon=True,
         )
@@ -328,14 +328,14 @@ def fleet(scenario: Scenario, settings: Settings) -> Iterator[Shared]:
             worker.kill()
 
 
-# What happens
+# Recovery
 
 
 class Machine:
-    """Who uses this machine's processors from now on."""
+    """Measures the use of this machine's processors from now on."""
 
     def __init__(self, pgbouncer: psutil.Process) -> None:
-        """Begin to count."""
+        """Start counting."""
         self._pooler = pgbouncer.pid
         self._clients = [child.pid for child in multiprocessing.active_children() if child.pid]
         self._began = time.monotonic()
@@ -348,11 +348,11 @@ class Machine:
         return {pid: run_queue_seconds_of_threads(pid) for pid in pids}
 
     def columns(self) -> dict[str, float]:
-        """Return a row's columns; each is a share of the time, but `busy`.
+        """Return the columns of a row; each but `busy` is a share of the time, 0 to 1.
 
-        `used`: what PgBouncer had of a core; `busy`: how many times longer its work took because it
-        waited for one; `waited`: how long it did, or the threads of one process of clients did
-        together, at most 1; `others`: what other programs had of all processors.
+        `used`: PgBouncer's share of a core. `busy`: how many times longer its work took because it
+        waited for a core. `waited`: how long it waited, or how long the threads of one client
+        process waited together. `others`: other programs' share of all processors.
         """
         seconds = time.monotonic() - self._began
         used = seconds_of(self._pooler) - self._used
@@ -373,41 +373,27 @@ def _of_our_processes() -> float:
 
 
 def measure_recovery(servers: Servers, scenario: Scenario, login: Login) -> dict[str, Any]:
-    """Take the pooler away for some seconds, bring it back slowed down, and measure the end.
+    """Stop the pooler, restart it with its share of a core, and measure the recovery.
 
-    Times are seconds. `recovered` counts from when the task is healthy until every environment was
-    served and none fails any more, `half` until half of them were served; None where that does not
-    happen in time. `promised` is `GRACE` and `TIMES` what all logins take by themselves. The other
-    columns are Machine's.
+    The columns are in seconds. `recovered` counts from the moment the task is healthy until every
+    environment was served and none fails any more, `half` until half of them were served; None
+    where that does not happen in time. `promised` is the limit: GRACE plus TIMES `logins_alone`.
+    The other columns are Machine's.
     """
     alone = login.alone(scenario.environments, scenario.share)
     promised = GRACE + TIMES * alone
-    pooler = servers.pooler
     with (
-        Balancer(pooler.port) as balancer,
+        Balancer(servers.pooler.port) as balancer,
         Brake(scenario.share) as brake,
         fleet(scenario, settings_of(servers.pgbouncer, balancer.port)) as shared,
     ):
         time.sleep(CALM)
-        balancer.register()
-        pooler.kill()
-        gone = time.monotonic()
-        time.sleep(max(0.0, scenario.away - START_SECONDS))
-        pooler.launch()
-        pgbouncer = pgbouncer_of(servers)
-        brake.hold(pgbouncer)
-        processes.wait_until(pooler.answers, 30, "a healthy pooler")
+        gone = stop_pooler(servers, balancer)
+        pgbouncer = start_pooler(servers, brake, gone + scenario.away)
         machine = Machine(pgbouncer)
         balancer.register("127.0.0.1")
         back = shared.back.value = time.monotonic()
-        columns, recovered = None, None
-        while recovered is None and time.monotonic() < back + min(LONGEST, promised) + SERVED:
-            time.sleep(LOOK)
-            if all(shared.first):
-                columns = columns or machine.columns()
-                last = max(*shared.first, *shared.failed)
-                recovered = last - back if time.monotonic() > last + SERVED else None
-        columns = columns or machine.columns()
+        columns, recovered = watch(shared, machine, back + min(LONGEST, promised) + SERVED)
         served = sorted(first - back for first in shared.first if first)
     half = scenario.environments // 2
     return {
@@ -421,17 +407,50 @@ def measure_recovery(servers: Servers, scenario: Scenario, login: Login) -> dict
         "logins_alone": round(alone, 1),
         "promised": round(promised, 1),
         "half": round(served[half], 1) if len(served) > half else None,
-        "recovered": None if recovered is None else round(recovered, 1),
+        "recovered": recovered,
         "never_served": scenario.environments - len(served),
     }
 
 
 START_SECONDS: Final = 2.5
-"""What a task needs until it is healthy: it is started so much before the end."""
+"""Seconds from the start of a task until it is healthy."""
+
+
+def stop_pooler(servers: Servers, balancer: Balancer) -> float:
+    """Deregister and kill the pooler; return when (time.monotonic())."""
+    balancer.register()
+    servers.pooler.kill()
+    return time.monotonic()
+
+
+def start_pooler(servers: Servers, brake: Brake, healthy_at: float) -> psutil.Process:
+    """Start the pooler so that it is healthy at about this time, and slow it; return PgBouncer."""
+    time.sleep(max(0.0, healthy_at - START_SECONDS - time.monotonic()))
+    servers.pooler.launch()
+    pgbouncer = pgbouncer_of(servers)
+    brake.slow(pgbouncer)
+    processes.wait_until(servers.pooler.answers, 30, "a healthy pooler")
+    return pgbouncer
+
+
+def watch(shared: Shared, machine: Machine, until: float) -> tuple[dict[str, float], float | None]:
+    """Wait until the fleet has recovered; return the machine's columns and the seconds it took.
+
+    The columns end when every environment was served once. The seconds are None after `until`.
+    """
+    columns = None
+    while time.monotonic() < until:
+        time.sleep(LOOK)
+        if all(shared.first):
+            columns = columns or machine.columns()
+            last = max(*shared.first, *shared.failed)
+            if time.monotonic() > last + SERVED:
+                return columns, round(last - shared.back.value, 1)
+    return columns or machine.columns(), None
 
 
 def missed(row: dict[str, Any]) -> Iterator[str]:
-    """Name what a row did not hold."""
+    """Name the promises that a row breaks."""
     name = (
         f"{row['environments']} environments, {row['away']:.0f} s without a pooler, "
         f"{row['share']:g} of a core"
@@ -440,24 +459,24 @@ def missed(row: dict[str, Any]) -> Iterator[str]:
     in_time = recovered is not None and recovered <= promised
     took = "not at all" if recovered is None else f"{recovered:.1f} s after the fault"
     if row["policy"] == "kept" and not in_time:
-        yield f"{name}: recovered {took}; promised are {promised:.1f} s"
+        yield f"{name}: recovered {took}; the limit is {promised:.1f} s"
     if row["policy"] == "naive" and in_time:
-        yield f"{name}: the control, which throws logins away, recovered too ({took})"
+        yield f"{name}: the control, which discards logins, recovered too ({took})"
     if row["used"] > row["share"] + SPARE:
-        yield f"{name}: PgBouncer has used {row['used']:g} of a core: the row proves nothing"
+        yield f"{name}: PgBouncer used {row['used']:g} of a core: the row proves nothing"
 
 
 def is_measurable(row: dict[str, Any]) -> bool:
-    """Tell whether the pooler and the clients had processors: the rule of `make storm`."""
+    """Whether pooler and clients had enough processor time, by the rule of `make storm`."""
     return bool(row["others"] < OTHERS or row["waited"] < WAITED)
 
 
 def verdicts(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[str]]:
-    """Return what the rows did not hold, and what of it says nothing on this machine."""
+    """Return the broken promises, and those that could not be measured on this machine."""
     broken = [each for row in rows if is_measurable(row) for each in missed(row)]
     unmeasured = [
-        f"{each}; other programs had {row['others']:.0%} of the processors, and the pooler or "
-        f"clients waited for one for {row['waited']:.0%} of the time"
+        f"{each}; other programs used {row['others']:.0%} of the processors, and the pooler or "
+        f"clients waited for one {row['waited']:.0%} of the time"
         for row in rows
         if not is_measurable(row)
         for each in missed(row)
@@ -477,14 +496,18 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the plan, the controls last, or one scenario of it; exit code 0 when all of it held."""
+    """Run the plan, or one scenario and its control; exit code 0 if every promise was kept."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--output", type=Path, help="file for the result, as JSON")
+    parser.add_argument("--output", type=Path, help="where to write the result as JSON")
     parser.add_argument("--environments", type=int, help="one scenario instead of all")
     parser.add_argument("--away", type=float, default=12.0, help="its seconds without a pooler")
-    parser.add_argument("--share", type=float, default=SHARE, help="of a core, for its PgBouncer")
+    parser.add_argument("--share", type=float, default=SHARE, help="PgBouncer's share of a core")
     parser.add_argument("--queue", default="1", help="the pooler's query_wait_timeout")
-    parser.add_argument("--policy", choices=("kept", "naive"), help="only this one")
+    parser.add_argument(
+        "--policy",
+        choices=("kept", "naive"),
+        help="run only the layer as it is (kept), or the control (naive)",
+    )
     options = parser.parse_args(arguments)
     plan: Sequence[Scenario] = PLAN
     if options.environments:

@@ -1,4 +1,4 @@
-"""A steady load of reads, transfers and notes on the deployed API; each request is kept."""
+"""A steady load of reads, transfers and notes on the deployed API; it records each request."""
 
 import asyncio
 import itertools
@@ -16,14 +16,14 @@ from benchmarks.chaos.ledger import ACCOUNTS, Kind, Outcome, Request
 
 KINDS: Final[tuple[Kind, ...]] = ("read", "transfer", "read", "note")
 PATIENCE: Final = 35.0
-"""Seconds that a client waits: longer than the API does."""
+"""Seconds that a client waits for an answer: longer than the API does."""
 
 
 _chance = SystemRandom()
 
 
 class Client:
-    """Requests to one API; what became of each is in `requests`."""
+    """Sends requests to one API and records them in `requests`."""
 
     def __init__(self, url: str, token: str, session: aiohttp.ClientSession) -> None:
         """Take the API, a bearer token and a session."""
@@ -38,12 +38,12 @@ class Client:
         return time.monotonic() - self._began
 
     async def read(self, rest: float = 0.0) -> None:
-        """Read an account, and rest for some seconds."""
+        """Read an account, then rest for some seconds."""
         await self._request("read", "", "GET", f"/ledger/accounts/{_account()}", None)
         await asyncio.sleep(rest)
 
     async def transfer(self, key: str | None = None, pause: float = 0.0) -> None:
-        """Move an amount, under a new key or again under a known one."""
+        """Move an amount, under a new key or under a known one."""
         key = key or str(uuid.uuid4())
         source, target = _chance.sample(range(1, ACCOUNTS + 1), 2)
         order = {"key": key, "source": source, "target": target, "amount": 1, "pause": pause}
@@ -66,16 +66,16 @@ class Client:
             outcome = outcome_of(status, body)
             already = isinstance(body, dict) and body.get("new") is False
         except (aiohttp.ClientError, TimeoutError, ValueError):
-            pass  # no answer, or none of the function's
-        aside = bool(order and order.get("pause"))
+            pass  # no answer, or one that is not the function's
+        untimed = bool(order and order.get("pause"))
         seconds = self.now() - started
         self.requests.append(
-            Request(kind, key, started, seconds, status, retry_after, outcome, aside, already)
+            Request(kind, key, started, seconds, status, retry_after, outcome, untimed, already)
         )
 
 
 def outcome_of(status: int, body: Any) -> Outcome:
-    """Tell what an answer says of its request; one that says nothing leaves it unknown."""
+    """Return the outcome that an answer reports; "no answer" if it reports none."""
     if status == 200:
         return "done"
     if status == 503 and isinstance(body, dict) and body.get("outcome") == "not done":
@@ -86,19 +86,19 @@ def outcome_of(status: int, body: Any) -> Outcome:
 
 
 class Load:
-    """Clients that each wait for an answer and then a little, in a thread of their own."""
+    """Clients in a background thread; each sends a request, waits for the answer, and rests."""
 
     def __init__(self, url: str, token: str, *, clients: int, rest: float) -> None:
-        """Take the API, a token, how many clients there are and their rest in seconds."""
+        """Take the API, a token, the number of clients and their rest in seconds."""
         self._url = url
         self._token = token
         self._clients = clients
         self._rest = rest
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="load")
-        self._held = asyncio.Event()
+        self._may_send = asyncio.Event()
         self._stopped = False
-        self._at_work = 0
+        self._sending = 0
         self._client: Client
         self._jobs: list[asyncio.Task[None]] = []
 
@@ -113,7 +113,7 @@ class Load:
 
     @contextmanager
     def running(self) -> Iterator["Load"]:
-        """Let the clients work until the block is left; requests under way are waited for."""
+        """Run the clients until the block ends; then wait for the last answers."""
         self._thread.start()
         try:
             self._wait(self._open())
@@ -127,20 +127,20 @@ class Load:
                 self._loop.close()
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Let the clients rest until the block is left; what is under way ends before."""
-        self._wait(self._hold())
+    def paused(self) -> Iterator[None]:
+        """Pause the clients until the block ends; wait for their answers first."""
+        self._wait(self._pause())
         try:
             yield
         finally:
-            self._wait(self._go_on())
+            self._wait(self._resume())
 
     def at_once(self, count: int, verb: Callable[[Client], Awaitable[None]]) -> None:
-        """Send so many requests besides, at the same moment, and wait for their answers."""
+        """Send `count` extra requests at the same moment and wait for their answers."""
         self.begin(count, verb)()
 
     def begin(self, count: int, verb: Callable[[Client], Awaitable[None]]) -> Callable[[], None]:
-        """Send so many requests besides; return what waits for their answers."""
+        """Send `count` extra requests; return a function that waits for their answers."""
 
         async def send() -> None:
             await asyncio.gather(*(verb(self._client) for _ in range(count)))
@@ -156,24 +156,24 @@ class Load:
             connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=PATIENCE)
         )
         self._client = Client(self._url, self._token, self._session)
-        self._held.set()
+        self._may_send.set()
         self._jobs = [asyncio.create_task(self._serve(n)) for n in range(self._clients)]
 
     async def _close(self) -> None:
         self._stopped = True
-        self._held.set()
+        self._may_send.set()
         try:
             await asyncio.gather(*self._jobs)
         finally:
             await self._session.close()
 
-    async def _hold(self) -> None:
-        self._held.clear()
-        while self._at_work:  # noqa: ASYNC110 - a counter has no event
+    async def _pause(self) -> None:
+        self._may_send.clear()
+        while self._sending:  # noqa: ASYNC110 - a counter has no event
             await asyncio.sleep(0.01)
 
-    async def _go_on(self) -> None:
-        self._held.set()
+    async def _resume(self) -> None:
+        self._may_send.set()
 
     async def _serve(self, offset: int) -> None:
         verbs: dict[Kind, Callable[[], Awaitable[None]]] = {
@@ -182,14 +182,14 @@ class Load:
             "note": self._client.note,
         }
         for kind in itertools.islice(itertools.cycle(KINDS), offset, None):
-            await self._held.wait()
+            await self._may_send.wait()
             if self._stopped:
                 return
-            self._at_work += 1
+            self._sending += 1
             try:
                 await verbs[kind]()
             finally:
-                self._at_work -= 1
+                self._sending -= 1
             await asyncio.sleep(self._rest * _chance.uniform(0.5, 1.5))
 
 

@@ -1,8 +1,9 @@
-"""A process of writers: each inserts row after row, one `run_transaction` for each.
+"""A process of writers: each inserts one row per `run_transaction`, until its input ends.
 
-Its environment is a function's. It prints how many rows were acknowledged, again and again, and
-when its input ends, as a line of JSON, what each writer was told. With `--control` the writers
-believe `pg_xact_status` whatever has happened to the server meanwhile, as the layer once did.
+It runs with the environment variables of a function. It prints the number of acknowledged rows
+every few milliseconds, and at the end the summary of each writer, as a line of JSON. With
+`--control` the writers trust `pg_xact_status` even after a crash of the server, as the layer once
+did.
 """
 
 import argparse
@@ -19,13 +20,13 @@ from psycopg.pq.abc import PGresult
 from psycopg.rows import TupleRow
 
 REST: Final = 0.05
-"""Seconds that a writer rests after a refusal."""
+"""Seconds that a writer waits after a failure."""
 EVERY: Final = 0.02
-"""Seconds between two counts."""
+"""Seconds between two printed counts."""
 
 
 class Writer(threading.Thread):
-    """Writes until `stop` is set, as an environment would: with a database for itself."""
+    """Writes until `stop` is set, with its own `Database`, as an environment would."""
 
     def __init__(self, first: int, stop: threading.Event) -> None:
         """Take the number of the first row."""
@@ -38,7 +39,7 @@ class Writer(threading.Thread):
         self._stop_writing = stop
 
     def run(self) -> None:
-        """Write; what is not foreseen ends it, and the process with a traceback."""
+        """Write; an unexpected error ends the writer, and the process with a traceback."""
         try:
             while not self._stop_writing.is_set():
                 self.last += 1
@@ -61,17 +62,17 @@ class Writer(threading.Thread):
 
     @property
     def acknowledged(self) -> int:
-        """How many rows were, about: the last one is on its way."""
+        """About how many rows were acknowledged: the last one may be on its way."""
         return self.last - self.first - len(self.unknown) - len(self.refused)
 
-    def told(self) -> dict[str, Any]:
-        """Say what became of rows `first` to `last`; all but these were acknowledged."""
+    def summary(self) -> dict[str, Any]:
+        """Return the numbers of the first and last row, and of those not acknowledged."""
         rows = {"first": self.first, "last": self.last}
         return {**rows, "unknown": self.unknown, "refused": self.refused}
 
 
-def believe(_: TransactionId, answer: PGresult) -> str | None:
-    """Take the server's word, whatever has happened to it meanwhile."""
+def trust(_: TransactionId, answer: PGresult) -> str | None:
+    """Trust the server's answer, even after a crash."""
     status = answer.get_value(0, 0)
     return None if status is None else status.decode()
 
@@ -80,10 +81,12 @@ def main() -> None:
     """Write until the input ends."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("first", type=int, nargs="+", help="number of each writer's first row")
-    parser.add_argument("--control", action="store_true", help="believe the server")
+    parser.add_argument(
+        "--control", action="store_true", help="trust the server even after a crash"
+    )
     arguments = parser.parse_args()
     if arguments.control:
-        TransactionId.status = believe  # type: ignore[assignment, method-assign]
+        TransactionId.status = trust  # type: ignore[assignment, method-assign]
     stop = threading.Event()
     writers = [Writer(first, stop) for first in arguments.first]
     for writer in writers:
@@ -95,7 +98,7 @@ def main() -> None:
         writer.join()
         if writer.failure is not None:
             raise writer.failure
-    print(json.dumps([writer.told() for writer in writers]), flush=True)
+    print(json.dumps([writer.summary() for writer in writers]), flush=True)
 
 
 def _await_end(stop: threading.Event) -> None:

@@ -1,7 +1,7 @@
 """What the layer costs a cold start: process start to first row, as a ratio to bare psycopg's.
 
 Each start is a new interpreter with the layer as it is built for Lambda; the secret comes over
-HTTP. boto3 with psycopg_pool is the control: a run in which it does not lose measures nothing.
+HTTP. boto3 with psycopg_pool is the control: it must be slower.
 """
 
 import argparse
@@ -37,33 +37,35 @@ CONTROL: Final = "boto3+psycopg_pool"
 GOAL: Final = 0.88
 CONTROL_LOSES: Final = 1.5
 SERVICE_MS: Final = 3.0
-"""Milliseconds that an answer of the secrets service may take, or it is what is measured."""
+"""Longest answer of the secrets service in milliseconds; a slower one would be what is measured."""
 
 UNREST: Final = 1.25
-"""How far the floor's median may be above its quiet rounds, before the machine is too busy."""
+"""Highest ratio of the floor's median to its quiet rounds; above it the machine is too busy."""
 
 PATIENT: Final = "20"
-"""Seconds for a checkout: a machine that stands still for a moment ends no run."""
+"""Checkout timeout in seconds, so that a short pause of the machine does not end a run."""
 
 IMPORTS: Final = ("psycopg", "lambda_pg")
 
 METHOD: Final = (
-    "Each start is a new interpreter without packages of its own, timed from before its spawn to "
-    "its first row by the machine's monotonic clock. lambda-pg is the built layer, whose psycopg "
-    "is changed to import quickly; floor and boto3+psycopg_pool have that version as published; "
-    "all with bytecode. The client has one core, as a function with 1,769 MB has one vCPU; "
-    "PostgreSQL and the secrets service have {place}. The connection is direct, by TLS "
-    "(verify-full) and SCRAM. floor: bare psycopg with its credentials given, as published and as "
-    "the layer has it; lambda-pg: a bound handler, the secret "
-    "fetched; boto3+psycopg_pool: the usual way. Variants take turns in a new order in each of "
-    "{rounds} rounds of {runs} runs; ratio: median over rounds of the time against the floor's of "
-    "the same round, then the median of the runs. Imports: a new interpreter each, medians; "
-    "lambda_pg's holds what it imports of psycopg. Memory: after the first row, medians."
+    "Each start is a new interpreter without installed packages, timed from before its spawn to "
+    "its first row. "
+    "lambda-pg is the built layer, whose psycopg is changed to import faster; floor and "
+    "boto3+psycopg_pool use the same version as published; all have bytecode. "
+    "The client has one core, as a function with 1,769 MB has one vCPU; PostgreSQL and the secrets "
+    "service have {place}. "
+    "The connection is direct, with TLS (verify-full) and SCRAM. "
+    "floor: bare psycopg with given credentials; lambda-pg: a bound handler that fetches the "
+    "secret; boto3+psycopg_pool: the usual way. "
+    "Each of {rounds} rounds of {runs} runs measures every variant, in random order. "
+    "Ratios are medians over the rounds, to the floor in the same round, then medians of the runs. "
+    "Imports are medians of new interpreters; that of lambda_pg includes psycopg's. "
+    "Memory is the median after the first row."
 )
 CAVEATS: Final = (
-    "files come from the page cache: on Lambda code and layer are read from a network first",
-    "what Lambda itself does before Python starts is not in it, nor is the runtime client",
-    "the secrets service is on loopback and speaks HTTP: the real one is further away, and by TLS",
+    "files come from the page cache; Lambda first reads code and layer from a network",
+    "Lambda's own work before Python starts is not included, nor is the runtime client",
+    "the secrets service is local and speaks HTTP; the real one is remote and speaks HTTPS",
 )
 
 
@@ -79,7 +81,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Answer:
-    """What one start took, and its memory at the end in KiB."""
+    """The time of one start, and its memory at the end in KiB."""
 
     milliseconds: float
     rss: int
@@ -89,9 +91,9 @@ class Answer:
 def starts(
     servers: Servers, layer: Path, published: Path, python: str, folder: Path
 ) -> dict[str, Start]:
-    """Make every variant; their environments differ in nothing that is not named here.
+    """Make every variant; their environments differ only in what is named here.
 
-    `published` is the layer's psycopg as it is on PyPI.
+    `published` is the layer's psycopg as published on PyPI.
     """
     function = servers.function_environment(servers.direct, [layer])
     function |= {"PGSSLMODE": "verify-full", "PGGSSENCMODE": "disable"}
@@ -113,7 +115,7 @@ def starts(
 
 
 def _keys_in_file(environment: dict[str, str], folder: Path) -> dict[str, str]:
-    """Move the keys to where only boto3 finds them: what is unusual takes the long way."""
+    """Move the keys to a file where only boto3 finds them."""
     file = folder / "credentials"
     names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
     lines = [f"{name.lower()} = {environment[name]}" for name in names]
@@ -123,7 +125,7 @@ def _keys_in_file(environment: dict[str, str], folder: Path) -> dict[str, str]:
 
 
 def bare_interpreter(folder: Path) -> str:
-    """Make an interpreter without packages: what a machine has installed may run at each start."""
+    """Make an interpreter without packages, as an installed package may run code at each start."""
     venv.create(folder / "bare", symlinks=True)
     return str(folder / "bare" / "bin" / "python")
 
@@ -140,13 +142,13 @@ def start(way: Start) -> Answer:
         raise SystemExit(f"{way.program} failed:\n{child.stderr}")
     said = json.loads(child.stdout)
     if said["row"] not in (None, [7, "user 7"]):
-        raise SystemExit(f"{way.program} found {said['row']}, not the user it looked for")
+        raise SystemExit(f"{way.program} found {said['row']}; must be user 7")
     taken = said["finished"] - (said["started"] or began)
     return Answer(taken / 1e6, said["kib"]["rss"], said["kib"]["pss"])
 
 
 def measure(ways: dict[str, Start], rounds: int, seed: int) -> dict[str, list[Answer]]:
-    """Start every variant once in each round, in a new order each time; the first warms up."""
+    """Start every variant once in each round, in random order; the first round warms up."""
     chance = random.Random(seed)  # noqa: S311 - an order, not a secret
     answers: dict[str, list[Answer]] = {name: [] for name in ways}
     for number in range(rounds + 1):
@@ -161,7 +163,7 @@ Run = dict[str, list[Answer]]
 
 
 def unrest(runs: list[Run]) -> float:
-    """Say how restless the machine was, by the floor's own times."""
+    """Return how busy the machine was: the ratio of the floor's median to its quiet rounds."""
     times = [answer.milliseconds for run in runs for answer in run[FLOOR]]
     return round(ratios.unrest(times), 3)
 
@@ -196,7 +198,7 @@ def imports(servers: Servers, layer: Path, python: str, rounds: int) -> dict[str
 
 
 def service_milliseconds(servers: Servers, requests: int = 100) -> float:
-    """Ask the secrets service as a function does, on a new connection each time."""
+    """Return the median time of the secrets service, with a new connection for each request."""
     netloc = urlsplit(servers.secrets_url).netloc
     body = json.dumps({"SecretId": servers.secret_arn})
     headers = {"Content-Type": JSON_TYPE, "X-Amz-Target": GET}
@@ -213,24 +215,27 @@ def service_milliseconds(servers: Servers, requests: int = 100) -> float:
 
 
 def shortfalls(result: dict[str, Any]) -> list[str]:
-    """Name every promise that this result breaks; none is a passed run."""
+    """Name every promise that this result breaks; an empty list is a passed run."""
     found = {row["name"]: row["ratio"] for row in result["rows"]}
     broken = []
     if found[MEASURED] > result["goal"]:
-        broken.append(f"lambda-pg took {found[MEASURED]} times the floor, not {result['goal']}")
+        broken.append(
+            f"lambda-pg took {found[MEASURED]} times the floor; the limit is {result['goal']}"
+        )
     if found[CONTROL] < CONTROL_LOSES:
         broken.append(
             f"{CONTROL} took only {found[CONTROL]} times the floor: "
-            "a control that does not lose proves nothing"
+            "a control that is not slower proves nothing"
         )
     if result["secrets_service_ms"] > SERVICE_MS:
         broken.append(
-            f"the secrets service took {result['secrets_service_ms']} ms: it is what was measured"
+            f"the secrets service took {result['secrets_service_ms']} ms; "
+            f"the limit is {SERVICE_MS} ms"
         )
     if result["unrest"] > UNREST:
         broken.append(
-            f"the floor took {result['unrest']} times its own quiet rounds: "
-            "something else uses this machine"
+            f"the floor took {result['unrest']} times its quiet rounds: another program uses this "
+            "machine"
         )
     return broken
 
@@ -249,7 +254,7 @@ def run(servers: Servers, runs: int, rounds: int, folder: Path) -> dict[str, Any
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": "make bench",
         "method": METHOD.format(
-            runs=runs, rounds=rounds, place="the other" if client != server else "the same one"
+            runs=runs, rounds=rounds, place="the other one" if client != server else "the same one"
         ),
         "caveats": list(CAVEATS),
         "goal": GOAL,

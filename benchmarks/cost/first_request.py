@@ -1,7 +1,7 @@
 """What the layer costs a first request: processor time, as a ratio to raw psycopg's.
 
-Both are handlers of the storm, restored from a snapshot as in the local cloud, by the same pooler.
-psycopg_pool is the control: a run in which it does not lose measures nothing.
+Both are handlers of the storm, restored from a snapshot as in the local cloud, and use the same
+pooler. psycopg_pool is the control: it must be slower.
 """
 
 import argparse
@@ -40,23 +40,23 @@ HANDLERS: Final = {
 GOAL: Final = 1.0
 CONTROL_LOSES: Final = 1.1
 NOISE: Final = 0.03
-"""How far raw may be from itself, as a ratio, before the machine is too noisy to judge by."""
+"""Largest difference of the ratio of raw to itself from 1; above it the machine is too noisy."""
 
 WARM: Final = 2
-"""Restores of each function that are not counted: files and the pooler's connections are new."""
+"""First restores of each function, which do not count: caches and pooler are still cold."""
 
 METHOD: Final = (
-    "Each function is a process that has imported its handler, as it is before a snapshot, and is "
-    "forked for each first request; its processor time counts from the fork to the handler's "
-    "answer. All by the same pooler, TLS (verify-full) and SCRAM, one lookup with claims. raw: "
-    "bare psycopg as published, its secret and the CA's file in the snapshot; lambda-pg: the built "
-    "layer, which fetches its secret in the request. The functions take turns in a new order in "
-    "each of {rounds} rounds of {runs} runs; ratio: median over rounds of the time against raw's "
-    "of the same round, then the median of the runs."
+    "Each function is a process that has imported its handler, like a snapshot, and is forked for "
+    "each first request; its processor time counts from the fork to the handler's answer. "
+    "All use the same pooler with TLS (verify-full) and SCRAM, for one lookup with claims. "
+    "raw: bare psycopg as published, with the secret and the CA file in the snapshot; lambda-pg: "
+    "the built layer, which fetches its secret in the request. "
+    "Each of {rounds} rounds of {runs} runs measures every function, in random order. "
+    "Ratios are medians over the rounds, to raw in the same round, then medians of the runs."
 )
 CAVEATS: Final = (
-    "the runtime client's share is not in it: it is the same for all",
-    "a fork shares its template's memory until it writes; Lambda loads a snapshot's from a cache",
+    "the runtime client is not included; its part is the same for all",
+    "a fork shares its template's memory until it writes; Lambda loads a snapshot from a cache",
 )
 
 USER_ID: Final = uuid.UUID(int=7)
@@ -76,7 +76,7 @@ TABLE: Final = """
 
 
 class Template:
-    """A function that has been imported, and can be restored."""
+    """A process that has imported a function and can be forked."""
 
     def __init__(self, process: "subprocess.Popen[str]", orders: IO[str], answers: IO[str]) -> None:
         """Wait until it is ready."""
@@ -88,7 +88,7 @@ class Template:
         print(file=self._orders, flush=True)
         answer = self._answers.readline()
         if not answer.strip():
-            raise SystemExit("a first request failed; what it printed stands above")
+            raise SystemExit("a first request failed; its output is above")
         return float(answer)
 
 
@@ -115,7 +115,7 @@ def template(handler: str, environment: Mapping[str, str]) -> Iterator[Template]
 
 
 def environments(servers: Servers) -> dict[str, dict[str, str]]:
-    """Make each function's environment, as the stacks and Lambda would."""
+    """Return each function's environment variables, as the stacks and Lambda would set them."""
     built, published = (
         assembled / "python"
         for assembled in (
@@ -140,7 +140,7 @@ def environments(servers: Servers) -> dict[str, dict[str, str]]:
 
 
 def measure(templates: Mapping[str, Template], rounds: int, seed: int) -> dict[str, list[float]]:
-    """Restore every function once in each round, in a new order each time; milliseconds."""
+    """Restore every function once in each round, in random order; return milliseconds."""
     chance = random.Random(seed)  # noqa: S311 - an order, not a secret
     times: dict[str, list[float]] = {name: [] for name in templates}
     for number in range(WARM + rounds):
@@ -152,18 +152,18 @@ def measure(templates: Mapping[str, Template], rounds: int, seed: int) -> dict[s
 
 
 def shortfalls(result: dict[str, Any]) -> list[str]:
-    """Name every promise that this result breaks; none is a passed run."""
+    """Name every promise that this result breaks; an empty list is a passed run."""
     found = {row["name"]: row["ratio"] for row in result["rows"]}
     broken = []
     if found[MEASURED] > result["goal"]:
         broken.append(
-            f"a first request through lambda-pg took {found[MEASURED]} times raw, "
-            f"not {result['goal']}"
+            f"a first request through lambda-pg took {found[MEASURED]} times raw; the limit is "
+            f"{result['goal']}"
         )
     if found[CONTROL] < CONTROL_LOSES:
         broken.append(
             f"{CONTROL} took only {found[CONTROL]} times raw: "
-            "a control that does not lose proves nothing"
+            "a control that is not slower proves nothing"
         )
     if abs(found[SAME] - 1) > NOISE:
         broken.append(f"raw took {found[SAME]} times raw: the machine is too noisy")

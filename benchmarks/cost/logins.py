@@ -1,6 +1,6 @@
-"""What a login costs PgBouncer and its client: one hash round, 4,096 of them, and PgBouncer 1.24.
+"""What a login costs PgBouncer and its client: with one hash round, 4,096, and PgBouncer 1.24.
 
-Processor time of the processes, by their own clocks. PgBouncer 1.24.1 is the control.
+Measured is the processor time of each process. PgBouncer 1.24.1 is the control.
 """
 
 import argparse
@@ -52,34 +52,35 @@ DIRECT_ROUNDS: Final = "direct, 4,096 rounds"
 OLD_VERSION: Final = "1.24.1-1+deb13u2"
 
 GOALS: Final = {"pooler": (OLD, 0.30), "client": (ROUNDS, 0.55)}
-"""Whose processor time → to which row, and the highest ratio."""
+"""Whose processor time → the row it is compared with, and the highest ratio."""
 
 METHOD: Final = (
-    "A client that connects by psycopg (TLS, verify-full), asks nothing and leaves, {logins} times "
-    "in a round and variant, {rounds} rounds; the variants take turns in a new order each round. "
-    "Processor milliseconds a login, by the clocks of the client's and PgBouncer's processes, on "
-    "two cores where there are two; ratio: median over rounds to the base in the same round."
+    "A client connects with psycopg (TLS, verify-full) and disconnects. "
+    "Each of {rounds} rounds measures every variant {logins} times, in random order. "
+    "Times are processor milliseconds per login; client and PgBouncer have different cores where "
+    "there are two. "
+    "Ratios are medians over the rounds, to the base in the same round."
 )
 CAVEATS: Final = (
-    "PgBouncer runs without its supervisor here, which does not take part in logins",
-    "PgBouncer 1.26 hashes a password once and remembers: the rounds are its client's cost only",
-    "the client's time includes Python's for psycopg.connect",
+    "PgBouncer runs without its supervisor, which takes no part in logins",
+    "PgBouncer 1.26 hashes a password only once, so the rounds cost only the client",
+    "the client's time includes that of Python and psycopg",
 )
 
 Times = dict[str, dict[str, list[float]]]
-"""Whose time → variant → milliseconds a login in each round."""
+"""Whose time → variant → milliseconds per login in each round."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Where clients log in, and the process whose time counts as the pooler's (None: none)."""
+    """Where clients log in, and the process id of the pooler; None for a direct login."""
 
     dsn: str
     pid: int | None
 
 
 def old_pgbouncer() -> tuple[tuple[str, ...], str]:
-    """Fetch the PgBouncer that logins were measured with before, for this measurement only."""
+    """Fetch PgBouncer 1.24.1, for this measurement only."""
     root = cache_dir() / f"baseline-pgbouncer-{OLD_VERSION}"
 
     def fetch(tree: Path) -> str:
@@ -98,16 +99,33 @@ def pgbouncer(
 ) -> Iterator[tuple[int, int]]:
     """Run a PgBouncer with the supervisor's files; yield its port and process id.
 
-    `rounds` is None for a version that knows no `scram_iterations`.
+    `rounds` is None for a version without the setting `scram_iterations`.
     """
     account = processes.service_account()
     folder = shareable(Path(tempfile.mkdtemp(prefix="lpg-", dir="/tmp")))
     run_dir = processes.make_private_folder(folder / "run", account)
-    port = processes.free_port()
-    settings = Settings.from_env(
+    settings = settings_of(servers, run_dir, account.name if account else "")
+    ini = write_files(settings, Content((login,), Certificate(issued.private_key, issued.chain)))
+    set_rounds(ini, rounds)
+    process = processes.start(
+        [*processes.launcher(account, signal.SIGKILL), *command, str(ini)],
+        log=folder / "pgbouncer.log",
+        environment=processes.base_environment(),
+        folder=folder,
+    )
+    try:
+        processes.wait_until(settings.socket.exists, START_SECONDS, "PgBouncer")
+        yield settings.listen_port, process.pid
+    finally:
+        processes.stop(process, signal.SIGKILL, 5)
+
+
+def settings_of(servers: Servers, run_dir: Path, account: str) -> Settings:
+    """Return the settings of a PgBouncer on a free port; no secret is fetched."""
+    return Settings.from_env(
         {
             "LISTEN_ADDR": "127.0.0.1",
-            "LISTEN_PORT": str(port),
+            "LISTEN_PORT": str(processes.free_port()),
             "DATABASE_HOST": "127.0.0.1",
             "DATABASE_PORT": str(servers.postgres.port),
             "DATABASE_NAME": DATABASE,
@@ -118,31 +136,28 @@ def pgbouncer(
             "DEFAULT_POOL_SIZE": "10",
             "MAX_DB_CONNECTIONS": "20",
             "RUN_DIR": str(run_dir),
-            "PGBOUNCER_USER": account.name if account else "",
+            "PGBOUNCER_USER": account,
         }
     )
-    files = Folder(settings)
-    files.update(Content((login,), Certificate(issued.private_key, issued.chain)))
-    ini = files.files.ini
+
+
+def write_files(settings: Settings, content: Content) -> Path:
+    """Write PgBouncer's files as the supervisor does; return the path of pgbouncer.ini."""
+    folder = Folder(settings)
+    folder.update(content)
+    return folder.files.ini
+
+
+def set_rounds(ini: Path, rounds: int | None) -> None:
+    """Replace `scram_iterations`, or remove it."""
     lines = [line for line in ini.read_text().splitlines() if "scram_iterations" not in line]
     if rounds is not None:
         lines.append(f"scram_iterations = {rounds}")
     ini.write_text("\n".join(lines) + "\n")
-    process = processes.start(
-        [*processes.launcher(account, signal.SIGKILL), *command, str(ini)],
-        log=folder / "pgbouncer.log",
-        environment=processes.base_environment(),
-        folder=folder,
-    )
-    try:
-        processes.wait_until(settings.socket.exists, START_SECONDS, "PgBouncer")
-        yield port, process.pid
-    finally:
-        processes.stop(process, signal.SIGKILL, 5)
 
 
 def client(dsn: str, logins: int) -> None:
-    """Log in and leave, again and again; print the processor seconds that it took."""
+    """Log in and disconnect repeatedly; print the processor seconds."""
     began = time.process_time()
     for _ in range(logins):
         psycopg.connect(dsn).close()
@@ -150,7 +165,7 @@ def client(dsn: str, logins: int) -> None:
 
 
 def one_round(variants: Mapping[str, Variant], logins: int, times: Times) -> None:
-    """Measure every variant once, in a new order."""
+    """Measure every variant once, in random order."""
     for name in random.sample(list(variants), len(variants)):
         variant = variants[name]
         before = seconds_of(variant.pid) if variant.pid else 0.0
@@ -167,8 +182,8 @@ def one_round(variants: Mapping[str, Variant], logins: int, times: Times) -> Non
             times["pooler"].setdefault(name, []).append(spent / logins * 1000)
 
 
-def verifier_of(servers: Servers, name: str, rounds: int) -> User:
-    """Make a user whose verifier in the database has that many rounds."""
+def create_user(servers: Servers, name: str, rounds: int) -> User:
+    """Create a user whose SCRAM verifier has that many rounds."""
     user = User(name, machine_made_password())
     with psycopg.connect(servers.postgres.superuser_dsn, autocommit=True) as admin:
         admin.execute(sql.SQL("SET scram_iterations = {}").format(rounds))
@@ -179,7 +194,7 @@ def verifier_of(servers: Servers, name: str, rounds: int) -> User:
 
 
 def dsn_of(user: User, port: int, ca_file: Path) -> str:
-    """Build the address of a login, verified in full."""
+    """Build the connection string of a login, with TLS verified in full."""
     return psycopg.conninfo.make_conninfo(
         host="127.0.0.1",
         port=port,
@@ -191,36 +206,49 @@ def dsn_of(user: User, port: int, ca_file: Path) -> str:
     )
 
 
-def run(servers: Servers, stack: ExitStack, rounds: int, logins: int) -> dict[str, Any]:
-    """Measure all variants and return the rows; a baseline that cannot be fetched is absent."""
+Command = tuple[tuple[str, ...], int | None]
+"""How to start a PgBouncer, and its hash rounds."""
+
+
+def commands() -> tuple[dict[str, Command], list[str]]:
+    """Return how to start each PgBouncer, and caveats; the old one is absent if not available."""
+    found = find_pgbouncer()
+    starts: dict[str, Command] = {
+        MEASURED: (found.command, 1),
+        ROUNDS: (found.command, SCRAM_ITERATIONS),
+    }
+    try:
+        old, version = old_pgbouncer()
+    except DebianPackagesError as error:
+        return starts, [f"PgBouncer 1.24.1 could not be fetched, so it has no row: {error}"]
+    caveats = [] if version.startswith("1.24.1") else [f"the old PgBouncer is {version}"]
+    return starts | {OLD: (old, None)}, caveats
+
+
+def variants_of(
+    servers: Servers, stack: ExitStack, starts: Mapping[str, Command]
+) -> dict[str, Variant]:
+    """Start each PgBouncer and make the logins of all variants."""
     authority = certificates.Authority.create("logins CA")
     ca_file = servers.postgres.ca_file.parent / "logins.pem"
     ca_file.write_text(authority.pem)
     issued = authority.issue(("127.0.0.1",))
-    password = servers.direct.password
-    found = find_pgbouncer()
-    commands: dict[str, tuple[tuple[str, ...], int | None]] = {
-        MEASURED: (found.command, 1),
-        ROUNDS: (found.command, SCRAM_ITERATIONS),
-    }
-    caveats = list(CAVEATS)
-    try:
-        old, old_version = old_pgbouncer()
-    except DebianPackagesError as error:
-        caveats.append(f"PgBouncer 1.24.1 could not be fetched, so it has no row: {error}")
-    else:
-        commands[OLD] = (old, None)
-        if not old_version.startswith("1.24.1"):
-            caveats.append(f"the old PgBouncer is {old_version}")
+    login = User(USER, servers.direct.password)
     variants = {}
-    for name, (command, iterations) in commands.items():
-        login = User(USER, password)
-        port, pid = stack.enter_context(pgbouncer(command, servers, login, iterations, issued))
+    for name, (command, rounds) in starts.items():
+        port, pid = stack.enter_context(pgbouncer(command, servers, login, rounds, issued))
         variants[name] = Variant(dsn_of(login, port, ca_file), pid)
-    for name, iterations in ((DIRECT, 1), (DIRECT_ROUNDS, SCRAM_ITERATIONS)):
-        user = verifier_of(servers, f"rounds_{iterations}", iterations)
+    for name, rounds in ((DIRECT, 1), (DIRECT_ROUNDS, SCRAM_ITERATIONS)):
+        user = create_user(servers, f"rounds_{rounds}", rounds)
         dsn = dsn_of(user, servers.postgres.port, servers.postgres.ca_file)
         variants[name] = Variant(dsn, None)
+    return variants
+
+
+def run(servers: Servers, stack: ExitStack, rounds: int, logins: int) -> dict[str, Any]:
+    """Measure all variants and return the rows and caveats."""
+    starts, caveats = commands()
+    variants = variants_of(servers, stack, starts)
     times: Times = {"pooler": {}, "client": {}}
     with on_core(cores()[0]):
         for number in range(rounds):
@@ -232,23 +260,23 @@ def run(servers: Servers, stack: ExitStack, rounds: int, logins: int) -> dict[st
         if base in times[whose]
         for row in ratios.rows(base, [times[whose]], "ms")
     ]
-    return {"caveats": caveats, "rows": rows}
+    return {"caveats": [*CAVEATS, *caveats], "rows": rows}
 
 
 def shortfalls(result: dict[str, Any]) -> list[str]:
-    """Name every promise that this result breaks; none is a passed run."""
+    """Name every promise that this result breaks; an empty list is a passed run."""
     broken = []
     for row in result["rows"]:
         base, goal = GOALS[row["whose"]]
         if row["name"] == MEASURED and row["ratio"] > goal:
             broken.append(
-                f"the {row['whose']}'s part of a login took {row['ratio']} of that of {base}, "
-                f"not {goal}"
+                f"a login took {row['ratio']} of the {row['whose']}'s time with {base}; the limit "
+                f"is {goal}"
             )
         if row["whose"] == "client" and row["name"] == OLD and row["ratio"] <= goal:
             broken.append(
-                f"against PgBouncer 1.24.1 the client's part took only {row['ratio']} of that of "
-                f"{base}: a control that does not lose proves nothing"
+                f"with PgBouncer 1.24.1 a login took only {row['ratio']} of the client's time with "
+                f"{base}: a control that is not slower proves nothing"
             )
     return broken
 

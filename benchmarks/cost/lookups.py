@@ -1,7 +1,7 @@
 """One run of the lookups: the same statement in every way, interleaved in short rounds.
 
-A process of its own, started by benchmarks.cost.overhead with a function's environment. Takes a
-plan as JSON on stdin, prints the time of each variant in each round as JSON on stdout.
+benchmarks.cost.overhead starts it as a process with a function's environment. It reads a plan as
+JSON from stdin and prints the time of each variant in each round as JSON.
 """
 
 import json
@@ -28,7 +28,7 @@ CLAIMS: Final = {"sub": "7c9e6679-7425-40de-944b-e07fc1f90ae7", "role": "member"
 CLAIMS_TEXT: Final = json.dumps(CLAIMS)
 FUNCTION_SECONDS: Final = 25
 EXPENSIVE_CALLS: Final = 4
-"""Calls of a round for a variant that connects each time; the others make `calls`."""
+"""Calls per round of a variant that connects each time; the others make `calls`."""
 
 Event = dict[str, int]
 Found = tuple[Any, ...] | None
@@ -38,7 +38,7 @@ Batch = Callable[[Sequence[Event], LambdaContext], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure; `only` names variants besides raw, and none means all."""
+    """What to measure; `only` names variants in addition to raw, and an empty list means all."""
 
     rows: int
     rounds: int
@@ -58,7 +58,7 @@ def batch(handler: Handler) -> Batch:
 
 
 def variants(db: Database[Any], conninfo: str, stack: ExitStack) -> dict[str, Batch]:
-    """Make every variant: each is a handler of one event, looking up the row it names."""
+    """Make every variant: a handler that looks up the row that its event names."""
     traced_db = traced(stack)
 
     def lookup(event: Event, _: LambdaContext) -> Found:
@@ -89,9 +89,9 @@ def variants(db: Database[Any], conninfo: str, stack: ExitStack) -> dict[str, Ba
 
 
 def traced(stack: ExitStack) -> Database[Any]:
-    """Make a database whose spans an SDK records and throws away.
+    """Make a Database whose spans an SDK records and drops.
 
-    OpenTelemetry is loaded only meanwhile: for the other variants tracing is off.
+    OpenTelemetry is loaded only here, so tracing is off for the other variants.
     """
     from opentelemetry import trace  # noqa: PLC0415
     from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
@@ -115,14 +115,14 @@ def traced(stack: ExitStack) -> Database[Any]:
 
 
 def connect(conninfo: str, stack: ExitStack) -> psycopg.Connection[Any]:
-    """Open a connection as the layer opens its own: autocommit, nothing prepared."""
+    """Open a connection as the layer does: autocommit, nothing prepared."""
     return stack.enter_context(psycopg.connect(conninfo, autocommit=True, prepare_threshold=None))
 
 
 def open_pool(
     conninfo: str, stack: ExitStack, *, autocommit: bool = False, check: bool = False
 ) -> ConnectionPool[Any]:
-    """Open a pool of one connection, with psycopg_pool's defaults but for what is named."""
+    """Open a pool of one connection, with psycopg_pool's defaults otherwise."""
     pool: ConnectionPool[Any] = ConnectionPool(
         conninfo,
         min_size=1,
@@ -136,7 +136,7 @@ def open_pool(
 
 
 def raw(connection: psycopg.Connection[Any]) -> Handler:
-    """Use an open connection: nothing can be cheaper, and nothing is taken care of."""
+    """Use an open connection, without any protection: the lowest cost."""
 
     def lookup(event: Event, _: LambdaContext) -> Found:
         return connection.execute(LOOKUP, (event["id"],)).fetchone()
@@ -155,7 +155,7 @@ def raw_in_transaction(connection: psycopg.Connection[Any]) -> Handler:
 
 
 def raw_with_claims(connection: psycopg.Connection[Any]) -> Handler:
-    """Set the claims in a transaction with psycopg's own means: four round trips."""
+    """Set the claims in a psycopg transaction: four round trips."""
 
     def lookup(event: Event, _: LambdaContext) -> Found:
         with connection.transaction():
@@ -187,9 +187,9 @@ def connecting(conninfo: str) -> Handler:
 
 
 def measure(batches: Mapping[str, Batch], plan: Plan) -> dict[str, list[float]]:
-    """Time every variant in each round, in a new order each time; microseconds per call.
+    """Time every variant in each round, in random order; return microseconds per call.
 
-    The first round warms up and is left out. All variants of a round look up the same rows.
+    The first round warms up and does not count. All variants of a round look up the same rows.
     """
     chance = random.Random(plan.seed)  # noqa: S311 - an order, not a secret
     times: dict[str, list[float]] = {name: [] for name in batches}
@@ -213,10 +213,10 @@ def per_call(run: Batch, events: Sequence[Event]) -> float:
 
 
 def main() -> None:
-    """Run the plan of stdin."""
+    """Run the plan from stdin."""
     plan = Plan(**json.load(sys.stdin))
     db = Database.from_env()
-    with db.connection() as connection:  # the others connect with what the layer connects with
+    with db.connection() as connection:  # the others connect with the same parameters
         info = connection.info
         conninfo = make_conninfo("", password=info.password, **info.get_parameters())
     with ExitStack() as stack:

@@ -1,7 +1,6 @@
 """What the layer costs: a warm lookup through it, as a ratio to the same on a raw connection.
 
-Real servers, TLS, and everything on one core. psycopg_pool is the control: a run in which it does
-not lose measures nothing.
+Real servers, TLS, and everything on one core. psycopg_pool is the control: it must be slower.
 """
 
 import argparse
@@ -29,33 +28,35 @@ GOALS: Final = {
 }
 CONTROL_LOSES: Final = 1.5
 TRACED_LOSES: Final = 1.1
-"""How much slower than lambda-pg, where tracing is off, it must be with spans: else this row makes
-none, or that one makes some."""
+"""Lowest ratio of the traced row to lambda-pg: below it the traced row makes no spans, or lambda-pg
+makes some although tracing is off."""
 NOISE: Final = 0.015
-"""How far raw may be from itself, as a ratio, before the machine is too noisy to judge by."""
+"""Largest difference of the ratio of raw to itself from 1; above it the machine is too noisy."""
 UNREST: Final = 1.25
-"""How far raw's median round may be above its quiet ones, before the machine is too busy."""
+"""Highest ratio of raw's median to its quiet rounds; above it the machine is too busy."""
 
 METHOD: Final = (
-    "One process for each run and path; client, PostgreSQL and PgBouncer pinned to the same core; "
-    "the same conninfo (TLS, verify-full), statement and parameters for every row; nothing "
-    "prepared. Each row is a Lambda handler that looks up one row of 10,000 by its primary key. "
-    "The variants take turns in rounds of {calls} calls ({few} where each connects), in a new "
-    "order each time; ratio: median over {rounds} rounds of the time against that of raw in the "
-    "same round, then the median of the runs. lambda-pg is checkout, lookup and return with the "
-    "invocation's deadline bound and tracing off; 'traced' makes a span of each statement by "
-    "OpenTelemetry's SDK, and exports it to nowhere; 'invocation and all' binds one for each "
-    "lookup, too; 'raw again' is raw on a second connection and shows the noise. psycopg_pool "
-    "keeps one connection and its defaults otherwise."
+    "Each run and path is one process; client, PostgreSQL and PgBouncer share one core. "
+    "All rows use the same conninfo (TLS, verify-full), statement and parameters; nothing is "
+    "prepared. "
+    "Each row is a Lambda handler that looks up one row of 10,000 by its primary key. "
+    "Each round measures {calls} calls of every variant ({few} if each call connects), in random "
+    "order. "
+    "Ratios are medians over {rounds} rounds, to raw in the same round, then medians of the runs. "
+    "lambda-pg is checkout, lookup and return, with a bound deadline and tracing off; 'invocation "
+    "and all' also binds an invocation for each lookup; 'traced' makes a span of each statement "
+    "with OpenTelemetry's SDK and drops it; 'raw again' is raw on a second connection and shows "
+    "the noise. "
+    "psycopg_pool has one connection, and its defaults otherwise."
 )
 CAVEATS: Final = (
-    "loopback: a real network adds to every row, which makes all ratios smaller",
-    "one core for client and server: on two the same lookup takes about twice as long",
+    "everything is on loopback; a real network adds time to every row, so all ratios get smaller",
+    "client and server share one core; on two cores a lookup takes about twice as long",
 )
 
 
 def run(servers: Servers, arguments: argparse.Namespace) -> dict[str, list[ratios.Rounds]]:
-    """Measure both paths, run by run in turn."""
+    """Measure both paths alternately, run by run."""
     runs: dict[str, list[ratios.Rounds]] = {path: [] for path in arguments.paths}
     for number in range(arguments.runs):
         for endpoint in servers.endpoints:
@@ -67,7 +68,7 @@ def run(servers: Servers, arguments: argparse.Namespace) -> dict[str, list[ratio
 
 
 def result_of(runs: dict[str, list[ratios.Rounds]]) -> dict[str, Any]:
-    """Condense the runs of each path to its rows, and to how restless the machine was."""
+    """Return the rows of each path, and how busy the machine was."""
     return {
         "goals": {path: GOALS[path] for path in runs},
         "unrest": {
@@ -103,7 +104,7 @@ def _one_run(
             env=servers.function_environment(endpoint, [ROOT / "layer" / "python", ROOT]),
         )
     if child.returncode:
-        raise SystemExit(f"the run over {endpoint.path} failed:\n{child.stderr}")
+        raise SystemExit(f"the run on the path {endpoint.path} failed:\n{child.stderr}")
     times: ratios.Rounds = json.loads(child.stdout)
     return times
 
@@ -119,7 +120,7 @@ def _show(number: int, path: str, rounds: ratios.Rounds) -> None:
 
 
 def shortfalls(result: dict[str, Any]) -> list[str]:
-    """Name every promise that this result breaks; none is a passed run."""
+    """Name every promise that this result breaks; an empty list is a passed run."""
     broken = []
     for path, goal in result["goals"].items():
         found = {row["name"]: row for row in result["rows"] if row["path"] == path}
@@ -128,14 +129,14 @@ def shortfalls(result: dict[str, Any]) -> list[str]:
         if CONTROL in found and found[CONTROL]["ratio"] < CONTROL_LOSES:
             broken.append(
                 f"{path}: {CONTROL} took only {found[CONTROL]['ratio']} times raw: "
-                "a control that does not lose proves nothing"
+                "a control that is not slower proves nothing"
             )
         if {MEASURED, TRACED} <= found.keys():
             slower = found[TRACED]["ratio"] / found[MEASURED]["ratio"]
             if slower < TRACED_LOSES:
                 broken.append(
                     f"{path}: {TRACED} took only {slower:.3f} times {MEASURED}: "
-                    "a control that does not lose proves nothing"
+                    "a control that is not slower proves nothing"
                 )
         if SAME in found and abs(found[SAME]["ratio"] - 1) > NOISE:
             broken.append(
@@ -143,8 +144,8 @@ def shortfalls(result: dict[str, Any]) -> list[str]:
             )
         if result["unrest"][path] > UNREST:
             broken.append(
-                f"{path}: raw took {result['unrest'][path]} times its own quiet rounds: "
-                "something else uses this machine, which makes every ratio look smaller"
+                f"{path}: raw took {result['unrest'][path]} times its quiet rounds: another "
+                "program uses this machine, which makes every ratio smaller"
             )
     return broken
 
@@ -152,11 +153,13 @@ def shortfalls(result: dict[str, Any]) -> list[str]:
 def _over_goal(row: dict[str, Any], goal: dict[str, float], path: str) -> list[str]:
     broken = []
     if row["ratio"] > goal["median"]:
-        broken.append(f"{path}: lambda-pg took {row['ratio']} times raw, not {goal['median']}")
+        broken.append(
+            f"{path}: lambda-pg took {row['ratio']} times raw; the limit is {goal['median']}"
+        )
     if max(row["ratios"]) > goal["every_run"]:
         broken.append(
-            f"{path}: a run of lambda-pg took {max(row['ratios'])} times raw, "
-            f"above {goal['every_run']}"
+            f"{path}: a run of lambda-pg took {max(row['ratios'])} times raw; the limit is "
+            f"{goal['every_run']}"
         )
     return broken
 
@@ -192,7 +195,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=5, help="processes for each path")
     parser.add_argument("--rounds", type=int, default=100, help="of each run")
     parser.add_argument("--calls", type=int, default=200, help="of each variant in a round")
-    parser.add_argument("--only", type=_names, default=[], help="variants besides raw, by comma")
+    parser.add_argument(
+        "--only", type=_names, default=[], help="variants in addition to raw, comma-separated"
+    )
     parser.add_argument("--paths", type=_names, default=list(GOALS), help="direct,pgbouncer")
     return parser.parse_args(words)
 

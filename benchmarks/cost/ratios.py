@@ -11,15 +11,15 @@ Rounds = Mapping[str, Sequence[float]]
 def paired_ratio(times: Sequence[float], base: Sequence[float]) -> float:
     """Return the median over rounds of the ratio to the base in the same round.
 
-    What slows the machine for longer than a round slows both, and cancels out.
+    A disturbance that lasts longer than a round slows both, and cancels out.
     """
     return statistics.median(time / floor for time, floor in zip(times, base, strict=True))
 
 
 def unrest(times: Sequence[float]) -> float:
-    """Return how far the median round is above the quiet ones, as a ratio.
+    """Return the ratio of the median round to the quiet ones.
 
-    On a machine that others use it is far above: everything takes longer, ratios look smaller.
+    It is high on a busy machine, where everything takes longer and ratios get smaller.
     """
     quiet = statistics.quantiles(times, n=10, method="inclusive")[0]
     return statistics.median(times) / quiet

@@ -1,9 +1,9 @@
 """Restore environments of one function, each for one request, as SnapStart does.
 
-A separate process, started by benchmarks.cost.first_request with a function's environment and
-`module event`. It imports the handler, runs what is registered for before a snapshot, and forks an
-environment for each line of stdin; each says what its first request took, in milliseconds of its
-processor time from the fork to the handler's answer.
+benchmarks.cost.first_request starts it as a process with a function's environment, a module and an
+event. It imports the handler, runs the hooks for before a snapshot, and forks an environment for
+each line of stdin. Each fork prints the processor milliseconds of its first request, from the fork
+to the handler's answer.
 """
 
 import gc
@@ -17,10 +17,10 @@ import snapshot_restore_py
 
 
 class Context:
-    """What the runtime client hands to a handler, as far as the layer looks at it."""
+    """The part of a Lambda context that the layer reads."""
 
     def __init__(self) -> None:
-        """Begin now."""
+        """Start the time limit now."""
         self._deadline = time.time() + 25
 
     def get_remaining_time_in_millis(self) -> int:

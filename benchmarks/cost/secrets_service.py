@@ -1,4 +1,4 @@
-"""Secrets Manager's GetSecretValue in a process of its own: quick, and not on the client's core.
+"""Secrets Manager's GetSecretValue in a separate process, so that it is not on the client's core.
 
 python -m benchmarks.cost.secrets_service PORT < secrets.json
 """
@@ -14,7 +14,7 @@ GET: Final = "secretsmanager.GetSecretValue"
 
 
 def answer(secrets: dict[str, Any], target: str | None, body: bytes) -> tuple[int, dict[str, Any]]:
-    """Answer one request as the service does: current versions only, and nothing else."""
+    """Answer one request as the service does; only current versions exist."""
     request = json.loads(body)
     arn = request.get("SecretId")
     current = request.get("VersionStage", "AWSCURRENT") == "AWSCURRENT"
@@ -25,7 +25,7 @@ def answer(secrets: dict[str, Any], target: str | None, body: bytes) -> tuple[in
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Speak HTTP/1.1 for the secrets of this process."""
+    """Serves the secrets of this process by HTTP/1.1."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -48,7 +48,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def main() -> None:
-    """Serve the secrets of stdin until killed."""
+    """Serve the secrets from stdin until killed."""
     Handler.secrets = json.load(sys.stdin)
     with ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler) as server:
         server.serve_forever()

@@ -1,10 +1,10 @@
 """Storm a cloud of the checkout that this runs in, one storm for each line of standard input.
 
 python -P storm_turns.py ENVIRONMENTS, with the checkout as the working directory and in PYTHONPATH.
-It answers each line with the processor milliseconds a first request, as JSON: `whole` is everything
-that takes part (environments, pooler, database, the cloud's own processes and the load), and
-`simulator` the cloud's own processes and the load. It runs in checkouts that are older than this
-file, and uses only what they have, besides this version's accounting.
+It answers each line with the processor milliseconds per first request, as JSON. `whole` is all
+processes: environments, pooler, database, the cloud's own processes and the load. `simulator` is
+the cloud's own processes and the load. It also runs in the older checkout of whole_request.py, so
+it uses only what that has, and this version's accounting.
 """
 
 import json
@@ -14,12 +14,11 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
-from benchmarks.storm.rows import Row
+from benchmarks.storm.rows import Row, our_driver
 from benchmarks.storm.run import own_cloud, set_up
-from lambda_pg_cdk.local.load import fire
 
 SETTLE = 2.0
-"""Seconds after a storm's end, in which what it has left is done."""
+"""Seconds after a storm, in which the cloud finishes its work."""
 
 
 def accounting() -> ModuleType:
@@ -34,7 +33,7 @@ def accounting() -> ModuleType:
 
 
 def usage() -> float:
-    """Return the processor seconds of this process's control group, since it was made."""
+    """Return the processor seconds of this process's control group since its creation."""
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         number, controllers, path = line.split(":", 2)
         if "cpuacct" in controllers.split(","):
@@ -42,11 +41,11 @@ def usage() -> float:
             return int(text) / 1e9
         if number == "0" and (stat := Path(f"/sys/fs/cgroup{path}/cpu.stat")).exists():
             return int(dict(map(str.split, stat.read_text().splitlines()))["usage_usec"]) / 1e6
-    raise SystemExit("this process is in no control group that counts processor time")
+    raise SystemExit("the control group of this process does not count processor time")
 
 
 def main() -> None:
-    """Answer each line with one storm, from the first request to the last answer."""
+    """Run one storm for each line, measured from the first request to the last answer."""
     row = Row("lambda-pg", "lambda_pg", environments=int(sys.argv[1]))
     counts = accounting()
     with own_cloud({}, lambda _: None) as cloud:
@@ -56,12 +55,12 @@ def main() -> None:
             cloud.environments(row.function, row.environments, row.start)
             parts = counts.Usage.of(cloud.status(), cloud.state.daemon).cpu
             load, whole = counts.own_seconds(), usage()
-            outcomes, _seconds = fire(stage.address(row), stage.token, row.environments)
+            summary = our_driver(stage.address(row), stage.token, row.environments)
             whole, load = usage() - whole, counts.own_seconds() - load
             now = counts.Usage.of(cloud.status(), cloud.state.daemon).cpu
             simulator = counts.simulator_seconds(vars(now.since(parts, load)))
-            if failed := sum(not outcome.served for outcome in outcomes):
-                raise SystemExit(f"{failed} of {row.environments} requests failed")
+            if summary.failed:
+                raise SystemExit(f"{summary.failed} of {row.environments} requests failed")
             used = {"simulator": simulator, "whole": whole}
             each = {name: seconds * 1000 / row.environments for name, seconds in used.items()}
             print(json.dumps(each), flush=True)

@@ -1,7 +1,7 @@
-"""What a first request costs as a whole: all processes of a local cloud, against an older version.
+"""What a first request costs as a whole: all processes of a local cloud, now and before.
 
-The older version is a commit of this repository: PgBouncer 1.24.1, and the layer and the simulator
-as they were. It is measured in a separate cloud, storm by storm in turn with ours.
+"Before" is a commit of this repository, with PgBouncer 1.24.1 and the layer and simulator of that
+time. It runs in a separate cloud; storms of both clouds alternate.
 """
 
 import argparse
@@ -26,20 +26,19 @@ BASELINE: Final = "9a17ebdab6b540f50dcc009ddbc2dfccd5c586a5"
 MEASURED: Final = "now"
 BEFORE: Final = "before"
 GOALS: Final = {"whole": 0.50, "simulator": 0.44}
-"""Of what it took before; `simulator` is what is there only because the cloud is a local one."""
+"""Highest ratios to before. `simulator`: processes that exist only because the cloud is local."""
 TURNS_PROGRAM: Final = Path(__file__).with_name("storm_turns.py")
 METHOD: Final = (
-    "Two local clouds at once, one of this version and one of commit {commit}, each in a separate "
-    "control group, whose processor time the kernel counts. They take turns in {turns} storms "
-    "of {environments} restored environments; counted is from the first request to the last "
-    "answer. The whole is everything: environments, PgBouncer, PostgreSQL, the simulator and the "
-    "load. The simulator is the load and the local cloud's own processes, by the kernel's clock of "
-    "each."
+    "Two local clouds run at once: this version and commit {commit}, each in its own control "
+    "group, whose processor time the kernel counts. {turns} storms of {environments} restored "
+    "environments alternate between them, each measured from the first request to the last answer. "
+    "The whole is environments, PgBouncer, PostgreSQL, simulator and load. The simulator is the "
+    "load and the local cloud's own processes."
 )
 
 
 class UnavailableError(Exception):
-    """The older version cannot be measured here; says why."""
+    """The older version cannot be measured here; the message gives the reason."""
 
 
 def checkout(folder: Path) -> Path:
@@ -50,7 +49,7 @@ def checkout(folder: Path) -> Path:
         check=False,
     )
     if known.returncode:
-        raise UnavailableError(f"this clone has no commit {BASELINE[:7]}: git fetch --unshallow")
+        raise UnavailableError(f"this clone lacks commit {BASELINE[:7]}; run git fetch --unshallow")
     older = folder / "before"
     older.mkdir()
     archive = subprocess.run(
@@ -63,13 +62,13 @@ def checkout(folder: Path) -> Path:
 
 @contextmanager
 def control_group(name: str) -> Iterator[Path]:
-    """Make a control group that counts processor time."""
+    """Create a control group that counts processor time."""
     kind = "cpuacct" if Path("/sys/fs/cgroup/cpuacct").is_dir() else ""
     group = Path("/sys/fs/cgroup", kind, f"lambda-pg-{os.getpid()}-{name}")
     try:
         group.mkdir()
     except OSError as error:
-        raise UnavailableError(f"no control group can be made: {error}") from error
+        raise UnavailableError(f"cannot create the control group {group}: {error}") from error
     try:
         yield group
     finally:
@@ -79,7 +78,7 @@ def control_group(name: str) -> Iterator[Path]:
 @contextmanager
 def cloud(folder: Path, name: str, environments: int) -> Iterator["subprocess.Popen[str]"]:
     """Start the cloud of a checkout in a control group, and wait until it is ready."""
-    # The shell enters the group before anything else: all that it starts is in it.
+    # The shell enters the group first, so all processes that it starts are in it.
     enter = ["sh", "-c", 'echo $$ > "$1/cgroup.procs"; shift; exec "$@"', "sh"]
     storms = [sys.executable, "-P", str(TURNS_PROGRAM), str(environments)]
     with (
@@ -104,12 +103,12 @@ def answer(process: "subprocess.Popen[str]") -> str:
     assert process.stdout is not None  # noqa: S101  # it was started with a pipe
     line = process.stdout.readline()
     if not line:
-        raise SystemExit("a cloud has ended; what it printed stands above")
+        raise SystemExit("a cloud ended; its output is above")
     return line
 
 
 def measure(turns: int, environments: int) -> dict[str, dict[str, list[float]]]:
-    """Storm both clouds in turn; milliseconds a first request, of each part and version.
+    """Storm both clouds alternately; return the milliseconds per first request by part and version.
 
     The first storms do not count.
     """
@@ -134,17 +133,17 @@ def measure(turns: int, environments: int) -> dict[str, dict[str, list[float]]]:
 
 
 def shortfalls(result: dict[str, Any]) -> list[str]:
-    """Name every promise that this result breaks; none is a passed run."""
+    """Name every promise that this result breaks; an empty list is a passed run."""
     found = {row["part"]: row["ratio"] for row in result["rows"] if row["name"] == MEASURED}
     return [
-        f"a first request ({part}) took {ratio} times what it took before, not {goal}"
+        f"a first request ({part}) took {ratio} of the time before; the limit is {goal}"
         for part, ratio in found.items()
         if ratio > (goal := result["goals"][part])
     ]
 
 
 def main() -> int:
-    """Measure; exit code 0 only if the goal is met, or there is nothing to compare with."""
+    """Measure; exit code 0 if the goals are met, or if there is no older version."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, help="where to write the result as JSON")
     parser.add_argument("--turns", type=int, default=5, help="storms of each version that count")
@@ -160,7 +159,7 @@ def main() -> int:
             for row in ratios.rows(BEFORE, [times[part]], "ms")
         ]
     except UnavailableError as error:
-        caveats.append(f"there is no row: {error}")
+        caveats.append(f"no rows: {error}")
     result = {
         "machine": machine(),
         "versions": {"postgresql": str(MAJOR), "pgbouncer": find_pgbouncer().version, **packages()},

@@ -1,7 +1,4 @@
-"""What the functions of the storm have in common: one lookup, and how it is answered.
-
-They differ in nothing but how they come to a connection.
-"""
+"""Shared by the functions of the storm, which differ only in how they connect: one lookup."""
 
 import json
 import os
@@ -39,5 +36,5 @@ def claims_of(subject: str) -> str:
 
 
 def patience() -> int:
-    """Return the seconds for which every way may wait: the layer's checkout timeout."""
+    """Return the seconds that each function may wait: the layer's checkout timeout."""
     return int(os.environ["LAMBDA_PG_CHECKOUT_TIMEOUT"])

@@ -1,4 +1,4 @@
-"""The lookup by the layer; where it connects to is in the function's variables."""
+"""The lookup with the layer; environment variables say where it connects to."""
 
 import json
 import uuid
@@ -18,12 +18,14 @@ def handler(event: dict[str, Any], _: object) -> dict[str, Any]:
     try:
         return serve(event, lookup)
     except DatabaseUnavailableError as error:
-        print(f"database unavailable: {error}\n", end="")  # at once: others write there too
+        print(
+            f"database unavailable: {error}\n", end=""
+        )  # one write: other processes write there too
         body = json.dumps({"message": "The database is busy; try again."})
         return {"statusCode": 503, "headers": {"Retry-After": "1"}, "body": body}
 
 
 def lookup(user_id: uuid.UUID, subject: str) -> User | None:
-    """Ask in one round trip."""
+    """Look up a user in one round trip."""
     found = db.execute(SELECT, {"id": user_id}, claims={"sub": subject}, idempotent=True)
     return found.fetchone()

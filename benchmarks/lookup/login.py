@@ -1,4 +1,4 @@
-"""How functions without the layer log in."""
+"""The login of functions without the layer."""
 
 import json
 import os
@@ -13,9 +13,9 @@ from benchmarks.lookup import patience
 
 
 def connection_parameters() -> dict[str, Any]:
-    """Return what psycopg needs besides libpq's variables, to connect without the layer.
+    """Return what psycopg needs in addition to libpq's variables.
 
-    The secret is read here, at import: restored environments share what their template has read.
+    It reads the secret at import, so restored environments share it.
     """
     with closing(boto3.client("secretsmanager")) as client:
         answer = client.get_secret_value(SecretId=os.environ["LAMBDA_PG_SECRET_ARN"])
@@ -30,7 +30,7 @@ def connection_parameters() -> dict[str, Any]:
 
 
 def _roots() -> Path:
-    """Write the CA of the pooler's certificate where libpq reads it."""
+    """Write the CA of the pooler's certificate to a file for libpq."""
     with tempfile.NamedTemporaryFile("w", suffix=".pem", delete=False) as file:
         file.write(os.environ["LAMBDA_PG_CA_PEM"])
     return Path(file.name)

@@ -1,7 +1,7 @@
-"""The processor time that the processes of a local cloud use, exactly, and how long they wait.
+"""The exact processor time of a local cloud's processes, and how long they wait for a processor.
 
-The kernel keeps a clock of each process's processor time, in nanoseconds. What `/proc/PID/stat`
-says of it is cut to ticks of 10 ms, twice: of 500 environments with 20 ms each, half is lost.
+The kernel counts each process's processor time in nanoseconds. `/proc/PID/stat` rounds it down to
+ticks of 10 ms, twice: of 500 environments with 20 ms each, half would be lost.
 """
 
 import resource
@@ -15,16 +15,19 @@ from typing import Any, Final, Self
 import psutil
 
 BOOTSTRAP: Final = "bootstrap.py"
-"""What every execution environment runs, and the template that it was forked from."""
+"""The program of every execution environment, and of the template that it was forked from."""
 
 MODULES: Final = {
     "lambda_pg_cdk.local.control_plane": "control_plane",
     "lambda_pg_cdk.local.pooler_service.balancer": "balancer",
+    "local.control_plane": "control_plane",
+    "local.pooler_service.balancer": "balancer",
 }
-"""Children of a cloud's daemon that are one process each, and their parts."""
+"""Module of a child of the cloud's daemon → part; each is one process. The last two are the names
+in the older checkout that whole_request.py measures."""
 
 SIMULATOR: Final = ("daemon", "control_plane", "balancer", "load")
-"""What is there only because the cloud is a local one."""
+"""Parts that exist only because the cloud is local."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,9 @@ class CpuSeconds:
     load: float
 
     def since(self, before: Self, load: float) -> "CpuSeconds":
-        """Return what has been used since then, with `load` as counted around the load itself.
+        """Return the difference, with `load` as measured around the load itself.
 
-        The same process reads the others, for 0.1 s in a storm of 150: that is not the load.
+        The load's process also reads the others, for 0.1 s in a storm of 150; that is not load.
         """
         used = {
             each.name: round(getattr(self, each.name) - getattr(before, each.name), 4)
@@ -61,17 +64,17 @@ class CpuSeconds:
 
 
 def simulator_seconds(cpu: Mapping[str, float]) -> float:
-    """Add up what a local cloud uses beside functions, pooler and database."""
+    """Return what a local cloud uses in addition to functions, pooler and database."""
     return sum(cpu[part] for part in SIMULATOR)
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a cloud's processes have used up to a moment, and waited for a processor.
+    """The processor time and waits of a cloud's processes up to a moment.
 
-    `cpu` has no load yet: the process that reads is the one that sends it.
-    `waits`: seconds in the run queue, by process id. That of an environment that has ended is not
-    known; its processor time is.
+    `cpu` has no load yet: the process that reads is the one that sends it. `waits`: seconds in the
+    run queue, by process id. The wait of an ended environment is unknown; its processor time is
+    known.
     """
 
     cpu: CpuSeconds
@@ -80,7 +83,7 @@ class Usage:
 
     @classmethod
     def of(cls, status: dict[str, Any], daemon: int) -> Self:
-        """Read the processes of a cloud; `status` is the cloud's."""
+        """Read the processes of a cloud; `status` is its status, `daemon` a process id."""
         root = psutil.Process(daemon)
         parts: dict[str, float] = dict.fromkeys(MODULES.values(), 0.0)
         waits = {daemon: run_queue_seconds(daemon)}
@@ -109,7 +112,7 @@ class Usage:
         return cls(cpu, waits, frozenset(environments))
 
     def waited_since(self, before: Self) -> "Waits":
-        """Say how long processes have waited for a processor since then."""
+        """Return how long processes have waited for a processor since then."""
         waited = {pid: each - before.waits.get(pid, 0.0) for pid, each in self.waits.items()}
         of_environments = [waited[pid] for pid in self.environments]
         of_servers = [each for pid, each in waited.items() if pid not in self.environments]
@@ -119,9 +122,9 @@ class Usage:
 
 @dataclass(frozen=True)
 class Waits:
-    """Seconds in the run queue: of an environment in the mean, and of the server with the most.
+    """Seconds in the run queue: the mean of the environments, and the most of a server.
 
-    `environment` is None where none is left: those that time out are ended.
+    `environment` is None if no environment is left: those that time out are ended.
     """
 
     environment: float | None
@@ -129,7 +132,7 @@ class Waits:
 
 
 def seconds_of(pid: int) -> float:
-    """Return the processor seconds of one process, 0 where it is gone."""
+    """Return the processor seconds of one process, 0 if it has ended."""
     try:
         return time.clock_gettime(~pid << 3 | 2)  # CPUCLOCK_SCHED of a process: posix-timers.h
     except OSError:
@@ -137,7 +140,7 @@ def seconds_of(pid: int) -> float:
 
 
 def server_seconds(postmaster: int) -> float:
-    """Add up PostgreSQL: itself, the backends that have ended, and those that run."""
+    """Return the processor seconds of the postmaster and all backends, ended ones included."""
     server = psutil.Process(postmaster)
     running = sum(seconds_of(child.pid) for child in server.children())
     return seconds_of(postmaster) + _ended(server) + running
@@ -151,15 +154,15 @@ def own_seconds() -> float:
 
 
 def run_queue_seconds(pid: int) -> float:
-    """Return how long a process (its main thread) could have run and had no processor.
+    """Return how long the main thread of a process was ready to run and had no processor.
 
-    0 where it is gone, and where the kernel does not count it (CONFIG_SCHED_INFO).
+    0 if it has ended, or if the kernel does not count it (CONFIG_SCHED_INFO).
     """
     return _run_queue_seconds(Path(f"/proc/{pid}/schedstat"))
 
 
 def run_queue_seconds_of_threads(pid: int) -> float:
-    """Return the same of all threads of a process together."""
+    """Return the same for all threads of a process together."""
     return sum(map(_run_queue_seconds, Path(f"/proc/{pid}/task").glob("*/schedstat")))
 
 
@@ -172,13 +175,13 @@ def _run_queue_seconds(statistics_of: Path) -> float:
 
 
 def busy_seconds() -> float:
-    """Return the seconds for which this machine's processors have been busy, or stolen."""
+    """Return the seconds that this machine's processors were busy, or stolen by a hypervisor."""
     times = psutil.cpu_times()
     return float(sum(times[:8])) - times.idle - getattr(times, "iowait", 0.0)
 
 
 def _ended(process: psutil.Process) -> float:
-    """Return the seconds of a process's children that have ended: the kernel adds them up first."""
+    """Return the seconds of a process's ended children, which the kernel adds up."""
     try:
         times = process.cpu_times()
     except psutil.NoSuchProcess:

@@ -1,8 +1,8 @@
-"""Server connections, exactly, as PostgreSQL's own log has them.
+"""Exact counts of server connections, from PostgreSQL's log.
 
-A local PostgreSQL logs every connection (`log_connections`, `log_disconnections`). One counts from
-the moment it is authorised until it is disconnected; one that is refused after that, as all slots
-that are left are reserved, ends with its FATAL and logs no disconnection.
+A local PostgreSQL logs every connection (`log_connections`, `log_disconnections`). A connection
+counts from its authorisation to its disconnection. One that is then rejected, because the remaining
+slots are reserved, ends with a FATAL and logs no disconnection.
 """
 
 import re
@@ -16,7 +16,7 @@ from typing import Final, Self
 from lambda_pg_cdk.local.cloud import LocalCloud
 
 PERIOD: Final = 0.1
-"""Seconds of the time series that are kept as one number, their peak."""
+"""Seconds of each point in the time series; a point is the peak of its period."""
 
 _LINE: Final = re.compile(
     r"^(?P<time>\S+ \S+) UTC \[(?P<pid>\d+)\] .*?(?P<what>FATAL:  "
@@ -25,7 +25,7 @@ _LINE: Final = re.compile(
 )
 
 Change = tuple[float, int]
-"""Seconds since the epoch, and the connections that there are from then on."""
+"""Seconds since the epoch, and the number of connections from then on."""
 
 
 @dataclass(frozen=True)
@@ -37,16 +37,16 @@ class Observed:
 
 
 class ConnectionLog:
-    """What PostgreSQL logs from now on."""
+    """PostgreSQL's log from now on."""
 
     def __init__(self, path: Path) -> None:
-        """Remember where the log ends; the lines before tell which connections there are."""
+        """Remember where the log ends; earlier lines give the connections that are open."""
         self._path = path
         self._begin = path.stat().st_size
 
     @classmethod
     def of(cls, cloud: LocalCloud) -> Self:
-        """Take the log of a cloud that runs."""
+        """Take the log of a running cloud."""
         return cls(cloud.folder / "postgres" / "postgres.log")
 
     def observed(self, began: float, ended: float) -> Observed:
@@ -57,21 +57,21 @@ class ConnectionLog:
         return observe(before[-1][1] if before else 0, later, began, ended)
 
     def logins(self) -> list[float]:
-        """Return when each connection since the beginning was authorised, in order."""
+        """Return when each new connection was authorised, in order."""
         log = self._path.read_bytes()[self._begin :]
         found = (_LINE.match(line) for line in _lines(log))
         return sorted(_moment(one) for one in found if one and "authorized" in one["what"])
 
 
 def most_within(moments: Sequence[float], seconds: float) -> int:
-    """Return how many of these moments, which are in order, lie within so many seconds at most."""
+    """Return the most of these sorted moments that lie within so many seconds."""
     return max(
         (bisect_right(moments, at + seconds) - place for place, at in enumerate(moments)), default=0
     )
 
 
 def changes(lines: Iterable[str]) -> Iterator[Change]:
-    """Follow a log from its first line; a server that starts, or again after a crash, has none."""
+    """Follow a log from its first line; a server that starts or restarts has no connection."""
     open_now: set[str] = set()
     for line in lines:
         found = _LINE.match(line)
@@ -87,9 +87,9 @@ def changes(lines: Iterable[str]) -> Iterator[Change]:
 
 
 def observe(first: int, later: Sequence[Change], began: float, ended: float) -> Observed:
-    """Return the peak of each period between two moments; there are `first` connections at first.
+    """Return the peak of each period between two moments, starting with `first` connections.
 
-    Lines of several processes may be a millisecond out of order: the order of the log counts.
+    Lines of several processes may be a millisecond out of order; the order of the log counts.
     """
     series = [0] * (int((ended - began) / PERIOD) + 1)
 

@@ -1,4 +1,4 @@
-"""What a storm promises, held against its result; that its controls fail is a promise too."""
+"""The goals of a storm, checked against its result; its controls must fail."""
 
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,54 +8,54 @@ from typing import Any, Final, Literal
 Result = dict[str, Any]
 
 CONTROLS: Final = {"baseline": 0.5, "cached-direct": 0.2}
-"""Rows that have to fail, and the share of their requests that has to."""
+"""Rows that must fail, and the smallest share of failed requests."""
 
 OURS: Final = ("lambda-pg", "lambda-pg-cold")
 RAW: Final = "connect-through-pooler"
-"""Raw psycopg through the same pooler: what it fails is not its own, and no measure for ours."""
+"""Raw psycopg through the same pooler. If it fails, it is no measure for the layer."""
 
 FLAT: Final = 1.5
-"""How much longer a request may take with 500 environments than with 50."""
+"""Highest ratio of a request's time with 500 environments to that with 50."""
 
 KEPT: Final = 0.5
-"""The share of the time of a request with a new connection that one on a kept one may take."""
+"""Highest ratio of a request's time on a kept connection to that on a new one."""
 
 KEPT_UP: Final = 0.95
-"""The share of the offered load that has to be answered."""
+"""Smallest share of the offered load that must be answered."""
 
 AGREE: Final = 0.25
-"""How far the medians of two drivers may be apart."""
+"""Largest relative difference between the medians of two drivers."""
 
 MOST_SECONDS: Final = 600.0
 
 TO_RAW: Final = {"p50_ms": 0.7, "p99_ms": 0.8}
-"""How long a first request may take to that of raw psycopg through the same pooler.
+"""Highest ratio of a first request's time to that of raw psycopg through the same pooler.
 
-Raw psycopg has the cheap logins, too, and no secret to fetch (docs/decisions/0026).
+Raw psycopg has the same cheap logins and fetches no secret (docs/decisions/0026).
 """
 
 TWICE: Final = 2.2
-"""How much longer the slowest requests may take with 1,000 environments than with 500."""
+"""Highest ratio of the p99 with 1,000 environments to that with 500."""
 
 OTHERS: Final = 0.25
-"""The share of all processors that other programs have on a machine that is busy with them."""
+"""From this share of all processors on, other programs make the machine busy."""
 
 WAITED: Final = 1 / 3
-"""The share of its time for which somebody without a processor has waited for one."""
+"""From this share of its time on, a process has waited too long for a processor."""
 
 Verdict = Literal["held", "failed", "not measurable"]
 VERDICTS: Final[dict[Verdict, str]] = {
-    "held": "All of it held",
-    "failed": "Not all of it held",
-    "not measurable": "Not measurable here: requests failed for want of a processor",
+    "held": "All goals were met",
+    "failed": "Some goals were missed",
+    "not measurable": "Not measurable here: failed requests got too little processor time",
 }
 
 
 @dataclass(frozen=True)
 class Goal:
-    """One promise, whether it was kept, and the numbers.
+    """One goal, whether it was met (`held`), and the numbers.
 
-    `unmeasured`: why it could not be measured here, where it was not kept for that; "" elsewhere.
+    `unmeasured`: why a missed goal could not be measured on this machine; "" otherwise.
     """
 
     text: str
@@ -65,7 +65,7 @@ class Goal:
 
 
 def goals(result: Result) -> list[Goal]:
-    """Hold a result against all promises that its parts are about."""
+    """Check a result against the goals of all its parts."""
     found = [goal for row in result["rows"] for goal in _of_row(row, result["calibration"])]
     found += _of_second_requests(result["rows"], result["calibration"])
     found += _of_costs(result)
@@ -84,19 +84,19 @@ def goals(result: Result) -> list[Goal]:
 
 
 def shortfalls(result: Result) -> list[str]:
-    """Name every promise that this result breaks."""
+    """Name every goal that this result misses."""
     broken = [goal for goal in goals(result) if not goal.held and not goal.unmeasured]
     return [f"{goal.text}: {goal.found}" for goal in broken]
 
 
 def unmeasured(result: Result) -> list[str]:
-    """Name every promise that was not kept because this machine had no processor for it."""
+    """Name every missed goal that this machine had too little processor time for."""
     missed = [goal for goal in goals(result) if goal.unmeasured]
     return [f"{goal.text}: {goal.found}; {goal.unmeasured}" for goal in missed]
 
 
 def verdict(found: Sequence[Goal]) -> Verdict:
-    """Say what all goals together come to."""
+    """Return the verdict on all goals together."""
     missed = [goal for goal in found if not goal.held]
     if not missed:
         return "held"
@@ -104,12 +104,12 @@ def verdict(found: Sequence[Goal]) -> Verdict:
 
 
 def without_a_processor(part: Result, calibration: Result) -> str:
-    """Say why requests of a part of the result got no processor, "" where they did.
+    """Return why requests of a part got too little processor time, "" if they got enough.
 
-    Two things have to be so. Somebody took the processors, or this machine is too slow for the
-    raw control. And those that were to work were ready and waited: environments for a good part of
-    the checkout timeout, or a server of the cloud of the whole time. Without an environment that
-    is left (they time out) the first decides alone.
+    Both must be true. First: other programs used the processors, or this machine is too slow for
+    the raw control. Second: environments waited for a processor for a good part of the checkout
+    timeout, or a server of the cloud for a good part of the whole time. If no environment is left
+    (they timed out), the first is enough.
     """
     busy, slow = part["others"] >= OTHERS, calibration["needed"] > calibration["most"]
     if not (busy or slow):
@@ -117,18 +117,18 @@ def without_a_processor(part: Result, calibration: Result) -> str:
     limit, seconds = calibration["limits"]["checkout"], part["seconds"]
     environment, server = part["waits"]["environment"], part["waits"]["server"]
     if environment is None:
-        waited = "no environment is left to ask"
+        waited = "no environment is left"
     elif environment >= WAITED * limit:
-        waited = f"environments waited {environment:.1f} s for a processor, of {limit} s"
+        waited = f"environments waited {environment:.1f} s of {limit} s for a processor"
     elif server >= WAITED * seconds:
-        waited = f"a server waited {server:.1f} s for a processor, of {seconds:.1f} s"
+        waited = f"a server waited {server:.1f} s of {seconds:.1f} s for a processor"
     else:
         return ""
     control = (
-        f"the control, raw psycopg, needed {calibration['seconds']:.1f} s for "
-        f"{calibration['requests']} requests before"
+        f"raw psycopg needed {calibration['seconds']:.1f} s for {calibration['requests']} requests "
+        "in the calibration"
     )
-    return f"other programs had {part['others']:.0%} of the processors, {waited}; {control}"
+    return f"other programs used {part['others']:.0%} of the processors; {waited}; {control}"
 
 
 def _of_row(row: Result, calibration: Result) -> Iterator[Goal]:
@@ -141,7 +141,7 @@ def _of_row(row: Result, calibration: Result) -> Iterator[Goal]:
         held = row["failed"] >= share * row["requests"]
         yield Goal(f"{name}: the control fails at least {share:.0%}", held, failed)
     if row["name"] in (*OURS, RAW):
-        causes = "".join(f"; {count} times {cause}" for cause, count in row["failures"].items())
+        causes = "".join(f"; {cause} ({count})" for cause, count in row["failures"].items())
         text = f"{name}: no request fails"
         yield Goal(text, _failed(row) == 0, failed + causes, _why(row, calibration))
     if row["name"] in OURS:
@@ -151,9 +151,9 @@ def _of_row(row: Result, calibration: Result) -> Iterator[Goal]:
 
 
 def ratios(rows: Sequence[Result]) -> dict[str, float]:
-    """Relate first requests to the raw ones, and those of the largest fleet to a smaller one's.
+    """Return ratios of first requests: to raw psycopg's, and of the largest fleet to a smaller one.
 
-    Of several runs of a row the medians count. What is not among the rows is left out.
+    Medians over the runs of a row; a ratio whose rows are missing is left out.
     """
     found: dict[str, float] = {}
     sizes = {row["environments"]: row for row in rows if _plain(row, "lambda-pg")}
@@ -185,7 +185,7 @@ def _of_costs(result: Result) -> Iterator[Goal]:
 
 
 def _plain(row: Result, name: str, environments: int | None = None) -> bool:
-    """Tell whether a row is of the server that all ways were measured at."""
+    """Whether a row has this name and size, and the usual max_connections."""
     size = environments in (None, row["environments"])
     return size and row["name"] == name and row["max_connections"] == 100
 
@@ -199,12 +199,12 @@ def _failed(row: Result) -> int:
 
 
 def _why(row: Result, calibration: Result) -> str:
-    """Say why what is missed in a row could not be measured: its requests had no processor."""
+    """Return why a missed goal of a row could not be measured, "" if it could."""
     return without_a_processor(row, calibration) if _failed(row) else ""
 
 
 def _of_second_requests(rows: list[Result], calibration: Result) -> Iterator[Goal]:
-    """Hold the second requests: the first ones all log in, these show what a kept connection is."""
+    """Check the second requests: first ones log in, second ones use the kept connection."""
     found = {row["name"]: row["again"] for row in rows if row.get("again")}
     if not {"lambda-pg", "connect-through-pooler"} <= found.keys():
         return
@@ -213,9 +213,9 @@ def _of_second_requests(rows: list[Result], calibration: Result) -> Iterator[Goa
     row = next(row for row in rows if row["again"] is ours)
     why = _why(row, calibration) if ours["failed"] else ""
     yield Goal("lambda-pg: no second request fails", ours["failed"] == 0, failed, why)
-    text = f"lambda-pg: second requests take at most {KEPT} of what a new connection takes (p50)"
+    text = f"lambda-pg: p50 of second requests is at most {KEPT} of that with a new connection"
     held = ours["p50_ms"] <= KEPT * control["p50_ms"]
-    yield Goal(text, held, f"{ours['p50_ms']} ms to {control['p50_ms']} ms")
+    yield Goal(text, held, f"{ours['p50_ms']} ms and {control['p50_ms']} ms")
 
 
 def _of_open_loop(result: Result) -> Iterator[Goal]:
@@ -227,27 +227,29 @@ def _of_open_loop(result: Result) -> Iterator[Goal]:
         failed = f"{size['failed']} failed"
         yield Goal(f"{name}: no request fails", size["failed"] == 0, failed, why)
         end = size["environments_at_end"]
-        yield Goal(f"{name}: the fleet stays that large", end == size["environments"], f"{end}")
+        yield Goal(f"{name}: the fleet keeps its size", end == size["environments"], f"{end}")
         least = KEPT_UP * loop["offered_rps"]
-        found = f"{size['rate']} of {loop['offered_rps']} a second"
-        yield Goal(f"{name}: what arrives is answered", size["rate"] >= least, found)
+        found = f"{size['rate']} of {loop['offered_rps']} requests/s"
+        yield Goal(
+            f"{name}: at least {KEPT_UP:.0%} of the load is answered", size["rate"] >= least, found
+        )
     few, many = sizes[50]["p50_ms"], sizes[500]["p50_ms"]
     text = f"open loop: p50 with 500 environments is at most {FLAT} times that with 50"
-    yield Goal(text, many <= FLAT * few, f"{many} ms to {few} ms")
+    yield Goal(text, many <= FLAT * few, f"{many} ms and {few} ms")
 
 
 def _of_second_driver(driver: Result) -> Iterator[Goal]:
     for row in driver["rows"]:
         for name, runs in row["runs"].items():
             wrong = [run for run in runs if not _agrees(run)]
-            text = f"{row['name']} from {name}: served and failed are exactly the API's counts"
+            text = f"{row['name']} from {name}: served and failed equal the API's counts"
             yield Goal(text, not wrong, f"{len(wrong)} of {len(runs)} runs differ")
     (ours, theirs) = (next(_rows_of(driver, "lambda-pg"))[name] for name in ("ours", "locust"))
     counts = [(each["served"], each["failed"]) for each in (ours, theirs)]
     text = "lambda-pg: both drivers agree on served and failed"
     yield Goal(text, counts[0] == counts[1], f"{counts[0]} and {counts[1]}")
     apart = abs(theirs["p50_ms"] / ours["p50_ms"] - 1)
-    text = f"lambda-pg: the drivers' p50 are within {AGREE:.0%}"
+    text = f"lambda-pg: the drivers' p50 differ by at most {AGREE:.0%}"
     yield Goal(text, apart <= AGREE, f"{ours['p50_ms']} ms and {theirs['p50_ms']} ms")
 
 

@@ -1,9 +1,9 @@
-"""Limits in seconds that a local cloud has only because all its environments share the cores.
+"""Limits in seconds that are longer here, because all environments share the machine's cores.
 
-On AWS each environment has its own processor, and the product's limits stand. Here the last of
-500 first requests waits until the others have had theirs, for as long as this machine needs, with
-whatever else it does at the moment. So before our rows run, first requests of raw psycopg are timed
-under that load, and the limits follow from it. They nest: queue < checkout < function < API.
+On AWS each environment has its own processor, and the product's limits apply. Here the last of 500
+first requests waits until the others are done. How long depends on the machine and on what else it
+runs. So a calibration times first requests of raw psycopg, and the limits follow from their time.
+They nest: queue < checkout < function < API.
 """
 
 from dataclasses import dataclass
@@ -16,16 +16,16 @@ from benchmarks.storm.rows import Row, Stage
 from lambda_pg_cdk.local.cloud import LocalCloud
 
 REQUESTS: Final = 50
-"""First requests of raw psycopg that are timed: fewer than there are slots, so that none fails."""
+"""Timed first requests of raw psycopg: fewer than connection slots, so that none fails."""
 
 MARGIN: Final = 2.0
-"""How much longer a storm may take than those requests foretell: the load may change meanwhile."""
+"""How many times longer a storm may take than predicted: the machine's load may change."""
 
 MOST_QUEUE, MOST_CHECKOUT, MOST_FUNCTION = 5, 20, 25
-"""The largest values that a stage's settings allow; the API gives up after 29 s."""
+"""The largest values that a stage allows; the API's timeout is 29 s."""
 
 AFTER_CHECKOUT: Final = 3
-"""Seconds that a function has for its answer when the wait for a connection has ended."""
+"""Seconds that a function has for its answer after the checkout timeout."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Limits:
 
     @classmethod
     def deployed(cls, cloud: LocalCloud) -> Self:
-        """Read what is deployed for the API's functions, and at the pooler."""
+        """Read the deployed limits of the API's functions and of the pooler."""
         functions = cloud.client("lambda").list_functions()["Functions"]
         found = next(
             one for one in functions if one["Environment"]["Variables"].get("PGAPPNAME") == "users"
@@ -48,7 +48,7 @@ class Limits:
         return cls(queue_seconds(cloud), checkout, int(found["Timeout"]))
 
     def raised(self, seconds: float) -> "Limits":
-        """Let a wait of so many seconds end within these limits, as far as they can be raised."""
+        """Raise the limits so that a wait of so many seconds fits, as far as a stage allows it."""
         checkout = min(max(self.checkout, ceil(seconds)), MOST_CHECKOUT)
         return Limits(
             queue=min(max(self.queue, ceil(seconds)), MOST_QUEUE),
@@ -67,10 +67,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What first requests of raw psycopg took, and the limits that follow.
+    """The time of first requests of raw psycopg, and the limits that follow.
 
-    `needed` is how long the largest storm of the plan would take by that, and `most` the longest
-    that a stage's settings can let a request wait: where more is needed, what fails is no proof.
+    `needed`: the predicted seconds of the plan's largest storm. `most`: the longest wait that a
+    stage allows; if `needed` is longer, failures prove nothing.
     """
 
     requests: int
@@ -81,25 +81,24 @@ class Calibration:
     most: int = MOST_CHECKOUT
 
     def __str__(self) -> str:
-        """Say it in a sentence."""
+        """Return it as a sentence."""
         limits = self.limits
         return (
-            f"{self.requests} first requests of raw psycopg took {self.seconds:.1f} s at once when "
-            f"the run began, so {self.environments} need about {self.needed:.0f} s: the pooler's "
-            f"queue is {limits.queue} s, the checkout timeout {limits.checkout} s and the "
-            f"functions' timeout {limits.function} s here"
+            f"{self.requests} concurrent first requests of raw psycopg took {self.seconds:.1f} s, "
+            f"so {self.environments} need about {self.needed:.0f} s; limits here: pooler queue "
+            f"{limits.queue} s, checkout {limits.checkout} s, function {limits.function} s"
         )
 
 
 def calibrate(stage: Stage, raw: Row, environments: int, deployed: Limits) -> Calibration:
-    """Time first requests of raw psycopg, and find the limits for a storm of `environments`."""
+    """Time first requests of raw psycopg; return the limits for a storm of `environments`."""
     row = Row("calibration", raw.function, REQUESTS, path=raw.path)
     seconds = stage.storm(row).max_ms / 1000
     return calibrated(REQUESTS, seconds, environments, deployed)
 
 
 def calibrated(requests: int, seconds: float, environments: int, deployed: Limits) -> Calibration:
-    """Extend what some requests took to many; no limit becomes shorter than what is deployed."""
+    """Extrapolate the time of a few requests to many; no limit gets shorter than deployed."""
     needed = seconds * environments / requests
     return Calibration(
         requests,
@@ -111,7 +110,7 @@ def calibrated(requests: int, seconds: float, environments: int, deployed: Limit
 
 
 def queue_seconds(cloud: LocalCloud) -> int:
-    """Ask a task of the pooler for its query_wait_timeout."""
+    """Return the query_wait_timeout of a pooler task."""
     dsn = cloud.status()["pooler"]["admin_dsn"]
     with psycopg.connect(dsn, autocommit=True, prepare_threshold=None) as console:
         rows = console.execute("SHOW CONFIG").fetchall()

@@ -1,7 +1,7 @@
 """A steady load on fleets of several sizes: what a request costs as the fleet grows.
 
-Open loop: requests arrive at moments that were drawn before, whether or not earlier ones have been
-answered, and each one's latency counts from the moment at which it should have been sent.
+Open loop: requests are due at random moments that were drawn before, also if earlier ones have no
+answer yet. The latency of a request counts from the moment it was due.
 """
 
 import asyncio
@@ -24,19 +24,19 @@ FUNCTION: Final = "lambda_pg"
 SIZES: Final = (50, 500, 1000)
 ROUNDS: Final = 3
 SECONDS: Final = 7.0
-"""Of each size in each round."""
+"""Seconds of load for each size in each round."""
 
 TRIAL_SECONDS: Final = 5.0
 WARMING: Final = 50
-"""First requests at once, while environments get their connections."""
+"""Concurrent first requests while environments get their connections."""
 
 WARMINGS: Final = 3
-"""After which an environment without a connection fails, or is slow, in what is measured."""
+"""Attempts to give every environment a connection before the measurement."""
 
 
 @dataclass(frozen=True)
 class Measure(Summary):
-    """One size in one round. `rate` is what was answered a second, from first to last."""
+    """One size in one round. `rate` is the number of answers per second."""
 
     environments: int
     round: int
@@ -44,16 +44,16 @@ class Measure(Summary):
     cpu_ms: dict[str, float]
     """Milliseconds of processor time for each request."""
     environments_at_end: int
-    """The same, or another size was measured."""
+    """Must be `environments`, or another size was measured."""
     peak_server_connections: int
     waits: Waits
     others: float
-    """The share of all processors that other programs had (0 to 1)."""
+    """The share of all processors that other programs used (0 to 1)."""
     seconds: float
 
 
 def schedule(rate: float, seconds: float, seed: int) -> list[float]:
-    """Draw the moments of a Poisson process: independent callers, `rate` of them a second."""
+    """Draw the moments of a Poisson process: independent callers, `rate` per second."""
     chance = random.Random(seed)  # noqa: S311 - arrivals, not a secret
     moments: list[float] = []
     at = chance.expovariate(rate)
@@ -68,8 +68,8 @@ def arrive(
 ) -> tuple[list[Outcome], float]:
     """Send a request at each moment; return the outcomes and the seconds until the last answer.
 
-    Who finds every environment busy waits here, which counts: the cloud would start another one,
-    as AWS does, and another size would be measured.
+    A request waits here while every environment is busy, and this wait counts. Otherwise the cloud
+    would start another environment, as AWS does, and another size would be measured.
     """
 
     async def run() -> tuple[list[Outcome], float]:
@@ -91,7 +91,7 @@ def arrive(
 
 
 def keep_busy(url: str, token: str, callers: int, seconds: float) -> tuple[list[Outcome], float]:
-    """Have callers who send their next request when the last one is answered."""
+    """Run callers that send their next request when the last one is answered."""
 
     async def call(client: aiohttp.ClientSession, ending: float) -> list[Outcome]:
         found = []
@@ -124,8 +124,8 @@ class OpenLoop:
         throughput = self.throughput(sizes[0])
         rate = round(throughput / 2, 1)
         self._stage.report(
-            f"open loop: {sizes[0]} environments answer {throughput:.0f} a second; "
-            f"half of it arrives, seed {self._seed}"
+            f"open loop: {sizes[0]} environments answer {throughput:.0f} requests/s; the load is "
+            f"half of that, seed {self._seed}"
         )
         measures = [
             self.measure(size, number, rate, seconds) for number in range(rounds) for size in sizes
@@ -142,18 +142,19 @@ class OpenLoop:
         }
 
     def throughput(self, size: int) -> float:
-        """Measure how much a fleet of one size answers when every environment is busy."""
+        """Measure the requests per second of a fleet in which every environment is busy."""
         self._stage.cloud.end_environments(FUNCTION)
         self._fill(size)
         outcomes, seconds = keep_busy(self._url, self._stage.token, size, TRIAL_SECONDS)
         return summarise(outcomes, seconds).throughput_rps
 
     def measure(self, size: int, number: int, rate: float, seconds: float) -> Measure:
-        """Let requests arrive at a fleet of a size; a smaller one than before begins anew."""
+        """Send the load to a fleet of this size; a fleet that is too large is replaced."""
         self._fill(size)
         moments = schedule(rate, seconds, self._seed + number)
-        with Meter(self._stage.cloud) as meter:
-            outcomes, taken = arrive(self._url, self._stage.token, moments, size)
+        meter = Meter(self._stage.cloud)
+        outcomes, taken = arrive(self._url, self._stage.token, moments, size)
+        used = meter.read()
         summary = summarise(outcomes, taken)
         self._stage.report(
             f"open loop: {size} environments, round {number + 1}: p50 {summary.p50_ms} ms"
@@ -165,12 +166,12 @@ class OpenLoop:
             rate=round(len(outcomes) / taken, 1),
             cpu_ms={
                 name: round(1000 * spent / len(outcomes), 3)
-                for name, spent in asdict(meter.cpu).items()
+                for name, spent in asdict(used.cpu).items()
             },
-            environments_at_end=meter.after["functions"][FUNCTION],
-            peak_server_connections=meter.server.peak,
-            waits=meter.waits,
-            others=meter.others,
+            environments_at_end=used.after["functions"][FUNCTION],
+            peak_server_connections=used.server.peak,
+            waits=used.waits,
+            others=used.others,
             seconds=round(taken, 3),
         )
 
@@ -183,11 +184,11 @@ class OpenLoop:
         for _ in range(WARMINGS):
             if all(one.served for one in warm(self._url, self._stage.token, size)):
                 return
-        self._stage.report(f"open loop: not all of {size} environments have a connection")
+        self._stage.report(f"open loop: some of {size} environments have no connection yet")
 
 
 def warm(url: str, token: str, count: int) -> list[Outcome]:
-    """Send as many requests, a few at once: spread, each environment gets one."""
+    """Send `count` requests, a few at once; spread over the fleet, each environment gets one."""
 
     async def run() -> list[Outcome]:
         width = asyncio.Semaphore(WARMING)
@@ -203,9 +204,9 @@ def warm(url: str, token: str, count: int) -> list[Outcome]:
 
 
 def of_size(size: int, measures: Sequence[Measure]) -> dict[str, Any]:
-    """Return the medians over the rounds of one size; failures are added up.
+    """Return the medians over the rounds of one size, and the sum of failures.
 
-    `waits`, `others` and `seconds` are those of the round that failed most.
+    `waits`, `others` and `seconds` are those of the round with the most failures.
     """
     rounds = [measure for measure in measures if measure.environments == size]
     worst = max(rounds, key=lambda measure: measure.failed)

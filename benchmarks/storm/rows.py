@@ -1,4 +1,4 @@
-"""One row of the storm: open environments, let each have its first request, and count."""
+"""One row of the storm: open environments, send each its first request, and count."""
 
 import time
 from collections import Counter
@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 
 from benchmarks.storm.accounting import CpuSeconds, Waits
 from benchmarks.storm.connections import Observed
-from benchmarks.storm.meter import Meter
+from benchmarks.storm.meter import Meter, Reading
 from lambda_pg_cdk.local.cloud import LocalCloud
 from lambda_pg_cdk.local.load import FunctionLog, Summary, fire, summarise
 
@@ -17,9 +17,9 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the plan: which function, how many environments, how they start.
+    """One line of the plan: which function, how many environments, and how they start.
 
-    `again`: each environment gets a second request when all first ones have been answered.
+    `again`: each environment gets a second request after all first ones were answered.
     """
 
     name: str
@@ -37,11 +37,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Result(Summary):
-    """What became of one row. CPU in seconds; `answered` is what the API counted, by status.
+    """The result of one row, flat as in the JSON files, therefore so many fields.
 
-    `others` is the share of all processors that other programs had (0 to 1), in `seconds`.
-    Of a row that was measured several times it is the run with the median of the medians; the peak
-    and `runs` are of all of them, and `waits`, `others` and `seconds` of the one that failed most.
+    `cpu` is in seconds. `answered`: the API's count of answers by status. `others`: the share of
+    all processors that other programs used (0 to 1), in `seconds`. A row that was measured several
+    times shows the run with the middle median; the peak and `runs` are of all runs, and `waits`,
+    `others` and `seconds` of the run with the most failures.
     """
 
     name: str
@@ -61,10 +62,10 @@ class Result(Summary):
 
 
 class Driver(Protocol):
-    """What sends the requests: ours, or one that is not ours."""
+    """A load generator: ours, or Locust."""
 
     def __call__(self, url: str, token: str, count: int) -> Summary:
-        """Send `count` requests at the same moment and say what became of them."""
+        """Send `count` requests at the same moment and return their summary."""
 
 
 def our_driver(url: str, token: str, count: int) -> Summary:
@@ -74,7 +75,7 @@ def our_driver(url: str, token: str, count: int) -> Summary:
 
 @dataclass(frozen=True)
 class Stage:
-    """A cloud under storm: its caller's token, the user who is looked up, and who reports."""
+    """A cloud under storm, a caller's token, the user to look up, and a reporter of progress."""
 
     cloud: LocalCloud
     token: str
@@ -82,13 +83,14 @@ class Stage:
     report: Report
 
     def storm(self, row: Row, driver: Driver = our_driver) -> Result:
-        """Open the environments of one row, fire, and count."""
+        """Open the environments of one row, send the requests, and count."""
         began = time.monotonic()
         self.cloud.end_environments(row.function)
         log = FunctionLog(self.cloud.folder / "logs" / f"{row.function}.log")
         self._open(row)
-        with Meter(self.cloud) as meter:
-            summary = driver(self.address(row), self.token, row.environments)
+        meter = Meter(self.cloud)
+        summary = driver(self.address(row), self.token, row.environments)
+        used = meter.read()
         again = driver(self.address(row), self.token, row.environments) if row.again else None
         self.cloud.end_environments(row.function)
         if summary.failed:
@@ -97,10 +99,10 @@ class Stage:
         self.report(
             f"{row.name}: served {summary.served}, failed {summary.failed}, in {taken:.1f} s"
         )
-        return replace(_result(row, summary, meter), again=again)
+        return replace(_result(row, summary, used), again=again)
 
-    def by_turns(self, rows: Sequence[Row], times: int) -> list[Result]:
-        """Storm rows several times, so that none always comes first; return each one's result."""
+    def interleaved(self, rows: Sequence[Row], times: int) -> list[Result]:
+        """Storm rows several times, each time in another order; return the result of each row."""
         found: dict[str, list[Result]] = {row.name: [] for row in rows}
         for turn in range(times):
             for row in [*rows[turn:], *rows[:turn]]:
@@ -116,30 +118,30 @@ class Stage:
         self.report(f"{row.name}: {row.environments} requests at once")
 
     def address(self, row: Row) -> str:
-        """Name what every request of a row asks for."""
+        """Return the URL of every request of a row."""
         return f"{self.cloud.url}{row.route}/{self.user_id}"
 
 
-def _result(row: Row, summary: Summary, meter: Meter) -> Result:
+def _result(row: Row, summary: Summary, used: Reading) -> Result:
     return Result(
         **asdict(summary),
         name=row.name,
         environments=row.environments,
         start=row.start,
-        max_connections=meter.before["postgres"]["max_connections"],
-        budget=meter.before["pooler"]["max_server_connections"],
-        peak_server_connections=meter.server.peak,
-        server=meter.server,
-        cpu=meter.cpu,
-        waits=meter.waits,
-        others=meter.others,
-        seconds=round(meter.seconds, 3),
-        answered=answered_between(meter.before, meter.after),
+        max_connections=used.before["postgres"]["max_connections"],
+        budget=used.before["pooler"]["max_server_connections"],
+        peak_server_connections=used.server.peak,
+        server=used.server,
+        cpu=used.cpu,
+        waits=used.waits,
+        others=used.others,
+        seconds=round(used.seconds, 3),
+        answered=answered_between(used.before, used.after),
     )
 
 
 def median_run(results: Sequence[Result]) -> Result:
-    """Return the run in the middle of several, with the peak and the summaries of all."""
+    """Return the run with the middle median, with the peak and the summaries of all runs."""
     middle = sorted(results, key=lambda result: result.p50_ms)[len(results) // 2]
     worst = max(results, key=lambda result: result.failed)
     names = [each.name for each in fields(Summary)]
@@ -162,5 +164,5 @@ def _middle(summaries: Sequence[Summary]) -> Summary | None:
 
 
 def answered_between(before: dict[str, Any], after: dict[str, Any]) -> dict[str, int]:
-    """Count the API's answers between two looks at its status."""
+    """Count the API's answers between two readings of its status, by HTTP status."""
     return dict(Counter(after["requests"]) - Counter(before["requests"]))

@@ -1,8 +1,8 @@
-"""The storm: many environments, each with its first request, at the same moment.
+"""The storm: many environments get their first request at the same moment.
 
-Without a pooler (the controls, which must fail), with a pooler and no layer, with others' pools,
-and with layer and pooler, in one run. Then a steady load on fleets of 50 to 1,000, and the same
-storm from a second load generator. A run whose controls do not fail has failed.
+One run has rows without a pooler (the controls, which must fail), with a pooler and no layer, with
+other pools, and with layer and pooler. A steady load on fleets of 50 to 1,000 follows, then the
+same storm from a second load generator. If a control does not fail, the run fails.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from benchmarks.storm.goals import VERDICTS, goals, ratios, shortfalls, unmeasur
 from benchmarks.storm.limits import Calibration, Limits, calibrate
 from benchmarks.storm.open_loop import OpenLoop
 from benchmarks.storm.rows import Report, Row, Stage
-from benchmarks.tables import whole_storm_table
+from benchmarks.tables import for_terminal, storm_table
 from lambda_pg_cdk.local.cloud import LocalCloud
 from lambda_pg_cdk.local.deployment import merge
 from lambda_pg_cdk.local.http.caller import call
@@ -35,45 +35,48 @@ from lambda_pg_cdk.local.paths import another_state_dir
 
 RUNS_IN_A_FUNCTION: Final = ("psycopg", "awslambdaric", "boto3")
 PEERS: Final = ("psycopg_pool", "sqlalchemy")
-"""Functions with a requirements.in of one line: the published package that they show."""
+"""Functions of other packages; the one line of their requirements.in names the package."""
 
 SHARED_MACHINE: Final = "load, functions, pooler and database share one machine and no network"
-WHY: Final = "on AWS each environment has a processor of its own"
-BUSY: Final = "other programs used {busy:.0f} % of the processors when the run began"
+WHY: Final = "on AWS each environment has its own processor"
+BUSY: Final = "other programs used {busy:.0f} % of the processors at the start"
 METHOD: Final = (
-    "Every environment of a row gets its first request at the same moment; latencies are those "
-    "of all requests, refused ones too. Where a second request is told, each environment got "
-    "one more when all first ones had been answered. Ways through the pooler are measured three "
-    "times by turns, and the run in the middle is shown. All rows but the baseline answer by "
-    "the same frame (benchmarks/lookup) and differ in how they connect: lambda-pg is that frame "
-    "with the layer, without Powertools. Functions without the layer read their secret at "
-    "import, and restored environments share it; the layer reads it with its first connection. "
-    "Every environment logs in. Server connections are all clients of the database, as "
-    "PostgreSQL's own log has them, idle ones that the pooler keeps from the row before included. "
-    "Processor seconds are those of the kernel's clock of each process, from the first request to "
-    "the last answer; environments of all rows but the cold one are there before. Open loop: a "
-    "Poisson process at half of the rate that 50 busy "
-    "environments answer, on fleets whose connections are open, each request timed from the "
-    "moment it was due, to the environment that has been idle for longest; who finds all of "
-    "them busy waits; medians of the rounds, in which the sizes take turns. Second driver: both "
-    "by turns, medians of their storms."
+    "All environments of a row get their first request at the same moment. "
+    "Latencies include failed requests. "
+    "Where there is a second request, each environment got it after all first ones were answered. "
+    "Rows through the pooler with 500 environments are measured three times, each time in another "
+    "order; the run with the middle median is shown. "
+    "All rows but the baseline share their code (benchmarks/lookup) and differ in how they "
+    "connect; lambda-pg is that code with the layer, without Powertools. "
+    "Functions without the layer read their secret at import, and restored environments share it; "
+    "the layer reads it with its first connection. "
+    "Every environment logs in. "
+    "Server connections are all clients in PostgreSQL's log, including idle ones that the pooler "
+    "kept from the row before. "
+    "Processor time is the kernel's count for each process, from the first request to the last "
+    "answer; environments of all rows but the cold one exist before. "
+    "Open loop: requests are due at random moments (a Poisson process) at half of the rate that 50 "
+    "busy environments answer, on fleets whose connections are open; a latency counts from the "
+    "moment the request was due; a request goes to the environment that was idle longest and waits "
+    "while all are busy; each round measures every size, and medians of the rounds are shown. "
+    "Second driver: storms of both drivers alternate, and medians are shown."
 )
 NO_NODE: Final = (
-    "Node's serverless-postgres has no row: the local cloud restores environments by forking, as "
-    "Node cannot; AWS's runtime client for it needs Node 22 and a compiler"
+    "Node's serverless-postgres has no row: the local cloud forks environments, which Node cannot "
+    "do, and AWS's runtime client for Node needs Node 22 and a compiler"
 )
 
 SMALL: Final[dict[str, dict[str, Any]]] = {
     "database": {"max_connections": 25, "other_connections": 4, "rotation": "single"},
     "pgbouncer": {"max_db_connections": 2},
 }
-"""A server for 25 connections, of which 4 are the pooler's: more do not fit the budget."""
+"""A server with 25 connections; the budget leaves 4 of them to the pooler."""
 
 HOME: Final = Path(__file__).resolve().parents[1] / "functions"
 
 
 def plan(environments: int, cold: int) -> list[Row]:
-    """Lay out the rows of the demo, on what the stage itself deploys: the control comes first."""
+    """List the rows of the demo, on the stage's own functions; the control comes first."""
     return [
         Row("baseline", "baseline", environments, path="/baseline/users"),
         Row("lambda-pg", "users", environments, path="/users"),
@@ -81,8 +84,8 @@ def plan(environments: int, cold: int) -> list[Row]:
     ]
 
 
-# The controls come first: the first large fleets of a cloud cost the functions more, as their forks
-# map memory anew, which later ones use again.
+# The controls come first: the first large fleets of a cloud cost more, because their forks map
+# memory that later ones use again.
 BASELINE: Final = Row("baseline", "baseline", 500, path="/baseline/users")
 OURS: Final = Row("lambda-pg", "lambda_pg", 500, again=True)
 CONTROLS: Final = [BASELINE, Row("cached-direct", "cached_direct", 500)]
@@ -93,10 +96,10 @@ COMPARED: Final = [
     OURS,
 ]
 TURNS: Final = 3
-"""How often each of these is measured, all of them by turns."""
+"""How often each of these rows is measured."""
 
 RAW: Final = COMPARED[0]
-"""What the limits are calibrated by, and what lambda-pg is held against."""
+"""The row that calibrates the limits, and that lambda-pg is compared with."""
 
 LARGEST: Final = 1000
 OTHER_SIZES: Final = [
@@ -106,11 +109,11 @@ OTHER_SIZES: Final = [
 ]
 SMALL_PLAN: Final = [replace(OURS, again=False)]
 DRIVERS_PLAN: Final = [(replace(OURS, again=False), 3), (BASELINE, 1)]
-"""What is sent by both drivers, and how often by each."""
+"""Rows of the second driver, and how often each driver sends them."""
 
 
 def set_up(cloud: LocalCloud, report: Report) -> Stage:
-    """Make the user who is looked up, on a cloud that runs."""
+    """Create the user to look up, on a running cloud."""
     token = cloud.token(str(uuid.uuid4()))
     user = json.loads(call(cloud.url, "POST", "/users", token, {"name": "Ada"}).body)
     cloud.end_environments("users")  # its connection would count
@@ -120,8 +123,8 @@ def set_up(cloud: LocalCloud, report: Report) -> Stage:
 def run(cloud: LocalCloud, rows: list[Row], report: Report, command: str) -> dict[str, Any]:
     """Storm a running cloud with each row and return the whole result.
 
-    The control comes first among the rows, and first requests of its function, which connects by
-    raw psycopg, tell the limits. They are deployed where what is deployed is shorter.
+    The first row is the control. First requests of its function, which uses raw psycopg, calibrate
+    the limits, which are deployed if they are longer than the deployed ones.
     """
     stage = set_up(cloud, report)
     deployed = Limits.deployed(cloud)
@@ -136,7 +139,7 @@ def run(cloud: LocalCloud, rows: list[Row], report: Report, command: str) -> dic
 
 
 def run_all(report: Report, seed: int) -> dict[str, Any]:
-    """Start a cloud, and a small one after it, and measure everything."""
+    """Measure everything on a new cloud, then the rows of a small server on another one."""
     busy = others()
     began = time.monotonic()
     with own_cloud({}, report) as cloud:
@@ -145,7 +148,7 @@ def run_all(report: Report, seed: int) -> dict[str, Any]:
         report(str(found))
         deploy(cloud, found, report)
         rows = [stage.storm(row) for row in CONTROLS]
-        rows += stage.by_turns(COMPARED, TURNS)
+        rows += stage.interleaved(COMPARED, TURNS)
         rows += [stage.storm(row) for row in OTHER_SIZES]
         loop = OpenLoop(stage, seed).run()
         drivers = second_driver.compare(stage, DRIVERS_PLAN)
@@ -163,7 +166,7 @@ def run_all(report: Report, seed: int) -> dict[str, Any]:
 
 
 def concluded(result: dict[str, Any]) -> dict[str, Any]:
-    """Add the ratios, the goals, and what these come to."""
+    """Add the ratios, the goals and the verdict."""
     found = goals(result)
     return result | {
         "ratios": ratios(result["rows"]),
@@ -173,19 +176,19 @@ def concluded(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def deploy(cloud: LocalCloud, calibration: Calibration, report: Report) -> None:
-    """Give a running cloud the limits of a calibration, beside what it was started with."""
+    """Deploy the limits of a calibration to a running cloud, and keep its other overrides."""
     report("deploying these limits")
     cloud.deploy(override=merge(cloud.options.override, calibration.limits.override))
 
 
 def peers() -> dict[str, str]:
-    """Name the versions that the peers' functions are deployed with."""
+    """Return the package versions of the peers' functions."""
     pins = [(HOME / peer / "requirements.in").read_text().strip() for peer in PEERS]
     return {name: version for name, _, version in (pin.partition("==") for pin in pins)}
 
 
 def planned() -> list[dict[str, Any]]:
-    """List what has to be in the result of a whole run."""
+    """List the rows that the result of a whole run must have."""
     small = SMALL["database"]["max_connections"]
     full = [*CONTROLS, *COMPARED, *OTHER_SIZES]
     rows = [*((row, 100) for row in full), *((row, small) for row in SMALL_PLAN)]
@@ -202,7 +205,7 @@ def planned() -> list[dict[str, Any]]:
 
 @contextmanager
 def own_cloud(override: Mapping[str, Any], report: Report) -> Iterator[LocalCloud]:
-    """Start a cloud in a folder of its own: one that `make up` left running is not touched."""
+    """Start a separate cloud; one that `make up` left running is not touched."""
     report("starting a local cloud and deploying the app to it")
     options = Options(entry="benchmarks.app", override=override, bound=True)
     with LocalCloud(another_state_dir(), options) as cloud:
@@ -210,7 +213,7 @@ def own_cloud(override: Mapping[str, Any], report: Report) -> Iterator[LocalClou
 
 
 def described(cloud: LocalCloud, command: str) -> dict[str, Any]:
-    """Say where, when and with what a result was measured."""
+    """Describe where, when and with which versions a result was measured."""
     status = cloud.status()
     servers = versions(status["postgres"]["dsn"], status["pooler"]["admin_dsn"])
     return {
@@ -224,12 +227,12 @@ def described(cloud: LocalCloud, command: str) -> dict[str, Any]:
 
 
 def caveats(calibration: Calibration) -> list[str]:
-    """Say what a reader has to know before comparing these numbers with others."""
-    return [SHARED_MACHINE, f"{calibration}: {WHY}"]
+    """Return the caveats of a result with this calibration."""
+    return [SHARED_MACHINE, f"{calibration}; {WHY}"]
 
 
 def main() -> int:
-    """Measure on separate clouds; exit code 0 only if every promise held, 3: not measurable."""
+    """Measure; exit code 0 if every goal was met, 3 if not measurable on this machine, else 1."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, help="where to write the result as JSON")
     parser.add_argument("--seed", type=int, default=20, help="of the open loop's arrivals")
@@ -237,7 +240,7 @@ def main() -> int:
     result = run_all(Narrator().note, arguments.seed)
     if arguments.output:
         arguments.output.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"\n{whole_storm_table(result)}\n")
+    print(f"\n{for_terminal(storm_table(result))}\n")
     code = conclude(shortfalls(result), unmeasured(result))
     print(f"{VERDICTS[result['verdict']]}.")
     return code

@@ -1,4 +1,4 @@
-"""The same storm from a load generator that is not ours: Locust, in an environment of its own."""
+"""The same storm from another load generator: Locust, in its own virtual environment."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def version() -> str:
 
 
 def locust(url: str, token: str, count: int) -> Summary:
-    """Send `count` requests at the same moment from Locust and say what it has seen."""
+    """Send `count` requests at the same moment from Locust; return the summary of its outcomes."""
     address = urlsplit(url)
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "outcomes.json"
@@ -75,7 +75,7 @@ DRIVERS: Final[dict[str, Driver]] = {"ours": our_driver, "locust": locust}
 
 
 def compare(stage: Stage, plan: Sequence[tuple[Row, int]]) -> dict[str, Any]:
-    """Storm each row so often from both drivers by turns, fresh environments each time."""
+    """Storm each row this often from both drivers alternately, each time with new environments."""
     found = []
     for row, times in plan:
         runs: dict[str, list[Result]] = {name: [] for name in DRIVERS}
@@ -88,18 +88,18 @@ def compare(stage: Stage, plan: Sequence[tuple[Row, int]]) -> dict[str, Any]:
                 "name": row.name,
                 "environments": row.environments,
                 **{name: median_of(results) for name, results in runs.items()},
-                "runs": {name: list(map(told, results)) for name, results in runs.items()},
+                "runs": {name: list(map(summary, results)) for name, results in runs.items()},
             }
         )
     return {"name": "Locust", "version": version(), "rows": found}
 
 
-def told(result: Result) -> dict[str, Any]:
-    """Return what a driver said of one storm, beside what the API has counted."""
-    said = asdict(result)
+def summary(result: Result) -> dict[str, Any]:
+    """Return what a driver and the API counted in one storm."""
+    counted = asdict(result)
     answered = result.answered
     return {
-        **{name: said[name] for name in NAMES},
+        **{name: counted[name] for name in NAMES},
         "api_served": answered.get("200", 0),
         "api_failed": sum(answered.values()) - answered.get("200", 0),
     }
@@ -107,5 +107,5 @@ def told(result: Result) -> dict[str, Any]:
 
 def median_of(results: Sequence[Result]) -> dict[str, float]:
     """Return the medians of several storms."""
-    said = [asdict(result) for result in results]
-    return {name: round(statistics.median(one[name] for one in said), 1) for name in NAMES}
+    counted = [asdict(result) for result in results]
+    return {name: round(statistics.median(one[name] for one in counted), 1) for name in NAMES}

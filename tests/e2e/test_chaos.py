@@ -25,9 +25,9 @@ def wired() -> Iterator[LocalCloud]:
 
 
 def test_no_fault_of_a_moment_loses_anything(wired: LocalCloud) -> None:
-    """Idle connections reset, all backends killed, two rotations: every goal is held.
+    """Idle connections reset, all backends killed, two rotations: every goal is met.
 
-    The function without layer and pooler fails meanwhile.
+    The function without layer and pooler fails during the faults.
     """
     chaos = Chaos(wired, print)
     with control(wired) as statuses:
@@ -42,14 +42,14 @@ def test_no_fault_of_a_moment_loses_anything(wired: LocalCloud) -> None:
     ("mutation", "guard", "reason"),
     [
         pytest.param(LIVENESS, IDLE, "notes of unknown outcome", id="liveness"),
-        pytest.param(RETRY, REPLACED, "nothing may in a fault that is survived", id="retry"),
-        pytest.param(REFRESH, ROTATED, "nothing may in a fault that is survived", id="refresh"),
+        pytest.param(RETRY, REPLACED, "no request may fail in this row", id="retry"),
+        pytest.param(REFRESH, ROTATED, "no request may fail in this row", id="refresh"),
     ],
 )
 def test_a_layer_without_a_part_fails_in_the_row_that_guards_it(
     wired: LocalCloud, project: Path, mutation: tuple[str, str, str], guard: Trial, reason: str
 ) -> None:
-    """Chaos sees what is missing: the faults are real, and so are the goals."""
+    """The row of each fault fails when the layer lacks the part that survives it."""
     mutate(project, *mutation)
     wired.deploy(app=project)
     row: dict[str, Any] = Chaos(wired, print).run(guard)
@@ -67,7 +67,7 @@ def test_a_layer_without_a_part_fails_in_the_row_that_guards_it(
 def test_what_a_layer_loses_or_does_twice_is_found(
     wired: LocalCloud, project: Path, mutation: tuple[str, str, str], guard: Trial, finding: str
 ) -> None:
-    """One that takes a refusal for success loses; one that repeats every statement duplicates."""
+    """A layer that reports a failure as success loses writes; one that retries all duplicates."""
     mutate(project, *mutation)
     wired.deploy(app=project)
     row: dict[str, Any] = Chaos(wired, print).run(guard)

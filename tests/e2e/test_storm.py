@@ -12,7 +12,7 @@ from lambda_pg_cdk.local.cloud import LocalCloud
 
 
 def test_500_environments_are_served_where_the_baseline_fails(cloud: LocalCloud) -> None:
-    """0 of 500 fail through layer and pooler, within the budget; the baseline loses half."""
+    """0 of 500 fail through layer and pooler, within the budget; half of the baseline's fail."""
     result = run(cloud, plan(environments=500, cold=10), print, command="make test")
     assert (shortfalls(result), unmeasured(result), result["verdict"]) == ([], [], "held")
     assert [row["requests"] for row in result["rows"]] == [500, 500, 10]
@@ -32,7 +32,7 @@ def test_500_environments_are_served_where_the_baseline_fails(cloud: LocalCloud)
 
 @pytest.mark.parametrize("driver", [our_driver, second_driver.locust])
 def test_both_drivers_count_what_the_api_counts(cloud: LocalCloud, driver: Driver) -> None:
-    """Whether the API serves all requests or refuses all of them."""
+    """Whether the API serves all requests or rejects all of them."""
     row = Row("lambda-pg", "users", 30, path="/users")
     stage = set_up(cloud, print)
     served = stage.storm(row, driver)

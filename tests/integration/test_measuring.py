@@ -1,4 +1,4 @@
-"""What benchmarks measure servers by, against numbers that are known."""
+"""The measurements of benchmarks, checked with known numbers."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ sys.stdin.read()
 
 @contextmanager
 def burning(count: int, seconds: float) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Have processes that have used so much processor time, and wait."""
+    """Start processes that use this much processor time and then wait."""
     command = [sys.executable, "-S", "-E", "-c", BURN, str(seconds)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     running = [subprocess.Popen(command, **pipes) for _ in range(count)]  # type: ignore[call-overload]
@@ -79,7 +79,7 @@ def children_seconds() -> float:
 
 
 def test_many_short_processes_are_counted_exactly_and_ticks_lose_a_good_part() -> None:
-    """By the kernel's clocks, not by /proc/PID/stat, which cuts each one's time twice."""
+    """With the kernel's clocks; /proc/PID/stat rounds each process's time down twice."""
     before = children_seconds()
     with burning(30, 0.024) as running:
         clocks = sum(seconds_of(process.pid) for process in running)
@@ -91,7 +91,7 @@ def test_many_short_processes_are_counted_exactly_and_ticks_lose_a_good_part() -
 
 
 def test_a_process_that_has_ended_counts_until_it_is_collected() -> None:
-    """And is nothing, not an error, when it is gone."""
+    """And it is 0, not an error, for an ended process."""
     before = children_seconds()
     process = subprocess.Popen([sys.executable, "-S", "-E", "-c", "sum(range(1_000_000))"])
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
@@ -102,7 +102,7 @@ def test_a_process_that_has_ended_counts_until_it_is_collected() -> None:
 
 
 def test_this_process_and_its_ended_children_are_the_load() -> None:
-    """A load generator that is another process counts as ours does."""
+    """A load generator in another process counts too."""
     before = own_seconds()
     with burning(1, 0.05):
         pass
@@ -110,7 +110,7 @@ def test_this_process_and_its_ended_children_are_the_load() -> None:
 
 
 def test_who_is_ready_and_has_no_processor_is_seen_waiting() -> None:
-    """Two at once on one core wait for each other; one that sleeps waits for nothing."""
+    """Two busy processes on one core wait for each other; a sleeping one does not wait."""
     core = min(os.sched_getaffinity(0))
     spin = f"import os\nos.sched_setaffinity(0, {{{core}}})\nwhile True: pass"
     command = [sys.executable, "-S", "-E", "-c", spin]
@@ -127,7 +127,7 @@ def test_who_is_ready_and_has_no_processor_is_seen_waiting() -> None:
 
 
 def work(postgres: Postgres) -> float:
-    """Have a backend of its own compute; return its processor seconds, which end with it."""
+    """Run a query in a new backend; return the processor seconds of that backend."""
     with psycopg.connect(postgres.dsn) as connection:
         backend = psutil.Process(connection.info.backend_pid)
         connection.execute(WORK)
@@ -137,7 +137,7 @@ def work(postgres: Postgres) -> float:
 
 
 def test_the_database_time_counts_backends_that_have_ended(postgres: Postgres) -> None:
-    """A backend's time does not vanish with it, nor is it counted twice."""
+    """The time of an ended backend counts exactly once."""
     assert postgres.pid is not None
     before = server_seconds(postgres.pid)
     used = work(postgres)
@@ -156,7 +156,7 @@ def test_the_database_time_counts_backends_that_run(postgres: Postgres) -> None:
 
 
 def test_every_server_is_accounted_for(postgres: Postgres, pooler: PoolerFixture) -> None:
-    """Logins cost PgBouncer, work costs PostgreSQL, and functions there are none."""
+    """Logins cost PgBouncer, queries cost PostgreSQL, and there are no functions."""
     status = status_of(postgres, pooler)
     before = Usage.of(status, os.getpid())
     deadline = time.monotonic() + 10
@@ -174,7 +174,7 @@ def test_every_server_is_accounted_for(postgres: Postgres, pooler: PoolerFixture
 
 @pytest.fixture(scope="module")
 def quiet(short_folder: Path) -> Iterator[Postgres]:
-    """A server that nobody else uses."""
+    """A server for this test only."""
     server = Postgres(
         find_postgres(MAJOR), short_folder / "quiet", port=processes.free_port(), durable=False
     )
@@ -187,7 +187,7 @@ def quiet(short_folder: Path) -> Iterator[Postgres]:
 
 
 def test_the_log_tells_how_many_connections_there_were_at_the_most(quiet: Postgres) -> None:
-    """Also those that came and went between two looks, with those that were there before."""
+    """Short ones between two reads count too, and so do those from before."""
     with ExitStack() as kept:
         kept.enter_context(psycopg.connect(quiet.dsn))
         log = ConnectionLog(quiet.log)
@@ -202,7 +202,7 @@ def test_the_log_tells_how_many_connections_there_were_at_the_most(quiet: Postgr
 
 
 def test_a_connection_that_is_refused_is_not_counted_for_ever(quiet: Postgres) -> None:
-    """It is authorised first, and its FATAL is all that ends it in the log."""
+    """It is authorised first; in the log only its FATAL ends it."""
     log = ConnectionLog(quiet.log)
     began = time.time()
     with ExitStack() as stack, suppress(psycopg.OperationalError):

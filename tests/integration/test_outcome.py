@@ -24,7 +24,7 @@ from lambda_pg import CommitOutcomeUnknownError, Database, Settings
 from lambda_pg._outcome import SOUND, TransactionId
 from psycopg.rows import TupleRow
 
-from benchmarks.chaos.writers import believe
+from benchmarks.chaos.writers import trust
 from lambda_pg_cdk.local import processes
 from lambda_pg_cdk.local.faults.proxy import FaultProxy
 from lambda_pg_cdk.local.install.postgres_discovery import PostgresBinaries, find_postgres
@@ -254,7 +254,7 @@ def test_the_word_of_such_a_server_would_lose_the_write(
     """The control: a layer that believes it returns a result whose row is not there."""
     if disaster is failover_to_a_lagging_copy:
         copy_at_rest(server)
-    monkeypatch.setattr(TransactionId, "status", believe)
+    monkeypatch.setattr(TransactionId, "status", trust)
     assert lose_the_answer(server, disaster) is None
     assert server.rows() == []
 

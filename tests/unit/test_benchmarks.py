@@ -1,18 +1,22 @@
 """The arithmetic of the benchmarks, and the check that keeps the README honest."""
 
+import ast
 import copy
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
 import pytest
 
-from benchmarks import plots, tables
+from benchmarks import plots, summary, tables
 from benchmarks.cost import cold_start, first_request, logins, overhead, ratios, whole_request
 from benchmarks.cost.secrets_service import GET, answer
-from benchmarks.report import PARTS, PICTURES, RESULTS, between
+from benchmarks.report import PARTS, PICTURES, README, RESULTS, between
+from benchmarks.storm.accounting import MODULES
 from benchmarks.tables import OVERHEAD_TITLES, overhead_table
 from lambda_pg_cdk.local.load import Outcome, summarise
 
@@ -22,6 +26,7 @@ ORIGIN = {
     "versions": {"postgresql": "17.1", "pgbouncer": "1.24.1", "python": "3.11.2"},
     "date": "2026-01-02T03:04:05+00:00",
     "command": "make bench",
+    "method": "How it is measured. All of it.",
     "caveats": ["one", "two"],
 }
 
@@ -47,7 +52,7 @@ def test_a_ratio_compares_within_a_round() -> None:
 
 
 def test_a_row_is_the_median_run_and_keeps_all() -> None:
-    """One disturbed run of five is not what is reported, nor is it left out."""
+    """One disturbed run of five is kept, but is not the row."""
     factors = (1.05, 1.07, 1.06, 1.9, 1.04)
     runs = [{"raw": [10.0, 10.0, 10.0], "layer": [10 * factor] * 3} for factor in factors]
     raw, layer = ratios.rows("raw", runs, "us")
@@ -61,7 +66,7 @@ def test_a_row_is_the_median_run_and_keeps_all() -> None:
 
 
 def test_a_busy_machine_shows() -> None:
-    """Rounds that are mostly far above the quiet ones are told from an even run."""
+    """Rounds that are mostly far above the quiet ones differ from an even run."""
     assert ratios.unrest([10.0] * 10) == 1
     assert ratios.unrest([10.0] * 3 + [40.0] * 7) > overhead.UNREST
 
@@ -81,40 +86,40 @@ def overhead_result(**found: float) -> dict[str, Any]:
 
 
 def test_a_result_within_its_goals_breaks_no_promise() -> None:
-    """Silence means that everything held."""
+    """No shortfall means that every promise was kept."""
     assert overhead.shortfalls(overhead_result()) == []
 
 
 @pytest.mark.parametrize(
     ("name", "ratio", "complaint"),
     [
-        ("lambda-pg", 1.09, "direct: lambda-pg took 1.09 times raw, not 1.08"),
-        ("lambda-pg", 1.04, "pgbouncer: lambda-pg took 1.04 times raw, not 1.03"),
+        ("lambda-pg", 1.09, "direct: lambda-pg took 1.09 times raw; the limit is 1.08"),
+        ("lambda-pg", 1.04, "pgbouncer: lambda-pg took 1.04 times raw; the limit is 1.03"),
         ("psycopg_pool", 1.2, "direct: psycopg_pool took only 1.2 times raw"),
         ("lambda-pg traced", 1.05, "direct: lambda-pg traced took only 1.029 times lambda-pg"),
         ("raw again", 1.05, "direct: raw took 1.05 times raw: the machine is too noisy"),
     ],
 )
 def test_a_broken_promise_is_named(name: str, ratio: float, complaint: str) -> None:
-    """Too slow, a control that does not lose, and a base that differs from itself all fail."""
+    """A slow layer, a control that is not slower, and a noisy base all fail."""
     broken = overhead.shortfalls(overhead_result(**{name: ratio}))
     assert any(promise.startswith(complaint) for promise in broken)
 
 
 def test_one_bad_run_breaks_the_ceiling() -> None:
-    """The median alone does not say that a run was never above the ceiling."""
+    """The median can be below the ceiling although a run was above."""
     result = overhead_result()
     next(row for row in result["rows"] if row["name"] == "lambda-pg")["ratios"][0] = 1.2
     assert overhead.shortfalls(result) == [
-        "direct: a run of lambda-pg took 1.2 times raw, above 1.1"
+        "direct: a run of lambda-pg took 1.2 times raw; the limit is 1.1"
     ]
 
 
 def test_a_result_from_a_busy_machine_is_refused() -> None:
-    """What takes long for everyone makes ratios look small."""
+    """A busy machine makes ratios smaller."""
     result = overhead_result()
     result["unrest"]["pgbouncer"] = 3.0
-    assert "something else uses this machine" in overhead.shortfalls(result)[0]
+    assert "another program uses this machine" in overhead.shortfalls(result)[0]
 
 
 COLD: dict[str, Any] = {
@@ -130,7 +135,7 @@ COLD: dict[str, Any] = {
 
 
 def test_a_cold_start_within_its_goal_breaks_no_promise() -> None:
-    """Silence means that everything held."""
+    """No shortfall means that every promise was kept."""
     assert cold_start.shortfalls(COLD) == []
 
 
@@ -139,7 +144,7 @@ def test_a_cold_start_within_its_goal_breaks_no_promise() -> None:
     [(1, 0.89, "lambda-pg took 0.89 times the floor"), (2, 1.2, "proves nothing")],
 )
 def test_a_slow_cold_start_is_named(row: int, ratio: float, complaint: str) -> None:
-    """Above the goal, or with a control that does not lose, the run fails."""
+    """Above the goal, or with a control that is not slower, the run fails."""
     result = copy.deepcopy(COLD)
     result["rows"][row]["ratio"] = ratio
     assert complaint in cold_start.shortfalls(result)[0]
@@ -164,7 +169,7 @@ FIRST: dict[str, Any] = {
 
 
 def test_a_first_request_within_its_goal_breaks_no_promise() -> None:
-    """Silence means that everything held."""
+    """No shortfall means that every promise was kept."""
     assert first_request.shortfalls(FIRST) == []
 
 
@@ -172,12 +177,12 @@ def test_a_first_request_within_its_goal_breaks_no_promise() -> None:
     ("row", "ratio", "complaint"),
     [
         (0, 1.04, "the machine is too noisy"),
-        (1, 1.01, "lambda-pg took 1.01 times raw, not 1.0"),
+        (1, 1.01, "lambda-pg took 1.01 times raw; the limit is 1.0"),
         (2, 1.05, "proves nothing"),
     ],
 )
 def test_a_costly_first_request_is_named(row: int, ratio: float, complaint: str) -> None:
-    """Above the goal, with a control that does not lose, or with noise, the run fails."""
+    """Above the goal, with a control that is not slower, or with noise, the run fails."""
     result = copy.deepcopy(FIRST)
     result["rows"][row]["ratio"] = ratio
     assert complaint in first_request.shortfalls(result)[0]
@@ -195,13 +200,13 @@ LOGINS: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("row", "ratio", "complaint"),
     [
-        (0, 0.31, "the pooler's part of a login took 0.31 of that of PgBouncer 1.24.1, not 0.3"),
-        (1, 0.56, "the client's part of a login took 0.56 of that of 4,096 rounds, not 0.55"),
+        (0, 0.31, "took 0.31 of the pooler's time with PgBouncer 1.24.1; the limit is 0.3"),
+        (1, 0.56, "took 0.56 of the client's time with 4,096 rounds; the limit is 0.55"),
         (2, 0.5, "proves nothing"),
     ],
 )
 def test_a_costly_login_is_named(row: int, ratio: float, complaint: str) -> None:
-    """Above a goal, or with a control that does not lose, the run fails."""
+    """Above a goal, or with a control that is not slower, the run fails."""
     assert logins.shortfalls(LOGINS) == []
     result = copy.deepcopy(LOGINS)
     result["rows"][row]["ratio"] = ratio
@@ -214,7 +219,7 @@ def test_a_costly_login_is_named(row: int, ratio: float, complaint: str) -> None
 def test_a_first_request_that_costs_too_much_as_a_whole_is_named(
     whole: float, simulator: float, broken: int
 ) -> None:
-    """Where the older version cannot be measured there is no row, and nothing to break."""
+    """If the older version cannot be measured, there is no row and no broken promise."""
     rows = [
         {"part": part, "name": name, "ratio": ratio}
         for part, found in (("whole", whole), ("simulator", simulator))
@@ -222,6 +227,39 @@ def test_a_first_request_that_costs_too_much_as_a_whole_is_named(
     ]
     assert whole_request.shortfalls({"goals": whole_request.GOALS, "rows": []}) == []
     assert len(whole_request.shortfalls({"goals": whole_request.GOALS, "rows": rows})) == broken
+
+
+def older(path: str) -> str:
+    """Read a file, or list a folder, of the version that a whole first request is compared with."""
+    done = subprocess.run(
+        ["git", "show", f"{whole_request.BASELINE}:{path}"],
+        cwd=README.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "invalid object name" in done.stderr:
+        pytest.skip("this clone is shallow")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_storms_of_both_versions_run_in_the_older_checkout() -> None:
+    """It has the imports of the program, and the modules that count as the simulator's."""
+    imported = [
+        node
+        for node in ast.walk(ast.parse(whole_request.TURNS_PROGRAM.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module not in sys.stdlib_module_names
+    ]
+    modules = {node.module: {alias.name for alias in node.names} for node in imported}
+    del modules["importlib.util"]
+    for module, names in modules.items():
+        source = ast.parse(older(f"{str(module).replace('.', '/')}.py"))
+        assert names <= {getattr(node, "name", "") for node in source.body}, module
+    named = {part for module, part in MODULES.items() if module.startswith("local.")}
+    assert named == set(MODULES.values())
+    assert "__main__.py" in older("local/control_plane")
+    assert "balancer.py" in older("local/pooler_service")
 
 
 def test_the_secrets_service_answers_as_the_real_one() -> None:
@@ -247,7 +285,8 @@ def committed(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("name", "draw"),
     [
-        ("storm", tables.whole_storm_table),
+        ("storm", tables.storm_table),
+        ("storm", tables.storm_cost_table),
         ("chaos", tables.chaos_table),
         ("cold_start", tables.cold_start_table),
     ],
@@ -257,18 +296,46 @@ def test_the_table_shows_every_row_of_the_committed_result(
 ) -> None:
     """No row is left out, whatever it looks like."""
     result = committed(name)
-    assert draw(result).count("\n| ") == len(result["rows"])
+    assert draw(result).count("\n| ") == 1 + len(result["rows"])
 
 
-def test_the_first_table_shows_every_way_to_connect() -> None:
-    """Each is there with the same number of environments; lambda-pg with the most of all, too."""
+def test_the_readme_shows_the_storm_in_three_rows() -> None:
+    """Neither pooler nor layer, the pooler alone, and both, all with the same environments."""
     result = committed("storm")
-    table = tables.storm_table(result)
-    for row in result["rows"]:
-        served = f"| {row['environments']} {row['start']} | {row['served']} of {row['requests']} |"
-        title = tables.STORM_TITLES[row["name"]]
-        assert row["name"].startswith("lambda-pg") or f"| {title} {served}" in table
-    assert "| 1000 restored | 1000 of 1000 | 0 |" in table
+    rows = {row["name"]: row for row in reversed(tables.compared(result))}
+    _, _, *shown = summary.storm_summary(result).splitlines()
+    assert len(shown) == len(summary.STORM_ROWS) == 3
+    for line, name in zip(shown, summary.STORM_ROWS, strict=True):
+        assert line.startswith(f"| {tables.STORM_TITLES[name]} | {rows[name]['served']} of 500 | ")
+        assert line.endswith(f" | {rows[name]['peak_server_connections']} |")
+
+
+def test_the_readme_states_what_faults_and_invocations_came_to() -> None:
+    """One line for each, with the numbers of the committed results."""
+    chaos = committed("chaos")
+    faults, costs = summary.claims(
+        chaos, committed("overhead"), committed("cold_start")
+    ).splitlines()
+    requests = sum(row["requests"] for row in chaos["rows"])
+    assert f"{len(chaos['rows'])} fault scenarios, {requests:,} requests" in faults
+    warm, cold = re.findall(r"\d\.\d\d", costs)
+    assert 1 <= float(warm) < 1.2
+    assert 0 < float(cold) < 1
+
+
+def test_the_first_screen_of_the_readme_is_short() -> None:
+    """A reader sees the claim, the commands, the code and the ways to install on two screens."""
+    lines = README.read_text().splitlines()
+    assert lines.index("## Requirements") <= 65
+    assert max(len(line) for line in lines) <= 250, "a cell or line is too long to read"
+
+
+def test_a_table_is_aligned_in_a_terminal() -> None:
+    """Texts at the left, numbers at the right, and no marks for bold text and code."""
+    drawn = tables.table(["way", "`ms`"], [["**ours**", 5], ["theirs", 1000]])
+    assert tables.for_terminal(f"before\n\n{drawn}\n\n- a **note**") == (
+        "before\n\nway       ms\n------  ----\nours       5\ntheirs  1000\n\n- a note"
+    )
 
 
 def test_the_lookups_that_are_shown_were_all_measured() -> None:
@@ -276,7 +343,7 @@ def test_the_lookups_that_are_shown_were_all_measured() -> None:
     result = committed("overhead")
     names, table = [row["name"] for row in result["rows"]], overhead_table(result)
     assert all(names.count(name) == 2 for name in OVERHEAD_TITLES)
-    assert table.count("\n| ") == len(OVERHEAD_TITLES)
+    assert table.count("\n| ") == 1 + len(OVERHEAD_TITLES)
     assert "|  |" not in table
 
 
@@ -293,7 +360,7 @@ def test_both_paths_of_a_lookup_share_a_line() -> None:
 
 
 def test_a_number_typed_by_hand_is_noticed() -> None:
-    """The check compares the README with what the results make of it."""
+    """The check compares the README with what the results give."""
     readme = f"intro\n{MARKS[0]}\n| typed by hand |\n{MARKS[1]}\nrest"
     made = between(readme, MARKS, "| measured |")
     assert made == f"intro\n{MARKS[0]}\n| measured |\n{MARKS[1]}\nrest"
@@ -301,15 +368,15 @@ def test_a_number_typed_by_hand_is_noticed() -> None:
 
 
 def test_every_part_has_its_place() -> None:
-    """A document without a part's marks is an error, not a table left out."""
+    """A document that lacks the marks of a part is an error."""
     for part in PARTS:
         assert all(mark in part.document.read_text() for mark in part.marks)
-    with pytest.raises(SystemExit, match="no place"):
+    with pytest.raises(SystemExit, match="lacks the lines"):
         between("no marks", MARKS, "| measured |")
 
 
 def test_a_picture_is_the_same_whenever_it_is_drawn() -> None:
-    """So a check can tell whether it shows what was measured."""
+    """So `--check` can compare it with what the results give."""
     result = committed("storm")
     first = plots.storm_plot(result)
     assert first == plots.storm_plot(result)
@@ -319,8 +386,8 @@ def test_a_picture_is_the_same_whenever_it_is_drawn() -> None:
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_a_picture_asks_nobody_for_anything(name: str) -> None:
-    """It has its letters with it, and no address but those of its own format."""
+def test_a_picture_loads_nothing(name: str) -> None:
+    """Letters are outlines, and the only address is that of the SVG format."""
     picture = (RESULTS / name).read_text()
     assert "<text" not in picture
     assert set(re.findall(r"https?://([^/\"]+)", picture)) == {"www.w3.org"}

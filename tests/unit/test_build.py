@@ -104,6 +104,14 @@ def test_a_change_of_the_source_gives_another_tree(tmp_path: Path, cache: Path) 
     assert (second / "handler.py").read_text() == "two = 2\n"
 
 
+def test_a_source_that_does_not_exist_is_an_error(tmp_path: Path, cache: Path) -> None:
+    """Otherwise the folder would lack it, and a function would fail at its import."""
+    missing = tmp_path / "missing"
+    recipe = build.Recipe(name="test", prefix="/var/task", sources=((missing, "."),))
+    with pytest.raises(FileNotFoundError, match="missing does not exist"):
+        assemble(recipe, HERE)
+
+
 def test_a_build_with_nothing_to_do_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Synth asks for it every time."""
     built = build_layer(HERE)

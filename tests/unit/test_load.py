@@ -1,4 +1,4 @@
-"""The load generator, against servers that answer as they should, and ones that do not."""
+"""The load generator, against servers with good and bad answers."""
 
 import asyncio
 import socket
@@ -16,7 +16,7 @@ WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nyes"
 
 @contextmanager
 def server(answer: bytes) -> Iterator[tuple[str, list[bytes]]]:
-    """Answer each connection like this and close it; gives the URL and what was asked."""
+    """Answer each connection like this and close it; yield the URL and the requests."""
     asked: list[bytes] = []
     loop = asyncio.new_event_loop()
 
@@ -38,7 +38,7 @@ def server(answer: bytes) -> Iterator[tuple[str, list[bytes]]]:
 
 
 def causes(outcomes: list[Outcome]) -> set[tuple[int, str]]:
-    """Return what became of requests, without their durations."""
+    """Return the outcomes of requests, without their durations."""
     return {(outcome.status, outcome.cause) for outcome in outcomes}
 
 
@@ -76,7 +76,7 @@ def test_a_server_that_is_not_there_is_a_cause_too() -> None:
 
 
 def test_no_answer_in_time_is_one_as_well() -> None:
-    """The patience is the caller's."""
+    """The timeout is the caller's."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
         assert causes(fire(url, "t", 1, timeout=0.1)[0]) == {(0, "TimeoutError")}

@@ -1,8 +1,8 @@
-"""The end of an overload, simulated: a fleet logs in at a pooler that has just come back.
+"""A simulated recovery from an overload: a fleet logs in at a pooler that has just restarted.
 
-Environments are state machines with the layer's own breaker and numbers, the pooler is a processor
-that takes the steps of all logins in the order in which they arrive, as PgBouncer's loop does.
-benchmarks/chaos/recovery.py shows the same with a real PgBouncer.
+Environments are state machines with the layer's breaker and constants. The pooler is a processor
+that handles the steps of all logins in order of arrival, as PgBouncer's loop does.
+benchmarks/chaos/recovery.py measures the same with a real PgBouncer.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ STEPS: Final = (0.02, 0.2, 0.03, 0.6, 0.1, 0.05)
 FLEETS: Final = (120, 240, 1000, 5000)
 CORES: Final = (0.25, 0.5, 1.0)
 SHORT_LOGIN: Final = 15.0
-"""The pooler's timeout for a login before this was looked at."""
+"""The pooler's former timeout for a login, in seconds."""
 
 
 def promised(count: int, cores: float) -> float:
-    """Return 2 s and twice the seconds that the logins need by themselves."""
+    """Return 2 s plus twice the seconds that the logins take alone."""
     return 2 + 2 * count * LOGIN_SECONDS / cores
 
 
 @dataclass(eq=False)
 class Connect:
-    """One connect, the next step of its login, and when its last one was sent.
+    """One connect, the next step of its login, and the time when the last step was sent.
 
-    `unwatched`: the environment's, when it was sent.
+    `unwatched`: the environment's value at that time.
     """
 
     began: float
@@ -65,7 +65,7 @@ class Connect:
 
 @dataclass(eq=False)
 class Environment:
-    """A client that asks again and again, behind a breaker that is open."""
+    """A client that keeps sending requests while its breaker is open."""
 
     now: float
     chance: random.Random
@@ -80,7 +80,7 @@ class Environment:
     another_at: float = 0.0
 
     def __post_init__(self) -> None:
-        """Fail as often as it takes; then the first probe begins."""
+        """Open the breaker by failures, then begin the first probe."""
         self.until = self.now
         self.breaker = Breaker(lambda: self.now)
         for _ in range(FAILURES):
@@ -95,7 +95,7 @@ class Environment:
         self.until = self.now + self.breaker.admit(WINDOW)
 
     def drives(self, at: float) -> float:
-        """Return the first moment from `at` on at which a request goes on with its connects."""
+        """Return the first time from `at` on when a request continues the connects."""
         while self.until <= at:
             self.now = self.until
             self.breaker.failed()
@@ -116,10 +116,10 @@ class Simulation:
         keeps: bool = True,
         counts_gaps: bool = False,
     ) -> None:
-        """Let a fleet find the pooler back at 0.
+        """Take a fleet; the pooler is back at 0.
 
-        `keeps` is the layer's policy; `counts_gaps` what it did before: to take the time between
-        two requests for a wait.
+        `keeps`: the layer's policy. `counts_gaps`: its former policy, which counted the time
+        between two requests as a wait.
         """
         chance = random.Random(count)  # noqa: S311  # repeatable is what it must be
         self._cores = cores
@@ -138,7 +138,7 @@ class Simulation:
             self._at(max(0.0, environment.drives(0)), self._begin, environment)
 
     def recovered(self, limit: float) -> float | None:
-        """Return when the last environment was served, or None when that is after `limit`."""
+        """Return when the last environment was served; None if that is after `limit`."""
         while self._left:
             self.now, _, happens = heapq.heappop(self._events)
             if self.now > limit:
@@ -150,7 +150,7 @@ class Simulation:
         heapq.heappush(self._events, (time, next(self._order), lambda: action(*arguments)))
 
     def _begin(self, environment: Environment) -> None:
-        """Begin a connect beside those that nobody has answered."""
+        """Begin a connect in addition to those without an answer."""
         if len(environment.open) == MOST:
             environment.open.pop(0).dropped = True
         environment.begun += 1
@@ -176,14 +176,14 @@ class Simulation:
             self._begin(environment)
 
     def _give_up(self, environment: Environment, connect: Connect) -> None:
-        """Throw a connect away at the end of its probe, and begin again with the next one."""
+        """Discard a connect at the end of its probe, and begin another one with the next probe."""
         if connect in environment.open:
             connect.dropped = True
             environment.open.clear()
             self._at(environment.drives(self.now), self._begin, environment)
 
     def _send(self, environment: Environment, connect: Connect) -> None:
-        """Have the pooler do a step: also of what its client has dropped meanwhile."""
+        """Have the pooler handle a step, also if the client drops the connect in the meantime."""
         connect.sent, connect.unwatched = self.now, environment.unwatched
         cost = STEPS[connect.step] * LOGIN_SECONDS / self._cores
         self._busy_until = max(self._busy_until, self.now) + cost
@@ -203,7 +203,7 @@ class Simulation:
         self._at(self.now + self._rest(environment, connect), self._go_on, environment, connect)
 
     def _rest(self, environment: Environment, connect: Connect) -> float:
-        """Return the seconds until the next step, from when a request has found the answer."""
+        """Return the seconds until the next step, after a request has read the answer."""
         if not self._keeps:
             return 0.0
         found = environment.drives(self.now)
@@ -238,15 +238,15 @@ def same_chance(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("cores", CORES)
 @pytest.mark.parametrize("count", FLEETS)
 def test_a_fleet_is_back_in_time(count: int, cores: float, between: float) -> None:
-    """Within 2 s and twice what its logins need by themselves, at every size of task."""
+    """Within 2 s plus twice the time that its logins take alone, with every size of task."""
     simulation = Simulation(count, cores, between, timeout=login_timeout(count))
     assert simulation.recovered(promised(count, cores)) is not None
 
 
 @pytest.mark.parametrize("cores", CORES)
 @pytest.mark.parametrize("count", FLEETS[:-1])  # 5,000 take minutes to lose
-def test_logins_that_are_thrown_away_are_made_for_ever(count: int, cores: float) -> None:
-    """The control: one second for each, and again. It is lost where all together take two."""
+def test_a_fleet_that_discards_its_logins_is_late(count: int, cores: float) -> None:
+    """The control: it gives each login one second. It fails if all logins take more than two."""
     limit = promised(count, cores)
     simulation = Simulation(count, cores, BETWEEN[0], keeps=False, timeout=login_timeout(count))
     lost = simulation.recovered(limit) is None
@@ -255,8 +255,8 @@ def test_logins_that_are_thrown_away_are_made_for_ever(count: int, cores: float)
 
 
 @pytest.mark.parametrize(("count", "cores"), [(500, 0.25), (1000, 0.5)])
-def test_a_fleet_that_rests_for_its_own_pauses_is_late(count: int, cores: float) -> None:
-    """The control: the time between two requests is taken for a wait, and the pooler is idle."""
+def test_a_fleet_that_counts_its_pauses_as_waits_is_late(count: int, cores: float) -> None:
+    """The control: environments rest for the time between two requests; the pooler is idle."""
     simulation = Simulation(
         count, cores, BETWEEN[1], timeout=login_timeout(count), counts_gaps=True
     )

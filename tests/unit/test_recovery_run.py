@@ -1,4 +1,4 @@
-"""What a measured end of an overload comes to, and what slows its pooler down."""
+"""Verdicts on a measured recovery, and the parts that slow its pooler down."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ from lambda_pg_cdk.local import processes
 
 
 def row(**changed: Any) -> dict[str, Any]:
-    """A row of a quiet machine that has held."""
+    """A row of a quiet machine that kept every promise."""
     return {
         "policy": "kept",
         "environments": 1000,
@@ -44,8 +44,8 @@ def test_logins_take_what_the_slower_side_needs(monkeypatch: pytest.MonkeyPatch)
     assert login.alone(1000, 1.0) == pytest.approx(3.0)
 
 
-def test_a_row_in_time_has_held() -> None:
-    """And so has a control that was late, whatever others took of the machine."""
+def test_a_row_in_time_breaks_no_promise() -> None:
+    """Nor does a control that was late, however busy the machine was."""
     late = row(policy="naive", recovered=None)
     assert verdicts([row(), row(recovered=14.8), late, row(others=0.9, waited=0.9)]) == ([], [])
 
@@ -53,17 +53,17 @@ def test_a_row_in_time_has_held() -> None:
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        ({"recovered": 14.9}, "recovered 14.9 s after the fault; promised are 14.8 s"),
+        ({"recovered": 14.9}, "recovered 14.9 s after the fault; the limit is 14.8 s"),
         ({"recovered": None}, "recovered not at all"),
         ({"recovered": 16.6, "busy": 9.0}, "recovered 16.6 s after the fault"),
         ({"recovered": 16.6, "others": 0.9}, "recovered 16.6 s after the fault"),
         ({"recovered": 16.6, "waited": 0.9}, "recovered 16.6 s after the fault"),
-        ({"policy": "naive"}, "the control, which throws logins away, recovered too (11.0 s"),
-        ({"used": 0.5}, "PgBouncer has used 0.5 of a core: the row proves nothing"),
+        ({"policy": "naive"}, "the control, which discards logins, recovered too (11.0 s"),
+        ({"used": 0.5}, "PgBouncer used 0.5 of a core: the row proves nothing"),
     ],
 )
-def test_what_a_row_did_not_hold_is_named(changed: dict[str, Any], says: str) -> None:
-    """With the fleet, the outage and the share; a wait alone excuses nothing."""
+def test_a_broken_promise_of_a_row_is_named(changed: dict[str, Any], says: str) -> None:
+    """With the fleet, the outage and the share; a wait alone is not an excuse."""
     (broken,), unmeasured = verdicts([row(), row(**changed)])
     assert broken.startswith("1000 environments, 11 s without a pooler, 0.25 of a core: ")
     assert says in broken
@@ -71,14 +71,14 @@ def test_what_a_row_did_not_hold_is_named(changed: dict[str, Any], says: str) ->
 
 
 def test_a_row_without_processors_is_not_measurable() -> None:
-    """Other programs had them, and the pooler or its clients were ready and waited."""
+    """Other programs used them, and the pooler or its clients waited for one."""
     broken, (unmeasured,) = verdicts([row(recovered=16.6, others=0.3, waited=0.4)])
     assert broken == []
-    assert "promised are 14.8 s; other programs had 30% of the processors" in unmeasured
+    assert "the limit is 14.8 s; other programs used 30% of the processors" in unmeasured
 
 
 def test_the_plan_has_every_size_of_task_for_1000_environments() -> None:
-    """And the control at the smallest, where logins are made more slowly than they come."""
+    """And the control at the smallest, where the pooler is slower than the requests."""
     large = {(each.share, each.policy) for each in PLAN if each.environments == 1000}
     assert large == {(share, "kept") for share in (0.25, 0.5, 1.0)} | {(0.25, "naive")}
 
@@ -87,9 +87,9 @@ def test_a_long_run_that_could_not_be_measured_is_not_green(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its exit code is not that of a failure either."""
-    told = {"rows": [row()], "missed": [], "unmeasured": ["it was late"]}
+    recovered = {"rows": [row()], "missed": [], "unmeasured": ["it was late"]}
     monkeypatch.setattr(sys, "argv", ["long"])
-    monkeypatch.setattr(long, "run", lambda _: {"recovery": told})
+    monkeypatch.setattr(long, "run", lambda _: {"recovery": recovered})
     monkeypatch.setattr(long, "shortfalls", lambda _: [])
     monkeypatch.setattr(long, "crashes_table", lambda _: "")
     monkeypatch.setattr(long, "recovery_table", lambda _: "")
@@ -97,10 +97,10 @@ def test_a_long_run_that_could_not_be_measured_is_not_green(
     assert "NOT MEASURABLE HERE: it was late" in capsys.readouterr().err
 
 
-def test_the_table_tells_the_share_of_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_shows_the_share_of_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
     """And how much longer the pooler's work took."""
-    monkeypatch.setattr("benchmarks.tables.origin", lambda _: "")
-    line = "| as it is | 1000 | 0.25 | 11 s | 6.4 s | 14.8 s | 11.0 s | 1.3 |"
+    monkeypatch.setattr("benchmarks.tables.notes", lambda _: "")
+    line = "| lambda-pg | 1000 | 0.25 | 11 s | 6.4 s | 14.8 s | 11.0 s | 1.3 |"
     assert line in recovery_table({"recovery": {"rows": [row()]}})
 
 
@@ -109,17 +109,17 @@ def test_the_table_tells_the_share_of_a_core(monkeypatch: pytest.MonkeyPatch) ->
 
 @contextmanager
 def at_work() -> Iterator[psutil.Process]:
-    """A process that takes what it gets."""
+    """A process that uses all the processor time that it gets."""
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
         yield psutil.Process(process.pid)
         process.kill()
 
 
 def test_a_brake_gives_a_process_its_share_and_no_more() -> None:
-    """Counted in what it has used; afterwards it is free."""
+    """Counted in processor time; afterwards the process runs at full speed."""
     with at_work() as process:
         with Brake(0.25) as brake:
-            brake.hold(process)
+            brake.slow(process)
             began, before = time.monotonic(), seconds_of(process.pid)
             time.sleep(2)
             used, seconds = seconds_of(process.pid) - before, time.monotonic() - began
@@ -130,7 +130,7 @@ def test_a_brake_gives_a_process_its_share_and_no_more() -> None:
 
 
 def test_a_process_that_owes_more_than_a_period_rests_for_all_of_it() -> None:
-    """So its share holds over time, however late a look at it came."""
+    """So its share is right over time, however late a check came."""
     with at_work() as process:
         processes.wait_until(lambda: seconds_of(process.pid) > 0.1, 30, "its work")
         used = seconds_of(process.pid)
@@ -146,7 +146,7 @@ def test_a_process_that_has_gone_needs_no_brake() -> None:
 
 
 def test_a_balancer_without_a_task_refuses() -> None:
-    """As one does that knows of no healthy target: clients hear of it at once."""
+    """As a load balancer without a healthy target does: clients fail at once."""
     port = processes.free_port()
     with Balancer(port) as balancer:
         balancer.register()

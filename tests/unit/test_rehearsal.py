@@ -1,4 +1,4 @@
-"""The rehearsal of a TLS connection at import: what it does, what it leaves, what it survives."""
+"""The rehearsal of a TLS connection at import: its effects, and the errors it survives."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ HANDSHAKE, CLIENT_HELLO = 22, 1
 
 
 class Listeners:
-    """Where the rehearsal would listen: counts, and keeps what was said to each."""
+    """The listeners of the rehearsal: counts them, and keeps what each received."""
 
     def __init__(self, backlog: int | None = None) -> None:
         """Take the backlog of each listener, or None for the usual."""
@@ -30,7 +30,7 @@ class Listeners:
         self._create = socket.create_server
 
     def create_server(self, address: tuple[str, int]) -> socket.socket:
-        """Listen; a copy of the socket stays open, to look at what came."""
+        """Listen; a copy of the socket stays open, to read what arrived."""
         listener = self._create(address, backlog=self._backlog)
         self.opened.append(listener)
         return listener
@@ -38,14 +38,14 @@ class Listeners:
 
 @pytest.fixture
 def listeners(monkeypatch: pytest.MonkeyPatch) -> Listeners:
-    """What the rehearsal of this test listens at."""
+    """The listeners of this test's rehearsal."""
     made = Listeners()
     monkeypatch.setattr(socket, "create_server", made.create_server)
     return made
 
 
 def test_it_gets_as_far_as_the_client_hello(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Libpq has loaded OpenSSL, read certificates and made its keys then."""
+    """By then libpq has loaded OpenSSL, read certificates and made its keys."""
     copies: list[socket.socket] = []
     accept = socket.socket.accept
 
@@ -72,7 +72,7 @@ def test_it_gets_as_far_as_the_client_hello(monkeypatch: pytest.MonkeyPatch) -> 
 def test_it_takes_place_in_functions_and_unless_a_setting_forbids_it(
     listeners: Listeners, environment: dict[str, str]
 ) -> None:
-    """No laptop and no test opens a port for it, and who does not want it has none."""
+    """Outside Lambda no port is opened, nor with the setting that turns it off."""
     rehearse(environment)
     assert listeners.opened == []
     rehearse(FUNCTION)
@@ -81,7 +81,7 @@ def test_it_takes_place_in_functions_and_unless_a_setting_forbids_it(
 
 
 def test_a_wrong_value_of_the_setting_is_named() -> None:
-    """Not at import, where nobody expects it, but with the other settings."""
+    """Not at import, but when the other settings are checked."""
     environment = {"DATABASE_URL": "postgresql://user@db.example/app", "LAMBDA_PG_REHEARSAL": "no"}
     with pytest.raises(ConfigurationError, match="LAMBDA_PG_REHEARSAL is 'no'"):
         Settings.from_env(environment)
@@ -96,7 +96,7 @@ print(threading.active_count(), [name for name in left if name.startswith("socke
 
 
 def imported(*prefix: str, **environment: str) -> str:
-    """Import the layer in a new process as a function would; return what it has left."""
+    """Import the layer in a new process as a function would; return what remains open."""
     return subprocess.run(
         [*prefix, sys.executable, "-c", IMPORT],
         env={"PATH": os.environ["PATH"], "PYTHONPATH": str(LAYER), **FUNCTION, **environment},
@@ -107,7 +107,7 @@ def imported(*prefix: str, **environment: str) -> str:
 
 
 def test_the_import_leaves_nothing_behind() -> None:
-    """No port, no connection, no thread: a snapshot could not be taken else."""
+    """No port, no connection, no thread: otherwise no snapshot is possible."""
     if not Path("/proc/self/fd").is_dir():
         pytest.skip("needs /proc")
     assert imported() == "1 []"
@@ -122,7 +122,7 @@ def test_a_function_without_a_network_can_import_the_layer() -> None:
 
 
 def test_no_descriptors_are_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What cannot be rehearsed is left out."""
+    """The import continues without the rehearsal."""
 
     def none_left(*_: object) -> None:
         raise OSError(24, "Too many open files")

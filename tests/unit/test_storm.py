@@ -1,4 +1,4 @@
-"""What the storm plans, draws, adds up and promises, on results of the test's own."""
+"""The storm's plan, tables, sums and goals, on made-up results."""
 
 import asyncio
 import copy
@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from aws_cdk import aws_lambda as lambda_
 
 from benchmarks import demo
+from benchmarks.app import LOOKUP
 from benchmarks.conclusion import NOT_MEASURABLE, conclude
 from benchmarks.storm import open_loop
 from benchmarks.storm.accounting import CpuSeconds, Waits
@@ -49,10 +51,11 @@ from benchmarks.storm.run import (
     planned,
 )
 from benchmarks.storm.second_driver import outcomes_of
-from benchmarks.tables import STORM_TITLES, whole_storm_table
+from benchmarks.tables import STORM_TITLES, storm_table
 from lambda_pg_cdk.local.cloud import LocalCloud
 from lambda_pg_cdk.local.load import FunctionLog, Outcome, summarise
-from lambda_pg_cdk.stacks.assets import FUNCTIONS
+from lambda_pg_cdk.stacks.assets import FUNCTIONS, Assets
+from lambda_pg_cdk.stage.loading import load_stage
 
 TOKEN = "a-token"
 
@@ -80,13 +83,20 @@ def test_the_plan_has_every_row() -> None:
 
 
 def test_every_row_has_a_function() -> None:
-    """In a folder of its own, of the benchmarks or of the project."""
+    """In a folder of the benchmarks or of the project."""
     for row in CONTROLS + COMPARED + OTHER_SIZES:
         assert any((home / row.function / "handler.py").exists() for home in (HOME, FUNCTIONS))
 
 
+def test_a_function_of_the_storm_has_the_code_that_it_imports() -> None:
+    """Its zip has the shared lookup under the name that the handler imports."""
+    code = Assets(load_stage("local")).function(HOME / "lambda_pg", *LOOKUP)
+    assert isinstance(code, lambda_.AssetCode)
+    assert (Path(code.path) / "benchmarks" / "lookup" / "layer.py").exists()
+
+
 def test_peers_are_named_with_the_versions_that_are_deployed() -> None:
-    """Those that the functions' lock files pin, not what this environment happens to have."""
+    """Those in the functions' lock files, not those of this environment."""
     for function, (name, version) in zip(PEERS, peers().items(), strict=True):
         assert f"\n{name}=={version} " in (HOME / function / "requirements.txt").read_text()
 
@@ -98,14 +108,14 @@ QUIET: dict[str, Any] = {
     "waits": {"environment": 4.5, "server": 1.0},
     "seconds": 6.0,
 }
-"""What was read of a storm on a quiet machine: its requests wait for each other."""
+"""Readings of a storm on a quiet machine: its requests wait for each other."""
 
 BUSY: dict[str, Any] = {
     "others": 0.5,
     "waits": {"environment": 9.0, "server": 4.0},
     "seconds": 30.0,
 }
-"""And beside another program on each core."""
+"""Readings beside another busy program on each core."""
 
 CALIBRATION: dict[str, Any] = {
     "requests": 50,
@@ -152,7 +162,7 @@ def row_of(plan: dict[str, Any]) -> dict[str, Any]:
 
 
 def again(plan: dict[str, Any]) -> dict[str, Any] | None:
-    """Make the second requests, where there were any."""
+    """Make the second requests of a row that has them."""
     if plan["environments"] != 500 or plan["max_connections"] != 100:
         return None
     p50 = {"lambda-pg": 500.0, "connect-through-pooler": 1000.0}.get(plan["name"])
@@ -186,7 +196,7 @@ def compared(name: str, ours: dict[str, Any], theirs: dict[str, Any]) -> dict[st
 
 @pytest.fixture
 def result() -> dict[str, Any]:
-    """A result in which everything held, by a hair."""
+    """A result that meets every goal narrowly."""
     return copy.deepcopy(
         {
             "max_connections": 100,
@@ -216,8 +226,8 @@ def named(result: dict[str, Any], name: str, environments: int = 500) -> dict[st
     return found
 
 
-def test_a_result_that_keeps_every_promise_is_a_passed_run(result: dict[str, Any]) -> None:
-    """Silence means that everything held; each goal has its numbers."""
+def test_a_result_that_meets_every_goal_is_a_passed_run(result: dict[str, Any]) -> None:
+    """No shortfall means that every goal was met; each goal has its numbers."""
     assert shortfalls(result) == []
     assert all(goal.held and goal.found for goal in goals(result))
 
@@ -235,7 +245,7 @@ def test_a_result_that_keeps_every_promise_is_a_passed_run(result: dict[str, Any
 def test_a_row_that_breaks_a_promise_is_named(
     result: dict[str, Any], name: str, environments: int, changed: dict[str, Any], complaint: str
 ) -> None:
-    """A control that does not fail is as bad as a failure of ours."""
+    """A control that does not fail breaks the run, too."""
     named(result, name, environments).update(changed)
     (broken,) = shortfalls(result)
     assert broken.startswith(f"{name} with {environments} environments: ")
@@ -243,15 +253,15 @@ def test_a_row_that_breaks_a_promise_is_named(
 
 
 def test_the_small_server_has_a_budget_of_its_own(result: dict[str, Any]) -> None:
-    """What the other one may have is too much for it."""
+    """The budget of the large server is too much for it."""
     small = next(row for row in result["rows"] if row["max_connections"] == 25)
     small["peak_server_connections"] = 5
     (broken,) = shortfalls(result)
     assert broken.startswith("lambda-pg with 500 environments at max_connections 25: ")
 
 
-def test_what_others_do_is_no_promise_of_ours(result: dict[str, Any]) -> None:
-    """Peers are shown as they are."""
+def test_peers_have_no_goals(result: dict[str, Any]) -> None:
+    """Their results are only shown."""
     named(result, "psycopg_pool").update(failed=7, peak_server_connections=80)
     assert shortfalls(result) == []
 
@@ -261,14 +271,14 @@ def test_what_others_do_is_no_promise_of_ours(result: dict[str, Any]) -> None:
     [
         (500, {"p50_ms": 9.1}, "p50 with 500 environments is at most 1.5 times"),
         (1000, {"failed": 1}, "open loop with 1000 environments: no request fails"),
-        (50, {"environments_at_end": 51}, "open loop with 50 environments: the fleet stays"),
-        (50, {"rate": 379.0}, "open loop with 50 environments: what arrives is answered"),
+        (50, {"environments_at_end": 51}, "open loop with 50 environments: the fleet keeps"),
+        (50, {"rate": 379.0}, "open loop with 50 environments: at least 95% of the load"),
     ],
 )
 def test_an_open_loop_that_breaks_a_promise_is_named(
     result: dict[str, Any], environments: int, changed: dict[str, Any], complaint: str
 ) -> None:
-    """A fleet that grows may not cost more, and has to keep up."""
+    """A growing fleet may not cost more, and must answer the load."""
     sizes = {size["environments"]: size for size in result["open_loop"]["sizes"]}
     sizes[environments].update(changed)
     (broken,) = shortfalls(result)
@@ -282,7 +292,7 @@ def test_a_driver_that_counts_otherwise_than_the_api_is_named(
     """Also in a row that fails."""
     result["second_driver"]["rows"][1]["runs"][driver][0]["api_failed"] += 1
     (broken,) = shortfalls(result)
-    assert broken.startswith(f"baseline from {driver}: served and failed are exactly the API's")
+    assert broken.startswith(f"baseline from {driver}: served and failed equal the API's")
 
 
 def test_drivers_that_differ_are_named(result: dict[str, Any]) -> None:
@@ -291,7 +301,7 @@ def test_drivers_that_differ_are_named(result: dict[str, Any]) -> None:
     lambda_pg["locust"] = {**lambda_pg["locust"], "served": 499, "p50_ms": 6251.0}
     first, second = shortfalls(result)
     assert "both drivers agree on served and failed" in first
-    assert "the drivers' p50 are within 25%" in second
+    assert "the drivers' p50 differ by at most 25%" in second
 
 
 def test_a_row_that_is_left_out_and_a_run_that_takes_long_are_named(result: dict[str, Any]) -> None:
@@ -311,9 +321,8 @@ def test_every_row_has_a_line_and_says_how_it_started(result: dict[str, Any]) ->
         "date": "2026-01-02",
         "command": "make storm",
         "caveats": ["c"],
-        "method": "m",
     }
-    table = whole_storm_table(result | origin)
+    table = storm_table(result | origin)
     assert {row["name"] for row in result["rows"]} <= set(STORM_TITLES)
     assert table.count(" restored |") == len(result["rows"]) - 1
     assert table.count(" cold |") == table.count("`max_connections` 25 |") == 1
@@ -324,7 +333,7 @@ def test_every_row_has_a_line_and_says_how_it_started(result: dict[str, Any]) ->
 
 @contextmanager
 def served(handler: Callable[[web.BaseRequest], Awaitable[web.Response]]) -> Iterator[str]:
-    """Serve a handler from a thread of its own."""
+    """Serve a handler from a background thread."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -357,7 +366,7 @@ def test_arrivals_come_at_the_rate_and_are_the_same_for_a_seed() -> None:
 
 
 def test_latencies_count_from_the_moment_that_was_scheduled() -> None:
-    """Time counts for who has to wait: for a server that stands still, and to be sent at all."""
+    """A request's wait counts: for a server that hangs, and before it is sent."""
 
     async def stand_still(_: web.BaseRequest) -> web.Response:
         time.sleep(0.3)  # noqa: ASYNC251 - nobody else is served meanwhile, which is the point
@@ -375,7 +384,7 @@ def test_latencies_count_from_the_moment_that_was_scheduled() -> None:
 
 
 def test_no_more_requests_are_under_way_than_there_are_environments() -> None:
-    """Those that wait are timed all the same."""
+    """Their wait counts."""
     under_way: list[int] = [0]
 
     async def answer(_: web.BaseRequest) -> web.Response:
@@ -428,7 +437,7 @@ def measure(environments: int, number: int, p50: float, failed: int = 0) -> open
 
 
 def test_a_size_is_the_median_of_its_rounds_and_keeps_every_failure() -> None:
-    """One disturbed round is not what is reported; a failure and a peak in it are."""
+    """One disturbed round does not change the medians; its failure and peak are reported."""
     measures = [measure(50, 1, 10.0), measure(50, 2, 11.0, failed=3), measure(50, 3, 90.0)]
     found = open_loop.of_size(50, [*measures, measure(500, 1, 99.0)])
     assert (found["p50_ms"], found["p95_ms"], found["max_ms"]) == (11.0, 22.0, 44.0)
@@ -467,14 +476,14 @@ LOG = """\
 
 
 def test_a_connection_counts_from_its_login_to_its_end() -> None:
-    """Whichever line ends it: that it has gone, that it is refused, or that the server starts."""
+    """A disconnection, a FATAL, or a start of the server ends it."""
     found = list(changes(LOG.splitlines()))
     assert [count for _, count in found] == [0, 1, 2, 3, 2, 2, 1, 0, 0, 1, 0]
     assert found[1][0] - found[0][0] == pytest.approx(1.02)
 
 
 def test_connections_become_the_peak_of_each_period() -> None:
-    """One that comes and goes within a period is seen, one that stays is in all that follow."""
+    """A short connection is in its period, a long one in all that follow."""
     later = [(10.01, 3), (10.05, 9), (10.09, 4), (10.25, 5)]
     assert observe(2, later, 10.0, 10.45) == Observed(9, [9, 4, 5, 5, 5])
     assert observe(7, [], 10.0, 10.25) == Observed(7, [7, 7, 7])
@@ -482,7 +491,7 @@ def test_connections_become_the_peak_of_each_period() -> None:
 
 
 def test_the_most_logins_within_a_second_are_found_at_any_moment(tmp_path: Path) -> None:
-    """Not only between two full seconds; those before the beginning are not meant."""
+    """Not only between two full seconds; earlier logins do not count."""
     path = tmp_path / "postgres.log"
     path.write_text(LOG)
     log = ConnectionLog(path)
@@ -496,8 +505,8 @@ def test_the_most_logins_within_a_second_are_found_at_any_moment(tmp_path: Path)
     assert most_within([], 1.0) == 0
 
 
-def test_what_other_programs_had_is_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of all processors' time, and never less than nothing."""
+def test_other_programs_used_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a share of all processors' time, and never less than 0."""
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     assert others_share(busy=20.0, ours=5.0, seconds=10.0) == 0.75
     assert others_share(busy=4.9, ours=5.0, seconds=10.0) == 0.0
@@ -507,7 +516,7 @@ def test_what_other_programs_had_is_what_is_left(monkeypatch: pytest.MonkeyPatch
 
 
 def test_limits_follow_from_what_raw_requests_took() -> None:
-    """Twice of it, never shorter than what is deployed, never longer than the settings allow."""
+    """Twice that time, but never shorter than deployed or longer than a stage allows."""
     deployed = Limits(queue=2, checkout=15, function=20)
     assert calibrated(50, 0.1, 500, deployed).limits == deployed
     assert calibrated(50, 0.85, 500, deployed).limits == Limits(5, 17, 20)
@@ -531,13 +540,13 @@ def test_limits_are_settings_of_a_stage() -> None:
 
 
 def failing(result: dict[str, Any], name: str = "lambda-pg", **evidence: Any) -> dict[str, Any]:
-    """Have a request of a row fail, under circumstances."""
+    """Make a request of a row fail, with this evidence."""
     named(result, name).update(failed=1, **evidence)
     return result
 
 
-def test_a_run_in_which_everything_is_kept_has_held(result: dict[str, Any]) -> None:
-    """On a busy machine too: what was served was served."""
+def test_a_run_that_meets_every_goal_on_a_busy_machine_passes(result: dict[str, Any]) -> None:
+    """A busy machine excuses failures, and takes nothing from successes."""
     for row in result["rows"]:
         row.update(BUSY)
     assert verdict(goals(result)) == "held"
@@ -545,37 +554,37 @@ def test_a_run_in_which_everything_is_kept_has_held(result: dict[str, Any]) -> N
 
 
 def test_requests_that_fail_on_a_quiet_machine_have_failed(result: dict[str, Any]) -> None:
-    """They wait for each other there, too; nobody took the processors."""
+    """They wait only for each other; no other program used the processors."""
     assert verdict(goals(failing(result))) == "failed"
     assert conclude(shortfalls(result), unmeasured(result)) == 1
 
 
 def test_requests_that_had_no_processor_are_not_measurable(result: dict[str, Any]) -> None:
-    """Other programs had it, and the environments waited: with the evidence, and never green."""
+    """Other programs used it and the environments waited; the run says so and is not green."""
     assert verdict(goals(failing(result, **BUSY))) == "not measurable"
     assert shortfalls(result) == []
     (missed,) = unmeasured(result)
     assert missed.startswith("lambda-pg with 500 environments: no request fails: 1 of 500 failed")
-    assert "other programs had 50% of the processors" in missed
-    assert "environments waited 9.0 s for a processor, of 20 s" in missed
-    assert "raw psycopg, needed 0.5 s for 50 requests" in missed
+    assert "other programs used 50% of the processors" in missed
+    assert "environments waited 9.0 s of 20 s for a processor" in missed
+    assert "raw psycopg needed 0.5 s for 50 requests" in missed
     assert conclude(shortfalls(result), unmeasured(result)) == NOT_MEASURABLE == 3
 
 
 def test_a_layer_that_hangs_has_failed_on_a_busy_machine_too(result: dict[str, Any]) -> None:
-    """Its environments sleep: they are not ready to run, so no processor is what they miss."""
+    """Its environments sleep: they are not ready to run, so they do not wait for a processor."""
     waits = {"environment": 1.0, "server": 2.0}
     assert verdict(goals(failing(result, **{**BUSY, "waits": waits}))) == "failed"
 
 
 def test_a_layer_that_burns_the_processor_has_failed(result: dict[str, Any]) -> None:
-    """Its environments wait for each other, and no other program is there."""
+    """Its environments wait for each other; there is no other program."""
     waits = {"environment": 18.0, "server": 20.0}
     assert verdict(goals(failing(result, **{**QUIET, "waits": waits}))) == "failed"
 
 
 def test_a_broken_promise_beside_an_unmeasured_one_is_a_failed_run(result: dict[str, Any]) -> None:
-    """Nothing hides behind a busy machine."""
+    """A busy machine does not excuse a broken limit."""
     failing(result, **BUSY)["rows"][-1]["peak_server_connections"] = 99
     assert verdict(goals(result)) == "failed"
     assert conclude(shortfalls(result), unmeasured(result)) == 1
@@ -592,16 +601,16 @@ def test_a_broken_promise_beside_an_unmeasured_one_is_a_failed_run(result: dict[
         ({"waits": {"environment": 6.0, "server": 9.0}}, {}, ""),
     ],
 )
-def test_what_says_that_there_was_no_processor(
+def test_the_evidence_of_too_little_processor_time(
     part: dict[str, Any], calibration: dict[str, Any], why: str
 ) -> None:
-    """A busy or a slow machine, and somebody who was ready for a third of the time."""
+    """A busy or a slow machine, and a process that waited for a third of the time."""
     found = without_a_processor(BUSY | part, CALIBRATION | calibration)
     assert (why in found) if why else found == ""
 
 
 def test_ratios_of_rows_that_had_no_processor_are_not_measurable(result: dict[str, Any]) -> None:
-    """Requests that timed out make them."""
+    """They follow from requests that timed out."""
     failing(result, p99_ms=20_000.0, **BUSY)
     assert verdict(goals(result)) == "not measurable"
     assert len(unmeasured(result)) == 2
@@ -609,14 +618,14 @@ def test_ratios_of_rows_that_had_no_processor_are_not_measurable(result: dict[st
     assert verdict(goals(result)) == "failed"
 
 
-def test_the_demo_says_last_that_it_could_not_be_measured(
+def test_the_last_line_of_the_demo_is_the_verdict(
     result: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And has an exit code for it."""
+    """And it has its exit code."""
     found = concluded(failing(result, **BUSY))
     assert demo.conclude_demo(found, 61.0) == 3
     (last,) = capsys.readouterr().out.splitlines()
-    assert last == "Not measurable here: requests failed for want of a processor, in 61 s."
+    assert last == "Not measurable here: failed requests got too little processor time, in 61 s."
 
 
 # Costs
@@ -634,7 +643,7 @@ def test_the_demo_says_last_that_it_could_not_be_measured(
 def test_a_request_that_costs_too_much_is_named(
     result: dict[str, Any], name: str, environments: int, changed: dict[str, Any], complaint: str
 ) -> None:
-    """To the raw row's, which has to be a fair one; with twice the environments; and of whom."""
+    """Compared with the raw row, which must be a fair one, and with half of the environments."""
     named(result, name, environments).update(changed)
     (broken,) = shortfalls(result)
     assert complaint in broken
@@ -653,7 +662,7 @@ def test_ratios_are_of_the_medians_of_all_runs(result: dict[str, Any]) -> None:
 
 
 def test_causes_of_failures_come_from_what_is_logged_meanwhile(tmp_path: Path) -> None:
-    """A line counts once, the rest is unexplained, and a log that does not fit explains nothing."""
+    """A line counts once, the rest is unexplained, and a log that does not fit is not used."""
     path = tmp_path / "fn.log"
     path.write_text("old: sorry, too many clients already\n")
     outcomes = [Outcome(200, 1.0, "")] + [Outcome(500, 1.0, "500 error")] * 4
@@ -674,7 +683,7 @@ def test_causes_of_failures_come_from_what_is_logged_meanwhile(tmp_path: Path) -
 
 
 def test_answers_between_two_looks_are_counted_by_status() -> None:
-    """What was there before is not counted again."""
+    """Earlier answers do not count."""
     before, after = {"200": 5, "503": 1}, {"200": 9, "503": 1, "500": 2}
     assert answered_between({"requests": before}, {"requests": after}) == {"200": 4, "500": 2}
 
@@ -692,7 +701,7 @@ def test_outcomes_of_the_second_driver_are_read_as_ours() -> None:
 
 
 def test_of_several_runs_the_middle_one_is_shown_with_the_peaks_of_all() -> None:
-    """And what every run came to is kept."""
+    """And the summaries of all runs are kept."""
     runs = [run_of(p50, peak) for p50, peak in ((9.0, 20), (4.0, 7), (6.0, 9))]
     shown = median_run(runs)
     assert (shown.p50_ms, shown.peak_server_connections) == (6.0, 20)
@@ -707,8 +716,8 @@ def test_a_failure_in_any_run_breaks_the_promise(result: dict[str, Any]) -> None
     assert broken.startswith("lambda-pg with 500 environments: no request fails")
 
 
-def test_ways_take_turns() -> None:
-    """None always comes first."""
+def test_the_order_of_rows_changes() -> None:
+    """No row always comes first."""
     order: list[str] = []
 
     class Order(Stage):
@@ -717,7 +726,7 @@ def test_ways_take_turns() -> None:
             order.append(row.name)
             return run_of(1.0, 1)
 
-    Order(LocalCloud(), "", "", print).by_turns([Row("a", "a", 1), Row("b", "b", 1)], 3)
+    Order(LocalCloud(), "", "", print).interleaved([Row("a", "a", 1), Row("b", "b", 1)], 3)
     assert order == ["a", "b", "b", "a", "a", "b"]
 
 
@@ -749,7 +758,7 @@ def run_of(p50: float, peak: int) -> Result:
 def test_second_requests_have_promises_of_their_own(
     result: dict[str, Any], changed: dict[str, Any], complaint: str
 ) -> None:
-    """None fails, and a kept connection shows."""
+    """None may fail, and a kept connection must be faster."""
     named(result, "lambda-pg")["again"] |= changed
     (broken,) = shortfalls(result)
     assert complaint in broken

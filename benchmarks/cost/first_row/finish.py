@@ -1,4 +1,4 @@
-"""What each of these programs says at its end; imported only when the time has been taken."""
+"""The last output of each program; imported only after the time was measured."""
 
 import json
 

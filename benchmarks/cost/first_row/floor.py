@@ -1,4 +1,4 @@
-"""The floor: psycopg, with the credentials given in the environment, which libpq reads."""
+"""The floor: psycopg with credentials in environment variables, which libpq reads."""
 
 import time
 

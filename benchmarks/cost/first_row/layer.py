@@ -1,4 +1,4 @@
-"""A function that uses the layer as its README says."""
+"""A function that uses the layer as the README shows."""
 
 import time
 
@@ -8,7 +8,7 @@ db = Database.from_env()
 
 
 class Context:
-    """What the runtime client hands to a handler, as far as the layer looks at it."""
+    """The part of a Lambda context that the layer reads."""
 
     deadline = time.time() + 25
 

@@ -1,4 +1,4 @@
-"""Nothing but the interpreter, for orientation."""
+"""Only the interpreter, for comparison."""
 
 import time
 

@@ -1,6 +1,6 @@
-"""The layer, straight to the database: each environment keeps a connection of its own.
+"""The layer without a pooler: each environment keeps a connection to the database.
 
-A control: more environments than `max_connections` must fail, however well each is kept.
+A control: with more environments than `max_connections`, requests must fail.
 """
 
 from benchmarks.lookup.layer import handler

@@ -18,7 +18,7 @@ def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
 
 
 def lookup(user_id: uuid.UUID, subject: str) -> User | None:
-    """Connect, ask, and close."""
+    """Connect, query, and close."""
     with psycopg.connect(**parameters, row_factory=dict_row) as connection:
         connection.execute(SET_CLAIMS, {"claims": claims_of(subject)})
         return connection.execute(SELECT, {"id": user_id}).fetchone()

@@ -1,7 +1,7 @@
-"""A ledger: accounts, transfers under idempotency keys, and notes that have none.
+"""A ledger: accounts, transfers with idempotency keys, and notes without.
 
-A client that gets 503 learns whether its request was certainly not carried out ("not done") or
-whether nobody knows ("unknown"). A transfer may be repeated with its key in both cases.
+An answer 503 says whether the request certainly did not run ("not done") or may have run
+("unknown"). In both cases the client may repeat a transfer with its key.
 """
 
 import json
@@ -25,14 +25,14 @@ MOVE = (
 def transfer(order: dict[str, Any]) -> DictRow | None:
     """Move an amount between two accounts, once for each key; return the first result.
 
-    `new` in it says whether it was this run that has moved it.
+    `new` in the result says whether this run moved it.
     """
     key, source, target, amount = (order[name] for name in ("key", "source", "target", "amount"))
 
     def work(connection: Connection[DictRow]) -> DictRow | None:
         added = connection.execute(f"{ADD} ON CONFLICT DO NOTHING", (key, source, target, amount))
         if added.rowcount:
-            time.sleep(order.get("pause", 0))  # what a slow function does between its statements
+            time.sleep(order.get("pause", 0))  # a slow function between its statements
             for account, change in sorted([(source, -amount), (target, amount)]):  # no deadlocks
                 connection.execute(MOVE, {"key": key, "id": account, "amount": change})
         found = connection.execute(FOUND, (key,)).fetchone()
@@ -42,7 +42,7 @@ def transfer(order: dict[str, Any]) -> DictRow | None:
 
 
 def note(order: dict[str, Any]) -> DictRow | None:
-    """Write a note in autocommit: sent twice, it would be there twice."""
+    """Write a note in autocommit; sent twice, it would be stored twice."""
     db.execute("INSERT INTO ledger.notes (text) VALUES (%s)", (order["text"],))
     return {"text": order["text"]}
 
@@ -54,7 +54,7 @@ def account(id: int) -> DictRow | None:  # noqa: A002  # the path's own name
 
 
 def serve(event: dict[str, Any]) -> DictRow | None:
-    """Do what the path says; None for an account that is not there."""
+    """Serve the request of the path; None for an account that does not exist."""
     path = event["rawPath"]
     if path.startswith("/ledger/accounts/"):
         return account(int(event["pathParameters"]["id"]))
@@ -63,7 +63,7 @@ def serve(event: dict[str, Any]) -> DictRow | None:
 
 
 def unavailable(outcome: str, retry_after: float) -> dict[str, Any]:
-    """Answer 503 and say what became of the request."""
+    """Answer 503 with the outcome of the request."""
     return {
         "statusCode": 503,
         "headers": {"Retry-After": str(max(1, round(retry_after)))},

@@ -28,13 +28,13 @@ pool: ConnectionPool[Connection[DictRow]] = ConnectionPool(
 
 
 def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
-    """Return one user of the caller. The first request opens the pool: a snapshot has no thread."""
+    """Return one user of the caller; the first request opens the pool, which starts threads."""
     pool.open()
     return serve(event, lookup)
 
 
 def lookup(user_id: uuid.UUID, subject: str) -> User | None:
-    """Take the connection, which is checked by a round trip, and ask in a transaction."""
+    """Check out the connection, which costs a round trip, and query in a transaction."""
     with pool.connection() as connection:
         connection.execute(SET_CLAIMS, {"claims": claims_of(subject)})
         return connection.execute(SELECT, {"id": user_id}).fetchone()

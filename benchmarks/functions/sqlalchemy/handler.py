@@ -31,7 +31,7 @@ def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
 
 
 def lookup(user_id: uuid.UUID, subject: str) -> User | None:
-    """Take the connection, which is checked by a round trip, and ask in a transaction."""
+    """Check out the connection, which costs a round trip, and query in a transaction."""
     with engine.begin() as connection:
         connection.exec_driver_sql(SET_CLAIMS, {"claims": claims_of(subject)})
         row = connection.exec_driver_sql(SELECT, {"id": user_id}).mappings().fetchone()

@@ -39,7 +39,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> Any:
 
 
 def main() -> None:
-    """Call it cold, warm, and while another client has the one server connection."""
+    """Call it cold, warm, and while another client uses the only server connection."""
     handler({"id": 1}, LambdaContext())
     handler({"id": 1, "name": "Ann"}, LambdaContext())
     with db.connection() as connection:

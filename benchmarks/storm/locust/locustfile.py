@@ -4,8 +4,8 @@ r"""The storm from Locust: all users wait for the last one, then each sends one 
         locust --locustfile benchmarks/storm/locust/locustfile.py --headless \
         --users 500 --spawn-rate 500 --host http://127.0.0.1:…
 
-What became of each request is written to STORM_OUTPUT: its status (0 when no answer came) and its
-duration in milliseconds, as Locust has measured it.
+STORM_OUTPUT gets the outcome of each request: its status (0 without an answer) and the milliseconds
+that Locust measured.
 """
 
 import json
@@ -30,7 +30,7 @@ class Caller(FastHttpUser):
 
     @task
     def look_up(self) -> None:
-        """Wait for the others, ask, and never come back."""
+        """Wait for the others, send the request, and wait forever."""
         all_are_there.wait()
         token = os.environ["STORM_TOKEN"]
         self.client.get(os.environ["STORM_PATH"], headers={"Authorization": f"Bearer {token}"})
@@ -39,23 +39,25 @@ class Caller(FastHttpUser):
 
 @events.spawning_complete.add_listener
 def begin(**_: Any) -> None:
-    """Let all of them go at the same moment."""
+    """Release all users at the same moment."""
     all_are_there.set()
 
 
 @events.init.add_listener
 def count_requests(environment: Environment, **_: Any) -> None:
-    """Take every outcome down; the last one ends the run."""
+    """Record every outcome; the last one ends the run."""
 
     @environment.events.request.add_listener
     def take(response_time: float, response: Any, **_: Any) -> None:
         outcomes.append((response.status_code if response is not None else 0, response_time))
         if environment.runner and len(outcomes) == environment.runner.target_user_count:
-            gevent.spawn(environment.runner.quit)  # it ends users, and so would end itself
+            gevent.spawn(
+                environment.runner.quit
+            )  # in another greenlet: quit() ends all users, this one too
 
 
 @events.quitting.add_listener
 def write(environment: Environment, **_: Any) -> None:
-    """Write the outcomes; that a control fails is no failure of this program."""
+    """Write the outcomes; exit with 0 although requests of a control failed."""
     Path(os.environ["STORM_OUTPUT"]).write_text(json.dumps(outcomes))
     environment.process_exit_code = 0
