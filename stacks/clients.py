@@ -14,6 +14,7 @@ from lambda_pg_cdk.stacks.published import published
 from lambda_pg_cdk.stage.budget import Budget, Cap, Client, allowance_of, budget_of
 from lambda_pg_cdk.stage.config import Config
 from lambda_pg_cdk.stage.loading import load_stage
+from lambda_pg_cdk.stage.messages import problem
 
 __all__ = ["AttachError", "Cap", "Clients"]
 
@@ -79,8 +80,8 @@ class Clients:
         resource = function.node.default_child
         if not isinstance(resource, lambda_.CfnFunction):
             raise AttachError(
-                f"{function.node.path} is {type(function).__name__}: attach the function itself,"
-                " its versions and aliases follow"
+                f"{function.node.path} is {type(function).__name__}: attach the function itself;"
+                " that includes its versions and aliases"
             )
         self._check(function, resource)
         for name, number in (("slots", slots), ("processes", processes)):
@@ -123,13 +124,11 @@ class Clients:
     def _check(self, function: lambda_.Function, resource: lambda_.CfnFunction) -> None:
         path, checkout = function.node.path, self._config.functions.checkout_timeout
         if path in {client.name for client in self._clients}:
-            raise AttachError(f"{path} is attached already")
+            raise AttachError(f"{path} is already attached: attach it once")
         timeout = resource.timeout or 3
         if not Token.is_unresolved(timeout) and timeout <= checkout:
-            raise AttachError(
-                f"{path} has a timeout of {timeout} s: allowed is more than"
-                f" functions.checkout_timeout = {checkout}, timeouts nest"
-            )
+            must = f"be more than functions.checkout_timeout ({checkout} seconds)"
+            raise AttachError(problem(f"the timeout of {path}", timeout, must))
         if resource.package_type == "Image":
             return
         target = target_of(self._config)
@@ -139,7 +138,7 @@ class Clients:
             raise AttachError(
                 f"{path} runs {found[0]} on {found[1]}, but the layer of stage"
                 f" {self._config.stage!r} is built for {built[0]} on {built[1]}: change the"
-                " function, or `python` and `architecture` of the stage in cdk.json"
+                " function, or change `python` and `architecture` of the stage in cdk.json"
             )
 
     def _follow(self, function: lambda_.Function) -> None:
@@ -218,9 +217,9 @@ def _cap(
     reserved = resource.reserved_concurrent_executions
     if concurrency is None and reserved is None:
         raise AttachError(
-            f"{function.node.path} has no cap: how many connections it can open is not known. Set"
-            " its reserved_concurrent_executions, or attach it with concurrency=20 (reserves 20) or"
-            " concurrency=Cap.POOLER_LIMIT (reserves nothing: the pooler refuses what is too much)"
+            f"{function.node.path} has no cap, so it could open any number of connections. Set its"
+            " reserved_concurrent_executions, or attach it with concurrency=20 (reserves 20) or"
+            " concurrency=Cap.POOLER_LIMIT (no reservation, up to the pooler's client limit)"
         )
     if reserved is not None:
         _check_count(function, "reserved_concurrent_executions", reserved, least=0)
@@ -231,16 +230,17 @@ def _cap(
     _check_count(function, "concurrency", concurrency, least=0)
     if reserved is not None and concurrency != reserved:
         raise AttachError(
-            f"{function.node.path} reserves {reserved:g}, but concurrency={concurrency} was given"
+            f"{function.node.path} reserves {reserved:g}, but was attached with"
+            f" concurrency={concurrency}: give one of them"
         )
     return concurrency
 
 
 def _check_count(function: lambda_.Function, name: str, number: float, least: int) -> None:
-    """Refuse what no sum can be made of: a token, which has its value at deployment only, too."""
+    """Refuse a number that the budget cannot use: a token too, whose value synth does not know."""
     if Token.is_unresolved(number) or number != int(number) or number < least:
-        shown = "known only at deployment" if Token.is_unresolved(number) else f"{number:g}"
+        value = "a token" if Token.is_unresolved(number) else f"{number:g}"
         raise AttachError(
-            f"{function.node.path}: {name} is {shown}; allowed is a whole number from {least} up,"
-            " since the budget counts with it"
+            f"{name} of {function.node.path} is {value}; must be a whole number of at least"
+            f" {least}: the budget needs it at synth"
         )

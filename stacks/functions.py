@@ -155,12 +155,12 @@ def join_network(
     """Put a function into the stage's private subnets, in a group of its own that reaches AWS.
 
     With `endpoints_only` that is the group of the stage's interface endpoints, where it has them.
-    Raise `AttachError` for a function that is in a VPC already.
+    Raise `AttachError` for a function that is already in a VPC.
     """
     if function.is_bound_to_vpc:
         raise AttachError(
-            f"{function.node.path} is in a VPC already: leave vpc, vpc_subnets and security_groups"
-            " out, attaching puts it into the stage's"
+            f"{function.node.path} is already in a VPC: remove vpc, vpc_subnets and"
+            " security_groups; attaching it puts it into the stage's VPC"
         )
     stack = Stack.of(function)
     vpc = ec2.Vpc.from_vpc_attributes(

@@ -127,9 +127,9 @@ def check_concurrency(config: Config, clients: Clients) -> Iterator[Finding]:
     reserved = users + (HEALTH_CONCURRENCY if users else 0)
     if reserved and free - reserved < LEFT_UNRESERVED:
         yield Finding(
-            f"functions.reserved_concurrency = {users}, and {HEALTH_CONCURRENCY} for health, but "
-            f"{free} of {total} concurrent "
-            f"executions are unreserved and Lambda keeps {LEFT_UNRESERVED} of them",
+            f"functions.reserved_concurrency is {users}, with {HEALTH_CONCURRENCY} more for health;"
+            f" must be at most {max(free - LEFT_UNRESERVED - HEALTH_CONCURRENCY, 0)}: {free} of"
+            f" {total} concurrent executions are unreserved, and Lambda keeps {LEFT_UNRESERVED}",
             f"Ask for more: {_increase(config, 'lambda', LAMBDA_CONCURRENCY)}, or set it to null.",
         )
     elif total < USEFUL_CONCURRENCY:
@@ -169,8 +169,8 @@ def check_fargate(config: Config, clients: Clients) -> Iterator[Finding]:
     )
     quota = _quota(clients("service-quotas"), "fargate", FARGATE_VCPUS)
     what = (
-        f"Fargate may use {quota:g} vCPUs, the pooler needs {needed:g} while it is deployed with"
-        f" pgbouncer.max_tasks = {settings.max_tasks}, and {least:g} with {settings.tasks} tasks"
+        f"Fargate's quota is {quota:g} vCPUs; a deployment of the pooler needs {needed:g} with"
+        f" {settings.max_tasks} tasks (pgbouncer.max_tasks) and {least:g} with {settings.tasks}"
     )
     remedy = f"Ask for more: {_increase(config, 'fargate', FARGATE_VCPUS)}"
     yield Finding(what, "" if quota >= needed else remedy, blocks=quota < least)
@@ -414,11 +414,10 @@ def _changes(config: Config, server: Mapping[str, Any]) -> list[str]:
 
 
 def check_alarms(config: Config) -> Iterator[Finding]:
-    """Look whether somebody learns of an alarm, where the stage does not deploy otherwise."""
-    problem = alarm_problem(config)
-    if problem:
-        what, _, remedy = problem.partition("; ")
-        yield Finding(what, f"{remedy[0].upper()}{remedy[1:]}")
+    """Check that alarms have an address; a protected stage does not deploy without one."""
+    if problem := alarm_problem(config):
+        what, _, remedy = problem.partition(". ")
+        yield Finding(what, remedy)
     else:
         yield Finding(f"alarms go to {config.observability.email or 'nobody'}")
 

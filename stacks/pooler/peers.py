@@ -1,7 +1,7 @@
-"""Number PgBouncer's tasks: a cancel request is passed on to the task that its number names.
+"""Check the numbers of PgBouncer's tasks: a cancel request has the number of the task it is for.
 
-A task takes its number from its private address, as Fargate gives it nothing else that is stable
-and its own. PgBouncer has 14 bits for it.
+A task's number is the last 14 bits (PgBouncer's limit) of its private address: Fargate gives a task
+no other stable number.
 """
 
 import ipaddress
@@ -14,15 +14,16 @@ BITS = 14
 
 
 def check_numbers(stage: str, cidrs: Sequence[str]) -> None:
-    """Raise `ConfigurationError` where two tasks of these subnets could have the same number."""
+    """Raise `ConfigurationError` if two tasks in these subnets could have the same number."""
     problems = [
-        f"subnets {one} and {other}: the last {BITS} bits of their addresses, which number"
-        " PgBouncer's tasks, overlap. Give subnets that lie within one /18, or differ there"
+        f"subnets {one} and {other} overlap in the last {BITS} bits of their addresses, so two"
+        " tasks of PgBouncer could have the same number; use subnets of one /18"
         for one, other in itertools.combinations(cidrs, 2)
         if _numbers(one) & _numbers(other)
     ]
     problems += [
-        f"subnet {cidr} has more addresses than the {2**BITS} numbers of PgBouncer's tasks"
+        f"subnet {cidr} has more addresses than the {2**BITS} numbers of PgBouncer's tasks; use a"
+        f" prefix of at least {32 - BITS}"
         for cidr in cidrs
         if ipaddress.ip_network(cidr).num_addresses > 2**BITS
     ]
@@ -31,7 +32,7 @@ def check_numbers(stage: str, cidrs: Sequence[str]) -> None:
 
 
 def _numbers(cidr: str) -> set[int]:
-    """List the numbers that a subnet's tasks can have; AWS keeps the first four and the last."""
+    """Return the possible numbers of a subnet's tasks; AWS keeps the first four and the last."""
     network = ipaddress.ip_network(cidr)
     usable = range(int(network.network_address) + 4, int(network.broadcast_address))
     return {address % 2**BITS for address in usable[: 2**BITS]}

@@ -951,7 +951,7 @@ def test_a_stage_over_its_budget_does_not_synthesise(tmp_path: Path) -> None:
 
 def test_a_stage_that_cannot_log_everybody_in_does_not_synthesise(tmp_path: Path) -> None:
     """A quarter of a core is too little for the first function of the stage `dev` already."""
-    with pytest.raises(BudgetError, match="the logins that can come at once take"):
+    with pytest.raises(BudgetError, match="the time for all logins that can start at once is"):
         new_app("dev", tmp_path, {"pgbouncer": {"cpu": 256, "memory": 512}})
 
 
