@@ -26,6 +26,7 @@ from lambda_pg_cdk.stacks.database import (
 )
 from lambda_pg_cdk.stacks.functions import (
     add_layer,
+    add_variables,
     join_network,
     log_group,
     new_function,
@@ -41,10 +42,14 @@ from lambda_pg_cdk.stage.budget import HEALTH_CONCURRENCY, login_limit
 from lambda_pg_cdk.stage.capacity import max_connections
 from lambda_pg_cdk.stage.config import Config
 from lambda_pg_cdk.stage.consistency import API_TIMEOUT
+from lambda_pg_cdk.stage.environment import environment
 
 USERS = ["/users", "/users/{id}"]
 HEALTH = ["/health"]
 BASELINE = ["/baseline/users/{id}"]
+
+LAYER_ROOTS = "/opt/python/lambda_pg/certs/aws.pem"
+"""The layer's root certificates of RDS, in a function."""
 
 BY_API = "The API invokes it and hands its answer on: there is no event that could be lost."
 BY_DEPLOYMENT = "The deployment invokes it, waits for it, and rolls back when it fails."
@@ -113,12 +118,12 @@ class ApiStack(Stack):
         return function
 
     def _baseline(self, database: DatabaseStack) -> lambda_.Function:
-        """Add the control of the storm; it knows no layer, so libpq is told where the roots are."""
+        """Add the control of the storm: it uses libpq alone, which needs the path of the roots."""
         function = self._new(FUNCTIONS / "baseline", self._config.functions.timeout)
         add_layer(function, self._config)
         database.attach(function, APPLICATION_SECRET)
         if self._config.database.ca_file is None:
-            function.add_environment("PGSSLROOTCERT", "/opt/python/lambda_pg/certs/aws.pem")
+            add_variables(function, environment(ca_file=LAYER_ROOTS))
         return function
 
     def _migrate(self, database: DatabaseStack | None, before: list[Construct]) -> lambda_.Function:
@@ -132,8 +137,7 @@ class ApiStack(Stack):
         else:
             database.attach(function)
             self._name_login(function)
-        for name, value in self._limits().items():
-            function.add_environment(name, str(value))
+        add_variables(function, self._limits())
         if database is not None and database.server.resource_id:
             # A database restored under the same name has another id, and nothing else is new: a
             # version is published only where the function's own configuration has changed.
@@ -164,7 +168,7 @@ class ApiStack(Stack):
         layer = Fn.split(":", published(self._config, "layer/arn").read(self))
         return Fn.join(" ", [Fn.select(7, layer), *words])
 
-    def _limits(self) -> dict[str, int]:
+    def _limits(self) -> dict[str, str]:
         settings = self._config.database
         limits = {
             "STATEMENT_TIMEOUT": settings.statement_timeout,
@@ -178,7 +182,7 @@ class ApiStack(Stack):
             # What the budget counts with has to be what the server accepts.
             limits["MAX_CONNECTIONS"], _ = max_connections(self._config)
             limits["LOGIN_LIMIT"] = login_limit(self._config)
-        return limits
+        return {name: str(value) for name, value in limits.items()}
 
     def _name_login(self, function: lambda_.Function) -> None:
         """Tell the migration whom it makes for the application: a password's or a token's user."""
@@ -211,9 +215,9 @@ class ApiStack(Stack):
         """Let the migration go by the `direct_url` of the external pooler's secret."""
         external = self._config.external
         read_secret(function, str(external.secret_arn), external.kms_key_arn)
-        function.add_environment("LAMBDA_PG_SECRET_ARN", str(external.secret_arn))
-        if external.ca_file:
-            function.add_environment("PGSSLROOTCERT", external.ca_file)
+        add_variables(
+            function, environment(secret_arn=external.secret_arn, ca_file=external.ca_file)
+        )
         if self._config.in_network:
             group = join_network(function, self._config)
             group.add_egress_rule(

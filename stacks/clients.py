@@ -1,6 +1,7 @@
 """The functions that connect through a stage's pooler: attached here, and counted here."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from aws_cdk import Fn, Stack, Token
 from aws_cdk import aws_ec2 as ec2
@@ -8,11 +9,18 @@ from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda as lambda_
 
 from lambda_pg_cdk.stacks.assets import target_of
-from lambda_pg_cdk.stacks.functions import AttachError, add_layer, join_network, read_secret
+from lambda_pg_cdk.stacks.functions import (
+    AttachError,
+    add_layer,
+    add_variables,
+    join_network,
+    read_secret,
+)
 from lambda_pg_cdk.stacks.network import let_in
 from lambda_pg_cdk.stacks.published import published
 from lambda_pg_cdk.stage.budget import Budget, Cap, Client, allowance_of, budget_of
 from lambda_pg_cdk.stage.config import Config
+from lambda_pg_cdk.stage.environment import environment
 from lambda_pg_cdk.stage.loading import load_stage
 from lambda_pg_cdk.stage.messages import problem
 
@@ -96,8 +104,7 @@ class Clients:
         if resource.package_type != "Image":
             add_layer(function, self._config)
         self._allow(function)
-        for name, value in self._environment(function, slots).items():
-            function.add_environment(name, value)
+        add_variables(function, self._environment(function, slots))
         return self._connect(function) if self._config.in_network else None
 
     def version_inputs(self, function: lambda_.Function) -> str:
@@ -163,40 +170,35 @@ class Clients:
         read_secret(function, arn, external.kms_key_arn if external else None)
 
     def _environment(self, function: lambda_.Function, slots: int) -> dict[str, str]:
-        config = self._config
-        environment = {
-            "PGAPPNAME": function.node.id.lower(),
-            "LAMBDA_PG_CHECKOUT_TIMEOUT": str(config.functions.checkout_timeout),
-            # Always, as it multiplies what the budget has counted.
-            "LAMBDA_PG_SLOTS": str(slots),
-            "LAMBDA_PG_STRICT": "1",
+        """Write the variables; a published value is read only where the function needs it."""
+        config, external = self._config, self._config.external
+        common: dict[str, Any] = {
+            "application": function.node.id,
+            "checkout_timeout": config.functions.checkout_timeout,
+            # Always written: the budget has counted them.
+            "slots": slots,
+            "strict": True,
         }
         if config.pooler == "external":
-            return environment | self._external(function)
-        environment |= {
-            "PGHOST": self._read(function, "pooler/host"),
-            "PGPORT": self._read(function, "pooler/port"),
-            "PGDATABASE": config.database.name,
-            "PGSSLMODE": "verify-full",
-            "LAMBDA_PG_PROFILE": config.pooler,
-        }
+            return environment(
+                **common,
+                secret_arn=self._read(function, "pooler/secret-arn"),
+                profile=external.profile,
+                ca_file=external.ca_file,
+            )
         if config.by_token:
-            user = self._read(function, "pooler/user")
-            return environment | {"LAMBDA_PG_AUTH": "iam", "PGUSER": user}
-        environment["LAMBDA_PG_SECRET_ARN"] = self._read(function, "pooler/secret-arn")
+            common["token_user"] = self._read(function, "pooler/user")
+        else:
+            common["secret_arn"] = self._read(function, "pooler/secret-arn")
         if config.pooler == "pgbouncer":
-            environment["LAMBDA_PG_CA_PEM"] = self._read(function, "pooler/ca")
-        return environment
-
-    def _external(self, function: lambda_.Function) -> dict[str, str]:
-        """Say where the URL is; the URL says the rest."""
-        external = self._config.external
-        environment = {"LAMBDA_PG_SECRET_ARN": self._read(function, "pooler/secret-arn")}
-        if external.profile:
-            environment["LAMBDA_PG_PROFILE"] = external.profile
-        if external.ca_file:
-            environment["PGSSLROOTCERT"] = external.ca_file
-        return environment
+            common["ca_pem"] = self._read(function, "pooler/ca")
+        return environment(
+            **common,
+            host=self._read(function, "pooler/host"),
+            port=self._read(function, "pooler/port"),
+            database=config.database.name,
+            profile=config.pooler,
+        )
 
     def _connect(self, function: lambda_.Function) -> ec2.SecurityGroup:
         group = join_network(function, self._config)

@@ -12,7 +12,13 @@ from aws_cdk import aws_secretsmanager as secretsmanager
 from constructs import Construct, IConstruct
 
 from lambda_pg_cdk.stacks.assets import OPERATIONS, Assets
-from lambda_pg_cdk.stacks.functions import add_layer, join_network, new_function, read_secret
+from lambda_pg_cdk.stacks.functions import (
+    add_layer,
+    add_variables,
+    join_network,
+    new_function,
+    read_secret,
+)
 from lambda_pg_cdk.stacks.nag_exceptions import (
     accept,
     accept_permission,
@@ -23,6 +29,7 @@ from lambda_pg_cdk.stacks.network import NetworkStack, let_in
 from lambda_pg_cdk.stacks.published import published
 from lambda_pg_cdk.stacks.servers import new_server
 from lambda_pg_cdk.stage.config import Config
+from lambda_pg_cdk.stage.environment import environment
 
 APPLICATION = "lambda_pg_user"
 NO_QUOTING = " %+~`#$&*()|[]{}:;<>?!'/@\"\\,=^-"
@@ -112,20 +119,17 @@ class DatabaseStack(Stack):
         self.admit(join_network(function, self._config, endpoints_only=True))
         arn = self._told(function, secret)
         read_secret(function, arn, self._config.owner_key_arn if secret == OWNER else None)
-        environment = {
-            "PGHOST": self._told(function, "database/host"),
-            "PGPORT": self._told(function, "database/port"),
-            "PGDATABASE": self._config.database.name,
-            "PGSSLMODE": "verify-full",
-            "PGAPPNAME": function.node.id.lower(),
-            "LAMBDA_PG_PROFILE": "direct",
-            "LAMBDA_PG_CHECKOUT_TIMEOUT": str(self._config.functions.checkout_timeout),
-            "LAMBDA_PG_SECRET_ARN": arn,
-        }
-        if self._config.database.ca_file:
-            environment["PGSSLROOTCERT"] = self._config.database.ca_file
-        for name, value in environment.items():
-            function.add_environment(name, value)
+        variables = environment(
+            application=function.node.id,
+            checkout_timeout=self._config.functions.checkout_timeout,
+            host=self._told(function, "database/host"),
+            port=self._told(function, "database/port"),
+            database=self._config.database.name,
+            profile="direct",
+            secret_arn=arn,
+            ca_file=self._config.database.ca_file,
+        )
+        add_variables(function, variables)
 
     def admit(self, group: ec2.SecurityGroup) -> None:
         """Let a security group of any stack reach the server."""

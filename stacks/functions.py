@@ -1,5 +1,6 @@
 """One function: its code, its logs, its tag; and how any function gets layer and network."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -93,6 +94,12 @@ def log_group(scope: Construct, name: str, config: Config) -> logs.LogGroup:
         retention=retention(config.log_retention_days),
         removal_policy=RemovalPolicy.DESTROY,
     )
+
+
+def add_variables(function: lambda_.Function, variables: Mapping[str, str]) -> None:
+    """Set environment variables of a function."""
+    for name, value in variables.items():
+        function.add_environment(name, value)
 
 
 def add_layer(function: lambda_.Function, config: Config) -> None:

@@ -11,7 +11,7 @@ from aws_cdk import custom_resources as cr
 from constructs import Construct
 
 from lambda_pg_cdk.stacks.assets import OPERATIONS, Assets
-from lambda_pg_cdk.stacks.functions import log_group, may_read, new_function
+from lambda_pg_cdk.stacks.functions import add_variables, log_group, may_read, new_function
 from lambda_pg_cdk.stacks.nag_exceptions import (
     accept,
     accept_permission,
@@ -55,13 +55,13 @@ class Certificate(Construct):
             invoked="It runs again in a week, long before the certificate ends, and its failure"
             " raises an alarm.",
         )
-        for name, value in {
+        variables = {
             "AUTHORITY_SECRET_ARN": authority.secret_arn,
             "CERTIFICATE_SECRET_ARN": self.secret.secret_arn,
             "CERTIFICATE_NAMES": ",".join(names),
             "CA_PARAMETER": public.name,
-        }.items():
-            self.function.add_environment(name, value)
+        }
+        add_variables(self.function, variables)
         for secret in (authority, self.secret):
             arn = secret.secret_arn
             self.function.add_to_role_policy(may_read(arn))
