@@ -113,9 +113,9 @@ def running(
             postgres.create_master(USER, password, DATABASE)
             _fill(postgres.dsn)
             authority = Authority.create("benchmark CA")
-            vault = _vault(password, authority)
+            secrets = _secrets(password, authority)
             service_port = processes.free_port()
-            service = _start_service(service_port, vault, folder)
+            service = _start_service(service_port, secrets, folder)
             pooler = _pooler(folder, postgres, service_port, task)
             pooler.start()
         (folder / "ca.pem").write_text(authority.pem)
@@ -170,7 +170,7 @@ def _fill(dsn: str) -> None:
         connection.execute("VACUUM ANALYZE users")
 
 
-def _vault(password: str, authority: Authority) -> dict[str, Any]:
+def _secrets(password: str, authority: Authority) -> dict[str, Any]:
     issued = authority.issue(("127.0.0.1",))
     return {
         LOGIN_ARN: {"username": USER, "password": password},
@@ -178,7 +178,7 @@ def _vault(password: str, authority: Authority) -> dict[str, Any]:
     }
 
 
-def _start_service(port: int, vault: dict[str, Any], folder: Path) -> subprocess.Popen[bytes]:
+def _start_service(port: int, secrets: dict[str, Any], folder: Path) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.cost.secrets_service", str(port)],
         stdin=subprocess.PIPE,
@@ -186,7 +186,7 @@ def _start_service(port: int, vault: dict[str, Any], folder: Path) -> subprocess
         cwd=ROOT,
     )
     if process.stdin is not None:
-        process.stdin.write(json.dumps(vault).encode())
+        process.stdin.write(json.dumps(secrets).encode())
         process.stdin.close()
     processes.wait_until(lambda: _listens(port), START_SECONDS, "the secrets service")
     return process

@@ -20,8 +20,8 @@ from .configuration import (
     render_users,
 )
 from .relay import Relay
+from .secret_store import Certificate, Content, SecretUnusableError
 from .settings import Settings, SettingsError
-from .vault import Certificate, Content, SecretUnusableError
 
 
 class Folder:

@@ -22,8 +22,8 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from .configuration import Group, Peer
+from .secret_store import CLIENT_CONFIG
 from .settings import PeersSettings, SettingsError
-from .vault import CLIENT_CONFIG
 
 # PgBouncer keeps the number in 14 bits of each key; 0 stands for "no peering".
 PEER_ID_BITS = 14

@@ -28,10 +28,10 @@ from .peers import CloudMap, Peering
 from .primary import Watch
 from .pulse import LOOK_SECONDS, Pulse
 from .relay import Relay
+from .secret_store import Content, SecretsManager, SecretStore, region_of
 from .session import SessionError
 from .settings import Settings, SettingsError
 from .transaction import Transaction
-from .vault import Content, SecretsManager, Vault, region_of
 
 # Open files of PgBouncer besides its connections: listeners, log, pipes, name resolution.
 OWN_FILES = 64
@@ -127,7 +127,7 @@ class Supervisor:
         self._settings = settings
         self._stdout, self._stderr = stdout, stderr
         self._folder = Folder(settings)
-        self._vault = Vault(
+        self._secret_store = SecretStore(
             settings.user_secret_arns,
             settings.certificate_secret_arn,
             read=SecretsManager(),
@@ -228,9 +228,9 @@ class Supervisor:
                 self._next_event(LOOK_GAP)
             if self._stopping:
                 break
-            if self._vault.content is not None and self._write(self._update):
+            if self._secret_store.content is not None and self._write(self._update):
                 return True
-            self._put_metrics({"UnreadableSecrets": self._vault.unreadable})
+            self._put_metrics({"UnreadableSecrets": self._secret_store.unreadable})
             log.info("waiting %g s for a user and a certificate", pause)
             self._rest(pause)
             pause = min(2 * pause, max(1.0, self._settings.refresh_interval))
@@ -250,7 +250,7 @@ class Supervisor:
     def _fetch(self, certificate: bool) -> None:
         self._fetched = (certificate, False)
         try:
-            self._fetched = (certificate, self._vault.refresh(certificate=certificate))
+            self._fetched = (certificate, self._secret_store.refresh(certificate=certificate))
         except Exception:  # nothing may end the thread before it has said so
             log.exception("the look at the secrets failed")
         finally:
@@ -282,7 +282,7 @@ class Supervisor:
             self._signal(signal.SIGHUP)
 
     def _update(self) -> bool:
-        self._content = self._vault.content or self._content
+        self._content = self._secret_store.content or self._content
         return self._folder.update(self._content)
 
     def _write(self, write: Callable[[], bool]) -> bool | None:
@@ -345,7 +345,7 @@ class Supervisor:
     def _secrets_metrics(self) -> Numbers:
         """Return how well the secrets could be read, and the days that the certificate has left."""
         left = end_of(self._content.certificate.chain) - datetime.now(UTC)
-        return {"UnreadableSecrets": self._vault.unreadable, "CertificateDays": left / DAY}
+        return {"UnreadableSecrets": self._secret_store.unreadable, "CertificateDays": left / DAY}
 
     def _put_metrics(self, numbers: Numbers) -> None:
         if self._settings.metrics is not None:

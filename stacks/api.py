@@ -34,7 +34,7 @@ from lambda_pg_cdk.stacks.functions import (
 )
 from lambda_pg_cdk.stacks.identity import Identity
 from lambda_pg_cdk.stacks.migration import Migration
-from lambda_pg_cdk.stacks.nag_exceptions import accept
+from lambda_pg_cdk.stacks.nag_exceptions import suppress
 from lambda_pg_cdk.stacks.published import published
 from lambda_pg_cdk.stacks.releases import describe, release
 from lambda_pg_cdk.stacks.servers import MASTER
@@ -246,7 +246,7 @@ class ApiStack(Stack):
                 authorizer=authorizer,
             )
             if authorizer is None:
-                accept(route, APIG4="Load balancers and monitors ask it, and it says up or down.")
+                suppress(route, APIG4="Load balancers and monitors ask it, and it says up or down.")
 
     def _stage(self) -> api.HttpStage:
         limits = self._config.api

@@ -20,10 +20,10 @@ from lambda_pg_cdk.stacks.functions import (
     read_secret,
 )
 from lambda_pg_cdk.stacks.nag_exceptions import (
-    accept,
-    accept_permission,
-    accept_serverless,
-    accept_zones,
+    suppress,
+    suppress_permission,
+    suppress_serverless,
+    suppress_zones,
 )
 from lambda_pg_cdk.stacks.network import NetworkStack, let_in
 from lambda_pg_cdk.stacks.published import published
@@ -100,7 +100,7 @@ class DatabaseStack(Stack):
         if not config.by_token:
             self._add_login(assets)
         if config.network.bastion:
-            self._let_people_in(network)
+            self._add_bastion(network)
         # For people and tools: RDS's certificate does not carry this name, so it takes verify-ca.
         route53.CnameRecord(
             self,
@@ -140,7 +140,7 @@ class DatabaseStack(Stack):
         stack = Stack.of(reader)
         return self._values[name] if stack is self else published(self._config, name).read(stack)
 
-    def _let_people_in(self, network: NetworkStack) -> None:
+    def _add_bastion(self, network: NetworkStack) -> None:
         """Add a small instance without any way in but Session Manager, which logs who came."""
         group = ec2.SecurityGroup(
             self, "BastionGroup", vpc=network.vpc, description="Bastion", allow_all_outbound=False
@@ -165,13 +165,13 @@ class DatabaseStack(Stack):
             require_imdsv2=True,
             ssm_session_permissions=True,
         )
-        accept_zones(bastion)
-        accept(
+        suppress_zones(bastion)
+        suppress(
             bastion,
             EC28="Nobody waits for its metrics: it only passes a tunnel on.",
             EC29="It holds nothing, and a new one takes its place.",
         )
-        accept_permission(
+        suppress_permission(
             bastion,
             "Policy::arn:<AWS::Partition>:iam::aws:policy/AmazonSSMManagedInstanceCore",
             "AWS's own policy for instances that Session Manager reaches.",
@@ -200,7 +200,7 @@ class DatabaseStack(Stack):
         self.attach(function)
         function.add_environment("ROTATION", config.database.rotation)
         hash_for_proxy(function, config)
-        accept_permission(
+        suppress_permission(
             function, "Resource::*", "X-Ray's and GetRandomPassword's permissions know no resource."
         )
         # This lets the function read, write and promote versions of the secret, and nothing else.
@@ -226,7 +226,7 @@ class DatabaseStack(Stack):
                 )
             ],
         )
-        accept_serverless(rule, EventBusDLQ="An event that is lost comes again in an hour.")
+        suppress_serverless(rule, EventBusDLQ="An event that is lost comes again in an hour.")
         # CDK lets the service in whoever's secret it is for. With its ARN, for this one alone:
         # https://docs.aws.amazon.com/secretsmanager/latest/userguide/rotating-secrets-required-permissions-function.html
         for child in function.node.find_all():

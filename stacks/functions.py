@@ -23,10 +23,10 @@ from constructs import Construct
 
 from lambda_pg_cdk.stacks.assets import Assets
 from lambda_pg_cdk.stacks.nag_exceptions import (
-    accept,
-    accept_permission,
-    accept_serverless,
     aws_policy,
+    suppress,
+    suppress_permission,
+    suppress_serverless,
 )
 from lambda_pg_cdk.stacks.network import let_in, retention
 from lambda_pg_cdk.stacks.published import published
@@ -75,10 +75,10 @@ def new_function(
     )
     Tags.of(function).add(TAG, folder)
     version = "The runtime is a setting; 3.13 is supported until June 2029."
-    accept(function, L1=version)
-    accept_serverless(function, LambdaLatestVersion=version, LambdaDLQ=invoked)
-    accept_permission(function, "Resource::*", "X-Ray's permissions know no resource.")
-    accept_permission(
+    suppress(function, L1=version)
+    suppress_serverless(function, LambdaLatestVersion=version, LambdaDLQ=invoked)
+    suppress_permission(function, "Resource::*", "X-Ray's permissions know no resource.")
+    suppress_permission(
         function,
         aws_policy("AWSLambdaBasicExecutionRole"),
         "AWS's own policy for writing logs; it grows with what Lambda needs.",
@@ -228,7 +228,7 @@ def _allow_interfaces(function: lambda_.Function) -> None:
             conditions={"Null": {"lambda:SourceFunctionArn": "false"}},
         )
     )
-    accept_permission(
+    suppress_permission(
         function,
         aws_policy(name),
         "AWS's own policy for a function's network interfaces, whose ids nobody knows before.",

@@ -6,7 +6,7 @@ from aws_cdk import aws_apigatewayv2_authorizers as authorizers
 from aws_cdk import aws_cognito as cognito
 from constructs import Construct
 
-from lambda_pg_cdk.stacks.nag_exceptions import accept
+from lambda_pg_cdk.stacks.nag_exceptions import suppress
 from lambda_pg_cdk.stage.config import Config
 
 
@@ -44,7 +44,7 @@ class Identity(Construct):
             deletion_protection=config.termination_protection,
             removal_policy=_removal(config),
         )
-        accept(
+        suppress(
             pool,
             COG2="A second factor is offered; asking for it is for those who own the users.",
             COG8="The plus plan is paid for each user; whoever needs it turns it on.",

@@ -10,7 +10,7 @@ from constructs import Construct, IConstruct
 
 from lambda_pg_cdk.stacks.assets import OPERATIONS, Assets
 from lambda_pg_cdk.stacks.functions import new_function
-from lambda_pg_cdk.stacks.nag_exceptions import accept_permission, accept_serverless
+from lambda_pg_cdk.stacks.nag_exceptions import suppress_permission, suppress_serverless
 from lambda_pg_cdk.stage.config import Config
 
 LONGEST = 900
@@ -77,7 +77,7 @@ class DeploymentTask(Construct):
             ("cloudformation:DescribeStacks", Stack.of(self).stack_id),
         ):
             provider.add_to_role_policy(iam.PolicyStatement(actions=[action], resources=[resource]))
-        accept_serverless(
+        suppress_serverless(
             provider,
             LambdaAsyncFailureDestination="CloudFormation waits for its answer, and fails without.",
         )
@@ -114,7 +114,7 @@ class Migration(DeploymentTask):
         )
         self.resource.node.add_dependency(migrate)
         name = Stack.of(self).get_logical_id(cast(CfnElement, migrate.node.default_child))
-        accept_permission(
+        suppress_permission(
             self.provider,
             f"Resource::<{name}.Arn>:*",
             "It runs the version of the migration that the deployment has published.",

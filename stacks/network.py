@@ -9,7 +9,7 @@ from aws_cdk import aws_logs as logs
 from aws_cdk import aws_route53 as route53
 from constructs import Construct
 
-from lambda_pg_cdk.stacks.nag_exceptions import accept, accept_permission, accept_zones
+from lambda_pg_cdk.stacks.nag_exceptions import suppress, suppress_permission, suppress_zones
 from lambda_pg_cdk.stacks.published import published
 from lambda_pg_cdk.stage.config import Config
 
@@ -96,17 +96,17 @@ class NetworkStack(Stack):
                 *([_public(mask)] if nat else []),
             ],
         )
-        self._accept_findings(vpc, config)
+        self._suppress_findings(vpc, config)
         if not nat:
             self._add_endpoints(vpc, config)
         if config.network.flow_logs:
             self._log_flows(vpc, config.log_retention_days)
         return vpc
 
-    def _accept_findings(self, vpc: ec2.Vpc, config: Config) -> None:
-        accept_zones(vpc)
+    def _suppress_findings(self, vpc: ec2.Vpc, config: Config) -> None:
+        suppress_zones(vpc)
         if not config.network.flow_logs:
-            accept(vpc, VPC7="This stage has network.flow_logs off: it holds no real data.")
+            suppress(vpc, VPC7="This stage has network.flow_logs off: it holds no real data.")
 
     def _add_endpoints(self, vpc: ec2.Vpc, config: Config) -> None:
         services: dict[str, ec2.IInterfaceVpcEndpointService] = dict(ENDPOINTS)
@@ -164,7 +164,7 @@ class NetworkStack(Stack):
             flows.iam_role.add_to_principal_policy(
                 iam.PolicyStatement(actions=[action], resources=[resource])
             )
-        accept_permission(flows, "Resource::*", "logs:DescribeLogGroups knows no resource.")
+        suppress_permission(flows, "Resource::*", "logs:DescribeLogGroups knows no resource.")
 
 
 def buckets_of_aws(config: Config) -> list[str]:

@@ -15,7 +15,7 @@ from constructs import Construct
 
 from lambda_pg_cdk.stacks.api import ApiStack
 from lambda_pg_cdk.stacks.database import REPORT_HOURS, ROTATION_OFF
-from lambda_pg_cdk.stacks.nag_exceptions import accept_serverless
+from lambda_pg_cdk.stacks.nag_exceptions import suppress_serverless
 from lambda_pg_cdk.stacks.pooler.pgbouncer import METRICS, supervisor_metric
 from lambda_pg_cdk.stacks.published import published
 from lambda_pg_cdk.stage.capacity import max_connections
@@ -110,7 +110,7 @@ class ObservabilityStack(Stack):
         )
         topic.add_subscription(subscriptions.EmailSubscription(email))
         reason = "SNS retries mail by itself, and the alarm's history has what was sent."
-        accept_serverless(topic, SNSRedrivePolicy=reason)
+        suppress_serverless(topic, SNSRedrivePolicy=reason)
         return monitoring.SnsAlarmActionStrategy(on_alarm_topic=topic)
 
     def _runbook(self, anchor: str) -> str:

@@ -7,7 +7,7 @@ from aws_cdk import aws_cloudwatch as cloudwatch
 from aws_cdk import aws_codedeploy as codedeploy
 from aws_cdk import aws_lambda as lambda_
 
-from lambda_pg_cdk.stacks.nag_exceptions import accept_permission, aws_policy
+from lambda_pg_cdk.stacks.nag_exceptions import aws_policy, suppress_permission
 from lambda_pg_cdk.stage.config import Config
 
 ALIAS = "live"
@@ -43,7 +43,7 @@ def release(function: lambda_.Function, config: Config, inputs: str) -> lambda_.
             deployment_config=_DEPLOYMENTS[config.functions.deployment],
             alarms=[_alarm(function, alias)],
         )
-        accept_permission(
+        suppress_permission(
             group,
             aws_policy("AWSCodeDeployRoleForLambdaLimited"),
             "AWS's own policy for moving an alias; CodeDeploy's role is for nothing else.",

@@ -10,7 +10,12 @@ from aws_cdk import aws_rds as rds
 from aws_cdk import aws_secretsmanager as secretsmanager
 from constructs import Construct
 
-from lambda_pg_cdk.stacks.nag_exceptions import accept, accept_by_id, accept_permission, aws_policy
+from lambda_pg_cdk.stacks.nag_exceptions import (
+    aws_policy,
+    suppress,
+    suppress_by_id,
+    suppress_permission,
+)
 from lambda_pg_cdk.stacks.network import NetworkStack, retention
 from lambda_pg_cdk.stage.config import Config
 from lambda_pg_cdk.stage.maintenance import backup_window, maintenance_window
@@ -99,7 +104,7 @@ def _instance(
         cloudwatch_logs_retention=retention(config.log_retention_days),
         removal_policy=_removal(config),
     )
-    _accept_findings(instance, config)
+    _suppress_findings(instance, config)
     _narrow_log_retention(instance, config, "instance")
     return Server(
         host=instance.db_instance_endpoint_address,
@@ -157,8 +162,8 @@ def _cluster(
         cloudwatch_logs_retention=retention(config.log_retention_days),
         removal_policy=_removal(config),
     )
-    _accept_findings(cluster, config)
-    accept_by_id(
+    _suppress_findings(cluster, config)
+    suppress_by_id(
         cluster,
         "CloudFormation-Validate::E9006",
         "The CDK's list of Aurora's versions ends before 17.11; preflight asks RDS itself.",
@@ -231,23 +236,23 @@ def _removal(config: Config) -> RemovalPolicy:
     return RemovalPolicy.SNAPSHOT if config.termination_protection else RemovalPolicy.DESTROY
 
 
-def _accept_findings(server: Construct, config: Config) -> None:
+def _suppress_findings(server: Construct, config: Config) -> None:
     settings = config.database
     keeper = Stack.of(server).node.find_child(LOG_RETENTION)
-    accept_permission(
+    suppress_permission(
         keeper,
         aws_policy("AWSLambdaBasicExecutionRole"),
         "AWS's own policy for writing logs, of CDK's own function.",
     )
     port = "The port is no secret: security groups decide who may reach it."
-    accept(server, RDS11=port)
+    suppress(server, RDS11=port)
     if not settings.multi_az:
-        accept(server, RDS3="This stage has database.multi_az off: it may be down.")
+        suppress(server, RDS3="This stage has database.multi_az off: it may be down.")
     if not settings.deletion_protection:
         reason = "This stage has database.deletion_protection off: it is made to be removed."
-        accept(server, RDS10=reason)
+        suppress(server, RDS10=reason)
     if settings.backup_days == 0:
-        accept(server, RDS13="This stage has database.backup_days 0: it holds nothing.")
+        suppress(server, RDS13="This stage has database.backup_days 0: it holds nothing.")
 
 
 def _narrow_log_retention(server: Construct, config: Config, kind: str) -> None:
@@ -271,8 +276,8 @@ def _narrow_log_retention(server: Construct, config: Config, kind: str) -> None:
     )
     name = Stack.of(server).get_logical_id(resource)
     streams = "The group's ARN for a policy ends so; RDS names the group."
-    accept_permission(
+    suppress_permission(
         keeper, "Resource::" + arn.format("<AWS::AccountId>", logs.format(f"<{name}>")), streams
     )
     own = "CloudFormation names CDK's own function, and so its group, only when it makes it."
-    accept_permission(keeper, "Resource::" + arn.format("<AWS::AccountId>", OWN_LOGS), own)
+    suppress_permission(keeper, "Resource::" + arn.format("<AWS::AccountId>", OWN_LOGS), own)

@@ -13,10 +13,10 @@ from constructs import Construct
 from lambda_pg_cdk.stacks.assets import OPERATIONS, Assets
 from lambda_pg_cdk.stacks.functions import add_variables, log_group, may_read, new_function
 from lambda_pg_cdk.stacks.nag_exceptions import (
-    accept,
-    accept_permission,
-    accept_serverless,
     aws_policy,
+    suppress,
+    suppress_permission,
+    suppress_serverless,
 )
 from lambda_pg_cdk.stacks.published import Published, published
 from lambda_pg_cdk.stage.config import Config
@@ -68,7 +68,7 @@ class Certificate(Construct):
             self.function.add_to_role_policy(
                 iam.PolicyStatement(actions=["secretsmanager:PutSecretValue"], resources=[arn])
             )
-            accept(secret, SMG4="The certificate function renews what is in it, every week.")
+            suppress(secret, SMG4="The certificate function renews what is in it, every week.")
         _close(authority, self.function)
         issued = self._issue(config, names)
         public.write(self, issued.get_att_string("CaCertificate"))
@@ -87,7 +87,7 @@ class Certificate(Construct):
             on_event_handler=self.function,
             log_group=log_group(self, "ProviderLogs", config),
         )
-        self._accept_findings(provider)
+        self._suppress_findings(provider)
         return CustomResource(
             self,
             "Issued",
@@ -97,20 +97,20 @@ class Certificate(Construct):
             properties={"Names": names},
         )
 
-    def _accept_findings(self, provider: cr.Provider) -> None:
-        accept_permission(
+    def _suppress_findings(self, provider: cr.Provider) -> None:
+        suppress_permission(
             provider,
             aws_policy("AWSLambdaBasicExecutionRole"),
             "The role is the CDK's own provider's; the policy lets it write logs.",
         )
-        accept_serverless(
+        suppress_serverless(
             provider,
             LambdaDLQ="CloudFormation invokes the CDK's own provider and waits for its answer.",
             LambdaDefaultMemorySize="The CDK's own provider only passes an event on.",
             LambdaTracing="The CDK's own provider only passes an event on.",
         )
         function = Stack.of(self).get_logical_id(cast(CfnElement, self.function.node.default_child))
-        accept_permission(
+        suppress_permission(
             provider,
             f"Resource::<{function}.Arn>:*",
             "The CDK's own provider may call this function in any of its versions.",
@@ -133,7 +133,7 @@ class Certificate(Construct):
             schedule=events.Schedule.rate(Duration.days(7)),
             targets=[events_targets.LambdaFunction(self.function, retry_attempts=2)],
         )
-        accept_serverless(rule, EventBusDLQ="An event that is lost comes again in a week.")
+        suppress_serverless(rule, EventBusDLQ="An event that is lost comes again in a week.")
 
 
 def _close(secret: secretsmanager.Secret, *readers: iam.IGrantable) -> None:

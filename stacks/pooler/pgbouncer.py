@@ -17,7 +17,7 @@ from constructs import Construct
 from lambda_pg_cdk.stacks.assets import Assets
 from lambda_pg_cdk.stacks.database import APPLICATION_SECRET, DatabaseStack
 from lambda_pg_cdk.stacks.functions import may_read
-from lambda_pg_cdk.stacks.nag_exceptions import accept, accept_permission
+from lambda_pg_cdk.stacks.nag_exceptions import suppress, suppress_permission
 from lambda_pg_cdk.stacks.network import NetworkStack, closed_group, retention
 from lambda_pg_cdk.stacks.pooler.certificate import Certificate
 from lambda_pg_cdk.stacks.pooler.peers import check_numbers
@@ -151,9 +151,9 @@ class PgBouncerStack(Stack):
         )
         task.add_to_task_role_policy(may_read(self._secret_arn))
         self.certificate.let_read(task.task_role)
-        accept(task, ECS2="Addresses, sizes and ARNs only: passwords are read from the secrets.")
+        suppress(task, ECS2="Addresses, sizes and ARNs only: passwords are read from the secrets.")
         task.add_to_task_role_policy(self._find_peers())
-        accept_permission(
+        suppress_permission(
             task,
             "Resource::*",
             "ecr:GetAuthorizationToken knows no resource; DiscoverInstances has a condition.",
@@ -307,7 +307,7 @@ class PgBouncerStack(Stack):
             ),
         )
         balancer.connections.allow_to(self.service, ec2.Port.tcp(self.port), "to PgBouncer")
-        accept(balancer, ELB2="Network load balancers log TLS listeners only; this one is TCP.")
+        suppress(balancer, ELB2="Network load balancers log TLS listeners only; this one is TCP.")
         return balancer, pool
 
     def _name(self) -> None:

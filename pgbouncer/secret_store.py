@@ -51,7 +51,7 @@ Report = Callable[[str], None]
 Check = Callable[[Certificate], None]
 
 
-class Vault:
+class SecretStore:
     """The last good content of the secrets; `refresh` looks whether there is a newer one."""
 
     def __init__(
