@@ -15,7 +15,7 @@ from aws_cdk import aws_lambda as lambda_
 from aws_cdk import aws_logs as logs
 from constructs import Construct
 
-from lambda_pg_cdk.stacks.assets import FUNCTIONS, OPERATIONS, Assets
+from lambda_pg_cdk.stacks.assets import Assets
 from lambda_pg_cdk.stacks.clients import Cap, Clients
 from lambda_pg_cdk.stacks.database import (
     APPLICATION,
@@ -43,6 +43,7 @@ from lambda_pg_cdk.stage.capacity import max_connections
 from lambda_pg_cdk.stage.config import Config
 from lambda_pg_cdk.stage.consistency import API_TIMEOUT
 from lambda_pg_cdk.stage.environment import environment
+from lambda_pg_cdk.stage.sources import FUNCTIONS, OPERATIONS
 
 USERS = ["/users", "/users/{id}"]
 HEALTH = ["/health"]

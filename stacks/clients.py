@@ -8,7 +8,6 @@ from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda as lambda_
 
-from lambda_pg_cdk.stacks.assets import target_of
 from lambda_pg_cdk.stacks.functions import (
     AttachError,
     add_layer,
@@ -23,6 +22,7 @@ from lambda_pg_cdk.stage.config import Config
 from lambda_pg_cdk.stage.environment import environment
 from lambda_pg_cdk.stage.loading import load_stage
 from lambda_pg_cdk.stage.messages import problem
+from lambda_pg_cdk.stage.sources import target_of
 
 __all__ = ["AttachError", "Cap", "Clients"]
 

@@ -11,7 +11,7 @@ from aws_cdk import aws_route53 as route53
 from aws_cdk import aws_secretsmanager as secretsmanager
 from constructs import Construct, IConstruct
 
-from lambda_pg_cdk.stacks.assets import OPERATIONS, Assets
+from lambda_pg_cdk.stacks.assets import Assets
 from lambda_pg_cdk.stacks.functions import (
     add_layer,
     add_variables,
@@ -30,6 +30,7 @@ from lambda_pg_cdk.stacks.published import published
 from lambda_pg_cdk.stacks.servers import new_server
 from lambda_pg_cdk.stage.config import Config
 from lambda_pg_cdk.stage.environment import environment
+from lambda_pg_cdk.stage.sources import OPERATIONS
 
 APPLICATION = "lambda_pg_user"
 NO_QUOTING = " %+~`#$&*()|[]{}:;<>?!'/@\"\\,=^-"
@@ -185,7 +186,7 @@ class DatabaseStack(Stack):
         self._values["database/rotation-function"] = function.function_name
 
     def _rotate(self, secret: secretsmanager.Secret, assets: Assets) -> lambda_.Function:
-        """Rotate with a function of our own: it takes the direct way and verifies TLS."""
+        """Rotate with this project's function, which uses the direct URL and verifies TLS."""
         config = self._config
         function = new_function(
             self,
@@ -208,9 +209,20 @@ class DatabaseStack(Stack):
             "Rotation",
             rotation_lambda=function,
             automatically_after=Duration.days(config.database.rotation_days),
-            # The users come with the first migration, which is after this.
+            # The first migration creates the users, after this.
             rotate_immediately_on_update=False,
         )
+        self._report_rotation(function, secret)
+        # CDK lets Secrets Manager invoke it for any secret. With the ARN, for this secret alone:
+        # https://docs.aws.amazon.com/secretsmanager/latest/userguide/rotating-secrets-required-permissions-function.html
+        for child in function.node.find_all():
+            if isinstance(child, lambda_.CfnPermission):
+                child.source_account = self.account
+                child.source_arn = secret.secret_arn
+        return function
+
+    def _report_rotation(self, function: lambda_.Function, secret: secretsmanager.Secret) -> None:
+        """Have the function report regularly whether the secret is rotated."""
         rule = events.Rule(
             self,
             "RotationReport",
@@ -227,13 +239,6 @@ class DatabaseStack(Stack):
             ],
         )
         suppress_serverless(rule, EventBusDLQ="An event that is lost comes again in an hour.")
-        # CDK lets the service in whoever's secret it is for. With its ARN, for this one alone:
-        # https://docs.aws.amazon.com/secretsmanager/latest/userguide/rotating-secrets-required-permissions-function.html
-        for child in function.node.find_all():
-            if isinstance(child, lambda_.CfnPermission):
-                child.source_account = self.account
-                child.source_arn = secret.secret_arn
-        return function
 
     def _secret(self) -> secretsmanager.Secret:
         return secretsmanager.Secret(

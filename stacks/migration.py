@@ -8,10 +8,11 @@ from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda as lambda_
 from constructs import Construct, IConstruct
 
-from lambda_pg_cdk.stacks.assets import OPERATIONS, Assets
+from lambda_pg_cdk.stacks.assets import Assets
 from lambda_pg_cdk.stacks.functions import new_function
 from lambda_pg_cdk.stacks.nag_exceptions import suppress_permission, suppress_serverless
 from lambda_pg_cdk.stage.config import Config
+from lambda_pg_cdk.stage.sources import OPERATIONS
 
 LONGEST = 900
 """Seconds that Lambda lets a function run at the most."""

@@ -12,6 +12,7 @@ from constructs import Construct
 from lambda_pg_cdk.stacks.nag_exceptions import suppress, suppress_permission, suppress_zones
 from lambda_pg_cdk.stacks.published import published
 from lambda_pg_cdk.stage.config import Config
+from lambda_pg_cdk.stage.peers import subnet_mask
 
 ENDPOINTS = {
     "EcrApi": ec2.InterfaceVpcEndpointAwsService.ECR,
@@ -187,15 +188,6 @@ def _for_everybody(buckets: list[str]) -> iam.PolicyStatement:
         actions=["s3:GetObject"],
         resources=[f"arn:aws:s3:::{bucket}/*" for bucket in buckets],
     )
-
-
-def subnet_mask(cidr: str) -> int:
-    """Choose the prefix of all subnets: an eighth of the VPC, but 4,096 addresses at the most.
-
-    Up to three private subnets, which come first, then lie within 2^14 addresses, so that a task's
-    address can number it among PgBouncer's peers.
-    """
-    return max(20, int(cidr.partition("/")[2]) + 3)
 
 
 def _public(mask: int) -> ec2.SubnetConfiguration:

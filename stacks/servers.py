@@ -1,4 +1,4 @@
-"""Three ways to have a server: an RDS instance, an Aurora cluster, or one that exists."""
+"""The database server: an RDS instance, an Aurora cluster, or one that exists already."""
 
 from dataclasses import dataclass
 from typing import Any, cast
@@ -24,30 +24,30 @@ from lambda_pg_cdk.stage.server_log import LOG_PARAMETERS
 PORT = 5432
 MASTER = "lambda_pg_owner"
 LOG_RETENTION = "LogRetentionaae0aa3c5b4d4f87b02d85b201efdd8a"
-"""Name of CDK's own function for log groups that AWS makes; one in a stack."""
+"""Id of CDK's own function for log groups that AWS creates; a stack has one."""
 OWN_LOGS = "/aws/lambda/*-LogRetention*"
-"""Log group of that function, whose name CloudFormation makes: the stack's, the function's and
-something random, cut to 64 characters."""
+"""Log group of that function. CloudFormation chooses its name: the stack's name, the function's and
+a random part, cut to 64 characters."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """What the rest of the app has to know of the server, whichever it is."""
+    """What the rest of the app has to know about the server, of every kind."""
 
     host: str
     port: str
     rule_port: int
-    """The same port, as security groups want it."""
+    """The same port as a number, for security groups."""
     group_id: str
     """Security group that lets clients in."""
     owner_secret_arn: str
     """Name and password of the owner of the database."""
     identifier: str
-    """Of the instance or the cluster; '' where it is not known."""
+    """Name of the instance or the cluster; '' if it is not known."""
     resource_id: str
-    """What `rds-db:connect` names; '' where it is not known."""
+    """The id that `rds-db:connect` uses; '' if it is not known."""
     cluster: bool
-    """Whether it is a cluster that has these."""
+    """Whether the identifier and the id are a cluster's."""
 
 
 def new_server(scope: Construct, config: Config, network: NetworkStack) -> Server:
@@ -61,12 +61,45 @@ def new_server(scope: Construct, config: Config, network: NetworkStack) -> Serve
         description="PostgreSQL: pooler, migration and rotation only",
         allow_all_outbound=False,
     )
+    shared = _shared(config, network, group)
     make = _cluster if config.database.kind == "aurora" else _instance
-    return make(scope, config, network, group)
+    return make(scope, config, group, shared)
+
+
+def _shared(config: Config, network: NetworkStack, group: ec2.SecurityGroup) -> dict[str, Any]:
+    """Return the properties that an instance and a cluster have in common."""
+    settings = config.database
+    return {
+        "vpc": network.vpc,
+        "vpc_subnets": network.subnets,
+        "security_groups": [group],
+        "credentials": rds.Credentials.from_username(MASTER),
+        "manage_master_user_password": True,
+        "iam_authentication": True,
+        "storage_encrypted": True,
+        "copy_tags_to_snapshot": True,
+        "deletion_protection": settings.deletion_protection,
+        "preferred_maintenance_window": maintenance_window(settings.maintenance_start),
+        "port": PORT,
+        "cloudwatch_logs_exports": ["postgresql"],
+        "cloudwatch_logs_retention": retention(config.log_retention_days),
+        "removal_policy": _removal(config),
+    }
+
+
+def _machine() -> dict[str, Any]:
+    """Return the properties that an RDS instance and an instance of a cluster have in common."""
+    return {
+        "ca_certificate": rds.CaCertificate.RDS_CA_RSA2048_G1,
+        # Aurora upgrades a cluster only if all its instances have it on.
+        "auto_minor_version_upgrade": True,
+        "publicly_accessible": False,
+        "enable_performance_insights": True,
+    }
 
 
 def _instance(
-    scope: Construct, config: Config, network: NetworkStack, group: ec2.SecurityGroup
+    scope: Construct, config: Config, group: ec2.SecurityGroup, shared: dict[str, Any]
 ) -> Server:
     settings = config.database
     engine = instance_engine(config)
@@ -75,34 +108,18 @@ def _instance(
         "Instance",
         engine=engine,
         instance_type=ec2.InstanceType(settings.instance_class),
-        vpc=network.vpc,
-        vpc_subnets=network.subnets,
-        security_groups=[group],
-        credentials=rds.Credentials.from_username(MASTER),
-        manage_master_user_password=True,
-        iam_authentication=True,
         database_name=settings.name,
         parameter_group=_parameters(scope, config, engine),
         multi_az=settings.multi_az,
         allocated_storage=settings.storage_gib,
         max_allocated_storage=settings.max_storage_gib,
         storage_type=rds.StorageType.GP3,
-        storage_encrypted=True,
-        ca_certificate=rds.CaCertificate.RDS_CA_RSA2048_G1,
         backup_retention=Duration.days(settings.backup_days),
         preferred_backup_window=backup_window(settings.maintenance_start),
-        copy_tags_to_snapshot=True,
         delete_automated_backups=not config.termination_protection,
-        deletion_protection=settings.deletion_protection,
-        auto_minor_version_upgrade=True,
-        preferred_maintenance_window=maintenance_window(settings.maintenance_start),
-        port=PORT,
-        publicly_accessible=False,
         database_insights_mode=rds.DatabaseInsightsMode.STANDARD,
-        enable_performance_insights=True,
-        cloudwatch_logs_exports=["postgresql"],
-        cloudwatch_logs_retention=retention(config.log_retention_days),
-        removal_policy=_removal(config),
+        **_machine(),
+        **shared,
     )
     _suppress_findings(instance, config)
     _narrow_log_retention(instance, config, "instance")
@@ -119,48 +136,27 @@ def _instance(
 
 
 def _cluster(
-    scope: Construct, config: Config, network: NetworkStack, group: ec2.SecurityGroup
+    scope: Construct, config: Config, group: ec2.SecurityGroup, shared: dict[str, Any]
 ) -> Server:
     settings = config.database
     engine = cluster_engine(config)
-    window = maintenance_window(settings.maintenance_start)
-    common: dict[str, Any] = {
-        "ca_certificate": rds.CaCertificate.RDS_CA_RSA2048_G1,
-        # Aurora upgrades a cluster when all its instances have it on.
-        "auto_minor_version_upgrade": True,
-        "preferred_maintenance_window": window,
-        "publicly_accessible": False,
-        "enable_performance_insights": True,
-    }
-    reader = rds.ClusterInstance.serverless_v2("Reader", scale_with_writer=True, **common)
+    machine = {**_machine(), "preferred_maintenance_window": shared["preferred_maintenance_window"]}
+    reader = rds.ClusterInstance.serverless_v2("Reader", scale_with_writer=True, **machine)
     cluster = rds.DatabaseCluster(
         scope,
         "Cluster",
         engine=engine,
-        writer=rds.ClusterInstance.serverless_v2("Writer", **common),
+        writer=rds.ClusterInstance.serverless_v2("Writer", **machine),
         readers=[reader] if settings.multi_az else [],
         serverless_v2_min_capacity=settings.min_acu,
         serverless_v2_max_capacity=settings.max_acu,
-        vpc=network.vpc,
-        vpc_subnets=network.subnets,
-        security_groups=[group],
-        credentials=rds.Credentials.from_username(MASTER),
-        manage_master_user_password=True,
-        iam_authentication=True,
         default_database_name=settings.name,
         parameter_group=_parameters(scope, config, engine),
-        storage_encrypted=True,
         backup=rds.BackupProps(
             retention=Duration.days(settings.backup_days),
             preferred_window=backup_window(settings.maintenance_start),
         ),
-        preferred_maintenance_window=window,
-        copy_tags_to_snapshot=True,
-        deletion_protection=settings.deletion_protection,
-        port=PORT,
-        cloudwatch_logs_exports=["postgresql"],
-        cloudwatch_logs_retention=retention(config.log_retention_days),
-        removal_policy=_removal(config),
+        **shared,
     )
     _suppress_findings(cluster, config)
     suppress_by_id(
@@ -256,11 +252,11 @@ def _suppress_findings(server: Construct, config: Config) -> None:
 
 
 def _narrow_log_retention(server: Construct, config: Config, kind: str) -> None:
-    """Let CDK's function set how long two log groups are kept; by CDK it may do so for all.
+    """Let CDK's function set the retention of two log groups only; CDK lets it do so for all.
 
-    The groups are the server's, which RDS makes and names, and the function's own. A group of this
-    stack would have to be there before RDS makes it, and only the server's name says what it is
-    called: docs/decisions/0039
+    The groups are the server's, which RDS creates and names, and the function's own. This stack
+    cannot create the server's group: it would have to exist before RDS creates it, and its name
+    contains the server's name: docs/decisions/0039
     """
     resource = cast(CfnElement, server.node.default_child)
     keeper = Stack.of(server).node.find_child(LOG_RETENTION)

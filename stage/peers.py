@@ -1,4 +1,4 @@
-"""Check the numbers of PgBouncer's tasks: a cancel request has the number of the task it is for.
+"""The numbers of PgBouncer's tasks: a cancel request has the number of the task it is for.
 
 A task's number is the last 14 bits (PgBouncer's limit) of its private address: Fargate gives a task
 no other stable number.
@@ -11,6 +11,15 @@ from collections.abc import Sequence
 from lambda_pg_cdk.stage.schema import ConfigurationError
 
 BITS = 14
+
+
+def subnet_mask(cidr: str) -> int:
+    """Return the prefix of all subnets of a VPC: an eighth of it, but at most 4,096 addresses.
+
+    Up to three private subnets, which come first, then lie within 2^14 addresses, so that the
+    addresses of two tasks never end in the same number.
+    """
+    return max(20, int(cidr.partition("/")[2]) + 3)
 
 
 def check_numbers(stage: str, cidrs: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from lambda_pg_cdk import PACKAGE
 from lambda_pg_cdk.layer.build import MACHINES, Target
-from lambda_pg_cdk.stacks.assets import pooler_context
+from lambda_pg_cdk.stage.sources import pooler_context
 
 BUILDERS = ("docker", "finch", "podman", "buildah")
 BUILDER_SECONDS = 20

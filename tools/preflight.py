@@ -21,12 +21,12 @@ import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
 from lambda_pg_cdk import PACKAGE
-from lambda_pg_cdk.stacks.published import published
 from lambda_pg_cdk.stage.budget import HEALTH_CONCURRENCY, BudgetError, budget_of, rolling_tasks
 from lambda_pg_cdk.stage.config import Config
 from lambda_pg_cdk.stage.consistency import alarm_problem
 from lambda_pg_cdk.stage.loading import load
 from lambda_pg_cdk.stage.maintenance import maintenance_window
+from lambda_pg_cdk.stage.parameters import parameter_name
 from lambda_pg_cdk.stage.schema import ConfigurationError
 from lambda_pg_cdk.tools.image import LOCKS, builder_problem, locked_at
 
@@ -365,7 +365,7 @@ def _server(config: Config, clients: Clients) -> dict[str, Any] | None:
     existing = config.database.existing
     name = existing.identifier
     if config.database.kind != "existing":
-        parameter = published(config, "database/identifier").name
+        parameter = parameter_name(config, "database/identifier")
         try:
             name = clients("ssm").get_parameter(Name=parameter)["Parameter"]["Value"]
         except ClientError as error:

@@ -10,7 +10,7 @@ from aws_cdk import aws_secretsmanager as secretsmanager
 from aws_cdk import custom_resources as cr
 from constructs import Construct
 
-from lambda_pg_cdk.stacks.assets import OPERATIONS, Assets
+from lambda_pg_cdk.stacks.assets import Assets
 from lambda_pg_cdk.stacks.functions import add_variables, log_group, may_read, new_function
 from lambda_pg_cdk.stacks.nag_exceptions import (
     aws_policy,
@@ -20,6 +20,7 @@ from lambda_pg_cdk.stacks.nag_exceptions import (
 )
 from lambda_pg_cdk.stacks.published import Published, published
 from lambda_pg_cdk.stage.config import Config
+from lambda_pg_cdk.stage.sources import OPERATIONS
 
 SERVICE_TIMEOUT = 1200
 """Seconds after which CloudFormation takes a silent provider for failed; an hour by default. CDK's

@@ -20,9 +20,9 @@ from lambda_pg_cdk.stacks.functions import may_read
 from lambda_pg_cdk.stacks.nag_exceptions import suppress, suppress_permission
 from lambda_pg_cdk.stacks.network import NetworkStack, closed_group, retention
 from lambda_pg_cdk.stacks.pooler.certificate import Certificate
-from lambda_pg_cdk.stacks.pooler.peers import check_numbers
 from lambda_pg_cdk.stacks.published import published
 from lambda_pg_cdk.stage.config import Config
+from lambda_pg_cdk.stage.peers import check_numbers
 
 RUN_DIR = "/run/pgbouncer"
 PEERS = "pgbouncer"

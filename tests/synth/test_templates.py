@@ -16,11 +16,11 @@ from lambda_pg_cdk.layer.build import Target
 from lambda_pg_cdk.operations.migration_provider.handler import ANSWERING, STARTING
 from lambda_pg_cdk.pgbouncer.settings import Settings as PoolerSettings
 from lambda_pg_cdk.stacks import assets
-from lambda_pg_cdk.stacks.assets import pooler_context
 from lambda_pg_cdk.stacks.database import ADMIT
 from lambda_pg_cdk.stage.budget import BudgetError
 from lambda_pg_cdk.stage.loading import load_stage
 from lambda_pg_cdk.stage.parameters import PARAMETERS
+from lambda_pg_cdk.stage.sources import pooler_context
 from lambda_pg_cdk.tools.image import LOCKS
 from lambda_pg_cdk.tools.synth import COMBINATIONS, new_app
 from tests.synth.conftest import Stage, synthesise

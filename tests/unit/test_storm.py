@@ -52,7 +52,7 @@ from benchmarks.storm.second_driver import outcomes_of
 from benchmarks.tables import STORM_TITLES, whole_storm_table
 from lambda_pg_cdk.local.cloud import LocalCloud
 from lambda_pg_cdk.local.load import FunctionLog, Outcome, summarise
-from lambda_pg_cdk.stacks.assets import FUNCTIONS
+from lambda_pg_cdk.stage.sources import FUNCTIONS
 
 TOKEN = "a-token"
 
