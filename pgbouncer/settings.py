@@ -42,7 +42,7 @@ class MetricsSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the supervisor is told. Times are in seconds."""
+    """What the environment variables say; times are in seconds. Long: one attribute a variable."""
 
     listen_addr: str
     listen_port: int
