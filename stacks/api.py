@@ -57,9 +57,9 @@ BY_DEPLOYMENT = "The deployment invokes it, waits for it, and rolls back when it
 
 
 class ApiStack(Stack):
-    """Everything that answers requests. Output: `ApiUrl`.
+    """Functions, migration and HTTP API. Output: `ApiUrl`.
 
-    Faces: `api`, `authorizer`, `functions`, `migrate`, `route`.
+    Public: `api`, `authorizer`, `functions`, `migrate`, `route`.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class ApiStack(Stack):
         return function
 
     def _migrate(self, database: DatabaseStack | None, before: list[Construct]) -> lambda_.Function:
-        """Run the migration before the functions get their new code; its failure rolls back."""
+        """Run the migration before the functions get their new code; a failure rolls back."""
         timeout = self._config.functions.migration_timeout
         source = OPERATIONS / "migrate"
         function = self._new(source, timeout, BY_DEPLOYMENT, extra=("migrations",))
@@ -140,8 +140,8 @@ class ApiStack(Stack):
             self._name_login(function)
         add_variables(function, self._limits())
         if database is not None and database.server.resource_id:
-            # A database restored under the same name has another id, and nothing else is new: a
-            # version is published only where the function's own configuration has changed.
+            # A database restored under the same name differs in its id only. A new version of the
+            # function is published only if its own configuration has changed.
             server = published(self._config, "database/resource-id").read(self)
             function.add_environment("DATABASE_RESOURCE_ID", server)
         describe(function, self._migration_inputs(database))
@@ -156,14 +156,14 @@ class ApiStack(Stack):
         return function
 
     def _migration_inputs(self, database: DatabaseStack | None) -> str:
-        """Say in a few words what a migration is run again for, besides its own code."""
+        """Describe the inputs, besides its code, that make the migration run again."""
         if database is None:
             return "the external pooler's database"
         words = [published(self._config, "database/host").read(self)]
         if database.server.resource_id:
             words.append(published(self._config, "database/resource-id").read(self))
         if not self._config.by_token:
-            # Of another secret the password is set by a migration alone.
+            # Only a migration sets the password of another secret.
             secret = Fn.split(":", published(self._config, APPLICATION_SECRET).read(self))
             words.append(Fn.select(6, secret))
         layer = Fn.split(":", published(self._config, "layer/arn").read(self))
@@ -180,13 +180,13 @@ class ApiStack(Stack):
         if settings.kind == "existing":
             limits["SHARED_DATABASE"] = 1
         if settings.kind != "none":
-            # What the budget counts with has to be what the server accepts.
+            # The server must accept what the budget assumes.
             limits["MAX_CONNECTIONS"], _ = max_connections(self._config)
             limits["LOGIN_LIMIT"] = login_limit(self._config)
         return {name: str(value) for name, value in limits.items()}
 
     def _name_login(self, function: lambda_.Function) -> None:
-        """Tell the migration whom it makes for the application: a password's or a token's user."""
+        """Give the migration the application's login: by password or by token."""
         if self._config.by_token:
             function.add_environment("APP_USER", APPLICATION)
             self._let_owner_in(function)
@@ -197,11 +197,11 @@ class ApiStack(Stack):
         hash_for_proxy(function, self._config)
 
     def _let_owner_in(self, function: lambda_.Function) -> None:
-        """Let the migration log in by token as the owner, whose password RDS may not take any more.
+        """Let the migration log in by token as the owner: RDS may reject the owner's password.
 
-        It makes the application's user and so is its member (PostgreSQL 16 and newer), one of
-        IAM's then. Of a server that exists nobody here knows the owner's name: there the migration
-        changes nothing where the owner would be locked out.
+        The owner creates the application's user and so becomes its member (PostgreSQL 16 and
+        newer), and RDS rejects passwords of members of rds_iam. For an existing server the owner's
+        name is not known here: there the migration makes no change that would lock the owner out.
         """
         if self._config.database.kind == "existing":
             return
@@ -213,7 +213,7 @@ class ApiStack(Stack):
         function.add_environment("OWNER_BY_TOKEN", "1")
 
     def _take_direct_url(self, function: lambda_.Function) -> None:
-        """Let the migration go by the `direct_url` of the external pooler's secret."""
+        """Let the migration connect by the `direct_url` of the external pooler's secret."""
         external = self._config.external
         read_secret(function, str(external.secret_arn), external.kms_key_arn)
         add_variables(
@@ -232,7 +232,7 @@ class ApiStack(Stack):
         paths: list[str],
         authorizer: api.IHttpRouteAuthorizer | None,
     ) -> None:
-        """Send every method to the function, which answers 405 itself where it must."""
+        """Route every method to the function, which answers 405 to those it does not have."""
         integration = integrations.HttpLambdaIntegration(
             name.title(),
             function,
@@ -274,12 +274,12 @@ ACCESS_LOG = {
     "latency": "$context.responseLatency",
     "error": "$context.integrationErrorMessage",
 }
-"""Who asked for what and how it ended; never a token or a body."""
+"""The fields of the access log: the client, the route and the result; no token and no body."""
 
 
 @jsii.implements(api.IAccessLogSettings)
 class _AccessLog:
-    """Where the API writes a line for each request, and what is in it."""
+    """The log group and the format of the access log, one line for each request."""
 
     def __init__(self, group: logs.LogGroup) -> None:
         self._group = group

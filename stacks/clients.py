@@ -1,4 +1,4 @@
-"""The functions that connect through a stage's pooler: attached here, and counted here."""
+"""Attach functions to a stage's pooler, and count their connections."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -30,14 +30,14 @@ __all__ = ["AttachError", "Cap", "Clients"]
 class Clients:
     """The clients of one stage's pooler.
 
-    In the stage's own app the settings and the network's stack say most of what a function needs.
-    The rest, and all of it in another app, is read at deployment from what the stage publishes, so
-    that any stack of any app of the account can attach its functions. Another app says
+    In the stage's own app most values come from the settings and the network's stack. The others,
+    and all of them in another app, are read at deployment from what the stage publishes. So any
+    stack of any app of the account can attach functions. Another app uses
     `Clients.of_another_app("prod")`.
     """
 
     def __init__(self, config: Config) -> None:
-        """Begin with no function; the stage alone has to fit. Raise `BudgetError`."""
+        """Start without functions. Raise `BudgetError` if the stage alone does not fit."""
         self._config = config
         self._clients: list[Client] = []
         self._add_up: Callable[[Config, Sequence[Client]], Budget] = budget_of
@@ -46,22 +46,22 @@ class Clients:
 
     @classmethod
     def of_another_app(cls, stage: str) -> "Clients":
-        """Attach from an app that does not deploy the stage.
+        """Attach functions of an app that does not deploy the stage.
 
-        What it attaches has to fit into `functions.other_clients`, which the stage keeps for all
-        other apps together: have one of these in an app, and share the number between apps.
+        They have to fit into `functions.other_clients`, which the stage keeps for all other apps
+        together. Make one of these for each app, and divide the number between the apps.
         """
         clients = cls(load_stage(stage))
         clients._add_up = allowance_of
         return clients
 
     def wait_for(self, *publishers: Stack) -> None:
-        """Deploy these stacks of the same app before every stack that attaches a function."""
+        """Deploy these stacks of the same app before each stack that attaches a function."""
         self._publishers = publishers
 
     @property
     def budget(self) -> Budget:
-        """Add up what the stage and the functions attached so far can open."""
+        """Add up the connections of the stage and of the functions attached so far."""
         return self._add_up(self._config, self._clients)
 
     def attach(
@@ -74,16 +74,15 @@ class Clients:
     ) -> ec2.SecurityGroup | None:
         """Give a function of any stack all that it needs to connect, and count it.
 
-        That is: the layer (a container image brings the package along), the environment, subnets,
-        a security group of its own, and the secret or `rds-db:connect`. Returns the group, for what
-        else the function has to reach; None where the pooler is on the internet.
+        That is: the layer (a container image contains the package), the environment variables,
+        subnets, a new security group, and the secret or `rds-db:connect`. Return the group, for
+        rules to other targets; None if the pooler is on the internet.
 
-        The cap is the function's reserved concurrency. Where it has none, `concurrency=20` reserves
-        it; `concurrency=Cap.POOLER_LIMIT` reserves nothing, and what the pooler does not take is
-        answered 503. `slots` (LAMBDA_PG_SLOTS) and `processes` (what an environment forks) multiply
-        connections; the variable is written, so set it nowhere else. An imported role has to be one
-        that takes policies. Raises `AttachError`, and `BudgetError` when not everything fits any
-        more.
+        The cap is the function's reserved concurrency. If it has none, `concurrency=20` reserves
+        20; `concurrency=Cap.POOLER_LIMIT` reserves nothing, and requests over the pooler's client
+        limit are answered 503. `slots` (LAMBDA_PG_SLOTS) and `processes` (of each environment)
+        multiply connections; this method sets the variable, so set it nowhere else. An imported
+        role must accept policies. Raise `AttachError`, and `BudgetError` if the sum does not fit.
         """
         resource = function.node.default_child
         if not isinstance(resource, lambda_.CfnFunction):
@@ -108,10 +107,10 @@ class Clients:
         return self._connect(function) if self._config.in_network else None
 
     def version_inputs(self, function: lambda_.Function) -> str:
-        """Say in a few words what a version of the function takes from other stacks.
+        """Describe the values that a version of the function gets from other stacks.
 
-        CDK publishes a new version when the template of its function changes. What comes as
-        published values does not show there: as the version's description, it does.
+        CDK publishes a new version when the template of its function changes. Published values do
+        not change the template; as the version's description, they do.
         """
         layer = Fn.split(":", self._read(function, "layer/arn"))
         words = [Fn.select(6, layer), Fn.select(7, layer)]
@@ -203,7 +202,7 @@ class Clients:
     def _connect(self, function: lambda_.Function) -> ec2.SecurityGroup:
         group = join_network(function, self._config)
         if self._config.pooler == "external":
-            # The host stands in the secret's URL, which nobody reads at synth.
+            # The host is in the secret's URL, which synth does not read.
             port = self._config.external.port or 0  # never 0 in a VPC: `stage/consistency.py`
             group.add_egress_rule(ec2.Peer.any_ipv4(), ec2.Port.tcp(port), "to the pooler")
             return group
@@ -215,7 +214,7 @@ class Clients:
 def _cap(
     function: lambda_.Function, resource: lambda_.CfnFunction, concurrency: int | Cap | None
 ) -> int | Cap:
-    """Decide the function's cap: what it reserves, or will."""
+    """Return the function's cap: the concurrency that it reserves or will reserve."""
     reserved = resource.reserved_concurrent_executions
     if concurrency is None and reserved is None:
         raise AttachError(

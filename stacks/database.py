@@ -1,4 +1,4 @@
-"""The database, the application's secret and its rotation, and the direct way to the server."""
+"""The database, the application's secret and its rotation, and direct access to the server."""
 
 from typing import Any
 
@@ -34,16 +34,16 @@ from lambda_pg_cdk.stage.sources import OPERATIONS
 
 APPLICATION = "lambda_pg_user"
 NO_QUOTING = " %+~`#$&*()|[]{}:;<>?!'/@\"\\,=^-"
-"""Characters left out of passwords, so that none needs quoting anywhere they are written."""
+"""Characters that passwords do not contain, so that they never need quoting."""
 
 ROTATION_SECONDS = 60
 ADMIT = "admitCurrent"
-"""What `rotate` is asked for to let the application's login in before there is a migration."""
+"""The step of `rotate` that creates the application's login before there is a migration."""
 REPORT = "reportSchedule"
-"""What `rotate` is asked for to tell whether the secret is rotated at all."""
+"""The step of `rotate` that reports whether the secret is rotated."""
 ROTATION_OFF = "RotationOff"
 REPORT_HOURS = 1
-"""The metric that it then writes, by Secret, and how often."""
+"""The metric that it writes, with the dimension Secret, and its interval."""
 
 SERVER = "PostgreSQL"
 OWNER = "database/owner-secret-arn"
@@ -51,7 +51,7 @@ APPLICATION_SECRET = "database/application-secret-arn"  # noqa: S105 - a name
 
 
 def token_user_arn(stack: Stack, server: str, user: str) -> str:
-    """Name what `rds-db:connect` lets in: a user of a server, by the server's resource id."""
+    """Return the ARN for `rds-db:connect`: a user of a server, by the server's resource id."""
     return Arn.format(
         ArnComponents(
             service="rds-db",
@@ -64,17 +64,17 @@ def token_user_arn(stack: Stack, server: str, user: str) -> str:
 
 
 def hash_for_proxy(function: lambda_.Function, config: Config) -> None:
-    """Have a function that sets the application's password hash it 4,096 times for RDS Proxy.
+    """Make a function hash the application's password 4,096 times for RDS Proxy.
 
-    Our clients and PgBouncer take one round. Which the proxy takes is in no page, and clients are
-    known that refuse less than RFC 7677 asks for: https://github.com/ongres/scram/issues/20
+    The layer and PgBouncer accept one round. AWS does not document what the proxy accepts, and some
+    clients reject fewer rounds than RFC 7677 requires: https://github.com/ongres/scram/issues/20
     """
     if config.pooler == "rds-proxy":
         function.add_environment("MANY_ROUNDS", "1")
 
 
 class DatabaseStack(Stack):
-    """Faces: `attach`. Everything else is published: an export in use could not change."""
+    """Public: `attach`, `admit`, `server`. Others are published: an export in use cannot change."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class DatabaseStack(Stack):
             self._add_login(assets)
         if config.network.bastion:
             self._add_bastion(network)
-        # For people and tools: RDS's certificate does not carry this name, so it takes verify-ca.
+        # For people and tools. RDS's certificate does not have this name: use sslmode=verify-ca.
         route53.CnameRecord(
             self,
             "Name",
@@ -116,15 +116,15 @@ class DatabaseStack(Stack):
                 published(config, name).write(self, value)
 
     def attach(self, function: lambda_.Function, secret: str = OWNER) -> None:
-        """Give a function the direct way to the database, as the user of a published secret."""
+        """Give a function direct access to the database, as the user of a published secret."""
         self.admit(join_network(function, self._config, endpoints_only=True))
-        arn = self._told(function, secret)
+        arn = self._value(function, secret)
         read_secret(function, arn, self._config.owner_key_arn if secret == OWNER else None)
         variables = environment(
             application=function.node.id,
             checkout_timeout=self._config.functions.checkout_timeout,
-            host=self._told(function, "database/host"),
-            port=self._told(function, "database/port"),
+            host=self._value(function, "database/host"),
+            port=self._value(function, "database/port"),
             database=self._config.database.name,
             profile="direct",
             secret_arn=arn,
@@ -134,15 +134,15 @@ class DatabaseStack(Stack):
 
     def admit(self, group: ec2.SecurityGroup) -> None:
         """Let a security group of any stack reach the server."""
-        let_in(group, self._told(group, "database/security-group"), self.server.rule_port, SERVER)
+        let_in(group, self._value(group, "database/security-group"), self.server.rule_port, SERVER)
 
-    def _told(self, reader: IConstruct, name: str) -> str:
-        """Give a value of this stack: as it is in the stack itself, elsewhere as published."""
+    def _value(self, reader: IConstruct, name: str) -> str:
+        """Return a value of this stack: directly in this stack, elsewhere as published."""
         stack = Stack.of(reader)
         return self._values[name] if stack is self else published(self._config, name).read(stack)
 
     def _add_bastion(self, network: NetworkStack) -> None:
-        """Add a small instance without any way in but Session Manager, which logs who came."""
+        """Add a small instance that is reached by Session Manager only, which logs each session."""
         group = ec2.SecurityGroup(
             self, "BastionGroup", vpc=network.vpc, description="Bastion", allow_all_outbound=False
         )

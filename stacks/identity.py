@@ -1,4 +1,4 @@
-"""Whose tokens the API accepts: an issuer of the stage's choice, or a user pool made here."""
+"""Which tokens the API accepts: those of the stage's issuer, or of a user pool made here."""
 
 from aws_cdk import CfnOutput, Duration, RemovalPolicy, Stack
 from aws_cdk import aws_apigatewayv2 as api
@@ -11,7 +11,7 @@ from lambda_pg_cdk.stage.config import Config
 
 
 class Identity(Construct):
-    """Faces: `authorizer`."""
+    """The authorizer of the API. Public: `authorizer`."""
 
     def __init__(self, scope: Construct, id: str, *, config: Config) -> None:  # noqa: A002
         super().__init__(scope, id)

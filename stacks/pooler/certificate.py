@@ -23,12 +23,12 @@ from lambda_pg_cdk.stage.config import Config
 from lambda_pg_cdk.stage.sources import OPERATIONS
 
 SERVICE_TIMEOUT = 1200
-"""Seconds after which CloudFormation takes a silent provider for failed; an hour by default. CDK's
-provider may run for 15 minutes; one that begins later finds the certificate and changes nothing."""
+"""Seconds after which CloudFormation treats a silent provider as failed (default: an hour). CDK's
+provider may run for 15 minutes; a later run finds the certificate and changes nothing."""
 
 
 class Certificate(Construct):
-    """A CA of the stack's own and a certificate for `names`. Faces: `secret`, `let_read`."""
+    """A private CA and a certificate for `names`. Public: `secret`, `function`, `let_read`."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Certificate(Construct):
         self._renew_weekly()
 
     def let_read(self, role: iam.IRole) -> None:
-        """Let the pooler's role read its key and its chain, and nobody else but the function."""
+        """Let only the pooler's role and the function read the pooler's key and chain."""
         role.add_to_principal_policy(may_read(self.secret.secret_arn))
         _close(self.secret, self.function, role)
 
@@ -118,7 +118,7 @@ class Certificate(Construct):
         )
 
     def _allow_publishing(self, public: Published) -> None:
-        """Let the function publish a renewed CA: the next deployment takes it to the functions."""
+        """Let the function publish a renewed CA; the next deployment gives it to the functions."""
         arn = Stack.of(self).format_arn(
             service="ssm", resource="parameter", resource_name=public.name.lstrip("/")
         )
@@ -138,10 +138,10 @@ class Certificate(Construct):
 
 
 def _close(secret: secretsmanager.Secret, *readers: iam.IGrantable) -> None:
-    """Let nobody read a secret but the roles of `readers`, whatever other policies allow.
+    """Let only the roles of `readers` read a secret, even if other policies allow more.
 
-    Only the reading is denied: administrators and CloudFormation change and delete the secret, its
-    policy too. A denial counts for the account's root and for those without a principal's ARN.
+    Only reading is denied: administrators and CloudFormation can change and delete the secret and
+    its policy. The denial includes the account's root and callers without a principal's ARN.
     """
     roles = [cast(iam.IRole, reader.grant_principal).role_arn for reader in readers]
     secret.add_to_resource_policy(

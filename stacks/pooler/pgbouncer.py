@@ -29,18 +29,18 @@ PEERS = "pgbouncer"
 METRICS = "LambdaPg"
 
 IDLE_FLOW = 350
-"""Seconds after which the balancer forgets a silent flow. The layer replaces a connection that was
-idle for 340 s, and NAT gateways keep to the same 350."""
+"""Idle seconds after which the balancer drops a flow. The layer replaces a connection that was idle
+for 340 s. NAT gateways drop flows after 350 s too."""
 
 BUSY_CPU = 60
-"""Percent of a task's CPU at which another one is added: one process uses one core at most."""
+"""Percent of a task's CPU at which a task is added: a process uses at most one core."""
 
 BUSY_CLIENTS = 70
-"""Percent of pgbouncer.max_client_conn, over all tasks, at which another one is added."""
+"""Percent of pgbouncer.max_client_conn, over all tasks, at which a task is added."""
 
 
 def supervisor_metric(config: Config, name: str, statistic: str) -> cloudwatch.Metric:
-    """Name one of the metrics that the supervisors write, over all tasks."""
+    """Return one of the metrics that the supervisors write, over all tasks."""
     return cloudwatch.Metric(
         namespace=METRICS,
         metric_name=name,
@@ -64,7 +64,7 @@ def healthy_command(run_dir: str) -> str:
 
 
 class PgBouncerStack(Stack):
-    """The service, its certificate and its name; what others need is published."""
+    """The service, its certificate and its DNS name; others read the published values."""
 
     def __init__(
         self,
@@ -133,8 +133,8 @@ class PgBouncerStack(Stack):
             readonly_root_filesystem=True,
             linux_parameters=self._without_capabilities(),
             stop_timeout=Duration.seconds(settings.drain_timeout + 10),
-            # For a supervisor that hangs; it ends a PgBouncer that hangs by itself, and sooner.
-            # Half a minute: what is only short of processor must not be replaced.
+            # Detects a supervisor that hangs. The supervisor itself ends a PgBouncer that hangs,
+            # and sooner. 30 seconds: a task that only lacks processor time must not be replaced.
             health_check=ecs.HealthCheck(
                 command=["CMD-SHELL", healthy_command(RUN_DIR)],
                 interval=Duration.seconds(10),
@@ -248,18 +248,18 @@ class PgBouncerStack(Stack):
         return service
 
     def _scale(self) -> None:
-        """Add tasks for CPU and for clients; the budget has counted them all."""
+        """Add tasks for CPU and for clients, up to the number in the budget."""
         settings = self._config.pgbouncer
         if settings.max_tasks == settings.tasks:
             return
-        # A number in the template would take back at each deployment what scaling has added.
+        # A number in the template would remove, at each deployment, the tasks that scaling added.
         cast(ecs.CfnService, self.service.node.default_child).add_property_deletion_override(
             "DesiredCount"
         )
         scaling = self.service.auto_scale_task_count(
             min_capacity=settings.tasks, max_capacity=settings.max_tasks
         )
-        # A task that leaves makes its clients connect again: leave slowly.
+        # Clients of a removed task have to reconnect: remove slowly.
         soon, late = Duration.minutes(1), Duration.minutes(15)
         scaling.scale_on_cpu_utilization(
             "Cpu",
@@ -296,9 +296,9 @@ class PgBouncerStack(Stack):
             port=self.port,
             targets=[self.service],
             deregistration_delay=Duration.seconds(self._config.pgbouncer.deregistration_delay),
-            # A TCP connect only: a check that reached the database would recycle every pooler
-            # during a failover. It cannot see a PgBouncer that hangs, whose kernel goes on
-            # accepting: the supervisor ends it, and the task leaves.
+            # A TCP connect only: a check of the database would replace every pooler during a
+            # failover. A PgBouncer that hangs passes it, since its kernel still accepts: the
+            # supervisor ends it, and the task stops.
             health_check=elb.HealthCheck(
                 protocol=elb.Protocol.TCP,
                 interval=Duration.seconds(5),
