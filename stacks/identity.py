@@ -13,7 +13,7 @@ from lambda_pg_cdk.stage.config import Config
 class Identity(Construct):
     """The authorizer of the API. Public: `authorizer`."""
 
-    def __init__(self, scope: Construct, id: str, *, config: Config) -> None:  # noqa: A002
+    def __init__(self, scope: Construct, id: str, *, config: Config) -> None:  # noqa: A002 - CDK's own name
         super().__init__(scope, id)
         issuer, audience = config.identity.issuer, list(config.identity.audience)
         if issuer == "cognito":

@@ -62,7 +62,7 @@ class DeploymentTask(Construct):
             each.node.add_dependency(self.resource)
 
     def _provider(self, config: Config, assets: Assets, invokes: str) -> lambda_.Function:
-        """Make the function that CloudFormation invokes; it is outside of the VPC, so never inactive."""
+        """Make the function that CloudFormation invokes; outside of the VPC it stays active."""
         provider = new_function(
             self,
             OPERATIONS / "migration_provider",

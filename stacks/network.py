@@ -39,7 +39,7 @@ whether Cloud Map's endpoints take one, and EC2 rejects a policy for a service t
 class NetworkStack(Stack):
     """A VPC in the stage's zones, or an existing one. Public: `vpc`, `subnets`, `cidrs`, `zone`."""
 
-    def __init__(self, scope: Construct, id: str, *, config: Config, **options: Any) -> None:  # noqa: A002
+    def __init__(self, scope: Construct, id: str, *, config: Config, **options: Any) -> None:  # noqa: A002 - CDK's own name
         self._zones = list(config.availability_zones)
         super().__init__(scope, id, **options)
         if config.network.vpc_id is None:

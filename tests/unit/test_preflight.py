@@ -393,7 +393,7 @@ def test_a_reboot_is_told_before_a_deployment_makes_it() -> None:
     assert not found.fails
     assert "150 deployed, 140 wanted" in found.what
     assert "database.instance_class" in found.what
-    assert "at once, whatever the maintenance window" in found.what
+    assert "at once, also outside of the maintenance window" in found.what
     assert "alone" in found.remedy
 
 
