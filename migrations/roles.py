@@ -2,8 +2,8 @@
 
 A deployment sets all of them again; a rotation lets one login in. Both work over psycopg alone.
 
-The master user of RDS is no superuser. It has CREATEROLE and owns the database, which is all that
-is needed here on PostgreSQL 15 and, where a role's creator gets its ADMIN OPTION, on 16 and newer.
+The master user of RDS is not a superuser. It has CREATEROLE and owns the database. That is enough
+on PostgreSQL 15 and, where the creator of a role gets its ADMIN OPTION, on 16 and newer.
 """
 
 import logging

@@ -1,6 +1,6 @@
 """The other tasks of the service, so that a cancel request finds the one that it is meant for.
 
-A cancel request comes over a connection of its own, which a load balancer may give to any task.
+A cancel request uses a separate connection, which a load balancer may give to any task.
 PgBouncer writes its `peer_id` into the keys that it hands out, and passes a request with another
 one's number on to that peer (docs/decisions/0010).
 """

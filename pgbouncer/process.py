@@ -20,7 +20,7 @@ LOG_SECONDS = 1.0
 CONTINUATION = b"..."
 # A client's login at PgBouncer, and its own at the server, which may say why in another language.
 REFUSED_LOGIN = re.compile(rb"authentication failed|no such user|server login failed")
-# What clients say who do not accept the certificate, as OpenSSL names their alerts.
+# Alerts of clients that reject the certificate, as OpenSSL names them.
 REFUSED_CERTIFICATE = re.compile(rb"alert (certificate expired|unknown ca|bad certificate)")
 
 

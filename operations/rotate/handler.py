@@ -229,11 +229,11 @@ def create_secret(versions: Versions) -> None:
 def set_secret(versions: Versions) -> None:
     """Set the next login's password in the database."""
     login, current = next_login(versions), versions.current()["username"]
-    if login.name != next_user(current, ROTATION):
+    if login.name != (expected := next_user(current, ROTATION)):
         raise RotationError(
-            f"AWSPENDING names the user {login.name!r}, who does not follow {current!r}: take the "
-            "label AWSPENDING off its version (aws secretsmanager update-secret-version-stage), "
-            "and rotate again"
+            f"AWSPENDING has the user {login.name!r}; must be {expected!r}, which follows "
+            f"{current!r}. Remove the label AWSPENDING from its version (aws secretsmanager "
+            "update-secret-version-stage), and rotate again"
         )
     with acting_as(MASTER), db.connection() as connection:
         admit(connection, login, like=current)
@@ -337,7 +337,7 @@ def take_step(event: dict[str, Any]) -> None:
             raise RotationError(f"the event has no {name}: this function is for Secrets Manager")
     step, arn = event["Step"], event["SecretId"]
     if step not in STEPS and step not in OTHER_STEPS:
-        raise RotationError(f"there is no such step, only {', '.join((*STEPS, *OTHER_STEPS))}")
+        raise RotationError(f"the step must be one of {', '.join((*STEPS, *OTHER_STEPS))}")
     if arn == settings.secret_arn:
         raise RotationError("it is the master user's, which this function logs in with itself")
     if step in OTHER_STEPS:
