@@ -93,7 +93,7 @@ class Login:
         if self.password == "":
             raise LoginError(
                 f"the application's user {self.name!r} has an empty password, which PostgreSQL "
-                "rejects: write a password into its secret"
+                "treats as none: write one into its secret"
             )
 
 

@@ -231,9 +231,9 @@ def set_secret(versions: Versions) -> None:
     login, current = next_login(versions), versions.current()["username"]
     if login.name != (expected := next_user(current, ROTATION)):
         raise RotationError(
-            f"AWSPENDING has the user {login.name!r}; must be {expected!r}, which follows "
-            f"{current!r}. Remove the label AWSPENDING from its version (aws secretsmanager "
-            "update-secret-version-stage), and rotate again"
+            f"AWSPENDING has the user {login.name!r}; must be {expected!r}, since AWSCURRENT has "
+            f"{current!r} and ROTATION is {ROTATION!r}. Remove the label AWSPENDING from its "
+            "version (aws secretsmanager update-secret-version-stage), and rotate again"
         )
     with acting_as(MASTER), db.connection() as connection:
         admit(connection, login, like=current)

@@ -669,7 +669,7 @@ def test_a_server_has_one_application(target: Target, neighbour: Target) -> None
     assert "Use a separate server" in str(refused.value)
     assert target.tables() == set()
     with psycopg.connect(neighbour.dsn, autocommit=True) as master:
-        master.execute(str(refused.value).partition("any more: ")[2])
+        master.execute(str(refused.value).partition("in use: ")[2])
     assert target.migrate().applied == REVISIONS
 
 

@@ -424,7 +424,7 @@ def test_a_next_user_who_is_not_next_is_refused(
     app.take("createSecret", token)
     monkeypatch.setenv("ROTATION", "single")
     app.function = load_function("operations/rotate")
-    with pytest.raises(app.function.RotationError, match="take the label AWSPENDING off") as caught:
+    with pytest.raises(app.function.RotationError, match="Remove the label AWSPENDING") as caught:
         app.take("setSecret", token)
     assert all(repr(user) in str(caught.value) for user in app.users)
     assert app.content()["password"] == FIRST
