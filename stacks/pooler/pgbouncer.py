@@ -124,6 +124,19 @@ class PgBouncerStack(Stack):
             ),
             volumes=[ecs.Volume(name="run")],
         )
+        self._add_container(task, assets)
+        task.add_to_task_role_policy(may_read(self._secret_arn))
+        self.certificate.let_read(task.task_role)
+        suppress(task, ECS2="Addresses, sizes and ARNs only: passwords are read from the secrets.")
+        task.add_to_task_role_policy(self._find_peers())
+        suppress_permission(
+            task,
+            "Resource::*",
+            "ecr:GetAuthorizationToken knows no resource; DiscoverInstances has a condition.",
+        )
+        return task
+
+    def _add_container(self, task: ecs.FargateTaskDefinition, assets: Assets) -> None:
         container = task.add_container(
             "pgbouncer",
             image=assets.pooler_image(),
@@ -132,7 +145,7 @@ class PgBouncerStack(Stack):
             port_mappings=[ecs.PortMapping(container_port=self.port)],
             readonly_root_filesystem=True,
             linux_parameters=self._without_capabilities(),
-            stop_timeout=Duration.seconds(settings.drain_timeout + 10),
+            stop_timeout=Duration.seconds(self._config.pgbouncer.drain_timeout + 10),
             # Detects a supervisor that hangs. The supervisor itself ends a PgBouncer that hangs,
             # and sooner. 30 seconds: a task that only lacks processor time must not be replaced.
             health_check=ecs.HealthCheck(
@@ -149,16 +162,6 @@ class PgBouncerStack(Stack):
         container.add_mount_points(
             ecs.MountPoint(container_path=RUN_DIR, source_volume="run", read_only=False)
         )
-        task.add_to_task_role_policy(may_read(self._secret_arn))
-        self.certificate.let_read(task.task_role)
-        suppress(task, ECS2="Addresses, sizes and ARNs only: passwords are read from the secrets.")
-        task.add_to_task_role_policy(self._find_peers())
-        suppress_permission(
-            task,
-            "Resource::*",
-            "ecr:GetAuthorizationToken knows no resource; DiscoverInstances has a condition.",
-        )
-        return task
 
     def _without_capabilities(self) -> ecs.LinuxParameters:
         parameters = ecs.LinuxParameters(self, "Capabilities", init_process_enabled=False)
