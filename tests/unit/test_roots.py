@@ -151,7 +151,9 @@ def test_an_unreachable_store_is_named(folder: Path) -> None:
     def fetch(url: str) -> str:
         raise OSError("Name or service not known")
 
-    with pytest.raises(RootsError, match=r"cannot be fetched: Name or service.*Run this on a machine"):
+    with pytest.raises(
+        RootsError, match=r"cannot be fetched: Name or service.*Run this on a machine"
+    ):
         take(REGION, fetch, folder)
     with pytest.raises(RootsError, match="not a region"):
         take("../../etc", fetch, folder)
