@@ -1,4 +1,4 @@
-"""A function outside of lambda-pg's own app: it reads one row through the pooler.
+"""A function of another app: it reads one row through the pooler.
 
 Invoke it with {"id": …, "sub": …}: the id of a user and the subject that owns it.
 """
@@ -13,7 +13,7 @@ db = Database.from_env()
 
 @db.bind_lambda_context
 def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
-    """Answer 200 with the user's name, 404 where there is none, or 503 and when to come back."""
+    """Answer 200 with the user's name, 404 if there is none, or 503 with a Retry-After."""
     try:
         row = db.execute(
             "SELECT name FROM users WHERE id = %s",
@@ -30,6 +30,6 @@ def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
 def answer(
     status: int, body: dict[str, str], headers: dict[str, str] | None = None
 ) -> dict[str, Any]:
-    """Build a response as an HTTP API takes it."""
+    """Build a response for an HTTP API."""
     headers = {"Content-Type": "application/json", **(headers or {})}
     return {"statusCode": status, "headers": headers, "body": json.dumps(body)}

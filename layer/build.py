@@ -41,19 +41,19 @@ UNUSED = ("*.pyi", "*.pyx", "*.pxd", "*.c", "*.h")
 UNUSED_METADATA = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json")
 KEEP_SECONDS = 24 * 3600
 KEEP_LAST = 3
-"""How many of one kind are kept however old they are: a checkout may come after a week."""
+"""How many of one kind are kept at any age: a checkout may be used again after a week."""
 
 IMPORTS = ("psycopg", "lambda_pg")
-"""Modules whose import is timed; psycopg is part of lambda_pg's."""
+"""Modules whose import is timed; lambda_pg's time includes psycopg's."""
 
 
 class BuildError(RuntimeError):
-    """Say which part could not be assembled and what to do."""
+    """A part could not be assembled; the message says which and what to do."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A Python version and an architecture; native means the machine at hand, whatever it is."""
+    """A Python version and an architecture, of this machine or another one."""
 
     python: str
     architecture: str
@@ -69,7 +69,7 @@ class Target:
 
     @classmethod
     def interpreter(cls) -> "Target":
-        """Describe the interpreter that runs this."""
+        """Return the target of the running interpreter."""
         python = "{}.{}".format(*sys.version_info[:2])
         machine = platform.machine().lower()
         architecture = {"aarch64": "arm64", "amd64": "x86_64"}.get(machine, machine)
@@ -87,18 +87,18 @@ class Target:
 
     @property
     def maker(self) -> str:
-        """Name the interpreter if the result depends on it: 3.11.2 compiles otherwise than 3.11.7.
+        """Name the interpreter if the result depends on it: 3.11.2 and 3.11.7 compile differently.
 
-        What holds no bytecode and no wheels for this very machine is the same from any of them.
+        Without bytecode and without wheels for this machine, all interpreters give the same result.
         """
         if not (self.native or self.compiles):
             return ""
         return f"{sys.version} {sysconfig.get_platform()}"
 
     def marker_environment(self) -> dict[str, str]:
-        """Give the values that a lock file's markers are judged by.
+        """Return the values for the markers of a lock file.
 
-        pip judges them by the interpreter that runs it, even with --python-version.
+        pip uses those of its own interpreter, even with --python-version.
         """
         if self.native:
             return {}
@@ -114,7 +114,7 @@ class Target:
         }
 
     def pip_options(self) -> list[str]:
-        """Name the wheels that run there, those for older systems first."""
+        """Return pip's options for wheels that run there, those for older systems first."""
         if self.native:
             return []
         tags = ["manylinux2014", *(f"manylinux_2_{minor}" for minor in range(17, NEWEST_GLIBC + 1))]
@@ -124,18 +124,18 @@ class Target:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What one folder is made of."""
+    """The parts of one folder."""
 
     name: str
     prefix: str
-    """Path at which Lambda unpacks it: bytecode names its source by it."""
+    """Path at which Lambda unpacks it; bytecode has the path of its source."""
     sources: tuple[tuple[Path, str], ...]
     """Files and folders of the project, and where each goes."""
     requirements: Path | None = None
     packages: str = "."
-    """Where the wheels go, relative to the folder."""
+    """Folder for the wheels, relative to the folder."""
     patch: Path | None = None
-    """What is changed in the wheels: a unified diff named after the distribution and version."""
+    """Changes of the wheels: a unified diff, named after the distribution and its version."""
     bytecode: bool = True
     """Whether it runs on the target's Python."""
 
@@ -149,7 +149,7 @@ LAYER = Recipe(
     patch=PACKAGE / "layer" / "psycopg-3.3.9.patch",
 )
 PUBLISHED = replace(LAYER, name="psycopg", sources=(), patch=None)
-"""The layer's wheels as their authors published them, to compare with."""
+"""The layer with unchanged wheels, for comparison."""
 
 
 def build_layer(target: Target) -> Path:
@@ -158,7 +158,7 @@ def build_layer(target: Target) -> Path:
 
 
 def assemble(recipe: Recipe, target: Target) -> Path:
-    """Build the folder unless it is there already, and return its path."""
+    """Build the folder unless it exists already; return its path."""
     inputs = tuple(_source_files(recipe.sources))
     key = _key(recipe, target, inputs)
     label = f"{recipe.name}-{target.python}-{target.architecture}"
@@ -196,7 +196,7 @@ def _fill(folder: Path, recipe: Recipe, target: Target, inputs: Sequence[tuple[P
 
 
 def install(requirements: Path, target: Target) -> Path:
-    """Unpack the lock file's wheels for the target, without what is not needed at run time."""
+    """Unpack the lock file's wheels for the target, without files not needed at run time."""
     wanted = "\n".join(pinned(requirements.read_text(encoding="utf-8"), target)) + "\n"
     key = hashlib.sha256(f"{_builder()}\0{target}\0{target.maker}\0{wanted}".encode())
     destination = BUILD / "wheels" / key.hexdigest()[:16]
@@ -209,7 +209,7 @@ def install(requirements: Path, target: Target) -> Path:
 
 
 def pinned(lock: str, target: Target) -> Iterator[str]:
-    """Yield the lock file's lines that hold for the target, without their markers."""
+    """Yield the lines of the lock file that apply to the target, without their markers."""
     text = "\n".join(line for line in lock.splitlines() if not line.lstrip().startswith("#"))
     for line in text.replace("\\\n", " ").splitlines():
         specifier, *hashes = line.split(" --hash=")
@@ -222,14 +222,14 @@ def pinned(lock: str, target: Target) -> Iterator[str]:
 
 
 def apply_patch(patch: Path, folder: Path) -> None:
-    """Change the files of a folder as a unified diff says, exactly or with BuildError.
+    """Apply a unified diff to a folder; raise BuildError unless it applies exactly.
 
-    The diff is named after the one distribution and version that it fits, as psycopg-3.3.9.patch.
+    Its name is the distribution and the version that it is for, as psycopg-3.3.9.patch.
     """
     if not (folder / f"{patch.stem}.dist-info").is_dir():
         raise BuildError(
-            f"{patch.name} does not fit: there is no {patch.stem} among the wheels. Look at what "
-            "the pinned version has changed, and write the patch again for it"
+            f"{patch.name} does not fit: the wheels do not include {patch.stem}. Check what the "
+            "pinned version has changed, and write a patch for it"
         )
     for part in re.split(r"(?m)^--- ", patch.read_text(encoding="utf-8"))[1:]:
         header, *hunks = re.split(r"(?m)^@@ .*\n", part)
@@ -240,15 +240,15 @@ def apply_patch(patch: Path, folder: Path) -> None:
             old, new = _sides(hunk)
             if text.count(old) != 1 and old:
                 raise BuildError(
-                    f"{patch.name} does not apply to {file.relative_to(folder)}: what it replaces "
-                    f"is there {text.count(old)} times, not once. It begins with\n{old[:200]}"
+                    f"{patch.name} does not apply to {file.relative_to(folder)}: the text that it "
+                    f"replaces occurs {text.count(old)} times, must occur once:\n{old[:200]}"
                 )
             text = text.replace(old, new) if old else new
         file.write_text(text, encoding="utf-8")
 
 
 def _sides(hunk: str) -> tuple[str, str]:
-    """Return what a hunk of a diff replaces, and by what."""
+    """Return the old and the new text of a hunk of a diff."""
     lines = hunk.splitlines(keepends=True)
     old, new = ("".join(line[1:] for line in lines if line[0] in kept) for kept in (" -", " +"))
     return old, new
@@ -288,11 +288,11 @@ def _remove(paths: Iterable[Path]) -> None:
 
 
 def _require_licences(folder: Path) -> None:
-    """Refuse to carry a package without its licence's text."""
+    """Raise BuildError for a package without the text of its licence."""
     for metadata in folder.glob("*.dist-info"):
         if not any(_is_licence(path) for path in metadata.rglob("*")):
             raise BuildError(
-                f"{metadata.name} carries no licence text: add it to the wheel's metadata, or "
+                f"{metadata.name} has no licence text: add it to the wheel's metadata, or "
                 "choose another package"
             )
 
@@ -305,14 +305,14 @@ def _is_licence(path: Path) -> bool:
 def _compile(folder: Path, prefix: str) -> None:
     """Write bytecode that is never checked against its source: /opt and /var/task are read-only.
 
-    A process of its own with a fixed hash seed, since sets in it are written in order of hashes.
+    In a separate process with a fixed hash seed, since sets are written in order of hashes.
     """
     command = [sys.executable, "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"]
     subprocess.run(
         [*command, "-s", str(folder), "-p", prefix, str(folder)],
         env={**os.environ, "PYTHONHASHSEED": "0"},
         capture_output=True,
-        check=False,  # a template that is no Python, as Alembic's, is left as source
+        check=False,  # files that are not Python, such as Alembic's template, stay as source
     )
 
 
@@ -341,9 +341,9 @@ def _is_ignored(path: Path) -> bool:
 
 
 def _key(recipe: Recipe, target: Target, inputs: Iterable[tuple[Path, str]]) -> str:
-    """Hash all that a folder is made of, but not where this checkout is."""
-    told = (_builder(), target, target.maker, recipe.name, recipe.prefix, recipe.packages)
-    digest = hashlib.sha256("\0".join(map(str, (*told, recipe.bytecode))).encode())
+    """Hash all parts of a folder, but not the path of this checkout."""
+    identity = (_builder(), target, target.maker, recipe.name, recipe.prefix, recipe.packages)
+    digest = hashlib.sha256("\0".join(map(str, (*identity, recipe.bytecode))).encode())
     for file in filter(None, (recipe.requirements, recipe.patch)):
         digest.update(f"\0{file.name}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
     for source, name in inputs:
@@ -356,7 +356,7 @@ def _builder() -> str:
 
 
 class _new_folder:  # noqa: N801 - reads as a verb where it is used
-    """Fill a folder beside its place and move it there when complete; a rival's is as good."""
+    """Fill a temporary folder and move it to its place; another process may have been faster."""
 
     def __init__(self, destination: Path) -> None:
         self.destination = destination
@@ -381,7 +381,7 @@ class _new_folder:  # noqa: N801 - reads as a verb where it is used
 
 
 def _is_kept(folder: Path) -> bool:
-    """Tell whether a folder is there, and if so have it be kept for another day."""
+    """Tell whether a folder exists; if so, keep it for another day."""
     with one_at_a_time(folder.parent), suppress(FileNotFoundError):
         os.utime(folder)
         return True
@@ -389,9 +389,9 @@ def _is_kept(folder: Path) -> bool:
 
 
 def _forget_old(parent: Path) -> None:
-    """Remove what nobody has asked for in a day, but the last few, or it grows with every edit.
+    """Remove folders that were not used for a day, except the newest few.
 
-    Moved aside first, under the lock of `_is_kept`: nobody finds a folder that is half removed.
+    They are moved aside first, under the lock of `_is_kept`, so that none is found half removed.
     """
     with one_at_a_time(parent):
         used = {path: _last_use(path) for path in parent.iterdir()}
@@ -410,7 +410,7 @@ def _last_use(path: Path) -> float:
 
 
 def notes(target: Target) -> Iterator[str]:
-    """Say what the result lacks."""
+    """Yield the limitations of the result."""
     if not target.compiles:
         running = platform.python_version()
         yield (
@@ -425,7 +425,7 @@ def notes(target: Target) -> Iterator[str]:
 
 
 def main() -> None:
-    """Build the layer; print where it is, how large, and how long its import takes."""
+    """Build the layer; print its path, its size and its import time."""
     parser = argparse.ArgumentParser(description="Assemble the layer.")
     parser.add_argument("--python", choices=PYTHONS, default="3.13")
     parser.add_argument("--architecture", choices=tuple(MACHINES), default="arm64")
@@ -446,7 +446,7 @@ def main() -> None:
 def write_release(folder: Path, target: Target, releases: Path) -> Path:
     """Write the layer as a zip file named by version, Python and processor; return its path.
 
-    The same layer is the same file to the byte: `aws lambda publish-layer-version` takes it.
+    Equal layers give equal files, byte by byte. `aws lambda publish-layer-version` accepts them.
     """
     version = tomllib.loads((PACKAGE / "layer" / "pyproject.toml").read_text())["project"][
         "version"
@@ -458,7 +458,7 @@ def write_release(folder: Path, target: Target, releases: Path) -> Path:
 
 
 def zipped(folder: Path) -> bytes:
-    """Return the folder as a zip file, without what differs between two machines: times, owners."""
+    """Return the folder as a zip file, without times and owners, which differ between machines."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for path in sorted(folder.rglob("*")):
@@ -471,14 +471,14 @@ def zipped(folder: Path) -> bytes:
 
 
 def zipped_bytes(folder: Path) -> int:
-    """Return the size of the folder as a zip file: what is uploaded, and fetched by Lambda."""
+    """Return the size of the folder as a zip file, as Lambda fetches it."""
     return len(zipped(folder))
 
 
 def import_milliseconds(module: str, starts: int = 5) -> float:
-    """Return how long this interpreter takes to import a module of its own layer, at best.
+    """Return the shortest time in which this interpreter imports a module of its layer.
 
-    Each time in a new process that runs no code of other installed packages (`-S`).
+    Each time in a new process, without other installed packages (`-S`).
     """
     program = (
         "import time; began = time.perf_counter(); "

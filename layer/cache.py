@@ -1,4 +1,4 @@
-"""Where what is fetched or built once is kept for later runs."""
+"""The folder for files that are fetched or built once."""
 
 import fcntl
 import os
@@ -10,7 +10,7 @@ NAME = "lambda-pg"
 
 
 def cache_dir(environment: Mapping[str, str] = os.environ) -> Path:
-    """Name the folder of what is fetched once and kept: servers, environments, built layers."""
+    """Return the folder for servers, environments and built layers, which are kept."""
     if chosen := environment.get("LAMBDA_PG_CACHE_DIR"):
         return Path(chosen)
     if os.geteuid() == 0:
@@ -20,7 +20,7 @@ def cache_dir(environment: Mapping[str, str] = os.environ) -> Path:
 
 @contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Let one process at a time make a folder; the lock file stays, as removing it would race."""
+    """Let one process at a time make a folder; the lock file stays: removing it would race."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_name(f"{folder.name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

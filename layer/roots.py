@@ -1,4 +1,4 @@
-"""Take the roots by which RDS signs in a region into the layer: its databases can be verified then.
+"""Add the root certificates of RDS in a region to the layer, which can then verify its databases.
 
     .venv/bin/python -m lambda_pg_cdk.layer.roots il-central-1
 
@@ -26,23 +26,23 @@ TRUST_STORES = {
     "cn": "https://rds-truststore.s3.cn-north-1.amazonaws.com.cn",
 }
 TRUST_STORE = "https://truststore.pki.rds.amazonaws.com"
-"""By what a region's name begins with, and for all others (AWS, "Using SSL/TLS to encrypt a
-connection to a DB instance or cluster", and its edition for China)."""
+"""URLs by the first part of a region's name, and for all other regions (AWS, "Using SSL/TLS to
+encrypt a connection to a DB instance or cluster", and its edition for China)."""
 
 Fetch = Callable[[str], str]
 
 
 class RootsError(RuntimeError):
-    """No roots could be taken; says why and what to do."""
+    """The roots could not be added; the message says why and what to do."""
 
 
 def known_regions(folder: Path = CERTIFICATES) -> frozenset[str]:
-    """Name the regions whose roots are here."""
+    """Return the regions whose roots the layer has."""
     return frozenset(file.stem for file in (folder / "rds").glob("*.pem"))
 
 
 def bundle_url(region: str) -> str:
-    """Say where AWS offers a region's roots."""
+    """Return AWS's URL of a region's roots."""
     stores = [url for prefix, url in TRUST_STORES.items() if region.startswith(f"{prefix}-")]
     return f"{(stores or [TRUST_STORE])[0]}/{region}/{region}-bundle.pem"
 
@@ -50,7 +50,7 @@ def bundle_url(region: str) -> str:
 def take(region: str, fetch: Fetch, folder: Path = CERTIFICATES) -> list[str]:
     """Add a region's roots and return their names; raise `RootsError`, with nothing changed.
 
-    `fetch` answers with the text at a URL and raises OSError where it cannot.
+    `fetch` returns the text at a URL, or raises OSError.
     """
     if not REGION.fullmatch(region):
         raise RootsError(f"{region!r} is not a region: give one like il-central-1")
@@ -58,7 +58,9 @@ def take(region: str, fetch: Fetch, folder: Path = CERTIFICATES) -> list[str]:
     try:
         text = fetch(url)
     except OSError as error:
-        raise RootsError(f"{url} cannot be fetched: {error}. Run this where it can be") from error
+        raise RootsError(
+            f"{url} cannot be fetched: {error}. Run this on a machine that can reach it"
+        ) from error
     roots = [_root(region, block, url) for block in BLOCK.findall(text)]
     if not roots:
         raise RootsError(f"{url} has no certificate in it")
@@ -70,7 +72,7 @@ def take(region: str, fetch: Fetch, folder: Path = CERTIFICATES) -> list[str]:
 
 
 def _root(region: str, block: str, url: str) -> tuple[str, str]:
-    """Judge one certificate; return its name, and how it is written."""
+    """Check one certificate; return its name and its text for the file."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
         context.load_verify_locations(cadata=block)
@@ -92,7 +94,7 @@ def _fetch(url: str) -> str:
 
 
 def main() -> int:
-    """Take a region's roots; return the exit code."""
+    """Add a region's roots; return the exit code."""
     parser = argparse.ArgumentParser(description="Take a region's roots of RDS into the layer.")
     parser.add_argument("region", help="as in il-central-1")
     try:

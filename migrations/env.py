@@ -12,8 +12,8 @@ applied: list[str] = context.config.attributes["applied"]
 def note(
     ctx: MigrationContext,  # noqa: ARG001 - Alembic passes all four by these names
     step: MigrationInfo,
-    heads: Collection[Any],  # noqa: ARG001
-    run_args: Mapping[str, Any],  # noqa: ARG001
+    heads: Collection[Any],  # noqa: ARG001 - Alembic passes it
+    run_args: Mapping[str, Any],  # noqa: ARG001 - Alembic passes it
 ) -> None:
     """Remember a revision that has been applied."""
     applied.append(step.up_revision_ids[0])

@@ -14,11 +14,11 @@ from .upgrade import SCRIPTS, configure
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9]*(?:[ _-][A-Za-z0-9]+)*")
 LONGEST = 60
-"""Characters of a name, which becomes one of a file."""
+"""Characters of a name, which becomes a file's name."""
 
 
 class NewMigrationError(ValueError):
-    """Say what is wrong with a migration's name, or with those that are there."""
+    """A migration's name, or the existing migrations, are wrong; the message says what to do."""
 
 
 def main(arguments: list[str]) -> int:
@@ -35,7 +35,7 @@ def write(name: str, scripts: Path = SCRIPTS) -> Path:
     """Write the revision that follows the newest one; raise NewMigrationError."""
     if not NAME.fullmatch(name) or len(name) > LONGEST:
         raise NewMigrationError(
-            f"{name!r} is no name for a migration: give up to {LONGEST} letters and digits, with a "
+            f"the migration's name is {name!r}; must be up to {LONGEST} letters and digits, with a "
             'letter first and single spaces between the words, like "add orders"'
         )
     words = re.sub("[_-]", " ", name.lower())
@@ -45,7 +45,7 @@ def write(name: str, scripts: Path = SCRIPTS) -> Path:
 
 
 def _configure(scripts: Path) -> Config:
-    """Say how Alembic names the file, and that it says nothing itself."""
+    """Return Alembic's settings: the file's name, and no output of its own."""
     config = configure(scripts)
     config.cmd_opts = Namespace(quiet=True)
     config.set_main_option("file_template", "%%(rev)s_%%(slug)s")
@@ -54,17 +54,17 @@ def _configure(scripts: Path) -> Config:
 
 
 def _next(directory: ScriptDirectory) -> str:
-    """Number the migration after the newest one."""
+    """Return the number after that of the newest migration."""
     try:
         newest = directory.get_current_head()
     except CommandError as error:
         raise NewMigrationError(
-            f"there are several newest migrations, {' and '.join(directory.get_heads())}: let one "
-            "follow the other by its down_revision"
+            f"there are several newest migrations, {' and '.join(directory.get_heads())}: set the "
+            "down_revision of one to the other"
         ) from error
     if newest is not None and not re.fullmatch(r"[0-9]{4}", newest):
         raise NewMigrationError(
-            f"the newest migration is {newest!r}: give it a number of four digits, to count on from"
+            f"the newest migration is {newest!r}; must be a number of four digits: rename it"
         )
     return f"{int(newest or 0) + 1:04}"
 

@@ -2,8 +2,8 @@
 
 A deployment sets all of them again; a rotation lets one login in. Both work over psycopg alone.
 
-The master user of RDS is no superuser. It has CREATEROLE and owns the database, which is all that
-is needed here on PostgreSQL 15 and, where a role's creator gets its ADMIN OPTION, on 16 and newer.
+The master user of RDS is not a superuser. It has CREATEROLE and owns the database. That is enough
+on PostgreSQL 15 and, where the creator of a role gets its ADMIN OPTION, on 16 and newer.
 """
 
 import logging
@@ -17,34 +17,34 @@ from psycopg import Connection, sql
 from psycopg.errors import DuplicateObject, InsufficientPrivilege, InternalError_, UniqueViolation
 
 GROUP = "lambda_pg_app"
-"""Holds the grants and is named by the policies; cannot log in, so that logins come and go."""
+"""The role that has the grants and is in the policies; it cannot log in, so logins can change."""
 
 IAM = "rds_iam"
-"""RDS's own role: its members log in with a token of IAM's, and with nothing else."""
+"""RDS's role whose members log in with IAM tokens only."""
 
 PROXY = "rdsproxyadmin"
-"""RDS Proxy's own role, which has to connect to a database that PUBLIC may not connect to."""
+"""RDS Proxy's role, which must connect to the database even if PUBLIC may not."""
 
 NEON = ".neon.tech"
-"""Where a password must travel in the clear: Neon refuses a verifier."""
+"""Hosts to which a password is sent in clear text: Neon rejects a verifier."""
 
 POWERFUL = (
     *("pg_read_all_data", "pg_write_all_data"),
     *("pg_read_server_files", "pg_write_server_files", "pg_execute_server_program"),
     *("rds_superuser", "rds_replication"),
 )
-"""Ready-made roles that reach past what was granted to the application: tables without policies,
-the server's files and programs, the stream of all changes. pg_monitor sees statements, no rows."""
+"""Predefined roles that can reach more than the application's grants: tables without policies, the
+server's files and programs, the stream of all changes. pg_monitor sees statements, but no rows."""
 
 LOCK = 0x6C616D6264617072
-"""Key of the advisory lock, 'lambdapr' as a number: who changes a role that another transaction is
-changing gets "tuple concurrently updated", and a rotation may meet a deployment."""
+"""Key of the advisory lock, 'lambdapr' as a number. Without it a rotation and a deployment that
+change the same role would fail with "tuple concurrently updated"."""
 
 TRIES = 20
-"""Attempts at changing roles, which are the server's: the lock keeps only one database's out."""
+"""Attempts to change roles: the server has them, but the lock works within one database only."""
 
 PAUSE = 0.05
-"""Seconds between two attempts, in which the other database's transaction ends."""
+"""Seconds between two attempts, in which the other database's transaction can end."""
 
 LIMITS_TRANSACTIONS = 170000
 """The first server version that has transaction_timeout."""
@@ -53,7 +53,7 @@ CHECKS_CLIENTS = 140000
 """The first server version that has client_connection_check_interval."""
 
 CLIENT_CHECK = ("client_connection_check_interval", "100ms")
-"""How often a statement at work looks whether its client is still there.
+"""How often a running statement checks whether its client is still connected.
 
 When a client vanishes in the middle of a statement, PgBouncer closes the server connection and
 opens another one, while the backend works on until statement_timeout. With this it ends soon. The
@@ -76,9 +76,9 @@ logger = logging.getLogger("migrate")
 class Login:
     """The application's user; without a password it logs in by IAM.
 
-    A `borrowed` one is somebody else's: where it exists, its password and its LOGIN are left alone.
-    With `many_rounds` its password is hashed as often as RFC 7677 asks for, since somebody's client
-    uses it that may refuse less (docs/decisions/0020).
+    A `borrowed` login belongs to somebody else: if it exists, its password and its LOGIN do not
+    change. With `many_rounds` its password is hashed in as many rounds as RFC 7677 requires, for
+    clients that may reject fewer (docs/decisions/0020).
     """
 
     name: str
@@ -87,21 +87,21 @@ class Login:
     many_rounds: bool = False
 
     def __post_init__(self) -> None:
-        """Raise `LoginError`: PostgreSQL takes an empty password for none, and clears the old."""
+        """Raise `LoginError`: PostgreSQL treats an empty password as none."""
         if not self.name:
             raise LoginError("the application's login has no user: write one into its secret")
         if self.password == "":
             raise LoginError(
-                f"the application's user {self.name!r} has an empty password, with which nobody "
-                "can log in: write one into its secret"
+                f"the application's user {self.name!r} has an empty password, which PostgreSQL "
+                "treats as none: write one into its secret"
             )
 
 
 @dataclass(frozen=True)
 class Timeouts:
-    """Limits of every session of the database, in seconds; 0 is none.
+    """Limits of every session of the database, in seconds; 0 is no limit.
 
-    PostgreSQL knows one for whole transactions from 17 on.
+    PostgreSQL has one for whole transactions since version 17.
     """
 
     statement: int
@@ -111,19 +111,19 @@ class Timeouts:
 
 
 class LoginError(ValueError):
-    """The application cannot have this login, or must not."""
+    """The application cannot or must not use this login."""
 
 
 class UnboundLoginError(LoginError):
-    """The application's user would see every row, whatever the policies say."""
+    """Row-level security would not restrict the application's user."""
 
 
 class OwnerLockedOutError(LoginError):
-    """The owner's password would not be taken any more, and it has no other way to log in."""
+    """RDS would reject the owner's password, and the owner has no other way to log in."""
 
 
 class NeighbourError(ValueError):
-    """Another database of the server has the application's group, which is the server's."""
+    """Another database of the server uses the application's group."""
 
 
 def prepare(
@@ -137,14 +137,14 @@ def prepare(
 ) -> str | None:
     """Create or alter everything, in one transaction; raise `LoginError` or `NeighbourError`.
 
-    Return the user who became one of IAM's by this, or None. Where that makes the owner one of them
-    too, whose password RDS then refuses, raise `OwnerLockedOutError` unless the owner can log in by
-    token (`owner_by_token`).
+    Return the user that this made a member of rds_iam, or None. If the owner became a member too,
+    RDS would reject the owner's password: raise `OwnerLockedOutError` unless the owner can log in
+    by token (`owner_by_token`).
 
-    The login is read under the lock: a rotation that ends meanwhile would leave a password set
-    that is not the current one any more. In a database that is `shared` with others nothing changes
-    for them: it stays open to whom it was, and the limits are the login's own. `login_limit` is how
-    many connections each of the application's users may have: -1 is no limit, None changes none.
+    The login is read under the lock: else a rotation could end in between, and an outdated password
+    would be set. In a database that is `shared`, nothing changes for others: it stays open to the
+    same roles, and the limits are set for the login only. `login_limit` is the number of
+    connections that each of the application's users may have: -1 is no limit, None changes nothing.
     """
     with connection.transaction():
         hold(connection)
@@ -167,10 +167,10 @@ def prepare(
 def admit_early(
     connection: Connection[Any], read_login: Callable[[], Login], patience: float
 ) -> None:
-    """Let a login in that somebody waits for before the migration; raise as `prepare` does.
+    """Create a login that is needed before the migration; raise as `prepare` does.
 
-    It may connect; the migration does the rest. The database's limits, which an earlier migration
-    may have set, are for requests: this waits `patience` seconds for the lock.
+    It can connect; the migration does the rest. This waits `patience` seconds for the lock: the
+    database's own limits, which an earlier migration may have set, are for requests.
     """
     with connection.transaction():
         for name in ("statement_timeout", "lock_timeout"):
@@ -202,35 +202,35 @@ WITH RECURSIVE held(role) AS (
 SELECT FROM held JOIN pg_roles ON oid = role WHERE rolname = %s AND rolname <> session_user
 """
 """Members as pg_hba.conf counts them for +role: a superuser is one only where it was made one
-(PostgreSQL, is_member_of_role_nosuper). pg_has_role takes superusers for members of all."""
+(PostgreSQL, is_member_of_role_nosuper). pg_has_role treats superusers as members of all roles."""
 
 
 def _locked_out(owner: str, user: str) -> str:
     return (
-        f"granting {IAM} to {user} would lock the owner {owner} out: {owner} made that role and so "
-        f"is its member, and from members of {IAM} RDS takes tokens only, no password. Nothing was "
-        f"changed. Let an administrator other than {owner} make the role: CREATE ROLE {GROUP}; "
+        f"granting {IAM} to {user} would lock the owner {owner} out: {owner} created that role, so "
+        f"it is a member of it, and RDS accepts no password of members of {IAM}. Nothing was "
+        f"changed. Let an administrator other than {owner} create the role: CREATE ROLE {GROUP}; "
         f"CREATE ROLE {user} LOGIN; GRANT {GROUP}, {IAM} TO {user}. Then deploy again. Or set "
         "rds_proxy.auth to 'secret'"
     )
 
 
 def turn_out(connection: Connection[Any], user: str) -> None:
-    """Take IAM's role away from a user again."""
+    """Revoke rds_iam from a user."""
     _run(connection, "REVOKE {} FROM {}", IAM, user)
 
 
 def hold(connection: Connection[Any]) -> None:
-    """Keep everybody else from changing logins until the transaction ends."""
+    """Take the lock for changes of logins, until the transaction ends."""
     connection.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK])
 
 
 def admit(connection: Connection[Any], login: Login, *, like: str | None = None) -> None:
-    """Let a login in, new or not, as a member of the group, in one transaction.
+    """Create or change a login, as a member of the group, in one transaction.
 
-    It gets the limit of connections of the user `like`, and the timeouts that `like` has for
-    itself, as in a shared database. Raise `LoginError`, before anything is changed, for a role that
-    is none of the application's.
+    It gets the connection limit of the user `like`, and the timeouts that `like` itself has, as in
+    a shared database. Raise `LoginError`, before any change, for a role that does not belong to the
+    application.
     """
     for tries_left in reversed(range(TRIES)):
         try:
@@ -260,21 +260,21 @@ def _admit(connection: Connection[Any], login: Login) -> None:
 
 
 def _refuse_stranger(connection: Connection[Any], login: Login) -> None:
-    """Raise for a role that is there and is none of the application's."""
+    """Raise `LoginError` for an existing role that does not belong to the application."""
     ours = login.borrowed or not exists(connection, login.name)
     if not ours and not is_member(connection, login.name, GROUP):
         raise LoginError(
-            f"the role {login.name!r} exists and is none of the application's, whose users are "
-            f"members of {GROUP}: drop it, or name another user in the secret"
+            f"the role {login.name!r} exists and does not belong to the application: it is not a "
+            f"member of {GROUP}. Drop it, or name another user in the secret"
         )
 
 
 def _refuse_unbound(connection: Connection[Any], name: str) -> None:
-    """Raise `UnboundLoginError` where row-level security does not bind a login, or it can end that.
+    """Raise `UnboundLoginError` if row-level security does not bind a login, or it can change that.
 
-    The login may take the rights of each role of which it is a member, directly or not, and of the
-    group's. On PostgreSQL 16 and newer a membership can be without INHERIT and without SET; it is
-    refused all the same, as its ADMIN OPTION gives both.
+    The login can use the rights of every role of which it or the group is a member, directly or
+    not. A membership without INHERIT and SET (PostgreSQL 16 and newer) is refused too, since its
+    ADMIN OPTION gives both.
     """
     found = connection.execute(UNBOUND, {"login": name, "group": GROUP, "powerful": list(POWERFUL)})
     row = found.fetchone()
@@ -289,7 +289,7 @@ def _refuse_unbound(connection: Connection[Any], name: str) -> None:
         remedy = f"{_remedy(path)}, or g"
     raise UnboundLoginError(
         f"the application logs in as {name}, which row-level security does not bind: {what}. Every "
-        f"caller could see everybody's rows. {remedy}ive the application a user of its own"
+        f"caller could see everybody's rows. {remedy}ive the application a separate user"
     )
 
 
@@ -327,22 +327,22 @@ WITH RECURSIVE held(role, path) AS (
 )
 SELECT path, why FROM judged WHERE why IS NOT NULL ORDER BY cardinality(path), path LIMIT 1
 """
-"""The shortest way from the login or the group to a role that the policies do not bind.
+"""The shortest path of memberships from the login or the group to a role that is not bound.
 
-A table's owner can switch its policies off, the owner of a function that they call can change it,
-and the owner of a schema can put a table of its own into the place of another: so a role that owns
-anything here is one. Tables of the login's own are its own affair, unless they have policies.
+The owner of a table can switch its policies off, the owner of a function that policies call can
+change it, and the owner of a schema can replace its tables. So a role that owns one of these is not
+bound either. Tables that the login itself owns are allowed, unless they have policies.
 """
 
 
 def _remedy(path: list[str]) -> str:
     if len(path) == 1:
-        return f"Take that from {path[0]}"
-    return f'Take the membership away (REVOKE "{path[1]}" FROM "{path[0]}")'
+        return f"Remove that from {path[0]}"
+    return f'Revoke the membership (REVOKE "{path[1]}" FROM "{path[0]}")'
 
 
 def _refuse_neighbour(connection: Connection[Any]) -> None:
-    """Raise where the group has rights in another database: its members would log in there too."""
+    """Raise if the group has rights in another database: its members could log in there too."""
     found = connection.execute(
         "SELECT datname FROM pg_database, aclexplode(datacl) AS granted"
         " JOIN pg_roles ON pg_roles.oid = granted.grantee"
@@ -351,15 +351,15 @@ def _refuse_neighbour(connection: Connection[Any]) -> None:
     ).fetchone()
     if found is not None:
         raise NeighbourError(
-            f"the role {GROUP} has rights in the database {found[0]!r} of this server too, and "
-            "roles are the server's: the users of each would log in to the other. Give each "
-            f"lambda-pg a server of its own; if {found[0]!r} is not in use any more: REVOKE ALL ON "
+            f"the role {GROUP} also has rights in the database {found[0]!r} of this server, so the "
+            "users of each database could log in to the other. Use a separate server for each "
+            f"lambda-pg; if {found[0]!r} is no longer in use: REVOKE ALL ON "
             f'DATABASE "{found[0]}" FROM {GROUP}'
         )
 
 
 def is_member(connection: Connection[Any], name: str, group: str) -> bool:
-    """Tell whether a role is there and was made a member of a group."""
+    """Tell whether a role exists and is a direct member of a group."""
     found = connection.execute(
         "SELECT FROM pg_auth_members"
         " JOIN pg_roles AS member ON member.oid = pg_auth_members.member"
@@ -371,7 +371,7 @@ def is_member(connection: Connection[Any], name: str, group: str) -> bool:
 
 
 def exists(connection: Connection[Any], name: str) -> bool:
-    """Tell whether there is a role of that name."""
+    """Tell whether a role exists."""
     found = connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [name])
     return found.fetchone() is not None
 
@@ -400,7 +400,7 @@ def _let_in(connection: Connection[Any], login: Login) -> None:
 
 
 def _lend(connection: Connection[Any], login: Login) -> None:
-    """Make a role of somebody else's, once: from then on its password is theirs to change."""
+    """Create a borrowed role, once; afterwards only its owner changes its password."""
     password = login.password or ""
     if not connection.info.host.endswith(NEON):
         password = _verifier(connection, login.name, password)
@@ -409,7 +409,7 @@ def _lend(connection: Connection[Any], login: Login) -> None:
 
 
 def _cheap_verifier(connection: Connection[Any], name: str, password: str) -> str:
-    """Make a verifier of one hash round for a password that a machine made.
+    """Return a verifier of one hash round for a machine-made password.
 
     libpq takes the number of rounds from what the server reports of the session, from PostgreSQL 16
     on. The rounds make guessing slower, which such a password does not need, and are more than half
@@ -429,7 +429,7 @@ def is_machine_made(password: str) -> bool:
 
 
 def _verifier(connection: Connection[Any], name: str, password: str) -> str:
-    """Make what is sent in the password's place: statements may be logged."""
+    """Return the verifier that is sent instead of the password: statements may be logged."""
     return connection.pgconn.encrypt_password(
         password.encode(), name.encode(), b"scram-sha-256"
     ).decode()
@@ -447,7 +447,7 @@ def _let_in_by_iam(connection: Connection[Any], name: str) -> None:
 
 
 def _open_database(connection: Connection[Any], *, shared: bool) -> None:
-    """Let the group in, and nobody else unless the database is shared."""
+    """Let the group connect, and no other role unless the database is shared."""
     database = connection.info.dbname
     if not shared:
         _run(connection, "REVOKE ALL ON DATABASE {} FROM PUBLIC", database)
@@ -458,7 +458,7 @@ def _open_database(connection: Connection[Any], *, shared: bool) -> None:
 
 
 def _limit(connection: Connection[Any], timeouts: Timeouts, whose: sql.Composable) -> None:
-    """Set timeouts, on the whole database wherever that may be: new logins have them then."""
+    """Set timeouts on a database or a role: new sessions have them."""
     limits = {
         "statement_timeout": timeouts.statement,
         "lock_timeout": timeouts.lock,
@@ -473,9 +473,9 @@ def _limit(connection: Connection[Any], timeouts: Timeouts, whose: sql.Composabl
 
 
 def _limit_connections(connection: Connection[Any], limit: int) -> None:
-    """Limit the connections of each of the application's users, both of a rotation's among them.
+    """Limit the connections of each application user, including both users of a rotation.
 
-    PostgreSQL counts every backend of a user, also those whose client has gone.
+    PostgreSQL counts every backend of a user, also those whose client has disconnected.
     """
     members = connection.execute(
         "SELECT member.rolname FROM pg_auth_members"
@@ -491,8 +491,8 @@ def _limit_connections(connection: Connection[Any], limit: int) -> None:
                 _limit_user(connection, name, limit)
         except InsufficientPrivilege as error:
             logger.warning(
-                "the role %s keeps its limit of connections, since only who made it may set that "
-                "(%s): let it be set by ALTER ROLE %s CONNECTION LIMIT %d",
+                "the role %s keeps its connection limit, as only its creator can change it (%s): "
+                "have it changed by ALTER ROLE %s CONNECTION LIMIT %d",
                 name,
                 error,
                 name,
@@ -506,7 +506,7 @@ def _limit_user(connection: Connection[Any], name: str, limit: int) -> None:
 
 
 def _limit_login(connection: Connection[Any], timeouts: Timeouts, login: Login) -> None:
-    """Set timeouts for one user; a rotation takes them over for the other one."""
+    """Set timeouts for one user; a rotation copies them to the other one."""
     try:
         with connection.transaction():
             _limit(connection, timeouts, _in_database(connection, login.name))
@@ -514,8 +514,8 @@ def _limit_login(connection: Connection[Any], timeouts: Timeouts, login: Login) 
         if not login.borrowed and login.password is not None:
             raise
         logger.warning(
-            "the role %s has no timeouts, since only who made it may set them (%s): let them be "
-            "set by ALTER ROLE %s SET statement_timeout = '%ds' and so on",
+            "the role %s has no timeouts, since only its creator can set them (%s): have them set "
+            "by ALTER ROLE %s SET statement_timeout = '%ds' and so on",
             login.name,
             error,
             login.name,
@@ -524,7 +524,7 @@ def _limit_login(connection: Connection[Any], timeouts: Timeouts, login: Login) 
 
 
 def _take_over_limits(connection: Connection[Any], like: str, name: str) -> None:
-    """Set for a user the limits that another one has for itself, on the server and here."""
+    """Copy the limits of one user to another, those of the server and of this database."""
     limited = connection.execute("SELECT rolconnlimit FROM pg_roles WHERE rolname = %s", [like])
     for (limit,) in limited.fetchall():
         _limit_user(connection, name, limit)

@@ -15,7 +15,7 @@ from .upgrade import SCRIPTS, MigrationError, Outcome, upgrade
 
 @dataclass(frozen=True)
 class Connections:
-    """What the budget was proven with; None is not ours to say."""
+    """The numbers that the budget assumes; None is a number that this app does not set."""
 
     server: int | None = None
     """Connections that the server accepts."""
@@ -25,12 +25,12 @@ class Connections:
 
 @dataclass(frozen=True)
 class Owner:
-    """How the owner, who is connected, can log in besides."""
+    """Other ways in which the connected owner can log in."""
 
     check: Callable[[], None]
-    """Log in once more, in any way there is; raise psycopg's error where none works."""
+    """Log in again, in any possible way; raise psycopg's error if none works."""
     by_token: bool = False
-    """Whether a token of IAM's is one of the ways."""
+    """Whether an IAM token is one of the ways."""
 
 
 LOCK = 0x6C616D6264617067
@@ -89,19 +89,19 @@ def migrate(
 
 
 def _check_budget(connection: Connection[Any], needed: int) -> None:
-    """Hold the server's own number against the one that the budget was proven with."""
+    """Compare the server's max_connections with the number that the budget assumes."""
     row = connection.execute("SELECT current_setting('max_connections')::int").fetchone()
     allowed = row[0] if row else 0
     if allowed < needed:
         raise MigrationError(
-            f"the server's max_connections is {allowed}, and the budget was proven with {needed}: "
-            "nothing was changed. A changed parameter group takes effect only after a reboot: "
-            "reboot the database instance, then deploy again"
+            f"the server's max_connections is {allowed}; must be at least {needed}, as the budget "
+            "assumes. Nothing was changed. A changed parameter group takes effect only after a "
+            "reboot: reboot the database instance, then deploy again"
         )
 
 
 def _keep_owner(connection: Connection[Any], user: str, owner: Owner) -> None:
-    """Undo what has made a user one of IAM's where the owner cannot log in after it."""
+    """Revoke rds_iam from a user if the owner cannot log in after the grant."""
     try:
         owner.check()
     except psycopg.Error as refused:
@@ -111,7 +111,7 @@ def _keep_owner(connection: Connection[Any], user: str, owner: Owner) -> None:
         except psycopg.Error as error:
             raise MigrationError(
                 f"granting {IAM} to {user} has locked the owner {name} out ({refused}), and it "
-                f"could not be undone ({error}). Log in as {name} by a token of IAM's (aws rds "
+                f"could not be undone ({error}). Log in as {name} by an IAM token (aws rds "
                 f"generate-db-auth-token) or as another administrator: REVOKE {IAM} FROM {user}"
             ) from refused
         raise MigrationError(
@@ -123,7 +123,7 @@ def _keep_owner(connection: Connection[Any], user: str, owner: Owner) -> None:
 
 
 def _lift_limits(connection: Connection[Any]) -> None:
-    """Lift the database's own limits: they are for requests, not for this session."""
+    """Remove the database's limits from this session: they are for requests."""
     connection.execute("SET statement_timeout = 0")
     if connection.info.server_version >= LIMITS_TRANSACTIONS:
         connection.execute("SET transaction_timeout = 0")
@@ -135,8 +135,8 @@ def _take_lock(connection: Connection[Any], patience: float) -> None:
         connection.execute("SELECT pg_advisory_lock(%s)", [LOCK])
     except LockNotAvailable as error:
         raise MigrationError(
-            f"another migration is at work on this database, and {patience:.0f} s were not enough "
-            f"to wait for its end: {_holder(connection)}"
+            f"another migration of this database did not end within {patience:.0f} s: "
+            f"{_holder(connection)}"
         ) from error
 
 

@@ -17,19 +17,19 @@ SCRIPTS = Path(__file__).resolve().parent
 
 
 class MigrationError(RuntimeError):
-    """Say which revision failed and why; the schema is as it was."""
+    """A revision failed; the message has the cause, and the schema is unchanged."""
 
 
 @dataclass
 class Outcome:
-    """The revision that the schema has now, and those that were applied to get there."""
+    """The revision of the schema, and the revisions that were applied."""
 
     revision: str | None
     applied: list[str] = field(default_factory=list)
 
 
 def upgrade(connection: Connection[Any], scripts: Path = SCRIPTS) -> Outcome:
-    """Apply what is missing, all of it or nothing; the connection is closed afterwards.
+    """Apply all missing revisions or none; the connection is closed afterwards.
 
     A revision that these scripts do not know is left as it is: after a rollback the older version
     may be invoked by hand against the newer schema, and must not fail for it.
@@ -53,7 +53,7 @@ def upgrade(connection: Connection[Any], scripts: Path = SCRIPTS) -> Outcome:
 
 
 def configure(scripts: Path) -> Config:
-    """Make the settings that Alembic would else read from a file."""
+    """Return the settings that Alembic otherwise reads from a file."""
     config = Config()
     config.set_main_option("script_location", str(scripts))
     config.set_main_option("path_separator", "os")
@@ -69,7 +69,7 @@ def _pending(directory: ScriptDirectory, current: str | None) -> list[str]:
 
 
 def _engine(connection: Connection[Any]) -> engine.Engine:
-    """Lend SQLAlchemy the connection that the layer opened, with its TLS and its password."""
+    """Give SQLAlchemy the connection that the layer has opened, with TLS and password."""
 
     def lend() -> Connection[Any]:
         connection.autocommit = False
@@ -79,7 +79,7 @@ def _engine(connection: Connection[Any]) -> engine.Engine:
 
 
 def _explain(pending: list[str], applied: list[str], error: Exception) -> str:
-    # SQLAlchemy's own text repeats the statement with its values; PostgreSQL's does not.
+    # SQLAlchemy's message has the statement with its values; PostgreSQL's does not.
     cause = error.orig if isinstance(error, DBAPIError) else error
     failed = pending[len(applied)] if len(applied) < len(pending) else pending[-1]
     reason = str(cause).strip() or type(cause).__name__

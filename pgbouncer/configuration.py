@@ -11,24 +11,24 @@ from pathlib import Path
 
 from .settings import Settings
 
-# Cancel requests on their way to one peer at once. PgBouncer would take default_pool_size, which
-# may be 1, and a request that finds no place is as good as lost.
+# Cancel requests to one peer at the same time. PgBouncer's default is default_pool_size, which may
+# be 1, and a request over the limit is lost.
 PEER_POOL_SIZE = 100
 # The supervisor's own sessions with the console, which count as clients.
 OWN_CLIENTS = 2
-# Connections that the kernel keeps until PgBouncer takes them, all at once. A burst of new
-# environments connects at once; the default, 128, drops their SYNs.
+# Connections that the kernel keeps until PgBouncer accepts them, all at once. A burst of new
+# environments connects at the same time; the default, 128, drops their SYNs.
 LISTEN_BACKLOG = 4096
 
 # Seconds from a failed login at the database to the next one. Until then every client is refused;
-# the default, 15, turns one refused login into 15 seconds of errors for everyone. A database that
-# is away, or a wrong password, meets at most five logins a second from each task and user.
+# the default, 15, turns one refused login into 15 seconds of errors for all. With this, a database
+# that is down, or a wrong password, gets at most five logins a second from each task and user.
 SERVER_LOGIN_RETRY = 0.2
 
-# RFC 7677's least for passwords that people choose.
+# RFC 7677's minimum, for passwords that people choose.
 SCRAM_ITERATIONS = 4096
-# What the project's stacks and rotations have Secrets Manager make: 40 letters, digits, dots and
-# underscores, 240 bits. A text like it that has fewer different characters is a sentence.
+# Passwords that Secrets Manager makes for the project's stacks and rotations: 40 letters, digits,
+# dots and underscores, 240 bits. A similar text with fewer different characters is a sentence.
 MACHINE_MADE = re.compile(r"(?=.*[a-z])(?=.*[A-Z])(?=.*[0-9])[A-Za-z0-9._]{40,}")
 FEWEST_CHARACTERS = 20
 
@@ -48,7 +48,7 @@ class User:
 
 @dataclass(frozen=True)
 class Console:
-    """The names that may use PgBouncer's console: one for everything, one for looking only."""
+    """The users of PgBouncer's console: an administrator, and one that can only read."""
 
     admin: str
     observer: str
@@ -56,7 +56,7 @@ class Console:
 
 @dataclass(frozen=True, order=True)
 class Peer:
-    """A task of the service: the number that PgBouncer knows it by, and its address."""
+    """A task of the service: its peer_id in PgBouncer, and its address."""
 
     id: int
     address: str
@@ -64,7 +64,7 @@ class Peer:
 
 @dataclass(frozen=True)
 class Group:
-    """All tasks of the service that are known, this one among them."""
+    """All known tasks of the service, with this one."""
 
     own: Peer
     peers: tuple[Peer, ...]
@@ -72,7 +72,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Files:
-    """Where the files are that PgBouncer reads."""
+    """Paths of the files that PgBouncer reads."""
 
     folder: Path
 
@@ -88,22 +88,22 @@ class Files:
 
     @property
     def access(self) -> Path:
-        """Who may log in from where and how (`auth_hba_file`)."""
+        """Rules for logins: user, origin and method (`auth_hba_file`)."""
         return self.folder / "access.conf"
 
     @property
     def certificate(self) -> Path:
-        """Key and chain in one file, so that no reader ever sees half a change."""
+        """Key and chain in one file, so that a change is never read by half."""
         return self.folder / "certificate.pem"
 
     @property
     def alive(self) -> Path:
-        """Empty; its time is that of the last look that found everything in order."""
+        """An empty file; its time is that of the last successful check."""
         return self.folder / "alive"
 
     @property
     def admin_dsn(self) -> Path:
-        """The address of the console, for whoever runs this."""
+        """The URL of the console, for operators."""
         return self.folder / "admin_dsn"
 
 
@@ -114,7 +114,7 @@ def render_ini(
     users: Iterable[User],
     group: Group | None = None,
 ) -> str:
-    """Render the main file: every default that does not fit Lambda is set."""
+    """Render the main file; it sets every option whose default does not fit Lambda."""
     database = (
         f"host={settings.database_host} port={settings.database_port} "
         f"dbname={settings.database_name}"
@@ -210,7 +210,7 @@ def scram_iterations(users: Iterable[User]) -> int:
 
 
 def is_machine_made(password: str) -> bool:
-    """Tell whether a password looks like those that the project's stacks and rotations make."""
+    """Tell whether a password looks like those that the project's stacks and rotations create."""
     return bool(MACHINE_MADE.fullmatch(password)) and len(set(password)) >= FEWEST_CHARACTERS
 
 
@@ -230,18 +230,18 @@ def _pooling(settings: Settings) -> dict[str, object]:
 def _timeouts(settings: Settings) -> dict[str, object]:
     return {
         "query_wait_timeout": settings.query_wait_timeout,
-        # An environment frozen in a transaction holds a server connection until then. There is no
-        # transaction_timeout here: PgBouncer has one from 1.25 on only, and an older one does not
-        # start with it. The database's own bounds a transaction whoever holds it.
+        # An environment frozen in a transaction holds a server connection until then. PgBouncer's
+        # transaction_timeout is not set: it exists since 1.25 only, and older versions do not start
+        # with it. The database's own bounds every transaction.
         "idle_transaction_timeout": settings.idle_transaction_timeout,
         "client_login_timeout": login_timeout(settings.max_client_conn),
         "server_connect_timeout": 5,
         "server_login_retry": SERVER_LOGIN_RETRY,
-        # A cancel request that cannot be passed on at once is of no use later, and keeps those that
-        # come after it (docs/decisions/0010).
+        # A cancel request that cannot be passed on at once is useless later, and delays those that
+        # follow (docs/decisions/0010).
         "cancel_wait_timeout": 1,
-        # Asked for again only when a server connection is opened: after a failover the old address
-        # would be taken once more.
+        # The name is resolved again only when a server connection is opened: after a failover the
+        # old address would be used once more.
         "dns_max_ttl": 1,
         "dns_nxdomain_ttl": 1,
     }
@@ -259,12 +259,12 @@ def login_timeout(clients: int) -> int:
 
 
 def _logging() -> dict[str, object]:
-    # A health check is a connection: logging each would bury everything else.
+    # A health check is a connection: its log lines would hide all others.
     return {"log_connections": 0, "log_disconnections": 0, "log_pooler_errors": 1, "log_stats": 0}
 
 
 def render_access(settings: Settings, console: Console) -> str:
-    """Render who may log in: users by TLS and SCRAM; the console only through the socket.
+    """Render the rules for logins: users by TLS and SCRAM; the console only through the socket.
 
     The socket is in a folder that is closed to other accounts. The supervisor comes through it to
     hold a transaction open during a drain and to read statistics, and needs no password there. The
@@ -284,12 +284,12 @@ def render_access(settings: Settings, console: Console) -> str:
 
 
 def render_users(users: Iterable[User]) -> str:
-    """Render `auth_file`; raise ValueError for what it cannot express."""
+    """Render `auth_file`; raise ValueError for values that it cannot express."""
     return "".join(f"{_quote(user.name)} {_quote(user.password)}\n" for user in users)
 
 
 def _quote(value: str) -> str:
-    """Quote a value. PgBouncer has no escape for line breaks, and SCRAM none for an empty one."""
+    """Quote a value. PgBouncer cannot escape line breaks, and SCRAM allows no empty password."""
     if not value or any(character in value for character in "\0\r\n"):
         raise ValueError("a user name or password is empty or has a line break or a NUL in it")
     return '"' + value.replace('"', '""') + '"'

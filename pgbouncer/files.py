@@ -1,4 +1,4 @@
-"""PgBouncer's files on disk: private, complete at any moment, owned by who reads them."""
+"""PgBouncer's files on disk: private, always complete, and owned by PgBouncer's account."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from .configuration import (
     render_users,
 )
 from .relay import Relay
+from .secret_store import Certificate, Content, SecretUnusableError
 from .settings import Settings, SettingsError
-from .vault import Certificate, Content, SecretUnusableError
 
 
 class Folder:
-    """Writes what PgBouncer reads, with new console logins for each start."""
+    """Writes PgBouncer's files, with new console logins for each start."""
 
     def __init__(self, settings: Settings) -> None:
         """Check the folder; raise SettingsError when nothing can be written there."""
@@ -50,19 +50,19 @@ class Folder:
             )
         except OSError as error:
             raise SettingsError(
-                f"RUN_DIR is {settings.run_dir}, where nothing can be written: {error}"
+                f"RUN_DIR is {settings.run_dir}, but nothing can be written there: {error}"
             ) from error
 
     def join(self, group: Group | None) -> bool:
-        """Write the main file with the tasks that are known; tell whether anything has changed.
+        """Write the main file with the known tasks; tell whether it has changed.
 
-        Raise OSError where that cannot be done: the old file stays.
+        Raise OSError if that fails: the old file stays.
         """
         self._group = group
         return self._write(self._main())
 
     def make_relay(self) -> Relay:
-        """Make the socket that stands for the peers, for PgBouncer's account only."""
+        """Create the socket that stands for the peers, for PgBouncer's account only."""
         path = self._settings.relay
         path.parent.mkdir(mode=0o700, exist_ok=True)
         relay = Relay(path, self._settings.listen_port)
@@ -74,7 +74,7 @@ class Folder:
     def update(self, content: Content) -> bool:
         """Write users and certificate; tell whether anything has changed.
 
-        Raise OSError where that cannot be done: the old files stay, all of them.
+        Raise OSError if that fails: all old files stay.
         """
         self._users = content.users
         users = [self._admin, self._observer, *content.users]
@@ -88,23 +88,23 @@ class Folder:
         return {"pgbouncer.ini": render_ini(*parts)}
 
     def check(self, certificate: Certificate) -> None:
-        """Raise SecretUnusableError for a certificate that does not load, or not with its key.
+        """Raise SecretUnusableError for a certificate that does not load with its key.
 
-        Raise OSError where it cannot be written.
+        Raise OSError if it cannot be written.
         """
         path = self.files.folder / "certificate.check"
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
             self._fill(path, certificate.pem)
             # The password keeps OpenSSL from asking the terminal for that of an encrypted key.
-            context.load_cert_chain(path, password="-")  # noqa: S106
+            context.load_cert_chain(path, password="-")  # noqa: S106 - not a secret
         except (ssl.SSLError, ValueError) as error:
             raise SecretUnusableError(f"its certificate and key do not load: {error}") from error
         finally:
             path.unlink(missing_ok=True)
 
     def show_alive(self) -> None:
-        """Renew the time of the file that the container's health check looks at."""
+        """Renew the time of the file that the container's health check reads."""
         self.files.alive.touch(mode=0o600)
 
     def _admin_dsn(self) -> str:
@@ -112,9 +112,9 @@ class Folder:
         return f"postgresql://{self._admin.name}:{quote(self._admin.password)}@/pgbouncer?{query}"
 
     def _write(self, texts: Mapping[str, str]) -> bool:
-        """Write files, for their owner only; tell whether any has another text than before.
+        """Write files, for their owner only; tell whether the text of any has changed.
 
-        Only when all of them are on the disk do they take the place of the old ones.
+        They replace the old files only after all of them are on the disk.
         """
         changed = {name: text for name, text in texts.items() if self._written.get(name) != text}
         fresh = {name: self.files.folder / f"{name}.new" for name in changed}
@@ -147,11 +147,11 @@ def _login(role: str) -> User:
 
 
 def _owner(user: str) -> tuple[int, int] | None:
-    """Look up the account that PgBouncer runs as, where it is not the supervisor's own."""
+    """Return the ids of PgBouncer's account, if it is not the supervisor's own."""
     if not user:
         return None
     try:
         entry = pwd.getpwnam(user)
     except KeyError:
-        raise SettingsError(f"PGBOUNCER_USER is {user!r}, which is no account here") from None
+        raise SettingsError(f"PGBOUNCER_USER is {user!r}, but there is no such account") from None
     return entry.pw_uid, entry.pw_gid

@@ -1,6 +1,6 @@
 """Numbers of the pooler for CloudWatch, as lines of JSON in its embedded metric format.
 
-What takes the container's log to CloudWatch takes them along: no call, no permission, no agent.
+They reach CloudWatch with the container's log: no call, no permission, no agent.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ CONSOLE_SECONDS = 1.0
 # What PgBouncer puts in front of a line that goes on with the message of the line before: only a
 # client's own text (its user, its database) has line breaks.
 CONTINUED = b"\t"
-# Lines that PgBouncer writes when it turns somebody away. A client's text may be anywhere in a
+# Lines that PgBouncer writes when it rejects a client. A client's text may be anywhere in a
 # line, so all of it has to fit; only what has no space can be "database/user@address:port".
-TURNED_AWAY = rb"^[^\[]*\[\d+\] WARNING C-\w+: \S+ pooler error: "
+REJECTED = rb"^[^\[]*\[\d+\] WARNING C-\w+: \S+ pooler error: "
 COUNTED = {
-    "RefusedConnections": re.compile(TURNED_AWAY + rb"no more connections allowed[^:]*$"),
-    "QueueTimeouts": re.compile(TURNED_AWAY + rb"query_wait_timeout\s*$"),
+    "RefusedConnections": re.compile(REJECTED + rb"no more connections allowed[^:]*$"),
+    "QueueTimeouts": re.compile(REJECTED + rb"query_wait_timeout\s*$"),
     # A client's text may be anywhere: a client that writes this text as its name has not logged in.
     "FailedLogins": re.compile(
         rb"^[^\[]*\[\d+\] WARNING C-\w+: .* pooler error: "
@@ -53,10 +53,10 @@ Numbers = dict[str, float]
 
 
 class Tally:
-    """Counts what PgBouncer's log tells and its console does not. Two threads may use it."""
+    """Counts events that are in PgBouncer's log but not in its console. Thread-safe."""
 
     def __init__(self) -> None:
-        """Begin with nothing."""
+        """Start with zero."""
         self._lock = threading.Lock()
         self._counts: Numbers = dict.fromkeys(COUNTED, 0)
         self._last = b""
@@ -85,17 +85,17 @@ class Tally:
 
 
 class Metrics:
-    """Asks PgBouncer's console, and keeps what the next answer is to be compared with."""
+    """Asks PgBouncer's console; keeps the totals for comparison with the next answer."""
 
     def __init__(self, settings: Settings, observer: str, tally: Tally) -> None:
-        """Take the name that may look at the console; nothing is asked yet."""
+        """Keep the console's user that can read; nothing is asked yet."""
         self._settings = settings
         self._observer = observer
         self._tally = tally
         self._totals: Numbers = {}
 
     def measure(self) -> Numbers:
-        """Return the numbers since the last answer; raise SessionError where there is none."""
+        """Return the numbers since the last answer; raise SessionError if there is no answer."""
         pools, stats = self._ask()
         try:
             levels = levels_of(pools, self._settings.default_pool_size)

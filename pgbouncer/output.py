@@ -1,7 +1,7 @@
-"""Lines for stdout and stderr. A reader that stops reading keeps nothing waiting.
+"""Lines for stdout and stderr. A reader that stops reading blocks nothing.
 
-Without this, a log driver that stands still stops everything: the pipe to it fills, then that of
-PgBouncer, which waits in `write` and serves nobody.
+Without this, a log driver that hangs would stop everything: the pipe to it fills, then that of
+PgBouncer, which waits in `write` and serves no client.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ MOST_BYTES = 1_000_000
 
 
 class Output:
-    """Lines on their way to a file descriptor; what finds no room is dropped and counted."""
+    """Lines for a file descriptor; lines over the limit are dropped and counted."""
 
     def __init__(self, descriptor: int, most: int = MOST_BYTES) -> None:
-        """Write in a thread from now on; keep at most so many bytes for a slow reader."""
+        """Start a thread that writes; keep at most `most` bytes for a slow reader."""
         self._descriptor = descriptor
         self._most = most
         self._lines: deque[bytes] = deque()
@@ -31,7 +31,7 @@ class Output:
         threading.Thread(target=self._write_forever, daemon=True).start()
 
     def put(self, line: bytes) -> None:
-        """Take a whole line with its end; return at once."""
+        """Add a complete line, with its line break; return at once."""
         with self._changed:
             if self._bytes + len(line) > self._most:
                 self._dropped += 1
@@ -52,7 +52,7 @@ class Output:
         self._changed.notify_all()
 
     def _report_dropped(self) -> None:
-        """Say how many lines are missing, in the place where they are."""
+        """Write how many lines are missing, where they are missing."""
         if self._dropped:
             self._add(b"%d lines were dropped: nobody read them in time\n" % self._dropped)
             self._dropped = 0
@@ -72,7 +72,7 @@ class Output:
 
     def _write(self, line: bytes) -> None:
         """Write a line, as one piece where the kernel takes it so."""
-        with contextlib.suppress(OSError):  # the reader has gone: there is nobody to tell
+        with contextlib.suppress(OSError):  # the reader has gone
             while line:
                 line = line[os.write(self._descriptor, line) :]
 
@@ -81,7 +81,7 @@ class LogHandler(logging.Handler):
     """Sends log records to an output."""
 
     def __init__(self, output: Output) -> None:
-        """Take where they go."""
+        """Keep the output."""
         super().__init__()
         self._output = output
 

@@ -1,6 +1,6 @@
 """The other tasks of the service, so that a cancel request finds the one that it is meant for.
 
-A cancel request comes over a connection of its own, which a load balancer may give to any task.
+A cancel request uses a separate connection, which a load balancer may give to any task.
 PgBouncer writes its `peer_id` into the keys that it hands out, and passes a request with another
 one's number on to that peer (docs/decisions/0010).
 """
@@ -22,8 +22,8 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from .configuration import Group, Peer
+from .secret_store import CLIENT_CONFIG
 from .settings import PeersSettings, SettingsError
-from .vault import CLIENT_CONFIG
 
 # PgBouncer keeps the number in 14 bits of each key; 0 stands for "no peering".
 PEER_ID_BITS = 14
@@ -51,7 +51,7 @@ class Peering:
         self._report = report
         self._group: Group | None = None
         self._found: list[str] | Exception = []
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
     @property
     def group(self) -> Group | None:
@@ -64,14 +64,14 @@ class Peering:
             own = peer_of(own_address(self._settings.metadata_url))
         except (OSError, HTTPException, ValueError, LookupError, TypeError) as error:
             url = self._settings.metadata_url
-            self._tell(kind_of(error), f"no address of this task from {url}: {error!r}")
+            self._report_once(kind_of(error), f"no address of this task from {url}: {error!r}")
             return
         if own.id == 0:
             raise SettingsError(
                 f"this task's address, {own.address}, cannot be a peer's: the low {PEER_ID_BITS} "
                 "bits are its peer_id, and they are 0. Start the task again: it gets another one."
             )
-        self._told.clear()
+        self._reported.clear()
         self._group = Group(own, (own,))
 
     def watch(self, wake: Callable[[], None]) -> None:
@@ -82,27 +82,27 @@ class Peering:
         while True:
             try:
                 self._found = self._discover()
-            except Exception as error:  # noqa: BLE001 - nothing may end the thread: who would tell?
+            except Exception as error:  # noqa: BLE001 - nothing may end the thread
                 self._found = error
             wake()
             time.sleep(self._settings.interval)
 
     def take(self) -> Group | None:
-        """Judge what the last look has brought; return the set that holds now."""
+        """Check the result of the last look; return the current set."""
         return self.judge(self._found)
 
     def judge(self, found: list[str] | Exception) -> Group | None:
-        """Take the addresses of a look as the set that holds now; keep the old one without any."""
+        """Make the set from the addresses of a look; keep the old set if the look failed."""
         group = self._group
         if group is None:
             return None
         if isinstance(found, Exception):
-            self._tell(kind_of(found), f"{self._where} (keeping the last good set): {found}")
+            self._report_once(kind_of(found), f"{self._where} (keeping the last good set): {found}")
             return group
         peers, problems = choose(group.own, found)
         for problem in problems:
-            self._tell(problem, f"{self._where}: {problem}")
-        self._told.intersection_update(problems)
+            self._report_once(problem, f"{self._where}: {problem}")
+        self._reported.intersection_update(problems)
         self._group = Group(group.own, peers)
         return self._group
 
@@ -110,22 +110,24 @@ class Peering:
     def _where(self) -> str:
         return f"peers of {self._settings.service} in {self._settings.namespace}"
 
-    def _tell(self, kind: str, text: str) -> None:
+    def _report_once(self, kind: str, text: str) -> None:
         """Report a problem once, until a look without it."""
-        if kind not in self._told:
+        if kind not in self._reported:
             self._report(text)
-        self._told.add(kind)
+        self._reported.add(kind)
 
 
 def choose(own: Peer, addresses: Iterable[str]) -> tuple[tuple[Peer, ...], list[str]]:
-    """Make the set of peers: one for each number, in order; return it with what is wrong."""
+    """Return the peers, one for each number, in order; and the problems that were found."""
     chosen = {own.id: own}
     problems: list[str] = []
     for address in sorted(set(addresses)):
         try:
             peer = peer_of(address)
         except AddressValueError:
-            problems.append(f"an instance has the address {address!r}, which is no IPv4 address")
+            problems.append(
+                f"an instance has the address {address!r}, which is not an IPv4 address"
+            )
             continue
         other = chosen.get(peer.id, peer)
         if peer.id == 0:
@@ -147,7 +149,7 @@ def peer_of(address: str) -> Peer:
 
 
 def kind_of(error: Exception) -> str:
-    """Name what went wrong, without what differs from one time to the next."""
+    """Name the kind of an error, without details that differ each time."""
     if isinstance(error, ClientError):
         return str(error.response["Error"]["Code"])
     return type(error).__name__
@@ -155,7 +157,7 @@ def kind_of(error: Exception) -> str:
 
 def own_address(metadata_url: str) -> str:
     """Ask the agent of ECS for this container's private address."""
-    opener = build_opener(ProxyHandler({}))  # it answers on a link of the task's own
+    opener = build_opener(ProxyHandler({}))  # it is on a link-local address of the task
     with opener.open(metadata_url, timeout=METADATA_SECONDS) as answer:
         address: str = json.load(answer)["Networks"][0]["IPv4Addresses"][0]
         return address
@@ -171,7 +173,7 @@ class CloudMap:
         self._client: Any = None
 
     def __call__(self) -> list[str]:
-        """List the addresses of all instances, healthy or not: a sick task has statements too."""
+        """List the addresses of all instances: an unhealthy task has statements too."""
         if self._client is None:
             self._client = self._make_client()
         answer = self._client.discover_instances(
@@ -185,8 +187,8 @@ class CloudMap:
         return [attributes.get("AWS_INSTANCE_IPV4") or "" for attributes in found]
 
     def _make_client(self) -> Any:
-        # This call of Cloud Map has a host of its own, data-servicediscovery…, which the SDK makes
-        # out of the usual one. An endpoint that a setting names is to be taken as it is.
+        # This call of Cloud Map has a separate host, data-servicediscovery…, which the SDK derives
+        # from the usual one. An endpoint that a setting names is used unchanged.
         named = any(os.environ.get(name) for name in ENDPOINT_VARIABLES)
         config = CLIENT_CONFIG.merge(Config(inject_host_prefix=not named))
         # boto3's default session is not for several threads.

@@ -1,4 +1,4 @@
-"""Has PgBouncer leave a server that is no longer the primary.
+"""Makes PgBouncer leave a server that is no longer the primary.
 
 PgBouncer keeps a server connection for an hour. One that was opened after a failover, while the
 name still led to the old primary, stays with a server that takes no writes. So once a second the
@@ -118,7 +118,7 @@ class Watch:
         admin: tuple[str, str],
         users: Callable[[], Iterable[str]],
     ) -> None:
-        """Take the console's administrator and password, and who may log in at each moment."""
+        """Keep the console's administrator and password, and a function that lists the users."""
         self._settings = settings
         self._admin, self._password = admin
         self._users = users

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
-# Length, the code in the place of a version, and the key: one byte, the peer_id in two, the rest.
+# Length, the code instead of a version, and the key: one byte, the peer_id in two, the rest.
 REQUEST = struct.Struct("!IIx2s5x")
 CODE = 80_877_102
 # How long a task may take for each step. The client waits for it.

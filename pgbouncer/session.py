@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 PROTOCOL_VERSION = 196_608  # 3.0
-# What follows each name in a RowDescription: numbers that nobody here needs.
+# Bytes after each name in a RowDescription: numbers that are not needed here.
 COLUMN_DETAILS = 18
 
 Row = dict[str, str | None]
@@ -59,7 +59,7 @@ class Session:
         self.close()
 
     def extend(self, seconds: float) -> None:
-        """Set the deadline anew."""
+        """Set a new deadline."""
         self._deadline = time.monotonic() + seconds
 
     def query(self, statement: str) -> list[Row]:
@@ -109,7 +109,7 @@ class Session:
         return received
 
     def _left(self) -> float:
-        """Return what is left of the time; a socket takes 0 for "do not wait at all"."""
+        """Return the remaining seconds; never 0, which for a socket means "do not wait"."""
         return max(self._deadline - time.monotonic(), 0.001)
 
 
@@ -164,6 +164,6 @@ def values(body: bytes) -> list[str | None]:
 
 
 def error_text(body: bytes) -> str:
-    """Take the text for people out of an ErrorResponse."""
+    """Return the message of an ErrorResponse."""
     fields = {field[:1]: field[1:] for field in body.split(b"\0") if field}
     return fields.get(b"M", b"an error without a text").decode(errors="replace")

@@ -42,7 +42,7 @@ class MetricsSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the supervisor is told. Times are in seconds."""
+    """What the environment variables say; times are in seconds. Long: one attribute a variable."""
 
     listen_addr: str
     listen_port: int
@@ -74,7 +74,7 @@ class Settings:
         """Read the settings; raise SettingsError, which lists every problem at once."""
         reader = _Reader(environment)
         settings: dict[str, Any] = {
-            "listen_addr": reader.text("LISTEN_ADDR", ADDRESS, "0.0.0.0"),  # noqa: S104 - inside a task of its own; the security group decides
+            "listen_addr": reader.text("LISTEN_ADDR", ADDRESS, "0.0.0.0"),  # noqa: S104 - inside a task; its security group decides
             "listen_port": reader.number("LISTEN_PORT", 1, 65535, "6432"),
             "database_host": reader.text("DATABASE_HOST", ADDRESS),
             "database_port": reader.number("DATABASE_PORT", 1, 65535, "5432"),

@@ -1,9 +1,9 @@
 """One open transaction through PgBouncer.
 
-A drain needs one. PgBouncer, told to stop, ends as soon as no server connection is in use, and
-then cuts clients whose statements are on their way: whether those ran, nobody knows. While a
-transaction is open it stays, and refuses each such statement with a clean error instead. A start
-has several at once, so that there are server connections before there are clients.
+A drain needs one. When PgBouncer has to stop, it ends as soon as no server connection is in use. It
+then cuts clients whose statements are in transit, and it is unknown whether those ran. While a
+transaction is open, PgBouncer keeps running and rejects each such statement with a clean error. A
+start has several at once, so that there are server connections before there are clients.
 """
 
 from __future__ import annotations

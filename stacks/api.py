@@ -15,7 +15,7 @@ from aws_cdk import aws_lambda as lambda_
 from aws_cdk import aws_logs as logs
 from constructs import Construct
 
-from lambda_pg_cdk.stacks.assets import FUNCTIONS, OPERATIONS, Assets
+from lambda_pg_cdk.stacks.assets import Assets
 from lambda_pg_cdk.stacks.clients import Cap, Clients
 from lambda_pg_cdk.stacks.database import (
     APPLICATION,
@@ -26,6 +26,7 @@ from lambda_pg_cdk.stacks.database import (
 )
 from lambda_pg_cdk.stacks.functions import (
     add_layer,
+    add_variables,
     join_network,
     log_group,
     new_function,
@@ -33,7 +34,7 @@ from lambda_pg_cdk.stacks.functions import (
 )
 from lambda_pg_cdk.stacks.identity import Identity
 from lambda_pg_cdk.stacks.migration import Migration
-from lambda_pg_cdk.stacks.nag_exceptions import accept
+from lambda_pg_cdk.stacks.nag_exceptions import suppress
 from lambda_pg_cdk.stacks.published import published
 from lambda_pg_cdk.stacks.releases import describe, release
 from lambda_pg_cdk.stacks.servers import MASTER
@@ -41,19 +42,24 @@ from lambda_pg_cdk.stage.budget import HEALTH_CONCURRENCY, login_limit
 from lambda_pg_cdk.stage.capacity import max_connections
 from lambda_pg_cdk.stage.config import Config
 from lambda_pg_cdk.stage.consistency import API_TIMEOUT
+from lambda_pg_cdk.stage.environment import environment
+from lambda_pg_cdk.stage.sources import FUNCTIONS, OPERATIONS
 
 USERS = ["/users", "/users/{id}"]
 HEALTH = ["/health"]
 BASELINE = ["/baseline/users/{id}"]
+
+LAYER_ROOTS = "/opt/python/lambda_pg/certs/aws.pem"
+"""The layer's root certificates of RDS, in a function."""
 
 BY_API = "The API invokes it and hands its answer on: there is no event that could be lost."
 BY_DEPLOYMENT = "The deployment invokes it, waits for it, and rolls back when it fails."
 
 
 class ApiStack(Stack):
-    """Everything that answers requests. Output: `ApiUrl`.
+    """Functions, migration and HTTP API. Output: `ApiUrl`.
 
-    Faces: `api`, `authorizer`, `functions`, `migrate`, `route`.
+    Public: `api`, `authorizer`, `functions`, `migrate`, `route`.
     """
 
     def __init__(
@@ -113,16 +119,16 @@ class ApiStack(Stack):
         return function
 
     def _baseline(self, database: DatabaseStack) -> lambda_.Function:
-        """Add the control of the storm; it knows no layer, so libpq is told where the roots are."""
+        """Add the control of the storm: it uses libpq alone, which needs the path of the roots."""
         function = self._new(FUNCTIONS / "baseline", self._config.functions.timeout)
         add_layer(function, self._config)
         database.attach(function, APPLICATION_SECRET)
         if self._config.database.ca_file is None:
-            function.add_environment("PGSSLROOTCERT", "/opt/python/lambda_pg/certs/aws.pem")
+            add_variables(function, environment(ca_file=LAYER_ROOTS))
         return function
 
     def _migrate(self, database: DatabaseStack | None, before: list[Construct]) -> lambda_.Function:
-        """Run the migration before the functions get their new code; its failure rolls back."""
+        """Run the migration before the functions get their new code; a failure rolls back."""
         timeout = self._config.functions.migration_timeout
         source = OPERATIONS / "migrate"
         function = self._new(source, timeout, BY_DEPLOYMENT, extra=("lambda_pg_cdk/migrations",))
@@ -132,11 +138,10 @@ class ApiStack(Stack):
         else:
             database.attach(function)
             self._name_login(function)
-        for name, value in self._limits().items():
-            function.add_environment(name, str(value))
+        add_variables(function, self._limits())
         if database is not None and database.server.resource_id:
-            # A database restored under the same name has another id, and nothing else is new: a
-            # version is published only where the function's own configuration has changed.
+            # A database restored under the same name differs in its id only. A new version of the
+            # function is published only if its own configuration has changed.
             server = published(self._config, "database/resource-id").read(self)
             function.add_environment("DATABASE_RESOURCE_ID", server)
         describe(function, self._migration_inputs(database))
@@ -151,20 +156,20 @@ class ApiStack(Stack):
         return function
 
     def _migration_inputs(self, database: DatabaseStack | None) -> str:
-        """Say in a few words what a migration is run again for, besides its own code."""
+        """Describe the inputs, besides its code, that make the migration run again."""
         if database is None:
             return "the external pooler's database"
         words = [published(self._config, "database/host").read(self)]
         if database.server.resource_id:
             words.append(published(self._config, "database/resource-id").read(self))
         if not self._config.by_token:
-            # Of another secret the password is set by a migration alone.
+            # Only a migration sets the password of another secret.
             secret = Fn.split(":", published(self._config, APPLICATION_SECRET).read(self))
             words.append(Fn.select(6, secret))
         layer = Fn.split(":", published(self._config, "layer/arn").read(self))
         return Fn.join(" ", [Fn.select(7, layer), *words])
 
-    def _limits(self) -> dict[str, int]:
+    def _limits(self) -> dict[str, str]:
         settings = self._config.database
         limits = {
             "STATEMENT_TIMEOUT": settings.statement_timeout,
@@ -175,13 +180,13 @@ class ApiStack(Stack):
         if settings.kind == "existing":
             limits["SHARED_DATABASE"] = 1
         if settings.kind != "none":
-            # What the budget counts with has to be what the server accepts.
+            # The server must accept what the budget assumes.
             limits["MAX_CONNECTIONS"], _ = max_connections(self._config)
             limits["LOGIN_LIMIT"] = login_limit(self._config)
-        return limits
+        return {name: str(value) for name, value in limits.items()}
 
     def _name_login(self, function: lambda_.Function) -> None:
-        """Tell the migration whom it makes for the application: a password's or a token's user."""
+        """Give the migration the application's login: by password or by token."""
         if self._config.by_token:
             function.add_environment("APP_USER", APPLICATION)
             self._let_owner_in(function)
@@ -192,11 +197,11 @@ class ApiStack(Stack):
         hash_for_proxy(function, self._config)
 
     def _let_owner_in(self, function: lambda_.Function) -> None:
-        """Let the migration log in by token as the owner, whose password RDS may not take any more.
+        """Let the migration log in by token as the owner: RDS may reject the owner's password.
 
-        It makes the application's user and so is its member (PostgreSQL 16 and newer), one of
-        IAM's then. Of a server that exists nobody here knows the owner's name: there the migration
-        changes nothing where the owner would be locked out.
+        The owner creates the application's user and so becomes its member (PostgreSQL 16 and
+        newer), and RDS rejects passwords of members of rds_iam. For an existing server the owner's
+        name is not known here: there the migration makes no change that would lock the owner out.
         """
         if self._config.database.kind == "existing":
             return
@@ -208,12 +213,12 @@ class ApiStack(Stack):
         function.add_environment("OWNER_BY_TOKEN", "1")
 
     def _take_direct_url(self, function: lambda_.Function) -> None:
-        """Let the migration go by the `direct_url` of the external pooler's secret."""
+        """Let the migration connect by the `direct_url` of the external pooler's secret."""
         external = self._config.external
         read_secret(function, str(external.secret_arn), external.kms_key_arn)
-        function.add_environment("LAMBDA_PG_SECRET_ARN", str(external.secret_arn))
-        if external.ca_file:
-            function.add_environment("PGSSLROOTCERT", external.ca_file)
+        add_variables(
+            function, environment(secret_arn=external.secret_arn, ca_file=external.ca_file)
+        )
         if self._config.in_network:
             group = join_network(function, self._config)
             group.add_egress_rule(
@@ -227,7 +232,7 @@ class ApiStack(Stack):
         paths: list[str],
         authorizer: api.IHttpRouteAuthorizer | None,
     ) -> None:
-        """Send every method to the function, which answers 405 itself where it must."""
+        """Route every method to the function, which answers 405 to those it does not have."""
         integration = integrations.HttpLambdaIntegration(
             name.title(),
             function,
@@ -242,7 +247,7 @@ class ApiStack(Stack):
                 authorizer=authorizer,
             )
             if authorizer is None:
-                accept(route, APIG4="Load balancers and monitors ask it, and it says up or down.")
+                suppress(route, APIG4="Load balancers and monitors ask it, and it says up or down.")
 
     def _stage(self) -> api.HttpStage:
         limits = self._config.api
@@ -269,12 +274,12 @@ ACCESS_LOG = {
     "latency": "$context.responseLatency",
     "error": "$context.integrationErrorMessage",
 }
-"""Who asked for what and how it ended; never a token or a body."""
+"""The fields of the access log: the client, the route and the result; no token and no body."""
 
 
 @jsii.implements(api.IAccessLogSettings)
 class _AccessLog:
-    """Where the API writes a line for each request, and what is in it."""
+    """The log group and the format of the access log, one line for each request."""
 
     def __init__(self, group: logs.LogGroup) -> None:
         self._group = group

@@ -1,4 +1,4 @@
-"""What the functions run: their folders, their dependencies and the layer, as CDK code."""
+"""The code of functions, layer and pooler, as assets of the CDK."""
 
 from pathlib import Path
 
@@ -6,12 +6,9 @@ from aws_cdk import aws_ecr_assets as ecr_assets
 from aws_cdk import aws_ecs as ecs
 from aws_cdk import aws_lambda as lambda_
 
-from lambda_pg_cdk import PACKAGE, PROJECT
-from lambda_pg_cdk.layer.build import Recipe, Target, assemble, build_layer
+from lambda_pg_cdk.layer.build import build_layer
 from lambda_pg_cdk.stage.config import Config
-
-FUNCTIONS = PACKAGE / "functions"
-OPERATIONS = PACKAGE / "operations"
+from lambda_pg_cdk.stage.sources import function_code, pooler_context, target_of
 
 
 class Assets:
@@ -33,42 +30,11 @@ class Assets:
         return lambda_.Code.from_asset(str(build_layer(self.target)))
 
     def pooler_image(self) -> ecs.AssetImage:
-        """Name what the image is built from at deployment: nothing is built here."""
+        """Return the image's folder as an asset; the deployment builds the image, not synth."""
         return ecs.ContainerImage.from_asset(
             str(pooler_context(self.target)), file="pgbouncer/Dockerfile", platform=self._platform
         )
 
     def function(self, source: Path, *extra: str) -> lambda_.Code:
         """Assemble a function's folder, its dependencies, and the project's folders in `extra`."""
-        lock = source / "requirements.txt"
-        recipe = Recipe(
-            name=f"function-{source.name}",
-            prefix="/var/task",
-            sources=((source, "."), *((PROJECT / name, name) for name in extra)),
-            requirements=lock if lock.exists() else None,
-        )
-        return lambda_.Code.from_asset(str(assemble(recipe, self.target)))
-
-
-def pooler_context(target: Target) -> Path:
-    """Gather what the Dockerfile of the pooler's image copies, and only that."""
-    certificates = "layer/python/lambda_pg/certs/aws.pem"
-    recipe = Recipe(
-        name="pooler-image",
-        prefix="/opt/lambda-pg",
-        sources=((PACKAGE / "pgbouncer", "pgbouncer"), (PACKAGE / certificates, certificates)),
-        bytecode=False,
-    )
-    return assemble(recipe, target)
-
-
-def target_of(config: Config) -> Target:
-    """Say what to build for; 'interpreter' is the Python that runs this, on this machine."""
-    here = Target.interpreter()
-    if config.python == config.architecture == "interpreter":
-        return here
-    python = here.python if config.python == "interpreter" else config.python
-    architecture = (
-        here.architecture if config.architecture == "interpreter" else config.architecture
-    )
-    return Target(python, architecture)
+        return lambda_.Code.from_asset(str(function_code(source, extra, self.target)))

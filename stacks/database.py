@@ -1,4 +1,4 @@
-"""The database, the application's secret and its rotation, and the direct way to the server."""
+"""The database, the application's secret and its rotation, and direct access to the server."""
 
 from typing import Any
 
@@ -11,31 +11,39 @@ from aws_cdk import aws_route53 as route53
 from aws_cdk import aws_secretsmanager as secretsmanager
 from constructs import Construct, IConstruct
 
-from lambda_pg_cdk.stacks.assets import OPERATIONS, Assets
-from lambda_pg_cdk.stacks.functions import add_layer, join_network, new_function, read_secret
+from lambda_pg_cdk.stacks.assets import Assets
+from lambda_pg_cdk.stacks.functions import (
+    add_layer,
+    add_variables,
+    join_network,
+    new_function,
+    read_secret,
+)
 from lambda_pg_cdk.stacks.nag_exceptions import (
-    accept,
-    accept_permission,
-    accept_serverless,
-    accept_zones,
+    suppress,
+    suppress_permission,
+    suppress_serverless,
+    suppress_zones,
 )
 from lambda_pg_cdk.stacks.network import NetworkStack, let_in
 from lambda_pg_cdk.stacks.published import published
 from lambda_pg_cdk.stacks.servers import new_server
 from lambda_pg_cdk.stage.config import Config
+from lambda_pg_cdk.stage.environment import environment
+from lambda_pg_cdk.stage.sources import OPERATIONS
 
 APPLICATION = "lambda_pg_user"
 NO_QUOTING = " %+~`#$&*()|[]{}:;<>?!'/@\"\\,=^-"
-"""Characters left out of passwords, so that none needs quoting anywhere they are written."""
+"""Characters that passwords do not contain, so that they never need quoting."""
 
 ROTATION_SECONDS = 60
 ADMIT = "admitCurrent"
-"""What `rotate` is asked for to let the application's login in before there is a migration."""
+"""The step of `rotate` that creates the application's login before there is a migration."""
 REPORT = "reportSchedule"
-"""What `rotate` is asked for to tell whether the secret is rotated at all."""
+"""The step of `rotate` that reports whether the secret is rotated."""
 ROTATION_OFF = "RotationOff"
 REPORT_HOURS = 1
-"""The metric that it then writes, by Secret, and how often."""
+"""The metric that it writes, with the dimension Secret, and its interval."""
 
 SERVER = "PostgreSQL"
 OWNER = "database/owner-secret-arn"
@@ -43,7 +51,7 @@ APPLICATION_SECRET = "database/application-secret-arn"  # noqa: S105 - a name
 
 
 def token_user_arn(stack: Stack, server: str, user: str) -> str:
-    """Name what `rds-db:connect` lets in: a user of a server, by the server's resource id."""
+    """Return the ARN for `rds-db:connect`: a user of a server, by the server's resource id."""
     return Arn.format(
         ArnComponents(
             service="rds-db",
@@ -56,17 +64,17 @@ def token_user_arn(stack: Stack, server: str, user: str) -> str:
 
 
 def hash_for_proxy(function: lambda_.Function, config: Config) -> None:
-    """Have a function that sets the application's password hash it 4,096 times for RDS Proxy.
+    """Make a function hash the application's password 4,096 times for RDS Proxy.
 
-    Our clients and PgBouncer take one round. Which the proxy takes is in no page, and clients are
-    known that refuse less than RFC 7677 asks for: https://github.com/ongres/scram/issues/20
+    The layer and PgBouncer accept one round. AWS does not document what the proxy accepts, and some
+    clients reject fewer rounds than RFC 7677 requires: https://github.com/ongres/scram/issues/20
     """
     if config.pooler == "rds-proxy":
         function.add_environment("MANY_ROUNDS", "1")
 
 
 class DatabaseStack(Stack):
-    """Faces: `attach`. Everything else is published: an export in use could not change."""
+    """Public: `attach`, `admit`, `server`. Others are published: an export in use cannot change."""
 
     def __init__(
         self,
@@ -93,8 +101,8 @@ class DatabaseStack(Stack):
         if not config.by_token:
             self._add_login(assets)
         if config.network.bastion:
-            self._let_people_in(network)
-        # For people and tools: RDS's certificate does not carry this name, so it takes verify-ca.
+            self._add_bastion(network)
+        # For people and tools. RDS's certificate does not have this name: use sslmode=verify-ca.
         route53.CnameRecord(
             self,
             "Name",
@@ -108,36 +116,33 @@ class DatabaseStack(Stack):
                 published(config, name).write(self, value)
 
     def attach(self, function: lambda_.Function, secret: str = OWNER) -> None:
-        """Give a function the direct way to the database, as the user of a published secret."""
+        """Give a function direct access to the database, as the user of a published secret."""
         self.admit(join_network(function, self._config, endpoints_only=True))
-        arn = self._told(function, secret)
+        arn = self._value(function, secret)
         read_secret(function, arn, self._config.owner_key_arn if secret == OWNER else None)
-        environment = {
-            "PGHOST": self._told(function, "database/host"),
-            "PGPORT": self._told(function, "database/port"),
-            "PGDATABASE": self._config.database.name,
-            "PGSSLMODE": "verify-full",
-            "PGAPPNAME": function.node.id.lower(),
-            "LAMBDA_PG_PROFILE": "direct",
-            "LAMBDA_PG_CHECKOUT_TIMEOUT": str(self._config.functions.checkout_timeout),
-            "LAMBDA_PG_SECRET_ARN": arn,
-        }
-        if self._config.database.ca_file:
-            environment["PGSSLROOTCERT"] = self._config.database.ca_file
-        for name, value in environment.items():
-            function.add_environment(name, value)
+        variables = environment(
+            application=function.node.id,
+            checkout_timeout=self._config.functions.checkout_timeout,
+            host=self._value(function, "database/host"),
+            port=self._value(function, "database/port"),
+            database=self._config.database.name,
+            profile="direct",
+            secret_arn=arn,
+            ca_file=self._config.database.ca_file,
+        )
+        add_variables(function, variables)
 
     def admit(self, group: ec2.SecurityGroup) -> None:
         """Let a security group of any stack reach the server."""
-        let_in(group, self._told(group, "database/security-group"), self.server.rule_port, SERVER)
+        let_in(group, self._value(group, "database/security-group"), self.server.rule_port, SERVER)
 
-    def _told(self, reader: IConstruct, name: str) -> str:
-        """Give a value of this stack: as it is in the stack itself, elsewhere as published."""
+    def _value(self, reader: IConstruct, name: str) -> str:
+        """Return a value of this stack: directly in this stack, elsewhere as published."""
         stack = Stack.of(reader)
         return self._values[name] if stack is self else published(self._config, name).read(stack)
 
-    def _let_people_in(self, network: NetworkStack) -> None:
-        """Add a small instance without any way in but Session Manager, which logs who came."""
+    def _add_bastion(self, network: NetworkStack) -> None:
+        """Add a small instance that is reached by Session Manager only, which logs each session."""
         group = ec2.SecurityGroup(
             self, "BastionGroup", vpc=network.vpc, description="Bastion", allow_all_outbound=False
         )
@@ -161,13 +166,13 @@ class DatabaseStack(Stack):
             require_imdsv2=True,
             ssm_session_permissions=True,
         )
-        accept_zones(bastion)
-        accept(
+        suppress_zones(bastion)
+        suppress(
             bastion,
             EC28="Nobody waits for its metrics: it only passes a tunnel on.",
             EC29="It holds nothing, and a new one takes its place.",
         )
-        accept_permission(
+        suppress_permission(
             bastion,
             "Policy::arn:<AWS::Partition>:iam::aws:policy/AmazonSSMManagedInstanceCore",
             "AWS's own policy for instances that Session Manager reaches.",
@@ -181,7 +186,7 @@ class DatabaseStack(Stack):
         self._values["database/rotation-function"] = function.function_name
 
     def _rotate(self, secret: secretsmanager.Secret, assets: Assets) -> lambda_.Function:
-        """Rotate with a function of our own: it takes the direct way and verifies TLS."""
+        """Rotate with this project's function, which uses the direct URL and verifies TLS."""
         config = self._config
         function = new_function(
             self,
@@ -196,7 +201,7 @@ class DatabaseStack(Stack):
         self.attach(function)
         function.add_environment("ROTATION", config.database.rotation)
         hash_for_proxy(function, config)
-        accept_permission(
+        suppress_permission(
             function, "Resource::*", "X-Ray's and GetRandomPassword's permissions know no resource."
         )
         # This lets the function read, write and promote versions of the secret, and nothing else.
@@ -204,9 +209,20 @@ class DatabaseStack(Stack):
             "Rotation",
             rotation_lambda=function,
             automatically_after=Duration.days(config.database.rotation_days),
-            # The users come with the first migration, which is after this.
+            # The first migration creates the users, after this.
             rotate_immediately_on_update=False,
         )
+        self._report_rotation(function, secret)
+        # CDK lets Secrets Manager invoke it for any secret. With the ARN, for this secret alone:
+        # https://docs.aws.amazon.com/secretsmanager/latest/userguide/rotating-secrets-required-permissions-function.html
+        for child in function.node.find_all():
+            if isinstance(child, lambda_.CfnPermission):
+                child.source_account = self.account
+                child.source_arn = secret.secret_arn
+        return function
+
+    def _report_rotation(self, function: lambda_.Function, secret: secretsmanager.Secret) -> None:
+        """Have the function report regularly whether the secret is rotated."""
         rule = events.Rule(
             self,
             "RotationReport",
@@ -222,14 +238,7 @@ class DatabaseStack(Stack):
                 )
             ],
         )
-        accept_serverless(rule, EventBusDLQ="An event that is lost comes again in an hour.")
-        # CDK lets the service in whoever's secret it is for. With its ARN, for this one alone:
-        # https://docs.aws.amazon.com/secretsmanager/latest/userguide/rotating-secrets-required-permissions-function.html
-        for child in function.node.find_all():
-            if isinstance(child, lambda_.CfnPermission):
-                child.source_account = self.account
-                child.source_arn = secret.secret_arn
-        return function
+        suppress_serverless(rule, EventBusDLQ="An event that is lost comes again in an hour.")
 
     def _secret(self) -> secretsmanager.Secret:
         return secretsmanager.Secret(

@@ -1,5 +1,6 @@
-"""One function: its code, its logs, its tag; and how any function gets layer and network."""
+"""A function: its code, logs and tag; and the layer and the network for any function."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,10 +23,10 @@ from constructs import Construct
 
 from lambda_pg_cdk.stacks.assets import Assets
 from lambda_pg_cdk.stacks.nag_exceptions import (
-    accept,
-    accept_permission,
-    accept_serverless,
     aws_policy,
+    suppress,
+    suppress_permission,
+    suppress_serverless,
 )
 from lambda_pg_cdk.stacks.network import let_in, retention
 from lambda_pg_cdk.stacks.published import published
@@ -35,7 +36,7 @@ TAG = "lambda-pg:function"
 
 
 class AttachError(ValueError):
-    """A function cannot be attached as it is; says what to change."""
+    """A function cannot be attached as it is; the message says what to change."""
 
 
 def new_function(
@@ -51,7 +52,7 @@ def new_function(
 ) -> lambda_.Function:
     """Make the function of a folder; the project's folders in `extra` go into its zip as well.
 
-    `invoked` says who invokes it, and what becomes of a failure: why no queue keeps its events.
+    `invoked` is the reason why it needs no dead-letter queue: what invokes it and handles failures.
     """
     folder = source.name
     function = lambda_.Function(
@@ -74,10 +75,10 @@ def new_function(
     )
     Tags.of(function).add(TAG, folder)
     version = "The runtime is a setting; 3.13 is supported until June 2029."
-    accept(function, L1=version)
-    accept_serverless(function, LambdaLatestVersion=version, LambdaDLQ=invoked)
-    accept_permission(function, "Resource::*", "X-Ray's permissions know no resource.")
-    accept_permission(
+    suppress(function, L1=version)
+    suppress_serverless(function, LambdaLatestVersion=version, LambdaDLQ=invoked)
+    suppress_permission(function, "Resource::*", "X-Ray's permissions know no resource.")
+    suppress_permission(
         function,
         aws_policy("AWSLambdaBasicExecutionRole"),
         "AWS's own policy for writing logs; it grows with what Lambda needs.",
@@ -86,7 +87,7 @@ def new_function(
 
 
 def log_group(scope: Construct, name: str, config: Config) -> logs.LogGroup:
-    """Make a log group that keeps events for the stage's days."""
+    """Make a log group with the stage's retention."""
     return logs.LogGroup(
         scope,
         name,
@@ -95,20 +96,26 @@ def log_group(scope: Construct, name: str, config: Config) -> logs.LogGroup:
     )
 
 
+def add_variables(function: lambda_.Function, variables: Mapping[str, str]) -> None:
+    """Set environment variables of a function."""
+    for name, value in variables.items():
+        function.add_environment(name, value)
+
+
 def add_layer(function: lambda_.Function, config: Config) -> None:
     """Add the stage's newest layer to those that the function has.
 
-    Not by `add_layers`: CDK would put the token, which is another one in each synthesis, into the
-    hash that names the function's version.
+    Not by `add_layers`: CDK would put the token, which differs in each synthesis, into the hash
+    that names the function's version.
     """
     resource = cast(lambda_.CfnFunction, function.node.default_child)
     stack = Stack.of(function)
-    told = Fn.split(":", published(config, "layer/arn").read(stack))
-    # By name and version, of this account: a layer of another account is none that can be named.
+    published_arn = Fn.split(":", published(config, "layer/arn").read(stack))
+    # Only name and version are read: a published ARN cannot name a layer of another account.
     arn = stack.format_arn(
         service="lambda",
         resource="layer",
-        resource_name=Fn.join(":", [Fn.select(6, told), Fn.select(7, told)]),
+        resource_name=Fn.join(":", [Fn.select(n, published_arn) for n in (6, 7)]),
         arn_format=ArnFormat.COLON_RESOURCE_NAME,
     )
     resource.layers = Lazy.list(_Layers(function, resource.layers, arn))
@@ -116,7 +123,7 @@ def add_layer(function: lambda_.Function, config: Config) -> None:
 
 @jsii.implements(IStableListProducer)
 class _Layers:
-    """A function's own layers, as they are when its template is written, and one more."""
+    """A function's own layers, at the time its template is written, and one more."""
 
     def __init__(self, function: lambda_.Function, own: list[str] | None, arn: str) -> None:
         self._function, self._own, self._arn = function, own, arn
@@ -127,15 +134,15 @@ class _Layers:
 
 
 def may_read(arn: str) -> iam.PolicyStatement:
-    """Write the statement for reading exactly one secret; CDK's grant allows DescribeSecret too."""
+    """Return the statement to read exactly one secret; CDK's grant allows DescribeSecret too."""
     return iam.PolicyStatement(actions=["secretsmanager:GetSecretValue"], resources=[arn])
 
 
 def read_secret(function: lambda_.Function, arn: str, key_arn: str | None = None) -> None:
-    """Let a function read exactly one secret, which may be under a key of the customer's.
+    """Let a function read exactly one secret, which a customer managed key may encrypt.
 
-    Secrets Manager decrypts in the caller's name (AWS, "Secret encryption and decryption in AWS
-    Secrets Manager"): the caller may use the key that way and in no other.
+    Secrets Manager decrypts with the caller's permissions (AWS, "Secret encryption and decryption
+    in AWS Secrets Manager"): the function may use the key through Secrets Manager only.
     """
     function.add_to_role_policy(may_read(arn))
     if key_arn is not None:
@@ -152,15 +159,15 @@ def read_secret(function: lambda_.Function, arn: str, key_arn: str | None = None
 def join_network(
     function: lambda_.Function, config: Config, *, endpoints_only: bool = False
 ) -> ec2.SecurityGroup:
-    """Put a function into the stage's private subnets, in a group of its own that reaches AWS.
+    """Put a function into the stage's private subnets, with a new group that reaches AWS.
 
-    With `endpoints_only` that is the group of the stage's interface endpoints, where it has them.
-    Raise `AttachError` for a function that is in a VPC already.
+    With `endpoints_only` the group reaches the stage's interface endpoints only, if it has them.
+    Raise `AttachError` for a function that is already in a VPC.
     """
     if function.is_bound_to_vpc:
         raise AttachError(
-            f"{function.node.path} is in a VPC already: leave vpc, vpc_subnets and security_groups"
-            " out, attaching puts it into the stage's"
+            f"{function.node.path} is already in a VPC: remove vpc, vpc_subnets and"
+            " security_groups; attaching it puts it into the stage's VPC"
         )
     stack = Stack.of(function)
     vpc = ec2.Vpc.from_vpc_attributes(
@@ -199,14 +206,14 @@ INTERFACES = (
     "ec2:DetachNetworkInterface",
     "ec2:UnassignPrivateIpAddresses",
 )
-"""What AWS advises to deny to the code of a function in a VPC.
+"""Actions that AWS advises to deny to the code of a function in a VPC.
 https://docs.aws.amazon.com/lambda/latest/dg/configuration-vpc.html"""
 
 
 def _allow_interfaces(function: lambda_.Function) -> None:
-    """Let Lambda make the function's network interfaces, and not the function's own code.
+    """Let Lambda make the function's network interfaces, but not the function's code.
 
-    Only calls of code carry `lambda:SourceFunctionArn`, Lambda's own calls do not.
+    Calls of the code have `lambda:SourceFunctionArn`, calls of Lambda do not.
     https://docs.aws.amazon.com/lambda/latest/dg/permissions-source-function-arn.html
     """
     name = "AWSLambdaVPCAccessExecutionRole"
@@ -221,7 +228,7 @@ def _allow_interfaces(function: lambda_.Function) -> None:
             conditions={"Null": {"lambda:SourceFunctionArn": "false"}},
         )
     )
-    accept_permission(
+    suppress_permission(
         function,
         aws_policy(name),
         "AWS's own policy for a function's network interfaces, whose ids nobody knows before.",

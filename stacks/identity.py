@@ -1,4 +1,4 @@
-"""Whose tokens the API accepts: an issuer of the stage's choice, or a user pool made here."""
+"""Which tokens the API accepts: those of the stage's issuer, or of a user pool made here."""
 
 from aws_cdk import CfnOutput, Duration, RemovalPolicy, Stack
 from aws_cdk import aws_apigatewayv2 as api
@@ -6,14 +6,14 @@ from aws_cdk import aws_apigatewayv2_authorizers as authorizers
 from aws_cdk import aws_cognito as cognito
 from constructs import Construct
 
-from lambda_pg_cdk.stacks.nag_exceptions import accept
+from lambda_pg_cdk.stacks.nag_exceptions import suppress
 from lambda_pg_cdk.stage.config import Config
 
 
 class Identity(Construct):
-    """Faces: `authorizer`."""
+    """The authorizer of the API. Public: `authorizer`."""
 
-    def __init__(self, scope: Construct, id: str, *, config: Config) -> None:  # noqa: A002
+    def __init__(self, scope: Construct, id: str, *, config: Config) -> None:  # noqa: A002 - CDK's own name
         super().__init__(scope, id)
         issuer, audience = config.identity.issuer, list(config.identity.audience)
         if issuer == "cognito":
@@ -44,7 +44,7 @@ class Identity(Construct):
             deletion_protection=config.termination_protection,
             removal_policy=_removal(config),
         )
-        accept(
+        suppress(
             pool,
             COG2="A second factor is offered; asking for it is for those who own the users.",
             COG8="The plus plan is paid for each user; whoever needs it turns it on.",

@@ -12,7 +12,7 @@ from lambda_pg_cdk.stage.config import Config
 
 
 class LayerStack(Stack):
-    """The newest version of the layer; older ones stay, as functions elsewhere may name them."""
+    """The newest version of the layer; older ones stay, since functions elsewhere may use them."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class LayerStack(Stack):
             if config.termination_protection
             else RemovalPolicy.DESTROY,
         )
-        # A deployment that goes back wants the version before, whatever the stage.
+        # A deployment that rolls back needs the previous version, in every stage.
         cast(
             CfnResource, version.node.default_child
         ).cfn_options.update_replace_policy = CfnDeletionPolicy.RETAIN

@@ -1,4 +1,4 @@
-"""What a deployment does in the database: the migration, and a login that a proxy waits for."""
+"""Work that a deployment does in the database: the migration, and a login that RDS Proxy needs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -8,30 +8,31 @@ from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda as lambda_
 from constructs import Construct, IConstruct
 
-from lambda_pg_cdk.stacks.assets import OPERATIONS, Assets
+from lambda_pg_cdk.stacks.assets import Assets
 from lambda_pg_cdk.stacks.functions import new_function
-from lambda_pg_cdk.stacks.nag_exceptions import accept_permission, accept_serverless
+from lambda_pg_cdk.stacks.nag_exceptions import suppress_permission, suppress_serverless
 from lambda_pg_cdk.stage.config import Config
+from lambda_pg_cdk.stage.sources import OPERATIONS
 
 LONGEST = 900
-"""Seconds that Lambda lets a function run at the most."""
+"""Lambda's longest timeout of a function, in seconds."""
 
 EVENT_AGE = 900
 """Seconds that Lambda keeps CloudFormation's event while the provider is throttled."""
 
 SERVICE_TIMEOUT = EVENT_AGE + LONGEST + 60
-"""Seconds after which CloudFormation takes a silent provider for failed; an hour by default. Longer
-than the event can be under way: no migration begins after CloudFormation has given up.
+"""Seconds after which CloudFormation treats a silent provider as failed (default: an hour). Longer
+than the event can last: no migration begins after CloudFormation has given up.
 https://docs.aws.amazon.com/AWSCloudFormation/latest/TemplateReference/aws-resource-cloudformation-customresource.html"""
 
 
 class DeploymentTask(Construct):
-    """A custom resource that has a function do its part of a deployment when `properties` change.
+    """A custom resource that invokes a function in a deployment when `properties` change.
 
-    Not CDK's Trigger, whose SDK repeats an invocation that takes all of its time, nor CDK's
-    provider framework, which repeats one after any error: docs/decisions/0027. `before` waits for
-    it. `invokes` is the function's ARN as a policy names it; `properties` are those that
-    operations/migration_provider reads, and whatever else the function has to run again for.
+    Not CDK's Trigger, whose SDK retries an invocation that reaches its timeout, nor CDK's provider
+    framework, which retries after any error: docs/decisions/0027. The constructs in `before` wait
+    for it. `invokes` is the function's ARN for a policy. `properties` has those that
+    operations/migration_provider reads, and other values whose change makes the function run again.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class DeploymentTask(Construct):
             each.node.add_dependency(self.resource)
 
     def _provider(self, config: Config, assets: Assets, invokes: str) -> lambda_.Function:
-        """Make the function that CloudFormation invokes: outside of the VPC, never idle in it."""
+        """Make the function that CloudFormation invokes; outside of the VPC it stays active."""
         provider = new_function(
             self,
             OPERATIONS / "migration_provider",
@@ -77,7 +78,7 @@ class DeploymentTask(Construct):
             ("cloudformation:DescribeStacks", Stack.of(self).stack_id),
         ):
             provider.add_to_role_policy(iam.PolicyStatement(actions=[action], resources=[resource]))
-        accept_serverless(
+        suppress_serverless(
             provider,
             LambdaAsyncFailureDestination="CloudFormation waits for its answer, and fails without.",
         )
@@ -85,7 +86,7 @@ class DeploymentTask(Construct):
 
 
 class Migration(DeploymentTask):
-    """Runs a version of the function `migrate` when there is another one."""
+    """Runs a version of the function `migrate` when the version changes."""
 
     def __init__(
         self,
@@ -103,7 +104,7 @@ class Migration(DeploymentTask):
             config=config,
             assets=assets,
             resource_type="Custom::Migration",
-            # Versions of any number: a policy that named one would be new in every deployment.
+            # All versions: a policy with one version would change in every deployment.
             invokes=f"{migrate.function_arn}:*",
             properties={
                 "Function": migrate.current_version.function_arn,
@@ -114,7 +115,7 @@ class Migration(DeploymentTask):
         )
         self.resource.node.add_dependency(migrate)
         name = Stack.of(self).get_logical_id(cast(CfnElement, migrate.node.default_child))
-        accept_permission(
+        suppress_permission(
             self.provider,
             f"Resource::<{name}.Arn>:*",
             "It runs the version of the migration that the deployment has published.",

@@ -1,4 +1,4 @@
-"""The VPC, how its private subnets reach AWS, the private DNS zone, and how functions get in."""
+"""The VPC, its way to AWS, the private DNS zone, and security groups."""
 
 from typing import Any
 
@@ -9,9 +9,10 @@ from aws_cdk import aws_logs as logs
 from aws_cdk import aws_route53 as route53
 from constructs import Construct
 
-from lambda_pg_cdk.stacks.nag_exceptions import accept, accept_permission, accept_zones
+from lambda_pg_cdk.stacks.nag_exceptions import suppress, suppress_permission, suppress_zones
 from lambda_pg_cdk.stacks.published import published
 from lambda_pg_cdk.stage.config import Config
+from lambda_pg_cdk.stage.peers import subnet_mask
 
 ENDPOINTS = {
     "EcrApi": ec2.InterfaceVpcEndpointAwsService.ECR,
@@ -19,7 +20,7 @@ ENDPOINTS = {
     "Logs": ec2.InterfaceVpcEndpointAwsService.CLOUDWATCH_LOGS,
     "Secrets": ec2.InterfaceVpcEndpointAwsService.SECRETS_MANAGER,
 }
-"""What functions and tasks ask for without NAT."""
+"""Endpoints that functions and tasks need without NAT."""
 
 MOST_ZONES = 3
 
@@ -28,17 +29,17 @@ SESSION_ENDPOINTS = {
     "SsmMessages": ec2.InterfaceVpcEndpointAwsService.SSM_MESSAGES,
     "Ec2Messages": ec2.InterfaceVpcEndpointAwsService.EC2_MESSAGES,
 }
-"""What Session Manager asks for on an instance."""
+"""Endpoints that Session Manager needs on an instance."""
 
 PEERS_ENDPOINT = "data-servicediscovery"
-"""Where PgBouncer's tasks find each other. It has no policy: no page says whether Cloud Map's
-endpoints take one, and EC2 refuses one for a service that does not."""
+"""Endpoint by which PgBouncer's tasks find each other. It has no policy: AWS does not document
+whether Cloud Map's endpoints take one, and EC2 rejects a policy for a service that does not."""
 
 
 class NetworkStack(Stack):
-    """A VPC over the stage's zones, or one that exists. Faces: `vpc`, `subnets`, `cidrs`."""
+    """A VPC in the stage's zones, or an existing one. Public: `vpc`, `subnets`, `cidrs`, `zone`."""
 
-    def __init__(self, scope: Construct, id: str, *, config: Config, **options: Any) -> None:  # noqa: A002
+    def __init__(self, scope: Construct, id: str, *, config: Config, **options: Any) -> None:  # noqa: A002 - CDK's own name
         self._zones = list(config.availability_zones)
         super().__init__(scope, id, **options)
         if config.network.vpc_id is None:
@@ -57,16 +58,16 @@ class NetworkStack(Stack):
 
     @property
     def cidrs(self) -> list[str]:
-        """Say the addresses of the private subnets."""
+        """Return the address ranges of the private subnets."""
         return [subnet.ipv4_cidr_block for subnet in self.subnets.subnets or ()]
 
     @property
     def availability_zones(self) -> list[str]:
-        """Answer with the stage's zones: CDK would ask the account for them during synth."""
+        """Return the stage's zones: CDK would look them up in the account during synth."""
         return self._zones
 
     def _find(self, vpc_id: str, config: Config) -> ec2.IVpc:
-        """Take a VPC as the settings describe it; nothing is looked up."""
+        """Use the existing VPC that the settings describe; nothing is looked up."""
         network = config.network
         return ec2.Vpc.from_vpc_attributes(
             self,
@@ -86,27 +87,27 @@ class NetworkStack(Stack):
             "Vpc",
             ip_addresses=ec2.IpAddresses.cidr(config.network.cidr),
             availability_zones=self._zones,
-            # A zone that is added later finds its addresses free.
+            # Keep addresses free for a zone that is added later.
             reserved_azs=MOST_ZONES - len(self._zones),
             nat_gateways=config.network.nat_gateways if nat else 0,
-            # Nothing is in the default group; restricting it would take a custom resource.
+            # The default group is unused; restricting it would need a custom resource.
             restrict_default_security_group=False,
             subnet_configuration=[
                 ec2.SubnetConfiguration(name="Private", subnet_type=private, cidr_mask=mask),
                 *([_public(mask)] if nat else []),
             ],
         )
-        self._accept_findings(vpc, config)
+        self._suppress_findings(vpc, config)
         if not nat:
             self._add_endpoints(vpc, config)
         if config.network.flow_logs:
             self._log_flows(vpc, config.log_retention_days)
         return vpc
 
-    def _accept_findings(self, vpc: ec2.Vpc, config: Config) -> None:
-        accept_zones(vpc)
+    def _suppress_findings(self, vpc: ec2.Vpc, config: Config) -> None:
+        suppress_zones(vpc)
         if not config.network.flow_logs:
-            accept(vpc, VPC7="This stage has network.flow_logs off: it holds no real data.")
+            suppress(vpc, VPC7="This stage has network.flow_logs off: it holds no real data.")
 
     def _add_endpoints(self, vpc: ec2.Vpc, config: Config) -> None:
         services: dict[str, ec2.IInterfaceVpcEndpointService] = dict(ENDPOINTS)
@@ -114,8 +115,7 @@ class NetworkStack(Stack):
             services["Peers"] = ec2.InterfaceVpcEndpointAwsService(PEERS_ENDPOINT)
         if config.network.bastion:
             services |= SESSION_ENDPOINTS
-        # By the addresses as they are set: CDK's own rule names them by a reference, which no
-        # rule set can judge.
+        # With the literal addresses: CDK's own rule has a reference, which rule sets cannot check.
         group = ec2.SecurityGroup(
             self, "Endpoints", vpc=vpc, description="Interface endpoints", allow_all_outbound=False
         )
@@ -129,16 +129,16 @@ class NetworkStack(Stack):
             if name in ENDPOINTS:
                 endpoint.add_to_policy(self._for_this_account("aws:ResourceAccount"))
             elif name in SESSION_ENDPOINTS:
-                # The documents of Session Manager are AWS's own.
+                # The documents of Session Manager belong to AWS.
                 endpoint.add_to_policy(self._for_this_account())
         s3 = vpc.add_gateway_endpoint("S3", service=ec2.GatewayVpcEndpointAwsService.S3)
         s3.add_to_policy(self._for_this_account("aws:ResourceAccount"))
         s3.add_to_policy(_for_everybody(buckets_of_aws(config)))
 
     def _for_this_account(self, *keys: str) -> iam.PolicyStatement:
-        """Let principals of this account through, to what `keys` say is this account's as well.
+        """Allow principals of this account, to resources that `keys` say belong to it too.
 
-        Where a request names no resource, as GetAuthorizationToken, a key may be missing.
+        A request without a resource, such as GetAuthorizationToken, may lack a key.
         https://github.com/aws-samples/data-perimeter-policy-examples/tree/main/vpc_endpoint_policies
         """
         conditions = {"StringEquals": {"aws:PrincipalAccount": self.account}}
@@ -164,15 +164,15 @@ class NetworkStack(Stack):
             flows.iam_role.add_to_principal_policy(
                 iam.PolicyStatement(actions=[action], resources=[resource])
             )
-        accept_permission(flows, "Resource::*", "logs:DescribeLogGroups knows no resource.")
+        suppress_permission(flows, "Resource::*", "logs:DescribeLogGroups knows no resource.")
 
 
 def buckets_of_aws(config: Config) -> list[str]:
-    """Name AWS's own buckets that are read without a principal of this account.
+    """Return AWS's buckets that are read without a principal of this account.
 
-    ECR's service signs the addresses of layers:
+    ECR signs the URLs of image layers itself:
     https://docs.aws.amazon.com/AmazonECR/latest/userguide/vpc-endpoints.html
-    An instance asks for packages without any signature:
+    An instance downloads packages without a signature:
     https://docs.aws.amazon.com/linux/al2023/ug/managing-repos-os-updates.html
     """
     buckets = [f"prod-{config.region}-starport-layer-bucket"]
@@ -189,24 +189,15 @@ def _for_everybody(buckets: list[str]) -> iam.PolicyStatement:
     )
 
 
-def subnet_mask(cidr: str) -> int:
-    """Choose the prefix of all subnets: an eighth of the VPC, but 4,096 addresses at the most.
-
-    Up to three private subnets, which come first, then lie within 2^14 addresses, so that a task's
-    address can number it among PgBouncer's peers.
-    """
-    return max(20, int(cidr.partition("/")[2]) + 3)
-
-
 def _public(mask: int) -> ec2.SubnetConfiguration:
     return ec2.SubnetConfiguration(name="Public", subnet_type=ec2.SubnetType.PUBLIC, cidr_mask=mask)
 
 
 def closed_group(scope: Construct, name: str, vpc: ec2.IVpc, description: str) -> ec2.SecurityGroup:
-    """Make a security group that reaches only what it is given.
+    """Make a security group that reaches only the targets that are added to it.
 
-    Rules to other groups are resources of their own, and EC2 opens a group whose template has no
-    rule to everywhere: so it has one that leads nowhere.
+    Rules to other groups are separate resources, and EC2 lets a group whose template has no rule
+    reach everything. So the template has one rule, to an unused address.
     """
     group = ec2.SecurityGroup(
         scope, name, vpc=vpc, description=description, allow_all_outbound=False
@@ -216,9 +207,9 @@ def closed_group(scope: Construct, name: str, vpc: ec2.IVpc, description: str) -
 
 
 def let_in(client: ec2.SecurityGroup, server_group_id: str, port: int, what: str) -> None:
-    """Let one security group reach another's port.
+    """Let one security group reach a port of another.
 
-    Both rules belong to the client's stack: a rule in the server's would tie the two into a cycle.
+    Both rules are in the client's stack: a rule in the server's stack would make a cycle.
     """
     client.add_egress_rule(
         ec2.Peer.security_group_id(server_group_id), ec2.Port.tcp(port), f"to {what}"
@@ -236,7 +227,7 @@ def let_in(client: ec2.SecurityGroup, server_group_id: str, port: int, what: str
 
 
 def retention(days: int) -> logs.RetentionDays:
-    """Turn a number of days into CDK's name for it."""
+    """Return CDK's name for a number of days."""
     return _RETENTION[days]
 
 

@@ -1,4 +1,4 @@
-"""One dashboard, and an alarm for each thing that somebody has to act on, with its runbook."""
+"""One dashboard, and an alarm with a runbook for each problem that needs a person."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from constructs import Construct
 
 from lambda_pg_cdk.stacks.api import ApiStack
 from lambda_pg_cdk.stacks.database import REPORT_HOURS, ROTATION_OFF
-from lambda_pg_cdk.stacks.nag_exceptions import accept_serverless
+from lambda_pg_cdk.stacks.nag_exceptions import suppress_serverless
 from lambda_pg_cdk.stacks.pooler.pgbouncer import METRICS, supervisor_metric
 from lambda_pg_cdk.stacks.published import published
 from lambda_pg_cdk.stage.capacity import max_connections
@@ -28,20 +28,20 @@ ABOVE = cloudwatch.ComparisonOperator.GREATER_THAN_OR_EQUAL_TO_THRESHOLD
 BELOW = cloudwatch.ComparisonOperator.LESS_THAN_THRESHOLD
 
 NEARLY_ALL = 0.9
-"""Share of a limit at which an alarm rises."""
+"""Share of a limit at which an alarm fires."""
 
 
 CERTIFICATE_DAYS = 21
-"""Days that the pooler's certificate has left when its renewal does not work: it is renewed with 30
-left, by a function that runs every week."""
+"""Remaining days of the pooler's certificate at which an alarm fires: its renewal, at 30 days by a
+weekly function, has then failed."""
 
 FAILED_LOGINS = 20
-"""A minute, over all tasks; a rotation of one user lets some fail for a second."""
+"""In a minute, for all tasks; the rotation of a single user makes some logins fail for a second."""
 
 
 @dataclass(frozen=True)
 class _Watched:
-    """A metric, the value at which somebody has to act, and where it says how."""
+    """A metric, the value at which an alarm fires, and its runbook."""
 
     name: str
     metric: cloudwatch.Metric
@@ -50,13 +50,13 @@ class _Watched:
     comparison: cloudwatch.ComparisonOperator = ABOVE
     missing: cloudwatch.TreatMissingData = cloudwatch.TreatMissingData.NOT_BREACHING
     periods: int | None = None
-    """Periods in a row that raise the alarm; None: two of three."""
+    """Consecutive periods after which the alarm fires; None: two of three."""
 
 
 class ObservabilityStack(Stack):
-    """Alarms go to a topic where the stage names an address.
+    """Alarms go to a topic if the stage has an address.
 
-    Raise ConfigurationError for a protected stage that names none.
+    Raise ConfigurationError for a protected stage without one.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class ObservabilityStack(Stack):
         if problem := alarm_problem(config):
             raise ConfigurationError(config.stage, [problem])
         self._config = config
-        # CloudWatch keeps the dashboards of all regions in one list.
+        # Dashboard names are unique in all regions of an account.
         name = f"{config.stack_prefix}-{config.region}"
         self._board = monitoring.MonitoringFacade(
             self,
@@ -98,7 +98,7 @@ class ObservabilityStack(Stack):
         if email is None:
             return monitoring.NoopAlarmActionStrategy()
         topic = sns.Topic(self, "Alarms", enforce_ssl=True)
-        # A policy of ours replaces SNS's default one, which lets the whole account publish.
+        # This policy replaces SNS's default, which lets the whole account publish.
         # https://repost.aws/knowledge-center/cloudwatch-receive-sns-for-alarm-trigger
         topic.add_to_resource_policy(
             iam.PolicyStatement(
@@ -110,13 +110,13 @@ class ObservabilityStack(Stack):
         )
         topic.add_subscription(subscriptions.EmailSubscription(email))
         reason = "SNS retries mail by itself, and the alarm's history has what was sent."
-        accept_serverless(topic, SNSRedrivePolicy=reason)
+        suppress_serverless(topic, SNSRedrivePolicy=reason)
         return monitoring.SnsAlarmActionStrategy(on_alarm_topic=topic)
 
     def _runbook(self, anchor: str) -> str:
         return f"{self._config.observability.runbooks}#{anchor}"
 
-    def _told(self, value: str) -> str:
+    def _value(self, value: str) -> str:
         return published(self._config, value).read(self)
 
     def _watch_pooler(self) -> None:
@@ -132,14 +132,14 @@ class ObservabilityStack(Stack):
             return supervisor_metric(self._config, name, statistic)
 
         balanced = {
-            "LoadBalancer": self._told("pooler/load-balancer"),
-            "TargetGroup": self._told("pooler/target-group"),
+            "LoadBalancer": self._value("pooler/load-balancer"),
+            "TargetGroup": self._value("pooler/target-group"),
         }
         service = {
-            "ClusterName": self._told("pooler/cluster"),
-            "ServiceName": self._told("pooler/service"),
+            "ClusterName": self._value("pooler/cluster"),
+            "ServiceName": self._value("pooler/service"),
         }
-        # Each node of the balancer counts for itself: AWS recommends an alarm on the highest count.
+        # Each node of the balancer has its own count: AWS recommends an alarm on the maximum.
         healthy = _metric("AWS/NetworkELB", "HealthyHostCount", balanced, "Maximum")
         cpu = _metric("AWS/ECS", "CPUUtilization", service, "Average")
         most, refused = settings.max_client_conn * NEARLY_ALL, metric("RefusedConnections", "Sum")
@@ -172,12 +172,12 @@ class ObservabilityStack(Stack):
     def _rds_proxy(self) -> Iterator[_Watched]:
         limit, _ = max_connections(self._config)
         share = limit * self._config.rds_proxy.max_connections_percent / 100
-        proxy = {"ProxyName": self._told("pooler/proxy")}
+        proxy = {"ProxyName": self._value("pooler/proxy")}
 
         def metric(name: str, statistic: str) -> cloudwatch.Metric:
             return _metric("AWS/RDS", name, proxy, statistic)
 
-        # Each of the proxy's nodes reports its own: the sum of a minute is the proxy's.
+        # Each node of the proxy reports its own count: the sum of a minute is the proxy's.
         pinned = metric("DatabaseConnectionsCurrentlySessionPinned", "Sum")
         used = metric("DatabaseConnections", "Sum")
         # In microseconds.
@@ -199,7 +199,7 @@ class ObservabilityStack(Stack):
         limit, _ = max_connections(self._config)
         cluster = database.kind == "aurora" or database.existing.cluster
         kind = "DBClusterIdentifier" if cluster else "DBInstanceIdentifier"
-        dimensions = {kind: self._told("database/identifier")}
+        dimensions = {kind: self._value("database/identifier")}
         connections = _metric("AWS/RDS", "DatabaseConnections", dimensions, "Maximum")
         watched = _Watched(
             "Connections", connections, limit * NEARLY_ALL, "connections-outside-of-the-budget"
@@ -230,7 +230,7 @@ class ObservabilityStack(Stack):
             )
 
     def _watch_background(self, api: ApiStack) -> None:
-        """Watch what runs by itself: one failure is one to look at."""
+        """Watch the scheduled functions: each failure fires the alarm."""
         background: list[tuple[str, str, lambda_.IFunction]] = [
             ("Migrate", "a-migration-failed", api.migrate)
         ]
@@ -257,14 +257,14 @@ class ObservabilityStack(Stack):
             )
 
     def _rotation_off(self) -> Iterator[_Watched]:
-        """Watch what the function `rotate` writes every hour."""
-        secret = {"Secret": self._told("database/application-secret-arn")}
+        """Watch the metric that the function `rotate` writes every hour."""
+        secret = {"Secret": self._value("database/application-secret-arn")}
         hour = Duration.hours(REPORT_HOURS)
         off = _metric(METRICS, ROTATION_OFF, secret, "Maximum", hour)
         yield _Watched("RotationOff", off, 1, "the-rotation-is-off", periods=1)
 
     def _function(self, name: str, value: str) -> lambda_.IFunction:
-        return lambda_.Function.from_function_name(self, name, self._told(value))
+        return lambda_.Function.from_function_name(self, name, self._value(value))
 
     def _errors(self, count: int, anchor: str) -> Any:
         return monitoring.ErrorCountThreshold(

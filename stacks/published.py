@@ -1,13 +1,13 @@
 """Values that one stack publishes and others read at their own next deployment.
 
-They travel as SSM parameters, not as exports: an export in use cannot change, so that a replaced
-database or a renewed CA would block the deployment for good. A template parameter of type SSM is
-looked up by CloudFormation, at deployment and not at synth. Functions of other apps and tools find
-here all that they need to connect.
+They are SSM parameters, not exports: an export in use cannot change, so a replaced database or a
+renewed CA would block every deployment. CloudFormation looks up a template parameter of type SSM at
+deployment, not at synth. Functions of other apps, and tools, find all values that they need to
+connect here.
 
-Who may write a parameter decides what the next deployment takes from it. So two kinds of values are
-published for others and not read back: what the settings say, and inside one app the network, which
-is never replaced. docs/decisions/0039
+Write access to a parameter decides what the next deployment reads. So two kinds of values are
+published for others but not read back: those of the settings, and inside one app those of the
+network, which is never replaced. docs/decisions/0039
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from aws_cdk import aws_ssm as ssm
 from constructs import Construct
 
 from lambda_pg_cdk.stage.config import Config
-from lambda_pg_cdk.stage.parameters import PARAMETERS, parameter_name, said_by
+from lambda_pg_cdk.stage.parameters import PARAMETERS, configured_values, parameter_name
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Published:
 
     name: str
     description: str
-    said: str | None = None
-    """The value, where the settings of the stage's own app say it."""
+    configured: str | None = None
+    """The value, if the settings of the stage's own app have it."""
 
     def write(self, scope: Construct, value: str) -> ssm.StringParameter:
         """Publish the value from the stack that owns it."""
@@ -51,12 +51,12 @@ class Published:
         )
 
     def read(self, scope: Construct) -> str:
-        """Give the value to a stack that is deployed later; a token at synth if it is looked up."""
+        """Return the value for a later stack; a token if the deployment looks it up."""
         here = self._written(scope)
         return here or ssm.StringParameter.value_for_string_parameter(scope, self.name)
 
     def read_list(self, scope: Construct) -> list[str]:
-        """Give the values to a stack that is deployed later; tokens at synth if looked up."""
+        """Return the values for a later stack; tokens if the deployment looks them up."""
         here = self._written(scope)
         if here is not None:
             return Fn.split(",", here)
@@ -65,10 +65,10 @@ class Published:
         )
 
     def _written(self, scope: Construct) -> str | None:
-        """Give what the settings say, or the network's own value, where the same app publishes it.
+        """Return the settings' value, or the network's own, if this app publishes the parameter.
 
-        Another app has settings of its own, which need not say the same. Of the network's values
-        CDK makes exports, which are read in their own account and region alone.
+        Another app has other settings, whose values may differ. CDK makes exports of the network's
+        values, which can be read in the same account and region only.
         """
         for stack in scope.node.root.node.children:
             parameter = stack.node.try_find_child(_id(self.name))
@@ -77,17 +77,19 @@ class Published:
             resource = cast(ssm.CfnParameter, parameter.node.default_child)
             if resource.name != self.name:
                 continue
-            if self.said is not None:
-                return self.said
+            if self.configured is not None:
+                return self.configured
             if "/network/" in self.name and _place(stack) == _place(Stack.of(scope)):
                 return resource.value
         return None
 
 
 def published(config: Config, value: str) -> Published:
-    """Name one of a stage's parameters."""
+    """Return one of a stage's parameters."""
     description = PARAMETERS[value]
-    return Published(parameter_name(config, value), description, said_by(config).get(value))
+    return Published(
+        parameter_name(config, value), description, configured_values(config).get(value)
+    )
 
 
 def _place(stack: Stack) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""How a function's new version gets its traffic: behind an alias, at once or little by little."""
+"""How a function's new version gets traffic: behind an alias, at once or gradually."""
 
 from typing import cast
 
@@ -7,13 +7,13 @@ from aws_cdk import aws_cloudwatch as cloudwatch
 from aws_cdk import aws_codedeploy as codedeploy
 from aws_cdk import aws_lambda as lambda_
 
-from lambda_pg_cdk.stacks.nag_exceptions import accept_permission, aws_policy
+from lambda_pg_cdk.stacks.nag_exceptions import aws_policy, suppress_permission
 from lambda_pg_cdk.stage.config import Config
 
 ALIAS = "live"
 
 ERRORS = 3
-"""Failed invocations in a minute that send traffic back to the version before."""
+"""Failed invocations in a minute after which traffic goes back to the previous version."""
 
 _DEPLOYMENTS = {
     "Canary10Percent5Minutes": codedeploy.LambdaDeploymentConfig.CANARY_10_PERCENT_5_MINUTES,
@@ -28,10 +28,10 @@ _DEPLOYMENTS = {
 
 
 def release(function: lambda_.Function, config: Config, inputs: str) -> lambda_.Alias:
-    """Publish the function's version and let the alias follow, as the stage wants it.
+    """Publish the function's version and move the alias to it, as the stage's settings say.
 
-    `inputs` is what the version depends on besides the function's template; another text makes
-    CloudFormation publish another version.
+    `inputs` is what the version depends on besides the function's template; a changed text makes
+    CloudFormation publish a new version.
     """
     describe(function, inputs)
     alias = lambda_.Alias(function, "Live", alias_name=ALIAS, version=function.current_version)
@@ -43,7 +43,7 @@ def release(function: lambda_.Function, config: Config, inputs: str) -> lambda_.
             deployment_config=_DEPLOYMENTS[config.functions.deployment],
             alarms=[_alarm(function, alias)],
         )
-        accept_permission(
+        suppress_permission(
             group,
             aws_policy("AWSCodeDeployRoleForLambdaLimited"),
             "AWS's own policy for moving an alias; CodeDeploy's role is for nothing else.",
@@ -52,11 +52,11 @@ def release(function: lambda_.Function, config: Config, inputs: str) -> lambda_.
 
 
 def describe(function: lambda_.Function, inputs: str) -> None:
-    """Let the function's version be another one for other inputs; 256 characters at the most.
+    """Make the function's version depend on inputs, a text of at most 256 characters.
 
-    Each of them has to stand in the function's configuration too: CloudFormation replaces the
-    version for another description, and then Lambda publishes none where neither code nor
-    configuration has changed (AWS, PublishVersion), which fails the deployment.
+    Each input must be in the function's configuration too. CloudFormation replaces the version if
+    the description changes, but Lambda publishes none if neither code nor configuration has
+    changed (AWS, PublishVersion), and the deployment fails.
     """
     version = cast(lambda_.CfnVersion, function.current_version.node.default_child)
     version.description = inputs

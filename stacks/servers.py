@@ -1,4 +1,4 @@
-"""Three ways to have a server: an RDS instance, an Aurora cluster, or one that exists."""
+"""The database server: an RDS instance, an Aurora cluster, or one that exists already."""
 
 from dataclasses import dataclass
 from typing import Any, cast
@@ -10,7 +10,12 @@ from aws_cdk import aws_rds as rds
 from aws_cdk import aws_secretsmanager as secretsmanager
 from constructs import Construct
 
-from lambda_pg_cdk.stacks.nag_exceptions import accept, accept_by_id, accept_permission, aws_policy
+from lambda_pg_cdk.stacks.nag_exceptions import (
+    aws_policy,
+    suppress,
+    suppress_by_id,
+    suppress_permission,
+)
 from lambda_pg_cdk.stacks.network import NetworkStack, retention
 from lambda_pg_cdk.stage.config import Config
 from lambda_pg_cdk.stage.maintenance import backup_window, maintenance_window
@@ -19,30 +24,30 @@ from lambda_pg_cdk.stage.server_log import LOG_PARAMETERS
 PORT = 5432
 MASTER = "lambda_pg_owner"
 LOG_RETENTION = "LogRetentionaae0aa3c5b4d4f87b02d85b201efdd8a"
-"""Name of CDK's own function for log groups that AWS makes; one in a stack."""
+"""Id of CDK's own function for log groups that AWS creates; a stack has one."""
 OWN_LOGS = "/aws/lambda/*-LogRetention*"
-"""Log group of that function, whose name CloudFormation makes: the stack's, the function's and
-something random, cut to 64 characters."""
+"""Log group of that function. CloudFormation chooses its name: the stack's name, the function's and
+a random part, cut to 64 characters."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """What the rest of the app has to know of the server, whichever it is."""
+    """What the rest of the app has to know about the server, of every kind."""
 
     host: str
     port: str
     rule_port: int
-    """The same port, as security groups want it."""
+    """The same port as a number, for security groups."""
     group_id: str
     """Security group that lets clients in."""
     owner_secret_arn: str
     """Name and password of the owner of the database."""
     identifier: str
-    """Of the instance or the cluster; '' where it is not known."""
+    """Name of the instance or the cluster; '' if it is not known."""
     resource_id: str
-    """What `rds-db:connect` names; '' where it is not known."""
+    """The id that `rds-db:connect` uses; '' if it is not known."""
     cluster: bool
-    """Whether it is a cluster that has these."""
+    """Whether the identifier and the id are a cluster's."""
 
 
 def new_server(scope: Construct, config: Config, network: NetworkStack) -> Server:
@@ -56,12 +61,45 @@ def new_server(scope: Construct, config: Config, network: NetworkStack) -> Serve
         description="PostgreSQL: pooler, migration and rotation only",
         allow_all_outbound=False,
     )
+    shared = _shared(config, network, group)
     make = _cluster if config.database.kind == "aurora" else _instance
-    return make(scope, config, network, group)
+    return make(scope, config, group, shared)
+
+
+def _shared(config: Config, network: NetworkStack, group: ec2.SecurityGroup) -> dict[str, Any]:
+    """Return the properties that an instance and a cluster have in common."""
+    settings = config.database
+    return {
+        "vpc": network.vpc,
+        "vpc_subnets": network.subnets,
+        "security_groups": [group],
+        "credentials": rds.Credentials.from_username(MASTER),
+        "manage_master_user_password": True,
+        "iam_authentication": True,
+        "storage_encrypted": True,
+        "copy_tags_to_snapshot": True,
+        "deletion_protection": settings.deletion_protection,
+        "preferred_maintenance_window": maintenance_window(settings.maintenance_start),
+        "port": PORT,
+        "cloudwatch_logs_exports": ["postgresql"],
+        "cloudwatch_logs_retention": retention(config.log_retention_days),
+        "removal_policy": _removal(config),
+    }
+
+
+def _machine() -> dict[str, Any]:
+    """Return the properties that an RDS instance and an instance of a cluster have in common."""
+    return {
+        "ca_certificate": rds.CaCertificate.RDS_CA_RSA2048_G1,
+        # Aurora upgrades a cluster only if all its instances have it on.
+        "auto_minor_version_upgrade": True,
+        "publicly_accessible": False,
+        "enable_performance_insights": True,
+    }
 
 
 def _instance(
-    scope: Construct, config: Config, network: NetworkStack, group: ec2.SecurityGroup
+    scope: Construct, config: Config, group: ec2.SecurityGroup, shared: dict[str, Any]
 ) -> Server:
     settings = config.database
     engine = instance_engine(config)
@@ -70,36 +108,20 @@ def _instance(
         "Instance",
         engine=engine,
         instance_type=ec2.InstanceType(settings.instance_class),
-        vpc=network.vpc,
-        vpc_subnets=network.subnets,
-        security_groups=[group],
-        credentials=rds.Credentials.from_username(MASTER),
-        manage_master_user_password=True,
-        iam_authentication=True,
         database_name=settings.name,
         parameter_group=_parameters(scope, config, engine),
         multi_az=settings.multi_az,
         allocated_storage=settings.storage_gib,
         max_allocated_storage=settings.max_storage_gib,
         storage_type=rds.StorageType.GP3,
-        storage_encrypted=True,
-        ca_certificate=rds.CaCertificate.RDS_CA_RSA2048_G1,
         backup_retention=Duration.days(settings.backup_days),
         preferred_backup_window=backup_window(settings.maintenance_start),
-        copy_tags_to_snapshot=True,
         delete_automated_backups=not config.termination_protection,
-        deletion_protection=settings.deletion_protection,
-        auto_minor_version_upgrade=True,
-        preferred_maintenance_window=maintenance_window(settings.maintenance_start),
-        port=PORT,
-        publicly_accessible=False,
         database_insights_mode=rds.DatabaseInsightsMode.STANDARD,
-        enable_performance_insights=True,
-        cloudwatch_logs_exports=["postgresql"],
-        cloudwatch_logs_retention=retention(config.log_retention_days),
-        removal_policy=_removal(config),
+        **_machine(),
+        **shared,
     )
-    _accept_findings(instance, config)
+    _suppress_findings(instance, config)
     _narrow_log_retention(instance, config, "instance")
     return Server(
         host=instance.db_instance_endpoint_address,
@@ -114,51 +136,30 @@ def _instance(
 
 
 def _cluster(
-    scope: Construct, config: Config, network: NetworkStack, group: ec2.SecurityGroup
+    scope: Construct, config: Config, group: ec2.SecurityGroup, shared: dict[str, Any]
 ) -> Server:
     settings = config.database
     engine = cluster_engine(config)
-    window = maintenance_window(settings.maintenance_start)
-    common: dict[str, Any] = {
-        "ca_certificate": rds.CaCertificate.RDS_CA_RSA2048_G1,
-        # Aurora upgrades a cluster when all its instances have it on.
-        "auto_minor_version_upgrade": True,
-        "preferred_maintenance_window": window,
-        "publicly_accessible": False,
-        "enable_performance_insights": True,
-    }
-    reader = rds.ClusterInstance.serverless_v2("Reader", scale_with_writer=True, **common)
+    machine = {**_machine(), "preferred_maintenance_window": shared["preferred_maintenance_window"]}
+    reader = rds.ClusterInstance.serverless_v2("Reader", scale_with_writer=True, **machine)
     cluster = rds.DatabaseCluster(
         scope,
         "Cluster",
         engine=engine,
-        writer=rds.ClusterInstance.serverless_v2("Writer", **common),
+        writer=rds.ClusterInstance.serverless_v2("Writer", **machine),
         readers=[reader] if settings.multi_az else [],
         serverless_v2_min_capacity=settings.min_acu,
         serverless_v2_max_capacity=settings.max_acu,
-        vpc=network.vpc,
-        vpc_subnets=network.subnets,
-        security_groups=[group],
-        credentials=rds.Credentials.from_username(MASTER),
-        manage_master_user_password=True,
-        iam_authentication=True,
         default_database_name=settings.name,
         parameter_group=_parameters(scope, config, engine),
-        storage_encrypted=True,
         backup=rds.BackupProps(
             retention=Duration.days(settings.backup_days),
             preferred_window=backup_window(settings.maintenance_start),
         ),
-        preferred_maintenance_window=window,
-        copy_tags_to_snapshot=True,
-        deletion_protection=settings.deletion_protection,
-        port=PORT,
-        cloudwatch_logs_exports=["postgresql"],
-        cloudwatch_logs_retention=retention(config.log_retention_days),
-        removal_policy=_removal(config),
+        **shared,
     )
-    _accept_findings(cluster, config)
-    accept_by_id(
+    _suppress_findings(cluster, config)
+    suppress_by_id(
         cluster,
         "CloudFormation-Validate::E9006",
         "The CDK's list of Aurora's versions ends before 17.11; preflight asks RDS itself.",
@@ -231,31 +232,31 @@ def _removal(config: Config) -> RemovalPolicy:
     return RemovalPolicy.SNAPSHOT if config.termination_protection else RemovalPolicy.DESTROY
 
 
-def _accept_findings(server: Construct, config: Config) -> None:
+def _suppress_findings(server: Construct, config: Config) -> None:
     settings = config.database
     keeper = Stack.of(server).node.find_child(LOG_RETENTION)
-    accept_permission(
+    suppress_permission(
         keeper,
         aws_policy("AWSLambdaBasicExecutionRole"),
         "AWS's own policy for writing logs, of CDK's own function.",
     )
     port = "The port is no secret: security groups decide who may reach it."
-    accept(server, RDS11=port)
+    suppress(server, RDS11=port)
     if not settings.multi_az:
-        accept(server, RDS3="This stage has database.multi_az off: it may be down.")
+        suppress(server, RDS3="This stage has database.multi_az off: it may be down.")
     if not settings.deletion_protection:
         reason = "This stage has database.deletion_protection off: it is made to be removed."
-        accept(server, RDS10=reason)
+        suppress(server, RDS10=reason)
     if settings.backup_days == 0:
-        accept(server, RDS13="This stage has database.backup_days 0: it holds nothing.")
+        suppress(server, RDS13="This stage has database.backup_days 0: it holds nothing.")
 
 
 def _narrow_log_retention(server: Construct, config: Config, kind: str) -> None:
-    """Let CDK's function set how long two log groups are kept; by CDK it may do so for all.
+    """Let CDK's function set the retention of two log groups only; CDK lets it do so for all.
 
-    The groups are the server's, which RDS makes and names, and the function's own. A group of this
-    stack would have to be there before RDS makes it, and only the server's name says what it is
-    called: docs/decisions/0039
+    The groups are the server's, which RDS creates and names, and the function's own. This stack
+    cannot create the server's group: it would have to exist before RDS creates it, and its name
+    contains the server's name: docs/decisions/0039
     """
     resource = cast(CfnElement, server.node.default_child)
     keeper = Stack.of(server).node.find_child(LOG_RETENTION)
@@ -271,8 +272,8 @@ def _narrow_log_retention(server: Construct, config: Config, kind: str) -> None:
     )
     name = Stack.of(server).get_logical_id(resource)
     streams = "The group's ARN for a policy ends so; RDS names the group."
-    accept_permission(
+    suppress_permission(
         keeper, "Resource::" + arn.format("<AWS::AccountId>", logs.format(f"<{name}>")), streams
     )
     own = "CloudFormation names CDK's own function, and so its group, only when it makes it."
-    accept_permission(keeper, "Resource::" + arn.format("<AWS::AccountId>", OWN_LOGS), own)
+    suppress_permission(keeper, "Resource::" + arn.format("<AWS::AccountId>", OWN_LOGS), own)

@@ -1,10 +1,10 @@
-"""Prove that nothing that can exist exhausts the database, nor the pooler in front of it.
+"""Prove that all connections that can exist fit into the database and into the pooler.
 
 Pure arithmetic over a stage's settings and the functions attached to it. Three sums: the server
 connections that can exist at the same moment against `max_connections`, the client connections
 against what the pooler accepts, and the time in which all new environments log in against the
-checkout timeout. The baseline function is deliberately in none: it is the control of the storm, and
-what it shows is a function without a budget.
+checkout timeout. The baseline function is in none of them: it is the control of the storm, and
+shows what a function without a budget does.
 """
 
 import bisect
@@ -17,58 +17,58 @@ from lambda_pg_cdk.stage.capacity import RESERVED, max_connections, most_connect
 from lambda_pg_cdk.stage.config import Config
 from lambda_pg_cdk.stage.consistency import most_checkout
 from lambda_pg_cdk.stage.limits import TASK_MEMORY
+from lambda_pg_cdk.stage.messages import problem
 
 MIGRATIONS = 2
-"""One that runs and one that waits for its lock."""
+"""A running migration, and one that waits for its lock."""
 
 ROTATION = 2
-"""The owner's connection and the login that is tested."""
+"""The owner's connection, and the login that the rotation tests."""
 
 HEALTH_CONCURRENCY = 5
 """Environments reserved for health checks, where anything is reserved."""
 
 PROXY = 2
-"""With which RDS Proxy, as rdsproxyadmin, looks after the database."""
+"""Connections of RDS Proxy's own user, rdsproxyadmin."""
 
 TURNOVER = 2
-"""Environments of the version before keep their connections until Lambda ends them."""
-
+"""Environments of the previous version keep their connections until Lambda ends them."""
 
 LOGIN_MILLISECONDS = 1.4
-"""What a login costs PgBouncer 1.26.1, TLS handshake included, in milliseconds of a processor of
-the machine that measured it (`make bench`): 1.4 on a core of an AMD EPYC. No Fargate vCPU was
-measured. PgBouncer 1.24 hashes 4,096 rounds in each login and needs five times as much."""
+"""Processor milliseconds that a login costs PgBouncer 1.26.1, TLS handshake included, measured by
+`make bench` on a core of an AMD EPYC. No Fargate vCPU was measured. PgBouncer 1.24 hashes 4,096
+rounds in each login and needs five times as much."""
 
 WHOLE_CORE = 1024
-"""pgbouncer.cpu of a task with a processor for itself; a smaller one gets its share of the time."""
+"""pgbouncer.cpu of one whole core; a smaller task gets a part of the core's time."""
 
 SCALING = 1000
 SCALING_SECONDS = 10
 """New environments that Lambda starts for each function, and in how many seconds (AWS, "Lambda
-scaling behavior"). The page does not say whether the next ones come bit by bit or all at the end of
-the seconds; bit by bit, more come while the first ones log in, so that is what counts here."""
+scaling behavior"). The page does not say whether the next ones start gradually or together after
+these seconds. The budget assumes gradually: then more of them start during the first logins."""
 
 SPREAD = 4
 """Standard deviations by which the busiest task may have more logins than the average: a load
-balancer chooses a task by a hash of the flow. A task exceeds it once in 30,000 storms."""
+balancer chooses a task by a hash of the flow. A task exceeds this once in 30,000 storms."""
 
 
 class Cap(enum.Enum):
-    """Caps of a function that are no number."""
+    """Caps of a function that are not a number."""
 
-    POOLER_LIMIT = "nothing is reserved: the pooler refuses what is too much"
+    POOLER_LIMIT = "no reservation: the pooler rejects clients over its limit"
 
 
 class BudgetError(ValueError):
-    """Say by how much connections exceed a limit, line by line, and the smallest change."""
+    """A limit can be exceeded; the message has the arithmetic and the smallest change that fits."""
 
 
 @dataclass(frozen=True)
 class Client:
     """A function that connects through the pooler, and what it can open.
 
-    `concurrency` is its reserved concurrency, or `Cap.POOLER_LIMIT`. `processes` is what an
-    environment forks (Managed Instances), `slots` what the pool of each holds.
+    `concurrency` is its reserved concurrency, or `Cap.POOLER_LIMIT`. An environment has `processes`
+    processes (more than one with Managed Instances), and each has a pool of `slots` slots.
     """
 
     name: str
@@ -78,32 +78,32 @@ class Client:
 
     @property
     def connections(self) -> int:
-        """Client connections that can exist, in the middle of a deployment; 0 without a cap."""
+        """Client connections that can exist during a deployment; 0 without a reservation."""
         if isinstance(self.concurrency, Cap):
             return 0
         return self.concurrency * self.processes * self.slots * TURNOVER
 
     def describe(self) -> str:
-        """Write the factors down."""
+        """Write the factors of the connections."""
         if isinstance(self.concurrency, Cap):
-            return f"{self.name}: nothing reserved, takes what is left, 503 beyond it"
+            return f"{self.name}: no reservation, uses the remaining connections, then answers 503"
         return (
             f"{self.name}: {self.concurrency} environments x {self.processes} processes x "
             f"{self.slots} slots x {TURNOVER} versions during a deployment"
         )
 
     def new_at_once(self, seconds: int) -> int:
-        """Count the environments that can be new within the seconds of a checkout timeout.
+        """Count the environments that can start within the seconds of a checkout timeout.
 
-        A deployment does not double them: environments of the version before are logged in already.
+        A deployment does not double them: those of the previous version have logged in already.
         """
         most = SCALING + math.ceil(SCALING * seconds / SCALING_SECONDS)
         return most if isinstance(self.concurrency, Cap) else min(self.concurrency, most)
 
     def logins(self, seconds: int) -> "Line":
-        """Count the logins of new environments, and write the factors down."""
+        """Count the logins of new environments, and write the factors."""
         new = self.new_at_once(seconds)
-        free = "nothing reserved, " if isinstance(self.concurrency, Cap) else ""
+        free = "no reservation, " if isinstance(self.concurrency, Cap) else ""
         return Line(
             f"{self.name}: {free}{new} new environments x {self.processes} processes x "
             f"{self.slots} slots",
@@ -140,19 +140,19 @@ class Sum:
 
     @property
     def excess(self) -> str:
-        """Say by how much the limit is exceeded."""
-        over = self.total - self.limit
-        return f"the {self.kind}s that can exist are {over} more than {self.limit_name}"
+        """Say how many can exist, and the limit."""
+        kinds, most = f"{self.kind}s that can exist", f"{self.limit} ({self.limit_name})"
+        return problem(f"the number of {kinds}", self.total, f"be at most {most}")
 
     def explain(self) -> str:
-        """Write the arithmetic, one line each."""
+        """Write the arithmetic, one line for each group."""
         limit = Line(self.limit_name, self.limit)
-        return _rows(*self.lines, Line("all together", self.total), limit)
+        return _rows(*self.lines, Line("total", self.total), limit)
 
 
 @dataclass(frozen=True)
 class LoginStorm:
-    """Logins that new environments can ask for at the same moment, and the time that they take.
+    """Logins that new environments can start at the same moment, and the time that they take.
 
     `tasks` of PgBouncer share them, each with `cpu` / 1024 of a core; `timeout` is in seconds.
     """
@@ -170,38 +170,37 @@ class LoginStorm:
 
     @property
     def busiest(self) -> int:
-        """Count the logins of the task that gets most of them."""
+        """Count the logins of the busiest task."""
         share = self.total / self.tasks
         spread = SPREAD * math.sqrt(share * (1 - 1 / self.tasks))
         return min(self.total, math.ceil(share + spread))
 
     @property
     def milliseconds(self) -> int:
-        """Return the time until the last one has logged in."""
+        """Return the time until the last login has ended."""
         return math.ceil(self.busiest * LOGIN_MILLISECONDS * WHOLE_CORE / self.cpu)
 
     @property
     def fits(self) -> bool:
-        """Tell whether nobody's checkout timeout ends before."""
+        """Tell whether the last login ends within the checkout timeout."""
         return self.milliseconds <= self.timeout * 1000
 
     @property
     def excess(self) -> str:
-        """Say by how much the timeout is exceeded."""
-        seconds, over = self.milliseconds / 1000, self.milliseconds / 1000 - self.timeout
-        return (
-            f"the logins that can come at once take {seconds:.1f} s, {over:.1f} s more than"
-            " functions.checkout_timeout"
-        )
+        """Say how long the logins take, and the timeout."""
+        seconds = round(self.milliseconds / 1000, 1)
+        most = f"{self.timeout} seconds (functions.checkout_timeout)"
+        name = "the time for all logins that can start at once"
+        return problem(name, seconds, f"be at most {most}")
 
     def explain(self) -> str:
-        """Write the arithmetic, one line each."""
+        """Write the arithmetic, one line for each step."""
         return _rows(
             *self.lines,
-            Line("all together", self.total),
-            Line(f"for the busiest of {self.tasks} tasks, with one away", self.busiest),
+            Line("total", self.total),
+            Line(f"on the busiest of {self.tasks} tasks, while one is down", self.busiest),
             Line(
-                f"milliseconds that these take: {LOGIN_MILLISECONDS} ms of a core each,"
+                f"milliseconds for these: {LOGIN_MILLISECONDS} ms of a core each,"
                 f" pgbouncer.cpu is {self.cpu} of {WHOLE_CORE}",
                 self.milliseconds,
             ),
@@ -228,7 +227,7 @@ class Budget:
         return all(each.fits for each in self.sums)
 
     def explain(self) -> str:
-        """Write all the arithmetic down."""
+        """Write the arithmetic of every sum."""
         return "\n\n".join(f"{each.kind}s\n{each.explain()}" for each in self.sums)
 
     def check(self) -> None:
@@ -243,48 +242,48 @@ class Budget:
     def _advice(self) -> str:
         found = [text for _, text in sorted(self._remedies())]
         if not found:
-            return "No single setting mends this: lower the concurrency, the tasks and the pools."
+            return "No single change fits: lower the concurrency, the tasks and the pools."
         return "The smallest change that fits: " + "; or ".join(found) + "."
 
-    def _mends(self, change: "_Change") -> Callable[[int], bool]:
-        """Tell of a value whether the sums fit that do not fit now."""
+    def _fixes(self, change: "_Change") -> Callable[[int], bool]:
+        """Make a test of a value: whether the sums that do not fit now would fit with it."""
         failed = [number for number, each in enumerate(self.sums) if not each.fits]
 
-        def mended(value: int) -> bool:
+        def fits(value: int) -> bool:
             sums = self.add_up(*change(value)).sums
             return all(sums[number].fits for number in failed)
 
-        return mended
+        return fits
 
     def _remedies(self) -> Iterator[tuple[float, str]]:
-        """Yield the first value of each setting with which everything fits, and how far it is.
+        """Yield the nearest value of each setting with which everything fits, and its distance.
 
-        A change can break another sum, the more the farther it goes: so the first value that mends
-        what fails is the only one to look at.
+        A larger change is more likely to break another sum, so only the nearest value that fixes
+        the failed sums is tried.
         """
         for name, current, values, change in _candidates(self.config, self.clients):
-            first = _first(values, self._mends(change))
+            first = _first(values, self._fixes(change))
             if first < len(values) and self.add_up(*change(values[first])).fits:
                 distance = abs(values[first] - current) / max(current, 1)
-                yield distance, f"{name} = {values[first]} (it is {current})"
+                yield distance, f"set {name} to {values[first]} (now {current})"
 
 
 def _first(values: Sequence[int], fits: Callable[[int], bool]) -> int:
-    """Find where values begin to fit, by halves: from one on all do, or none does."""
+    """Return the index of the first value that fits, or the length; all values after it fit too."""
     return bisect.bisect_left(values, True, key=fits)
 
 
 def budget_of(config: Config, clients: Iterable[Client] = ()) -> Budget:
-    """Add up what a stage and the functions attached to it can open."""
+    """Add up the connections that a stage and the functions attached to it can open."""
     attached = tuple(clients)
     sums = [*_server_sums(config), *_client_sums(config, attached)]
     return Budget(config, attached, tuple(sums), budget_of)
 
 
 def allowance_of(config: Config, clients: Iterable[Client]) -> Budget:
-    """Hold what an app of its own attaches against what the stage keeps for such.
+    """Compare the functions that another app attaches with functions.other_clients.
 
-    RDS Proxy has no client limit of which a part could be kept.
+    RDS Proxy has no client limit, so there is nothing to compare with.
     """
     attached = tuple(clients)
     if config.pooler == "rds-proxy":
@@ -301,7 +300,7 @@ def rolling_tasks(tasks: int, maximum_percent: int) -> int:
 
 
 def remaining_tasks(tasks: int) -> int:
-    """Count the tasks that serve while one of them, or its zone, is away."""
+    """Count the tasks that serve while one of them, or its zone, is down."""
     return max(1, tasks - 1)
 
 
@@ -310,14 +309,14 @@ def remaining_tasks(tasks: int) -> int:
 
 def _server_sums(config: Config) -> Iterator[Sum]:
     if config.pooler == "external":
-        return  # its server connections are its owner's to count
+        return  # only its owner knows its server connections
     limit, source = max_connections(config)
     pooler = _pgbouncer_line if config.pooler == "pgbouncer" else _proxy_line
     lines = [
         pooler(config, limit),
-        Line("migrations, over the direct address", MIGRATIONS),
+        Line("migrations, over the direct URL", MIGRATIONS),
         *([] if config.by_token else [Line("a rotation", ROTATION)]),
-        *([Line("RDS Proxy's own", PROXY)] if config.pooler == "rds-proxy" else []),
+        *([Line("RDS Proxy itself", PROXY)] if config.pooler == "rds-proxy" else []),
         Line("administrators", config.database.other_connections),
         Line("reserved by PostgreSQL and RDS for superusers", RESERVED),
     ]
@@ -325,17 +324,17 @@ def _server_sums(config: Config) -> Iterator[Sum]:
 
 
 def most_tasks(config: Config) -> int:
-    """Count the tasks of PgBouncer that can have server connections at the same moment."""
+    """Count the tasks of PgBouncer that can have server connections at the same time."""
     settings = config.pgbouncer
     return rolling_tasks(settings.max_tasks, settings.maximum_percent) + settings.max_tasks
 
 
 def login_limit(config: Config) -> int:
-    """Return what PostgreSQL accepts of one application's user (CONNECTION LIMIT); -1: no limit.
+    """Return the CONNECTION LIMIT of each application user in PostgreSQL; -1 is no limit.
 
-    PgBouncer forgets a server connection when its client vanishes, and opens the next one while the
-    backend still works. PostgreSQL counts that backend too: the limits of all users together are
-    no more than PgBouncer's line of the budget. The control of the storm has no budget, so a stage
+    PgBouncer drops a server connection when its client vanishes, and may open the next one while
+    the backend still works. PostgreSQL counts that backend too. The limits of all users together
+    do not exceed PgBouncer's line of the budget. The control of the storm has no budget, so a stage
     with it has no limit.
     """
     if config.pooler != "pgbouncer" or config.baseline:
@@ -348,8 +347,8 @@ def _pgbouncer_line(config: Config, _limit: int) -> Line:
     draining, tasks = settings.max_tasks, most_tasks(config)
     return Line(
         f"PgBouncer: {tasks - draining} tasks during a deployment ({settings.max_tasks} at "
-        f"{settings.maximum_percent} %) and {draining} that drain from the one before, "
-        f"x {settings.max_db_connections} over all users",
+        f"{settings.maximum_percent} %) and {draining} still draining from the previous one, "
+        f"x {settings.max_db_connections} for all users",
         tasks * settings.max_db_connections,
     )
 
@@ -365,7 +364,7 @@ def _proxy_line(config: Config, limit: int) -> Line:
 def _client_sums(config: Config, clients: Sequence[Client]) -> Iterator[Sum | LoginStorm]:
     limit = _client_limit(config)
     if limit is None:
-        return  # RDS Proxy has no limit of its own
+        return  # RDS Proxy has no client limit
     count, name = limit
     lines = [Line(client.describe(), client.connections) for client in clients]
     lines.append(Line("functions of other apps", config.functions.other_clients))
@@ -385,7 +384,7 @@ def _client_limit(config: Config) -> tuple[int, str] | None:
     tasks = remaining_tasks(settings.tasks)
     return (
         tasks * settings.max_client_conn,
-        f"PgBouncer's clients: pgbouncer.max_client_conn x {tasks} tasks, with one away",
+        f"pgbouncer.max_client_conn x {tasks} tasks, while one is down",
     )
 
 
@@ -394,7 +393,7 @@ def _session_pooling(config: Config) -> bool:
 
 
 def _session_sum(config: Config, clients: Sequence[Client]) -> Sum:
-    """In session mode each client keeps a server connection: all of them have to fit."""
+    """Add up sessions: in session mode each client keeps a server connection."""
     settings = config.pgbouncer
     tasks = remaining_tasks(settings.tasks)
     each = config.pool_size
@@ -411,7 +410,7 @@ def _session_sum(config: Config, clients: Sequence[Client]) -> Sum:
         "session",
         tuple(lines),
         tasks * each,
-        f"server connections for sessions: {each} x {tasks} tasks, with one away",
+        f"server connections: {each} x {tasks} tasks, while one is down",
     )
 
 
@@ -419,13 +418,13 @@ def _session_sum(config: Config, clients: Sequence[Client]) -> Sum:
 
 
 def _login_storm(config: Config, clients: Sequence[Client], accepted: int) -> LoginStorm:
-    """Count the logins of all environments that can be new at once, up to what is accepted."""
+    """Count the logins of all environments that can start at once, up to the client limit."""
     settings, timeout = config.pgbouncer, config.functions.checkout_timeout
     lines = [client.logins(timeout) for client in clients]
     lines.append(Line("functions of other apps", config.functions.other_clients))
     beyond = sum(line.connections for line in lines) - accepted
     if beyond > 0:
-        lines.append(Line(f"over the {accepted} clients that PgBouncer accepts: 503", -beyond))
+        lines.append(Line(f"answered 503: PgBouncer accepts {accepted} clients", -beyond))
     tasks = remaining_tasks(settings.tasks)
     return LoginStorm(tuple(lines), tasks, settings.cpu, timeout)
 
@@ -437,7 +436,7 @@ _Candidate = tuple[str, int, Sequence[int], _Change]
 
 
 def _candidates(config: Config, clients: tuple[Client, ...]) -> Iterator[_Candidate]:
-    """List what could mend a budget, each with its values from the nearest on to the last."""
+    """List the changes that could make a budget fit, each with its values, the nearest first."""
     for section, name, last in _settings_of(config):
         yield _setting(config, clients, section, name, last)
     if config.pooler == "pgbouncer":
@@ -447,7 +446,7 @@ def _candidates(config: Config, clients: tuple[Client, ...]) -> Iterator[_Candid
 
 
 def _settings_of(config: Config) -> Iterator[tuple[str, str, int]]:
-    """Name the settings that matter to a stage, and the last value to try of each."""
+    """Name the settings that matter to a stage, and the last value to try for each."""
     yield "functions", "other_clients", 0
     yield "functions", "other_clients", 100_000
     if config.pooler == "external":
@@ -459,7 +458,7 @@ def _settings_of(config: Config) -> Iterator[tuple[str, str, int]]:
         return
     yield "pgbouncer", "max_db_connections", 2
     yield "pgbouncer", "max_tasks", config.pgbouncer.tasks
-    # Not downwards: PgBouncer refuses a client after the TLS handshake, nine tenths of a login.
+    # Only upwards: PgBouncer rejects a client after the TLS handshake, 90 % of a login's cost.
     yield "pgbouncer", "max_client_conn", 55_000
     yield "pgbouncer", "tasks", config.pgbouncer.max_tasks
     yield "functions", "checkout_timeout", most_checkout(config)
@@ -495,7 +494,7 @@ def _concurrency(config: Config, clients: tuple[Client, ...], client: Client) ->
     current, name = client.concurrency, f"the concurrency of {client.name}"
     if isinstance(current, Cap):
         current = client.new_at_once(config.functions.checkout_timeout)
-        name = f"the new environments of {client.name}, by a reservation"
+        name = f"the new environments of {client.name}, by a reservation,"
 
     def change(value: int) -> tuple[Config, Sequence[Client]]:
         changed = replace(client, concurrency=value)

@@ -1,7 +1,8 @@
-"""What can be set for a stage: the block of that name in cdk.json, typed and checked.
+"""The settings of a stage: the block of that name in cdk.json, typed and checked.
 
-Seconds everywhere, unless a name says otherwise. A wrong value is refused with its dotted name,
-the value and what is allowed; all problems are listed at once.
+Seconds everywhere, unless a name says otherwise. The message about a wrong value has its dotted
+name, the value and what must hold; all problems are listed at once. The classes are long, since
+each attribute is one setting.
 """
 
 # ruff: noqa: RUF009 - `section` makes a field with a default_factory, as dataclasses.field does
@@ -17,15 +18,15 @@ RETENTION = (1, 3, 5, 7, 14, 30, 60, 90, 180, 365, 731, 1827, 3653)
 LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 HOST = rf"(?=.{{1,253}}\Z){LABEL}(\.{LABEL})*"
 CIDR = r"\d{1,3}(\.\d{1,3}){3}/(1[6-9]|2[0-8])"
-"""Addresses of a subnet; `consistency` judges the numbers."""
+"""Addresses of a subnet; `consistency` checks the numbers."""
 IDENTIFIER = r"(?=.{1,63}\Z)[a-z](-?[a-z0-9])*"
 SECRET_ARN = r"arn:[a-z-]+:secretsmanager:[a-z0-9-]+:\d{12}:secret:\S+-[A-Za-z0-9]{6}"  # noqa: S105 - a pattern
-"""With the six characters at its end: IAM compares the whole ARN."""
+"""With the six characters at its end: IAM compares the complete ARN."""
 DB_CLASS = (
     r"t(3|4g)\.(micro|small|medium|(2?x)?large)"
     r"|([mr]([5-9]|\d\d)|x[2-9])[a-z]*\.(large|(2|4|8|12|16|24|32|48|96)?xlarge)"
 )
-"""Classes of which some region has PostgreSQL 17; which one has which, only RDS knows."""
+"""Classes that some region offers for PostgreSQL 17; preflight asks RDS about the region."""
 KEY_ARN = r"arn:[a-z-]+:kms:[a-z0-9-]+:\d{12}:key/[A-Za-z0-9-]+"
 PATH = r"/[^\0]*"
 ISSUER = r"cognito|https://[^\s?#]+|http://(127\.0\.0\.1|localhost)(:\d+)?(/[^\s?#]*)?"
@@ -43,11 +44,14 @@ class Network:
     )
     egress: str = setting(
         "nat",
-        "how private subnets reach AWS: one NAT gateway a zone, or interface endpoints only",
+        "how private subnets reach AWS: through NAT gateways, or through interface endpoints only",
         choices=("nat", "endpoints"),
     )
     nat_gateways: int = setting(
-        1, "NAT gateways where egress is nat; 2 survive the loss of a zone", minimum=1, maximum=3
+        1,
+        "NAT gateways, if network.egress is 'nat'; 2 survive the loss of a zone",
+        minimum=1,
+        maximum=3,
     )
     flow_logs: bool = setting(True, "whether rejected and accepted flows are logged")
     zone: str | None = setting(
@@ -57,11 +61,13 @@ class Network:
         shape="a DNS name",
     )
     bastion: bool = setting(
-        False, "whether an instance lets administrators reach the database by Session Manager"
+        False,
+        "whether to add an instance through which administrators reach the database by Session"
+        " Manager",
     )
     vpc_id: str | None = setting(
         None,
-        "VPC that exists already; null: a new one",
+        "an existing VPC; null: a new one",
         pattern=r"vpc-([0-9a-f]{8}|[0-9a-f]{17})",
         shape="the id of a VPC, as in vpc-0123abcd",
     )
@@ -74,7 +80,8 @@ class Network:
     )
     subnet_cidrs: tuple[str, ...] = setting(
         (),
-        "their addresses, in the same order: PgBouncer's peers are numbered by them",
+        "address ranges of these subnets, in the same order; PgBouncer's tasks are numbered by"
+        " their addresses",
         pattern=CIDR,
         shape="IPv4 ranges with a prefix of 16 to 28, as in 10.0.16.0/20",
     )
@@ -82,10 +89,12 @@ class Network:
 
 @dataclass(frozen=True, kw_only=True)
 class Existing:
-    """A database that exists already, where `database.kind` is 'existing'."""
+    """A database that exists already, if `database.kind` is 'existing'."""
 
-    host: str | None = setting(None, "its own endpoint", pattern=HOST, shape="a DNS name")
-    port: int = setting(5432, "its port", minimum=1024, maximum=65535)
+    host: str | None = setting(
+        None, "endpoint of the database, not of a pooler", pattern=HOST, shape="a DNS name"
+    )
+    port: int = setting(5432, "port of the database", minimum=1024, maximum=65535)
     secret_arn: str | None = setting(
         None,
         "secret with the owner's username and password",
@@ -94,13 +103,13 @@ class Existing:
     )
     kms_key_arn: str | None = setting(
         None,
-        "customer's key that the secret is encrypted with; null: Secrets Manager's own",
+        "customer managed key that encrypts the secret; null: Secrets Manager's own key",
         pattern=KEY_ARN,
         shape="the ARN of a key, not of an alias",
     )
     security_group_id: str | None = setting(
         None,
-        "group that pooler, migration and rotation are let into",
+        "security group of the database, which gets rules for pooler, migration and rotation",
         pattern=r"sg-([0-9a-f]{8}|[0-9a-f]{17})",
         shape="the id of a security group, as in sg-0123abcd",
     )
@@ -112,8 +121,8 @@ class Existing:
     )
     resource_id: str | None = setting(
         None,
-        "resource id that IAM policies name, where rds_proxy.auth is 'iam'; another one, as after a"
-        " restore, has the migration run again",
+        "resource id for IAM policies, if rds_proxy.auth is 'iam'; a new id, as after a"
+        " restore, makes the migration run again",
         pattern=r"(db|cluster)-[A-Z0-9]+",
         shape="as in db-ABCDEFGHIJKL",
     )
@@ -122,12 +131,12 @@ class Existing:
 
 @dataclass(frozen=True, kw_only=True)
 class Database:
-    """PostgreSQL on RDS, on Aurora, or one that exists already."""
+    """PostgreSQL on RDS, on Aurora, or one that exists already. Long: one attribute a setting."""
 
     kind: str = setting(
         "instance",
-        "what is provisioned: an RDS instance, an Aurora Serverless v2 cluster, nothing because"
-        " there is one, or nothing because the external pooler has one",
+        "what is provisioned: an RDS instance, an Aurora Serverless v2 cluster, or nothing:"
+        " 'existing' is a database of yours, 'none' is the external pooler's",
         choices=("instance", "aurora", "existing", "none"),
     )
     major_version: int = setting(17, "PostgreSQL's major version", choices=(17,))
@@ -135,8 +144,7 @@ class Database:
     # https://aws.amazon.com/about-aws/whats-new/2026/08/amazon-rds-postgresql-18-6-17-11-16-15-15-19-14-24/
     minor_version: int = setting(
         11,
-        "PostgreSQL's minor version at first; RDS installs newer ones by itself in the maintenance"
-        " window",
+        "PostgreSQL's minor version at creation; RDS installs newer ones in the maintenance window",
         minimum=1,
         maximum=99,
     )
@@ -154,7 +162,7 @@ class Database:
         shape="an RDS class for PostgreSQL 17, as in t4g.medium or m7g.large",
     )
     min_acu: float = setting(
-        1, "least size of an Aurora cluster", unit="ACU", minimum=0, maximum=256
+        1, "smallest size of an Aurora cluster", unit="ACU", minimum=0, maximum=256
     )
     max_acu: float = setting(
         8, "largest size of an Aurora cluster", unit="ACU", minimum=1, maximum=256
@@ -164,16 +172,22 @@ class Database:
     )
     max_connections: int | None = setting(
         None,
-        "server connections that PostgreSQL accepts, set in its parameter group; null: RDS's own"
-        " formula for the class or the ACUs. A change waits for a reboot, which the next change of"
-        " the instance makes at once, whatever the maintenance window",
+        "server connections that PostgreSQL accepts, set in its parameter group; null: RDS's"
+        " default for the class or the ACUs. A change takes effect at a reboot. The next change"
+        " of the instance reboots it at once, also outside of the maintenance window",
         minimum=20,
         maximum=5000,
     )
-    multi_az: bool = setting(True, "whether a standby or a reader in the other zone takes over")
-    storage_gib: int = setting(20, "storage at first", unit="GiB", minimum=20, maximum=65536)
+    multi_az: bool = setting(
+        True, "whether there is a standby or a reader in another zone, which takes over"
+    )
+    storage_gib: int = setting(20, "initial storage", unit="GiB", minimum=20, maximum=65536)
     max_storage_gib: int = setting(
-        100, "storage up to which RDS grows by itself", unit="GiB", minimum=22, maximum=65536
+        100,
+        "size up to which RDS increases the storage automatically",
+        unit="GiB",
+        minimum=22,
+        maximum=65536,
     )
     backup_days: int = setting(7, "days of backups kept", unit="days", minimum=0, maximum=35)
     deletion_protection: bool = setting(True, "whether RDS refuses to delete the database")
@@ -195,8 +209,8 @@ class Database:
     )
     rotation: str = setting(
         "alternating",
-        "how the application's password is rotated: between two users, so that no login is ever"
-        " refused, or for one",
+        "how the application's password is rotated: between two users, so that no login is"
+        " refused, or for a single user",
         choices=("alternating", "single"),
     )
     rotation_days: int = setting(
@@ -213,7 +227,7 @@ class Database:
 
 @dataclass(frozen=True, kw_only=True)
 class PgBouncer:
-    """PgBouncer on ECS Fargate, behind an internal load balancer."""
+    """PgBouncer on ECS Fargate, behind a load balancer. Long: one attribute a setting."""
 
     tasks: int = setting(2, "tasks that always run; each uses one core", minimum=1, maximum=8)
     max_tasks: int = setting(4, "tasks up to which the service scales", minimum=1, maximum=8)
@@ -229,15 +243,18 @@ class PgBouncer:
         shape="a DNS name or an IPv4 address",
     )
     pool_mode: str = setting(
-        "transaction", "when a server connection is given back", choices=("transaction", "session")
+        "transaction",
+        "when a server connection is returned: after each transaction, or when the client"
+        " disconnects",
+        choices=("transaction", "session"),
     )
     max_client_conn: int = setting(
         2000, "client connections for each task", minimum=10, maximum=55000
     )
     max_db_connections: int = setting(
         20,
-        "server connections for each task, over all users; with an alternating rotation each of the"
-        " two users has half of them",
+        "server connections of each task, for all users together; with database.rotation"
+        " 'alternating' each of the two users has half of them",
         minimum=2,
         maximum=4000,
     )
@@ -249,7 +266,7 @@ class PgBouncer:
     )
     refresh_interval: int = setting(
         60,
-        "time between two looks at the users' secret; a refused login causes one at once",
+        "time between two reads of the users' secret; after a refused login it is read at once",
         unit="seconds",
         minimum=1,
         maximum=3600,
@@ -259,7 +276,7 @@ class PgBouncer:
         maximum=3600,
     )  # fmt: skip
     drain_timeout: int = setting(
-        30, "time a stopping task gives to open transactions", unit="seconds", minimum=1,
+        30, "time for open transactions to finish when a task stops", unit="seconds", minimum=1,
         maximum=110,
     )  # fmt: skip
     metrics_interval: int = setting(
@@ -273,7 +290,7 @@ class RdsProxy:
 
     auth: str = setting(
         "iam",
-        "how functions log in and how the proxy does: with tokens of their roles on both hops, or"
+        "how functions log in at the proxy, and the proxy at the database: with IAM tokens, or"
         " with the application's secret",
         choices=("iam", "secret"),
     )
@@ -289,14 +306,14 @@ class RdsProxy:
         1, "longest wait for a server connection", unit="seconds", minimum=1, maximum=300
     )
     idle_client_timeout: int = setting(
-        1800, "after how long an unused client connection is closed", unit="seconds", minimum=1800,
+        1800, "idle time after which a client connection is closed", unit="seconds", minimum=1800,
         maximum=28800,
     )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class External:
-    """A pooler that exists already: Supabase, Neon, Vercel, or one of your own."""
+    """A pooler that exists already: of Supabase, Neon or Vercel, or yours."""
 
     secret_arn: str | None = setting(
         None,
@@ -306,29 +323,30 @@ class External:
     )
     kms_key_arn: str | None = setting(
         None,
-        "customer's key that the secret is encrypted with; null: Secrets Manager's own",
+        "customer managed key that encrypts the secret; null: Secrets Manager's own key",
         pattern=KEY_ARN,
         shape="the ARN of a key, not of an alias",
     )
     profile: str | None = setting(
         None,
-        "what it is; null: the layer tells it by the URL's host and port",
+        "profile of the pooler; null: the layer derives it from the URL's host and port",
         choices=(None, "pgbouncer", "rds-proxy", "supabase", "neon"),
     )
     port: int | None = setting(
         None,
-        "port of the secret's `url`; needed with network.vpc_id, as functions then reach no other",
+        "port of the secret's `url`; required with network.vpc_id, where functions reach no"
+        " other port",
         minimum=1,
         maximum=65535,
     )
     direct_port: int = setting(
         5432,
-        "port of the secret's `direct_url`, which the migration reaches",
+        "port of the secret's `direct_url`, for the migration",
         minimum=1,
         maximum=65535,
     )
     max_clients: int = setting(
-        200, "client connections that it accepts from us", minimum=1, maximum=100000
+        200, "client connections that it accepts from this stage", minimum=1, maximum=100000
     )
     ca_file: str | None = setting(
         None,
@@ -340,7 +358,7 @@ class External:
 
 @dataclass(frozen=True, kw_only=True)
 class Functions:
-    """What all functions of this app share."""
+    """Settings that all functions of this app share."""
 
     memory: int = setting(512, "memory of a function", unit="MiB", minimum=128, maximum=10240)
     timeout: int = setting(
@@ -355,8 +373,8 @@ class Functions:
     )  # fmt: skip
     reserved_concurrency: int | None = setting(
         None,
-        "requests that 'users' may serve at once; null: nothing is reserved, and the pooler's"
-        " client limit is the cap, with 503 beyond it",
+        "reserved concurrency of the function 'users'; null: no reservation, and the API"
+        " answers 503 to requests over the pooler's client limit",
         minimum=1,
         maximum=10000,
     )
@@ -365,7 +383,7 @@ class Functions:
     )
     deployment: str = setting(
         "AllAtOnce",
-        "how traffic moves to a new version; all but 'AllAtOnce' go back when an alarm rises",
+        "how traffic moves to a new version; all but 'AllAtOnce' roll back when an alarm fires",
         choices=(
             "AllAtOnce",
             "Canary10Percent5Minutes",
@@ -378,13 +396,13 @@ class Functions:
         False, "whether new environments are restored from a snapshot of the initialised function"
     )
     log_level: str = setting(
-        "INFO", "least severe event logged", choices=("DEBUG", "INFO", "WARNING", "ERROR")
+        "INFO", "lowest severity that is logged", choices=("DEBUG", "INFO", "WARNING", "ERROR")
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """Whose tokens the API accepts."""
+    """Which tokens the API accepts."""
 
     issuer: str = setting(
         "cognito",
@@ -394,7 +412,7 @@ class Identity:
     )
     audience: tuple[str, ...] = setting(
         (),
-        "audiences or client ids accepted, where the issuer is not 'cognito'",
+        "accepted audiences or client ids, if the issuer is not 'cognito'",
         pattern=r"\S+",
         shape="texts without spaces",
     )
@@ -404,15 +422,13 @@ class Identity:
 class Api:
     """Limits of the HTTP API."""
 
-    rate_limit: int = setting(
-        1000, "requests let through", unit="a second", minimum=1, maximum=100000
-    )
-    burst_limit: int = setting(2000, "requests let through at once", minimum=1, maximum=100000)
+    rate_limit: int = setting(1000, "requests accepted", unit="a second", minimum=1, maximum=100000)
+    burst_limit: int = setting(2000, "requests accepted at once", minimum=1, maximum=100000)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Observability:
-    """Who hears about alarms."""
+    """Where alarms are sent."""
 
     email: str | None = setting(
         None, "address that alarms are sent to", pattern=r"[^@\s]+@[^@\s]+", shape="an address"
@@ -427,43 +443,47 @@ class Observability:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Everything that can be set for one stage."""
+    """All settings of one stage. Long: one attribute a setting or a group of them."""
 
     stage: str
     app: str = setting(
         "lambda-pg",
-        "names stacks and parameters, so that several apps share an account",
+        "first part of the names of stacks and parameters, so that several apps can share an"
+        " account",
         pattern=r"(?!aws|ssm)[a-z][a-z0-9]*(-[a-z0-9]+)*",
         shape="lower-case words with hyphens between, not beginning with aws or ssm",
     )
     account: str | None = setting(
-        None, "AWS account; null: that of the credentials", pattern=r"\d{12}", shape="12 digits"
+        None,
+        "AWS account; null: the account of the credentials",
+        pattern=r"\d{12}",
+        shape="12 digits",
     )
     region: str = setting(
         REQUIRED, "AWS region", pattern=r"[a-z]{2}(-[a-z]+)+-\d", shape="a region, as in eu-west-1"
     )
     availability_zones: tuple[str, ...] = setting(
         REQUIRED,
-        "two or three zones of the region; given here so that synth looks nothing up",
+        "two or three zones of the region; set here, so that synth needs no look-up",
         pattern=r"[a-z]{2}(-[a-z]+)+-\d[a-z]",
         shape="zones of the region, as in eu-west-1a",
     )
     python: str = setting(
         "3.13",
-        "Lambda runtime; 'interpreter' is the one that runs synth",
+        "Python version of the functions; 'interpreter': the version that runs synth",
         choices=("3.13", "3.14", "interpreter"),
     )
     architecture: str = setting(
         "arm64",
-        "of functions and pooler; 'interpreter' is this machine's",
+        "processor of functions and pooler; 'interpreter': this machine's",
         choices=("arm64", "x86_64", "interpreter"),
     )
     termination_protection: bool = setting(
-        True, "whether the stacks that hold data refuse to be deleted"
+        True, "whether the stacks that hold data are protected against deletion"
     )
     log_retention_days: int = setting(30, "days logs are kept", unit="days", choices=RETENTION)
     baseline: bool = setting(
-        False, "whether the unpooled function is deployed, the control of the storm"
+        False, "whether to deploy the unpooled function, the control of the storm"
     )
     network: Network = section(Network, "the VPC")
     database: Database = section(Database, "the database")
@@ -476,7 +496,7 @@ class Config:
     rds_proxy: RdsProxy = section(RdsProxy, "RDS Proxy")
     external: External = section(External, "a pooler that exists already")
     functions: Functions = section(Functions, "the functions")
-    identity: Identity = section(Identity, "who may call")
+    identity: Identity = section(Identity, "which callers the API accepts")
     api: Api = section(Api, "the HTTP API")
     observability: Observability = section(Observability, "alarms")
 
@@ -497,12 +517,12 @@ class Config:
 
     @property
     def by_token(self) -> bool:
-        """Tell whether functions log in with tokens of their roles, and nobody has a password."""
+        """Tell whether functions log in with IAM tokens of their roles, without a password."""
         return self.pooler == "rds-proxy" and self.rds_proxy.auth == "iam"
 
     @property
     def owner_key_arn(self) -> str | None:
-        """Customer's key of the owner's secret; RDS keeps its own secrets under AWS's key."""
+        """Customer managed key of the owner's secret; secrets that RDS creates have AWS's key."""
         existing = self.database.existing if self.database.kind == "existing" else None
         return existing.kms_key_arn if existing else None
 
@@ -510,20 +530,20 @@ class Config:
     def pool_size(self) -> int:
         """Server connections of one user in a task of PgBouncer.
 
-        PgBouncer shares `max_db_connections` among users without fairness: busy clients of one user
-        would keep all of them from a rotation's second user. So each user has a part for itself.
+        PgBouncer does not share `max_db_connections` fairly: busy clients of one user would keep
+        all of them from a rotation's second user. So each user has its own part.
         """
         users = 2 if self.database.rotation == "alternating" else 1
         return self.pgbouncer.max_db_connections // users
 
     @property
     def pooler_name(self) -> str:
-        """Name of PgBouncer, which its certificate is for."""
+        """DNS name of PgBouncer, which is in its certificate."""
         return self.pgbouncer.endpoint_host or f"pooler.{self.zone}"
 
     @property
     def pooler_port(self) -> int:
-        """Port that functions connect to; RDS Proxy has PostgreSQL's own."""
+        """Port that functions connect to; RDS Proxy has PostgreSQL's default."""
         return self.pgbouncer.port if self.pooler == "pgbouncer" else 5432
 
     @property
@@ -533,5 +553,5 @@ class Config:
 
     @property
     def stack_prefix(self) -> str:
-        """What the stacks' names begin with."""
+        """First part of the stacks' names."""
         return "".join(word.title() for word in self.app.split("-")) + f"-{self.stage}"

@@ -1,4 +1,4 @@
-"""What is wrong between settings that are right each by itself. Pure: no I/O, no CDK."""
+"""Check settings against each other, after each has been checked alone. Pure: no I/O, no CDK."""
 
 import itertools
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ from lambda_pg_cdk.layer.roots import known_regions
 from lambda_pg_cdk.stage.capacity import most_connections
 from lambda_pg_cdk.stage.config import Config
 from lambda_pg_cdk.stage.limits import LONGEST_CHECKOUT, TASK_MEMORY
+from lambda_pg_cdk.stage.messages import problem, shown
 
 API_TIMEOUT = 29
 """Seconds after which the API gives up on a function; an HTTP API's own limit is 30."""
@@ -41,7 +42,7 @@ ALARM_PERIOD = 60
 
 
 def inconsistencies(config: Config) -> Iterator[str]:
-    """Yield each inconsistency with the settings' names, their values and what is allowed."""
+    """Yield a message for each inconsistency: the setting, its value and what must hold."""
     for check in (
         _names,
         _timeouts,
@@ -54,49 +55,56 @@ def inconsistencies(config: Config) -> Iterator[str]:
         _aurora,
         _existing,
         _secrets,
-        _pooler,
+        _pgbouncer,
+        _rds_proxy,
         _external,
     ):
         yield from check(config)
 
 
 def alarm_problem(config: Config) -> str | None:
-    """Say why nobody would learn of an alarm of a stage that is worth protecting.
+    """Say that alarms of a protected stage have no address, or return None.
 
     Not one of the inconsistencies: budget, tunnel and other apps need no address.
     """
     if config.observability.email is not None or not config.termination_protection:
         return None
-    return (
-        "observability.email = null with termination_protection = true: nobody would learn of an"
-        " alarm; set an address that somebody reads, in the stage's block of cdk.json:"
-        ' "observability": { "email": "…" }'
+    return problem(
+        "observability.email",
+        None,
+        "be set when termination_protection is true: nobody would receive the alarms. Set an"
+        ' address in the stage\'s block of cdk.json: "observability": { "email": "…" }',
     )
 
 
 def _names(config: Config) -> Iterator[str]:
-    """Judge what is made of the app's and the stage's names."""
+    """Check the lengths of names that contain the app's and the stage's name."""
     longest = f"{config.stack_prefix}{LAST_STACK}"
     if len(longest) > LONGEST_STACK:
-        yield (
-            f"app = {config.app!r} with stage = {config.stage!r}: the stack {longest} would have"
-            f" {len(longest)} characters; allowed are {LONGEST_STACK}, so choose a shorter app"
+        yield problem(
+            "app",
+            config.app,
+            f"be shorter with stage {shown(config.stage)}: the stack {longest} would have"
+            f" {len(longest)} characters, and CloudFormation allows {LONGEST_STACK}",
         )
     if any(len(label) > LONGEST_LABEL for label in config.zone.split(".")):
-        yield (
-            f"app = {config.app!r}: a part of the DNS name {config.zone} is longer than"
-            f" {LONGEST_LABEL} characters; choose a shorter app, or set network.zone"
+        yield problem(
+            "app",
+            config.app,
+            f"be shorter, or network.zone must be set: a part of the DNS name {config.zone} has"
+            f" more than {LONGEST_LABEL} characters",
         )
     if config.pooler == "pgbouncer" and len(config.pooler_name) > LONGEST_COMMON_NAME:
-        yield (
-            f"the pooler's name {config.pooler_name} has {len(config.pooler_name)} characters, and"
-            f" its certificate takes {LONGEST_COMMON_NAME}: set a shorter network.zone, or"
-            " pgbouncer.endpoint_host"
+        yield problem(
+            "the pooler's name",
+            config.pooler_name,
+            f"have at most {LONGEST_COMMON_NAME} characters, for its certificate: set a shorter"
+            " network.zone, or pgbouncer.endpoint_host",
         )
 
 
 def queue_timeout(config: Config) -> tuple[str, int | None]:
-    """Name the pooler's longest queue and its length in seconds; an external one is unknown."""
+    """Name the setting of the pooler's queue, and its seconds; None for an external pooler."""
     return {
         "pgbouncer": ("pgbouncer.query_wait_timeout", config.pgbouncer.query_wait_timeout),
         "rds-proxy": ("rds_proxy.borrow_timeout", config.rds_proxy.borrow_timeout),
@@ -118,38 +126,51 @@ def _timeouts(config: Config) -> Iterator[str]:
     for chain in (waits, statements):
         for (inner, short), (outer, long) in itertools.pairwise(chain):
             if short is not None and long is not None and short >= long:
-                yield f"{inner} = {short}: allowed is less than {outer} = {long}, timeouts nest"
+                yield problem(
+                    inner, short, f"be less than {outer} ({long} seconds), so that it ends first"
+                )
     if database.transaction_timeout < database.statement_timeout:
-        yield (
-            f"database.transaction_timeout = {database.transaction_timeout}: allowed is at least"
-            f" database.statement_timeout = {database.statement_timeout}"
+        yield problem(
+            "database.transaction_timeout",
+            database.transaction_timeout,
+            f"be at least database.statement_timeout ({database.statement_timeout} seconds)",
         )
 
 
 def _identity(config: Config) -> Iterator[str]:
-    issuer, audience = config.identity.issuer, list(config.identity.audience)
+    issuer, audience = config.identity.issuer, config.identity.audience
     if issuer == "cognito" and audience:
-        yield f"identity.audience = {audience}: allowed is [] with 'cognito', which makes its own"
+        yield problem(
+            "identity.audience",
+            audience,
+            "be [] with identity.issuer 'cognito', which creates the audience",
+        )
     if issuer != "cognito" and not audience:
-        yield f"identity.audience = []: allowed is one audience or more for {issuer}"
+        yield problem(
+            "identity.audience", audience, f"have at least one audience of {shown(issuer)}"
+        )
     if issuer.startswith("http://") and config.account != LOCAL:
-        yield (
-            f"identity.issuer = {issuer!r}: allowed is 'cognito' or an https:// URL, as API Gateway"
-            " fetches the keys from there; http:// is for the local cloud"
+        yield problem(
+            "identity.issuer",
+            issuer,
+            "be 'cognito' or an https:// URL, from which API Gateway fetches the keys; only the"
+            " local cloud takes http://",
         )
 
 
 def _zones(config: Config) -> Iterator[str]:
-    if not 2 <= len(config.availability_zones) <= 3:
-        yield f"availability_zones = {list(config.availability_zones)}: allowed are 2 or 3 zones"
-    if len(set(config.availability_zones)) < len(config.availability_zones):
-        yield f"availability_zones = {list(config.availability_zones)}: allowed is each zone once"
-    for zone in config.availability_zones:
+    zones, gateways = config.availability_zones, config.network.nat_gateways
+    if not 2 <= len(zones) <= 3:
+        yield problem("availability_zones", zones, "be 2 or 3 zones")
+    if len(set(zones)) < len(zones):
+        yield problem("availability_zones", zones, "have each zone once")
+    for zone in zones:
         if zone[:-1] != config.region:
-            yield f"availability_zones has {zone!r}: allowed are zones of {config.region}"
-    if config.network.nat_gateways > len(config.availability_zones):
-        zones = len(config.availability_zones)
-        yield f"network.nat_gateways = {config.network.nat_gateways}: allowed are up to {zones}"
+            yield problem("availability_zones", zones, f"be in {config.region}; {zone} is not")
+    if gateways > len(zones):
+        yield problem(
+            "network.nat_gateways", gateways, f"be at most {len(zones)}, one for each zone"
+        )
 
 
 def _network(config: Config) -> Iterator[str]:
@@ -157,19 +178,22 @@ def _network(config: Config) -> Iterator[str]:
     if network.vpc_id is None:
         for name, given in (("ids", network.subnet_ids), ("cidrs", network.subnet_cidrs)):
             if given:
-                yield f"network.subnet_{name} = {list(given)}: allowed is [] without network.vpc_id"
+                yield problem(f"network.subnet_{name}", given, "be [] without network.vpc_id")
         return
     if len(network.subnet_ids) != zones:
-        yield (
-            f"network.subnet_ids = {list(network.subnet_ids)}: allowed is one subnet of"
-            f" {network.vpc_id} for each of the {zones} availability_zones"
+        yield problem(
+            "network.subnet_ids",
+            network.subnet_ids,
+            f"have one subnet of {network.vpc_id} for each of the {zones} availability_zones",
         )
     if len(set(network.subnet_ids)) < len(network.subnet_ids):
-        yield f"network.subnet_ids = {list(network.subnet_ids)}: allowed is each subnet once"
+        yield problem("network.subnet_ids", network.subnet_ids, "have each subnet once")
     if config.pooler == "pgbouncer" and len(network.subnet_cidrs) != zones:
-        yield (
-            f"network.subnet_cidrs = {list(network.subnet_cidrs)}: allowed are the addresses of"
-            " network.subnet_ids, in their order, which PgBouncer's peers are numbered by"
+        yield problem(
+            "network.subnet_cidrs",
+            network.subnet_cidrs,
+            "have the address range of each of network.subnet_ids, in the same order: PgBouncer's"
+            " tasks are numbered by their addresses",
         )
 
 
@@ -177,51 +201,65 @@ def _addresses(config: Config) -> Iterator[str]:
     network = config.network
     given = [("network.cidr", network.cidr)]
     given += [("network.subnet_cidrs", cidr) for cidr in network.subnet_cidrs]
-    problems = [problem for name, cidr in given for problem in _range(name, cidr)]
+    problems = [found for name, cidr in given for found in _range(name, cidr)]
     yield from problems
     if problems:
         return
     for one, other in itertools.combinations(network.subnet_cidrs, 2):
         if IPv4Network(one).overlaps(IPv4Network(other)):
-            yield f"network.subnet_cidrs: {one} and {other} overlap, and subnets cannot"
+            yield problem(
+                "network.subnet_cidrs",
+                network.subnet_cidrs,
+                f"not overlap: {one} and {other} do",
+            )
 
 
 def _range(name: str, cidr: str) -> Iterator[str]:
-    """Judge one range of addresses whose shape is right already."""
+    """Check one range of addresses whose shape is right already."""
     try:
         given = IPv4Interface(cidr)
     except (AddressValueError, NetmaskValueError):
-        yield f"{name} = {cidr!r}: allowed are four numbers of up to 255 each"
+        yield problem(name, cidr, "have four numbers of at most 255")
         return
     if given.ip != given.network.network_address:
-        yield f"{name} = {cidr!r}: allowed is the first address of the range, {given.network}"
+        yield problem(name, cidr, f"begin with the first address of its range: {given.network}")
     for other in NOT_FOR_HOSTS:
         if given.network.overlaps(other):
-            yield f"{name} = {cidr!r}: allowed are addresses outside of {other}; use 10.0.0.0/8"
+            yield problem(name, cidr, f"be outside of {other}; use a part of 10.0.0.0/8")
 
 
 def _database(config: Config) -> Iterator[str]:
     database = config.database
     if database.max_storage_gib < database.storage_gib * 1.1:
-        yield (
-            f"database.max_storage_gib = {database.max_storage_gib}: allowed is at least"
-            f" a tenth more than database.storage_gib = {database.storage_gib}"
+        yield problem(
+            "database.max_storage_gib",
+            database.max_storage_gib,
+            f"be at least 10 % more than database.storage_gib ({database.storage_gib} GiB)",
         )
     most = most_connections(config)
     if (database.max_connections or 0) > most:
-        yield (
-            f"database.max_connections = {database.max_connections}: allowed is up to {most},"
-            " twice RDS's default for the size, as each connection takes memory"
+        yield problem(
+            "database.max_connections",
+            database.max_connections,
+            f"be at most {most}, twice RDS's default for this size: each connection takes memory",
         )
-    if (database.kind == "none") != (config.pooler == "external"):
-        yield (
-            f"database.kind = {database.kind!r} with pooler = {config.pooler!r}: allowed is 'none'"
-            " with 'external' and only there, which brings its database along"
+    if config.pooler == "external" and database.kind != "none":
+        yield problem(
+            "database.kind",
+            database.kind,
+            "be 'none' with pooler 'external', which has its own database",
+        )
+    if config.pooler != "external" and database.kind == "none":
+        yield problem(
+            "database.kind",
+            database.kind,
+            f"be 'instance', 'aurora' or 'existing' with pooler {shown(config.pooler)}",
         )
     if database.name in RESERVED_NAMES and database.kind in {"instance", "aurora"}:
-        yield (
-            f"database.name = {database.name!r}: the engine reserves this word; choose another"
-            f" name, such as {database.name + '_data'!r}"
+        yield problem(
+            "database.name",
+            database.name,
+            f"not be a reserved word; use another name, such as {shown(database.name + '_data')}",
         )
 
 
@@ -241,15 +279,16 @@ to refuse, and databases that a server has already. RDS's whole list is not publ
 
 
 def _roots(config: Config) -> Iterator[str]:
-    """Judge the region: without the roots that RDS signs by there, no login succeeds."""
+    """Check that the layer has the root certificates of RDS in the region."""
     database, region = config.database, config.region
     if database.kind == "none" or database.ca_file is not None or region in known_regions():
         return
-    yield (
-        f"region = {region!r}: the layer has no roots of RDS there, so that every login at the"
-        " database would fail. Add them, "
-        f"`.venv/bin/python -m lambda_pg_cdk.layer.roots {region}`, or name a file that has them in"
-        " database.ca_file"
+    yield problem(
+        "region",
+        region,
+        "be a region whose RDS root certificates the layer has: without them every login at the"
+        f" database fails. Add them, `.venv/bin/python -m lambda_pg_cdk.layer.roots {region}`, or"
+        " set database.ca_file to a file that has them",
     )
 
 
@@ -257,26 +296,33 @@ def _aurora(config: Config) -> Iterator[str]:
     database = config.database
     for name, acu in (("min_acu", database.min_acu), ("max_acu", database.max_acu)):
         if acu * 2 != int(acu * 2):
-            yield f"database.{name} = {acu}: allowed are steps of 0.5 (ACU)"
+            yield problem(f"database.{name}", acu, "be a multiple of 0.5 (ACU)")
     if database.min_acu > database.max_acu:
-        yield (
-            f"database.min_acu = {database.min_acu}: allowed is up to database.max_acu ="
-            f" {database.max_acu}"
+        yield problem(
+            "database.min_acu",
+            database.min_acu,
+            f"be at most database.max_acu ({database.max_acu} ACU)",
         )
     if database.kind != "aurora":
         return
     if (config.pooler, database.min_acu) == ("rds-proxy", 0):
-        yield (
-            "database.min_acu = 0: allowed is 0.5 or more with RDS Proxy, whose connections keep"
-            " the cluster from ever pausing"
+        yield problem(
+            "database.min_acu",
+            database.min_acu,
+            "be at least 0.5 (ACU) with RDS Proxy, whose connections keep the cluster from pausing",
         )
     if database.backup_days == 0:
-        yield "database.backup_days = 0: allowed is 1 to 35 days with database.kind = 'aurora'"
+        yield problem(
+            "database.backup_days",
+            database.backup_days,
+            "be 1 to 35 (days) with database.kind 'aurora'",
+        )
     if database.minor_version < AURORA_SINCE:
-        yield (
-            f"database.minor_version = {database.minor_version}: allowed is {AURORA_SINCE} or more"
-            f" with database.kind = 'aurora', which began with {database.major_version}"
-            f".{AURORA_SINCE}"
+        yield problem(
+            "database.minor_version",
+            database.minor_version,
+            f"be at least {AURORA_SINCE} with database.kind 'aurora', which offers"
+            f" {database.major_version}.{AURORA_SINCE} and newer",
         )
 
 
@@ -302,97 +348,118 @@ def _existing(config: Config) -> Iterator[str]:
         needed["database.existing.resource_id"] = database.existing.resource_id
     for name, value in needed.items():
         if value is None:
-            yield f"{name} = null: a value is needed with database.kind = 'existing'"
-    kind = (database.existing.resource_id or "").partition("-")[0]
-    if kind and (kind == "cluster") != database.existing.cluster:
-        yield (
-            f"database.existing.resource_id = {database.existing.resource_id!r} with"
-            f" database.existing.cluster = {str(database.existing.cluster).lower()}: allowed is"
-            " 'cluster-…' for a cluster and 'db-…' for an instance"
+            yield problem(name, value, "be set with database.kind 'existing'")
+    resource, cluster = database.existing.resource_id or "", database.existing.cluster
+    if resource and resource.startswith("cluster-") != cluster:
+        yield problem(
+            "database.existing.resource_id",
+            resource,
+            f"be {'cluster' if cluster else 'db'}-… with database.existing.cluster"
+            f" {shown(cluster)}: 'cluster-…' is a cluster, 'db-…' an instance",
         )
 
 
 def _secrets(config: Config) -> Iterator[str]:
-    """Judge secrets that exist already: functions ask Secrets Manager in the stage's region."""
+    """Check existing secrets: functions read them from Secrets Manager in the stage's region."""
     for group, named in (
         ("database.existing", config.database.existing),
         ("external", config.external),
     ):
         secret, key = named.secret_arn, named.kms_key_arn
         if secret is not None and secret.split(":")[3] != config.region:
-            yield (
-                f"{group}.secret_arn = {secret!r}: allowed is a secret of the stage's region"
-                f" {config.region}; replicate it there and name the replica"
+            yield problem(
+                f"{group}.secret_arn",
+                secret,
+                f"be a secret of the stage's region, {config.region}: replicate it to that region"
+                " and set the replica's ARN",
             )
         if key is not None and (secret is None or key.split(":")[3] != secret.split(":")[3]):
-            yield (
-                f"{group}.kms_key_arn = {key!r}: allowed is a key of the region of"
-                f" {group}.secret_arn = {secret!r}, which is encrypted with it"
+            yield problem(
+                f"{group}.kms_key_arn",
+                key,
+                f"be in the same region as {group}.secret_arn ({shown(secret)})",
             )
         if secret and key is None and config.account not in {None, LOCAL, secret.split(":")[4]}:
-            yield (
-                f"{group}.kms_key_arn = null with {group}.secret_arn = {secret!r}: a secret of"
-                f" another account than {config.account} is readable only if a customer managed key"
-                " encrypts it; set that key's ARN"
+            yield problem(
+                f"{group}.kms_key_arn",
+                key,
+                f"be set with {group}.secret_arn {shown(secret)}: account {config.account} can read"
+                " a secret of another account only if a customer managed key encrypts it",
             )
 
 
-def _pooler(config: Config) -> Iterator[str]:
-    pgbouncer, proxy = config.pgbouncer, config.rds_proxy
-    if pgbouncer.max_tasks < pgbouncer.tasks:
-        yield (
-            f"pgbouncer.max_tasks = {pgbouncer.max_tasks}: allowed is pgbouncer.tasks ="
-            f" {pgbouncer.tasks} or more"
+def _pgbouncer(config: Config) -> Iterator[str]:
+    settings = config.pgbouncer
+    if settings.max_tasks < settings.tasks:
+        yield problem(
+            "pgbouncer.max_tasks",
+            settings.max_tasks,
+            f"be at least pgbouncer.tasks ({settings.tasks})",
         )
-    if pgbouncer.metrics_interval > ALARM_PERIOD and pgbouncer.metrics_interval % ALARM_PERIOD:
-        yield (
-            f"pgbouncer.metrics_interval = {pgbouncer.metrics_interval}: allowed above"
-            f" {ALARM_PERIOD} are multiples of {ALARM_PERIOD}, as CloudWatch counts in minutes"
+    if settings.metrics_interval > ALARM_PERIOD and settings.metrics_interval % ALARM_PERIOD:
+        yield problem(
+            "pgbouncer.metrics_interval",
+            settings.metrics_interval,
+            f"be a multiple of {ALARM_PERIOD} (seconds) above {ALARM_PERIOD}: CloudWatch's periods"
+            " are whole minutes",
         )
-    if pgbouncer.memory not in TASK_MEMORY[pgbouncer.cpu]:
-        allowed = ", ".join(map(str, TASK_MEMORY[pgbouncer.cpu]))
-        yield (
-            f"pgbouncer.memory = {pgbouncer.memory}: allowed with pgbouncer.cpu ="
-            f" {pgbouncer.cpu} is one of {allowed} (MiB), which Fargate combines with it"
+    if settings.memory not in TASK_MEMORY[settings.cpu]:
+        sizes = ", ".join(map(str, TASK_MEMORY[settings.cpu]))
+        yield problem(
+            "pgbouncer.memory",
+            settings.memory,
+            f"be one of {sizes} (MiB), which Fargate offers with pgbouncer.cpu {settings.cpu}",
         )
-    if floor(pgbouncer.tasks * pgbouncer.maximum_percent / 100) == pgbouncer.tasks:
-        yield (
-            f"pgbouncer.tasks = {pgbouncer.tasks} with pgbouncer.maximum_percent ="
-            f" {pgbouncer.maximum_percent}: no task could start beside the old ones, and none may"
-            " stop before; allowed is 200, or more tasks"
+    if floor(settings.tasks * settings.maximum_percent / 100) == settings.tasks:
+        yield problem(
+            "pgbouncer.maximum_percent",
+            settings.maximum_percent,
+            f"be 200 with pgbouncer.tasks {settings.tasks}, or pgbouncer.tasks must be larger: a"
+            " deployment could neither start a new task nor stop an old one",
         )
-    if (config.pooler, proxy.auth, config.database.rotation) == (
-        "rds-proxy",
-        "secret",
-        "alternating",
-    ):
-        yield (
-            "database.rotation = 'alternating' with rds_proxy.auth = 'secret': allowed is 'single',"
-            " as RDS Proxy knows only the current one of two users; or rds_proxy.auth = 'iam',"
-            " which needs no rotation"
-        )
+
+
+def _rds_proxy(config: Config) -> Iterator[str]:
+    proxy, name = config.rds_proxy, config.proxy_name
     if proxy.max_idle_percent > proxy.max_connections_percent:
-        yield (
-            f"rds_proxy.max_idle_percent = {proxy.max_idle_percent}: allowed is up to"
-            f" rds_proxy.max_connections_percent = {proxy.max_connections_percent}"
+        yield problem(
+            "rds_proxy.max_idle_percent",
+            proxy.max_idle_percent,
+            f"be at most rds_proxy.max_connections_percent ({proxy.max_connections_percent} %)",
         )
-    if config.pooler == "rds-proxy" and len(config.proxy_name) > LONGEST_PROXY_NAME:
-        yield (
-            f"app = {config.app!r}: the proxy would be {config.proxy_name!r}, of"
-            f" {len(config.proxy_name)} characters; allowed are {LONGEST_PROXY_NAME}"
+    if config.pooler != "rds-proxy":
+        return
+    if (proxy.auth, config.database.rotation) == ("secret", "alternating"):
+        yield problem(
+            "database.rotation",
+            config.database.rotation,
+            "be 'single' with rds_proxy.auth 'secret': RDS Proxy knows only the current one of two"
+            " users. Or set rds_proxy.auth to 'iam', which needs no rotation",
         )
-    if config.pooler == "rds-proxy" and "--" in config.proxy_name:
-        yield (
-            f"stage = {config.stage!r}: the proxy would be {config.proxy_name!r}, with two hyphens"
-            " in a row, which RDS refuses; choose a stage without them"
+    if len(name) > LONGEST_PROXY_NAME:
+        yield problem(
+            "app",
+            config.app,
+            f"be shorter: the proxy {shown(name)} would have {len(name)} characters, and RDS allows"
+            f" {LONGEST_PROXY_NAME}",
+        )
+    if "--" in name:
+        yield problem(
+            "stage",
+            config.stage,
+            f"not have two hyphens in a row: RDS refuses the proxy's name {shown(name)}",
         )
 
 
 def _external(config: Config) -> Iterator[str]:
-    if config.pooler == "external" and config.external.secret_arn is None:
-        yield "external.secret_arn = null: a value is needed with pooler = 'external'"
-    if config.pooler == "external" and config.in_network and config.external.port is None:
-        yield (
-            "external.port = null: a value is needed with network.vpc_id, the port of the secret's"
-            " `url`, as the functions' security groups let them out to that port alone"
+    if config.pooler != "external":
+        return
+    if config.external.secret_arn is None:
+        yield problem("external.secret_arn", None, "be set with pooler 'external'")
+    if config.in_network and config.external.port is None:
+        yield problem(
+            "external.port",
+            None,
+            "be set with network.vpc_id, to the port of the secret's `url`: the functions' security"
+            " groups allow that port only",
         )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from lambda_pg_cdk import PROJECT
 from lambda_pg_cdk.stage.config import Config
 from lambda_pg_cdk.stage.consistency import inconsistencies
+from lambda_pg_cdk.stage.messages import problem
 from lambda_pg_cdk.stage.schema import ConfigurationError, read
 
 CDK_JSON = PROJECT / "cdk.json"
@@ -16,7 +17,7 @@ STAGE = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 def load(context: Callable[[str], object]) -> Config:
     """Build the settings of the chosen stage, with the override merged into its block.
 
-    `context` looks a key of cdk.json's context up: `stages`, `stage` (default: dev) and
+    `context` returns a value of cdk.json's context by its key: `stages`, `stage` (default: dev) or
     `override` (JSON). Raise `ConfigurationError`, which lists every problem.
     """
     stage = str(context("stage") or "dev")
@@ -32,7 +33,7 @@ def load(context: Callable[[str], object]) -> Config:
 
 
 def load_stage(stage: str, override: Mapping[str, object] | None = None) -> Config:
-    """Read a stage of this project's cdk.json, from whichever app or program asks."""
+    """Read a stage of this project's cdk.json, for any app or program."""
     context = json.loads(CDK_JSON.read_text())["context"]
     asked = {"stages": context["stages"], "stage": stage, "override": override}
     return load(asked.get)
@@ -40,12 +41,12 @@ def load_stage(stage: str, override: Mapping[str, object] | None = None) -> Conf
 
 def _block(stages: object, stage: str) -> object:
     if re.fullmatch(STAGE, stage) is None:
-        shape = "allowed are letters, digits and hyphens, up to 63 and no hyphen at an end"
-        raise ConfigurationError(stage, [f"stage = {stage!r}: {shape}, as stacks are named by it"])
+        must = "be up to 63 letters, digits and hyphens, without a hyphen at either end"
+        raise ConfigurationError(stage, [problem("stage", stage, f"{must}: it names the stacks")])
     if isinstance(stages, Mapping) and stage in stages:
         return stages[stage]
-    known = ", ".join(stages) if isinstance(stages, Mapping) else "no stages"
-    raise ConfigurationError(stage, [f"stage = {stage!r}: allowed are {known}"])
+    known = ", ".join(stages) if isinstance(stages, Mapping) else "the stages of cdk.json (none)"
+    raise ConfigurationError(stage, [problem("stage", stage, f"be one of {known}")])
 
 
 def _parse(override: object, problems: list[str]) -> object:
@@ -54,7 +55,7 @@ def _parse(override: object, problems: list[str]) -> object:
     try:
         return json.loads(override)
     except ValueError as error:
-        problems.append(f"override = {override!r}: allowed is JSON, {error}")
+        problems.append(problem("override", override, f"be JSON: {error}"))
         return {}
 
 

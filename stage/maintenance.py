@@ -7,12 +7,12 @@ DAY = 24 * HOUR
 
 
 def maintenance_window(start: str) -> str:
-    """Write the hour that begins at a day and a time (UTC), as RDS writes its weekly window."""
+    """Return the weekly hour from a day and a time (UTC), in RDS's format."""
     return f"{start}-{_moved(start, HOUR)}"
 
 
 def backup_window(start: str) -> str:
-    """Write the daily hour before the maintenance window: RDS refuses windows that overlap."""
+    """Return the daily hour before the maintenance window: RDS rejects windows that overlap."""
     return f"{_moved(start, -HOUR)[4:]}-{start[4:]}"
 
 

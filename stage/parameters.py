@@ -17,7 +17,7 @@ FOR_CLIENTS = {
     "network/vpc": "VPC of pooler and functions",
     "network/subnets": "private subnets for functions",
 }
-"""What functions of any app need; which of them there are depends on the stage's pooler."""
+"""Values that functions of any app need; the stage's pooler decides which of them exist."""
 
 PARAMETERS = {
     **FOR_CLIENTS,
@@ -38,7 +38,7 @@ PARAMETERS = {
     "network/bastion": "instance through which Session Manager reaches the database",
     "network/endpoints": "group of the interface endpoints, where there is no NAT",
 }
-"""Everything that a stage may publish."""
+"""All values that a stage may publish. The texts are descriptions in the templates."""
 
 
 def parameter_name(config: Config, value: str) -> str:
@@ -46,20 +46,20 @@ def parameter_name(config: Config, value: str) -> str:
     return f"/{config.app}/{config.stage}/{value}"
 
 
-def said_by(config: Config) -> dict[str, str]:
-    """Give the values that the settings say themselves."""
-    existing, said = config.database.existing, {"database/name": config.database.name}
+def configured_values(config: Config) -> dict[str, str]:
+    """Return the values that the settings already have."""
+    existing, values = config.database.existing, {"database/name": config.database.name}
     if config.pooler == "external":
-        said["pooler/secret-arn"] = str(config.external.secret_arn)
+        values["pooler/secret-arn"] = str(config.external.secret_arn)
     else:
-        said["pooler/port"] = str(config.pooler_port)
+        values["pooler/port"] = str(config.pooler_port)
     if config.pooler == "pgbouncer":
-        said["pooler/host"] = config.pooler_name
+        values["pooler/host"] = config.pooler_name
     if config.database.kind == "existing":
-        said |= {
+        values |= {
             "database/host": str(existing.host),
             "database/port": str(existing.port),
             "database/owner-secret-arn": str(existing.secret_arn),
             "database/security-group": str(existing.security_group_id),
         }
-    return said
+    return values

@@ -1,7 +1,7 @@
-"""Read frozen, typed dataclasses from a block of settings, and name every wrong value at once.
+"""Read frozen, typed dataclasses from a block of settings, and list every wrong value at once.
 
-A class declares its settings with `setting` and groups with `section`; `read` turns a mapping into
-it and `describe` lists what there is to set. Nothing here knows what the settings mean.
+A class declares its settings with `setting` and groups with `section`; `read` builds it from a
+mapping and `describe` lists its settings. Nothing here knows what the settings mean.
 """
 
 import dataclasses
@@ -12,13 +12,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from lambda_pg_cdk.stage.messages import problem, shown
+
 T = TypeVar("T")
 
 REQUIRED: Any = dataclasses.MISSING
 
 
 class ConfigurationError(ValueError):
-    """Say everything that is wrong with a stage's settings, one problem a line."""
+    """A stage's settings are wrong; the message has one line for each problem."""
 
     def __init__(self, stage: str, problems: list[str]) -> None:
         self.stage = stage
@@ -29,7 +31,7 @@ class ConfigurationError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """What a setting means and which values it takes."""
+    """What a setting means, and its allowed values."""
 
     doc: str
     unit: str = ""
@@ -40,15 +42,25 @@ class Rule:
     shape: str = ""
 
     def allowed(self) -> str:
-        """Describe the allowed values, for a message and for the documentation."""
+        """Describe the allowed values, for the documentation."""
         if self.choices:
-            return "one of " + ", ".join(repr(choice) for choice in self.choices)
+            return "one of " + ", ".join(shown(choice) for choice in self.choices)
         if self.minimum is not None or self.maximum is not None:
             return f"{self.minimum} to {self.maximum} {self.unit}".rstrip()
         return self.shape
 
+    def must_be(self, kind: str) -> str:
+        """Describe the allowed values of a kind ("a whole number"), for a message."""
+        if len(self.choices) == 1:
+            return shown(self.choices[0])
+        if self.choices:
+            return f"{self.allowed()} {self.unit}".rstrip()
+        if self.minimum is not None or self.maximum is not None:
+            return f"{kind} from {self.allowed()}"
+        return f"{kind}: {self.shape}" if self.shape else kind
+
     def accepts(self, value: object) -> bool:
-        """Judge one value whose type is right already."""
+        """Check one value whose type is right already."""
         if self.choices:
             return value in self.choices
         if isinstance(value, int | float) and not isinstance(value, bool):
@@ -75,20 +87,16 @@ def section(kind: Callable[[], Any], doc: str) -> Any:
 def read(
     kind: type[T], block: object, problems: list[str], path: str = "", **given: object
 ) -> T | None:
-    """Build `kind` from a mapping; where it is wrong, add to `problems` and return None.
+    """Build `kind` from a mapping; if it is wrong, add to `problems` and return None.
 
-    `given` are the fields that are no settings.
+    `given` are the fields that are not settings.
     """
     if not isinstance(block, Mapping):
-        problems.append(f"{path or 'the block'} is {block!r}: allowed is a group of settings")
+        problems.append(problem(path or "the block", block, "be a group of settings"))
         return None
     before = len(problems)
     fields = {field.name: field for field in _settings_of(kind)}
-    problems += [
-        _unknown(_join(path, str(name)), block[name], fields)
-        for name in block
-        if name not in fields
-    ]
+    problems += [_unknown(_join(path, str(name)), fields) for name in block if name not in fields]
     values = {
         name: _read_field(kind, field, block, problems, path) for name, field in fields.items()
     }
@@ -117,8 +125,8 @@ def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def _unknown(name: str, value: object, fields: Mapping[str, object]) -> str:
-    return f"{name} = {value!r} is no setting: allowed are {', '.join(fields)}"
+def _unknown(name: str, fields: Mapping[str, object]) -> str:
+    return f"{name} is not a setting; must be one of {', '.join(fields)}"
 
 
 def _read_field(
@@ -134,13 +142,13 @@ def _read_field(
         return read(typing.cast("type[object]", hint), block.get(field.name, {}), problems, name)
     if field.name not in block:
         if field.default is dataclasses.MISSING:
-            problems.append(f"{name} is missing: {rule.doc}; allowed is {_allowed(hint, rule)}")
+            problems.append(f"{name} is missing; must be {_must_be(hint, rule)}")
             return None
         return field.default
     value = block[field.name]
     value = tuple(value) if isinstance(value, list) else value
     if not _has_type(value, hint) or (value is not None and not rule.accepts(value)):
-        problems.append(f"{name} = {block[field.name]!r}: allowed is {_allowed(hint, rule)}")
+        problems.append(problem(name, block[field.name], f"be {_must_be(hint, rule)}"))
     return value
 
 
@@ -156,10 +164,10 @@ def _has_type(value: object, hint: object) -> bool:
     return isinstance(value, typing.cast("type", hint))
 
 
-def _allowed(hint: object, rule: Rule) -> str:
+def _must_be(hint: object, rule: Rule) -> str:
     parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    kinds = [_KINDS.get(part, "a list of text") for part in parts]
-    return ", ".join(filter(None, [" or ".join(kinds), rule.allowed()]))
+    text = rule.must_be(_KINDS.get(parts[0], "a list of text"))
+    return f"{text}, or null" if types.NoneType in parts and None not in rule.choices else text
 
 
 _KINDS: dict[object, str] = {
@@ -167,5 +175,4 @@ _KINDS: dict[object, str] = {
     float: "a number",
     str: "text",
     bool: "true or false",
-    type(None): "null",
 }

@@ -3,11 +3,11 @@
 LOG_PARAMETERS = {
     "log_min_duration_statement": "1000",
     "log_lock_waits": "1",
-    # No bound value, of a slow statement or of one that fails.
+    # No bound values, neither of slow nor of failed statements.
     "log_parameter_max_length": "0",
     "log_parameter_max_length_on_error": "0",
     # No DETAIL and CONTEXT: they quote keys, whole rows and lines of COPY.
     "log_error_verbosity": "terse",
 }
-"""Parameters of PostgreSQL 13 and newer. What a log can still show of values is in
-docs/operations.md, "What the logs show of values"; the reasons are in decision 0037."""
+"""Parameters of PostgreSQL 13 and newer. docs/operations.md, "What the logs show of values", lists
+the values that a log can still contain; decision 0037 has the reasons."""

@@ -1,4 +1,8 @@
-"""Print a stage's connection budget, with every function that the app attaches."""
+"""Print a stage's connection budget, with every function that the app attaches.
+
+Only the app knows these functions, so this builds it, which takes the CDK some seconds. The stage
+alone, without functions: `budget_of(load_stage('dev'))` of lambda_pg_cdk.stage.
+"""
 
 import argparse
 import sys
@@ -11,7 +15,7 @@ from lambda_pg_cdk.tools.synth import attached
 
 
 def main() -> int:
-    """Print the sums, or what does not fit; return the exit code."""
+    """Print the sums, or the first one that does not fit; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stage", default="dev")
     stage = parser.parse_args().stage

@@ -1,4 +1,4 @@
-"""Build the pooler's image with the container builder that is here, or write new locks for it.
+"""Build the pooler's image with an installed container builder, or write new locks for it.
 
 python -m lambda_pg_cdk.tools.image build --architecture arm64
 python -m lambda_pg_cdk.tools.image lock
@@ -16,13 +16,13 @@ from pathlib import Path
 
 from lambda_pg_cdk import PACKAGE
 from lambda_pg_cdk.layer.build import MACHINES, Target
-from lambda_pg_cdk.stacks.assets import pooler_context
+from lambda_pg_cdk.stage.sources import pooler_context
 
 BUILDERS = ("docker", "finch", "podman", "buildah")
 BUILDER_SECONDS = 20
 TAG = "lambda-pg-pooler"
 BASE = "localhost/lambda-pg-base"
-"""What takes the place of debian:trixie-slim where no registry can be reached."""
+"""A local image that replaces debian:trixie-slim if no registry can be reached."""
 RELEASE = "trixie"
 LOCKS = ("pgbouncer.lock", "image.lock")
 PLATFORMS = {"arm64": "arm64", "x86_64": "amd64"}
@@ -30,7 +30,7 @@ PLATFORMS = {"arm64": "arm64", "x86_64": "amd64"}
 
 
 class ImageError(RuntimeError):
-    """The image or its locks could not be made; says what is missing and what to do."""
+    """The image or its locks could not be made; the message says what is missing and what to do."""
 
 
 def find_builder(environment: Mapping[str, str]) -> str:
@@ -74,7 +74,7 @@ def build(architecture: str, environment: Mapping[str, str]) -> None:
     command += ["--platform", f"linux/{PLATFORMS[architecture]}"]
     name = Path(builder).name
     if name in {"podman", "buildah"}:
-        # By itself buildah 1.28, which is podman 4.3's, takes it for the image's platform.
+        # By default buildah 1.28 (in podman 4.3) uses the image's platform for it.
         command += ["--build-arg", f"BUILDPLATFORM=linux/{here}"]
     if name == "buildah":
         command += ["--layers", "--build-arg", f"BASE={_buildah_base(builder, environment)}"]
@@ -82,7 +82,7 @@ def build(architecture: str, environment: Mapping[str, str]) -> None:
 
 
 def _buildah_base(builder: str, environment: Mapping[str, str]) -> str:
-    """Name an image that the build stage can begin with; make one where none can be pulled."""
+    """Return a base image for the build stage; make one if none can be pulled."""
     name = f"docker.io/library/debian:{RELEASE}-slim"
     if _succeeds([builder, "inspect", "--type", "image", BASE], environment):
         return BASE
@@ -103,11 +103,11 @@ def _buildah_base(builder: str, environment: Mapping[str, str]) -> str:
 
 
 def lock() -> None:
-    """Write new locks, of the packages that Debian has now."""
+    """Write new locks of Debian's current packages."""
     if shutil.which("apt-get") is None:
         raise ImageError(
-            "There is no apt-get here, which locks the image's packages. Run it in Debian: docker "
-            "run --rm --volume $PWD/pgbouncer:/locks debian:trixie-slim "
+            "Locking the image's packages needs apt-get, which is not installed. Run it in Debian: "
+            "docker run --rm --volume $PWD/pgbouncer:/locks debian:trixie-slim "
             "sh /locks/packages.sh lock /locks amd64 arm64"
         )
     folder = PACKAGE / "pgbouncer"
@@ -119,7 +119,7 @@ def lock() -> None:
 
 
 def locked_at(lock: str) -> datetime:
-    """Read when a lock was made: the time of a snapshot of Debian's archive that has it all."""
+    """Return the time of a lock: that of the snapshot of Debian's archive with all its packages."""
     stamp = next(line.split()[1] for line in lock.splitlines() if line.startswith("snapshot "))
     return datetime.strptime(stamp, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
 
@@ -136,7 +136,7 @@ def _succeeds(command: list[str], environment: Mapping[str, str]) -> bool:
 
 
 def main() -> int:
-    """Do what the command line says; return 1 when it cannot be done."""
+    """Run a command; return the exit code."""
     parser = argparse.ArgumentParser(description="The pooler's image.")
     verbs = parser.add_subparsers(dest="verb", required=True)
     builds = verbs.add_parser("build", help="build it")
@@ -144,9 +144,9 @@ def main() -> int:
         "--architecture",
         choices=sorted(MACHINES),
         default=Target.interpreter().architecture,
-        help="whose processor it is for; this machine's by default",
+        help="processor of the image; default: this machine's",
     )
-    verbs.add_parser("lock", help="lock the packages that Debian has now")
+    verbs.add_parser("lock", help="lock Debian's current packages")
     arguments = parser.parse_args()
     try:
         if arguments.verb == "lock":

@@ -1,8 +1,8 @@
-"""Look, before a deployment, at what it needs of the account and of this machine.
+"""Check, before a deployment, what it needs of the account and of this machine.
 
     python -m lambda_pg_cdk.tools.preflight --stage dev
 
-Only reads. Every finding says what to do; the exit code is 0 when there is nothing to do.
+It only reads. Every finding says what to do; the exit code is 0 if a deployment can begin.
 """
 
 import argparse
@@ -21,12 +21,12 @@ import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
 from lambda_pg_cdk import PACKAGE
-from lambda_pg_cdk.stacks.published import published
 from lambda_pg_cdk.stage.budget import HEALTH_CONCURRENCY, BudgetError, budget_of, rolling_tasks
 from lambda_pg_cdk.stage.config import Config
 from lambda_pg_cdk.stage.consistency import alarm_problem
 from lambda_pg_cdk.stage.loading import load
 from lambda_pg_cdk.stage.maintenance import maintenance_window
+from lambda_pg_cdk.stage.parameters import parameter_name
 from lambda_pg_cdk.stage.schema import ConfigurationError
 from lambda_pg_cdk.tools.image import LOCKS, builder_problem, locked_at
 
@@ -37,19 +37,19 @@ FARGATE_VCPUS = "L-3032A538"
 LEFT_UNRESERVED = 100
 """Concurrent executions that Lambda keeps for functions without a reservation."""
 USEFUL_CONCURRENCY = 100
-"""Below this a storm is throttled by Lambda before it reaches the pool."""
+"""With fewer, Lambda throttles a storm before it reaches the pool."""
 LOCK_DAYS = 30
-"""Days after which the image's packages are likely to lack security fixes."""
+"""Days after which the image's packages probably lack security fixes."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at: what was found and, where it is not enough, what to do."""
+    """The result of one check and, if there is a problem, what to do."""
 
     what: str
     remedy: str = ""
     blocks: bool = True
-    """Whether a deployment has to wait until that is done."""
+    """Whether it must be done before a deployment."""
 
     @property
     def is_fine(self) -> bool:
@@ -58,7 +58,7 @@ class Finding:
 
     @property
     def fails(self) -> bool:
-        """Tell whether a deployment has to wait."""
+        """Tell whether it prevents a deployment."""
         return self.blocks and not self.is_fine
 
     def __str__(self) -> str:
@@ -85,7 +85,7 @@ def check_account(config: Config, clients: Clients) -> Iterator[Finding]:
 
 
 def check_zones(config: Config, clients: Clients) -> Iterator[Finding]:
-    """Ask whether the account has the stage's zones in its region."""
+    """Check that the account has the stage's zones in its region."""
     zones = clients("ec2").describe_availability_zones()["AvailabilityZones"]
     there = {zone["ZoneName"] for zone in zones if zone["State"] == "available"}
     missing = sorted(set(config.availability_zones) - there)
@@ -99,7 +99,7 @@ def check_zones(config: Config, clients: Clients) -> Iterator[Finding]:
 
 
 def check_bootstrap(config: Config, clients: Clients) -> Iterator[Finding]:
-    """Look for the bootstrap stack that uploads and roles come from."""
+    """Check the bootstrap stack, which has the roles and the bucket for uploads."""
     remedy = f"Run: node_modules/.bin/cdk bootstrap (region {config.region})"
     try:
         parameter = clients("ssm").get_parameter(Name=BOOTSTRAP_PARAMETER)["Parameter"]
@@ -116,20 +116,20 @@ def check_bootstrap(config: Config, clients: Clients) -> Iterator[Finding]:
 def check_concurrency(config: Config, clients: Clients) -> Iterator[Finding]:
     """Compare Lambda's concurrency with what the stage reserves; new accounts have 10.
 
-    Where nothing is reserved, few concurrent executions are a remark: the stage deploys, and Lambda
-    throttles it later. https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html
+    If nothing is reserved, too few are a warning only: the stage deploys, and Lambda throttles it
+    later. https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html
     """
     limits = clients("lambda").get_account_settings()["AccountLimit"]
     total = limits["ConcurrentExecutions"]
-    # What the stage has reserved already, it has.
+    # The stage's own reservations can be used again.
     free = limits["UnreservedConcurrentExecutions"] + _held(config, clients)
     users = config.functions.reserved_concurrency or 0
     reserved = users + (HEALTH_CONCURRENCY if users else 0)
     if reserved and free - reserved < LEFT_UNRESERVED:
         yield Finding(
-            f"functions.reserved_concurrency = {users}, and {HEALTH_CONCURRENCY} for health, but "
-            f"{free} of {total} concurrent "
-            f"executions are unreserved and Lambda keeps {LEFT_UNRESERVED} of them",
+            f"functions.reserved_concurrency is {users}, with {HEALTH_CONCURRENCY} more for health;"
+            f" must be at most {max(free - LEFT_UNRESERVED - HEALTH_CONCURRENCY, 0)}: {free} of"
+            f" {total} concurrent executions are unreserved, and Lambda keeps {LEFT_UNRESERVED}",
             f"Ask for more: {_increase(config, 'lambda', LAMBDA_CONCURRENCY)}, or set it to null.",
         )
     elif total < USEFUL_CONCURRENCY:
@@ -143,7 +143,7 @@ def check_concurrency(config: Config, clients: Clients) -> Iterator[Finding]:
 
 
 def _held(config: Config, clients: Clients) -> int:
-    """Add up what functions of the stage reserve now; their names begin with their stack's."""
+    """Add up the reservations of the stage's functions; their names begin with the stack's."""
     client = clients("lambda")
     held = 0
     for page in client.get_paginator("list_functions").paginate():
@@ -156,9 +156,9 @@ def _held(config: Config, clients: Clients) -> int:
 
 
 def check_fargate(config: Config, clients: Clients) -> Iterator[Finding]:
-    """Compare Fargate's vCPUs with the pooler in the middle of a deployment.
+    """Compare Fargate's quota with the vCPUs of the pooler during a deployment.
 
-    Too few for `pgbouncer.max_tasks` are a remark: the stage deploys, and cannot scale as far.
+    Too few for `pgbouncer.max_tasks` are a warning: the stage deploys, but cannot scale as far.
     """
     if config.pooler != "pgbouncer":
         return
@@ -169,15 +169,15 @@ def check_fargate(config: Config, clients: Clients) -> Iterator[Finding]:
     )
     quota = _quota(clients("service-quotas"), "fargate", FARGATE_VCPUS)
     what = (
-        f"Fargate may use {quota:g} vCPUs, the pooler needs {needed:g} while it is deployed with"
-        f" pgbouncer.max_tasks = {settings.max_tasks}, and {least:g} with {settings.tasks} tasks"
+        f"Fargate's quota is {quota:g} vCPUs; a deployment of the pooler needs {needed:g} with"
+        f" {settings.max_tasks} tasks (pgbouncer.max_tasks) and {least:g} with {settings.tasks}"
     )
     remedy = f"Ask for more: {_increase(config, 'fargate', FARGATE_VCPUS)}"
     yield Finding(what, "" if quota >= needed else remedy, blocks=quota < least)
 
 
 def _quota(client: Any, service: str, code: str) -> float:
-    """Read a quota; one that was never applied to the account has AWS's default.
+    """Read a quota; one that was never changed for the account has AWS's default.
 
     https://docs.aws.amazon.com/servicequotas/2019-06-24/apireference/API_GetServiceQuota.html
     """
@@ -190,11 +190,10 @@ def _quota(client: Any, service: str, code: str) -> float:
 
 
 def check_roles(config: Config, clients: Clients) -> Iterator[Finding]:
-    """Look for the roles that RDS, ECS and the scaling of ECS services act with.
+    """Check the service-linked roles of RDS, ECS and the scaling of ECS services.
 
-    AWS makes a missing one with the first resource of its service. ECS uses it in the same moment,
-    before all of IAM knows it, and the first stack of a new account then fails and works when it is
-    deployed again: https://github.com/aws-cloudformation/cloudformation-coverage-roadmap/issues/818
+    AWS creates a missing role with the first resource of its service. ECS uses it at once, before
+    all of IAM knows it, so the first deployment of a new account can fail and the second works: https://github.com/aws-cloudformation/cloudformation-coverage-roadmap/issues/818
     """
     iam = clients("iam")
     for service, role in _service_roles(config).items():
@@ -213,7 +212,7 @@ def check_roles(config: Config, clients: Clients) -> Iterator[Finding]:
 
 
 def _service_roles(config: Config) -> dict[str, str]:
-    """Name the service-linked roles of what the stage creates, by the service.
+    """Return the service-linked roles that the stage needs, by service.
 
     https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/UsingWithRDS.IAM.ServiceLinkedRoles.html
     https://docs.aws.amazon.com/AmazonECS/latest/developerguide/using-service-linked-roles.html
@@ -231,7 +230,7 @@ def _service_roles(config: Config) -> dict[str, str]:
 
 
 def check_engine(config: Config, clients: Clients) -> Iterator[Finding]:
-    """Ask whether RDS offers the stage's version of PostgreSQL in the region, and a newer one."""
+    """Check whether RDS offers the stage's version of PostgreSQL in the region, and a newer one."""
     settings = config.database
     if settings.kind not in ENGINES:
         return
@@ -288,7 +287,7 @@ def check_deployed_version(config: Config, clients: Clients) -> Iterator[Finding
 
 
 def _offered(clients: Clients, engine: str, major: int) -> list[str]:
-    """List the versions that RDS offers of a major one, the newest last."""
+    """List the versions that RDS offers of a major version, the newest last."""
     known = clients("rds").describe_db_engine_versions(
         Engine=engine, DBParameterGroupFamily=f"{engine}{major}"
     )["DBEngineVersions"]
@@ -298,12 +297,12 @@ def _offered(clients: Clients, engine: str, major: int) -> list[str]:
 
 
 def _minor(version: str) -> int:
-    """Read the minor version; Extended Support's names go on behind it, as 11.22-RDS.20241121."""
+    """Return the minor version; names of Extended Support have a suffix, as 11.22-RDS.20241121."""
     return int(version.split(".")[1].partition("-")[0])
 
 
 def _upgrade(server: Mapping[str, Any], newest: int | None, wanted: int) -> str:
-    """Say how a server gets the newest version; `newest` is None where this app has not made it."""
+    """Say how a server gets the newest version; `newest` is None for a server of another app."""
     if newest is None:
         by_hand = "Have its owner upgrade it"
     elif newest == wanted:
@@ -312,7 +311,7 @@ def _upgrade(server: Mapping[str, Any], newest: int | None, wanted: int) -> str:
         by_hand = f"Set database.minor_version to {newest} in cdk.json and deploy"
     window = server["PreferredMaintenanceWindow"]
     alone = (
-        f"RDS does it by itself in a maintenance window ({window} UTC), weeks after a release"
+        f"RDS upgrades it in a maintenance window ({window} UTC), weeks after a release"
         if server["AutoMinorVersionUpgrade"]
         else "automatic minor upgrades are off"
     )
@@ -320,7 +319,7 @@ def _upgrade(server: Mapping[str, Any], newest: int | None, wanted: int) -> str:
 
 
 def check_reboot(config: Config, clients: Clients) -> Iterator[Finding]:
-    """Ask whether max_connections waits for a reboot, and whether this deployment makes it.
+    """Check whether max_connections waits for a reboot, and whether this deployment reboots.
 
     CloudFormation reboots an instance whose parameters wait for it when it changes the instance,
     at once (its provider of AWS::RDS::DBInstance, UpdateHandler, shouldReboot).
@@ -337,12 +336,12 @@ def check_reboot(config: Config, clients: Clients) -> Iterator[Finding]:
     changes = _changes(config, server)
     name = server["DBInstanceIdentifier"]
     if not waits and deployed == wanted:
-        yield Finding(f"max_connections of {name} waits for no reboot")
+        yield Finding(f"max_connections of {name} needs no reboot")
     elif changes:
         yield Finding(
             f"max_connections of {name} ({deployed} deployed, {wanted} wanted) needs a reboot, and"
             f" this deployment changes the instance ({', '.join(changes)}): it is rebooted at once,"
-            " whatever the maintenance window",
+            " also outside of the maintenance window",
             "Deploy max_connections alone, reboot in a quiet hour, then deploy the rest.",
             blocks=False,
         )
@@ -365,7 +364,7 @@ def _server(config: Config, clients: Clients) -> dict[str, Any] | None:
     existing = config.database.existing
     name = existing.identifier
     if config.database.kind != "existing":
-        parameter = published(config, "database/identifier").name
+        parameter = parameter_name(config, "database/identifier")
         try:
             name = clients("ssm").get_parameter(Name=parameter)["Parameter"]["Value"]
         except ClientError as error:
@@ -381,7 +380,7 @@ def _server(config: Config, clients: Clients) -> dict[str, Any] | None:
 
 
 def _max_connections(clients: Clients, group: str) -> int | None:
-    """Read what the parameter group sets; None where it leaves RDS's own formula."""
+    """Return max_connections of the parameter group; None if it has RDS's default."""
     pages = clients("rds").get_paginator("describe_db_parameters")
     for page in pages.paginate(DBParameterGroupName=group, Source="user"):
         for parameter in page["Parameters"]:
@@ -391,7 +390,7 @@ def _max_connections(clients: Clients, group: str) -> int | None:
 
 
 def _changes(config: Config, server: Mapping[str, Any]) -> list[str]:
-    """Name the settings of the instance that differ from what is deployed."""
+    """List the settings that differ from the deployed instance."""
     database = config.database
     wanted = {
         "instance_class": (server["DBInstanceClass"], f"db.{database.instance_class}"),
@@ -405,7 +404,7 @@ def _changes(config: Config, server: Mapping[str, Any]) -> list[str]:
         "deletion_protection": (server["DeletionProtection"], database.deletion_protection),
     }
     changed = [name for name, (deployed, new) in wanted.items() if deployed != new]
-    # RDS upgrades the server and lets the storage grow by itself: more than is wanted is no change.
+    # RDS upgrades the server and increases the storage: more than the setting is not a change.
     if database.minor_version > _minor(server["EngineVersion"]):
         changed.append("minor_version")
     if database.storage_gib > server["AllocatedStorage"]:
@@ -414,11 +413,10 @@ def _changes(config: Config, server: Mapping[str, Any]) -> list[str]:
 
 
 def check_alarms(config: Config) -> Iterator[Finding]:
-    """Look whether somebody learns of an alarm, where the stage does not deploy otherwise."""
-    problem = alarm_problem(config)
-    if problem:
-        what, _, remedy = problem.partition("; ")
-        yield Finding(what, f"{remedy[0].upper()}{remedy[1:]}")
+    """Check that alarms have an address; a protected stage does not deploy without one."""
+    if problem := alarm_problem(config):
+        what, _, remedy = problem.partition(". ")
+        yield Finding(what, remedy)
     else:
         yield Finding(f"alarms go to {config.observability.email or 'nobody'}")
 
@@ -431,7 +429,7 @@ def check_builder(config: Config, environment: Mapping[str, str]) -> Iterator[Fi
     path = shutil.which(builder, path=environment.get("PATH"))
     if path is None:
         yield Finding(
-            f"there is no container builder {builder!r}, which the pooler's image needs",
+            f"the container builder {builder!r} is not installed; the pooler's image needs one",
             "Install docker, finch or podman, and name it: export CDK_DOCKER=finch",
         )
         return

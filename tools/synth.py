@@ -1,6 +1,6 @@
 """Synthesise every stage, and every combination of database and pooler.
 
-One process does it all, as most of the time of a single `cdk synth` goes into starting up.
+One process does it all, since most of the time of a single `cdk synth` is its start.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from lambda_pg_cdk.stage.loading import CDK_JSON, load_stage
 
 OUTPUT = PROJECT / "build" / "cdk.out"
 NO_ADDRESS = "nobody@example.com"
-"""Where alarms of a protected stage go as long as it is only looked at."""
+"""Address for the alarms of a protected stage that is only synthesised."""
 BASE = "dev"
 """The stage whose settings the combinations change."""
 
@@ -86,7 +86,7 @@ COMBINATIONS: Mapping[str, Mapping[str, Any]] = {
         "observability": {"email": "on-call@example.com"},
     },
 }
-"""What a stage can be made of, as overrides of the stage `dev`."""
+"""Combinations of database and pooler, as overrides of the stage `dev`."""
 
 
 def stages() -> tuple[str, ...]:
@@ -95,7 +95,7 @@ def stages() -> tuple[str, ...]:
 
 
 def new_app(stage: str, folder: Path, override: Mapping[str, Any] | None = None) -> App:
-    """Build a stage's app, with cdk.json's context as the command line gives it, unsynthesised."""
+    """Build a stage's app with cdk.json's context, as the command line does, without synthesis."""
     app = _app(stage, folder, override)
     build(app)
     return app
@@ -109,7 +109,7 @@ def attached(stage: str, folder: Path) -> Clients:
 def _app(stage: str, folder: Path, override: Mapping[str, Any] | None) -> App:
     context = json.loads(CDK_JSON.read_text())["context"]
     changed = dict(override or {})
-    # What is deployed needs an address of the deployer's: nothing is deployed from here.
+    # A deployment needs a real address; nothing is deployed from here.
     if alarm_problem(load_stage(stage, override)):
         changed["observability"] = {**changed.get("observability", {}), "email": NO_ADDRESS}
     chosen = {**context, "stage": stage, "override": json.dumps(changed)}
@@ -117,7 +117,7 @@ def _app(stage: str, folder: Path, override: Mapping[str, Any] | None) -> App:
 
 
 def everything() -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """List what there is to synthesise: a name, the stage and its override."""
+    """Yield each app to synthesise: its name, the stage and the override."""
     for stage in stages():
         yield stage, stage, {}
     for name, override in COMBINATIONS.items():
@@ -125,7 +125,7 @@ def everything() -> Iterator[tuple[str, str, Mapping[str, Any]]]:
 
 
 def lint(folders: Iterable[Path]) -> int:
-    """Run cfn-lint over all templates, equal ones once; return its exit code."""
+    """Run cfn-lint on all different templates; return its exit code."""
     unique = {
         hashlib.sha256(template.read_bytes()).digest(): template
         for folder in folders

@@ -1,6 +1,6 @@
 """Say how to reach a deployed database from a laptop: `make tunnel STAGE=dev`.
 
-Session Manager carries the tunnel, so that nothing listens on the internet and who came is logged.
+Session Manager carries the tunnel: nothing listens on the internet, and AWS logs each session.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from lambda_pg_cdk.stage.config import Config
 from lambda_pg_cdk.stage.loading import load_stage
+from lambda_pg_cdk.stage.messages import problem
 from lambda_pg_cdk.stage.parameters import parameter_name
 from lambda_pg_cdk.stage.schema import ConfigurationError
 
@@ -22,38 +23,38 @@ Read = Callable[[str], str | None]
 
 
 class NoTunnelError(LookupError):
-    """The stage has no way in; says what to set or to deploy."""
+    """The stage has no bastion; the message says what to set or to deploy."""
 
 
 def commands(config: Config, read: Read) -> str:
-    """Write the two commands: one that opens the tunnel, one that goes through it.
+    """Write the commands: one opens the tunnel, the others connect through it.
 
-    `read` looks a published parameter up and returns None where there is none.
+    `read` returns the value of a published parameter, or None if it does not exist.
     """
     if not config.network.bastion:
         raise NoTunnelError(
-            f"stage {config.stage!r} has network.bastion = false: set it to true in cdk.json and"
-            f" deploy, `make deploy STAGE={config.stage}`"
+            problem("network.bastion", False, f"be true in stage {config.stage!r} of cdk.json: set")
+            + f" it and deploy, `make deploy STAGE={config.stage}`"
         )
     names = ("network/bastion", "database/host", "database/port", "database/owner-secret-arn")
     values = {name: read(parameter_name(config, name)) for name in names}
     if missing := [parameter_name(config, name) for name, value in values.items() if value is None]:
         raise NoTunnelError(
-            f"the parameters {', '.join(missing)} are not there: deploy the stage first,"
+            f"the parameters {', '.join(missing)} do not exist: deploy the stage first,"
             f" `make deploy STAGE={config.stage}`"
         )
     bastion, host, port, secret = values.values()
     roots = config.database.ca_file or "layer/python/lambda_pg/certs/aws.pem"
     return f"""\
-# In one terminal, and leave it open (needs AWS's session-manager-plugin):
+# In one terminal, which stays open (needs AWS's session-manager-plugin):
 aws ssm start-session --region {config.region} --target {bastion} \\
   --document-name AWS-StartPortForwardingSessionToRemoteHost \\
   --parameters 'host={host},portNumber={port},localPortNumber={LOCAL_PORT}'
 
-# In another, as the database's owner; OWNER and its password:
+# In another terminal, for the user name (OWNER) and the password of the database's owner:
 aws secretsmanager get-secret-value --region {config.region} --query SecretString --output text \\
   --secret-id '{secret}'
-# The certificate is for the database's own name, so that is the host, at the tunnel's address:
+# The certificate is for the database's name, so that is the host; hostaddr is the tunnel:
 psql 'host={host} hostaddr=127.0.0.1 port={LOCAL_PORT} dbname={config.database.name} \
 user=OWNER sslmode=verify-full sslrootcert={roots}'
 """

@@ -41,8 +41,8 @@ from lambda_pg_cdk.local.servers import certificates
 from lambda_pg_cdk.local.servers.passwords import machine_made_password
 from lambda_pg_cdk.pgbouncer.configuration import SCRAM_ITERATIONS, User
 from lambda_pg_cdk.pgbouncer.files import Folder
+from lambda_pg_cdk.pgbouncer.secret_store import Certificate, Content
 from lambda_pg_cdk.pgbouncer.settings import Settings
-from lambda_pg_cdk.pgbouncer.vault import Certificate, Content
 
 MEASURED: Final = "1 round"
 ROUNDS: Final = "4,096 rounds"

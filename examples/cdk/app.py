@@ -1,8 +1,8 @@
-"""An app of its own whose functions connect through a lambda-pg that is deployed already.
+"""Another app, whose functions connect through a deployed lambda-pg.
 
-Two functions, two ways. `one_call` has lambda-pg's sources at hand (PYTHONPATH) and asks them; the
-call counts what it attaches against what the stage keeps for other apps. `by_parameters` needs
-nothing but the names of the parameters, and writes down itself what the call would do.
+Two functions, two ways. `one_call` uses lambda-pg's sources (PYTHONPATH): its call also compares
+the connections with those that the stage keeps for other apps. `by_parameters` needs only the names
+of the parameters, and does itself what the call would do.
 
     PYTHONPATH=/path/to/lambda-pg cdk deploy -c stage=dev
 """

@@ -1,4 +1,4 @@
-"""The control of the storm: what functions do that know no pool and no pooler.
+"""The control of the storm: a function without pool and pooler.
 
 A new connection to the database itself for each request. Deployed only where a stage asks
 for it, and outside the connection budget on purpose: it must fail under load.
@@ -40,7 +40,7 @@ def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
 
 
 def lookup(user_id: uuid.UUID, subject: str) -> dict[str, Any] | None:
-    """Connect, ask, and close; the endpoint and TLS come from libpq's own variables."""
+    """Connect, query and close; endpoint and TLS come from libpq's variables."""
     with psycopg.connect(
         user=secret["username"], password=secret["password"], row_factory=dict_row
     ) as connection:

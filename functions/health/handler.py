@@ -1,4 +1,4 @@
-"""Up or down, from a look at the database that is at most 5 seconds old."""
+"""Up or down, from a check of the database that is at most 5 seconds old."""
 
 import json
 import time
@@ -8,7 +8,7 @@ import psycopg
 from lambda_pg import Database
 
 FRESH = 5.0
-"""Seconds that an answer is reused: a storm of health checks is no load."""
+"""Seconds for which a result is reused, so that many health checks cause no load."""
 
 db = Database.from_env()
 latest: tuple[float, bool] = (0.0, False)
@@ -16,7 +16,7 @@ latest: tuple[float, bool] = (0.0, False)
 
 @db.bind_lambda_context
 def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
-    """Answer 200 up or 503 down, and nothing that tells an attacker why."""
+    """Answer 200 (up) or 503 (down), without a cause that would help an attacker."""
     if event["requestContext"]["http"]["method"] != "GET":
         return answer(405, {"message": "Method Not Allowed"}, {"Allow": "GET"})
     if is_up():
@@ -26,7 +26,7 @@ def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
 
 def is_up() -> bool:
     """Tell whether the database answered within the last seconds."""
-    global latest  # noqa: PLW0603  # an environment serves one request at a time
+    global latest  # noqa: PLW0603 - an environment serves one request at a time
     looked_at, up = latest
     if not 0 <= time.time() - looked_at < FRESH:
         up = answers()

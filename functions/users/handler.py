@@ -1,4 +1,4 @@
-"""The sample API: users that belong to whoever the verified token names, and to nobody else."""
+"""The sample API: users, each owned by the subject of a verified token."""
 
 import uuid
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ Name = Annotated[
 
 
 class UserFields(BaseModel):
-    """What a client may say of a user; anything else is refused, not ignored."""
+    """The fields of a user that a client may set; others are refused, not ignored."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -45,23 +45,23 @@ class User(BaseModel):
 
 
 class Page(BaseModel):
-    """Users in the order of their ids; `next` is the `after` of the page that follows."""
+    """Users ordered by id; `next` is the `after` of the next page."""
 
     users: list[User]
     next: uuid.UUID | None
 
 
 class StatementFailedError(RuntimeError):
-    """A statement failed as nobody here expects; the database's log has the statement."""
+    """A statement failed with an unexpected error; the database's log has the statement."""
 
 
 class UnknownUserError(LookupError):
-    """There is no such user for this caller. Not a NotFoundError: that means an unknown route."""
+    """The caller has no such user. Not a NotFoundError, which means an unknown route."""
 
 
 @app.get("/users/<user_id>")
 def get_user(user_id: uuid.UUID) -> User:
-    """Return one user; another owner's is as unknown as one that does not exist."""
+    """Return one user; another owner's user counts as not found."""
     row = db.execute(
         "SELECT id, name, created_at, updated_at FROM users WHERE id = %s",
         (user_id,),
@@ -92,7 +92,7 @@ def list_users(
 def create_user(fields: Annotated[UserFields, Body()]) -> Response[User]:
     """Create a user that belongs to the caller.
 
-    The id is chosen before the statement is sent, so that sending it twice creates one user.
+    The id is chosen before the statement is sent, so that a retry does not create a second user.
     """
     claims = subject()
     row = db.execute(
@@ -129,10 +129,10 @@ def rename_user(user_id: uuid.UUID, fields: Annotated[UserFields, Body()]) -> Us
 
 @app.exception_handler(DatabaseUnavailableError)
 def unavailable(error: DatabaseUnavailableError) -> Response[dict[str, str]]:
-    """Answer 503 at once: the client knows when to come back.
+    """Answer 503 at once, with the time after which to retry.
 
-    A rename may be repeated. A POST that was repeated in vain before may have created its user:
-    who cannot live with a second one lists before posting again.
+    A rename may be repeated. An earlier attempt of a POST may have created its user: a client that
+    must not create a second one lists its users before it posts again.
     """
     logger.warning("database unavailable", error=type(error).__name__, reason=str(error))
     return refusal("The database is busy; try again.", error.retry_after)
@@ -140,14 +140,14 @@ def unavailable(error: DatabaseUnavailableError) -> Response[dict[str, str]]:
 
 @app.exception_handler(CommitOutcomeUnknownError)
 def unknown_outcome(error: CommitOutcomeUnknownError) -> Response[dict[str, str]]:
-    """Answer 503: a rename whose answer was lost may simply be repeated."""
+    """Answer 503: a rename whose outcome is unknown can be repeated."""
     logger.warning("outcome unknown", reason=str(error))
     return refusal("The answer of the database was lost; try again.", 1)
 
 
 @app.exception_handler(Error)
 def failed(error: Error) -> Response[dict[str, str]]:
-    """Fail the invocation, which Lambda logs, without the server's message: it can quote values."""
+    """Fail the invocation, without the server's message, which can quote values: Lambda logs it."""
     constraint = error.diag.constraint_name
     what = f"{type(error).__name__}, SQLSTATE {error.sqlstate}"
     raise StatementFailedError(
@@ -157,13 +157,13 @@ def failed(error: Error) -> Response[dict[str, str]]:
 
 @app.exception_handler(UnknownUserError)
 def unknown_user(_: UnknownUserError) -> Response[dict[str, str]]:
-    """Answer 404, the same for a user who is not there and one who is somebody else's."""
+    """Answer 404, the same for a missing user and for another owner's."""
     return message(HTTPStatus.NOT_FOUND, "no such user", {})
 
 
 @app.not_found
 def wrong_method(_: NotFoundError) -> Response[dict[str, str]]:
-    """Answer 405: the API sends only known paths here, so it is the method that is wrong."""
+    """Answer 405: the API routes only known paths here, so the method is wrong."""
     allowed = "GET, PATCH" if app.current_event.path_parameters else "GET, POST"
     return message(HTTPStatus.METHOD_NOT_ALLOWED, "Method Not Allowed", {"Allow": allowed})
 
@@ -179,7 +179,7 @@ def subject() -> dict[str, str]:
 
 
 def found(row: DictRow | None) -> User:
-    """Return the row as a user; raises UnknownUserError when there is none."""
+    """Return the row as a user; raise UnknownUserError if there is none."""
     if row is None:
         raise UnknownUserError
     return User.model_validate(row)

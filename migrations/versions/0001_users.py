@@ -1,4 +1,4 @@
-"""Users that belong to whoever the verified token names, kept apart by row-level security."""
+"""Users, each owned by the subject of a verified token and separated by row-level security."""
 
 from alembic import op
 

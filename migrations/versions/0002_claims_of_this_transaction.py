@@ -1,4 +1,4 @@
-"""Claims of this transaction: those that somebody has left in the session count no more.
+"""Claims of this transaction only: those that an earlier use left in the session do not count.
 
 Schema changes are additive, but for this one: a function whose layer is older sees no rows on the
 new schema, since it does not say which transaction its claims belong to (docs/decisions/0038).
@@ -21,8 +21,8 @@ CREATE OR REPLACE FUNCTION current_subject() RETURNS uuid
         )::uuid
     END
 """
-"""One expression without a subquery, so that PostgreSQL inlines it: a call of the function costs
-more than the comparison does."""
+"""One expression without a subquery, so that PostgreSQL inlines it: a function call would cost more
+than the comparison."""
 
 BEFORE = """
 CREATE OR REPLACE FUNCTION current_subject() RETURNS uuid
@@ -38,10 +38,10 @@ CREATE OR REPLACE FUNCTION current_subject() RETURNS uuid
 
 
 def upgrade() -> None:
-    """Take claims only where they were set in this transaction."""
+    """Accept only claims that were set in this transaction."""
     op.execute(SUBJECT)
 
 
 def downgrade() -> None:
-    """Take claims wherever they were set, as functions with an older layer need it."""
+    """Accept all claims, as functions with an older layer need it."""
     op.execute(BEFORE)

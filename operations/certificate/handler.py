@@ -1,4 +1,4 @@
-"""Issue and renew the pooler's certificate, from a CA of the stack's own.
+"""Issue and renew the pooler's certificate, with a private CA of the stack.
 
 Runs at deployment as a custom resource and every week by schedule; each run does only what is
 due. Private keys are nowhere but in Secrets Manager, the CA's in a secret that only this function
@@ -70,7 +70,7 @@ class Signed:
         return end - now < (end - self.certificate.not_valid_before_utc) / 3
 
     def has_signed(self, leaf: "Signed") -> bool:
-        """Tell whether `leaf` carries this authority's signature."""
+        """Tell whether this authority has signed `leaf`."""
         try:
             leaf.certificate.verify_directly_issued_by(self.certificate)
         except (ValueError, InvalidSignature):
@@ -79,7 +79,7 @@ class Signed:
 
 
 def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
-    """Answer CloudFormation's events and the schedule's."""
+    """Handle events of CloudFormation and of the schedule."""
     if event.get("RequestType") == "Delete":
         return {"PhysicalResourceId": event["PhysicalResourceId"]}
     bundle = renew(os.environ["CERTIFICATE_NAMES"].split(","), datetime.now(UTC))
@@ -89,7 +89,7 @@ def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
 
 
 def renew(names: Sequence[str], now: datetime) -> str:
-    """Make or renew what is due, and return the certificates that clients have to trust."""
+    """Create or renew what is due; return the CA certificates that clients have to trust."""
     authorities = renew_authorities(now)
     signer = signer_among(authorities, now)
     bundle = bundle_of(authorities)
@@ -110,16 +110,17 @@ def renew(names: Sequence[str], now: datetime) -> str:
 
 
 def bundle_of(authorities: Sequence[Signed]) -> str:
-    """Write the CAs as one PEM text; its first line, a comment, is another one for other CAs.
+    """Return the CAs as one PEM text, whose first line is a comment with a hash of the CAs.
 
-    CloudFormation can take that line out of the text, and publish a function's version anew for it.
+    CloudFormation can read that line from the text, and publishes a new version of a function if
+    the line has changed.
     """
     pem = "".join(authority.pem for authority in authorities)
     return f"# pooler CA {hashlib.sha256(pem.encode()).hexdigest()[:16]}\n{pem}"
 
 
 def renew_authorities(now: datetime) -> list[Signed]:
-    """Return the CAs in use, oldest first, after making the first or the next where it is due."""
+    """Return the CAs in use, oldest first; create the first or the next one if it is due."""
     stored = read_secret("AUTHORITY_SECRET_ARN").get("authorities", [])
     known = [Signed.parse(entry["private_key"], entry["certificate"]) for entry in stored]
     authorities = [one for one in known if one.certificate.not_valid_after_utc > now]
@@ -132,7 +133,7 @@ def renew_authorities(now: datetime) -> list[Signed]:
 
 
 def signer_among(authorities: Sequence[Signed], now: datetime) -> Signed:
-    """Choose the newest CA that has been published for long enough, or the oldest there is."""
+    """Choose the newest CA that has been published long enough, or else the oldest CA."""
     published = [
         one for one in authorities if one.certificate.not_valid_before_utc + OVERLAP <= now
     ]
@@ -154,7 +155,7 @@ def is_leaf_due(
 def sign(
     names: Sequence[str], now: datetime, lifetime: timedelta, signer: Signed | None = None
 ) -> Signed:
-    """Make a key and its certificate: a server's by `signer`, or a CA by itself without one."""
+    """Create a key and its certificate: a server's, signed by `signer`, or a self-signed CA."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
     end = now + lifetime
@@ -177,7 +178,7 @@ def sign(
 def extensions(
     key: ec.EllipticCurvePrivateKey, names: Sequence[str], signer: Signed | None
 ) -> Iterable[tuple[x509.ExtensionType, bool]]:
-    """Yield what a CA's certificate, or a server's, has to say of itself."""
+    """Yield the extensions of a CA's or a server's certificate."""
     authority = signer is None
     yield x509.BasicConstraints(ca=authority, path_length=0 if authority else None), True
     yield key_usage(authority=authority), True
@@ -190,7 +191,7 @@ def extensions(
 
 
 def key_usage(*, authority: bool) -> x509.KeyUsage:
-    """Say that a CA's key signs certificates, and a server's handshakes."""
+    """Return the key usage: a CA signs certificates, a server signs handshakes."""
     return x509.KeyUsage(
         digital_signature=not authority,
         content_commitment=False,
@@ -205,7 +206,7 @@ def key_usage(*, authority: bool) -> x509.KeyUsage:
 
 
 def alternative(name: str) -> x509.GeneralName:
-    """Read a DNS name or an IP address, which certificates tell apart."""
+    """Return a DNS name or an IP address, two kinds of name in a certificate."""
     try:
         return x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:
@@ -213,14 +214,14 @@ def alternative(name: str) -> x509.GeneralName:
 
 
 def publish(bundle: str) -> None:
-    """Put a renewed CA where the next deployment takes it from."""
+    """Publish a renewed CA for the next deployment."""
     ssm, name = boto3.client("ssm"), os.environ["CA_PARAMETER"]
     if ssm.get_parameter(Name=name)["Parameter"]["Value"] != bundle:
         ssm.put_parameter(Name=name, Value=bundle, Type="String", Overwrite=True)
 
 
 def read_secret(variable: str) -> dict[str, Any]:
-    """Read a secret as JSON; empty where it holds none yet, as CloudFormation makes it."""
+    """Read a secret as JSON; return {} for a new one, as CloudFormation creates it."""
     secrets, arn = boto3.client("secretsmanager"), os.environ[variable]
     text = secrets.get_secret_value(SecretId=arn)["SecretString"]
     try:

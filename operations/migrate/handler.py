@@ -1,4 +1,4 @@
-"""Bring roles, timeouts and schema up to date over the direct address.
+"""Bring roles, timeouts and schema up to date over the direct URL.
 
 CloudFormation runs it in a deployment that changes this function's version: its code, with the
 migrations in it, its settings or published values. In another one it does not run. It comes before
@@ -22,22 +22,22 @@ from lambda_pg_cdk.migrations.roles import Login, LoginError, Timeouts
 from lambda_pg_cdk.migrations.run import Connections, Owner, migrate
 
 ANSWERING = 2.0
-"""Seconds kept back from the wait for another migration, to tell who it was."""
+"""Seconds left after the wait for another migration, to report which one it was."""
 
 logger = logging.getLogger("migrate")
 logger.setLevel(logging.INFO)
 EXTERNAL = "PGHOST" not in os.environ
-"""Whether the database is somebody else's, and a secret with two URLs says where it is."""
+"""Whether the database belongs to an external pooler, whose secret has its URLs."""
 
 SHARED = EXTERNAL or os.environ.get("SHARED_DATABASE") == "1"
-"""Whether others use the database too, for whom nothing may change."""
+"""Whether others use the database too: nothing may change for them."""
 
 OWNER_BY_TOKEN = os.environ.get("OWNER_BY_TOKEN") == "1"
-"""Whether the owner may log in by a token too. Where the application does, RDS may take nothing
-else of the owner, who made the application's user and so is its member."""
+"""Whether the owner can log in by a token too. If the application does, RDS may accept nothing else
+from the owner, which created the application's user and so is a member of it."""
 
 MANY_ROUNDS = os.environ.get("MANY_ROUNDS") == "1"
-"""Whether the application's password is hashed more often than our own clients need."""
+"""Whether the application's password is hashed in more rounds than the layer needs."""
 
 settings = Settings.from_env(direct=EXTERNAL)
 db = Database(settings)
@@ -45,7 +45,7 @@ db = Database(settings)
 
 @db.bind_lambda_context
 def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
-    """Migrate, and answer with the revision reached and those applied on the way."""
+    """Migrate; return the revision that was reached and those that were applied."""
     patience = context.get_remaining_time_in_millis() / 1000 - ANSWERING
     with ExitStack() as stack:
         outcome = migrate(
@@ -64,7 +64,7 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
 
 
 def log_in(stack: ExitStack, database: Database) -> psycopg.Connection[Any]:
-    """Connect as the owner until the stack ends: by password, else by token where that may be."""
+    """Connect as the owner until the stack ends: by password, or by token if allowed."""
     try:
         return stack.enter_context(database.connection())
     except CredentialsError as refused:
@@ -77,7 +77,7 @@ def log_in(stack: ExitStack, database: Database) -> psycopg.Connection[Any]:
 
 
 def with_tokens() -> Database:
-    """Make a second way to the database: as the same owner, by tokens of this function's role."""
+    """Make a second client of the database: the same owner, by tokens of this function's role."""
     owner = read_secret("LAMBDA_PG_SECRET_ARN")["username"]
     region = settings.region or os.environ.get("AWS_REGION")
     return Database(replace(settings, secret_arn=None, user=owner, auth="iam", region=region))
@@ -92,7 +92,7 @@ def check_owner() -> None:
 
 
 def read_login() -> Login:
-    """Name the application's user: APP_USER logs in by IAM, another one is in a secret."""
+    """Return the application's login: APP_USER with IAM tokens, or the secret's user."""
     if user := os.environ.get("APP_USER"):
         return Login(user)
     if EXTERNAL:
@@ -112,9 +112,9 @@ def read_secret(variable: str) -> dict[str, Any]:
 
 
 def login_of(url: object) -> Login:
-    """Take the user and the password out of the pooled URL; raise `LoginError` without any of it.
+    """Return user and password of the pooled URL; raise `LoginError`, which quotes none of them.
 
-    Supabase's pooler takes `role.project` as the user, of which the database knows the role.
+    For Supabase's pooler the user is `role.project`; the database knows the role only.
     """
     try:
         parts = Url.parse(url if isinstance(url, str) else "")
@@ -139,6 +139,6 @@ def read_timeouts() -> Timeouts:
 
 
 def read_number(variable: str) -> int | None:
-    """Read a number of connections; None where it is not ours to say."""
+    """Read a number of connections; None if this app does not set it."""
     text = os.environ.get(variable)
     return int(text) if text else None

@@ -35,7 +35,7 @@ from botocore.exceptions import (
 )
 
 ANSWERING = 30.0
-"""Seconds kept back from this function's own time, to answer CloudFormation."""
+"""Seconds of this function's timeout that are left to answer CloudFormation."""
 
 STARTING = 30.0
 """Seconds that an invocation may take beyond the function's timeout: Lambda gives a new
@@ -43,28 +43,28 @@ environment 10 s to start, which do not count, and the answer has to travel.
 https://docs.aws.amazon.com/lambda/latest/dg/lambda-runtime-environment.html"""
 
 LONGEST_PAUSE = 10.0
-"""Seconds between two tries at the most."""
+"""Longest time between two attempts, in seconds."""
 
 CONNECTING = 5.0
 """Seconds that a connect to AWS may take."""
 
 LOOKING, LOOKS = 10.0, 5
-"""Seconds that CloudFormation may take to say how the stack is, and how often it is asked."""
+"""Seconds that CloudFormation may take to return the stack's status, and the number of attempts."""
 
 REASON_CHARACTERS = 800
-"""What is kept of an error: CloudFormation takes 4,096 bytes of answer, the ids included.
+"""Characters of an error that are sent: CloudFormation accepts an answer of 4,096 bytes.
 https://docs.aws.amazon.com/AWSCloudFormation/latest/UserGuide/crpg-ref-responses.html"""
 
 ANSWERS = 5
-"""Times that the answer is PUT while nobody takes it."""
+"""Attempts to PUT the answer."""
 
 PASSING = frozenset(
     {
         # The function is Pending, as a new one is, or an Inactive one that was invoked.
         "ResourceConflictException",
-        # The function is Inactive: Lambda took the network of a function that was long idle.
+        # The function is Inactive: it was idle for long, and Lambda has removed its network.
         "ResourceNotReadyException",
-        # The function's code is being prepared. It is in no page; seen in public reports.
+        # The function's code is being prepared. Not documented; seen in public reports.
         "CodeArtifactUserPendingException",
         "EC2ThrottledException",
         "EC2UnexpectedException",
@@ -77,13 +77,13 @@ PASSING = frozenset(
         "Throttling",
     }
 )
-"""Errors that pass by themselves.
+"""Errors that are temporary.
 https://docs.aws.amazon.com/lambda/latest/api/API_Invoke.html
 https://docs.aws.amazon.com/lambda/latest/dg/functions-states.html"""
 
 PASSING_STATUS = frozenset({429, 500, 503})
-"""HTTP's for throttles and for failures of the service itself. 502 is left out: Lambda also uses it
-for what does not pass by itself, such as a missing permission for network interfaces."""
+"""HTTP statuses of throttles and of failures of the service. Not 502, which Lambda also uses for
+permanent errors, such as a missing permission for network interfaces."""
 
 logger = logging.getLogger("migration_provider")
 logger.setLevel(logging.INFO)
@@ -92,15 +92,15 @@ Answer = TypeVar("Answer")
 
 
 class ProviderError(Exception):
-    """The task failed or could not be run; says why, for CloudFormation's event."""
+    """The task failed or could not be run; the message is for CloudFormation's event."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be run, as the resource's properties say."""
+    """The function to run, from the resource's properties."""
 
     name: str
-    """What it is, for messages."""
+    """Name of the task, for messages."""
     function: str
     event: dict[str, Any]
     seconds: float
@@ -110,7 +110,7 @@ class Task:
 
 
 def handler(event: dict[str, Any], context: Any) -> None:
-    """Do what the event asks, and tell CloudFormation how it ended, whatever happens."""
+    """Handle an event; send CloudFormation the result, or the error, in every case."""
     try:
         said = run(event, context.get_remaining_time_in_millis() / 1000)
     except ProviderError as error:
@@ -125,7 +125,7 @@ def handler(event: dict[str, Any], context: Any) -> None:
 
 
 def run(event: dict[str, Any], remaining: float) -> str:
-    """Run the migration where there is one to run, within `remaining` seconds; say what was done.
+    """Run the migration if there is one, within `remaining` seconds; return what was done.
 
     Raise `ProviderError` with the migration's message.
     """
@@ -146,14 +146,14 @@ def run(event: dict[str, Any], remaining: float) -> str:
 
 
 def rolls_back(stack: str, until: float) -> bool:
-    """Ask whether the stack goes back to what it was: the event itself does not say so."""
+    """Ask whether the stack is rolling back: the event does not say so."""
     client = _client("cloudformation", LOOKING, attempts=LOOKS)
     (found,) = patiently(lambda: client.describe_stacks(StackName=stack)["Stacks"], until, stack)
     return "ROLLBACK" in found["StackStatus"]
 
 
 def invoke(task: Task, until: float) -> str:
-    """Invoke the task's function once; begin no later than `until`, a time of the monotonic clock.
+    """Invoke the task's function once; start before `until`, a time of the monotonic clock.
 
     Return the function's answer.
     """
@@ -175,7 +175,7 @@ def invoke(task: Task, until: float) -> str:
 
 
 def patiently(call: Callable[[], Answer], until: float, what: str) -> Answer:
-    """Repeat a call while its error passes by itself, until a time of the monotonic clock.
+    """Retry a call while its error is temporary, until a time of the monotonic clock.
 
     Raise `ProviderError` for an error of AWS's that stays, and `BotoCoreError` for a lost
     connection, after which the call may have been carried out.
@@ -224,7 +224,7 @@ def _client(service: str, read_timeout: float, attempts: int = 1) -> Any:
 
 
 def _message(payload: str) -> str:
-    """Take the error's message out of what Lambda answers for a function that failed."""
+    """Return the error's message from Lambda's answer about a failed function."""
     try:
         return str(json.loads(payload)["errorMessage"])
     except (ValueError, KeyError, TypeError):
@@ -236,11 +236,11 @@ def _cut(text: str) -> str:
 
 
 def answer(event: dict[str, Any], status: str, reason: str) -> None:
-    """PUT the answer; raise when nobody takes it: then CloudFormation waits for ServiceTimeout."""
+    """PUT the answer; raise if that fails: CloudFormation then waits for ServiceTimeout."""
     body = {
         "Status": status,
         "Reason": reason,
-        # Another one would have CloudFormation replace the resource.
+        # With another id CloudFormation would replace the resource.
         "PhysicalResourceId": event.get("PhysicalResourceId") or event["LogicalResourceId"],
         **{name: event[name] for name in ("StackId", "RequestId", "LogicalResourceId")},
     }

@@ -1,14 +1,14 @@
-"""Rotate the password of the application's user, in the four steps that Secrets Manager asks for.
+"""Rotate the password of the application's user, in the four steps of Secrets Manager.
 
 ROTATION is `alternating` (the default: two users take turns, and no login is refused) or `single`
-(one user gets a new password; its logins are refused from setSecret until finishSecret, which
-is longer where a step in between fails).
+(one user gets a new password; its logins are refused from setSecret until finishSecret, and longer
+if a step in between fails).
 
-A step that fails leaves AWSCURRENT as it was and is tried again; every step may be repeated.
+A step that fails leaves AWSCURRENT as it was and is retried; every step may be repeated.
 
-A deployment asks for a fifth thing before it makes an RDS Proxy: admitCurrent lets the login of
-AWSCURRENT in, which the migration does only after the proxy. A schedule asks for a sixth thing
-every hour: reportSchedule tells CloudWatch whether the secret is rotated at all.
+There are two more steps. A deployment runs admitCurrent before it makes an RDS Proxy: this creates
+the login of AWSCURRENT, which the migration does only after the proxy. A schedule runs
+reportSchedule every hour, which tells CloudWatch whether the secret is rotated.
 """
 
 import json
@@ -39,26 +39,26 @@ from lambda_pg_cdk.migrations.roles import (
 ROTATION: Final = os.environ.get("ROTATION") or "alternating"
 
 MANY_ROUNDS: Final = os.environ.get("MANY_ROUNDS") == "1"
-"""Whether the application's password is hashed more often than our own clients need."""
+"""Whether the application's password is hashed in more rounds than the layer needs."""
 
 SUFFIX: Final = "_clone"
-"""What the second of two users that take turns has after the name of the first."""
+"""End of the second user's name in an alternating rotation, after the first user's name."""
 
 LONGEST_NAME: Final = 63
-"""Bytes of a role's name; PostgreSQL cuts a longer one, and both users would be the same."""
+"""Bytes of a role's name; PostgreSQL cuts longer names, and both users would be the same."""
 
 PASSWORD_LENGTH: Final = 40
 NO_QUOTING: Final = " %+~`#$&*()|[]{}:;<>?!'/@\"\\,=^-"
-"""Characters left out of passwords, as when the secret was made (stacks/database.py)."""
+"""Characters that passwords do not contain, the same as in stacks/database.py."""
 
 TEST_TIMEOUT: Final = 10.0
 """Seconds that the test of the next login may take."""
 
 ADMIT: Final = "admitCurrent"
-"""What a deployment asks for, with the secret's ARN alone (stacks/pooler/rds_proxy.py)."""
+"""Step of a deployment, with the secret's ARN only (stacks/pooler/rds_proxy.py)."""
 
 REPORT: Final = "reportSchedule"
-"""What an hourly schedule asks for, with the secret's ARN alone (stacks/database.py)."""
+"""Step of an hourly schedule, with the secret's ARN only (stacks/database.py)."""
 
 METRICS: Final = "LambdaPg"
 ROTATION_OFF: Final = "RotationOff"
@@ -80,20 +80,20 @@ MASTER: Final = f"the master user, by the secret {settings.secret_arn}"
 
 
 class RotationError(RuntimeError):
-    """Say which step of which secret failed, why, and what to do; never a password."""
+    """A step failed; the message has step, secret, cause and remedy, and never a password."""
 
 
 class Versions:
-    """The versions of a secret, as the steps of one rotation see them."""
+    """The versions of a secret during one rotation."""
 
     def __init__(self, arn: str, token: str = "") -> None:
-        """Take the secret's ARN, and the id of the version that a rotation makes."""
+        """Keep the secret's ARN, and the id of the version that the rotation creates."""
         self.arn = arn
         self._token = token
         self._client = boto3.client("secretsmanager", config=CLIENT)
 
     def is_done(self) -> bool:
-        """Tell whether the rotation has ended; raise where it is none of this secret's."""
+        """Tell whether the rotation has ended; raise if the secret has no such rotation."""
         stages = self._stages()
         if self._token not in stages:
             raise RotationError(f"the secret has no version {self._token}: rotate it again")
@@ -126,9 +126,9 @@ class Versions:
         )
 
     def promote(self) -> None:
-        """Make the next login the current one; the service makes the other AWSPREVIOUS.
+        """Make the next login the current one; the service labels the other AWSPREVIOUS.
 
-        AWSPENDING stays where it is: to the service its removal tells of a failed rotation.
+        AWSPENDING stays: the service takes its removal for a failed rotation.
         """
         current = next(each for each, labels in self._stages().items() if "AWSCURRENT" in labels)
         self._client.update_secret_version_stage(
@@ -139,17 +139,17 @@ class Versions:
         )
 
     def drop(self) -> None:
-        """Take AWSPENDING off the version, so that the next rotation makes one of its own."""
+        """Remove the label AWSPENDING, so that the next rotation creates a new version."""
         self._client.update_secret_version_stage(
             SecretId=self.arn, VersionStage="AWSPENDING", RemoveFromVersionId=self._token
         )
 
     def is_scheduled(self) -> bool:
-        """Tell whether Secrets Manager will rotate the secret by itself."""
+        """Tell whether Secrets Manager rotates the secret by schedule."""
         return bool(self._client.describe_secret(SecretId=self.arn).get("RotationEnabled"))
 
     def make_password(self) -> str:
-        """Have the service make a password up."""
+        """Return a random password from the service."""
         answer = self._client.get_random_password(
             PasswordLength=PASSWORD_LENGTH, ExcludeCharacters=NO_QUOTING
         )
@@ -170,7 +170,7 @@ class Versions:
 
 
 def parse(text: str, stage: str) -> dict[str, Any]:
-    """Read a version's content; raise for what cannot be rotated, without quoting any of it."""
+    """Read a version's content; raise RotationError, without its text, if it cannot be rotated."""
     try:
         content = json.loads(text)
     except ValueError:
@@ -189,7 +189,7 @@ def parse(text: str, stage: str) -> dict[str, Any]:
 
 
 def next_user(name: str, rotation: str) -> str:
-    """Return the user that a rotation gives the secret to."""
+    """Return the user that the secret names after the rotation."""
     if rotation == "alternating":
         return other_user(name)
     if rotation == "single":
@@ -198,7 +198,7 @@ def next_user(name: str, rotation: str) -> str:
 
 
 def other_user(name: str) -> str:
-    """Return the user that takes turns with this one."""
+    """Return the other user of an alternating rotation."""
     other = name.removesuffix(SUFFIX) if name.endswith(SUFFIX) else name + SUFFIX
     if not 0 < len(other.encode()) <= LONGEST_NAME:
         raise RotationError(
@@ -209,10 +209,10 @@ def other_user(name: str) -> str:
 
 
 def create_secret(versions: Versions) -> None:
-    """Make the next login up, once: a repeated step finds it.
+    """Create the next login, unless an earlier run of the step has done so.
 
-    A trial of a new schedule has left a copy of AWSCURRENT where it failed, and what is in a
-    version cannot be changed.
+    A failed trial of a new schedule leaves a copy of AWSCURRENT, and the content of a version
+    cannot be changed.
     """
     current, pending = versions.current(), versions.pending()
     user = next_user(current["username"], ROTATION)
@@ -227,20 +227,20 @@ def create_secret(versions: Versions) -> None:
 
 
 def set_secret(versions: Versions) -> None:
-    """Let the next login in."""
+    """Set the next login's password in the database."""
     login, current = next_login(versions), versions.current()["username"]
-    if login.name != next_user(current, ROTATION):
+    if login.name != (expected := next_user(current, ROTATION)):
         raise RotationError(
-            f"AWSPENDING names the user {login.name!r}, who does not follow {current!r}: take the "
-            "label AWSPENDING off its version (aws secretsmanager update-secret-version-stage), "
-            "and rotate again"
+            f"AWSPENDING has the user {login.name!r}; must be {expected!r}, since AWSCURRENT has "
+            f"{current!r} and ROTATION is {ROTATION!r}. Remove the label AWSPENDING from its "
+            "version (aws secretsmanager update-secret-version-stage), and rotate again"
         )
     with acting_as(MASTER), db.connection() as connection:
         admit(connection, login, like=current)
 
 
 def test_secret(versions: Versions) -> None:
-    """Log in as the next login, verified as every connection is, and look at its rights."""
+    """Log in as the next login, with verified TLS, and check its rights."""
     login = next_login(versions)
     tester = Database(replace(settings, secret_arn=None, user=login.name, password=login.password))
     try:
@@ -260,10 +260,10 @@ def test_secret(versions: Versions) -> None:
 
 
 def finish_secret(versions: Versions) -> None:
-    """Make the next login the current one, if it still is right.
+    """Make the next login the current one, if it still works.
 
-    A deployment sets the password that AWSCURRENT has: with `single` one may have come in between.
-    None comes from here on until AWSCURRENT has moved.
+    A deployment sets the password of AWSCURRENT; with `single` it may have done so since setSecret.
+    The lock keeps deployments from it until AWSCURRENT has moved.
     """
     with acting_as(MASTER), db.transaction() as connection:
         hold(connection)
@@ -272,7 +272,7 @@ def finish_secret(versions: Versions) -> None:
 
 
 def admit_current(versions: Versions) -> None:
-    """Let the login in that is in use, before there is a migration: it may connect, and no more."""
+    """Create the current login before the first migration; it can connect and nothing else."""
     with acting_as(MASTER), db.connection() as connection:
         admit_early(connection, lambda: login_of(versions.current()), PATIENCE)
 
@@ -293,7 +293,7 @@ def report_schedule(versions: Versions) -> None:
 
 
 def next_login(versions: Versions) -> Login:
-    """Return what createSecret has made up."""
+    """Return the login that createSecret has created."""
     content = versions.pending()
     if content is None:
         raise RotationError("AWSPENDING is empty: createSecret comes first")
@@ -301,17 +301,17 @@ def next_login(versions: Versions) -> Login:
 
 
 def login_of(content: dict[str, Any]) -> Login:
-    """Take the login out of a version."""
+    """Return the login of a version."""
     return Login(content["username"], content["password"], many_rounds=MANY_ROUNDS)
 
 
 @contextmanager
-def acting_as(who: str) -> Iterator[None]:
-    """Say as whom the database was asked in vain."""
+def acting_as(user: str) -> Iterator[None]:
+    """Name the user in the error of a failed call."""
     try:
         yield
     except psycopg.Error as error:
-        raise RotationError(f"as {who}: {error}") from error
+        raise RotationError(f"as {user}: {error}") from error
 
 
 STEPS: Final[dict[str, Callable[[Versions], None]]] = {
@@ -322,26 +322,26 @@ STEPS: Final[dict[str, Callable[[Versions], None]]] = {
 }
 
 
-OUTSIDE: Final[dict[str, Callable[[Versions], None]]] = {
+OTHER_STEPS: Final[dict[str, Callable[[Versions], None]]] = {
     ADMIT: admit_current,
     REPORT: report_schedule,
 }
-"""What is asked for outside of a rotation."""
+"""Steps outside of a rotation."""
 
 
 def take_step(event: dict[str, Any]) -> None:
-    """Take the step that an event names, unless the rotation has ended already."""
-    needed = ["Step", "SecretId"] + ["ClientRequestToken"] * (event.get("Step") not in OUTSIDE)
+    """Run the step that an event names, unless the rotation has ended already."""
+    needed = ["Step", "SecretId"] + ["ClientRequestToken"] * (event.get("Step") not in OTHER_STEPS)
     for name in needed:
         if not isinstance(event.get(name), str):
             raise RotationError(f"the event has no {name}: this function is for Secrets Manager")
     step, arn = event["Step"], event["SecretId"]
-    if step not in STEPS and step not in OUTSIDE:
-        raise RotationError(f"there is no such step, only {', '.join((*STEPS, *OUTSIDE))}")
+    if step not in STEPS and step not in OTHER_STEPS:
+        raise RotationError(f"the step must be one of {', '.join((*STEPS, *OTHER_STEPS))}")
     if arn == settings.secret_arn:
         raise RotationError("it is the master user's, which this function logs in with itself")
-    if step in OUTSIDE:
-        OUTSIDE[step](Versions(arn))
+    if step in OTHER_STEPS:
+        OTHER_STEPS[step](Versions(arn))
         logger.info("%s: done for the secret %s", step, arn)
         return
     versions = Versions(arn, event["ClientRequestToken"])
@@ -364,12 +364,12 @@ FAILURES: Final = (
 
 @db.bind_lambda_context
 def handler(event: dict[str, Any], context: object) -> None:
-    """Take one step of a rotation; raise RotationError where that fails."""
+    """Run one step of a rotation; raise RotationError if it fails."""
     try:
         take_step(event)
     except FAILURES as error:
         step = event.get("Step")
-        kept = "" if step in OUTSIDE else ", which keeps its AWSCURRENT until a try succeeds"
+        kept = "" if step in OTHER_STEPS else ", which keeps its AWSCURRENT until a try succeeds"
         raise RotationError(
             f"{step} failed for the secret {event.get('SecretId')}{kept}: {error}"
         ) from error

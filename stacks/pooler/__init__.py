@@ -1,4 +1,4 @@
-"""The pooler: PgBouncer, RDS Proxy or one that exists; each publishes the same values."""
+"""The pooler: PgBouncer, RDS Proxy or an existing one; all publish the same values."""
 
 from typing import Any
 

@@ -10,24 +10,25 @@ from aws_cdk import aws_secretsmanager as secretsmanager
 from aws_cdk import custom_resources as cr
 from constructs import Construct
 
-from lambda_pg_cdk.stacks.assets import OPERATIONS, Assets
-from lambda_pg_cdk.stacks.functions import log_group, may_read, new_function
+from lambda_pg_cdk.stacks.assets import Assets
+from lambda_pg_cdk.stacks.functions import add_variables, log_group, may_read, new_function
 from lambda_pg_cdk.stacks.nag_exceptions import (
-    accept,
-    accept_permission,
-    accept_serverless,
     aws_policy,
+    suppress,
+    suppress_permission,
+    suppress_serverless,
 )
 from lambda_pg_cdk.stacks.published import Published, published
 from lambda_pg_cdk.stage.config import Config
+from lambda_pg_cdk.stage.sources import OPERATIONS
 
 SERVICE_TIMEOUT = 1200
-"""Seconds after which CloudFormation takes a silent provider for failed; an hour by default. CDK's
-provider may run for 15 minutes; one that begins later finds the certificate and changes nothing."""
+"""Seconds after which CloudFormation treats a silent provider as failed (default: an hour). CDK's
+provider may run for 15 minutes; a later run finds the certificate and changes nothing."""
 
 
 class Certificate(Construct):
-    """A CA of the stack's own and a certificate for `names`. Faces: `secret`, `let_read`."""
+    """A private CA and a certificate for `names`. Public: `secret`, `function`, `let_read`."""
 
     def __init__(
         self,
@@ -55,20 +56,20 @@ class Certificate(Construct):
             invoked="It runs again in a week, long before the certificate ends, and its failure"
             " raises an alarm.",
         )
-        for name, value in {
+        variables = {
             "AUTHORITY_SECRET_ARN": authority.secret_arn,
             "CERTIFICATE_SECRET_ARN": self.secret.secret_arn,
             "CERTIFICATE_NAMES": ",".join(names),
             "CA_PARAMETER": public.name,
-        }.items():
-            self.function.add_environment(name, value)
+        }
+        add_variables(self.function, variables)
         for secret in (authority, self.secret):
             arn = secret.secret_arn
             self.function.add_to_role_policy(may_read(arn))
             self.function.add_to_role_policy(
                 iam.PolicyStatement(actions=["secretsmanager:PutSecretValue"], resources=[arn])
             )
-            accept(secret, SMG4="The certificate function renews what is in it, every week.")
+            suppress(secret, SMG4="The certificate function renews what is in it, every week.")
         _close(authority, self.function)
         issued = self._issue(config, names)
         public.write(self, issued.get_att_string("CaCertificate"))
@@ -76,7 +77,7 @@ class Certificate(Construct):
         self._renew_weekly()
 
     def let_read(self, role: iam.IRole) -> None:
-        """Let the pooler's role read its key and its chain, and nobody else but the function."""
+        """Let only the pooler's role and the function read the pooler's key and chain."""
         role.add_to_principal_policy(may_read(self.secret.secret_arn))
         _close(self.secret, self.function, role)
 
@@ -87,7 +88,7 @@ class Certificate(Construct):
             on_event_handler=self.function,
             log_group=log_group(self, "ProviderLogs", config),
         )
-        self._accept_findings(provider)
+        self._suppress_findings(provider)
         return CustomResource(
             self,
             "Issued",
@@ -97,27 +98,27 @@ class Certificate(Construct):
             properties={"Names": names},
         )
 
-    def _accept_findings(self, provider: cr.Provider) -> None:
-        accept_permission(
+    def _suppress_findings(self, provider: cr.Provider) -> None:
+        suppress_permission(
             provider,
             aws_policy("AWSLambdaBasicExecutionRole"),
             "The role is the CDK's own provider's; the policy lets it write logs.",
         )
-        accept_serverless(
+        suppress_serverless(
             provider,
             LambdaDLQ="CloudFormation invokes the CDK's own provider and waits for its answer.",
             LambdaDefaultMemorySize="The CDK's own provider only passes an event on.",
             LambdaTracing="The CDK's own provider only passes an event on.",
         )
         function = Stack.of(self).get_logical_id(cast(CfnElement, self.function.node.default_child))
-        accept_permission(
+        suppress_permission(
             provider,
             f"Resource::<{function}.Arn>:*",
             "The CDK's own provider may call this function in any of its versions.",
         )
 
     def _allow_publishing(self, public: Published) -> None:
-        """Let the function publish a renewed CA: the next deployment takes it to the functions."""
+        """Let the function publish a renewed CA; the next deployment gives it to the functions."""
         arn = Stack.of(self).format_arn(
             service="ssm", resource="parameter", resource_name=public.name.lstrip("/")
         )
@@ -133,14 +134,14 @@ class Certificate(Construct):
             schedule=events.Schedule.rate(Duration.days(7)),
             targets=[events_targets.LambdaFunction(self.function, retry_attempts=2)],
         )
-        accept_serverless(rule, EventBusDLQ="An event that is lost comes again in a week.")
+        suppress_serverless(rule, EventBusDLQ="An event that is lost comes again in a week.")
 
 
 def _close(secret: secretsmanager.Secret, *readers: iam.IGrantable) -> None:
-    """Let nobody read a secret but the roles of `readers`, whatever other policies allow.
+    """Let only the roles of `readers` read a secret, even if other policies allow more.
 
-    Only the reading is denied: administrators and CloudFormation change and delete the secret, its
-    policy too. A denial counts for the account's root and for those without a principal's ARN.
+    Only reading is denied: administrators and CloudFormation can change and delete the secret and
+    its policy. The denial includes the account's root and callers without a principal's ARN.
     """
     roles = [cast(iam.IRole, reader.grant_principal).role_arn for reader in readers]
     secret.add_to_resource_policy(

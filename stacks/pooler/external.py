@@ -1,4 +1,4 @@
-"""A pooler that exists already: Supabase, Neon, Vercel, or one of your own."""
+"""A pooler that exists already: of Supabase, Neon or Vercel, or yours."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from lambda_pg_cdk.stage.config import Config
 
 
 class ExternalStack(Stack):
-    """Provisions nothing, and publishes where the pooled and the direct URL are."""
+    """Provisions nothing; publishes the secret that has the pooled and the direct URL."""
 
     def __init__(
         self,

@@ -17,30 +17,30 @@ from constructs import Construct
 from lambda_pg_cdk.stacks.assets import Assets
 from lambda_pg_cdk.stacks.database import APPLICATION_SECRET, DatabaseStack
 from lambda_pg_cdk.stacks.functions import may_read
-from lambda_pg_cdk.stacks.nag_exceptions import accept, accept_permission
+from lambda_pg_cdk.stacks.nag_exceptions import suppress, suppress_permission
 from lambda_pg_cdk.stacks.network import NetworkStack, closed_group, retention
 from lambda_pg_cdk.stacks.pooler.certificate import Certificate
-from lambda_pg_cdk.stacks.pooler.peers import check_numbers
 from lambda_pg_cdk.stacks.published import published
 from lambda_pg_cdk.stage.config import Config
+from lambda_pg_cdk.stage.peers import check_numbers
 
 RUN_DIR = "/run/pgbouncer"
 PEERS = "pgbouncer"
 METRICS = "LambdaPg"
 
 IDLE_FLOW = 350
-"""Seconds after which the balancer forgets a silent flow. The layer replaces a connection that was
-idle for 340 s, and NAT gateways keep to the same 350."""
+"""Idle seconds after which the balancer drops a flow. The layer replaces a connection that was idle
+for 340 s. NAT gateways drop flows after 350 s too."""
 
 BUSY_CPU = 60
-"""Percent of a task's CPU at which another one is added: one process uses one core at most."""
+"""Percent of a task's CPU at which a task is added: a process uses at most one core."""
 
 BUSY_CLIENTS = 70
-"""Percent of pgbouncer.max_client_conn, over all tasks, at which another one is added."""
+"""Percent of pgbouncer.max_client_conn, over all tasks, at which a task is added."""
 
 
 def supervisor_metric(config: Config, name: str, statistic: str) -> cloudwatch.Metric:
-    """Name one of the metrics that the supervisors write, over all tasks."""
+    """Return one of the metrics that the supervisors write, over all tasks."""
     return cloudwatch.Metric(
         namespace=METRICS,
         metric_name=name,
@@ -64,7 +64,7 @@ def healthy_command(run_dir: str) -> str:
 
 
 class PgBouncerStack(Stack):
-    """The service, its certificate and its name; what others need is published."""
+    """The service, its certificate and its DNS name; others read the published values."""
 
     def __init__(
         self,
@@ -124,6 +124,19 @@ class PgBouncerStack(Stack):
             ),
             volumes=[ecs.Volume(name="run")],
         )
+        self._add_container(task, assets)
+        task.add_to_task_role_policy(may_read(self._secret_arn))
+        self.certificate.let_read(task.task_role)
+        suppress(task, ECS2="Addresses, sizes and ARNs only: passwords are read from the secrets.")
+        task.add_to_task_role_policy(self._find_peers())
+        suppress_permission(
+            task,
+            "Resource::*",
+            "ecr:GetAuthorizationToken knows no resource; DiscoverInstances has a condition.",
+        )
+        return task
+
+    def _add_container(self, task: ecs.FargateTaskDefinition, assets: Assets) -> None:
         container = task.add_container(
             "pgbouncer",
             image=assets.pooler_image(),
@@ -132,9 +145,9 @@ class PgBouncerStack(Stack):
             port_mappings=[ecs.PortMapping(container_port=self.port)],
             readonly_root_filesystem=True,
             linux_parameters=self._without_capabilities(),
-            stop_timeout=Duration.seconds(settings.drain_timeout + 10),
-            # For a supervisor that hangs; it ends a PgBouncer that hangs by itself, and sooner.
-            # Half a minute: what is only short of processor must not be replaced.
+            stop_timeout=Duration.seconds(self._config.pgbouncer.drain_timeout + 10),
+            # Detects a supervisor that hangs. The supervisor itself ends a PgBouncer that hangs,
+            # and sooner. 30 seconds: a task that only lacks processor time must not be replaced.
             health_check=ecs.HealthCheck(
                 command=["CMD-SHELL", healthy_command(RUN_DIR)],
                 interval=Duration.seconds(10),
@@ -149,16 +162,6 @@ class PgBouncerStack(Stack):
         container.add_mount_points(
             ecs.MountPoint(container_path=RUN_DIR, source_volume="run", read_only=False)
         )
-        task.add_to_task_role_policy(may_read(self._secret_arn))
-        self.certificate.let_read(task.task_role)
-        accept(task, ECS2="Addresses, sizes and ARNs only: passwords are read from the secrets.")
-        task.add_to_task_role_policy(self._find_peers())
-        accept_permission(
-            task,
-            "Resource::*",
-            "ecr:GetAuthorizationToken knows no resource; DiscoverInstances has a condition.",
-        )
-        return task
 
     def _without_capabilities(self) -> ecs.LinuxParameters:
         parameters = ecs.LinuxParameters(self, "Capabilities", init_process_enabled=False)
@@ -248,18 +251,18 @@ class PgBouncerStack(Stack):
         return service
 
     def _scale(self) -> None:
-        """Add tasks for CPU and for clients; the budget has counted them all."""
+        """Add tasks for CPU and for clients, up to the number in the budget."""
         settings = self._config.pgbouncer
         if settings.max_tasks == settings.tasks:
             return
-        # A number in the template would take back at each deployment what scaling has added.
+        # A number in the template would remove, at each deployment, the tasks that scaling added.
         cast(ecs.CfnService, self.service.node.default_child).add_property_deletion_override(
             "DesiredCount"
         )
         scaling = self.service.auto_scale_task_count(
             min_capacity=settings.tasks, max_capacity=settings.max_tasks
         )
-        # A task that leaves makes its clients connect again: leave slowly.
+        # Clients of a removed task have to reconnect: remove slowly.
         soon, late = Duration.minutes(1), Duration.minutes(15)
         scaling.scale_on_cpu_utilization(
             "Cpu",
@@ -296,9 +299,9 @@ class PgBouncerStack(Stack):
             port=self.port,
             targets=[self.service],
             deregistration_delay=Duration.seconds(self._config.pgbouncer.deregistration_delay),
-            # A TCP connect only: a check that reached the database would recycle every pooler
-            # during a failover. It cannot see a PgBouncer that hangs, whose kernel goes on
-            # accepting: the supervisor ends it, and the task leaves.
+            # A TCP connect only: a check of the database would replace every pooler during a
+            # failover. A PgBouncer that hangs passes it, since its kernel still accepts: the
+            # supervisor ends it, and the task stops.
             health_check=elb.HealthCheck(
                 protocol=elb.Protocol.TCP,
                 interval=Duration.seconds(5),
@@ -307,7 +310,7 @@ class PgBouncerStack(Stack):
             ),
         )
         balancer.connections.allow_to(self.service, ec2.Port.tcp(self.port), "to PgBouncer")
-        accept(balancer, ELB2="Network load balancers log TLS listeners only; this one is TCP.")
+        suppress(balancer, ELB2="Network load balancers log TLS listeners only; this one is TCP.")
         return balancer, pool
 
     def _name(self) -> None:

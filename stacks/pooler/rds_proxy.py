@@ -28,8 +28,8 @@ from lambda_pg_cdk.stage.config import Config
 class RdsProxyStack(Stack):
     """The proxy; what others need is published.
 
-    With `rds_proxy.auth` 'iam' there is no secret at all: a function's token logs in at the proxy,
-    and the proxy's own token at the database.
+    With `rds_proxy.auth` 'iam' there is no secret: functions log in at the proxy with their tokens,
+    and the proxy logs in at the database with its token.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class RdsProxyStack(Stack):
         database.admit(self._group)
         self.proxy = self._proxy(network)
         if not config.by_token:
-            self._let_in_first(assets)
+            self._create_login(assets)
         self._publish()
 
     def _proxy(self, network: NetworkStack) -> rds.DatabaseProxy:
@@ -94,7 +94,7 @@ class RdsProxyStack(Stack):
         arn = published(self._config, APPLICATION_SECRET).read(self)
         return secretsmanager.Secret.from_secret_complete_arn(self, "ApplicationSecret", arn)
 
-    def _let_in_first(self, assets: Assets) -> None:
+    def _create_login(self, assets: Assets) -> None:
         """Make the login before the proxy, whose target may wait for it: docs/decisions/0035.
 
         The migration makes it, too, but only after the proxy, in the stack `Api`.
@@ -109,7 +109,7 @@ class RdsProxyStack(Stack):
             ),
             self,
         )
-        # Another server has to get the login before the proxy connects to it.
+        # A new server must have the login before the proxy connects to it.
         server = ["host", *(["resource-id"] if self._database.server.resource_id else [])]
         DeploymentTask(
             self,
@@ -135,9 +135,9 @@ class RdsProxyStack(Stack):
         )
 
     def _target(self) -> rds.ProxyTarget:
-        """Describe the database anew: given its own construct, CDK would put rules into its stack.
+        """Describe the database: with its construct, CDK would add rules to the database's stack.
 
-        Its name comes as a published value, so that a replaced database does not block this stack.
+        Its name is a published value, so that a replaced database does not block this stack.
         """
         config, identifier = self._config, published(self._config, "database/identifier").read(self)
         if self._database.server.cluster:

@@ -360,7 +360,7 @@ def test_a_user_whom_no_policy_binds_is_refused(
         with pytest.raises(UnboundLoginError) as refused:
             target.migrate(shared=borrowed)
         assert target.login.name in str(refused.value)
-        assert "a user of its own" in str(refused.value)
+        assert "a separate user" in str(refused.value)
     assert target.tables() == set()
 
 
@@ -369,7 +369,7 @@ def test_the_owner_is_refused(target: Target, postgres: Postgres, borrowed: bool
     """The application would change the schema; the owner's URL may be in both of a secret's."""
     master = conninfo_to_dict(target.dsn)
     target.login = Login(str(master["user"]), "another-Pa55word", borrowed)
-    with pytest.raises(LoginError, match=r"is the owner.* a user of its own"):
+    with pytest.raises(LoginError, match=r"is the owner.* a separate user"):
         target.migrate(shared=borrowed)
     psycopg.connect(target.dsn).close()
     assert target.tables() == set()
@@ -381,7 +381,7 @@ def test_a_role_that_is_none_of_the_application_s_is_not_taken(target: Target) -
         create_role(master, target.login)
     stranger = target.login
     target.login = Login(stranger.name, "another-Pa55word")
-    with pytest.raises(LoginError, match="none of the application's"):
+    with pytest.raises(LoginError, match="does not belong to the application"):
         target.migrate()
     psycopg.connect(target.dsn, user=stranger.name, password=PASSWORD).close()
     assert target.tables() == set()
@@ -467,7 +467,7 @@ def test_a_url_without_a_login_is_refused(
 
 @pytest.mark.parametrize("login", [("", PASSWORD), ("app", "")])
 def test_an_empty_login_is_refused(login: tuple[str, str]) -> None:
-    """PostgreSQL takes an empty password for none."""
+    """PostgreSQL treats an empty password as none."""
     with pytest.raises(LoginError, match="write one into its secret"):
         Login(*login)
 
@@ -666,10 +666,10 @@ def test_a_server_has_one_application(target: Target, neighbour: Target) -> None
         target.migrate()
     name = str(conninfo_to_dict(neighbour.dsn)["dbname"])
     assert f"{name!r} of this server" in str(refused.value)
-    assert "a server of its own" in str(refused.value)
+    assert "Use a separate server" in str(refused.value)
     assert target.tables() == set()
     with psycopg.connect(neighbour.dsn, autocommit=True) as master:
-        master.execute(str(refused.value).partition("any more: ")[2])
+        master.execute(str(refused.value).partition("in use: ")[2])
     assert target.migrate().applied == REVISIONS
 
 

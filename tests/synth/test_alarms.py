@@ -293,11 +293,13 @@ def test_a_protected_stage_without_an_address_is_refused(tmp_path: Path) -> None
 
     with pytest.raises(ConfigurationError) as refused:
         build_with("prod")
-    assert "observability.email = null with termination_protection = true" in str(refused.value)
-    assert "set an address" in str(refused.value)
+    assert "observability.email is null; must be set when termination_protection" in str(
+        refused.value
+    )
+    assert "Set an address" in str(refused.value)
     build_with("dev")
     build_with("prod", observability={"email": "somebody@example.com"})
-    with pytest.raises(ConfigurationError, match=r"observability\.email = null"):
+    with pytest.raises(ConfigurationError, match=r"observability\.email is null"):
         build_with("dev", termination_protection=True)
 
 

@@ -28,16 +28,16 @@ def test_templates_are_valid_cloudformation(
 @pytest.mark.parametrize(
     ("stage", "override"), [pytest.param(s, o, id=name) for name, s, o in everything()]
 )
-def test_every_finding_is_accepted_with_a_reason(
+def test_every_finding_is_suppressed_with_a_reason(
     stage: str, override: Mapping[str, Any], tmp_path: Path
 ) -> None:
-    """Neither AwsSolutions nor Serverless reports anything that no construct accepts."""
+    """Neither AwsSolutions nor Serverless reports anything that no construct suppresses."""
     app = new_app(stage, tmp_path, override)
     assert findings(app, tmp_path) == []
 
 
 def test_the_rules_find_something_where_there_is_something(tmp_path: Path) -> None:
-    """A function that nobody accepted anything for has findings of both rule sets."""
+    """A function without suppressions has findings of both rule sets."""
     app = App(outdir=str(tmp_path))
     lambda_.Function(
         Stack(app, "Plain"),

@@ -16,11 +16,11 @@ from lambda_pg_cdk.layer.build import Target
 from lambda_pg_cdk.operations.migration_provider.handler import ANSWERING, STARTING
 from lambda_pg_cdk.pgbouncer.settings import Settings as PoolerSettings
 from lambda_pg_cdk.stacks import assets
-from lambda_pg_cdk.stacks.assets import pooler_context
 from lambda_pg_cdk.stacks.database import ADMIT
 from lambda_pg_cdk.stage.budget import BudgetError
 from lambda_pg_cdk.stage.loading import load_stage
 from lambda_pg_cdk.stage.parameters import PARAMETERS
+from lambda_pg_cdk.stage.sources import pooler_context
 from lambda_pg_cdk.tools.image import LOCKS
 from lambda_pg_cdk.tools.synth import COMBINATIONS, new_app
 from tests.synth.conftest import Stage, synthesise
@@ -951,7 +951,7 @@ def test_a_stage_over_its_budget_does_not_synthesise(tmp_path: Path) -> None:
 
 def test_a_stage_that_cannot_log_everybody_in_does_not_synthesise(tmp_path: Path) -> None:
     """A quarter of a core is too little for the first function of the stage `dev` already."""
-    with pytest.raises(BudgetError, match="the logins that can come at once take"):
+    with pytest.raises(BudgetError, match="the time for all logins that can start at once is"):
         new_app("dev", tmp_path, {"pgbouncer": {"cpu": 256, "memory": 512}})
 
 

@@ -58,7 +58,7 @@ def test_a_deployment_doubles_the_tasks_that_autoscaling_may_have_made() -> None
     """Old and new tasks run side by side, and those of the deployment before may still drain."""
     first = server(budget("dev")).lines[0]
     assert first.connections == (3 * 2 + 3) * 15
-    assert "6 tasks during a deployment (3 at 200 %) and 3 that drain" in first.what
+    assert "6 tasks during a deployment (3 at 200 %) and 3 still draining" in first.what
 
 
 def test_postgresql_limits_each_user_to_its_part_of_the_pooler_s_line() -> None:
@@ -101,7 +101,7 @@ def test_the_last_connection_may_be_used_and_no_more() -> None:
     assert not Sum("x", (Line("a", 60), Line("b", 41)), 100, "limit").fits
     exact = server(budget("dev")).total
     budget("dev", database={"max_connections": exact}).check()
-    with pytest.raises(BudgetError, match=r"are 1 more than database\.max_connections"):
+    with pytest.raises(BudgetError, match=rf"is {exact}; must be at most {exact - 1} "):
         budget("dev", database={"max_connections": exact - 1}).check()
 
 
@@ -110,135 +110,138 @@ REFUSALS: dict[str, tuple[dict[str, Any], tuple[Client, ...], str]] = {
         {"pgbouncer": {"max_db_connections": 20}},
         (),
         """\
-stage 'dev': the server connections that can exist are 44 more than database.max_connections:
-     180  PgBouncer: 6 tasks during a deployment (3 at 200 %) and 3 that drain from the one \
-before, x 20 over all users
-       2  migrations, over the direct address
+stage 'dev': the number of server connections that can exist is 194; must be at most 150 \
+(database.max_connections):
+     180  PgBouncer: 6 tasks during a deployment (3 at 200 %) and 3 still draining from the \
+previous one, x 20 for all users
+       2  migrations, over the direct URL
        2  a rotation
        5  administrators
        5  reserved by PostgreSQL and RDS for superusers
-     194  all together
+     194  total
      150  database.max_connections
-The smallest change that fits: pgbouncer.max_db_connections = 15 (it is 20); or \
-database.max_connections = 194 (it is 150); or pgbouncer.max_tasks = 2 (it is 3).""",
+The smallest change that fits: set pgbouncer.max_db_connections to 15 (now 20); or set \
+database.max_connections to 194 (now 150); or set pgbouncer.max_tasks to 2 (now 3).""",
     ),
     "an instance too small for its default": (
         {"database": {"instance_class": "t4g.micro", "max_connections": None}},
         (),
         """\
-stage 'dev': the server connections that can exist are 70 more than RDS's default for t4g.micro, \
-less than the least it may be:
-     135  PgBouncer: 6 tasks during a deployment (3 at 200 %) and 3 that drain from the one \
-before, x 15 over all users
-       2  migrations, over the direct address
+stage 'dev': the number of server connections that can exist is 149; must be at most 79 (lower \
+bound of RDS's default for t4g.micro):
+     135  PgBouncer: 6 tasks during a deployment (3 at 200 %) and 3 still draining from the \
+previous one, x 15 for all users
+       2  migrations, over the direct URL
        2  a rotation
        5  administrators
        5  reserved by PostgreSQL and RDS for superusers
-     149  all together
-      79  RDS's default for t4g.micro, less than the least it may be
-The smallest change that fits: pgbouncer.max_db_connections = 7 (it is 15); or \
-database.max_connections = 149 (it is 79).""",
+     149  total
+      79  lower bound of RDS's default for t4g.micro
+The smallest change that fits: set pgbouncer.max_db_connections to 7 (now 15); or set \
+database.max_connections to 149 (now 79).""",
     ),
     "a proxy that may open everything": (
         {"pooler": "rds-proxy", "rds_proxy": {"max_connections_percent": 100}},
         (),
         """\
-stage 'dev': the server connections that can exist are 14 more than database.max_connections:
+stage 'dev': the number of server connections that can exist is 164; must be at most 150 \
+(database.max_connections):
      150  RDS Proxy: 100 % of 150
-       2  migrations, over the direct address
-       2  RDS Proxy's own
+       2  migrations, over the direct URL
+       2  RDS Proxy itself
        5  administrators
        5  reserved by PostgreSQL and RDS for superusers
-     164  all together
+     164  total
      150  database.max_connections
-The smallest change that fits: rds_proxy.max_connections_percent = 90 (it is 100).""",
+The smallest change that fits: set rds_proxy.max_connections_percent to 90 (now 100).""",
     ),
     "too many clients": (
         {"functions": {"other_clients": 100}},
         (Client("users", 1000), Client("orders", 10, slots=2, processes=3)),
         """\
-stage 'dev': the client connections that can exist are 220 more than PgBouncer's clients: \
-pgbouncer.max_client_conn x 1 tasks, with one away:
+stage 'dev': the number of client connections that can exist is 2220; must be at most 2000 \
+(pgbouncer.max_client_conn x 1 tasks, while one is down):
     2000  users: 1000 environments x 1 processes x 1 slots x 2 versions during a deployment
      120  orders: 10 environments x 3 processes x 2 slots x 2 versions during a deployment
      100  functions of other apps
-    2220  all together
-    2000  PgBouncer's clients: pgbouncer.max_client_conn x 1 tasks, with one away
-The smallest change that fits: pgbouncer.max_client_conn = 2220 (it is 2000); or \
-the concurrency of users = 890 (it is 1000); or pgbouncer.tasks = 3 (it is 2).""",
+    2220  total
+    2000  pgbouncer.max_client_conn x 1 tasks, while one is down
+The smallest change that fits: set pgbouncer.max_client_conn to 2220 (now 2000); or set the \
+concurrency of users to 890 (now 1000); or set pgbouncer.tasks to 3 (now 2).""",
     ),
     "sessions": (
         {"pgbouncer": {"pool_mode": "session"}, "functions": {"other_clients": 0}},
         (Client("users", 20),),
         """\
-stage 'dev': the sessions that can exist are 33 more than server connections for sessions: \
-7 x 1 tasks, with one away:
+stage 'dev': the number of sessions that can exist is 40; must be at most 7 (server connections: \
+7 x 1 tasks, while one is down):
       40  users: 20 environments x 1 processes x 1 slots x 2 versions during a deployment
        0  functions of other apps
-      40  all together
-       7  server connections for sessions: 7 x 1 tasks, with one away
-The smallest change that fits: the concurrency of users = 3 (it is 20).""",
+      40  total
+       7  server connections: 7 x 1 tasks, while one is down
+The smallest change that fits: set the concurrency of users to 3 (now 20).""",
     ),
     "too many logins at once": (
         {"pgbouncer": SMALL},
         (FREE, Client("health", Cap.POOLER_LIMIT)),
         """\
-stage 'dev': the logins that can come at once take 11.2 s, 8.2 s more than \
-functions.checkout_timeout:
-    1300  users: nothing reserved, 1300 new environments x 1 processes x 1 slots
-    1300  health: nothing reserved, 1300 new environments x 1 processes x 1 slots
+stage 'dev': the time for all logins that can start at once is 11.2; must be at most 3 seconds \
+(functions.checkout_timeout):
+    1300  users: no reservation, 1300 new environments x 1 processes x 1 slots
+    1300  health: no reservation, 1300 new environments x 1 processes x 1 slots
       50  functions of other apps
-    -650  over the 2000 clients that PgBouncer accepts: 503
-    2000  all together
-    2000  for the busiest of 1 tasks, with one away
-   11200  milliseconds that these take: 1.4 ms of a core each, pgbouncer.cpu is 256 of 1024
+    -650  answered 503: PgBouncer accepts 2000 clients
+    2000  total
+    2000  on the busiest of 1 tasks, while one is down
+   11200  milliseconds for these: 1.4 ms of a core each, pgbouncer.cpu is 256 of 1024
     3000  functions.checkout_timeout in milliseconds
-The smallest change that fits: functions.checkout_timeout = 12 (it is 3); or pgbouncer.cpu (with \
-at least twice as much pgbouncer.memory) = 1024 (it is 256).""",
+The smallest change that fits: set functions.checkout_timeout to 12 (now 3); or set pgbouncer.cpu \
+(with at least twice as much pgbouncer.memory) to 1024 (now 256).""",
     ),
     "logins of a few slots each, at three tasks": (
         {"pgbouncer": {**SMALL, "tasks": 3, "max_tasks": 3}},
         (Client("users", 600, slots=2),),
         """\
-stage 'dev': the logins that can come at once take 3.9 s, 0.9 s more than \
-functions.checkout_timeout:
+stage 'dev': the time for all logins that can start at once is 3.9; must be at most 3 seconds \
+(functions.checkout_timeout):
     1200  users: 600 new environments x 1 processes x 2 slots
       50  functions of other apps
-    1250  all together
-     696  for the busiest of 2 tasks, with one away
-    3898  milliseconds that these take: 1.4 ms of a core each, pgbouncer.cpu is 256 of 1024
+    1250  total
+     696  on the busiest of 2 tasks, while one is down
+    3898  milliseconds for these: 1.4 ms of a core each, pgbouncer.cpu is 256 of 1024
     3000  functions.checkout_timeout in milliseconds
-The smallest change that fits: the concurrency of users = 448 (it is 600); or \
-functions.checkout_timeout = 4 (it is 3); or pgbouncer.cpu (with at least twice as much \
-pgbouncer.memory) = 512 (it is 256).""",
+The smallest change that fits: set the concurrency of users to 448 (now 600); or set \
+functions.checkout_timeout to 4 (now 3); or set pgbouncer.cpu (with at least twice as much \
+pgbouncer.memory) to 512 (now 256).""",
     ),
     "logins of a function without a reservation": (
         {"pgbouncer": SMALL},
         (FREE,),
         """\
-stage 'dev': the logins that can come at once take 7.6 s, 4.6 s more than \
-functions.checkout_timeout:
-    1300  users: nothing reserved, 1300 new environments x 1 processes x 1 slots
+stage 'dev': the time for all logins that can start at once is 7.6; must be at most 3 seconds \
+(functions.checkout_timeout):
+    1300  users: no reservation, 1300 new environments x 1 processes x 1 slots
       50  functions of other apps
-    1350  all together
-    1350  for the busiest of 1 tasks, with one away
-    7560  milliseconds that these take: 1.4 ms of a core each, pgbouncer.cpu is 256 of 1024
+    1350  total
+    1350  on the busiest of 1 tasks, while one is down
+    7560  milliseconds for these: 1.4 ms of a core each, pgbouncer.cpu is 256 of 1024
     3000  functions.checkout_timeout in milliseconds
-The smallest change that fits: the new environments of users, by a reservation = 485 (it is \
-1300); or functions.checkout_timeout = 12 (it is 3); or pgbouncer.cpu (with at least twice as much \
-pgbouncer.memory) = 1024 (it is 256).""",
+The smallest change that fits: set the new environments of users, by a reservation, to 485 (now \
+1300); or set functions.checkout_timeout to 12 (now 3); or set pgbouncer.cpu (with at least twice \
+as much pgbouncer.memory) to 1024 (now 256).""",
     ),
     "a plan with few clients": (
         {**COMBINATIONS["external"], "functions": {"other_clients": 10}},
         (Client("users", 150),),
         """\
-stage 'dev': the client connections that can exist are 110 more than external.max_clients:
+stage 'dev': the number of client connections that can exist is 310; must be at most 200 \
+(external.max_clients):
      300  users: 150 environments x 1 processes x 1 slots x 2 versions during a deployment
       10  functions of other apps
-     310  all together
+     310  total
      200  external.max_clients
-The smallest change that fits: the concurrency of users = 95 (it is 150); or \
-external.max_clients = 310 (it is 200).""",
+The smallest change that fits: set the concurrency of users to 95 (now 150); or set \
+external.max_clients to 310 (now 200).""",
     ),
 }
 
@@ -275,15 +278,15 @@ def remedies(found: Budget) -> Iterator[tuple[str, int, int]]:
         found.check()
     _, _, advice = str(refused.value).partition("The smallest change that fits: ")
     for each in advice.rstrip(".").split("; or "):
-        setting, _, values = each.partition(" = ")
-        value, _, before = values.partition(" (it is ")
+        setting, _, values = each.removeprefix("set ").partition(" to ")
+        value, _, before = values.partition(" (now ")
         yield setting, int(value), int(before.rstrip(")"))
 
 
 def applied(found: Budget, setting: str, value: int) -> Budget:
     """Do one change."""
     if " of " in setting:
-        name = setting.partition(" of ")[2].removesuffix(", by a reservation")
+        name = setting.partition(" of ")[2].removesuffix(", by a reservation,")
         changed = [replace(c, concurrency=value) if c.name == name else c for c in found.clients]
         return budget_of(found.config, changed)
     section, _, field = setting.partition(" (")[0].partition(".")
@@ -293,7 +296,7 @@ def applied(found: Budget, setting: str, value: int) -> Budget:
 
 def test_where_nothing_fits_no_setting_is_named() -> None:
     """The message does not send anybody the wrong way."""
-    with pytest.raises(BudgetError, match="No single setting mends this"):
+    with pytest.raises(BudgetError, match="No single change fits"):
         budget("dev", Client("a", Cap.POOLER_LIMIT), pgbouncer={"pool_mode": "session"}).check()
 
 
@@ -301,7 +304,7 @@ def test_sessions_fit_where_every_client_has_a_server_connection() -> None:
     """Session pooling is refused only where it can leave somebody waiting for ever."""
     alone = {"pgbouncer": {"pool_mode": "session"}, "functions": {"other_clients": 0}}
     budget("dev", Client("users", 3), **alone).check()
-    with pytest.raises(BudgetError, match="the sessions that can exist"):
+    with pytest.raises(BudgetError, match="the number of sessions that can exist"):
         budget("dev", Client("users", 4), **alone).check()
 
 
@@ -309,7 +312,9 @@ def test_a_function_without_a_reservation_takes_what_is_left() -> None:
     """It adds nothing to the sum: the pooler refuses what is too much."""
     found = budget("dev", Client("users", Cap.POOLER_LIMIT))
     found.check()
-    assert "users: nothing reserved, takes what is left, 503 beyond it" in found.explain()
+    assert (
+        "users: no reservation, uses the remaining connections, then answers 503" in found.explain()
+    )
 
 
 def test_all_sums_are_shown() -> None:
@@ -317,7 +322,7 @@ def test_all_sums_are_shown() -> None:
     shown = budget("dev", FREE, Client("health", Cap.POOLER_LIMIT)).explain()
     kinds = [block.partition("\n")[0] for block in shown.split("\n\n")]
     assert kinds == ["server connections", "client connections", "logins"]
-    assert "2800  milliseconds that these take" in shown
+    assert "2800  milliseconds for these" in shown
 
 
 def test_a_change_that_breaks_another_sum_is_no_remedy() -> None:
@@ -336,15 +341,17 @@ def test_one_task_may_be_away() -> None:
         "functions": {"other_clients": 0},
     }
     budget("dev", Client("users", 100), **override).check()
-    with pytest.raises(BudgetError, match="x 2 tasks, with one away"):
+    with pytest.raises(BudgetError, match="x 2 tasks, while one is down"):
         budget("dev", Client("users", 101), **override).check()
 
 
 def test_other_apps_get_what_the_stage_keeps_for_them() -> None:
-    """What an app of its own attaches is held against functions.other_clients."""
+    """Functions of another app are compared with functions.other_clients."""
     config = load_stage("dev", {"functions": {"other_clients": 100}})
     allowance_of(config, [Client("orders", 50)]).check()
-    with pytest.raises(BudgetError, match=r"are 2 more than functions.other_clients of the stage"):
+    with pytest.raises(
+        BudgetError, match=r"is 102; must be at most 100 .functions.other_clients of the stage"
+    ):
         allowance_of(config, [Client("orders", 51)]).check()
 
 

@@ -1,6 +1,7 @@
-"""A stage's settings: what is read, and what is refused in which words."""
+"""A stage's settings: what is read, what is refused, and the form of each message."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def configure(stage: str = "dev", override: object = None, **context: Any) -> Co
 
 
 def problems(override: object, stage: str = "dev") -> tuple[str, ...]:
-    """Return what a wrong override is told."""
+    """Return the problems of a wrong override."""
     with pytest.raises(ConfigurationError) as refused:
         configure(stage, override)
     return refused.value.problems
@@ -57,65 +58,78 @@ def test_an_unknown_stage_names_those_there_are() -> None:
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ({"region": 3}, "region = 3: allowed is text, a region"),
-        ({"baseline": "yes"}, "baseline = 'yes': allowed is true or false"),
-        ({"baseline": 1}, "baseline = 1: allowed is true or false"),
-        ({"pgbouncer": {"port": "x"}}, "pgbouncer.port = 'x': allowed is a whole number, 1024 to"),
-        ({"pgbouncer": {"port": 80}}, "pgbouncer.port = 80: allowed is a whole number, 1024 to"),
+        ({"region": 3}, "region is 3; must be text: a region"),
+        ({"baseline": "yes"}, "baseline is 'yes'; must be true or false"),
+        ({"baseline": 1}, "baseline is 1; must be true or false"),
+        ({"pgbouncer": {"port": "x"}}, "pgbouncer.port is 'x'; must be a whole number from 1024 "),
+        ({"pgbouncer": {"port": 80}}, "pgbouncer.port is 80; must be a whole number from 1024 "),
         (
             {"pgbouncer": {"tasks": True}},
-            "pgbouncer.tasks = True: allowed is a whole number, 1 to 8",
+            "pgbouncer.tasks is true; must be a whole number from 1 to 8",
         ),
-        ({"pgbouncer": {"prot": 1}}, "pgbouncer.prot = 1 is no setting: allowed are tasks, max"),
+        ({"pgbouncer": {"prot": 1}}, "pgbouncer.prot is not a setting; must be one of tasks, max"),
         ({"pgbouncer": {"pool_mode": "statement"}}, "one of 'transaction', 'session'"),
-        ({"pgbouncer": {"cpu": 1000}}, "pgbouncer.cpu = 1000: allowed is a whole number, one of"),
+        (
+            {"pgbouncer": {"cpu": 1000}},
+            "pgbouncer.cpu is 1000; must be one of 256, 512, 1024 units",
+        ),
         (
             {"pgbouncer": {"cpu": 1024, "memory": 512}},
-            "pgbouncer.memory = 512: allowed with pgbouncer.cpu = 1024 is one of 2048, 4096",
+            "pgbouncer.memory is 512; must be one of 2048, 4096 (MiB), which Fargate offers with ",
         ),
-        ({"pgbouncer": {"endpoint_host": "a b"}}, "pgbouncer.endpoint_host = 'a b'"),
-        ({"pgbouncer": 7}, "pgbouncer is 7: allowed is a group of settings"),
-        ({"pooler": "odyssey"}, "pooler = 'odyssey': allowed is text, one of 'pgbouncer'"),
-        ({"app": "Shop"}, "app = 'Shop': allowed is text, lower-case words"),
-        ({"app": "x" * 53, "pooler": "rds-proxy"}, "of 64 characters; allowed are 63"),
-        ({"database": {"min_acu": "1"}}, "database.min_acu = '1': allowed is a number, 0 to 256"),
-        ({"database": {"min_acu": 9}}, "database.min_acu = 9: allowed is up to database.max_acu"),
-        ({"database": {"transaction_timeout": 5}}, "database.transaction_timeout = 5"),
-        ({"database": {"statement_timeout": 20}}, "database.statement_timeout = 20: allowed is le"),
-        ({"database": {"kind": "none"}}, "database.kind = 'none' with pooler = 'pgbouncer'"),
-        (ELSEWHERE, "database.kind = 'instance' with pooler = 'external': allowed is 'none'"),
-        ({"pgbouncer": {"tasks": 4}}, "pgbouncer.max_tasks = 3: allowed is pgbouncer.tasks = 4"),
-        ({"pgbouncer": {"query_wait_timeout": 6}}, "pgbouncer.query_wait_timeout = 6: allowed is"),
-        ({"rds_proxy": {"max_idle_percent": 90}}, "rds_proxy.max_idle_percent = 90: allowed is up"),
-        ({"network": {"vpc_id": "vpc-1"}}, "network.vpc_id = 'vpc-1'"),
-        ({"network": {"subnet_ids": ["subnet-0123abcd"]}}, "allowed is [] without network.vpc_id"),
-        (PAUSING, "database.min_acu = 0: allowed is 0.5 or more with RDS Proxy"),
-        ({"python": "3.10"}, "python = '3.10': allowed is text, one of '3.13'"),
-        ({"account": "12"}, "account = '12': allowed is text or null, 12 digits"),
-        ({"network": {"cidr": "10.0.0.0/8"}}, "network.cidr = '10.0.0.0/8'"),
-        ({"network": {"nat_gateways": 3}}, "network.nat_gateways = 3: allowed are up to 2"),
-        ({"network": {"egress": "vpn"}}, "network.egress = 'vpn'"),
-        ({"database": {"ca_file": "ca.pem"}}, "database.ca_file = 'ca.pem'"),
-        ({"database": {"max_storage_gib": 22, "storage_gib": 30}}, "database.max_storage_gib = 22"),
-        ({"database": {"major_version": 16}}, "database.major_version = 16"),
-        ({"log_retention_days": 8}, "log_retention_days = 8"),
-        ({"availability_zones": ["eu-west-1a"]}, "allowed are 2 or 3 zones"),
-        ({"availability_zones": ["eu-west-1a", "us-east-1a"]}, "allowed are zones of eu-west-1"),
-        ({"availability_zones": "eu-west-1a"}, "availability_zones = 'eu-west-1a'"),
-        ({"identity": {"issuer": "http://issuer.example"}}, "identity.issuer = "),
-        ({"identity": {"issuer": "https://issuer.example"}}, "identity.audience = []"),
-        ({"identity": {"audience": ["app"]}}, "identity.audience = ['app']: allowed is []"),
-        ({"observability": {"email": "nobody"}}, "observability.email = 'nobody'"),
+        ({"pgbouncer": {"endpoint_host": "a b"}}, "pgbouncer.endpoint_host is 'a b'"),
+        ({"pgbouncer": 7}, "pgbouncer is 7; must be a group of settings"),
+        ({"pooler": "odyssey"}, "pooler is 'odyssey'; must be one of 'pgbouncer'"),
+        ({"app": "Shop"}, "app is 'Shop'; must be text: lower-case words"),
+        ({"app": "x" * 53, "pooler": "rds-proxy"}, "would have 64 characters, and RDS allows 63"),
+        ({"database": {"min_acu": "1"}}, "database.min_acu is '1'; must be a number from 0 to 256"),
+        ({"database": {"min_acu": 9}}, "database.min_acu is 9; must be at most database.max_acu"),
+        ({"database": {"transaction_timeout": 5}}, "database.transaction_timeout is 5"),
+        ({"database": {"statement_timeout": 20}}, "database.statement_timeout is 20; must be less"),
+        ({"database": {"kind": "none"}}, "database.kind is 'none'; must be 'instance', "),
+        (ELSEWHERE, "database.kind is 'instance'; must be 'none' with pooler 'external'"),
+        (
+            {"pgbouncer": {"tasks": 4}},
+            "pgbouncer.max_tasks is 3; must be at least pgbouncer.tasks (4)",
+        ),
+        ({"pgbouncer": {"query_wait_timeout": 6}}, "pgbouncer.query_wait_timeout is 6; must be"),
+        ({"rds_proxy": {"max_idle_percent": 90}}, "rds_proxy.max_idle_percent is 90; must be at"),
+        ({"network": {"vpc_id": "vpc-1"}}, "network.vpc_id is 'vpc-1'"),
+        ({"network": {"subnet_ids": ["subnet-0123abcd"]}}, "must be [] without network.vpc_id"),
+        (PAUSING, "database.min_acu is 0; must be at least 0.5 (ACU) with RDS Proxy"),
+        ({"python": "3.10"}, "python is '3.10'; must be one of '3.13'"),
+        ({"account": "12"}, "account is '12'; must be text: 12 digits, or null"),
+        ({"network": {"cidr": "10.0.0.0/8"}}, "network.cidr is '10.0.0.0/8'"),
+        ({"network": {"nat_gateways": 3}}, "network.nat_gateways is 3; must be at most 2"),
+        ({"network": {"egress": "vpn"}}, "network.egress is 'vpn'"),
+        ({"database": {"ca_file": "ca.pem"}}, "database.ca_file is 'ca.pem'"),
+        (
+            {"database": {"max_storage_gib": 22, "storage_gib": 30}},
+            "database.max_storage_gib is 22",
+        ),
+        ({"database": {"major_version": 16}}, "database.major_version is 16; must be 17"),
+        ({"log_retention_days": 8}, "log_retention_days is 8"),
+        ({"availability_zones": ["eu-west-1a"]}, "must be 2 or 3 zones"),
+        (
+            {"availability_zones": ["eu-west-1a", "us-east-1a"]},
+            "must be in eu-west-1; us-east-1a is not",
+        ),
+        ({"availability_zones": "eu-west-1a"}, "availability_zones is 'eu-west-1a'"),
+        ({"identity": {"issuer": "http://issuer.example"}}, "identity.issuer is "),
+        ({"identity": {"issuer": "https://issuer.example"}}, "identity.audience is []"),
+        ({"identity": {"audience": ["app"]}}, "identity.audience is ['app']; must be []"),
+        ({"observability": {"email": "nobody"}}, "observability.email is 'nobody'"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(override: object, expected: str) -> None:
     """The message has the dotted name, the value and what is allowed."""
     (problem,) = problems(override)
     assert expected in problem
+    assert re.fullmatch(r"\S+ is .+; must .+", problem)
 
 
 def test_all_problems_are_listed_at_once() -> None:
-    """Whoever edits a stage corrects it in one go."""
+    """One run shows everything that must be corrected."""
     assert len(problems({"region": 3, "baseline": 1, "pgbouncer": {"port": 1, "prot": 1}})) == 4
 
 
@@ -129,24 +143,24 @@ def test_a_missing_setting_is_named() -> None:
     ]
 
 
-def test_an_override_that_is_no_json_is_refused() -> None:
+def test_an_override_that_is_not_json_is_refused() -> None:
     """The message says where it stops being JSON."""
-    with pytest.raises(ConfigurationError, match=r"override = .*allowed is JSON.*column"):
+    with pytest.raises(ConfigurationError, match=r"override is .*; must be JSON: .*column"):
         load({**CONTEXT, "override": "{'a': 1}"}.get)
 
 
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ({"pgbouncer": {"query_wait_timeout": 3}}, "pgbouncer.query_wait_timeout = 3"),
+        ({"pgbouncer": {"query_wait_timeout": 3}}, "pgbouncer.query_wait_timeout is 3"),
         (
             {"pooler": "rds-proxy", "rds_proxy": {"borrow_timeout": 3}},
-            "rds_proxy.borrow_timeout = 3",
+            "rds_proxy.borrow_timeout is 3",
         ),
-        ({"functions": {"checkout_timeout": 1}}, "pgbouncer.query_wait_timeout = 1"),
-        ({"functions": {"checkout_timeout": 20}}, "functions.checkout_timeout = 20"),
-        ({"functions": {"timeout": 3}}, "functions.checkout_timeout = 3"),
-        ({"functions": {"timeout": 29}}, "functions.timeout = 29"),
+        ({"functions": {"checkout_timeout": 1}}, "pgbouncer.query_wait_timeout is 1"),
+        ({"functions": {"checkout_timeout": 20}}, "functions.checkout_timeout is 20"),
+        ({"functions": {"timeout": 3}}, "functions.checkout_timeout is 3"),
+        ({"functions": {"timeout": 29}}, "functions.timeout is 29"),
     ],
 )
 def test_timeouts_nest(override: object, expected: str) -> None:
@@ -179,7 +193,7 @@ def test_an_external_pooler_needs_its_secret() -> None:
     """The URLs are in it."""
     external = {"pooler": "external", "database": {"kind": "none"}}
     assert problems(external) == (
-        "external.secret_arn = null: a value is needed with pooler = 'external'",
+        "external.secret_arn is null; must be set with pooler 'external'",
     )
 
 
@@ -192,7 +206,7 @@ def test_an_external_pooler_in_a_network_needs_its_port() -> None:
     external = {**ELSEWHERE, "database": {"kind": "none"}}
     assert configure("dev", external).external.port is None
     (problem,) = problems({**external, "network": network})
-    assert problem.startswith("external.port = null: a value is needed with network.vpc_id")
+    assert problem.startswith("external.port is null; must be set with network.vpc_id")
     given = {**external, "network": network, "external": {"secret_arn": ARN, "port": 6543}}
     assert configure("dev", given).external.port == 6543
 

@@ -151,9 +151,20 @@ def test_an_arrow_up_is_found(module: str, other: str) -> None:
     assert arrows_up(found) == [f"{module} imports {other}"]
 
 
-@pytest.mark.parametrize("module", ["stage.loading", "stage.budget", "stage.parameters"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "stage.loading",
+        "stage.budget",
+        "stage.environment",
+        "stage.sources",
+        "tools.tunnel",
+        "tools.preflight",
+        "tools.image",
+    ],
+)
 def test_a_stage_needs_no_cdk(module: str) -> None:
-    """Settings and budget are read without the CDK, which takes seconds to start."""
+    """Settings, budget and these tools do not import the CDK, which takes seconds to start."""
     program = f"import sys, lambda_pg_cdk.{module}; print({{'aws_cdk', 'jsii'}} & set(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=PROJECT, capture_output=True, check=True, text=True

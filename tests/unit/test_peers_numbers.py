@@ -4,8 +4,7 @@ import ipaddress
 
 import pytest
 
-from lambda_pg_cdk.stacks.network import subnet_mask
-from lambda_pg_cdk.stacks.pooler.peers import check_numbers
+from lambda_pg_cdk.stage.peers import check_numbers, subnet_mask
 from lambda_pg_cdk.stage.schema import ConfigurationError
 
 

@@ -149,7 +149,7 @@ def test_fargate_holds_a_deployment(quota: float, fine: bool, fails: bool) -> No
     answer = answering("get_service_quota", {"Quota": {"Value": quota}})
     (finding,) = ask(preflight.check_fargate, answer, pgbouncer={"cpu": 1024})
     assert (finding.is_fine, finding.fails) == (fine, fails)
-    assert "needs 6 while" in finding.what
+    assert "needs 6 with 3 tasks" in finding.what
 
 
 def test_a_quota_that_was_never_changed_has_its_default() -> None:
@@ -165,7 +165,7 @@ def test_a_quota_that_was_never_changed_has_its_default() -> None:
 
     (finding,) = ask(preflight.check_fargate, answer, pgbouncer={"cpu": 1024})
     assert finding.is_fine
-    assert "may use 6 vCPUs" in finding.what
+    assert "quota is 6 vCPUs" in finding.what
 
 
 ROLES = [
@@ -393,7 +393,7 @@ def test_a_reboot_is_told_before_a_deployment_makes_it() -> None:
     assert not found.fails
     assert "150 deployed, 140 wanted" in found.what
     assert "database.instance_class" in found.what
-    assert "at once, whatever the maintenance window" in found.what
+    assert "at once, also outside of the maintenance window" in found.what
     assert "alone" in found.remedy
 
 
@@ -456,7 +456,7 @@ def test_a_protected_stage_without_an_address_is_refused() -> None:
     """It would not synthesise; a stage that may be removed needs none."""
     (found,) = preflight.check_alarms(load_stage("prod"))
     assert found.fails
-    assert "observability.email = null with termination_protection = true" in found.what
+    assert "observability.email is null; must be set when termination_protection" in found.what
     assert found.remedy.startswith("Set an address")
     address = {"observability": {"email": "somebody@example.com"}}
     (found,) = preflight.check_alarms(load_stage("prod", address))

@@ -47,7 +47,7 @@ def test_a_region_without_roots_is_refused(region: str) -> None:
     with pytest.raises(ConfigurationError) as refused:
         of_region(region)
     (problem,) = refused.value.problems
-    assert f"region = '{region}'" in problem
+    assert f"region is '{region}'" in problem
     assert f"python -m lambda_pg_cdk.layer.roots {region}" in problem
     assert "database.ca_file" in problem
 
@@ -72,7 +72,7 @@ def test_a_stage_without_rds_needs_no_roots_of_it() -> None:
 
 def test_the_server_s_roots_do_not_depend_on_the_pooler() -> None:
     """RDS Proxy has Amazon's certificate, but the migration goes to the database itself."""
-    with pytest.raises(ConfigurationError, match="no roots of RDS"):
+    with pytest.raises(ConfigurationError, match="RDS root certificates"):
         of_region(REGION, pooler="rds-proxy")
 
 
@@ -151,7 +151,9 @@ def test_an_unreachable_store_is_named(folder: Path) -> None:
     def fetch(url: str) -> str:
         raise OSError("Name or service not known")
 
-    with pytest.raises(RootsError, match=r"cannot be fetched: Name or service.*Run this where"):
+    with pytest.raises(
+        RootsError, match=r"cannot be fetched: Name or service.*Run this on a machine"
+    ):
         take(REGION, fetch, folder)
     with pytest.raises(RootsError, match="not a region"):
         take("../../etc", fetch, folder)

@@ -25,6 +25,12 @@ from lambda_pg_cdk.pgbouncer.configuration import (
     scram_iterations,
 )
 from lambda_pg_cdk.pgbouncer.files import Folder
+from lambda_pg_cdk.pgbouncer.secret_store import (
+    Certificate,
+    Content,
+    SecretStore,
+    SecretUnusableError,
+)
 from lambda_pg_cdk.pgbouncer.session import (
     column_names,
     error_text,
@@ -34,7 +40,6 @@ from lambda_pg_cdk.pgbouncer.session import (
 )
 from lambda_pg_cdk.pgbouncer.settings import MetricsSettings, PeersSettings, Settings, SettingsError
 from lambda_pg_cdk.pgbouncer.supervisor import open_files
-from lambda_pg_cdk.pgbouncer.vault import Certificate, Content, SecretUnusableError, Vault
 from lambda_pg_cdk.stacks.pooler.pgbouncer import OPEN_FILES
 from lambda_pg_cdk.stage.config import PgBouncer
 
@@ -337,57 +342,57 @@ def secrets() -> FakeSecrets:
     return FakeSecrets()
 
 
-def users_of(vault: Vault) -> list[User]:
+def users_of(store: SecretStore) -> list[User]:
     """List the users of the last good content."""
-    assert vault.content is not None
-    return list(vault.content.users)
+    assert store.content is not None
+    return list(store.content.users)
 
 
-def vault_of(secrets: FakeSecrets, reports: list[str] | None = None) -> Vault:
-    """Make a vault that accepts any certificate."""
+def store_of(secrets: FakeSecrets, reports: list[str] | None = None) -> SecretStore:
+    """Make a store that accepts any certificate."""
     report = (reports if reports is not None else []).append
-    return Vault((USER_ARN,), LEAF_ARN, read=secrets, check=lambda _: None, report=report)
+    return SecretStore((USER_ARN,), LEAF_ARN, read=secrets, check=lambda _: None, report=report)
 
 
 def test_there_is_no_content_before_the_first_look(secrets: FakeSecrets) -> None:
     """Nobody is served with half of what is needed."""
-    vault = vault_of(secrets)
-    assert vault.content is None
+    store = store_of(secrets)
+    assert store.content is None
     del secrets.texts[LEAF_ARN, "AWSCURRENT"]
-    vault.refresh()
-    assert vault.content is None
+    store.refresh()
+    assert store.content is None
 
 
 def test_a_look_finds_user_and_certificate(secrets: FakeSecrets) -> None:
     """Current secrets are taken."""
-    vault = vault_of(secrets)
-    vault.refresh()
-    assert users_of(vault) == [User("app", "one")]
-    assert vault.content is not None
-    assert vault.content.certificate.pem == "KEY\nCHAIN\n"
+    store = store_of(secrets)
+    store.refresh()
+    assert users_of(store) == [User("app", "one")]
+    assert store.content is not None
+    assert store.content.certificate.pem == "KEY\nCHAIN\n"
 
 
 def test_the_previous_user_of_an_alternating_rotation_stays(secrets: FakeSecrets) -> None:
     """Both users may log in; of one user only the current password counts."""
     secrets.texts[USER_ARN, "AWSPREVIOUS"] = secrets.texts[USER_ARN, "AWSCURRENT"]
     secrets.texts[USER_ARN, "AWSCURRENT"] = '{"username": "app_clone", "password": "two"}'
-    vault = vault_of(secrets)
-    vault.refresh()
-    assert users_of(vault) == [User("app_clone", "two"), User("app", "one")]
+    store = store_of(secrets)
+    store.refresh()
+    assert users_of(store) == [User("app_clone", "two"), User("app", "one")]
     secrets.texts[USER_ARN, "AWSCURRENT"] = '{"username": "app", "password": "three"}'
-    vault.refresh()
-    assert users_of(vault) == [User("app", "three")]
+    store.refresh()
+    assert users_of(store) == [User("app", "three")]
 
 
 @pytest.mark.parametrize("broken", ["", "not json", "[]", '{"username": "app"}', '{"password": 1}'])
 def test_an_unusable_secret_keeps_the_last_good_one(secrets: FakeSecrets, broken: str) -> None:
     """The report names the secret and quotes nothing of it."""
     reports: list[str] = []
-    vault = vault_of(secrets, reports)
-    vault.refresh()
+    store = store_of(secrets, reports)
+    store.refresh()
     secrets.texts[USER_ARN, "AWSCURRENT"] = broken
-    vault.refresh()
-    assert users_of(vault) == [User("app", "one")]
+    store.refresh()
+    assert users_of(store) == [User("app", "one")]
     (report,) = reports
     assert USER_ARN in report
     assert "keeping the last good one" in report
@@ -396,28 +401,28 @@ def test_an_unusable_secret_keeps_the_last_good_one(secrets: FakeSecrets, broken
 
 def test_a_secret_counts_as_unreadable_until_it_was_read(secrets: FakeSecrets) -> None:
     """The certificate's does while only the users are looked at."""
-    vault = vault_of(secrets)
+    store = store_of(secrets)
     good = secrets.texts[LEAF_ARN, "AWSCURRENT"]
     secrets.texts[LEAF_ARN, "AWSCURRENT"] = "{}"
-    vault.refresh()
-    vault.refresh(certificate=False)
-    assert vault.unreadable == 1
+    store.refresh()
+    store.refresh(certificate=False)
+    assert store.unreadable == 1
     secrets.reachable = False
-    vault.refresh()
-    assert vault.unreadable == 2
+    store.refresh()
+    assert store.unreadable == 2
     secrets.reachable, secrets.texts[LEAF_ARN, "AWSCURRENT"] = True, good
-    vault.refresh()
-    assert vault.unreadable == 0
+    store.refresh()
+    assert store.unreadable == 0
 
 
 def test_an_unreachable_service_keeps_the_last_good_content(secrets: FakeSecrets) -> None:
     """An outage of Secrets Manager is a line in the log."""
     reports: list[str] = []
-    vault = vault_of(secrets, reports)
-    vault.refresh()
+    store = store_of(secrets, reports)
+    store.refresh()
     secrets.reachable = False
-    vault.refresh()
-    assert vault.content is not None
+    store.refresh()
+    assert store.content is not None
     assert len(reports) == 2
 
 
@@ -435,10 +440,10 @@ def test_a_certificate_that_does_not_load_is_not_taken(
     def refuse(_: Certificate) -> None:
         raise refusal
 
-    vault = Vault((USER_ARN,), LEAF_ARN, read=secrets, check=refuse, report=reports.append)
-    vault.refresh()
-    vault.refresh()
-    assert vault.content is None
+    store = SecretStore((USER_ARN,), LEAF_ARN, read=secrets, check=refuse, report=reports.append)
+    store.refresh()
+    store.refresh()
+    assert store.content is None
     assert len(reports) == 2
 
 

@@ -30,7 +30,9 @@ def test_the_commands_name_what_is_deployed() -> None:
 
 def test_a_stage_without_a_bastion_says_how_to_get_one() -> None:
     """No command is better than one that cannot work."""
-    with pytest.raises(NoTunnelError, match=r"network\.bastion = false.*make deploy STAGE=dev"):
+    with pytest.raises(
+        NoTunnelError, match=r"network\.bastion is false; must be true.*make deploy STAGE=dev"
+    ):
         commands(load_stage("dev"), PUBLISHED.get)
 
 

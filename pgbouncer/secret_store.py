@@ -1,4 +1,4 @@
-"""What the supervisor keeps of Secrets Manager: the last good users and certificate."""
+"""The last good users and certificate that the supervisor has read from Secrets Manager."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STAGES = ("AWSCURRENT", "AWSPREVIOUS")
 
 
 class SecretUnusableError(ValueError):
-    """A secret is there, but not (yet) what it should be. Never quotes what is in it."""
+    """A secret exists, but its content is not (yet) usable; the message never quotes it."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ Report = Callable[[str], None]
 Check = Callable[[Certificate], None]
 
 
-class Vault:
-    """The last good content of the secrets; `refresh` looks whether there is a newer one."""
+class SecretStore:
+    """The last good content of the secrets; `refresh` reads a newer one."""
 
     def __init__(
         self,
@@ -80,14 +80,14 @@ class Vault:
 
     @property
     def content(self) -> Content | None:
-        """The last good content; None while there is not enough to serve anyone."""
+        """The last good content; None until there are a user and a certificate."""
         if self._certificate is None or not self._logins:
             return None
         return Content(self._users(), self._certificate)
 
     @property
     def unreadable(self) -> int:
-        """How many secrets could not be read or used when they were looked at last."""
+        """How many secrets could not be read or used in the last look."""
         return len(self._unreadable)
 
     def _users(self) -> tuple[User, ...]:
@@ -100,9 +100,9 @@ class Vault:
         return tuple(found.values())
 
     def refresh(self, *, certificate: bool = True) -> bool:
-        """Look at every secret; keep the old content of those that cannot be read or used.
+        """Read every secret; keep the old content of those that cannot be read or used.
 
-        The certificate's may be left out. Tell whether it was looked at and is right.
+        The certificate's may be left out. Tell whether it was read and is usable.
         """
         for arn in self._user_arns:
             self._attempt(arn, self._take_user)
@@ -151,7 +151,7 @@ def _user(answer: dict[str, Any]) -> User:
 
 
 def _content(answer: dict[str, Any], *names: str) -> dict[str, str]:
-    """Take named texts out of a secret."""
+    """Return named texts of a secret."""
     try:
         content = json.loads(answer.get("SecretString") or "null")
     except ValueError:
