@@ -10,7 +10,7 @@ from typing import Any, Literal
 from lambda_pg_cdk.console.steady import SteadyLoad, Visitor
 from lambda_pg_cdk.local.cloud import LocalCloud
 from lambda_pg_cdk.local.faults.catalogue import FAULTS, Fault
-from lambda_pg_cdk.local.load import FunctionLog, Summary, fire, summarise
+from lambda_pg_cdk.local.http.load import FunctionLog, Summary, fire, summarise
 
 REQUESTS = (50, 100, 200, 500)
 _KEPT = 50  # activities

@@ -17,14 +17,21 @@ from urllib.parse import quote, urlsplit
 
 from lambda_pg_cdk import PROJECT
 from lambda_pg_cdk.local import state
-from lambda_pg_cdk.local.deployed import Start
-from lambda_pg_cdk.local.deployment import DeploymentError
+from lambda_pg_cdk.local.deployment.cdk import DeploymentError
+from lambda_pg_cdk.local.deployment.deployed import Start
 from lambda_pg_cdk.local.http.caller import call
 from lambda_pg_cdk.local.http_api.issuer import AUDIENCE, Issuer
 from lambda_pg_cdk.local.options import Options
 from lambda_pg_cdk.local.paths import state_dir
 from lambda_pg_cdk.local.processes import last_lines, open_log
-from lambda_pg_cdk.local.state import MARK, AlreadyRunningError, NotRunningError, State, client_keys
+from lambda_pg_cdk.local.state import (
+    CLOUD_ID_VARIABLE,
+    AlreadyRunningError,
+    NotRunningError,
+    StartingError,
+    State,
+    client_keys,
+)
 
 __all__ = [
     "AlreadyRunningError",
@@ -68,7 +75,7 @@ class LocalCloud:
         self.options = options or Options(bound=True)
         self._report = report
         self._guardian: subprocess.Popen[bytes] | None = None
-        self._leash = -1
+        self._parent_pipe = -1
 
     # Life
 
@@ -82,21 +89,21 @@ class LocalCloud:
     def start(self) -> None:
         """Start everything and deploy the app; raise `AlreadyRunningError` or `CloudError`."""
         held = state.lock(self.folder)
-        mark = secrets.token_hex(8)
-        leash, self._leash = os.pipe()
+        cloud_id = secrets.token_hex(8)
+        parent_pipe, self._parent_pipe = os.pipe()
         command = [sys.executable, "-m", "lambda_pg_cdk.local.daemon.guardian", str(self.folder)]
         with open_log(self.folder / "cloud.log") as log:
             self._guardian = subprocess.Popen(
-                [*command, self.options.dump(), str(leash)],
+                [*command, self.options.dump(), str(parent_pipe)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 cwd=PROJECT,
-                env={**os.environ, MARK: mark, "PYTHONPATH": str(PROJECT)},
-                pass_fds=[leash, held],
+                env={**os.environ, CLOUD_ID_VARIABLE: cloud_id, "PYTHONPATH": str(PROJECT)},
+                pass_fds=[parent_pipe, held],
                 start_new_session=True,
             )
-        os.close(leash)
+        os.close(parent_pipe)
         os.close(held)
         try:
             self._follow()
@@ -140,9 +147,9 @@ class LocalCloud:
             time.sleep(0.02)
 
     def _let_go(self) -> None:
-        if self._leash >= 0:
-            os.close(self._leash)
-            self._leash = -1
+        if self._parent_pipe >= 0:
+            os.close(self._parent_pipe)
+            self._parent_pipe = -1
 
     # Use
 
@@ -322,7 +329,12 @@ class LocalCloud:
         connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=960)
         sent = None if body is None else json.dumps(body).encode()
         with closing(connection):
-            connection.request(method, path, sent, {"Authorization": f"Bearer {state.key}"})
+            try:
+                connection.request(method, path, sent, {"Authorization": f"Bearer {state.key}"})
+            except ConnectionRefusedError:
+                if not state.ready:
+                    raise StartingError(self.folder) from None
+                raise
             yield connection.getresponse()
 
     def _call(self, method: str, path: str, body: Any = None) -> dict[str, Any]:

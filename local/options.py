@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lambda_pg_cdk import PROJECT
-from lambda_pg_cdk.local.deployed import Start
+from lambda_pg_cdk.local.deployment.deployed import Start
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from types import ModuleType
 
 from benchmarks.storm.rows import Row
 from benchmarks.storm.run import own_cloud, set_up
-from lambda_pg_cdk.local.load import fire
+from lambda_pg_cdk.local.http.load import fire
 
 SETTLE = 2.0
 """Seconds after a storm's end, in which what it has left is done."""

@@ -1,13 +1,20 @@
-"""Tell the daemon when something may have changed, so that it need not look every second."""
+"""Tell the daemon when something may have changed, so that it need not poll every second."""
 
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 from urllib.parse import parse_qs
 
-from lambda_pg_cdk.local.control_plane.protocol import HELD_SECONDS, OWN_REQUESTS, PATH
+PATH: Final = "/_lambda_pg/changes"
+"""Of the control plane: answers `{"count": n}` once n is not the `known` of the query."""
+
+HELD_SECONDS: Final = 60.0
+"""How long an answer is held back at most."""
+
+OWN_REQUESTS: Final = "lambda-pg-inventory"
+"""In the user agent of the daemon's own reading requests, which change nothing."""
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,31 +16,20 @@ _START_SECONDS = 60.0  # as the servers: beside busy programs it has needed ten 
 class ControlPlane:
     """MiniStack on a port of 127.0.0.1, in a folder of its own."""
 
-    def __init__(self, home: Path, port: int, secrets_port: int, key: str) -> None:
-        """Name the places, and the key that requests are signed with; nothing is started yet."""
-        self._home = home
+    def __init__(self, home: Path, port: int, variables: Mapping[str, str]) -> None:
+        """Take its folder, its port and its environment; nothing is started yet."""
         self._port = port
-        self._secrets_port = secrets_port
-        self._key = key
+        self._variables = variables
         self._log = home / "ministack.log"
         self._process: asyncio.subprocess.Process | None = None
 
-    async def start(
-        self, account: str, region: str, control_url: str, fronts: Sequence[int] = ()
-    ) -> None:
-        """Start it and wait until it answers; raise with the end of its log.
-
-        `fronts` are ports of this cloud that pass requests on to it, as they were signed.
-        """
+    async def start(self) -> None:
+        """Start it and wait until it answers; raise with the end of its log."""
         python = await asyncio.to_thread(installed.control_plane_python)
-        ports = (self._port, self._secrets_port)
-        variables = control_plane_variables(
-            self._home, ports, account, region, control_url, self._key, fronts
-        )
         with processes.open_log(self._log, "wb") as output:
             self._process = await asyncio.create_subprocess_exec(
                 str(python), "-m", "lambda_pg_cdk.local.control_plane",
-                cwd=PROJECT, env=variables,
+                cwd=PROJECT, env=self._variables,
                 stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
                 start_new_session=True,
             )  # fmt: skip
@@ -82,7 +71,8 @@ def control_plane_variables(
 ) -> dict[str, str]:
     """Return the whole environment of the control plane; makes its folder for files.
 
-    `ports`: of everything, and of Secrets Manager alone.
+    `ports`: of all services, and of Secrets Manager alone. `fronts`: ports of this cloud that pass
+    requests on to it, as they were signed.
     """
     port, secrets_port = ports
     home.mkdir(mode=0o700, exist_ok=True)

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 
 import psutil
 
-from lambda_pg_cdk.local.deployed import Function, Start
+from lambda_pg_cdk.local.deployment.deployed import Function, Start
 from lambda_pg_cdk.local.environments.environment import State
 from lambda_pg_cdk.local.environments.fleet import Fleet, ThrottledError
 from lambda_pg_cdk.local.environments.invocation import Outcome
-from lambda_pg_cdk.local.environments.launcher import Surroundings
+from lambda_pg_cdk.local.environments.launcher import LaunchContext
 
 CONCURRENCY = 1000  # Lambda's default for an account
 PRIVATE_BYTES: dict[Start, int] = {"cold": 64 * 1024 * 1024, "restored": 11 * 1024 * 1024}
@@ -34,13 +34,13 @@ class Account:
 
     def __init__(
         self,
-        around: Surroundings,
+        context: LaunchContext,
         idle_seconds: float,
         start: Start = "restored",
         memory: int | None = None,
     ) -> None:
         """Have requests `start` environments that way, in `memory` bytes (default: half of it)."""
-        self._around = around
+        self._context = context
         self._idle_seconds = idle_seconds
         self._start: Start = start
         self._memory = psutil.virtual_memory().total // 2 if memory is None else memory
@@ -55,16 +55,16 @@ class Account:
         return [*self._fleets.values(), *self._retired]
 
     @property
-    def bound(self) -> int:
-        """How many environments requests can start: Lambda's limit, or what the memory is for."""
+    def limit(self) -> int:
+        """How many environments requests can start: Lambda's limit, or fewer for the memory."""
         return min(CONCURRENCY, max(_AT_LEAST, self._memory // PRIVATE_BYTES[self._start]))
 
-    def bound_told(self) -> str | None:
-        """Say what bounds the environments if it is this machine's memory."""
-        if self.bound == CONCURRENCY:
+    def limit_reason(self) -> str | None:
+        """Say why fewer environments than on AWS can run, if this machine's memory limits them."""
+        if self.limit == CONCURRENCY:
             return None
         return (
-            f"at most {self.bound} environments at the same time, not {CONCURRENCY}: half of the "
+            f"at most {self.limit} environments at the same time, not {CONCURRENCY}: half of the "
             f"memory is {self._memory >> 20} MB, a {self._start} one needs "
             f"{PRIVATE_BYTES[self._start] >> 20} MB"
         )
@@ -172,7 +172,7 @@ class Account:
             await fleet.retire()
 
     def _new(self, function: Function) -> Fleet:
-        return Fleet(function, self._around, self._admit, self._start)
+        return Fleet(function, self._context, self._admit, self._start)
 
     async def expire(self) -> None:
         """End environments that have been idle for too long, for ever."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Literal
 
-from lambda_pg_cdk.local.deployed import Start
+from lambda_pg_cdk.local.deployment.deployed import Start
 from lambda_pg_cdk.local.environments.invocation import Invocation, Outcome
 from lambda_pg_cdk.local.environments.runtime_api import MAX_PAYLOAD_BYTES, RuntimeApi
 

@@ -8,15 +8,15 @@ from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from lambda_pg_cdk.local.deployed import Function, Start
+from lambda_pg_cdk.local.deployment.deployed import Function, Start
 from lambda_pg_cdk.local.environments.environment import Environment, State
 from lambda_pg_cdk.local.environments.invocation import Outcome
 from lambda_pg_cdk.local.environments.launcher import (
     InitError,
+    LaunchContext,
     Launcher,
     LogFile,
     NoRoomError,
-    Surroundings,
     TemplateLostError,
     UnfitError,
 )
@@ -40,14 +40,14 @@ class Fleet:
     def __init__(
         self,
         function: Function,
-        around: Surroundings,
+        context: LaunchContext,
         admit: Callable[[Start], None],
         start: Start = "restored",
     ) -> None:
         self.function = function
         self.start = start
         self._admit = admit
-        self._launcher = Launcher(function, around)
+        self._launcher = Launcher(function, context)
         self._idle: list[Environment] = []  # in the order of their last use
         self._spread = False  # the one used last is used next
         self._all: set[Environment] = set()

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from lambda_pg_cdk.local.deployed import Function, Start
+from lambda_pg_cdk.local.deployment.deployed import Function, Start
 from lambda_pg_cdk.local.environments.environment import Environment
 
 _BOOTSTRAP = Path(__file__).with_name("bootstrap.py")
@@ -25,7 +25,7 @@ _BEFORE_SNAPSHOT = "Runtime.BeforeSnapshotError"  # awslambdaric's, after a succ
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class LaunchContext:
     """What every environment of this cloud has in common."""
 
     runtime: Path  # awslambdaric and boto3, and nothing else
@@ -62,19 +62,19 @@ def search_path(function: Function, runtime: Path) -> str:
     return os.pathsep.join(str(path) for path in [function.code, *layers, runtime])
 
 
-def process_variables(function: Function, start: Start, around: Surroundings) -> dict[str, str]:
+def process_variables(function: Function, start: Start, context: LaunchContext) -> dict[str, str]:
     """Return the whole environment of a function's process: nothing is inherited but PATH."""
     return {
         "PATH": os.environ.get("PATH", os.defpath),
         "LANG": "en_US.UTF-8",
         "TZ": ":UTC",
-        **around.variables,
+        **context.variables,
         **function.variables,
         **reserved_variables(function, start),
-        "HOME": str(around.folder),
-        "TMPDIR": str(around.folder),
-        "LAMBDA_RUNTIME_DIR": str(around.runtime),
-        "PYTHONPATH": search_path(function, around.runtime),
+        "HOME": str(context.folder),
+        "TMPDIR": str(context.folder),
+        "LAMBDA_RUNTIME_DIR": str(context.runtime),
+        "PYTHONPATH": search_path(function, context.runtime),
     }
 
 
@@ -101,9 +101,9 @@ class NoRoomError(RuntimeError):
 class Launcher:
     """Start environments of one function."""
 
-    def __init__(self, function: Function, around: Surroundings) -> None:
+    def __init__(self, function: Function, context: LaunchContext) -> None:
         self._function = function
-        self._around = around
+        self._context = context
         self._template: _Template | None = None
         self._taking: asyncio.Task[_Template] | None = None
 
@@ -118,7 +118,7 @@ class Launcher:
             environment.watch(pid, lambda: template.reap(pid))
 
     def _start_cold(self, environment: Environment, address: str) -> None:
-        variables = process_variables(self._function, "cold", self._around)
+        variables = process_variables(self._function, "cold", self._context)
         with self.open_log() as log:
             process = subprocess.Popen(
                 [*_INTERPRETER, str(_BOOTSTRAP), "cold", self._function.handler],
@@ -133,7 +133,7 @@ class Launcher:
 
     def open_log(self) -> "LogFile":
         """Open the function's log for a process, or for a line of the cloud's own."""
-        return LogFile(self._around.logs / f"{self._function.folder}.log")
+        return LogFile(self._context.logs / f"{self._function.folder}.log")
 
     async def snapshot(self) -> "_Template":
         """Return the template process, made if there is none; raise `InitError` or `UnfitError`.
@@ -149,7 +149,7 @@ class Launcher:
     async def _take(self) -> "_Template":
         try:
             await self._end_template()
-            variables = process_variables(self._function, "restored", self._around)
+            variables = process_variables(self._function, "restored", self._context)
             with self.open_log() as log:
                 self._template = await _Template.take(self._function, variables, log)
             return self._template

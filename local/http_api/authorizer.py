@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 import jwt
 
-from lambda_pg_cdk.local.deployed import JwtAuthorizer
+from lambda_pg_cdk.local.deployment.deployed import JwtAuthorizer
 
 JWKS_SECONDS = 7200.0  # as long as an HTTP API may keep them; a storm is no time to ask again
 MOST_TOKENS = 10_000

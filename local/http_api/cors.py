@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from lambda_pg_cdk.local.deployed import Cors
+from lambda_pg_cdk.local.deployment.deployed import Cors
 from lambda_pg_cdk.local.http_api.events import HttpResponse
 
 

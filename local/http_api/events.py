@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qsl
 
-from lambda_pg_cdk.local.deployed import Api
+from lambda_pg_cdk.local.deployment.deployed import Api
 from lambda_pg_cdk.local.http_api.routes import Match
 
 ACCOUNT = "000000000000"

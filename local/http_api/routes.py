@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from urllib.parse import unquote
 
-from lambda_pg_cdk.local.deployed import Route
+from lambda_pg_cdk.local.deployment.deployed import Route
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from lambda_pg_cdk.local.deployed import Throttle
+from lambda_pg_cdk.local.deployment.deployed import Throttle
 
 
 class Bucket:

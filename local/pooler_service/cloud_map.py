@@ -5,7 +5,7 @@ from typing import Any
 
 import boto3
 
-from lambda_pg_cdk.local.deployed import PoolerService
+from lambda_pg_cdk.local.deployment.deployed import PoolerService
 from lambda_pg_cdk.local.state import client_keys
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from lambda_pg_cdk.local.json_process import JsonProcess
+from lambda_pg_cdk.local.processes.json_process import JsonProcess
 
 
 class Front:

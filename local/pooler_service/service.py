@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, Protocol
 
-from lambda_pg_cdk.local.deployed import PoolerService as Deployed
+from lambda_pg_cdk.local.deployment.deployed import PoolerService as Deployed
 from lambda_pg_cdk.local.pooler_service import rolling
 from lambda_pg_cdk.local.pooler_service.rolling import Goal
 from lambda_pg_cdk.local.pooler_service.task import Pooler, Task
@@ -132,11 +132,6 @@ class PoolerService:
     def task(self, id: str) -> Task | None:  # noqa: A002 - ECS's word
         """Return a task by its id."""
         return next((task for task in self._tasks if task.id == id), None)
-
-    def arn_of(self, task: Task) -> str:
-        """Name a task as ECS does."""
-        prefix = task.service.arn.split(":service/")[0]
-        return f"{prefix}:task/{task.service.cluster}/{task.id}"
 
     async def status(self) -> dict[str, Any] | None:
         """Say what is deployed and what runs; None without a deployed service."""

@@ -4,7 +4,7 @@ import asyncio
 import socket
 from typing import Any, Protocol
 
-from lambda_pg_cdk.local.deployed import PoolerService
+from lambda_pg_cdk.local.deployment.deployed import PoolerService
 from lambda_pg_cdk.local.pooler_service.rolling import State
 
 _CONNECT_SECONDS = 2.0
@@ -102,12 +102,18 @@ class Task:
             "Networks": [network],
         }
 
-    def metadata(self, arn: str) -> dict[str, Any]:
+    @property
+    def arn(self) -> str:
+        """Its name for ECS."""
+        prefix = self.service.arn.split(":service/")[0]
+        return f"{prefix}:task/{self.service.cluster}/{self.id}"
+
+    def metadata(self) -> dict[str, Any]:
         """Return what ECS's metadata endpoint says of the task."""
         family, _, revision = self.service.task.task_definition.rpartition("/")[2].partition(":")
         return {
             "Cluster": self.service.cluster,
-            "TaskARN": arn,
+            "TaskARN": self.arn,
             "Family": family,
             "Revision": revision,
             "DesiredStatus": self.container()["DesiredStatus"],

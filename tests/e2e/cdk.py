@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lambda_pg_cdk import PROJECT
 from lambda_pg_cdk.local.cloud import LocalCloud
-from lambda_pg_cdk.local.deployment import Cdk
+from lambda_pg_cdk.local.deployment.cdk import Cdk
 
 
 def cdk(cloud: LocalCloud, folder: Path, *arguments: str, app: Path = PROJECT) -> str:

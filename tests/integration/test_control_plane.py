@@ -15,8 +15,8 @@ import pytest
 
 from lambda_pg_cdk import PROJECT
 from lambda_pg_cdk.local.control_plane.stacks import HELD_SECONDS
+from lambda_pg_cdk.local.deployment.inventory import Inventory
 from lambda_pg_cdk.local.install import installed
-from lambda_pg_cdk.local.inventory import Inventory
 from lambda_pg_cdk.local.pooler_service.cloud_map import CloudMap
 from lambda_pg_cdk.local.state import sdk_variables
 from tests.integration.control_plane import (

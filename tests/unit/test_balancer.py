@@ -18,10 +18,11 @@ from pathlib import Path
 import pytest
 
 from lambda_pg_cdk import PROJECT
-from lambda_pg_cdk.local import json_process, processes
+from lambda_pg_cdk.local import processes
 from lambda_pg_cdk.local.pooler_service import balancer as balancer_module
 from lambda_pg_cdk.local.pooler_service.balancer import Targets, most_flows
 from lambda_pg_cdk.local.pooler_service.front import Front
+from lambda_pg_cdk.local.processes import json_process
 
 A, B, C = "127.0.0.2", "127.0.0.3", "127.0.0.4"
 SECONDS = 10.0

@@ -14,7 +14,7 @@ from benchmarks.cost import cold_start, first_request, logins, overhead, ratios,
 from benchmarks.cost.secrets_service import GET, answer
 from benchmarks.report import PARTS, PICTURES, RESULTS, between
 from benchmarks.tables import OVERHEAD_TITLES, overhead_table
-from lambda_pg_cdk.local.load import Outcome, summarise
+from lambda_pg_cdk.local.http.load import Outcome, summarise
 
 MARKS = ("<!-- begin -->", "<!-- end -->")
 ORIGIN = {

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from lambda_pg_cdk.local import processes
-from lambda_pg_cdk.local.deployed import PoolerService as Deployed
-from lambda_pg_cdk.local.deployed import PoolerTask
+from lambda_pg_cdk.local.deployment.deployed import PoolerService as Deployed
+from lambda_pg_cdk.local.deployment.deployed import PoolerTask
 from lambda_pg_cdk.local.pooler_service.service import PATIENCE, PoolerFailedError, PoolerService
 from lambda_pg_cdk.local.pooler_service.task import Task
 
@@ -437,7 +437,7 @@ def test_a_task_can_ask_where_it_is() -> None:
         await world.service.settle()
         (task,) = world.tasks()
         assert task.container()["Networks"][0]["IPv4Addresses"] == ["127.0.0.2"]
-        told = task.metadata(world.service.arn_of(task))
+        told = task.metadata()
         prefix = "arn:aws:ecs:us-east-1:000000000000:task/cluster/"
         assert told["TaskARN"] == f"{prefix}{task.id}"
         assert (told["Cluster"], told["Family"], told["Revision"]) == ("cluster", "pool", "7")

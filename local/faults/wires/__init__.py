@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-from lambda_pg_cdk.local.json_process import JsonProcess
+from lambda_pg_cdk.local.processes.json_process import JsonProcess
 
 Kind = Literal["stall", "blackhole", "reset", "latency", "refuse"]
 KINDS: Final[tuple[Any, ...]] = get_args(Kind)

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final, Literal
 
+from lambda_pg_cdk.local.state import CLOUD_ID_VARIABLE
+
 # Accounts that PostgreSQL and PgBouncer, which refuse to run as root, are started as.
 SERVICE_ACCOUNTS = ("postgres", "nobody")
 
@@ -135,7 +137,7 @@ def stop(process: subprocess.Popen[bytes], how: signal.Signals, seconds: float) 
 
 def base_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Pick what a child may inherit: where programs are, the language, the home folder."""
-    names = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "LAMBDA_PG_CLOUD")
+    names = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", CLOUD_ID_VARIABLE)
     return {name: environment[name] for name in names if name in environment}
 
 

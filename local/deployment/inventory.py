@@ -13,8 +13,8 @@ from typing import Any
 import boto3
 from botocore.config import Config
 
-from lambda_pg_cdk.local.control_plane.protocol import OWN_REQUESTS
-from lambda_pg_cdk.local.deployed import (
+from lambda_pg_cdk.local.control_plane.changes import OWN_REQUESTS
+from lambda_pg_cdk.local.deployment.deployed import (
     FOLDER_TAG,
     Api,
     Cors,

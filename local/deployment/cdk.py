@@ -14,13 +14,13 @@ from typing import Any
 
 from lambda_pg_cdk import PACKAGE, PROJECT
 from lambda_pg_cdk.local.processes import last_lines, open_log
-from lambda_pg_cdk.local.state import credentials
+from lambda_pg_cdk.local.state import CLOUD_ID_VARIABLE, credentials
 
 STAGE = "local"
 _CONCURRENCY = 4
 _INHERITED = (
     *("PATH", "HOME", "LANG", "LC_ALL"),
-    *("XDG_CACHE_HOME", "LAMBDA_PG_CACHE_DIR", "LAMBDA_PG_CLOUD"),
+    *("XDG_CACHE_HOME", "LAMBDA_PG_CACHE_DIR", CLOUD_ID_VARIABLE),
 )
 
 
@@ -126,7 +126,7 @@ class Cdk:
             "AWS_EC2_METADATA_DISABLED": "true",
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_REGION": self.region,
-            "CDK_DOCKER": str(PACKAGE / "local" / "image_builder"),
+            "CDK_DOCKER": str(PACKAGE / "local" / "deployment" / "image_builder"),
             "CDK_DISABLE_CLI_TELEMETRY": "true",
             "NO_COLOR": "1",
             "PYTHONPATH": "",
