@@ -61,6 +61,9 @@ class UnhealthyError(CloudError):
 class LocalCloud:
     """One local cloud in a state folder; a context manager that starts and stops it.
 
+    More than 20 methods: it is the one interface for tests, benchmarks and the console, and nearly
+    every method is one request to the control endpoint. They share nothing but the folder.
+
     `options.app` deploys another copy of the project, `options.override` is merged into the
     settings of the stage `local`.
     """

@@ -14,7 +14,10 @@ Start = Literal["cold", "restored"]
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """One deployed function: its unpacked code and layers, and its configuration."""
+    """One deployed function: its unpacked code and layers, and its configuration.
+
+    More than 12 attributes: they are fields of Lambda's configuration.
+    """
 
     name: str
     folder: str  # the tag `lambda-pg:function`, or the function's name where it has none

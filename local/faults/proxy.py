@@ -42,7 +42,10 @@ RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
 class FaultProxy:
-    """Listen on an address of this machine for one server, in a separate thread."""
+    """Listen on an address of this machine for one server, in a separate thread.
+
+    More than 20 methods: each fault is one, and all of them act on the same set of links.
+    """
 
     _loop: asyncio.AbstractEventLoop
     _thread: threading.Thread
