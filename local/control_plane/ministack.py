@@ -10,11 +10,11 @@ from lambda_pg_cdk import PROJECT
 from lambda_pg_cdk.local import processes
 from lambda_pg_cdk.local.install import installed
 
-_START_SECONDS = 60.0  # as the servers: beside busy programs it has needed ten times its 2 s
+_START_SECONDS = 60.0  # it usually takes 2 s; on a busy machine it has taken ten times as long
 
 
 class ControlPlane:
-    """MiniStack on a port of 127.0.0.1, in a folder of its own."""
+    """MiniStack on a port of 127.0.0.1, in its own folder."""
 
     def __init__(self, home: Path, port: int, variables: Mapping[str, str]) -> None:
         """Take its folder, its port and its environment; nothing is started yet."""
@@ -39,21 +39,21 @@ class ControlPlane:
         deadline = time.monotonic() + _START_SECONDS
         while True:
             if process.returncode is not None:
-                said = processes.last_lines(self._log)
-                raise RuntimeError(f"the control plane has ended:\n{said}")
+                log = processes.last_lines(self._log)
+                raise RuntimeError(f"the control plane has ended:\n{log}")
             try:
                 _, writer = await asyncio.open_connection("127.0.0.1", self._port)
             except ConnectionRefusedError:
                 if time.monotonic() > deadline:
-                    said = processes.last_lines(self._log)
-                    raise TimeoutError(f"the control plane does not answer:\n{said}") from None
+                    log = processes.last_lines(self._log)
+                    raise TimeoutError(f"the control plane does not answer:\n{log}") from None
                 await asyncio.sleep(0.02)
                 continue
             writer.close()
             return
 
     async def close(self) -> None:
-        """End it; it does not end reliably on SIGTERM."""
+        """Kill it; on SIGTERM it does not end reliably."""
         if self._process is not None:
             with suppress(ProcessLookupError):
                 self._process.kill()
@@ -71,8 +71,8 @@ def control_plane_variables(
 ) -> dict[str, str]:
     """Return the whole environment of the control plane; makes its folder for files.
 
-    `ports`: of all services, and of Secrets Manager alone. `fronts`: ports of this cloud that pass
-    requests on to it, as they were signed.
+    `ports`: of all services, and of Secrets Manager alone. `fronts`: ports of this cloud that
+    pass requests on to it unchanged.
     """
     port, secrets_port = ports
     home.mkdir(mode=0o700, exist_ok=True)
@@ -91,7 +91,7 @@ def control_plane_variables(
         "TMPDIR": str(home / "tmp"),
         "DOCKER_HOST": f"unix://{home}/no-docker",
         "PYTHONDONTWRITEBYTECODE": "1",
-        "AWS_SECRET_ACCESS_KEY": key,  # MiniStack's Node.js workers sign with it, too
+        "AWS_SECRET_ACCESS_KEY": key,  # MiniStack's Node.js workers sign with it too
         "LAMBDA_PG_CONTROL_URL": control_url,
         "LAMBDA_PG_PORTS": " ".join(map(str, (port, *fronts))),
         "LAMBDA_PG_SECRETS_PORT": str(secrets_port),

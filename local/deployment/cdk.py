@@ -25,7 +25,7 @@ _INHERITED = (
 
 
 class DeploymentError(RuntimeError):
-    """The CDK command line failed; carries the end of what it said."""
+    """The CDK command line failed; has the end of its output."""
 
 
 def merge(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,16 +50,16 @@ class Cdk:
 
     @property
     def log(self) -> Path:
-        """What the command line has said."""
+        """The output of the command line."""
         return self.folder / "cdk.log"
 
     @property
     def assembly(self) -> Path:
-        """Where the synthesised stacks are."""
+        """The folder of the synthesised stacks."""
         return self.folder / "cdk.out"
 
     async def bootstrap(self) -> None:
-        """Prepare the account, as a new one needs it."""
+        """Prepare a new account."""
         target = f"aws://{self.account}/{self.region}"
         await self.run(["bootstrap", target], self.folder, "bootstrap")
 
@@ -77,7 +77,7 @@ class Cdk:
         await self.run(command, app, "deploy")
 
     async def run(self, arguments: list[str], folder: Path, what: str) -> str:
-        """Run one command in `folder` and return what it said; raise `DeploymentError`."""
+        """Run one command in `folder` and return its output; raise `DeploymentError`."""
         log = self.folder / f"cdk-{what}.log"
         with open_log(log, "wb") as output:
             process = await asyncio.create_subprocess_exec(
@@ -114,7 +114,7 @@ class Cdk:
         return [node, str(script)]
 
     def _environment(self) -> dict[str, str]:
-        """Nothing of the developer's AWS settings, and no way to a real account."""
+        """Return variables without the developer's AWS settings: no real account is reachable."""
         temporary = self.folder / "tmp"
         temporary.mkdir(exist_ok=True)
         mine = {name: os.environ[name] for name in _INHERITED if name in os.environ}
@@ -135,7 +135,6 @@ class Cdk:
 
 
 def _reason(log: Path) -> str:
-    """Return what a log says about the cause: the failed resources, where they are listed."""
-    said = last_lines(log, 200)
-    _, found, failed = said.rpartition("Failed resources:")
+    """Return the cause from a log: the failed resources, if they are listed, or its end."""
+    _, found, failed = last_lines(log, 200).rpartition("Failed resources:")
     return found + failed if found else last_lines(log, 40)

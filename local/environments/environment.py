@@ -11,7 +11,7 @@ from lambda_pg_cdk.local.environments.invocation import Invocation, Outcome
 from lambda_pg_cdk.local.environments.process import EnvironmentProcess, Reap
 from lambda_pg_cdk.local.environments.runtime_api import MAX_PAYLOAD_BYTES, RuntimeApi
 
-INIT_LIMIT_SECONDS = 60.0  # AWS allows 10 s on a core of its own; here the cores are shared
+INIT_LIMIT_SECONDS = 60.0  # AWS allows 10 s on a separate core; here the cores are shared
 
 State = Literal["cold", "restored", "busy", "frozen"]
 """An environment starts (cold or restored), runs an event (busy) or waits for one (frozen)."""
@@ -52,7 +52,7 @@ class Environment:
 
     @property
     def ended(self) -> bool:
-        """Whether its process has ended, or is not wanted any more."""
+        """Whether its process has ended, or was killed before it started."""
         return self.over.is_set()
 
     async def listen(self) -> str:

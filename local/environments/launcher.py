@@ -29,14 +29,14 @@ _BEFORE_SNAPSHOT = "Runtime.BeforeSnapshotError"  # awslambdaric's, after a succ
 class LaunchContext:
     """What all environments of this cloud share."""
 
-    runtime: Path  # awslambdaric and boto3, and nothing else
+    runtime: Path  # awslambdaric and boto3 only
     folder: Path  # for the functions' temporary files
     logs: Path
     variables: Mapping[str, str]  # region, credentials, endpoint, the cloud's id
 
 
 def reserved_variables(function: Function, start: Start) -> dict[str, str]:
-    """Return the variables that Lambda itself sets, which a function's own cannot replace."""
+    """Return the variables that Lambda sets, which the function's variables cannot replace."""
     kind = "snap-start" if start == "restored" else "on-demand"
     return {
         "_HANDLER": function.handler,
@@ -64,7 +64,7 @@ def search_path(function: Function, runtime: Path) -> str:
 
 
 def process_variables(function: Function, start: Start, context: LaunchContext) -> dict[str, str]:
-    """Return the whole environment of a function's process: nothing is inherited but PATH."""
+    """Return all variables of a function's process: only PATH is inherited."""
     return {
         "PATH": os.environ.get("PATH", os.defpath),
         "LANG": "en_US.UTF-8",
@@ -80,7 +80,7 @@ def process_variables(function: Function, start: Start, context: LaunchContext) 
 
 
 class InitError(RuntimeError):
-    """The function failed to initialise; `payload` is the error as Lambda reports it."""
+    """The function failed to initialise; `payload` is the error in Lambda's format."""
 
     def __init__(self, text: str, payload: bytes) -> None:
         super().__init__(text)
@@ -92,11 +92,11 @@ class UnfitError(RuntimeError):
 
 
 class TemplateLostError(RuntimeError):
-    """The template process has ended before it restored the environment."""
+    """The template process ended before it restored the environment."""
 
 
 class NoRoomError(RuntimeError):
-    """The machine refused another process."""
+    """The machine refused to start another process."""
 
 
 class Launcher:
@@ -109,7 +109,7 @@ class Launcher:
         self._taking: asyncio.Task[_Template] | None = None
 
     async def start(self, environment: Environment) -> None:
-        """Start the process of an environment, in the way it asks for."""
+        """Start the process of an environment, cold or restored."""
         address = await environment.listen()
         if environment.start == "cold":
             self._start_cold(environment, address)
@@ -142,7 +142,7 @@ class Launcher:
             os.write(log, f"{now} {message}\n".encode())
 
     async def snapshot(self) -> "_Template":
-        """Return the template process, made if there is none; raise `InitError` or `UnfitError`.
+        """Return the template process; start it if needed; raise `InitError` or `UnfitError`.
 
         All callers that wait share one attempt, and its error. The next caller tries again.
         """
@@ -168,7 +168,7 @@ class Launcher:
             await template.close()
 
     async def close(self) -> None:
-        """End the template process; environments that are running go on."""
+        """End the template process; running environments go on."""
         if self._taking is not None:
             self._taking.cancel()
             await asyncio.wait([self._taking])
@@ -280,7 +280,7 @@ class _Template:
         assert self._process.stdout is not None  # noqa: S101  # it was started with a pipe
         line = await self._process.stdout.readline()
         if not line:
-            return {"error": "the template process has ended; its log says more"}
+            return {"error": "the template process has ended; the function's log has the reason"}
         answer: dict[str, object] = json.loads(line)
         return answer
 

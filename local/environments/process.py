@@ -10,7 +10,7 @@ Reap = Callable[[], object]
 
 
 class EnvironmentProcess:
-    """A process in a group of its own. There is none before `attach`."""
+    """A process in its own group. There is none before `attach`."""
 
     def __init__(self) -> None:
         self.pid: int | None = None
@@ -39,12 +39,12 @@ class EnvironmentProcess:
         asyncio.get_running_loop().add_reader(self._pidfd, on_end)
 
     def discard(self) -> None:
-        """Kill and collect it: nobody needs it any more."""
+        """Kill and collect it before it is followed."""
         self._signal(signal.SIGKILL)
         self._reap()
 
     def kill(self) -> None:
-        """Kill it and all that it has started."""
+        """Kill it and its children."""
         if self.pid is not None:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
@@ -63,7 +63,7 @@ class EnvironmentProcess:
                 os.kill(self.pid, number)
 
     def close(self) -> None:
-        """Collect it after its end, and follow it no more."""
+        """Collect it after its end, and stop following it."""
         self._reap()
         if self.followed:
             asyncio.get_running_loop().remove_reader(self._pidfd)

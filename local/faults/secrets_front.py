@@ -13,7 +13,7 @@ from lambda_pg_cdk.local.http import guard
 Kind = Literal["failing", "slow", "throttling"]
 KINDS: Final[tuple[str, ...]] = get_args(Kind)
 SLOW_SECONDS: Final = 1.5
-"""How much later a slow answer comes: under the checkout timeout, far over a usual answer."""
+"""The delay of a slow answer: less than the checkout timeout, far more than usual."""
 
 _ANSWERS: Final = {
     "failing": (500, "InternalServiceError", "An error occurred on the server side."),
@@ -25,7 +25,7 @@ _HOP = {"content-length", "transfer-encoding", "connection", "keep-alive"}
 class SecretsFront:
     """Passes requests on; the active faults apply to those to Secrets Manager.
 
-    The control plane verifies the signature, in which this port's Host header is.
+    The control plane verifies the signature, which includes the Host header with this port.
     """
 
     def __init__(self, endpoint: str, session: aiohttp.ClientSession) -> None:

@@ -212,8 +212,8 @@ def test_a_second_fault_is_refused_while_one_runs(
         await done.close()
         done.fault("slow")
         await done.close()
-        told: list[dict[str, Any]] = done.told()["activities"]
-        return told
+        found: list[dict[str, Any]] = done.summary()["activities"]
+        return found
 
     found = asyncio.run(work())
     assert [(each["kind"], each["name"], each["state"]) for each in found] == [
@@ -231,8 +231,8 @@ def test_what_fails_is_told_and_the_next_one_can_begin(tmp_path: Path) -> None:
         for _ in range(2):
             done.storm("lambda-pg", 50)
             await done.close()
-        told: list[dict[str, Any]] = done.told()["activities"]
-        return told
+        found: list[dict[str, Any]] = done.summary()["activities"]
+        return found
 
     found = asyncio.run(work())
     assert [each["state"] for each in found] == ["failed", "failed"]
