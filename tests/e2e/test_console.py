@@ -102,7 +102,7 @@ def console_of(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def opened(browser: Browser, url: str) -> Iterator[tuple[Page, Seen]]:
-    """Open the page in a window of its own."""
+    """Open the page in a separate window."""
     page, seen = browser.new_page(viewport={"width": WIDTH, "height": 900}), Seen()
     seen.follow(page)
     page.goto(url)

@@ -54,7 +54,7 @@ class Place:
         return process
 
     def run(self, *arguments: str) -> tuple[int, str]:
-        """Run a command to its end; return its exit code and what it said."""
+        """Run a command to its end; return its exit code and its output."""
         process = self.start(*arguments)
         said, _ = process.communicate(timeout=300)
         return process.returncode, said
@@ -206,7 +206,7 @@ def test_ctrl_c_during_the_start_leaves_nothing(place: Place, step: str) -> None
 
 
 def test_killing_the_starting_command_leaves_nothing(place: Place) -> None:
-    """Nobody is left to stop it, so the cloud stops itself."""
+    """The cloud stops itself when the command that started it is killed."""
     process = place.start("up")
     assert process.stdout is not None
     process.stdout.readline()

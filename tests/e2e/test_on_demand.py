@@ -21,7 +21,7 @@ TELLING = 250
 
 @pytest.fixture
 def token(cloud: LocalCloud) -> str:
-    """A token of somebody."""
+    """A token of some user."""
     return cloud.token(str(uuid.uuid4()))
 
 
@@ -35,7 +35,7 @@ def user_url(cloud: LocalCloud, token: str) -> str:
 def as_many_as_can_be_answered(url: str, token: str, most: int) -> int:
     """Find how many first requests this machine answers in half of the API's time, at most `most`.
 
-    Who sends more measures what else the machine does. Fewer than `TELLING` would prove nothing.
+    More requests would measure the rest of the machine. Fewer than `TELLING` would prove nothing.
     """
     fire(url, token, 1)  # makes the template
     outcomes, seconds = fire(url, token, TRIED)

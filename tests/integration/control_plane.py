@@ -100,7 +100,7 @@ class Daemon:
 
 
 class ControlPlane:
-    """MiniStack with the project's additions, in a process of its own."""
+    """MiniStack with the project's additions, in a separate process."""
 
     def __init__(self, folder: Path) -> None:
         """Start it, and wait until it answers."""

@@ -188,7 +188,7 @@ def test_without_a_cloud_the_stream_says_so(tmp_path: Path) -> None:
 
 @contextmanager
 def held(entered: threading.Event, left: threading.Event) -> Iterator[None]:
-    """Stay inside until somebody says so."""
+    """Stay inside until the test says so."""
     entered.set()
     left.wait(10)
     yield
@@ -223,7 +223,7 @@ def test_a_second_fault_is_refused_while_one_runs(
     assert all(each["ended"] >= each["began"] for each in found)
 
 
-def test_what_fails_is_told_and_the_next_one_can_begin(tmp_path: Path) -> None:
+def test_a_failure_is_shown_and_the_next_one_can_begin(tmp_path: Path) -> None:
     """Without a cloud a storm fails, with its reason."""
 
     async def work() -> list[dict[str, Any]]:

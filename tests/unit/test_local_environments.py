@@ -429,7 +429,7 @@ def test_a_version_that_is_called_by_its_number_runs_beside_the_one_that_serves(
 
 
 def test_the_version_that_serves_is_called_where_it_runs_already(bench: Bench) -> None:
-    """By its number it needs no environments of its own, and its alias keeps its ARN."""
+    """Called by its number it uses the same environments, and its alias keeps its ARN."""
     account = Account(bench.context, 60)
 
     async def work() -> None:
