@@ -96,10 +96,7 @@ async def explain(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 class Control:
-    """The handlers. Each one calls the part that it is about.
-
-    More than 20 methods: one for each route.
-    """
+    """The handlers, one for each route. Each calls the part that it is about."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts

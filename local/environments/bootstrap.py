@@ -167,11 +167,11 @@ def _refuse_what_a_snapshot_cannot_hold() -> None:
     threads = [thread.name for thread in threading.enumerate()]
     if len(threads) > 1:
         raise RuntimeError(
-            f"importing the handler started threads, a fork would lose them: {threads}"
+            f"the import of the handler started threads, which a fork would lose: {threads}"
         )
     if _sockets() - _INHERITED:
         raise RuntimeError(
-            "importing the handler opened a connection, restored environments would share it: "
+            "the import of the handler opened a connection, which all environments would share: "
             "connect in the handler, or in an after-restore hook"
         )
 

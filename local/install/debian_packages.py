@@ -214,7 +214,9 @@ def fetch_pinned(pin: Pin, folder: Path) -> None:
 def _look_for_apt() -> None:
     for program in ("apt-get", "dpkg-deb"):
         if shutil.which(program) is None:
-            raise DebianPackagesError(f"{program} is missing: this needs Debian or a relative")
+            raise DebianPackagesError(
+                f"{program} is missing: this needs Debian or a distribution based on it"
+            )
 
 
 def _download(address: str, checksum: str, file: Path) -> None:

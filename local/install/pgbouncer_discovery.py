@@ -20,6 +20,7 @@ from lambda_pg_cdk.local.paths import shareable
 # An unauthenticated client can crash older ones (CVE-2026-19888) or block them for ever
 # (CVE-2026-107349), and they hash the password 4,096 times in each login.
 OLDEST = (1, 26, 1)
+REQUIRED = f"must be at least {'.'.join(map(str, OLDEST))}"
 # PgBouncer comes from Debian's testing release, which has that version; its libraries come from the
 # stable one, which gets security fixes.
 TESTING = "testing"
@@ -100,7 +101,7 @@ def _installed(environment: Mapping[str, str]) -> PgBouncerBinary:
         raise PgBouncerNotFoundError("none is installed")
     version = _debian_version(program) or _version((program,))
     if not has_fixes(version):
-        raise PgBouncerNotFoundError(f"{program} is {version}, which is too old")
+        raise PgBouncerNotFoundError(f"{program} is {version}; {REQUIRED}")
     return PgBouncerBinary((program,), version, "installed")
 
 
@@ -163,7 +164,7 @@ def _install(root: Path, fetch: Callable[[Path], str]) -> None:
 
 
 def _fetch(pin: Pin, tree: Path) -> str:
-    """Fetch the pinned package, wherever it is, with stable libraries; else testing's newest.
+    """Fetch the pinned package with stable libraries; if that fails, the newest of testing.
 
     Testing and its mirrors drop a package when a newer one arrives.
     """
@@ -174,7 +175,7 @@ def _fetch(pin: Pin, tree: Path) -> str:
         version = debian_packages.fetch(TESTING, ("pgbouncer", *LIBRARIES), tree)["pgbouncer"]
         if not has_fixes(version):
             raise PgBouncerNotFoundError(
-                f"{missing}; the one of Debian testing is {version}, which is too old"
+                f"{missing}; PgBouncer in Debian testing is {version}; {REQUIRED}"
             ) from missing
         return version
     return pin.version

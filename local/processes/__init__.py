@@ -151,7 +151,7 @@ def free_ports(count: int) -> list[int]:
             probe.bind(("", port))
             found.append(port)
     if len(found) < count:
-        raise OSError(f"{count} ports are needed between {PORTS.start} and {PORTS.stop}")
+        raise OSError(f"only {len(found)} of {count} ports are free in {PORTS.start}-{PORTS.stop}")
     return found
 
 

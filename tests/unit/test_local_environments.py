@@ -782,7 +782,7 @@ def test_where_memory_is_short_the_longest_idle_environment_makes_room(
         busy = [asyncio.ensure_future(account.invoke("fn", b'{"sleep": 1}')) for _ in range(2)]
         await until(lambda: account.states()["fn"]["busy"] == 2)
         await until(lambda: account.counts() == {"fn": 2, "other": 0})
-        with pytest.raises(ThrottledError, match="2 environments hold the"):
+        with pytest.raises(ThrottledError, match="2 environments use all"):
             await account.invoke("other", b"{}")
         assert [(await each).failure for each in busy] == [None, None]
         assert (await account.invoke("other", b"{}")).failure is None

@@ -224,7 +224,9 @@ def test_an_installed_pgbouncer_that_is_too_old_is_refused_with_advice(tmp_path:
     """The message names the program, its version and how to get a better one."""
     program(tmp_path / "bin", "pgbouncer", "PgBouncer 1.18.0")
     environment = {"PATH": str(tmp_path / "bin"), "LAMBDA_PG_PGBOUNCER": "installed"}
-    with pytest.raises(PgBouncerNotFoundError, match=r"is 1\.18\.0, which is too old.*brew"):
+    with pytest.raises(
+        PgBouncerNotFoundError, match=r"is 1\.18\.0; must be at least 1\.26\.1.*brew"
+    ):
         find_pgbouncer(environment=environment)
 
 
