@@ -108,11 +108,11 @@ class Place:
         deadline = time.monotonic() + 20
         while (left := self.processes()) or self.files():
             if time.monotonic() > deadline:
-                pytest.fail(f"left behind: {[_told(each) for each in left]} {self.files()}")
+                pytest.fail(f"left behind: {[_describe(each) for each in left]} {self.files()}")
             time.sleep(0.1)
 
 
-def _told(process: psutil.Process) -> str:
+def _describe(process: psutil.Process) -> str:
     with suppress(psutil.Error):
         return f"{process.pid}: {' '.join(process.cmdline())[:200]}"
     return f"{process.pid}: gone"

@@ -483,7 +483,7 @@ def test_only_what_has_changed_is_restarted(bench: Bench) -> None:
     asyncio.run(work())
 
 
-def test_the_state_of_every_environment_is_told(bench: Bench) -> None:
+def test_the_state_of_every_environment_is_counted(bench: Bench) -> None:
     """It starts, cold or restored, is busy with an event, or frozen until the next one."""
     account = Account(bench.context, 60)
 
