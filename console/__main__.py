@@ -1,7 +1,7 @@
 """`python -m lambda_pg_cdk.console FOLDER`: serve the console of the cloud in a folder.
 
-Each line of its input is answered with its address, `{"url": …}`. It ends with its input, so that
-it never outlives the daemon that has started it.
+It answers each line of its input with its address, `{"url": …}`, and ends with its input, so that
+it never outlives the daemon that started it.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from lambda_pg_cdk.local.cloud import LocalCloud
 
 
 async def serve(folder: Path) -> None:
-    """Serve until the input or a signal says stop; a fault under way is ended first."""
+    """Serve until the input ends or a signal arrives; end an active fault first."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -28,7 +28,7 @@ async def serve(folder: Path) -> None:
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     url = f"http://127.0.0.1:{runner.addresses[0][1]}{server.path}/"
-    print(f"console: {url}", file=sys.stderr, flush=True)  # for whoever has started it by hand
+    print(f"console: {url}", file=sys.stderr, flush=True)  # for a console that was started by hand
 
     def answer() -> None:
         lines = os.read(sys.stdin.fileno(), 4096)

@@ -1,4 +1,4 @@
-"""What somebody who watches can do: a storm, a steady load, a fault."""
+"""The actions of the console: a storm, a steady load, a fault."""
 
 import asyncio
 import time
@@ -10,7 +10,7 @@ from typing import Any, Literal
 from lambda_pg_cdk.console.steady import SteadyLoad, Visitor
 from lambda_pg_cdk.local.cloud import LocalCloud
 from lambda_pg_cdk.local.faults.catalogue import FAULTS, Fault
-from lambda_pg_cdk.local.load import FunctionLog, Summary, fire, summarise
+from lambda_pg_cdk.local.http.load import FunctionLog, Summary, fire, summarise
 
 REQUESTS = (50, 100, 200, 500)
 _KEPT = 50  # activities
@@ -20,12 +20,12 @@ Kind = Literal["storm", "fault"]
 
 
 class BusyError(RuntimeError):
-    """There is one already."""
+    """Another one is running."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a storm can be sent to."""
+    """A target of storms."""
 
     title: str
     function: str
@@ -57,7 +57,7 @@ class Actions:
     """Storms, faults and the steady load of one cloud: one storm and one fault at a time."""
 
     def __init__(self, cloud: LocalCloud, changed: Callable[[], None]) -> None:
-        """Call `changed` whenever there is something new to show."""
+        """Call `changed` after every change."""
         self._cloud = cloud
         self._changed = changed
         self._load = SteadyLoad(cloud)
@@ -65,15 +65,15 @@ class Actions:
         self._running: dict[Kind, asyncio.Task[None]] = {}
         self._count = 0
 
-    def told(self) -> dict[str, Any]:
-        """Return what goes on and what has been, the oldest first."""
+    def summary(self) -> dict[str, Any]:
+        """Return the state of the load, and current and past activities, oldest first."""
         return {"load": self._load.on, "activities": [asdict(each) for each in self._activities]}
 
     def storm(self, name: str, requests: int) -> None:
         """Start a storm; raise `BusyError`, KeyError or ValueError."""
         target = TARGETS[name]
         if requests not in REQUESTS:
-            raise ValueError(f"requests is {requests}, it can be one of {REQUESTS}")
+            raise ValueError(f"requests is {requests}; must be one of {REQUESTS}")
         title = f"{requests} requests to {target.title}"
         self._begin("storm", name, title, lambda each: self._storm(each, target, requests))
 
@@ -88,7 +88,7 @@ class Actions:
         self._changed()
 
     async def close(self) -> None:
-        """Switch the load off and wait until what was begun has ended."""
+        """Switch the load off and wait until all activities have ended."""
         await self._load.stop()
         await asyncio.gather(*self._running.values(), return_exceptions=True)
 
@@ -96,7 +96,7 @@ class Actions:
         self, kind: Kind, name: str, title: str, work: Callable[[Activity], Awaitable[None]]
     ) -> None:
         if kind in self._running:
-            raise BusyError(f"A {kind} is running: start the next one when it has ended.")
+            raise BusyError(f"A {kind} is running. Wait until it has ended.")
         self._count += 1
         activity = Activity(self._count, kind, name, title, _now())
         self._activities.append(activity)
@@ -108,7 +108,7 @@ class Actions:
     ) -> None:
         try:
             await work(activity)
-        except Exception as error:  # noqa: BLE001  # whatever it is, the page shows it
+        except Exception as error:  # noqa: BLE001  # the page shows it
             activity.state = "failed"
             activity.detail = f"{type(error).__name__}: {error}"[:_SHOWN]
         else:
@@ -130,7 +130,7 @@ class Actions:
             await asyncio.to_thread(cloud.end_environments, target.function)
             try:
                 await asyncio.to_thread(cloud.environments, target.function, requests)
-                self._say(activity, f"{requests} requests are under way")
+                self._say(activity, f"{requests} requests are in flight")
                 url = f"{cloud.url}{target.path}/{visitor.user}"
                 outcomes, seconds = await asyncio.to_thread(fire, url, visitor.token, requests)
             finally:

@@ -1,4 +1,4 @@
-"""Read one thing again and again; whoever does not answer holds up nobody else."""
+"""Poll one source; a source that does not answer does not delay the others."""
 
 import sys
 import threading
@@ -10,24 +10,24 @@ Read_co = TypeVar("Read_co", covariant=True)
 INTERVAL = 0.4
 """Seconds between two readings."""
 AWAY_SECONDS = 4.0
-"""Age from which a reading is not shown any more: what it was read from hangs, or is away.
+"""Age from which a reading is no longer shown: its source hangs, or is not running.
 
-In the middle of a storm the machine is so busy that answers take two seconds.
+During a storm answers may take two seconds, since the machine is busy.
 """
 
 
 class Reader(Protocol[Read_co]):
-    """What can be read; it connects when it has to."""
+    """A source of readings; it connects when needed."""
 
     def read(self) -> Read_co:
-        """Return what is so at this moment, or raise."""
+        """Return the current reading, or raise."""
 
     def close(self) -> None:
-        """Let go of connections."""
+        """Close connections."""
 
 
 class Probe(Generic[T]):
-    """A reader on a thread of its own, which reads as long as `watched` is set."""
+    """A reader on a separate thread, which reads while `watched` is set."""
 
     def __init__(self, name: str, reader: Reader[T], watched: threading.Event) -> None:
         """Begin."""
@@ -37,18 +37,18 @@ class Probe(Generic[T]):
         self._ended = False
         self._latest: tuple[float, T] | None = None
         self._error = ""
-        # A daemon: one that waits for a stopped server must not hold up the end of this process.
+        # A daemon thread: while it waits for a stopped server, this process must be able to end.
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def latest(self) -> T | None:
-        """Return the last reading; None where there is none or it is too old."""
+        """Return the last reading; None if there is none or it is too old."""
         if self._latest is None:
             return None
         taken, value = self._latest
         return value if time.monotonic() - taken < AWAY_SECONDS else None
 
     def end(self) -> None:
-        """Read no more."""
+        """Stop reading."""
         self._ended = True
 
     def _run(self) -> None:
@@ -64,7 +64,7 @@ class Probe(Generic[T]):
     def _read(self) -> None:
         try:
             value = self._reader.read()
-        except Exception as error:  # noqa: BLE001  # servers come and go here: it is tried again
+        except Exception as error:  # noqa: BLE001  # servers stop and start: retried
             self._latest = None
             self._note(f"{type(error).__name__}: {error}")
             return

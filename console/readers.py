@@ -1,4 +1,4 @@
-"""What the console reads, and from where."""
+"""The sources of the console's readings."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -23,10 +23,10 @@ _FREE = ("sv_idle", "sv_used", "sv_tested", "sv_login")
 
 
 class Status:
-    """What the daemon says of the cloud."""
+    """The status of the cloud, from its daemon."""
 
     def __init__(self, cloud: LocalCloud) -> None:
-        """Read from a cloud, whichever runs in its folder at the time."""
+        """Take the cloud; a restarted one in the same folder is read too."""
         self._cloud = cloud
 
     def read(self) -> dict[str, Any]:
@@ -34,14 +34,14 @@ class Status:
         return self._cloud.status()
 
     def close(self) -> None:
-        """Hold nothing."""
+        """Do nothing: there is no connection."""
 
 
 class Requests:
-    """What the API has answered in the last minutes."""
+    """The API's answers of the last minutes."""
 
     def __init__(self, cloud: LocalCloud) -> None:
-        """Read from a cloud, whichever runs in its folder at the time."""
+        """Take the cloud; a restarted one in the same folder is read too."""
         self._cloud = cloud
 
     def read(self) -> list[dict[str, Any]]:
@@ -49,11 +49,11 @@ class Requests:
         return self._cloud.requests()
 
     def close(self) -> None:
-        """Hold nothing."""
+        """Do nothing: there is no connection."""
 
 
 class Connected(ABC):
-    """A reader with one connection, opened when it is missing and dropped when it fails."""
+    """A reader with one connection, opened when needed and closed when it fails."""
 
     def __init__(self) -> None:
         """Open nothing yet."""
@@ -65,10 +65,10 @@ class Connected(ABC):
 
     @abstractmethod
     def query(self, connection: psycopg.Connection[dict[str, Any]]) -> dict[str, Any]:
-        """Ask."""
+        """Read over the connection."""
 
     def read(self) -> dict[str, Any]:
-        """Ask, over the connection that there is or a new one."""
+        """Read over the open connection, or a new one."""
         if self._connection is None:
             self._connection = self.connect()
         try:
@@ -85,13 +85,13 @@ class Connected(ABC):
 
 
 class Database(Connected):
-    """PostgreSQL's client backends, the console's own excluded.
+    """PostgreSQL's client backends, without the console's own.
 
-    As the superuser, for whom a full server has slots left.
+    It logs in as the superuser, whose connections are reserved on a full server.
     """
 
     def __init__(self, folder: Path, port: int) -> None:
-        """Name the server: its folder and its port."""
+        """Take the server's folder and port."""
         super().__init__()
         self._folder = folder
         self._port = port
@@ -116,13 +116,13 @@ class PoolerTask(Connected):
     """The connections of one PgBouncer, from its console."""
 
     def __init__(self, dsn: str) -> None:
-        """Name the console."""
+        """Take the URL of the console."""
         super().__init__()
         self._dsn = dsn
         self._most_clients = 0
 
     def connect(self) -> psycopg.Connection[dict[str, Any]]:
-        """Log in to the console, and ask for its limit once."""
+        """Log in to the console, and read its limit once."""
         connection = psycopg.connect(
             self._dsn,
             autocommit=True,

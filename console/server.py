@@ -39,11 +39,11 @@ _MAX_BYTES = 4096
 class Server:
     """The console of the cloud in a folder, below a random path.
 
-    The path is the key: another account of the machine can reach the port, but does not know it.
+    The path is the key: other accounts of the machine can reach the port, but do not know the path.
     """
 
     def __init__(self, cloud: LocalCloud) -> None:
-        """Watch nothing and do nothing yet."""
+        """Take the cloud; nothing is watched yet."""
         self.path = f"/{secrets.token_hex(16)}"
         self.watch = Watch(cloud)
         self.actions = Actions(cloud, self._publish)
@@ -65,7 +65,7 @@ class Server:
         return app
 
     def _publish(self) -> None:
-        self.watch.publish("activity", self.actions.told())
+        self.watch.publish("activity", self.actions.summary())
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
         """Send the last minutes, then each sample and each change, as server-sent events."""
@@ -80,7 +80,7 @@ class Server:
     def _history(self) -> dict[str, Any]:
         return {
             "samples": list(self.watch.samples),
-            "activity": self.actions.told(),
+            "activity": self.actions.summary(),
             "targets": {name: target.title for name, target in TARGETS.items()},
             "counts": REQUESTS,
             "faults": [{"name": each.name, "title": each.title} for each in FAULTS],
@@ -104,7 +104,7 @@ class Server:
 
 
 def _refuse_strangers(path: str) -> Middleware:
-    """Make the check of who asks: other pages, what a form could send, and who lacks the path."""
+    """Make the check that refuses other pages, forms, and requests without the path."""
 
     @web.middleware
     async def refuse(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -114,9 +114,9 @@ def _refuse_strangers(path: str) -> Middleware:
         if not hmac.compare_digest(first.encode(), path.encode()):
             return _refusal(403, "this is not the console's address: `make status` prints it")
         if request.method == "POST" and "Origin" not in request.headers:
-            return _refusal(403, "only the console's own page may ask for this")
+            return _refusal(403, "only the console's page may send this request")
         if request.method == "POST" and request.content_type != "application/json":
-            return _refusal(415, "JSON only")
+            return _refusal(415, "the body must be JSON")
         return await handler(request)
 
     return refuse
@@ -124,7 +124,7 @@ def _refuse_strangers(path: str) -> Middleware:
 
 @web.middleware
 async def explain(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer errors with a sentence."""
+    """Answer errors with their message."""
     try:
         return await handler(request)
     except BusyError as error:
@@ -132,7 +132,7 @@ async def explain(request: web.Request, handler: Handler) -> web.StreamResponse:
     except (KeyError, TypeError, ValueError, json.JSONDecodeError) as error:
         return _refusal(400, f"bad request: {error!r}")
     except (CloudError, NotRunningError, OSError) as error:
-        return _refusal(503, f"The cloud does not do that now: {error}")
+        return _refusal(503, f"The cloud refused or does not answer: {error}")
 
 
 def _refusal(status: int, sentence: str) -> web.Response:

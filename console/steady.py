@@ -1,4 +1,4 @@
-"""A steady load on the users API, so that what a fault does can be seen."""
+"""A steady load on the users API, which shows the effect of a fault."""
 
 import asyncio
 import json
@@ -16,9 +16,9 @@ REST = 0.25
 """Seconds between two requests."""
 FUNCTION = "users"
 MOST = 20
-"""Requests on their way at the same time, and environments that are opened for them beforehand.
+"""Requests in flight at the same time, and environments that are opened for them beforehand.
 
-Cold starts take longer on a busy machine, and make it busier: the load would never get past them.
+Cold starts take longer on a busy machine, and make it busier: the load would never recover.
 """
 _PATIENCE = 35.0
 _TOKEN_SECONDS = 86400
@@ -26,39 +26,39 @@ _TOKEN_SECONDS = 86400
 
 @dataclass(frozen=True)
 class Visitor:
-    """Somebody with a token and a user of his own."""
+    """A caller with a token and a user."""
 
     token: str
     user: str
 
     @staticmethod
     def arrive(cloud: LocalCloud) -> "Visitor":
-        """Create a user; raise `CloudError` where the API does not answer."""
+        """Create a user; raise `CloudError` if the API does not."""
         token = cloud.token(str(uuid.uuid4()), seconds=_TOKEN_SECONDS)
         answer = call(cloud.url, "POST", "/users", token, {"name": "Ada"})
         if answer.status != 201:
-            raise CloudError(f"POST /users was answered {answer.status}: no user to ask for")
+            raise CloudError(f"POST /users answered {answer.status}; must be 201")
         return Visitor(token, str(json.loads(answer.body)["id"]))
 
 
 class SteadyLoad:
-    """A few requests a second, whether or not the ones before have been answered."""
+    """A few requests a second, which do not wait for earlier answers."""
 
     def __init__(self, cloud: LocalCloud) -> None:
         """Send nothing yet."""
         self._cloud = cloud
         self._wanted = False
         self._task: asyncio.Task[None] | None = None
-        self._flying: set[asyncio.Task[None]] = set()
+        self._in_flight: set[asyncio.Task[None]] = set()
         self._paused = 0
 
     @property
     def on(self) -> bool:
-        """Tell whether it is switched on."""
+        """Whether it is switched on."""
         return self._task is not None
 
     async def start(self) -> None:
-        """Switch it on, unless it is switched off meanwhile; raise where no user can be created."""
+        """Switch it on, unless it is switched off meanwhile; raise if no user can be created."""
         self._wanted = True
         await self._prepare()
         visitor = await asyncio.to_thread(Visitor.arrive, self._cloud)
@@ -66,7 +66,7 @@ class SteadyLoad:
             self._task = asyncio.create_task(self._run(visitor))
 
     async def stop(self) -> None:
-        """Switch it off; requests on their way are given up."""
+        """Switch it off; cancel requests in flight."""
         self._wanted = False
         task, self._task = self._task, None
         if task is not None:
@@ -76,10 +76,10 @@ class SteadyLoad:
 
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[None]:
-        """Wait for the answers to what is on its way, and send nothing for the time of a block."""
+        """Wait for the answers to requests in flight; send none until the block is left."""
         self._paused += 1
         try:
-            await asyncio.gather(*self._flying, return_exceptions=True)
+            await asyncio.gather(*self._in_flight, return_exceptions=True)
             yield
             if self.on:
                 await self._prepare()
@@ -95,15 +95,15 @@ class SteadyLoad:
         timeout = aiohttp.ClientTimeout(total=_PATIENCE)
         async with aiohttp.ClientSession(headers=headers, timeout=timeout) as session:
             while True:
-                if not self._paused and len(self._flying) < MOST:
+                if not self._paused and len(self._in_flight) < MOST:
                     request = asyncio.create_task(_ask(session, url))
-                    self._flying.add(request)
-                    request.add_done_callback(self._flying.discard)
+                    self._in_flight.add(request)
+                    request.add_done_callback(self._in_flight.discard)
                 await asyncio.sleep(REST)
 
 
 async def _ask(session: aiohttp.ClientSession, url: str) -> None:
-    # The API counts what it answers; where there is none, there is nothing to count.
+    # The API counts its answers; without an answer there is nothing to count.
     with suppress(aiohttp.ClientError, TimeoutError):
         async with session.get(url) as response:
             await response.read()

@@ -1,4 +1,4 @@
-"""Put the readings together, twice a second, for everybody who watches."""
+"""Combine the readings twice a second, and send them to all pages."""
 
 import asyncio
 import json
@@ -16,17 +16,17 @@ from lambda_pg_cdk.local.cloud import LocalCloud
 INTERVAL = 0.5
 """Seconds between two samples."""
 KEPT_SECONDS = 300
-_NEWEST = 5  # seconds of the API's history that go out with every sample
-_BEHIND = 50  # messages that somebody may be behind before he is dropped
+_NEWEST = 5  # seconds of the API's history that are sent with every sample
+_BEHIND = 50  # messages that a page may be behind before it is disconnected
 
 Queue = asyncio.Queue[bytes | None]
 
 
 class Watch:
-    """Samples of the last minutes, and who gets the next ones."""
+    """Samples of the last minutes, and the queues of the pages that get the next ones."""
 
     def __init__(self, cloud: LocalCloud) -> None:
-        """Read nothing before somebody watches."""
+        """Take the cloud; reading begins with the first page."""
         self._cloud = cloud
         self._watched = threading.Event()
         self._status = Probe("status", Status(cloud), self._watched)
@@ -35,12 +35,12 @@ class Watch:
         self._database: Probe[dict[str, Any]] | None = None
         self._port = 0
         self._queues: set[Queue] = set()
-        self._newcomer = False  # who needs the API's whole history
+        self._newcomer = False  # a page that needs the API's whole history
         self.samples: deque[dict[str, Any]] = deque(maxlen=int(KEPT_SECONDS / INTERVAL))
 
     @contextmanager
     def watching(self) -> Iterator[Queue]:
-        """Give the messages from now on; None comes last, to somebody who does not take them."""
+        """Yield a queue of messages; None in it disconnects a page that is too slow."""
         queue: Queue = asyncio.Queue(_BEHIND)
         self._queues.add(queue)
         self._newcomer = True
@@ -53,7 +53,7 @@ class Watch:
                 self._watched.clear()
 
     def publish(self, event: str, data: Any) -> None:
-        """Send a message to everybody."""
+        """Send a message to all pages."""
         text = message(event, data)
         for queue in list(self._queues):
             if queue.qsize() >= _BEHIND - 1:
@@ -63,7 +63,7 @@ class Watch:
                 queue.put_nowait(text)
 
     async def run(self) -> None:
-        """Take samples as long as somebody watches, for ever."""
+        """Take samples while a page is open, for ever."""
         while True:
             await asyncio.sleep(INTERVAL)
             if self._queues:
@@ -78,7 +78,7 @@ class Watch:
         return news
 
     def sample(self) -> dict[str, Any]:
-        """Return everything as it is now; what is away is None."""
+        """Return the current readings; None for a source that does not answer."""
         status = self._status.latest() or {}
         self._follow(status)
         pooler, postgres = status.get("pooler") or {}, status.get("postgres") or {}
@@ -95,13 +95,13 @@ class Watch:
             "max_connections": postgres.get("max_connections"),
         }
 
-    def _task(self, told: dict[str, Any]) -> dict[str, Any]:
-        probe = self._tasks.get(told["id"])
-        known = {name: told[name] for name in ("address", "state", "flows")}
+    def _task(self, status: dict[str, Any]) -> dict[str, Any]:
+        probe = self._tasks.get(status["id"])
+        known = {name: status[name] for name in ("address", "state", "flows")}
         return {**known, "pools": probe.latest() if probe else None}
 
     def _follow(self, status: dict[str, Any]) -> None:
-        """Read from the tasks and the database that there are now, and from no others."""
+        """Read from the current tasks and the current database only."""
         if not status:
             return
         tasks = (status.get("pooler") or {}).get("tasks", [])
@@ -119,12 +119,12 @@ class Watch:
 
 
 def message(event: str, data: Any) -> bytes:
-    """Write a server-sent event."""
+    """Format a server-sent event."""
     return f"event: {event}\ndata: {json.dumps(data)}\n\n".encode()
 
 
 def _sum(pools: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Add up the tasks that answer; the wait is the longest of all."""
+    """Add up the tasks that answer; the wait is the longest one."""
     if not pools:
         return None
     total = {name: sum(each[name] for each in pools) for name in pools[0]}

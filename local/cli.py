@@ -70,8 +70,10 @@ def _parser() -> argparse.ArgumentParser:
         "--override", type=json.loads, help="settings, as JSON, on top of the stage's in cdk.json"
     )
     asking = add("token", token)
-    asking.add_argument("--sub", required=True, type=uuid.UUID, help="whom the token is for")
-    asking.add_argument("--scope", default="", help="scopes, with spaces between")
+    asking.add_argument(
+        "--sub", required=True, type=uuid.UUID, help="the subject, the user of the token"
+    )
+    asking.add_argument("--scope", default="", help="scopes, separated by spaces")
     return parser
 
 
@@ -152,7 +154,7 @@ def token(chosen: argparse.Namespace) -> int:
 
 
 def credentials(_: argparse.Namespace) -> int:
-    """Print what leads the AWS command line to the local cloud, for `eval` in a shell."""
+    """Print the variables for the AWS command line, for `eval` in a shell."""
     state = LocalCloud().state
     for name, value in sdk_variables(state.aws_endpoint_url, state.region, state.key).items():
         print(f"export {name}={value}")

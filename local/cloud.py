@@ -17,14 +17,21 @@ from urllib.parse import quote, urlsplit
 
 from lambda_pg_cdk import PROJECT
 from lambda_pg_cdk.local import state
-from lambda_pg_cdk.local.deployed import Start
-from lambda_pg_cdk.local.deployment import DeploymentError
+from lambda_pg_cdk.local.deployment.cdk import DeploymentError
+from lambda_pg_cdk.local.deployment.deployed import Start
 from lambda_pg_cdk.local.http.caller import call
 from lambda_pg_cdk.local.http_api.issuer import AUDIENCE, Issuer
 from lambda_pg_cdk.local.options import Options
 from lambda_pg_cdk.local.paths import state_dir
 from lambda_pg_cdk.local.processes import last_lines, open_log
-from lambda_pg_cdk.local.state import MARK, AlreadyRunningError, NotRunningError, State, client_keys
+from lambda_pg_cdk.local.state import (
+    CLOUD_ID_VARIABLE,
+    AlreadyRunningError,
+    NotRunningError,
+    StartingError,
+    State,
+    client_keys,
+)
 
 __all__ = [
     "AlreadyRunningError",
@@ -36,15 +43,15 @@ __all__ = [
     "UnhealthyError",
 ]
 
-_STOP_SECONDS = 120.0  # one second on a quiet machine; beside busy programs patience is cheap
-# For the API's first 200: on a busy machine a cold start alone may outlast the API's 29 s.
+_STOP_SECONDS = 120.0  # one second on a quiet machine, far more on a busy one
+# For the API's first 200: on a busy machine one cold start may exceed the API's 29 s.
 _HEALTH_SECONDS = 60.0
 _LOOK_SECONDS = 0.5
 Report = Callable[[Mapping[str, Any]], None]
 
 
 class CloudError(RuntimeError):
-    """The local cloud did not start, or did not do what it was asked for."""
+    """The local cloud did not start, or refused a request."""
 
 
 class UnhealthyError(CloudError):
@@ -53,6 +60,9 @@ class UnhealthyError(CloudError):
 
 class LocalCloud:
     """One local cloud in a state folder; a context manager that starts and stops it.
+
+    More than 20 methods: it is the one interface for tests, benchmarks and the console, and nearly
+    every method is one request to the control endpoint. They share nothing but the folder.
 
     `options.app` deploys another copy of the project, `options.override` is merged into the
     settings of the stage `local`.
@@ -68,7 +78,7 @@ class LocalCloud:
         self.options = options or Options(bound=True)
         self._report = report
         self._guardian: subprocess.Popen[bytes] | None = None
-        self._leash = -1
+        self._parent_pipe = -1
 
     # Life
 
@@ -82,21 +92,21 @@ class LocalCloud:
     def start(self) -> None:
         """Start everything and deploy the app; raise `AlreadyRunningError` or `CloudError`."""
         held = state.lock(self.folder)
-        mark = secrets.token_hex(8)
-        leash, self._leash = os.pipe()
+        cloud_id = secrets.token_hex(8)
+        parent_pipe, self._parent_pipe = os.pipe()
         command = [sys.executable, "-m", "lambda_pg_cdk.local.daemon.guardian", str(self.folder)]
         with open_log(self.folder / "cloud.log") as log:
             self._guardian = subprocess.Popen(
-                [*command, self.options.dump(), str(leash)],
+                [*command, self.options.dump(), str(parent_pipe)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 cwd=PROJECT,
-                env={**os.environ, MARK: mark, "PYTHONPATH": str(PROJECT)},
-                pass_fds=[leash, held],
+                env={**os.environ, CLOUD_ID_VARIABLE: cloud_id, "PYTHONPATH": str(PROJECT)},
+                pass_fds=[parent_pipe, held],
                 start_new_session=True,
             )
-        os.close(leash)
+        os.close(parent_pipe)
         os.close(held)
         try:
             self._follow()
@@ -116,7 +126,7 @@ class LocalCloud:
         raise CloudError(f"the local cloud has ended:\n{last_lines(self.folder / 'cloud.log')}")
 
     def stop(self) -> None:
-        """Stop everything and remove the folder; does nothing where nothing is left."""
+        """Stop everything and remove the folder; do nothing if there is neither."""
         self._let_go()
         if state.is_locked(self.folder):
             self._end_guardian()
@@ -140,9 +150,9 @@ class LocalCloud:
             time.sleep(0.02)
 
     def _let_go(self) -> None:
-        if self._leash >= 0:
-            os.close(self._leash)
-            self._leash = -1
+        if self._parent_pipe >= 0:
+            os.close(self._parent_pipe)
+            self._parent_pipe = -1
 
     # Use
 
@@ -176,7 +186,7 @@ class LocalCloud:
         )
 
     def check_health(self) -> None:
-        """Ask for `/health` until it is 200; raise `UnhealthyError` if it does not get there."""
+        """Request `/health` until it answers 200; raise `UnhealthyError` after a minute."""
         deadline = time.monotonic() + _HEALTH_SECONDS
         noted = False
         while problem := self._problem():
@@ -187,22 +197,22 @@ class LocalCloud:
                     f"{last_lines(log, 5)}"
                 )
             if not noted:
-                note = f"{problem}; asking again for up to {_HEALTH_SECONDS:.0f} s"
+                note = f"{problem}; retrying for up to {_HEALTH_SECONDS:.0f} s"
                 self._report({"note": note})
                 noted = True
             time.sleep(_LOOK_SECONDS)
 
     def _problem(self) -> str | None:
-        """Ask for `/health` once; return what is wrong with the answer, None for a 200."""
+        """Request `/health` once; return the problem, None for a 200."""
         asked = f"GET {self.url}/health"
         try:
             answer = call(self.url, "GET", "/health")
         except (OSError, http.client.HTTPException) as error:
-            return f"{asked} was not answered ({error})"
+            return f"{asked} got no answer ({error})"
         return None if answer.status == 200 else f"{asked} answered {answer.status} {answer.body}"
 
     def keep_logs(self, target: Path) -> None:
-        """Copy all logs to a folder, which is emptied first: they would end with the cloud."""
+        """Copy all logs to a folder, which is emptied first; `stop` removes the logs."""
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(mode=0o700, parents=True)
         for log in self.folder.rglob("*.log"):
@@ -212,11 +222,11 @@ class LocalCloud:
                 shutil.copyfile(log, copy)
 
     def status(self) -> dict[str, Any]:
-        """Return the addresses, and how many environments of each function run."""
+        """Return the URLs, the servers, and how many environments of each function run."""
         return self._call("GET", "/status")
 
     def requests(self) -> list[dict[str, Any]]:
-        """Return what the API has answered in the last minutes, as `History.seconds` does."""
+        """Return the API's answers of the last minutes, as `History.seconds` does."""
         seconds: list[dict[str, Any]] = self._call("GET", "/requests")["seconds"]
         return seconds
 
@@ -232,7 +242,7 @@ class LocalCloud:
         return pids
 
     def start_on_demand(self, function: str, start: Start) -> None:
-        """Have requests start environments of a function in this way, until they are ended."""
+        """Set how requests start environments of a function, until `end_environments`."""
         self._call("PUT", f"/functions/{function}/start", {"start": start})
 
     def end_environments(self, function: str) -> None:
@@ -245,12 +255,12 @@ class LocalCloud:
 
     def client(self, service: str) -> Any:
         """Return a boto3 client of a service of the control plane."""
-        import boto3  # noqa: PLC0415  # 0.1 s that `status` and `token` need not pay
+        import boto3  # noqa: PLC0415  # 0.1 s that `status` and `token` do not need
         from botocore.config import Config  # noqa: PLC0415
 
         state = self.state
         endpoint, region, keys = state.aws_endpoint_url, state.region, client_keys(state.key)
-        config = Config(inject_host_prefix=False)  # no name can stand in front of an address
+        config = Config(inject_host_prefix=False)  # an IP address cannot have a prefix
         return boto3.client(
             service, endpoint_url=endpoint, region_name=region, config=config, **keys
         )
@@ -264,11 +274,11 @@ class LocalCloud:
         self._call("POST", f"/pooler/{verb}")
 
     def scale_pooler(self, count: int) -> None:
-        """Have the pooler's ECS service run `count` tasks; return when it is stable."""
+        """Scale the pooler's ECS service to `count` tasks; return when it is stable."""
         self._update_pooler(desiredCount=count)
 
     def replace_pooler_tasks(self) -> None:
-        """Have ECS replace all tasks of the pooler by new ones; return when it is stable."""
+        """Replace all tasks of the pooler's ECS service; return when it is stable."""
         self._update_pooler(forceNewDeployment=True)
 
     def _update_pooler(self, **changes: Any) -> None:
@@ -283,10 +293,10 @@ class LocalCloud:
 
     @contextmanager
     def fault(self, wire: str, kind: str) -> Iterator[None]:
-        """Have a fault until the block is left; for a cloud that was started with wires.
+        """Keep a fault active until the block is left; for a cloud that was started with wires.
 
         On the wires `pooler` (functions to pooler) and `database` (pooler to database): `stall`,
-        `blackhole`, `reset` (of a moment), `latency` and `refuse`, as `local/faults/proxy.py` says;
+        `blackhole`, `reset` (instant), `latency` and `refuse`, as in `local/faults/proxy.py`;
         of `secrets` (Secrets Manager): `failing`, `slow` and `throttling`.
         """
         self._call("POST", f"/wires/{wire}/{kind}")
@@ -296,7 +306,7 @@ class LocalCloud:
             self._call("DELETE", f"/wires/{wire}/{kind}")
 
     def traffic(self) -> dict[str, int]:
-        """Count the connections each wire has accepted, and the calls that `secrets` has failed."""
+        """Count the connections of each wire, and the faulted calls of Secrets Manager."""
         return self._call("GET", "/wires")
 
     def processes(self, function: str) -> list[int]:
@@ -305,28 +315,33 @@ class LocalCloud:
         return pids
 
     def deploy(self, app: Path | None = None, override: Mapping[str, Any] | None = None) -> None:
-        """Deploy again; raise `DeploymentError` with what the command line said."""
+        """Deploy again; raise `DeploymentError` with the command line's output."""
         order = {"app": str(app) if app else None, "override": override}
         result: dict[str, Any] = {}
-        with self._asked("POST", "/deploy", order) as response:
+        with self._request("POST", "/deploy", order) as response:
             for message in _messages(response):
                 result = message
         if "error" in result or not result:
             raise DeploymentError(str(result.get("error", "the local cloud has ended")))
 
     @contextmanager
-    def _asked(self, method: str, path: str, body: Any) -> Iterator[http.client.HTTPResponse]:
-        """Ask the control endpoint, with this cloud's key."""
+    def _request(self, method: str, path: str, body: Any) -> Iterator[http.client.HTTPResponse]:
+        """Call the control endpoint with this cloud's key."""
         state = self.state
         address = urlsplit(state.control_url)
         connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=960)
         sent = None if body is None else json.dumps(body).encode()
         with closing(connection):
-            connection.request(method, path, sent, {"Authorization": f"Bearer {state.key}"})
+            try:
+                connection.request(method, path, sent, {"Authorization": f"Bearer {state.key}"})
+            except ConnectionRefusedError:
+                if not state.ready:
+                    raise StartingError(self.folder) from None
+                raise
             yield connection.getresponse()
 
     def _call(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
-        with self._asked(method, path, body) as response:
+        with self._request(method, path, body) as response:
             answer: dict[str, Any] = json.loads(response.read())
         if response.status != 200:
             raise CloudError(str(answer.get("error", answer)))

@@ -1,4 +1,4 @@
-"""Show people what a cloud is doing while they wait."""
+"""Print the progress of a cloud that starts."""
 
 import time
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class Narrator:
-    """Print what the cloud is doing, and how long it took."""
+    """Prints each step, and how long it took."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()

@@ -1,4 +1,4 @@
-"""What a local cloud is started with."""
+"""The options of a local cloud."""
 
 import json
 from collections.abc import Mapping
@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from lambda_pg_cdk import PROJECT
-from lambda_pg_cdk.local.deployed import Start
+from lambda_pg_cdk.local.deployment.deployed import Start
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Settings of one cloud.
+    """Options of one cloud.
 
     `entry`: the module of `app` that builds the stacks. `bound`: the cloud ends with the process
-    that started it. `start`: how a request that finds no free execution environment starts one.
-    `idle_seconds`: after how long an unused one ends.
-    `wires`: faults can be had on the ways between functions, pooler, database and Secrets Manager,
-    at the price of a hop more on each.
+    that started it. `start`: how a request starts an execution environment if none is free.
+    `idle_seconds`: how long an unused environment is kept.
+    `wires`: proxies that can fail stand between functions, pooler, database and Secrets Manager.
+    They cost one more hop on each connection.
     `console`: whether the live console is served.
     """
 

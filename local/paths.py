@@ -1,4 +1,4 @@
-"""Where a local cloud keeps its state, and how its servers reach it."""
+"""The folders of a local cloud, and who may enter them."""
 
 import os
 import secrets
@@ -9,9 +9,9 @@ from lambda_pg_cdk.layer.cache import NAME
 
 
 def state_dir(environment: Mapping[str, str] = os.environ) -> Path:
-    """Name the folder of one running local cloud: its state, data and logs.
+    """Return the folder of a running local cloud: its state, data and logs.
 
-    It is short, because the path of a unix socket has room for about 100 characters.
+    Its path is short: the path of a unix socket may have about 100 characters.
     """
     if chosen := environment.get("LAMBDA_PG_STATE_DIR"):
         return Path(chosen)
@@ -22,23 +22,23 @@ def state_dir(environment: Mapping[str, str] = os.environ) -> Path:
 
 
 def another_state_dir() -> Path:
-    """Choose a folder for a cloud besides that of `make up`.
+    """Choose a folder for another cloud than that of `make up`.
 
-    Not below TMPDIR, which may be long, or closed to the servers' account.
+    It is not in TMPDIR, whose path may be long or closed to the servers' account.
     """
-    return Path("/tmp") / f"lpg-{secrets.token_hex(4)}"  # noqa: S108 - a folder of our own
+    return Path("/tmp") / f"lpg-{secrets.token_hex(4)}"  # noqa: S108 - its name is random, its mode private
 
 
 def _root_state_parent() -> Path:
     run = Path("/run")
-    return run if run.is_dir() and os.access(run, os.W_OK) else Path("/var/tmp")  # noqa: S108 - a folder of our own is made in it, and its owner is root
+    return run if run.is_dir() and os.access(run, os.W_OK) else Path("/var/tmp")  # noqa: S108 - root creates its own folder in it
 
 
 def shareable(folder: Path) -> Path:
-    """Create a folder that the servers' account may enter, and check that it can be reached.
+    """Create a folder that the servers' account can enter; raise PermissionError if it cannot.
 
-    Nobody may list it: what is inside is open to that account, or closed, by modes of its own.
-    Raises PermissionError, naming the closed parent, where root's servers could not get through.
+    Other accounts cannot list it; each file in it has its own mode. The error names the parent
+    folder that is closed to the servers' account.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if os.geteuid() != 0:
@@ -48,7 +48,7 @@ def shareable(folder: Path) -> Path:
         if not parent.stat().st_mode & 0o001:
             raise PermissionError(
                 f"{parent} is closed to other accounts, but the servers do not run as root and "
-                f"have to reach {folder}. Open it with `chmod o+x {parent}`, or choose another "
+                f"need {folder}. Open it with `chmod o+x {parent}`, or choose another "
                 "place with LAMBDA_PG_CACHE_DIR and LAMBDA_PG_STATE_DIR."
             )
     return folder

@@ -1,4 +1,4 @@
-"""The state of one running local cloud, as its folder tells it to other processes."""
+"""The state of one running local cloud, in its folder, for other processes."""
 
 import fcntl
 import json
@@ -6,13 +6,13 @@ import os
 import shutil
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-MARK = "LAMBDA_PG_CLOUD"  # in the environment of every process of a cloud
+CLOUD_ID_VARIABLE = "LAMBDA_PG_CLOUD"  # in the environment of every process of a cloud
 STATE_FILE = "state.json"
 _LOCK_FILE = "lock"
 _PATIENCE_SECONDS = 5.0
@@ -22,15 +22,24 @@ class NotRunningError(LookupError):
     """No local cloud is running in this state folder."""
 
 
+class StartingError(NotRunningError):
+    """The local cloud in this state folder does not answer yet."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            f"the local cloud in {folder} is still starting: try again in a few seconds"
+        )
+
+
 class AlreadyRunningError(RuntimeError):
     """A local cloud is running in this state folder."""
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Where a running cloud is to be found."""
+    """Where a running cloud is: its processes, its addresses and its key."""
 
-    mark: str
+    cloud_id: str
     guardian: int  # process id
     daemon: int
     key: str = field(repr=False)  # that requests to the control plane are signed with
@@ -60,11 +69,26 @@ class State:
         try:
             return cls(**json.loads((folder / STATE_FILE).read_text()))
         except FileNotFoundError:
-            raise NotRunningError(f"the local cloud in {folder} is only just starting") from None
+            raise StartingError(folder) from None
+
+
+class StateFile:
+    """The state of a cloud that is starting or running; each change is written at once."""
+
+    def __init__(self, folder: Path, state: State) -> None:
+        """Write the first state."""
+        self._folder = folder
+        self.state = state
+        state.save(folder)
+
+    def update(self, **changes: Any) -> None:
+        """Change fields of the state."""
+        self.state = replace(self.state, **changes)
+        self.state.save(self._folder)
 
 
 def credentials(key: str) -> dict[str, str]:
-    """Return the variables from which AWS SDKs take a cloud's key; the rest says whose it is."""
+    """Return the variables from which AWS SDKs read a cloud's key; the other two are fixed."""
     return {
         "AWS_ACCESS_KEY_ID": "local",
         "AWS_SECRET_ACCESS_KEY": key,
@@ -78,7 +102,7 @@ def client_keys(key: str) -> dict[str, str]:
 
 
 def sdk_variables(endpoint: str, region: str, key: str) -> dict[str, str]:
-    """Return the environment variables that lead an AWS SDK to a control plane."""
+    """Return the environment variables that point an AWS SDK to a control plane."""
     return {
         **credentials(key),
         "AWS_REGION": region,
@@ -90,7 +114,7 @@ def sdk_variables(endpoint: str, region: str, key: str) -> dict[str, str]:
 
 
 def lock(folder: Path) -> int:
-    """Take the folder for a cloud; return the descriptor that holds it, as long as it is open.
+    """Lock the folder for a cloud; return the descriptor that holds the lock while it is open.
 
     What a dead cloud has left there is removed first. Raises `AlreadyRunningError`, or
     PermissionError for a folder of another account, which could read and change what is in it.
@@ -110,7 +134,7 @@ def lock(folder: Path) -> int:
 
 
 def _close_to_others(folder: Path) -> None:
-    """Let only this account into a folder; the servers' account, where it is root, through it."""
+    """Close a folder to other accounts; as root, let the servers' account pass through it."""
     for owner in {folder.stat().st_uid, folder.lstat().st_uid} - {os.geteuid()}:
         raise PermissionError(
             f"{folder} belongs to another account (uid {owner}), which could read the keys of a "
@@ -138,7 +162,7 @@ def _clean(folder: Path) -> None:
     """End the processes and remove the files of a cloud that is dead; keep the lock."""
     with suppress(FileNotFoundError, json.JSONDecodeError):
         left: dict[str, Any] = json.loads((folder / STATE_FILE).read_text())
-        end(marked(str(left.get("mark", ""))))
+        end(processes_of(str(left.get("cloud_id", ""))))
     for path in folder.iterdir():
         if path.name == _LOCK_FILE:
             continue
@@ -149,7 +173,7 @@ def _clean(folder: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Remove the folder of a cloud that has ended, with what is left of its processes."""
+    """Remove the folder of a cloud that has ended, and end its remaining processes."""
     if not folder.exists():
         return
     descriptor = lock(folder)
@@ -159,22 +183,23 @@ def remove(folder: Path) -> None:
         os.close(descriptor)
 
 
-def marked(mark: str) -> list[psutil.Process]:
-    """Return the processes that carry a cloud's mark in their environment."""
+def processes_of(cloud_id: str) -> list[psutil.Process]:
+    """Return the processes that have a cloud's id in their environment."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if mark and process.pid != os.getpid() and process.environ().get(MARK) == mark:
+            ours = process.environ().get(CLOUD_ID_VARIABLE) == cloud_id
+            if cloud_id and ours and process.pid != os.getpid():
                 found.append(process)
     return found
 
 
 def end(processes: list[psutil.Process], patience: float = _PATIENCE_SECONDS) -> None:
-    """End processes: politely at first, as PostgreSQL would leave shared memory behind."""
+    """End processes: SIGTERM first, since PostgreSQL would leave shared memory behind."""
     for process in processes:
         with suppress(psutil.Error):
             process.terminate()
-            process.resume()  # a frozen environment would not hear it
+            process.resume()  # a frozen environment does not receive the signal
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline and any(map(_alive, processes)):
         time.sleep(0.02)

@@ -18,7 +18,7 @@ import aiohttp
 from benchmarks.storm.accounting import Waits
 from benchmarks.storm.meter import Meter
 from benchmarks.storm.rows import Stage
-from lambda_pg_cdk.local.load import Outcome, Summary, session, summarise, timed_request
+from lambda_pg_cdk.local.http.load import Outcome, Summary, session, summarise, timed_request
 
 FUNCTION: Final = "lambda_pg"
 SIZES: Final = (50, 500, 1000)

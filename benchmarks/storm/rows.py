@@ -10,7 +10,7 @@ from benchmarks.storm.accounting import CpuSeconds, Waits
 from benchmarks.storm.connections import Observed
 from benchmarks.storm.meter import Meter, Reading
 from lambda_pg_cdk.local.cloud import LocalCloud
-from lambda_pg_cdk.local.load import FunctionLog, Summary, fire, summarise
+from lambda_pg_cdk.local.http.load import FunctionLog, Summary, fire, summarise
 
 Report = Callable[[str], None]
 

@@ -27,7 +27,7 @@ from benchmarks.storm.open_loop import OpenLoop
 from benchmarks.storm.rows import Report, Row, Stage
 from benchmarks.tables import for_terminal, storm_table
 from lambda_pg_cdk.local.cloud import LocalCloud
-from lambda_pg_cdk.local.deployment import merge
+from lambda_pg_cdk.local.deployment.cdk import merge
 from lambda_pg_cdk.local.http.caller import call
 from lambda_pg_cdk.local.narrator import Narrator
 from lambda_pg_cdk.local.options import Options

@@ -13,8 +13,8 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from benchmarks.storm.rows import Driver, Result, Row, Stage, our_driver
+from lambda_pg_cdk.local.http.load import Outcome, Summary, summarise
 from lambda_pg_cdk.local.install.installed import environment_python
-from lambda_pg_cdk.local.load import Outcome, Summary, summarise
 
 HERE: Final = Path(__file__).resolve().parent / "locust"
 SECONDS: Final = 90.0

@@ -1,4 +1,4 @@
-// The console's page: one stream of samples in, three kinds of orders out.
+// The console's page: it reads one stream of samples and sends three kinds of orders.
 
 import { Chart } from "./chart.js";
 
@@ -22,7 +22,7 @@ function make(name, properties = {}, ...children) {
   return made;
 }
 
-// What is drawn
+// Charts
 
 const over = (read) => () => samples.map((sample) => [sample.time, read(sample)]);
 
@@ -142,7 +142,7 @@ function showTiles(sample) {
   showPooler(sample);
   const { database, max_connections: most } = sample;
   if (database) tiles.database.show(whole(database.total), `${database.active} active`, whole(most), [database.total / most]);
-  else tiles.database.show("–", sample.running ? "away: no answer" : "");
+  else tiles.database.show("–", sample.running ? "no answer" : "");
   showRequests(sample);
 }
 
@@ -156,14 +156,14 @@ function showEnvironments(sample) {
 
 function showPooler({ pooler, budget, running }) {
   if (!pooler) {
-    for (const tile of [tiles.clients, tiles.queue, tiles.servers]) tile.show("–", running ? "away: no task answers" : "");
+    for (const tile of [tiles.clients, tiles.queue, tiles.servers]) tile.show("–", running ? "no task answers" : "");
     return;
   }
   const clients = pooler.cl_active + pooler.cl_waiting;
   const servers = pooler.sv_active + pooler.sv_free;
-  tiles.clients.show(whole(clients), `${pooler.cl_waiting} of them wait`, whole(pooler.max_client_conn), [clients / pooler.max_client_conn]);
+  tiles.clients.show(whole(clients), `${pooler.cl_waiting} waiting`, whole(pooler.max_client_conn), [clients / pooler.max_client_conn]);
   tiles.queue.show(whole(pooler.cl_waiting), `longest wait ${duration(pooler.longest_wait)}`, null, [clients ? pooler.cl_waiting / clients : 0]);
-  tiles.servers.show(whole(servers), `${pooler.sv_active} lent, ${pooler.sv_free} free`, whole(budget), [servers / budget]);
+  tiles.servers.show(whole(servers), `${pooler.sv_active} in use, ${pooler.sv_free} free`, whole(budget), [servers / budget]);
 }
 
 function showRequests(sample) {
@@ -202,13 +202,13 @@ function showTables(sample) {
 
 function showState(sample) {
   const deployed = Object.keys(sample.environments ?? {}).length > 0;
-  say("cloud", sample.running ? "Running" : "The cloud is away", sample.running ? "running" : "away");
+  say("cloud", sample.running ? "Running" : "The cloud does not answer", sample.running ? "running" : "away");
   $("api").textContent = sample.api_url ? `API ${sample.api_url}` : "";
   $("hint").hidden = !sample.running || deployed;
   $("hint").textContent = "Nothing is deployed: `.venv/bin/python -m lambda_pg_cdk.local deploy` deploys the app.";
 }
 
-// A live region is written to only when there is news.
+// Write to a live region only if its text changes.
 function say(id, text, state = "") {
   if ($(id).textContent === text && $(id).dataset.state === state) return;
   $(id).textContent = text;
@@ -320,9 +320,9 @@ function listen() {
     show();
   });
   on("sample", (sample) => { take(sample); show(); });
-  on("activity", (told) => { activity = told; showActivity(); drawCharts(); });
+  on("activity", (current) => { activity = current; showActivity(); drawCharts(); });
   stream.onerror = () => {
-    say("cloud", "The console does not answer; trying again", "away");
+    say("cloud", "The console does not answer; retrying", "away");
     if (stream.readyState === EventSource.CLOSED) setTimeout(listen, 2000);
   };
 }

@@ -2,7 +2,7 @@
 
 const HEIGHT = 180;
 const EDGE = { left: 48, right: 8, top: 16, bottom: 20 };
-const GAP = 3000; // two points further apart are not joined
+const GAP = 3000; // points further apart are not joined
 const NAMESPACE = "http://www.w3.org/2000/svg";
 
 export class Chart {
@@ -136,7 +136,7 @@ export class Chart {
       .join("");
   }
 
-  // The legend says what was at the cursor, or what is now; so does the name of the picture.
+  // Show the values at the cursor, or the latest ones, in the legend and in the picture's label.
   tell(drawn, time) {
     const said = drawn.map((points, i) => {
       const found = points.findLast((point) => point[0] <= time && time - point[0] < GAP);
@@ -155,7 +155,7 @@ function legendOf(list, { name, colour }) {
   return item.appendChild(document.createElement("b"));
 }
 
-// Cut a series where something was away.
+// Split a series where values are missing.
 function runs(points) {
   const found = [];
   let last = -Infinity;

@@ -1,4 +1,4 @@
-"""What MiniStack lacks for this project: types, and properties that its stacks path drops."""
+"""Resource types that MiniStack lacks, and properties that its stacks drop."""
 
 import hashlib
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from lambda_pg_cdk.local.control_plane.handlers import (
 
 
 def _proxy(name: str) -> dict[str, Any]:
-    """Return the attributes of a DBProxy: its ARN has an id, which policies need, not its name."""
+    """Return the attributes of a DBProxy. Its ARN has an id, which policies need, and no name."""
     id_ = f"prx-{hashlib.sha256(name.encode()).hexdigest()[:17]}"
     endpoint = {"Endpoint": "127.0.0.1", "VpcId": "vpc-00000000"}
     return {"DBProxyArn": arn("rds", f"db-proxy:{id_}"), **endpoint}
@@ -58,19 +58,19 @@ TYPES: dict[str, Handlers] = {
     "AWS::RDS::DBProxyEndpoint": named("endpoint", _proxy_endpoint, "DBProxyEndpointName"),
     "AWS::RDS::DBProxyTargetGroup": named("target-group", lambda i: {"TargetGroupArn": i}),
     "AWS::SecretsManager::ResourcePolicy": named("policy", lambda i: {"Id": i}, "SecretId"),
-    # CDK's function for it wants an AWS SDK that MiniStack's Node has not.
+    # CDK's function for it needs an AWS SDK that MiniStack's Node does not have.
     "Custom::LogRetention": named("retention", lambda i: {"LogGroupName": i}, "LogGroupName"),
 }
 
 
 ALARM = named("alarm", lambda i: {"Arn": arn("cloudwatch", f"alarm:{i}")}, "AlarmName")
-"""Accepted and never raised: nothing is measured, and MiniStack's own refuse metric math."""
+"""Accepted and never raised: nothing is measured, and MiniStack's alarms refuse metric math."""
 
 
 def install(cloud: Cloud, key: str) -> None:
     """Add the types and wrap the handlers; the hooks have been checked.
 
-    `key` is what every signature is verified with.
+    Every signature is verified with `key`.
     """
     provisioners = import_module(hooks.PROVISIONERS)
     table = provisioners._RESOURCE_HANDLERS
@@ -90,7 +90,7 @@ def install(cloud: Cloud, key: str) -> None:
 
 
 def _issue_one_key(key: str) -> None:
-    """Let every key that STS and IAM issue have the secret that signatures are verified with."""
+    """Make STS and IAM issue keys whose secret is the one that signatures are verified with."""
     for name in (hooks.STS, hooks.IAM):
         module: Any = import_module(name)
         module._gen_secret = lambda: key

@@ -1,13 +1,20 @@
-"""Tell the daemon when something may have changed, so that it need not look every second."""
+"""Tell the daemon when something may have changed, so that it need not poll every second."""
 
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 from urllib.parse import parse_qs
 
-from lambda_pg_cdk.local.control_plane.protocol import HELD_SECONDS, OWN_REQUESTS, PATH
+PATH: Final = "/_lambda_pg/changes"
+"""A path of the control plane. The answer is `{"count": n}`, once n differs from `known`."""
+
+HELD_SECONDS: Final = 60.0
+"""Longest time until the answer."""
+
+OWN_REQUESTS: Final = "lambda-pg-inventory"
+"""In the user agent of the daemon's requests, which only read."""
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -21,7 +28,7 @@ class Changes:
     """Count the requests that MiniStack has answered and that may have changed something."""
 
     def __init__(self, application: Application, begin: Callable[[], Awaitable[None]]) -> None:
-        """Stand before MiniStack's application; `begin` is run before anything is served."""
+        """Wrap MiniStack's application; `begin` runs before anything is served."""
         self._application = application
         self._begin = begin
         self._count = 0
@@ -42,7 +49,7 @@ class Changes:
                 self._changed.set()
 
     async def _tell(self, scope: Scope, send: Send) -> None:
-        """Answer with the count as soon as it is not the one that the caller knows."""
+        """Answer with the count as soon as it differs from the one that the caller knows."""
         known = parse_qs(scope["query_string"].decode()).get("known", [""])[0]
         if known == str(self._count):
             self._changed.clear()
@@ -56,7 +63,7 @@ class Changes:
 
 
 def _only_reads(scope: Scope) -> bool:
-    """Tell whether a request certainly changes nothing; of form requests the body would tell."""
+    """Tell whether a request certainly changes nothing; a form request may change something."""
     headers: dict[bytes, bytes] = dict(scope["headers"])
     if scope["method"] in {"GET", "HEAD", "OPTIONS"}:
         return True

@@ -1,4 +1,4 @@
-"""Ask the local cloud's daemon, over loopback, for what MiniStack does not have itself."""
+"""Ask the daemon, over loopback, for what MiniStack does not have."""
 
 import json
 import urllib.request
@@ -15,11 +15,11 @@ class Cloud:
     def __init__(self, url: str, key: str) -> None:
         self._url = url
         self._key = key
-        # Never through a proxy of the shell's environment: it is a loopback address.
+        # Without a proxy from the shell's environment: the address is on loopback.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def provide_database(self, user: str, password: str, name: str) -> dict[str, Any]:
-        """Have the local PostgreSQL carry a master user and a database; return its address."""
+        """Create a master user and a database in the local PostgreSQL; return its address."""
         return self._post("/database", {"user": user, "password": password, "name": name})
 
     def invoke(self, function: str, version: str, event: Any) -> dict[str, Any]:

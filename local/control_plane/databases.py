@@ -1,4 +1,4 @@
-"""Let deployed databases be the local PostgreSQL, with master passwords as RDS manages them."""
+"""Run deployed databases in the local PostgreSQL; manage master passwords as RDS does."""
 
 import json
 import uuid
@@ -19,7 +19,7 @@ def install(table: dict[str, Handlers], provisioners: Any, cloud: Cloud) -> None
 
 
 class _Databases:
-    """What create and update of a database add."""
+    """Completes the creation and the update of databases."""
 
     def __init__(self, provisioners: Any, cloud: Cloud) -> None:
         self.rds = import_module("ministack.services.rds")
@@ -29,7 +29,7 @@ class _Databases:
     def instance(self, made: Made, props: Properties) -> Made:
         """Give an instance its address: the local PostgreSQL's, or that of its cluster.
 
-        A member of a cluster has no master user of its own.
+        A member of a cluster has the master user of the cluster.
         """
         instance = self.rds._instances[made[0]]
         cluster = self.rds._clusters.get(instance.get("DBClusterIdentifier") or "")
@@ -59,7 +59,7 @@ class _Databases:
         return self._cloud.provide_database(user, password, name)
 
     def _manage_password(self, record: dict[str, Any], kind: str) -> None:
-        """Keep the master password in a secret of RDS's own, which an update leaves alone."""
+        """Keep the master password in a secret that RDS manages; an update does not change it."""
         secrets = import_module("ministack.services.secretsmanager")
         if secret := record.get("MasterUserSecret"):
             current = secrets.resolve_secret_string(secret["SecretArn"])
@@ -81,7 +81,7 @@ def _secret_attributes(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _delete_secret_too(handlers: Handlers, store: Any) -> None:
-    """Let a managed secret go with its database."""
+    """Delete a managed secret with its database."""
     secrets = import_module("ministack.services.secretsmanager")
     delete = handlers["delete"]
 

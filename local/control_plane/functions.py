@@ -1,4 +1,4 @@
-"""Run functions in the cloud's environments, and let their versions have code of their own."""
+"""Run functions in the cloud's environments, and keep the code of each version."""
 
 import json
 from datetime import timedelta
@@ -16,7 +16,7 @@ from lambda_pg_cdk.local.control_plane.handlers import (
 )
 from lambda_pg_cdk.local.control_plane.signatures import presign
 
-LOCATION_LIFETIME = timedelta(minutes=10)  # of the address of a function's code, as on AWS
+LOCATION_LIFETIME = timedelta(minutes=10)  # of the URL of a function's code, as on AWS
 
 
 def install(table: dict[str, Handlers], cloud: Cloud, key: str) -> None:
@@ -41,7 +41,7 @@ def _keep_limits(made: Made, props: Properties) -> Made:
 
 
 def _presigned(url: str, key: str) -> str:
-    """Sign an address, which MiniStack dresses up as a signed one, or leaves without a query."""
+    """Sign a URL; MiniStack's own have a fake signature, or none."""
     region = import_module(hooks.RESPONSES).get_region()
     return presign(url.partition("?")[0], key, region, LOCATION_LIFETIME)
 
@@ -55,7 +55,7 @@ def _presign_layers(key: str) -> None:
 
 
 def _serve_code_of_versions(key: str) -> None:
-    """Let GetFunction of a published version lead to its code, where it leads to the newest."""
+    """Make GetFunction of a published version return its code; MiniStack returns the newest."""
     module: Any = import_module(hooks.LAMBDA)
     get, serve = module._get_function, module.serve_function_code
 
@@ -95,8 +95,8 @@ def _serve_code_of_versions(key: str) -> None:
 def _run_functions_in(cloud: Cloud) -> None:
     """Run functions in the cloud's execution environments instead of MiniStack's workers.
 
-    So that a migration or a custom resource meets the same runtime as a request does. Only Node
-    functions stay with MiniStack: CDK uses some for its custom resources.
+    A migration or a custom resource then has the same runtime as a request. Only Node functions
+    stay with MiniStack: the CDK uses some for its custom resources.
     """
     module: Any = import_module(hooks.LAMBDA)
     elsewhere = module._execute_function_warm

@@ -1,4 +1,4 @@
-"""Let only programs that have the cloud's key reach MiniStack, which itself checks nothing."""
+"""Admit only programs that have the cloud's key: MiniStack itself checks nothing."""
 
 import json
 from collections.abc import Collection, MutableMapping
@@ -10,11 +10,11 @@ from lambda_pg_cdk.local.control_plane.signatures import Request
 from lambda_pg_cdk.local.http import guard
 
 _CUSTOM_RESOURCES = "/_ministack/cfn-response/"
-"""Where a custom resource reports to: the address holds a random token, and is unsigned on AWS."""
+"""The path that a custom resource reports to. Its URL has a random token; AWS signs none."""
 
 
 def unsigned(reason: str) -> str:
-    """Say what has to be done about a signature that is missing or wrong."""
+    """Return the message for a missing or wrong signature: the reason, and what to do."""
     return (
         f"Refused: {reason}. Sign requests with this local cloud's key: "
         "`python -m lambda_pg_cdk.local credentials` prints it as environment variables."
@@ -22,15 +22,15 @@ def unsigned(reason: str) -> str:
 
 
 def refusal_body(message: str) -> bytes:
-    """Write the body of a refusal, which AWS's SDKs can read."""
+    """Write the body of a refusal, in the form that AWS's SDKs read."""
     return json.dumps({"__type": "AccessDeniedException", "message": message}).encode()
 
 
 class Gate:
-    """Stand before the application, and before what it answers."""
+    """Checks requests to the application, and cleans its answers."""
 
     def __init__(self, application: Application, ports: Collection[int], key: str) -> None:
-        """Take the ports that callers can have asked, and the key of this cloud."""
+        """Take the ports that callers may use, and the key of this cloud."""
         self._application = application
         self._ports = ports
         self._key = key
@@ -51,7 +51,7 @@ class Gate:
         if scope["method"] == "PUT" and path.startswith(_CUSTOM_RESOURCES):
             await self._application(scope, receive, _without_cors(send))
             return
-        if not signatures.claims_signature(query, headers):  # before its body is taken
+        if not signatures.claims_signature(query, headers):  # before its body is read
             await _send_refusal(send, unsigned("the request is not signed"))
             return
         body = await _read(receive)
@@ -74,14 +74,16 @@ def _headers(scope: Scope) -> dict[str, str]:
 async def _read(receive: Receive) -> bytes:
     body, more = bytearray(), True
     while more:
-        message = await receive()  # a client that has gone leaves a body that nobody has signed
+        message = (
+            await receive()
+        )  # a client that has gone leaves an incomplete body, which has no valid signature
         body += message.get("body", b"")
         more = message.get("more_body", False)
     return bytes(body)
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
-    """Hand out a body that has been read; after it, what else comes."""
+    """Return the body that has been read already, then what follows."""
     messages = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive_again() -> MutableMapping[str, Any]:
@@ -91,7 +93,7 @@ def _again(body: bytes, receive: Receive) -> Receive:
 
 
 def _without_cors(send: Send) -> Send:
-    """Keep back MiniStack's permission for every web page to read an answer."""
+    """Remove MiniStack's CORS headers, by which every web page could read an answer."""
 
     async def send_without(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":

@@ -1,4 +1,4 @@
-"""The shape of MiniStack's handlers of resource types, and how to make and to complete them."""
+"""MiniStack's handlers of resource types: their types, and how to make and complete them."""
 
 import uuid
 from collections.abc import Callable
@@ -16,7 +16,7 @@ def named(
 ) -> Handlers:
     """Make handlers of a type that only has to exist, with a name and attributes.
 
-    Ref gives the property `name` of the template, where it has one, or an id of our own.
+    Ref is the property `name` of the template, if it is set, or a made-up id.
     """
 
     def create(logical_id: str, props: Properties, stack_name: str) -> Made:  # noqa: ARG001
@@ -37,7 +37,7 @@ def named(
 
 
 def complete(handlers: Handlers, completion: Callable[[Made, Properties], Made]) -> None:
-    """Let `completion` add to what a type's create and update have made."""
+    """Call `completion` after a type's create and update, with what they have made."""
     create, update = handlers["create"], handlers["update"]
 
     def completed_create(logical_id: str, props: Properties, stack_name: str) -> Made:
@@ -52,7 +52,7 @@ def complete(handlers: Handlers, completion: Callable[[Made, Properties], Made])
 
 
 def is_true(value: object) -> bool:
-    """Read a template's boolean, which may be a text."""
+    """Read a boolean of a template, which may be text."""
     return str(value).lower() == "true"
 
 

@@ -1,7 +1,7 @@
-"""The places in MiniStack that the project's additions hold on to, checked before they are used.
+"""The functions and tables in MiniStack that the additions change, checked before they are used.
 
-They are not a public interface: each new version may move them. A start that fails and names the
-hook is better than a deployment that silently does something else.
+They are not a public interface: each new version may move them. It is better to fail at the start,
+with the name of the hook, than to deploy something else silently.
 """
 
 import inspect
@@ -112,12 +112,12 @@ STORES = (
 
 
 def check() -> None:
-    """End the process with a message that names every hook that is not as it was."""
+    """End the process with a message that names every hook that has moved."""
     version = metadata.version("ministack")
     if moved := [*_moved_functions(), *_moved_types(), *_moved_stores()]:
         listed = "\n".join(f"  - {name}" for name in moved)
         sys.exit(
-            f"MiniStack {version} is not what the local cloud was made for ({VERSION}). "
+            f"MiniStack is version {version}; the local cloud needs {VERSION}. "
             f"These hooks have moved:\n{listed}\n"
             "Install the pinned version, or adapt local/control_plane/ to the new one."
         )
@@ -148,7 +148,7 @@ def _moved_types() -> list[str]:
 
 def _moved_stores() -> list[str]:
     return [
-        f"{module}.{name}: gone"
+        f"{module}.{name}: missing"
         for module, name in STORES
         if not hasattr(import_module(module), name)
     ]

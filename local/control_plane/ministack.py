@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,37 +10,26 @@ from lambda_pg_cdk import PROJECT
 from lambda_pg_cdk.local import processes
 from lambda_pg_cdk.local.install import installed
 
-_START_SECONDS = 60.0  # as the servers: beside busy programs it has needed ten times its 2 s
+_START_SECONDS = 60.0  # it usually takes 2 s; on a busy machine it has taken ten times as long
 
 
 class ControlPlane:
-    """MiniStack on a port of 127.0.0.1, in a folder of its own."""
+    """MiniStack on a port of 127.0.0.1, in its own folder."""
 
-    def __init__(self, home: Path, port: int, secrets_port: int, key: str) -> None:
-        """Name the places, and the key that requests are signed with; nothing is started yet."""
-        self._home = home
+    def __init__(self, home: Path, port: int, variables: Mapping[str, str]) -> None:
+        """Take its folder, its port and its environment; nothing is started yet."""
         self._port = port
-        self._secrets_port = secrets_port
-        self._key = key
+        self._variables = variables
         self._log = home / "ministack.log"
         self._process: asyncio.subprocess.Process | None = None
 
-    async def start(
-        self, account: str, region: str, control_url: str, fronts: Sequence[int] = ()
-    ) -> None:
-        """Start it and wait until it answers; raise with the end of its log.
-
-        `fronts` are ports of this cloud that pass requests on to it, as they were signed.
-        """
+    async def start(self) -> None:
+        """Start it and wait until it answers; raise with the end of its log."""
         python = await asyncio.to_thread(installed.control_plane_python)
-        ports = (self._port, self._secrets_port)
-        variables = control_plane_variables(
-            self._home, ports, account, region, control_url, self._key, fronts
-        )
         with processes.open_log(self._log, "wb") as output:
             self._process = await asyncio.create_subprocess_exec(
                 str(python), "-m", "lambda_pg_cdk.local.control_plane",
-                cwd=PROJECT, env=variables,
+                cwd=PROJECT, env=self._variables,
                 stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
                 start_new_session=True,
             )  # fmt: skip
@@ -50,21 +39,21 @@ class ControlPlane:
         deadline = time.monotonic() + _START_SECONDS
         while True:
             if process.returncode is not None:
-                said = processes.last_lines(self._log)
-                raise RuntimeError(f"the control plane has ended:\n{said}")
+                log = processes.last_lines(self._log)
+                raise RuntimeError(f"the control plane has ended:\n{log}")
             try:
                 _, writer = await asyncio.open_connection("127.0.0.1", self._port)
             except ConnectionRefusedError:
                 if time.monotonic() > deadline:
-                    said = processes.last_lines(self._log)
-                    raise TimeoutError(f"the control plane does not answer:\n{said}") from None
+                    log = processes.last_lines(self._log)
+                    raise TimeoutError(f"the control plane does not answer:\n{log}") from None
                 await asyncio.sleep(0.02)
                 continue
             writer.close()
             return
 
     async def close(self) -> None:
-        """End it; it does not end reliably on SIGTERM."""
+        """Kill it; on SIGTERM it does not end reliably."""
         if self._process is not None:
             with suppress(ProcessLookupError):
                 self._process.kill()
@@ -82,7 +71,8 @@ def control_plane_variables(
 ) -> dict[str, str]:
     """Return the whole environment of the control plane; makes its folder for files.
 
-    `ports`: of everything, and of Secrets Manager alone.
+    `ports`: of all services, and of Secrets Manager alone. `fronts`: ports of this cloud that
+    pass requests on to it unchanged.
     """
     port, secrets_port = ports
     home.mkdir(mode=0o700, exist_ok=True)
@@ -101,7 +91,7 @@ def control_plane_variables(
         "TMPDIR": str(home / "tmp"),
         "DOCKER_HOST": f"unix://{home}/no-docker",
         "PYTHONDONTWRITEBYTECODE": "1",
-        "AWS_SECRET_ACCESS_KEY": key,  # MiniStack's Node.js workers sign with it, too
+        "AWS_SECRET_ACCESS_KEY": key,  # MiniStack's Node.js workers sign with it too
         "LAMBDA_PG_CONTROL_URL": control_url,
         "LAMBDA_PG_PORTS": " ".join(map(str, (port, *fronts))),
         "LAMBDA_PG_SECRETS_PORT": str(secrets_port),

@@ -1,4 +1,4 @@
-"""Rotate secrets as Secrets Manager does: four calls of the secret's own function."""
+"""Rotate secrets as Secrets Manager does, with four calls of the secret's function."""
 
 import json
 import logging
@@ -56,9 +56,9 @@ class _Rotations:
     def _rotate(self, data: dict[str, Any]) -> dict[str, str]:
         secret = self._find(data.get("SecretId"))
         self._configure(secret, data)
-        told = {"ARN": str(secret["ARN"]), "Name": str(secret["Name"])}
+        answer = {"ARN": str(secret["ARN"]), "Name": str(secret["Name"])}
         if not is_true(data.get("RotateImmediately", True)):
-            return told
+            return answer
         if (unfinished := _unfinished(secret)) is not None:
             self._begin(secret, unfinished)
             raise _RefusedError(
@@ -68,7 +68,7 @@ class _Rotations:
         token = str(data.get("ClientRequestToken") or uuid.uuid4())
         self._add_pending(secret, token)
         self._begin(secret, token)
-        return {**told, "VersionId": token}
+        return {**answer, "VersionId": token}
 
     def _find(self, secret_id: str | None) -> dict[str, Any]:
         _, secret = self._secrets._resolve(secret_id)
@@ -82,37 +82,37 @@ class _Rotations:
         return found
 
     def _configure(self, secret: dict[str, Any], data: dict[str, Any]) -> None:
-        """Take over the function and the rules."""
+        """Set the function and the rules of a secret."""
         function = data.get("RotationLambdaARN") or secret.get("RotationLambdaARN")
         if not function:
             reason = "No Lambda rotation function ARN is associated with this secret."
             raise _RefusedError("InvalidRequestException", reason)
         if self._functions._get_func_record_for_ref(function)[0] is None:
-            reason = f"Secrets Manager cannot invoke {function}: there is no such function."
+            reason = f"Secrets Manager cannot invoke {function}: the function does not exist."
             raise _RefusedError("AccessDeniedException", reason)
         secret["RotationLambdaARN"] = function
         secret["RotationRules"] = data.get("RotationRules") or secret.get("RotationRules")
         secret["RotationEnabled"] = True
 
     def cancel(self, secret_id: str) -> None:
-        """Forget a schedule; what is under way goes on."""
+        """Forget a schedule; a rotation under way goes on."""
         _, secret = self._secrets._resolve(secret_id)
         if secret is not None:
             secret.update(RotationEnabled=False, RotationLambdaARN=None, RotationRules=None)
 
     def describe(self, response: Response, data: dict[str, Any]) -> Response:
-        """Add when a rotation has last come to its end."""
+        """Add the time at which the last rotation ended."""
         _, secret = self._secrets._resolve(data.get("SecretId"))
         if response[0] != 200 or "LastRotatedDate" not in secret:
             return response
-        told = {**json.loads(response[2]), "LastRotatedDate": secret["LastRotatedDate"]}
-        answer: Response = self._secrets.json_response(told)
+        described = {**json.loads(response[2]), "LastRotatedDate": secret["LastRotatedDate"]}
+        answer: Response = self._secrets.json_response(described)
         return answer
 
     # A rotation
 
     def _add_pending(self, secret: dict[str, Any], token: str) -> None:
-        """Add a version that has a label and no value: that is the function's first step."""
+        """Add a version with a label and no value: the function's first step sets the value."""
         self._secrets._remove_stage_everywhere(secret, _PENDING)
         now = int(time.time())
         empty = {"SecretString": None, "SecretBinary": None}
@@ -139,7 +139,7 @@ class _Rotations:
             self._running.discard(secret["ARN"])
 
     def _call(self, secret: dict[str, Any], step: str, token: str) -> str | None:
-        """Run one step; return the type of its error, and nothing that could hold a password."""
+        """Run one step; return only the type of its error: the message could contain a password."""
         record, _, _ = self._functions._get_func_record_for_ref(secret["RotationLambdaARN"])
         if record is None:
             return "the function is gone"
@@ -164,7 +164,7 @@ def _unfinished(secret: dict[str, Any]) -> str | None:
 def _schedules(rotations: _Rotations) -> Handlers:
     """Make the handlers of AWS::SecretsManager::RotationSchedule.
 
-    A hosted rotation (HostedRotationLambda) is AWS's own function, which does not exist here: its
+    A hosted rotation (HostedRotationLambda) is a function of AWS, which does not exist here: its
     schedule is accepted, and nothing rotates.
     """
 

@@ -1,4 +1,4 @@
-"""Versions and stages of a secret as Secrets Manager has them, where MiniStack differs."""
+"""Versions and stages of secrets as in Secrets Manager, where MiniStack differs."""
 
 import json
 import uuid
@@ -10,7 +10,7 @@ from lambda_pg_cdk.local.control_plane.handlers import Handlers, Made, Propertie
 
 
 def install(table: dict[str, Handlers]) -> None:
-    """Name secrets by their ARN in templates, and correct how values are read and written."""
+    """Make Ref of a secret its ARN, and correct how values are read and written."""
     module: Any = import_module(hooks.SECRETS)
     _name_secrets_by_arn(table["AWS::SecretsManager::Secret"], module._secrets)
     versions = _Versions(module)
@@ -59,7 +59,7 @@ class _Versions:
         return self._answer(secret, token)
 
     def _again(self, secret: dict[str, Any], token: str, data: dict[str, Any]) -> Response:
-        """Answer a repeated request as the first one; refuse another value under its token."""
+        """Answer a repeated request like the first; refuse another value with the same token."""
         known = secret["Versions"][token]
         if all(known.get(name) == data.get(name) for name in ("SecretString", "SecretBinary")):
             return self._answer(secret, token)
@@ -70,9 +70,9 @@ class _Versions:
         return self._refuse("ResourceExistsException", reason)
 
     def _answer(self, secret: dict[str, Any], token: str) -> Response:
-        told = {"ARN": secret["ARN"], "Name": secret["Name"], "VersionId": token}
+        answer = {"ARN": secret["ARN"], "Name": secret["Name"], "VersionId": token}
         stages = list(secret["Versions"][token]["Stages"])
-        response: Response = self._module.json_response({**told, "VersionStages": stages})
+        response: Response = self._module.json_response({**answer, "VersionStages": stages})
         return response
 
     def _refuse(self, kind: str, reason: str) -> Response:
@@ -85,7 +85,7 @@ def _has_value(version: dict[str, Any]) -> bool:
 
 
 def _name_secrets_by_arn(handlers: Handlers, secrets: Any) -> None:
-    """Let Ref of a secret be its ARN, as on AWS, where MiniStack gives its name."""
+    """Make Ref of a secret its ARN, as on AWS; in MiniStack it is the name."""
     create, update, delete = handlers["create"], handlers["update"], handlers["delete"]
 
     def name_of(arn: str) -> str:

@@ -1,9 +1,9 @@
-"""Answer Secrets Manager at a second port, without the way through MiniStack's web server.
+"""Answer Secrets Manager at a second port, without MiniStack's web server.
 
-Each new environment of a storm asks for its secret at the same moment. MiniStack's own way to the
-same handlers costs several times as much: its server is written in Python, and it looks for the
-service in two dozen places. Values come from the same memory in the same process, so that a
-rotation, a change and a deletion are seen by the next request.
+All new environments of a storm read their secret at the same moment. Through MiniStack's server
+each request costs several times as much: the server is written in Python, and it looks for the
+service in two dozen places. The values are in the same memory of the same process: the next request
+sees a rotation, a change or a deletion.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from lambda_pg_cdk.local.http.requests import (
     response,
 )
 
-BACKLOG = 4096  # a storm's environments ask at once
+BACKLOG = 4096  # the environments of a storm connect at once
 MAX_BODY_BYTES = 1024 * 1024  # a secret has 64 KiB
 _SERVICE = "secretsmanager."
 
@@ -38,17 +38,17 @@ log = logging.getLogger("secrets")
 
 
 async def open_endpoint(port: int, key: str) -> None:
-    """Listen on the port, as long as the process runs, for requests that the key has signed.
+    """Serve requests signed with the key on the port, as long as the process runs.
 
-    Sockets without asyncio's transports: most connections are for one question, which has come
-    with them already.
+    It uses sockets without asyncio's transports: most connections send one request, which arrives
+    with the connection.
     """
     listener = socket.create_server(("127.0.0.1", port), backlog=BACKLOG)
     listener.setblocking(False)
     serving: set[asyncio.Task[None]] = set()
 
     def accept() -> None:
-        with suppress(OSError):  # there is none, or it has gone already
+        with suppress(OSError):  # no client waits, or it has gone already
             while True:
                 client, _ = listener.accept()
                 task = asyncio.create_task(_serve(client, port, key))
@@ -99,7 +99,7 @@ def _refuse_strangers(request: Request, port: int, key: str) -> Response | None:
 
 
 def _answer(request: Request) -> Response:
-    """Have MiniStack's handler answer, in the account and the region of the request's signature."""
+    """Call MiniStack's handler, in the account and the region of the request's signature."""
     module: Any = import_module(hooks.SECRETS)
     headers = request.headers
     if not headers.get("x-amz-target", "").startswith(_SERVICE):
@@ -113,7 +113,7 @@ def _answer(request: Request) -> Response:
         response = _run(module.handle_request("POST", "/", headers, bytes(request.body), {}))
     except Exception:
         log.exception("a request has failed: %s", headers["x-amz-target"])
-        failure = {"__type": "InternalServiceError", "message": "look at ministack.log"}
+        failure = {"__type": "InternalServiceError", "message": "read ministack.log"}
         return HTTPStatus.INTERNAL_SERVER_ERROR, {}, json.dumps(failure).encode()
     return response
 
@@ -125,11 +125,11 @@ def _refusal(error: str, message: str) -> Response:
 
 
 def _run(handling: Coroutine[Any, Any, Response]) -> Response:
-    """Run a handler that waits for nothing, as those of Secrets Manager are, to its end."""
+    """Run a handler that never waits, like those of Secrets Manager."""
     try:
         handling.send(None)
     except StopIteration as end:
         response: Response = end.value
         return response
     handling.close()
-    raise RuntimeError("MiniStack's handler of Secrets Manager waits for something")
+    raise RuntimeError("MiniStack's handler of Secrets Manager has to wait, which is not expected")

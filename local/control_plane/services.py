@@ -1,4 +1,4 @@
-"""Keep the registries of an ECS service: where its tasks can be looked up in Cloud Map."""
+"""Keep the registries of an ECS service, in which Cloud Map lists its tasks."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -41,7 +41,7 @@ def install(table: dict[str, Handlers], camel: Callable[[Any], Any]) -> None:
 def _updating(
     module: Any, update: Callable[[dict[str, Any]], Response]
 ) -> Callable[[dict[str, Any]], Response]:
-    """Let UpdateService take other registries, which replaces all tasks, as on AWS."""
+    """Let UpdateService change the registries, which replaces all tasks, as on AWS."""
 
     def update_service(data: dict[str, Any]) -> Response:
         if "serviceRegistries" not in data:

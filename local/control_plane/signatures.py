@@ -1,7 +1,7 @@
-"""Verify AWS Signature Version 4 with the one key of a cloud, and presign addresses. No I/O.
+"""Verify AWS Signature Version 4 with the one key of a cloud, and presign URLs. No I/O.
 
-Equality with botocore's signers is held by tests. The id of the key is not looked at: sessions of
-STS have ids of their own, and MiniStack's Node.js workers take the account's number.
+Tests compare it with botocore's signers. The id of the key is not checked: each session of STS has
+another id, and MiniStack's Node.js workers use the account's number.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote_plus, urlsplit
 ALGORITHM: Final = "AWS4-HMAC-SHA256"
 TOLERANCE: Final = timedelta(minutes=15)  # between the signer's clock and this one, as on AWS
 REMEMBERED_BYTES: Final = 4096
-"""Size of a body up to which a verdict is remembered: a question for a secret has 100 bytes."""
+"""Largest body whose result is cached: a request for a secret has 100 bytes."""
 _STAMP: Final = "%Y%m%dT%H%M%SZ"
 _UNSIGNED: Final = "UNSIGNED-PAYLOAD"
 _SAFE: Final = "-_.~"
@@ -35,14 +35,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class _Claim:
-    """What a request says of its signature."""
+    """The signature of a request, and what it covers."""
 
     scope: str  # date/region/service/aws4_request
     stamp: str
     signed: str  # names of headers, with semicolons between
     signature: str
     moment: datetime
-    lifetime: timedelta | None = None  # of a presigned address
+    lifetime: timedelta | None = None  # of a presigned URL
 
 
 def claims_signature(query: str, headers: Mapping[str, str]) -> bool:
@@ -51,7 +51,7 @@ def claims_signature(query: str, headers: Mapping[str, str]) -> bool:
 
 
 def refusal(request: Request, key: str, now: datetime | None = None) -> str | None:
-    """Say why a request is not signed with the key; None for one that is."""
+    """Return why a request is not signed with the key; None if it is."""
     judge = _judge if len(request.body) <= REMEMBERED_BYTES else _judge.__wrapped__
     headers = tuple(request.headers.items())
     claim = judge(request.method, request.path, request.query, headers, request.body, key)
@@ -72,10 +72,10 @@ def _judge(
     body: bytes,
     key: str,
 ) -> _Claim | str:
-    """Return what a signature claims, or why it is none of the key's; its age is not looked at.
+    """Return the claim of a valid signature, or why it is not valid; its age is not checked.
 
-    Environments that start in the same second ask with the same bytes: a storm is verified once a
-    second.
+    Environments that start in the same second send the same bytes: in a storm one verification a
+    second is enough.
     """
     request = Request(method, path, query, dict(headers), body)
     if not claims_signature(request.query, request.headers):
@@ -93,7 +93,7 @@ def _judge(
 
 
 def presign(url: str, key: str, region: str, lifetime: timedelta) -> str:
-    """Return an address that may be read (GET) for a while, as S3's are."""
+    """Return a URL that can be read (GET) for `lifetime`, as with S3."""
     parts = urlsplit(url)
     now = datetime.now(UTC)
     stamp = now.strftime(_STAMP)
@@ -130,7 +130,7 @@ def _presigned(request: Request) -> _Claim:
 
 
 def _moment(stamp: str) -> datetime:
-    """Read a time of signing, which is UTC; raises ValueError where it names no zone."""
+    """Parse the time of a signature, in UTC; raise ValueError if it has no zone."""
     moment = datetime.fromisoformat(stamp)
     if moment.tzinfo is None:
         raise ValueError(f"no time zone in {stamp}")
@@ -151,7 +151,7 @@ def _signature(request: Request, claim: _Claim, key: str) -> str:
 
 @lru_cache(maxsize=64)
 def _signing_key(key: str, scope: str) -> bytes:
-    """Derive the key of a day, a region and a service: once, not for each request of a storm."""
+    """Derive the key of a day, a region and a service; cached for the requests of a storm."""
     derived = f"AWS4{key}".encode()
     for part in scope.split("/"):
         derived = hmac.digest(derived, part.encode(), "sha256")
@@ -182,12 +182,12 @@ def _canonical(request: Request, claim: _Claim) -> str:
 
 
 def _payload(request: Request, claim: _Claim, *, is_s3: bool) -> str:
-    """Return the digest of the body, or what stands for it where a signer leaves the body out."""
+    """Return the digest of the body, or the value of a signer that leaves the body out."""
     if claim.lifetime is not None and is_s3:
         return _UNSIGNED
-    told = request.headers.get("x-amz-content-sha256", "")
-    if (told == _UNSIGNED or told.startswith("STREAMING-")) and (
+    given = request.headers.get("x-amz-content-sha256", "")
+    if (given == _UNSIGNED or given.startswith("STREAMING-")) and (
         "x-amz-content-sha256" in claim.signed.split(";")
     ):
-        return told
+        return given
     return hashlib.sha256(request.body).hexdigest()

@@ -1,4 +1,4 @@
-"""Have whoever waits for a stack wait no longer than the stack takes."""
+"""Answer a caller that waits for a stack as soon as the stack has changed."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -19,11 +19,11 @@ Handle = Callable[[str, str, dict[str, str], bytes, dict[str, Any]], Awaitable[R
 
 
 def install() -> None:
-    """Hold the answer to DescribeStacks while the stack that it names is changed.
+    """Delay the answer to DescribeStacks while the stack that it names is being changed.
 
-    The CDK command line asks every 5 s, and nothing here takes that long: a deployment of five
-    stacks would spend most of its time asleep. A function is answered at once: it asks in the
-    middle of a change, which waits for it.
+    The CDK command line polls every 5 s, and no stack takes that long here: a deployment of five
+    stacks would mostly sleep. A function is answered at once: it may ask during a change that
+    waits for the function.
     """
     module: Any = import_module(hooks.STACKS)
     resolve = import_module(f"{hooks.STACKS}.handlers")._resolve_stack

@@ -6,14 +6,15 @@ import json
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 from botocore.exceptions import BotoCoreError, ClientError
 
-from lambda_pg_cdk.local.deployed import Start
-from lambda_pg_cdk.local.deployment import DeploymentError
+from lambda_pg_cdk.local.daemon.parts import Faults, Parts
+from lambda_pg_cdk.local.deployment.cdk import DeploymentError
+from lambda_pg_cdk.local.deployment.deployed import Start
 from lambda_pg_cdk.local.environments.account import UnknownFunctionError
 from lambda_pg_cdk.local.environments.fleet import ThrottledError
 from lambda_pg_cdk.local.environments.invocation import Outcome
@@ -21,17 +22,14 @@ from lambda_pg_cdk.local.http import guard
 from lambda_pg_cdk.local.pooler_service.task import Task
 from lambda_pg_cdk.local.servers.postgres import STOP_SIGNALS
 
-if TYPE_CHECKING:
-    from lambda_pg_cdk.local.daemon.main import Daemon
-
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _METADATA = "/v4/"
 _MAX_BYTES = 12 * 1024 * 1024
 
 
-def control_application(daemon: "Daemon", key: str) -> web.Application:
-    """Build the endpoint of a daemon, for callers that have the cloud's key."""
-    control = Control(daemon)
+def control_application(parts: Parts, key: str) -> web.Application:
+    """Build the endpoint, for callers that have the cloud's key."""
+    control = Control(parts)
     middlewares = [refuse_browsers, _demand(key), explain]
     app = web.Application(middlewares=middlewares, client_max_size=_MAX_BYTES)
     app.add_routes(
@@ -60,7 +58,7 @@ def control_application(daemon: "Daemon", key: str) -> web.Application:
 
 @web.middleware
 async def refuse_browsers(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse what a web page could send here."""
+    """Refuse requests that a web page could send."""
     if reason := guard.refusal_of(request):
         return web.json_response({"error": reason}, status=403)
     return await handler(request)
@@ -69,7 +67,7 @@ async def refuse_browsers(request: web.Request, handler: Handler) -> web.StreamR
 def _demand(key: str) -> Middleware:
     """Make the check of the bearer token, which is the cloud's key.
 
-    A task that asks for its metadata has none, as on ECS: its random id is in the address.
+    A task sends none when it reads its metadata, as on ECS: the address has its random id.
     """
     wanted = f"Bearer {key}".encode()
 
@@ -78,8 +76,8 @@ def _demand(key: str) -> Middleware:
         given = request.headers.get("Authorization", "").encode()
         if request.path.startswith(_METADATA) or hmac.compare_digest(given, wanted):
             return await handler(request)
-        said = "no bearer token, or not this cloud's: `key` of its state.json is the one to send"
-        return web.json_response({"error": said}, status=401)
+        reason = "the bearer token is missing or wrong: send `key` of this cloud's state.json"
+        return web.json_response({"error": reason}, status=401)
 
     return demand
 
@@ -98,17 +96,31 @@ async def explain(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 class Control:
-    """The handlers."""
+    """The handlers, one for each route. Each calls the part that it is about."""
 
-    def __init__(self, daemon: "Daemon") -> None:
-        self._daemon = daemon
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
 
     async def status(self, _request: web.Request) -> web.Response:
-        return web.json_response(await self._daemon.status())
+        parts = self._parts
+        state = parts.state.state
+        answered = parts.api.history.answered.items()
+        return web.json_response(
+            {
+                "api_url": state.api_url,
+                "aws_endpoint_url": state.aws_endpoint_url,
+                "console_url": state.console_url,
+                "postgres": parts.servers.database.status(),
+                "pooler": await parts.pooler.status(),
+                "functions": parts.account.counts(),
+                "environments": parts.account.states(),
+                "requests": {str(status): count for status, count in answered},
+            }
+        )
 
     async def requests(self, _request: web.Request) -> web.Response:
-        """Tell what the API has answered in each second of the last minutes."""
-        return web.json_response(self._daemon.requests())
+        """Return what the API has answered in each of the last seconds."""
+        return web.json_response({"seconds": self._parts.api.history.seconds()})
 
     async def open(self, request: web.Request) -> web.Response:
         order = await request.json()
@@ -116,44 +128,48 @@ class Control:
         began = time.perf_counter()
         folder = request.match_info["folder"]
         spread = order.get("spread", False) is True
-        pids = await self._daemon.account.open(folder, int(order["count"]), start, spread=spread)
+        pids = await self._parts.account.open(folder, int(order["count"]), start, spread=spread)
         return web.json_response({"pids": pids, "seconds": time.perf_counter() - began})
 
     async def start_on_demand(self, request: web.Request) -> web.Response:
         start = _start((await request.json())["start"])
-        self._daemon.account.start_on_demand(request.match_info["folder"], start)
+        self._parts.account.start_on_demand(request.match_info["folder"], start)
         return web.json_response({})
 
     async def end(self, request: web.Request) -> web.Response:
-        await self._daemon.account.end(request.match_info["folder"])
+        await self._parts.account.end(request.match_info["folder"])
         return web.json_response({})
 
-    async def invoke(self, request: web.Request) -> web.Response:
-        """Run an event by a function's name or folder, or in the version that is asked for.
+    async def processes(self, request: web.Request) -> web.Response:
+        fleet = self._parts.account.find(request.match_info["folder"])
+        return web.json_response({"pids": fleet.pids})
 
-        The control plane asks for one: its deployments want the newest code, as it then is.
+    async def invoke(self, request: web.Request) -> web.Response:
+        """Run an event by a function's name or folder, or in the version of the query.
+
+        The control plane names a version: its deployments need the newest code at this moment.
         """
         name, event = request.match_info["name"], await request.read() or b"{}"
-        version = request.query.get("version")
+        version, account = request.query.get("version"), self._parts.account
         try:
-            if version is None and self._daemon.account.has(name):
-                outcome = await self._daemon.account.invoke(name, event)
-            else:
-                outcome = await self._daemon.invoke_version(name, version or "$LATEST", event)
+            if version is not None or not account.has(name):
+                name = await self._parts.reconciler.prepare(name, version or "$LATEST")
+            outcome = await account.invoke(name, event)
         except ThrottledError as error:
             return web.json_response({"throttled": str(error)})
-        return web.json_response(_told(outcome))
+        return web.json_response(_summary(outcome))
 
     async def reconcile(self, _request: web.Request) -> web.Response:
         """Look at the deployed stacks now, and answer when everything runs."""
-        await self._daemon.run_what_is_deployed()
+        await self._parts.reconciler.settle()
         return web.json_response({})
 
     async def deploy(self, request: web.Request) -> web.StreamResponse:
-        """Deploy again, and report while it goes on: a line for every second, then the result."""
+        """Deploy again; send an empty line of JSON each second, then the result."""
         order = await request.json()
         app = Path(order["app"]) if order.get("app") else None
-        work = asyncio.ensure_future(self._daemon.deploy(app, order.get("override")))
+        deployments = self._parts.deployments
+        work = asyncio.ensure_future(deployments.repeat(app, order.get("override")))
         response = web.StreamResponse()
         await response.prepare(request)
         result: dict[str, Any] = {"ok": True}
@@ -169,9 +185,9 @@ class Control:
     async def pooler(self, request: web.Request) -> web.Response:
         verb = request.match_info["verb"]
         if verb in {"stop", "restart"}:
-            await self._daemon.pooler.stop()
+            await self._parts.pooler.stop()
         if verb in {"start", "restart"}:
-            await self._daemon.pooler.start()
+            await self._parts.pooler.start()
         return web.json_response({})
 
     async def container_metadata(self, request: web.Request) -> web.Response:
@@ -179,11 +195,10 @@ class Control:
         return web.json_response(self._task(request).container())
 
     async def task_metadata(self, request: web.Request) -> web.Response:
-        task = self._task(request)
-        return web.json_response(task.metadata(self._daemon.pooler.arn_of(task)))
+        return web.json_response(self._task(request).metadata())
 
     def _task(self, request: web.Request) -> Task:
-        task = self._daemon.pooler.task(request.match_info["task"])
+        task = self._parts.pooler.task(request.match_info["task"])
         if task is None:
             raise web.HTTPNotFound
         return task
@@ -191,30 +206,43 @@ class Control:
     async def postgres(self, request: web.Request) -> web.Response:
         how = request.query.get("how", "fast")
         if how not in STOP_SIGNALS:
-            raise ValueError(f"how is {how!r}, it can be {', '.join(STOP_SIGNALS)}")
-        await self._daemon.postgres_do(request.match_info["verb"], how)
+            raise ValueError(f"how is {how!r}; must be one of {', '.join(STOP_SIGNALS)}")
+        await self._parts.servers.database.change(request.match_info["verb"], how)
         return web.json_response({})
 
+    async def database(self, request: web.Request) -> web.Response:
+        """Answer the control plane's question for the address of a DB instance."""
+        order = await request.json()
+        database = self._parts.servers.database
+        found = await database.provide(order["user"], order["password"], order["name"])
+        return web.json_response(found)
+
     async def traffic(self, _request: web.Request) -> web.Response:
-        return web.json_response(await self._daemon.traffic())
+        """Count the connections of each wire, and the calls of Secrets Manager that failed."""
+        accepted = await self._faults.wires.accepted()
+        return web.json_response({**accepted, "secrets": self._faults.secrets.faulted_calls})
 
     async def begin_fault(self, request: web.Request) -> web.Response:
-        await self._daemon.begin_fault(request.match_info["wire"], request.match_info["kind"])
+        wire, kind = request.match_info["wire"], request.match_info["kind"]
+        if wire == "secrets":
+            self._faults.secrets.begin(kind)
+        else:
+            await self._faults.wires.begin(wire, kind)
         return web.json_response({})
 
     async def end_fault(self, request: web.Request) -> web.Response:
-        await self._daemon.end_fault(request.match_info["wire"], request.match_info["kind"])
+        wire, kind = request.match_info["wire"], request.match_info["kind"]
+        if wire == "secrets":
+            self._faults.secrets.end(kind)
+        else:
+            await self._faults.wires.end(wire, kind)
         return web.json_response({})
 
-    async def processes(self, request: web.Request) -> web.Response:
-        fleet = self._daemon.account.find(request.match_info["folder"])
-        return web.json_response({"pids": fleet.pids})
-
-    async def database(self, request: web.Request) -> web.Response:
-        """Answer the control plane's question for the address of a DBInstance."""
-        order = await request.json()
-        found = await self._daemon.provide_database(order["user"], order["password"], order["name"])
-        return web.json_response(found)
+    @property
+    def _faults(self) -> Faults:
+        if self._parts.servers.faults is None:
+            raise LookupError("this local cloud has no faults: start it with Options(wires=True)")
+        return self._parts.servers.faults
 
 
 def _start(given: Any) -> Start:
@@ -222,11 +250,11 @@ def _start(given: Any) -> Start:
         return "cold"
     if given == "restored":
         return "restored"
-    raise ValueError(f"start is {given!r}, it can be 'cold' or 'restored'")
+    raise ValueError(f"start is {given!r}; must be 'cold' or 'restored'")
 
 
-def _told(outcome: Outcome) -> dict[str, Any]:
-    failed = {None: None, "handled": "Unhandled"}.get(outcome.failure, "Unhandled")
+def _summary(outcome: Outcome) -> dict[str, Any]:
+    failed = None if outcome.failure is None else "Unhandled"
     try:
         payload = json.loads(outcome.payload)
     except ValueError:

@@ -1,7 +1,7 @@
-"""Stand over the daemon and see to it that nothing outlives it.
+"""Run the daemon, and end every process that outlives it.
 
-The daemon may crash or be killed, and what it has started may have forked: the kernel gives such
-orphans to this process (Linux), and elsewhere they are found by the mark in their environment.
+The daemon may crash or be killed, and its children may have forked. The kernel gives such orphans
+to this process (Linux); elsewhere they are found by the cloud's id in their environment.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ from types import FrameType
 import psutil
 
 from lambda_pg_cdk.local.processes import open_log
-from lambda_pg_cdk.local.state import MARK, end, marked
+from lambda_pg_cdk.local.state import CLOUD_ID_VARIABLE, end, processes_of
 
 _PR_SET_CHILD_SUBREAPER = 36
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -31,22 +31,26 @@ def adopt_orphans() -> None:
             raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 
 
-def guard(folder: Path, options: str, leash: int) -> int:
-    """Run the daemon until it ends, then end what is left of it; return its exit code."""
+def guard(folder: Path, options: str, parent_pipe: int) -> int:
+    """Run the daemon until it ends, then end its remaining processes; return its exit code."""
     adopt_orphans()
     command = [
         sys.executable,
         "-m",
-        "lambda_pg_cdk.local.daemon.main",
+        "lambda_pg_cdk.local.daemon",
         str(folder),
         options,
-        str(leash),
+        str(parent_pipe),
     ]
     with open_log(folder / "cloud.log") as log:
         daemon = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stderr=log, pass_fds=[leash], start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stderr=log,
+            pass_fds=[parent_pipe],
+            start_new_session=True,
         )
-    os.close(leash)
+    os.close(parent_pipe)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # only the daemon reports progress
 
     def forward(_number: int, _frame: FrameType | None) -> None:
@@ -56,7 +60,7 @@ def guard(folder: Path, options: str, leash: int) -> int:
     for number in _STOP_SIGNALS:
         signal.signal(number, forward)
     code = _reap_until(daemon.pid)
-    end_all(os.environ[MARK])
+    end_all(os.environ[CLOUD_ID_VARIABLE])
     if code == 0:
         shutil.rmtree(folder, ignore_errors=True)
     return code
@@ -70,16 +74,16 @@ def _reap_until(daemon: int) -> int:
             return os.waitstatus_to_exitcode(status)
 
 
-def end_all(mark: str) -> None:
-    """End every child of this process and every marked process, until none is left."""
+def end_all(cloud_id: str) -> None:
+    """End every child of this process and every process of the cloud, until none is left."""
     while True:
         left = psutil.Process().children(recursive=True)
-        left += [process for process in marked(mark) if process not in left]
+        left += [process for process in processes_of(cloud_id) if process not in left]
         end(left)
         with suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG) != (0, 0):
                 pass
-        if not psutil.Process().children() and not marked(mark):
+        if not psutil.Process().children() and not processes_of(cloud_id):
             return
 
 

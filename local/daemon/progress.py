@@ -1,4 +1,4 @@
-"""Tell the process that started the cloud what it is doing, one JSON object a line."""
+"""Report progress to the process that started the cloud, as lines of JSON."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Progress:
-    """Reports on standard output, which nobody may be reading any more."""
+    """Writes reports to standard output, which may be closed already."""
 
     def __init__(self, descriptor: int = 1) -> None:
         self._descriptor = descriptor
@@ -17,23 +17,23 @@ class Progress:
 
     @asynccontextmanager
     async def step(self, name: str) -> AsyncIterator[None]:
-        """Report the beginning of a step, and how long it has taken."""
+        """Report the beginning and the end of a step, with its duration."""
         self._say(begin=name)
         began = time.monotonic()
         yield
         self._say(end=name, seconds=round(time.monotonic() - began, 2))
 
     def note(self, text: str) -> None:
-        """Report something worth knowing."""
+        """Report a note."""
         self._say(note=text)
 
     def ready(self) -> None:
-        """Report that everything is up."""
+        """Report that everything runs."""
         self.finished = True
         self._say(ready=True)
 
     def fail(self, error: BaseException) -> None:
-        """Report why the cloud is not coming up."""
+        """Report why the cloud does not start."""
         self._say(failed=f"{type(error).__name__}: {error}")
 
     def _say(self, **message: Any) -> None:

@@ -1,1 +1,1 @@
-"""Execution environments: the deployed code in real processes, under AWS's own runtime client."""
+"""Execution environments: the deployed code in real processes, under AWS's runtime client."""

@@ -1,4 +1,4 @@
-"""All functions of the cloud's account: the fleets, and which version of each takes requests."""
+"""All functions of the cloud's account: their fleets, and the version that takes requests."""
 
 import asyncio
 import math
@@ -7,17 +7,17 @@ from collections.abc import Iterable
 
 import psutil
 
-from lambda_pg_cdk.local.deployed import Function, Start
+from lambda_pg_cdk.local.deployment.deployed import Function, Start
 from lambda_pg_cdk.local.environments.environment import State
 from lambda_pg_cdk.local.environments.fleet import Fleet, ThrottledError
 from lambda_pg_cdk.local.environments.invocation import Outcome
-from lambda_pg_cdk.local.environments.launcher import Surroundings
+from lambda_pg_cdk.local.environments.launcher import LaunchContext
 
 CONCURRENCY = 1000  # Lambda's default for an account
 PRIVATE_BYTES: dict[Start, int] = {"cold": 64 * 1024 * 1024, "restored": 11 * 1024 * 1024}
-"""Memory that an environment shares with no other process after its first request, with psycopg,
-boto3 and Powertools. A restored one shares with its template what neither has written to."""
-_AT_LEAST = 20  # environments, however little memory there is
+"""Memory that an environment does not share, after its first request, with psycopg, boto3 and
+Powertools. A restored one shares the pages that neither it nor its template has written to."""
+_AT_LEAST = 20  # environments, even with little memory
 _EXPIRY_INTERVAL = 1.0
 
 
@@ -28,19 +28,19 @@ class UnknownFunctionError(LookupError):
 class Account:
     """The fleets of all deployed functions.
 
-    By its name a function is what its alias points at, or the newest code where it has none; any
-    other version that is called by its number has a fleet of its own, as `name:version`.
+    The name of a function means the version that its alias points to, or the newest code without
+    an alias. Each other version that is called has a separate fleet, `name:version`.
     """
 
     def __init__(
         self,
-        around: Surroundings,
+        context: LaunchContext,
         idle_seconds: float,
         start: Start = "restored",
         memory: int | None = None,
     ) -> None:
-        """Have requests `start` environments that way, in `memory` bytes (default: half of it)."""
-        self._around = around
+        """Take how requests `start` environments, and their memory in bytes (default: half)."""
+        self._context = context
         self._idle_seconds = idle_seconds
         self._start: Start = start
         self._memory = psutil.virtual_memory().total // 2 if memory is None else memory
@@ -55,16 +55,16 @@ class Account:
         return [*self._fleets.values(), *self._retired]
 
     @property
-    def bound(self) -> int:
-        """How many environments requests can start: Lambda's limit, or what the memory is for."""
+    def limit(self) -> int:
+        """How many environments requests can start: Lambda's limit, or fewer for lack of memory."""
         return min(CONCURRENCY, max(_AT_LEAST, self._memory // PRIVATE_BYTES[self._start]))
 
-    def bound_told(self) -> str | None:
-        """Say what bounds the environments if it is this machine's memory."""
-        if self.bound == CONCURRENCY:
+    def limit_reason(self) -> str | None:
+        """Return the note for a limit by this machine's memory; None if Lambda's limit applies."""
+        if self.limit == CONCURRENCY:
             return None
         return (
-            f"at most {self.bound} environments at the same time, not {CONCURRENCY}: half of the "
+            f"at most {self.limit} environments at the same time, not {CONCURRENCY}: half of the "
             f"memory is {self._memory >> 20} MB, a {self._start} one needs "
             f"{PRIVATE_BYTES[self._start] >> 20} MB"
         )
@@ -72,8 +72,8 @@ class Account:
     def _admit(self, start: Start) -> None:
         """Make room for an environment that starts for a request; raise `ThrottledError`.
 
-        As on AWS those that wait for an event do not count: where there is no memory for them,
-        the one that has been idle for longest is ended.
+        Idle environments do not count, as on AWS. If memory is missing, the longest idle one of
+        all functions is ended.
         """
         fleets = self._everything()
         if sum(fleet.busy for fleet in fleets) >= CONCURRENCY:
@@ -87,7 +87,7 @@ class Account:
             fleet = min(fleets, key=lambda each: each.idle_since)
             if fleet.idle_since == math.inf:
                 raise ThrottledError(
-                    f"{held.total()} environments hold the {allowed >> 20} MB that are for them, "
+                    f"{held.total()} environments use all {allowed >> 20} MB of their memory, "
                     "and all are busy"
                 )
             missing -= PRIVATE_BYTES[fleet.reclaim()]
@@ -129,7 +129,7 @@ class Account:
         return await self.find(name).open(count, start, spread=spread)
 
     def start_on_demand(self, name: str, start: Start) -> None:
-        """Have requests start environments of a function in this way, until `end`."""
+        """Set how requests start environments of a function, until `end`."""
         self.find(name).start = start
 
     async def end(self, name: str) -> None:
@@ -140,7 +140,7 @@ class Account:
         await fleet.close()
 
     async def update(self, function: Function, key: str = "") -> None:
-        """Let a function be what has been deployed; environments of an older version retire."""
+        """Replace a function by what is deployed now; environments of an older version retire."""
         key = key or function.name
         old = self._fleets.get(key)
         if old is not None and old.function.fingerprint == function.fingerprint:
@@ -152,9 +152,9 @@ class Account:
             await old.retire()
 
     async def update_version(self, function: Function) -> str:
-        """Take in a version that is about to be called; return the name to invoke it by.
+        """Add a version that is about to be called; return the name to invoke it by.
 
-        During a deployment that is the newest code, while an alias still points at older code.
+        During a deployment this is the newest code, while an alias still points to older code.
         """
         fleet = self._fleets.get(function.name)
         if fleet is not None and fleet.function.fingerprint == function.fingerprint:
@@ -165,14 +165,14 @@ class Account:
         return key
 
     async def keep_only(self, names: Iterable[str]) -> None:
-        """Retire the functions that are no longer deployed, and versions that nobody serves."""
+        """Retire the functions that are no longer deployed, and versions without an alias."""
         for name in set(self._fleets) - set(names):
             fleet = self._fleets.pop(name)
             self._retired.append(fleet)
             await fleet.retire()
 
     def _new(self, function: Function) -> Fleet:
-        return Fleet(function, self._around, self._admit, self._start)
+        return Fleet(function, self._context, self._admit, self._start)
 
     async def expire(self) -> None:
         """End environments that have been idle for too long, for ever."""

@@ -1,8 +1,8 @@
-"""Run one execution environment: a process of its own that never imports the rest of the project.
+"""Run one execution environment: a process that never imports the rest of the project.
 
-Started as a file, without `site`: nothing of the developer's virtual environment is importable,
-only the standard library, the function, its layers and the runtime folder (awslambdaric and
-boto3, as in AWS's runtime). Two ways in:
+It is started as a file, without `site`: it can import the standard library, the function, its
+layers and the runtime folder (awslambdaric and boto3, as in AWS's runtime), and nothing of the
+developer's virtual environment. Two modes:
 
     bootstrap.py cold HANDLER        one environment, everything imported from the beginning
     bootstrap.py template HANDLER    imports the handler, then forks an environment per line on
@@ -21,18 +21,18 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 _NICENESS = 5
-"""After the database, the pooler and the API, which have separate machines on AWS. Not 19:
-without autogroup that is a seventieth of what any other program gets (decision 21).
+"""Below the database, the pooler and the API, which have separate machines on AWS. Not 19:
+without autogroup that is a seventieth of another program's share (decision 21).
 
-With autogroup, Linux shares the processor out between sessions first: so an environment has a
-process group, but not its own session.
+With autogroup, Linux divides the processor between sessions first: so an environment has a process
+group, but not its own session.
 """
 _CONNECT_SECONDS = 0.9
-"""awslambdaric gives up connecting to the Runtime API after one second (aws-lambda-cpp)."""
+"""awslambdaric stops connecting to the Runtime API after one second (aws-lambda-cpp)."""
 
 
 def run_cold(handler: str) -> None:
-    """Serve invocations with awslambdaric, as AWS's own bootstrap does."""
+    """Serve invocations with awslambdaric, as AWS's bootstrap does."""
     from awslambdaric import lambda_runtime_client  # noqa: PLC0415  # a template must not load it
     from awslambdaric.__main__ import main  # noqa: PLC0415
 
@@ -43,10 +43,10 @@ def run_cold(handler: str) -> None:
 
 
 def connect_patiently(native: Any) -> None:
-    """Let the first connection to the Runtime API take longer than a second of wall time.
+    """Let the first connection to the Runtime API take longer than a second.
 
-    An environment that shares its processor may not run for so long. `native.next` is repeated
-    until it has answered once, unless it fails sooner: then nobody listens any more.
+    An environment that shares its processor may have to wait that long to run. `native.next` is
+    retried until its first answer. It is not retried after a faster failure: the port is closed.
     """
     ask = native.next
 
@@ -66,9 +66,9 @@ def connect_patiently(native: Any) -> None:
 
 
 def take_address_with_path(client: Any) -> None:
-    """Let awslambdaric's Python half report errors to an address that ends with a path.
+    """Let the Python part of awslambdaric report errors to an address with a path.
 
-    Its native half takes one. `client` is the class whose `call_rapid` is wrapped.
+    Its native part accepts one. `client` is the class whose `call_rapid` is wrapped.
     """
     call = client.call_rapid
 
@@ -88,7 +88,7 @@ class SnapshotClient:
 
     awslambdaric imports the handler, runs the before-snapshot hooks, calls `restore_next` and then
     runs the after-restore hooks. The template process never leaves that call: it forks there, and
-    each child returns from it as a restored environment with a real client of its own.
+    each child returns from it as a restored environment with its own real client.
     """
 
     def __init__(self, answers: int) -> None:
@@ -106,26 +106,26 @@ class SnapshotClient:
         self._answer({"ready": True})
         while line := sys.stdin.buffer.readline():
             order = json.loads(line)
-            if "ended" in order:  # only a child that is waited for has its time counted
+            if "ended" in order:  # the processor time of a child counts only after this
                 os.waitpid(order["ended"], 0)
                 continue
             try:
                 child = os.fork()
-            except OSError as error:  # no memory, or no process more
+            except OSError as error:  # no memory, or too many processes
                 self._answer({"no_room": str(error)})
                 continue
             if child == 0:
                 self._become_environment(order["variables"])
                 return
             with suppress(ProcessLookupError, PermissionError):
-                os.setpgid(child, child)  # the child does so too: before whatever comes first
+                os.setpgid(child, child)  # the child does it too: whichever is first
             self._answer({"pid": child})
-        os._exit(0)  # the cloud is gone, or has retired this template
+        os._exit(0)  # the cloud has ended, or retired this template
 
     def _become_environment(self, variables: dict[str, str]) -> None:
         os.nice(_NICENESS)
         os.setpgid(0, 0)
-        # The kernel sends it to frozen environments when their template ends: orphaned and stopped.
+        # The kernel sends SIGHUP to stopped orphans: frozen environments whose template has ended.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)
@@ -135,7 +135,7 @@ class SnapshotClient:
         self._client = _connectable_client()
 
     def post_init_error(self, error: Any, error_type: str | None = None) -> NoReturn:
-        """Tell the cloud why no snapshot can be taken, and end."""
+        """Report why a snapshot is not possible, and end."""
         self._answer({"error": error, "error_type": error_type})
         sys.exit(1)
 
@@ -149,7 +149,7 @@ class SnapshotClient:
 
 
 def _connectable_client() -> Any:
-    """Load awslambdaric's native half, which `run_template` has kept out, and make its client."""
+    """Load the native part of awslambdaric, which `run_template` kept out; make its client."""
     del sys.modules["runtime_client"]
     import runtime_client  # type: ignore[import-not-found]  # noqa: PLC0415  # awslambdaric's C extension
     from awslambdaric import lambda_runtime_client  # noqa: PLC0415
@@ -167,35 +167,35 @@ def _refuse_what_a_snapshot_cannot_hold() -> None:
     threads = [thread.name for thread in threading.enumerate()]
     if len(threads) > 1:
         raise RuntimeError(
-            f"importing the handler started threads, a fork would lose them: {threads}"
+            f"the import of the handler started threads, which a fork would lose: {threads}"
         )
     if _sockets() - _INHERITED:
         raise RuntimeError(
-            "importing the handler opened a connection, restored environments would share it: "
+            "the import of the handler opened a connection, which all environments would share: "
             "connect in the handler, or in an after-restore hook"
         )
 
 
 def _sockets() -> set[str]:
-    """Name the open sockets, where the system lists them."""
+    """Return the open sockets, if the system lists them."""
     descriptors = Path("/proc/self/fd")
     found = set()
     for link in descriptors.iterdir() if descriptors.is_dir() else ():
-        with suppress(FileNotFoundError):  # the descriptor of this very listing
+        with suppress(FileNotFoundError):  # the descriptor of this listing
             found.add(str(link.readlink()))
     return {name for name in found if name.startswith("socket:")}
 
 
-_INHERITED = _sockets()  # uvloop gives a child sockets for pipes
+_INHERITED = _sockets()  # uvloop uses sockets as the pipes of a child
 
 
 def run_template(handler: str) -> None:
     """Take a snapshot of the imported handler, then restore environments from it.
 
-    Standard output carries the answers to the cloud; what the function prints goes to its log,
-    where standard error goes already.
+    Standard output has the answers to the cloud; the function prints to its log, which is standard
+    error.
     """
-    # The native half reads its address when it is loaded, so it waits until after the fork.
+    # The native part reads its address when it is loaded: it is loaded after the fork.
     sys.modules["runtime_client"] = None  # type: ignore[assignment]
     from awslambdaric import bootstrap  # noqa: PLC0415
 

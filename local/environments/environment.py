@@ -1,30 +1,28 @@
-"""Drive one execution environment: give it work, take its answers, freeze, thaw and end it."""
+"""Drive one execution environment: send events, take answers, freeze, thaw and end it."""
 
 import asyncio
-import os
-import signal
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Literal
 
-from lambda_pg_cdk.local.deployed import Start
+from lambda_pg_cdk.local.deployment.deployed import Start
 from lambda_pg_cdk.local.environments.invocation import Invocation, Outcome
+from lambda_pg_cdk.local.environments.process import EnvironmentProcess, Reap
 from lambda_pg_cdk.local.environments.runtime_api import MAX_PAYLOAD_BYTES, RuntimeApi
 
-INIT_LIMIT_SECONDS = 60.0  # AWS allows 10 s on a core of its own; here the cores are shared
+INIT_LIMIT_SECONDS = 60.0  # AWS allows 10 s on a separate core; here the cores are shared
 
 State = Literal["cold", "restored", "busy", "frozen"]
-"""What an environment does: it starts (cold or restored), runs an event, or waits for one."""
+"""An environment starts (cold or restored), runs an event (busy) or waits for one (frozen)."""
 
 
 class Environment:
     """One execution environment: a process, and the port on which it asks for work.
 
     States: starting → idle ⇄ busy → ended. It is frozen (SIGSTOP) while it is idle, as on AWS.
-    An invocation is complete when the environment asks for the next one, as on AWS: the answer
-    alone would free the caller a moment before the environment is free.
+    An invocation is complete when the environment asks for the next one, as on AWS: right after
+    the answer the environment is not free yet.
     """
 
     def __init__(
@@ -34,12 +32,10 @@ class Environment:
         on_end: Callable[["Environment"], None],
     ) -> None:
         self.start = start
-        self.pid: int | None = None
         self.idle_since = 0.0
-        self.ended = False
         self.over = asyncio.Event()
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.ready.add_done_callback(_consume)  # nobody may be waiting when it fails
+        self.ready.add_done_callback(_consume)  # it may fail while nothing waits for it
         self.init_error: bytes | None = None
         self._on_idle = on_idle
         self._on_end = on_end
@@ -47,8 +43,17 @@ class Environment:
         self._waiting: Callable[[Invocation], None] | None = None
         self._invocation: Invocation | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._pidfd = -1
-        self._reap: Callable[[], object] = lambda: None
+        self._process = EnvironmentProcess()
+
+    @property
+    def pid(self) -> int | None:
+        """The process id; None before its process has started."""
+        return self._process.pid
+
+    @property
+    def ended(self) -> bool:
+        """Whether its process has ended, or was killed before it started."""
+        return self.over.is_set()
 
     async def listen(self) -> str:
         """Open the Runtime API for this environment; its address identifies it."""
@@ -56,41 +61,33 @@ class Environment:
         self._timer = asyncio.get_running_loop().call_later(INIT_LIMIT_SECONDS, self.kill)
         return address
 
-    def watch(self, pid: int, reap: Callable[[], object] = lambda: None) -> None:
+    def watch(self, pid: int, reap: Reap = lambda: None) -> None:
         """Follow the process `pid`; `reap` collects it where it is a child of this process."""
-        self.pid = pid
-        self._reap = reap
-        if self.ended:  # it was not wanted any more when its process came
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            self._reap()
+        self._process.attach(pid, reap)
+        if self.ended:  # it was killed before its process started
+            self._process.discard()
             return
-        loop = asyncio.get_running_loop()
         try:
-            self._pidfd = os.pidfd_open(pid)
+            self._process.follow(self._end)
         except ProcessLookupError:
             self._end()
-        except (AttributeError, OSError):  # macOS: the end of its connection is all there is
-            self._pidfd = -1
-        else:
-            loop.add_reader(self._pidfd, self._end)
-        if self.idle:  # it has asked for work before its template has told its process id
-            self.freeze()
+        if self.idle:  # it asked for work before its template reported the process id
+            self._process.freeze()
 
     @property
     def idle(self) -> bool:
-        """Tell whether it waits for work."""
+        """Whether it waits for work."""
         return self._waiting is not None and self._invocation is None and not self.ended
 
     @property
     def state(self) -> State:
-        """What it does at this moment."""
+        """What it does now."""
         if not self.ready.done():
             return self.start
         return "frozen" if self._invocation is None else "busy"
 
     async def invoke(self, event: bytes, function_arn: str, seconds: float) -> Outcome:
-        """Run one event; never raises for what the function does."""
+        """Run one event; errors of the function are in the outcome and never raised."""
         outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         request_id = str(uuid.uuid4())
         self._invocation = Invocation(event, function_arn, seconds, request_id, outcome)
@@ -101,41 +98,26 @@ class Environment:
         return await outcome
 
     def give_up(self, reason: Exception) -> None:
-        """End it; an event that it cannot have begun raises `reason` to its caller."""
+        """End it; the caller of an event that has not begun gets `reason`."""
         invocation = self._invocation
         if invocation is not None and not self.ready.done() and not invocation.outcome.done():
             invocation.outcome.set_exception(reason)
         self.kill()
 
     def fail_init(self, error: bytes) -> None:
-        """End it as one whose init phase has failed; `error` is what Lambda answers then."""
+        """End it because its init phase failed; `error` is Lambda's answer."""
         self.init_error = error
         self.kill()
 
     def kill(self) -> None:
         """End the process and all that it has started."""
-        if self.pid is not None and not self.ended:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
-            if self._pidfd < 0:
-                self._end()
-        elif self.pid is None:
+        if not self.ended:
+            self._process.kill()
+        if not self._process.followed:
             self._end()
 
-    def freeze(self) -> None:
-        """Stop the process until its next event."""
-        if self.pid is not None:
-            with suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        """Let the process run."""
-        if self.pid is not None:
-            with suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGCONT)
-
     def ask_next(self, deliver: Callable[[Invocation], None]) -> None:
-        """Take note that it is free; `deliver` is called with its next event."""
+        """Note that it is free; `deliver` is called with its next event."""
         self._waiting = deliver
         if not self.ready.done():
             self._cancel_timer()
@@ -149,7 +131,7 @@ class Environment:
         self.idle_since = time.monotonic()
         self._on_idle(self)
         if self._invocation is None:
-            self.freeze()
+            self._process.freeze()
 
     def _deliver(self) -> None:
         deliver, invocation = self._waiting, self._invocation
@@ -159,11 +141,11 @@ class Environment:
         invocation.deadline = time.time() + invocation.timeout
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(invocation.timeout, self._time_out)
-        self.thaw()  # first: a frozen process does not read, and a large event fills the socket
+        self._process.thaw()  # first: frozen, it would not read a large event
         deliver(invocation)
 
     def take_answer(self, request_id: str, body: bytes | None, *, failed: bool) -> int:
-        """Keep what an invocation came to, None where that is too large; return the HTTP status."""
+        """Keep the answer of an invocation, None if it is too large; return the HTTP status."""
         invocation = self._invocation
         if invocation is None or request_id != invocation.request_id:
             return 400
@@ -212,21 +194,17 @@ class Environment:
             self._timer = None
 
     def lose_client(self) -> None:
-        """Take note that the connection which asks for work has closed."""
+        """Note that the connection that asks for work has closed."""
         self._waiting = None
-        if self._pidfd < 0:
+        if not self._process.followed:
             self._end()
 
     def _end(self) -> None:
         if self.ended:
             return
-        self.ended = True
+        self.over.set()
         self._cancel_timer()
-        self._reap()
-        if self._pidfd >= 0:
-            asyncio.get_running_loop().remove_reader(self._pidfd)
-            os.close(self._pidfd)
-            self._pidfd = -1
+        self._process.close()
         self._api.close()
         if not self.ready.done():
             text = (self.init_error or b"the process ended before it asked for work").decode()
@@ -235,7 +213,6 @@ class Environment:
             )
         self._fail_invocation()
         self._on_end(self)
-        self.over.set()
 
 
 def _consume(future: asyncio.Future[None]) -> None:

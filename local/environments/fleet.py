@@ -1,33 +1,31 @@
-"""Keep the environments of one function: scale out on demand, throttle, expire, retire."""
+"""The environments of one function: scale out on demand, throttle, expire, retire."""
 
 import asyncio
-import math
 import os
 import time
 from collections import Counter
 from collections.abc import Callable
-from datetime import UTC, datetime
 
-from lambda_pg_cdk.local.deployed import Function, Start
+from lambda_pg_cdk.local.deployment.deployed import Function, Start
 from lambda_pg_cdk.local.environments.environment import Environment, State
+from lambda_pg_cdk.local.environments.idle import IdleEnvironments
 from lambda_pg_cdk.local.environments.invocation import Outcome
 from lambda_pg_cdk.local.environments.launcher import (
     InitError,
+    LaunchContext,
     Launcher,
-    LogFile,
     NoRoomError,
-    Surroundings,
     TemplateLostError,
     UnfitError,
 )
 
 IDLE_SECONDS = 600.0  # AWS does not say; five to fifteen minutes have been seen
 _STARTING_AT_ONCE: dict[Start, int] = {"cold": 2 * (os.cpu_count() or 1), "restored": 64}
-"""A cold start is all processor; forks are not, and their snapshot is shared."""
+"""A cold start needs a whole processor; forks need little and share their snapshot."""
 
 
 class ThrottledError(Exception):
-    """No environment is free and none may be started (Lambda: TooManyRequestsException, 429)."""
+    """No environment is free and no other may start (Lambda: TooManyRequestsException, 429)."""
 
 
 class Fleet:
@@ -40,20 +38,19 @@ class Fleet:
     def __init__(
         self,
         function: Function,
-        around: Surroundings,
+        context: LaunchContext,
         admit: Callable[[Start], None],
         start: Start = "restored",
     ) -> None:
         self.function = function
         self.start = start
         self._admit = admit
-        self._launcher = Launcher(function, around)
-        self._idle: list[Environment] = []  # in the order of their last use
-        self._spread = False  # the one used last is used next
+        self._launcher = Launcher(function, context)
+        self._idle = IdleEnvironments()
         self._all: set[Environment] = set()
         self.held: Counter[Start] = Counter()
         """How many environments hold memory, by how they were started."""
-        self._leaving: set[Environment] = set()  # ended for the sake of others, not gone yet
+        self._leaving: set[Environment] = set()  # reclaimed, and not ended yet
         self._starting: set[asyncio.Task[None]] = set()
         self._width = {start: asyncio.Semaphore(n) for start, n in _STARTING_AT_ONCE.items()}
         self._retired = False
@@ -73,17 +70,17 @@ class Fleet:
 
     @property
     def busy(self) -> int:
-        """How many environments have an event, or start for one."""
+        """How many environments run an event, or start for one."""
         return len(self._all) - len(self._idle) - len(self._leaving)
 
     @property
     def idle_since(self) -> float:
-        """Since when the one has been idle that has been for longest; infinite if none is."""
-        return self._idle[0].idle_since if self._idle else math.inf
+        """When the longest idle environment became idle; infinite if none is idle."""
+        return self._idle.since
 
     def reclaim(self) -> Start:
-        """End the environment that has been idle for longest; return how it was started."""
-        environment = self._idle.pop(0)
+        """End the longest idle environment; return how it was started."""
+        environment = self._idle.pop_oldest()
         self._leaving.add(environment)
         self.held[environment.start] -= 1
         environment.kill()
@@ -92,42 +89,37 @@ class Fleet:
     async def invoke(self, event: bytes) -> Outcome:
         """Run one event in a free environment, or in a new one; raise `ThrottledError`.
 
-        An event that a lost template process, or a function no snapshot can be taken of, has kept
-        from beginning gets another environment, once.
+        An event that did not begin, because the template process was lost or no snapshot is
+        possible, gets another environment once.
         """
         try:
             outcome = await self._invoke(event)
         except (TemplateLostError, UnfitError):
             outcome = await self._invoke(event)
-        if outcome.failure is not None:
-            self._log(outcome)
+        if outcome.failure not in {None, "handled"}:  # awslambdaric logs handled errors itself
+            message = outcome.payload.decode(errors="replace")
+            self._launcher.write_log(f"{outcome.failure}: {message}")
         return outcome
 
     async def _invoke(self, event: bytes) -> Outcome:
-        environment = self._take_idle() or self._start_for_request()
+        environment = self._idle.take() or self._start_for_request()
         return await environment.invoke(event, self.function.arn, self.function.timeout)
-
-    def _take_idle(self) -> Environment | None:
-        while self._idle:
-            environment = self._idle.pop(0 if self._spread else -1)
-            if environment.idle:
-                return environment
-        return None
 
     def _start_for_request(self) -> Environment:
         reserved = self.function.reserved_concurrency
         if reserved is not None and self.busy >= reserved:
-            raise ThrottledError(f"{self.function.folder}: all {reserved} reserved are busy")
+            folder = self.function.folder
+            raise ThrottledError(f"{folder}: all {reserved} reserved environments are busy")
         self._admit(self.start)
         environment = self._new(self.start)
-        # A separate task: as on AWS it comes up even if the caller gives up waiting for it.
+        # A separate task: as on AWS it starts even if the caller stops waiting for it.
         task = asyncio.create_task(self._bring_up(environment))
         self._starting.add(task)
         task.add_done_callback(self._starting.discard)
         return environment
 
     async def _bring_up(self, environment: Environment) -> None:
-        """Start an environment; what goes wrong is the outcome of the event that it starts for."""
+        """Start an environment; an error becomes the outcome of the event that it starts for."""
         try:
             await self._open_one(environment)
         except InitError as error:
@@ -140,9 +132,9 @@ class Fleet:
         except UnfitError as error:
             if self.start == "restored":
                 self.start = "cold"
-                self._write_log(f"starts cold from now on: {error}")
+                self._launcher.write_log(f"starts cold from now on: {error}")
             environment.give_up(error)
-        except Exception as error:  # noqa: BLE001  # the caller has to learn of it
+        except Exception as error:  # noqa: BLE001  # the caller gets it
             environment.give_up(error)
         if self._retired and self._starting == {asyncio.current_task()}:
             await self._launcher.close()
@@ -158,7 +150,7 @@ class Fleet:
         if self._retired:
             environment.kill()
         else:
-            self._idle.append(environment)
+            self._idle.add(environment)
 
     def _ended(self, environment: Environment) -> None:
         self._all.discard(environment)
@@ -166,17 +158,15 @@ class Fleet:
             self._leaving.remove(environment)
         else:
             self.held[environment.start] -= 1
-        if environment in self._idle:
-            self._idle.remove(environment)
+        self._idle.discard(environment)
 
     async def open(self, count: int, start: Start, *, spread: bool = False) -> list[int]:
         """Open environments until `count` are idle; return the process ids of the new ones.
 
-        With `spread`, from now on requests go to the one that has been idle for longest: all of
-        them stay in use.
+        With `spread`, requests go to the longest idle one from now on: all of them stay in use.
         """
-        self._spread = spread
-        self._idle = [environment for environment in self._idle if environment.idle]
+        self._idle.spread = spread
+        self._idle.drop_ended()
         fresh = [self._new(start) for _ in range(count - len(self._idle))]
         try:
             async with asyncio.TaskGroup() as group:
@@ -190,22 +180,22 @@ class Fleet:
 
     async def _open_one(self, environment: Environment) -> None:
         if environment.start == "restored":
-            await self._launcher.snapshot()  # before it counts as one of those that are starting
+            await self._launcher.snapshot()  # before it counts as starting
         async with self._width[environment.start]:
             await self._launcher.start(environment)
             await environment.ready
 
     async def expire(self, idle_seconds: float = IDLE_SECONDS) -> None:
-        """End environments that have been idle for too long, and a template without any."""
+        """End environments that have been idle for too long, and an unused template."""
         now = time.monotonic()
-        for environment in list(self._idle):
+        for environment in self._idle:
             if now - environment.idle_since > idle_seconds:
                 environment.kill()
         if not self._all and now - self._last_start > idle_seconds:
             await self._launcher.close()
 
     async def close(self) -> None:
-        """End every environment now, and wait until their processes are gone."""
+        """End every environment now, and wait until their processes have ended."""
         self._retired = True
         starting = list(self._starting)
         for task in starting:
@@ -221,23 +211,11 @@ class Fleet:
     async def retire(self) -> None:
         """End idle environments now, and each busy one when it has answered."""
         self._retired = True
-        for environment in list(self._idle):
+        for environment in self._idle:
             environment.kill()
         if not self._starting:  # the last one that starts ends the template
             await self._launcher.close()
 
     def update(self, function: Function) -> None:
-        """Take over what applies to running environments: reserved concurrency."""
+        """Apply changes that need no new environments: reserved concurrency."""
         self.function = function
-
-    def _log(self, outcome: Outcome) -> None:
-        if outcome.failure == "handled":  # awslambdaric has written that itself
-            return
-        self._write_log(f"{outcome.failure}: {outcome.payload.decode(errors='replace')}")
-
-    def _write_log(self, message: str) -> None:
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        text = f"{now} {message}\n"
-        log: LogFile = self._launcher.open_log()
-        with log as descriptor:
-            os.write(descriptor, text.encode())

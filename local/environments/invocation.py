@@ -1,4 +1,4 @@
-"""One event on its way through an environment, and what came of it."""
+"""One event that an environment runs, and its outcome."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ Failure = Literal["handled", "timeout", "exit", "init"]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What an invocation came to: the function's payload, or the payload of an error."""
+    """The outcome of an invocation: the function's payload, or the payload of an error."""
 
     payload: bytes
     failure: Failure | None = None
@@ -18,14 +18,14 @@ class Outcome:
 
     @staticmethod
     def failed(failure: Failure, error_type: str, message: str, request_id: str = "") -> "Outcome":
-        """Describe an error in the shape in which Lambda reports it."""
+        """Describe an error in Lambda's format."""
         error = {"errorType": error_type, "errorMessage": message}
         return Outcome(json.dumps(error).encode(), failure, request_id)
 
 
 @dataclass(slots=True)
 class Invocation:
-    """One event on its way through an environment."""
+    """One event that an environment runs."""
 
     event: bytes
     function_arn: str

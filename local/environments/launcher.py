@@ -10,9 +10,10 @@ from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
-from lambda_pg_cdk.local.deployed import Function, Start
+from lambda_pg_cdk.local.deployment.deployed import Function, Start
 from lambda_pg_cdk.local.environments.environment import Environment
 
 _BOOTSTRAP = Path(__file__).with_name("bootstrap.py")
@@ -20,22 +21,22 @@ _BOOTSTRAP = Path(__file__).with_name("bootstrap.py")
 _INTERPRETER = [sys.executable, "-S", "-P"]
 _SNAPSHOT_SECONDS = 60.0
 _CLOSE_SECONDS = 5.0
-_MAX_ANSWER_BYTES = 1024 * 1024  # of a template: an error of its import has a stack trace
+_MAX_ANSWER_BYTES = 1024 * 1024  # of a template: an import error has a stack trace
 _BEFORE_SNAPSHOT = "Runtime.BeforeSnapshotError"  # awslambdaric's, after a successful import
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What every environment of this cloud has in common."""
+class LaunchContext:
+    """What all environments of this cloud share."""
 
-    runtime: Path  # awslambdaric and boto3, and nothing else
+    runtime: Path  # awslambdaric and boto3 only
     folder: Path  # for the functions' temporary files
     logs: Path
-    variables: Mapping[str, str]  # region, credentials, endpoint, the cloud's mark
+    variables: Mapping[str, str]  # region, credentials, endpoint, the cloud's id
 
 
 def reserved_variables(function: Function, start: Start) -> dict[str, str]:
-    """Return the variables that Lambda itself sets, which a function's own cannot replace."""
+    """Return the variables that Lambda sets, which the function's variables cannot replace."""
     kind = "snap-start" if start == "restored" else "on-demand"
     return {
         "_HANDLER": function.handler,
@@ -62,24 +63,24 @@ def search_path(function: Function, runtime: Path) -> str:
     return os.pathsep.join(str(path) for path in [function.code, *layers, runtime])
 
 
-def process_variables(function: Function, start: Start, around: Surroundings) -> dict[str, str]:
-    """Return the whole environment of a function's process: nothing is inherited but PATH."""
+def process_variables(function: Function, start: Start, context: LaunchContext) -> dict[str, str]:
+    """Return all variables of a function's process: only PATH is inherited."""
     return {
         "PATH": os.environ.get("PATH", os.defpath),
         "LANG": "en_US.UTF-8",
         "TZ": ":UTC",
-        **around.variables,
+        **context.variables,
         **function.variables,
         **reserved_variables(function, start),
-        "HOME": str(around.folder),
-        "TMPDIR": str(around.folder),
-        "LAMBDA_RUNTIME_DIR": str(around.runtime),
-        "PYTHONPATH": search_path(function, around.runtime),
+        "HOME": str(context.folder),
+        "TMPDIR": str(context.folder),
+        "LAMBDA_RUNTIME_DIR": str(context.runtime),
+        "PYTHONPATH": search_path(function, context.runtime),
     }
 
 
 class InitError(RuntimeError):
-    """The function failed to initialise; `payload` is the error as Lambda reports it."""
+    """The function failed to initialise; `payload` is the error in Lambda's format."""
 
     def __init__(self, text: str, payload: bytes) -> None:
         super().__init__(text)
@@ -87,28 +88,28 @@ class InitError(RuntimeError):
 
 
 class UnfitError(RuntimeError):
-    """The function was initialised, but no snapshot of it can be taken: it starts cold only."""
+    """The function was initialised but has no snapshot: it can only start cold."""
 
 
 class TemplateLostError(RuntimeError):
-    """The template process has ended before it restored the environment."""
+    """The template process ended before it restored the environment."""
 
 
 class NoRoomError(RuntimeError):
-    """The machine refused another process."""
+    """The machine refused to start another process."""
 
 
 class Launcher:
     """Start environments of one function."""
 
-    def __init__(self, function: Function, around: Surroundings) -> None:
+    def __init__(self, function: Function, context: LaunchContext) -> None:
         self._function = function
-        self._around = around
+        self._context = context
         self._template: _Template | None = None
         self._taking: asyncio.Task[_Template] | None = None
 
     async def start(self, environment: Environment) -> None:
-        """Start the process of an environment, in the way it asks for."""
+        """Start the process of an environment, cold or restored."""
         address = await environment.listen()
         if environment.start == "cold":
             self._start_cold(environment, address)
@@ -118,8 +119,8 @@ class Launcher:
             environment.watch(pid, lambda: template.reap(pid))
 
     def _start_cold(self, environment: Environment, address: str) -> None:
-        variables = process_variables(self._function, "cold", self._around)
-        with self.open_log() as log:
+        variables = process_variables(self._function, "cold", self._context)
+        with self._open_log() as log:
             process = subprocess.Popen(
                 [*_INTERPRETER, str(_BOOTSTRAP), "cold", self._function.handler],
                 env={**variables, "AWS_LAMBDA_RUNTIME_API": address},
@@ -131,14 +132,19 @@ class Launcher:
             )
         environment.watch(process.pid, process.wait)
 
-    def open_log(self) -> "LogFile":
-        """Open the function's log for a process, or for a line of the cloud's own."""
-        return LogFile(self._around.logs / f"{self._function.folder}.log")
+    def _open_log(self) -> "LogFile":
+        return LogFile(self._context.logs / f"{self._function.folder}.log")
+
+    def write_log(self, message: str) -> None:
+        """Add a line to the function's log."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        with self._open_log() as log:
+            os.write(log, f"{now} {message}\n".encode())
 
     async def snapshot(self) -> "_Template":
-        """Return the template process, made if there is none; raise `InitError` or `UnfitError`.
+        """Return the template process; start it if needed; raise `InitError` or `UnfitError`.
 
-        All that wait for it share one attempt, and its error. The next caller tries again.
+        All callers that wait share one attempt, and its error. The next caller tries again.
         """
         if self._template is not None and not self._template.over:
             return self._template
@@ -149,8 +155,8 @@ class Launcher:
     async def _take(self) -> "_Template":
         try:
             await self._end_template()
-            variables = process_variables(self._function, "restored", self._around)
-            with self.open_log() as log:
+            variables = process_variables(self._function, "restored", self._context)
+            with self._open_log() as log:
                 self._template = await _Template.take(self._function, variables, log)
             return self._template
         finally:
@@ -162,7 +168,7 @@ class Launcher:
             await template.close()
 
     async def close(self) -> None:
-        """End the template process; environments that are running go on."""
+        """End the template process; running environments go on."""
         if self._taking is not None:
             self._taking.cancel()
             await asyncio.wait([self._taking])
@@ -190,7 +196,7 @@ class _Template:
     """A process that has imported a handler and forks environments from itself."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.over = False  # it takes no orders any more
+        self.over = False  # it takes no more orders
         self._process = process
         self._orders: deque[asyncio.Future[int]] = deque()
         self._reading: asyncio.Task[None] | None = None
@@ -217,7 +223,7 @@ class _Template:
                 first = await template._answer()
         except TimeoutError:
             first = {"error": f"importing the handler took more than {_SNAPSHOT_SECONDS:.0f} s"}
-        except BaseException:  # nobody wants it any more
+        except BaseException:  # cancelled: close it
             await template.close()
             raise
         if "ready" not in first:
@@ -229,7 +235,7 @@ class _Template:
     async def restore(self, variables: dict[str, str]) -> int:
         """Fork one environment and return its process id.
 
-        Orders are not held back until the one before has been answered: the answers come in order.
+        Orders do not wait for earlier answers: the answers come in order.
         Raises `TemplateLostError` or `NoRoomError`.
         """
         if self.over:
@@ -241,7 +247,7 @@ class _Template:
         return await order
 
     def reap(self, pid: int) -> None:
-        """Have an environment that has ended waited for by its parent, if that is still there."""
+        """Have the template process collect an environment that has ended."""
         assert self._process.stdin is not None  # noqa: S101  # it was started with a pipe
         if not self.over and not self._process.stdin.is_closing():
             self._process.stdin.write(json.dumps({"ended": pid}).encode() + b"\n")
@@ -249,7 +255,7 @@ class _Template:
     async def _read(self) -> None:
         while (answer := await self._answer()).keys() & {"pid", "no_room"}:
             self._take_answer(self._orders.popleft(), answer)
-        self.over = True  # before anything else runs: nobody would answer a further order
+        self.over = True  # first: a further order would get no answer
         while self._orders:
             order = self._orders.popleft()
             if not order.done():
@@ -265,7 +271,7 @@ class _Template:
         pid = int(str(answer["pid"]))
         if not order.done():
             order.set_result(pid)
-        else:  # who ordered it has gone
+        else:  # the caller has gone
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
             self.reap(pid)
@@ -274,12 +280,12 @@ class _Template:
         assert self._process.stdout is not None  # noqa: S101  # it was started with a pipe
         line = await self._process.stdout.readline()
         if not line:
-            return {"error": "the template process has ended; its log says more"}
+            return {"error": "the template process has ended; the function's log has the reason"}
         answer: dict[str, object] = json.loads(line)
         return answer
 
     async def close(self) -> None:
-        """Let it do what it has been told so far, and end."""
+        """Let it finish its orders, and end it."""
         assert self._process.stdin is not None  # noqa: S101  # it was started with a pipe
         self._process.stdin.close()
         try:
@@ -293,10 +299,10 @@ class _Template:
 
 
 def _no_snapshot(function: Function, answer: dict[str, object]) -> InitError | UnfitError:
-    """Tell a function that fails to initialise from one that a snapshot cannot hold."""
+    """Return the error: the function fails to initialise, or a snapshot cannot hold it."""
     text = f"no snapshot of {function.folder}: {json.dumps(answer)}"
     if answer.get("error_type") == _BEFORE_SNAPSHOT:
         return UnfitError(text)
     error = answer["error"]
-    told = error if isinstance(error, dict) else {"errorType": "Runtime.InitError"}
-    return InitError(text, json.dumps({"errorMessage": str(error), **told}).encode())
+    details = error if isinstance(error, dict) else {"errorType": "Runtime.InitError"}
+    return InitError(text, json.dumps({"errorMessage": str(error), **details}).encode())

@@ -1,6 +1,6 @@
 """Serve the Lambda Runtime API to one execution environment.
 
-What the requests mean is here; what they do is the environment's own affair.
+It parses the requests; the environment acts on them.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from lambda_pg_cdk.local.http.requests import (
 )
 
 API_PREFIX = "/2018-06-01/runtime/"
-MAX_PAYLOAD_BYTES = 6_291_556  # of a response: AWS's 6 MB, and its 100 bytes of envelope
+MAX_PAYLOAD_BYTES = 6_291_556  # of a response: AWS's 6 MB and 100 bytes of envelope
 _JSON = {"Content-Type": "application/json"}
 _REPLIES = {
     202: {"status": "OK"},
@@ -31,7 +31,7 @@ _REPLIES = {
 
 
 class Worker(Protocol):
-    """The environment, as its endpoint sees it."""
+    """What the endpoint needs of its environment."""
 
     init_error: bytes | None
 
@@ -39,17 +39,17 @@ class Worker(Protocol):
         """Deliver the next event, now or later."""
 
     def take_answer(self, request_id: str, body: bytes | None, *, failed: bool) -> int:
-        """Take the answer to an event; return the status of the reply."""
+        """Take the answer to an event; return the status of the response."""
 
     def lose_client(self) -> None:
-        """Notice that the runtime client has gone."""
+        """Note that the runtime client has disconnected."""
 
 
 class RuntimeApi:
-    """The endpoint of one environment: a port that no other environment has.
+    """The endpoint of one environment, with a separate port.
 
-    Its address ends with a random path, which only the environment knows: no other account of the
-    machine takes its events or answers them.
+    Its address ends with a random path, which only the environment knows: other accounts of the
+    machine can neither take its events nor answer them.
     """
 
     def __init__(self, environment: Worker) -> None:
@@ -78,9 +78,9 @@ class RuntimeApi:
 
 
 class _Connection(asyncio.Protocol):
-    """One connection of the runtime client, or of what reports errors of the init phase.
+    """One connection of the runtime client, or of the reporter of init errors.
 
-    Each request is answered before the next one is looked at.
+    Each request is answered before the next one is read.
     """
 
     _transport: asyncio.Transport
@@ -95,14 +95,14 @@ class _Connection(asyncio.Protocol):
         self._api.connections.add(self)
 
     def connection_lost(self, _exc: Exception | None) -> None:
-        """Tell the environment when its runtime client is gone; other connections come and go."""
+        """Tell the environment if this was its runtime client; others may close at any time."""
         self._api.connections.discard(self)
         if self is self._api.client:
             self._api.client = None
             self._api.environment.lose_client()
 
     def abort(self) -> None:
-        """Close it at once."""
+        """Close it without waiting."""
         self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
@@ -148,7 +148,7 @@ class _Connection(asyncio.Protocol):
             "Lambda-Runtime-Invoked-Function-Arn": invocation.function_arn,
         }
         self._respond(200, headers, invocation.event)
-        self.data_received(b"")  # what has come while this one waited
+        self.data_received(b"")  # the bytes that arrived while this one waited
 
     def _reply(self, status: int) -> None:
         self._respond(status, _JSON, json.dumps(_REPLIES[status]).encode())

@@ -1,6 +1,6 @@
-"""What can go wrong, as things that a local cloud can be made to suffer.
+"""The faults that a local cloud can have.
 
-A cloud for all of them is started with `Options(wires=True)`, as `make up` does.
+All of them need a cloud that was started with `Options(wires=True)`, as `make up` does.
 """
 
 import json
@@ -21,16 +21,16 @@ ROTATION_SECONDS: Final = 30.0
 BY_DEPLOYMENT: Final = {"certificate", "migrate", "migration_provider", "rotate"}
 """Functions that no client calls."""
 FRESH: Final = 12
-"""Environments that are opened during a fault that meets new ones, beside those that there are."""
+"""Environments that start during a fault which affects new ones, besides those that exist."""
 RESETS: Final = 5
 SECONDS_BETWEEN_RESETS: Final = 0.25
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault: it begins on entering `begin(cloud)` and has ended when that is left.
+    """One fault: it begins when `begin(cloud)` is entered and ends when it is left.
 
-    `seconds` is how long whoever runs it stays inside; 0 for what happens in a moment.
+    `seconds` is how long `run` keeps it; 0 for an instant fault.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Fault:
     begin: Callable[[LocalCloud], AbstractContextManager[None]]
 
     def run(self, cloud: LocalCloud) -> None:
-        """Begin, stay, and end."""
+        """Begin, wait, and end."""
         with self.begin(cloud):
             time.sleep(self.seconds)
 
@@ -49,7 +49,7 @@ class Fault:
 
 @contextmanager
 def kill_one_pooler_task(cloud: LocalCloud) -> Iterator[None]:
-    """End PgBouncer in one task at once, without a drain; raise RuntimeError without one."""
+    """Kill PgBouncer in one task, without a drain; raise RuntimeError if no task has one."""
     for process in _poolers_of_one_task(cloud):
         process.kill()
     yield
@@ -57,10 +57,10 @@ def kill_one_pooler_task(cloud: LocalCloud) -> Iterator[None]:
 
 @contextmanager
 def stop_one_pooler_task(cloud: LocalCloud) -> Iterator[None]:
-    """Stop PgBouncer in one task while environments start, which have to connect.
+    """Stop PgBouncer (SIGSTOP) in one task while environments start, which have to connect.
 
-    The kernel goes on accepting connections for it. The supervisor ends it meanwhile. Raise
-    RuntimeError without a PgBouncer.
+    The kernel still accepts connections for it, and the supervisor ends it. Raise RuntimeError if
+    no task has a PgBouncer.
     """
     poolers = _poolers_of_one_task(cloud)
     for process in poolers:
@@ -79,12 +79,12 @@ def _poolers_of_one_task(cloud: LocalCloud) -> list[psutil.Process]:
     children = psutil.Process(task["pid"]).children(recursive=True)
     poolers = [process for process in children if _runs(process, "pgbouncer")]
     if not poolers:
-        raise RuntimeError(f"the pooler's task of process {task['pid']} runs no PgBouncer")
+        raise RuntimeError(f"the pooler's task with process {task['pid']} has no PgBouncer")
     return poolers
 
 
 def _runs(process: psutil.Process, program: str) -> bool:
-    """Tell whether a process runs a program, also where the loader of its libraries starts it."""
+    """Tell whether a process runs a program, directly or through the loader of its libraries."""
     return any(Path(part).name == program for part in process.cmdline())
 
 
@@ -95,14 +95,14 @@ def _running_tasks(cloud: LocalCloud) -> list[dict[str, Any]]:
 
 @contextmanager
 def replace_pooler(cloud: LocalCloud) -> Iterator[None]:
-    """Have ECS replace all tasks, one after the other, each with its drain."""
+    """Let ECS replace all tasks one after the other, each with its drain."""
     cloud.replace_pooler_tasks()
     yield
 
 
 @contextmanager
 def stop_pooler(cloud: LocalCloud) -> Iterator[None]:
-    """Have no pooler at all."""
+    """Stop all tasks of the pooler."""
     cloud.pooler("stop")
     try:
         yield
@@ -112,7 +112,7 @@ def stop_pooler(cloud: LocalCloud) -> Iterator[None]:
 
 @contextmanager
 def fill_pool(cloud: LocalCloud) -> Iterator[None]:
-    """Have slow queries on every server connection of every task; cancelled at the end."""
+    """Run slow queries on all server connections of all tasks; cancel them at the end."""
     login = application_login(cloud)
     with ExitStack() as opened:
         for task in _running_tasks(cloud):
@@ -125,7 +125,7 @@ def fill_pool(cloud: LocalCloud) -> Iterator[None]:
 
 
 def _server_connections(task: dict[str, Any]) -> int:
-    """Ask a task's console how many server connections it may open for one user."""
+    """Read from a task's console how many server connections one user may have."""
     with psycopg.connect(task["admin_dsn"], autocommit=True, prepare_threshold=None) as console:
         settings = {row[0]: row[1] for row in console.execute("SHOW CONFIG")}
     return int(settings["default_pool_size"])
@@ -149,7 +149,7 @@ def _login_at(cloud: LocalCloud, address: str, login: dict[str, Any]) -> psycopg
 
 @contextmanager
 def kill_backends(cloud: LocalCloud) -> Iterator[None]:
-    """End all backends of the application, as a failover does."""
+    """Terminate all backends of the application, as a failover does."""
     with psycopg.connect(cloud.status()["postgres"]["dsn"], autocommit=True) as admin:
         admin.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -159,7 +159,7 @@ def kill_backends(cloud: LocalCloud) -> Iterator[None]:
 
 
 def restart_postgres(how: str) -> Callable[[LocalCloud], AbstractContextManager[None]]:
-    """Stop the database as `Postgres.stop` says, and start it at once."""
+    """Stop the database (`how` as in `Postgres.stop`), and start it at once."""
 
     @contextmanager
     def begin(cloud: LocalCloud) -> Iterator[None]:
@@ -171,7 +171,7 @@ def restart_postgres(how: str) -> Callable[[LocalCloud], AbstractContextManager[
 
 @contextmanager
 def stop_postgres(cloud: LocalCloud) -> Iterator[None]:
-    """Have no database."""
+    """Stop the database."""
     cloud.postgres("stop")
     try:
         yield
@@ -183,20 +183,20 @@ def stop_postgres(cloud: LocalCloud) -> Iterator[None]:
 
 
 def on_wire(wire: str, kind: str) -> Callable[[LocalCloud], AbstractContextManager[None]]:
-    """Have a fault of the network."""
+    """Make a fault of the network."""
     return lambda cloud: cloud.fault(wire, kind)
 
 
 @contextmanager
 def lose_answers(cloud: LocalCloud) -> Iterator[None]:
-    """Reset the functions' connections several times while their answers are under way.
+    """Reset the functions' connections several times while answers are in flight.
 
-    The wire is slow before each reset, so that statements have run whose answers never come, and
-    fast after it, so that the next reset finds connections that are open again.
+    Before each reset the wire is slow: statements have run whose answers are lost. After it the
+    wire is fast: connections are open again before the next reset.
     """
     for _ in range(RESETS):
         with cloud.fault("pooler", "latency"):
-            time.sleep(2 * LATENCY)  # there, and not yet back
+            time.sleep(2 * LATENCY)  # statements have arrived, answers have not
             with cloud.fault("pooler", "reset"):
                 pass
         time.sleep(SECONDS_BETWEEN_RESETS)
@@ -207,9 +207,9 @@ def lose_answers(cloud: LocalCloud) -> Iterator[None]:
 
 
 def secrets_fault(kind: str) -> Callable[[LocalCloud], AbstractContextManager[None]]:
-    """Have Secrets Manager fail while environments start, which know no credentials yet.
+    """Make Secrets Manager fail while environments start, which need credentials.
 
-    Those that are there already have cached theirs, and would not notice.
+    Running environments have cached theirs, so the fault does not affect them.
     """
 
     @contextmanager
@@ -222,7 +222,7 @@ def secrets_fault(kind: str) -> Callable[[LocalCloud], AbstractContextManager[No
 
 
 def _start_environments(cloud: LocalCloud) -> None:
-    """Start some for each function at work; the next requests go to them."""
+    """Start some for each active function; the next requests go to them."""
     for function, count in cloud.status()["functions"].items():
         if count and function not in BY_DEPLOYMENT:
             cloud.environments(function, count + FRESH)
@@ -230,12 +230,11 @@ def _start_environments(cloud: LocalCloud) -> None:
 
 @contextmanager
 def rotate_twice(cloud: LocalCloud) -> Iterator[None]:
-    """Rotate the application's password twice, and end every connection, twice too.
+    """Rotate the application's password twice, and reset all connections twice.
 
-    With two users that take turns, the first rotation leaves the login in use alone: only the
-    second gives that user a new password, which the database asks for from then on. Connections
-    that are open already would go on: so each is ended and has to log in anew, once while the
-    pooler still knows the old password, which the database refuses, and once when it does not.
+    Rotations alternate between two users: only the second rotation changes the password of the
+    current user. Open connections would not notice, so all are reset and log in again: once while
+    the pooler still has the old password, which the database refuses, and once after that.
     """
     old = application_login(cloud)
     rotate(cloud)
@@ -263,11 +262,11 @@ def _wait_for_refusal(cloud: LocalCloud, address: str, login: dict[str, Any]) ->
             if "authentication failed" in str(error):
                 return
         time.sleep(0.05)
-    raise TimeoutError(f"the pooler at {address} still accepts the password of before")
+    raise TimeoutError(f"the pooler at {address} still accepts the old password")
 
 
 def rotate(cloud: LocalCloud) -> None:
-    """Have Secrets Manager rotate the application's secret; raise TimeoutError."""
+    """Rotate the application's secret with Secrets Manager; raise TimeoutError."""
     client, arn = cloud.client("secretsmanager"), _secret_arn(cloud)
     version = client.rotate_secret(SecretId=arn)["VersionId"]
     deadline = time.monotonic() + ROTATION_SECONDS
@@ -299,7 +298,7 @@ def _secret_arn(cloud: LocalCloud) -> str:
 
 @contextmanager
 def freeze_half_of_the_busy(cloud: LocalCloud) -> Iterator[None]:
-    """Freeze half of the environments that are at work, wherever they are in it."""
+    """Freeze half of the busy environments, at any point of their work."""
     busy = busy_environments(cloud)
     frozen = busy[: (len(busy) + 1) // 2]
     try:
@@ -314,7 +313,7 @@ def freeze_half_of_the_busy(cloud: LocalCloud) -> Iterator[None]:
 
 
 def busy_environments(cloud: LocalCloud) -> list[psutil.Process]:
-    """Return the environments that do not rest for a third of a second: their request is slow."""
+    """Return the environments that are busy for a third of a second: their request is slow."""
     functions = cloud.status()["functions"]
     pids = [pid for function in functions for pid in cloud.processes(function)]
     found = [psutil.Process(pid) for pid in pids]
@@ -342,7 +341,7 @@ CRASHED: Final = Fault(
     "postgres-crashed", "PostgreSQL restarted (immediate)", 0, restart_postgres("immediate")
 )
 OUTAGE: Final = Fault("postgres-away", "no database for 10 s", 10, stop_postgres)
-ROTATED: Final = Fault("rotation", "two rotations, and every login anew", 0, rotate_twice)
+ROTATED: Final = Fault("rotation", "two rotations, then all log in again", 0, rotate_twice)
 POOLER_RESET: Final = Fault(
     "pooler-reset", "functions' connections reset", 0, on_wire("pooler", "reset")
 )

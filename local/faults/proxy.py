@@ -1,12 +1,12 @@
-"""A TCP proxy that does on demand what a network does by accident.
+"""A TCP proxy that causes network faults on demand.
 
     with FaultProxy("127.0.0.1", 5432) as proxy:
         connection = psycopg.connect(host="127.0.0.1", port=proxy.port)
         with proxy.stall():
-            ...  # connected, and not a word from the server
+            ...  # connected, but the server does not answer
 
-A fault begins when its method is called, on open connections too, and ends with its `with` block
-or with `end()`. Bytes are passed on as they are: TLS goes through untouched.
+A fault begins when its method is called, also on open connections, and ends with its `with` block
+or with `end()`. Bytes are passed on unchanged, so TLS works.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from typing import Final, Literal, Self, cast
 
 Direction = Literal["to_server", "to_client"]
 Connections = Literal["all", "open", "new"]
-"""What a fault applies to: connections open when it begins, those opened while it lasts, all."""
+"""The connections of a fault: those open at its beginning, those opened during it, or all."""
 Ending = Literal["reset", "close", "stall"]
 
 BACKLOG: Final = 4096
 HELD_LIMIT: Final = 256 * 1024
-"""Bytes held back in one direction before its sender is made to wait."""
+"""Bytes held back in one direction before its sender has to wait."""
 ANSWER_SECONDS: Final = 10.0
 
 # From <asm-generic/socket.h>: Python's socket module has no names for them.
@@ -42,7 +42,10 @@ RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
 class FaultProxy:
-    """Listen on an address of this machine for one server, in a separate thread."""
+    """Listen on an address of this machine for one server, in a separate thread.
+
+    More than 20 methods: each fault is one, and all of them act on the same set of links.
+    """
 
     _loop: asyncio.AbstractEventLoop
     _thread: threading.Thread
@@ -82,10 +85,10 @@ class FaultProxy:
         """The number of clients whose connection is open."""
         return len(self._links)
 
-    # Faults that last
+    # Lasting faults
 
     def latency(self, seconds: float, *, connections: Connections = "all") -> Fault:
-        """Pass everything on later, in both directions."""
+        """Delay everything, in both directions."""
         return self._begin(_Latency(seconds), connections)
 
     def stall(
@@ -93,21 +96,21 @@ class FaultProxy:
     ) -> Fault:
         """Pass nothing on, in one direction or both, and let the kernel acknowledge it.
 
-        So does a process that hangs: keepalives and `tcp_user_timeout` notice nothing. What was
-        held back goes on its way when the fault ends.
+        A process that hangs looks the same: keepalives and `tcp_user_timeout` do not notice it.
+        Held-back bytes are passed on when the fault ends.
         """
         return self._begin(_Stall(direction), connections)
 
     def blackhole(self, *, connections: Connections = "all") -> Fault:
-        """Lose every packet of the clients before the kernel can acknowledge it.
+        """Drop every packet of the clients before the kernel can acknowledge it.
 
-        So do a flow that a load balancer has dropped and a machine without power. New clients get
-        no answer to their SYN. Raises OSError where `can_blackhole` says no.
+        A flow that a load balancer has dropped, or a machine without power, looks the same. New
+        clients get no answer to their SYN. Raises OSError if `can_blackhole` is false.
         """
         if not can_blackhole():
             raise OSError(
                 "a blackhole needs Linux's socket filters and, on newer kernels, CAP_NET_ADMIN: "
-                "run as root; stall() works everywhere"
+                "run as root, or use stall(), which works everywhere"
             )
         return self._begin(_Blackhole(), connections)
 
@@ -119,7 +122,7 @@ class FaultProxy:
         then: Ending = "reset",
         connections: Connections = "all",
     ) -> Fault:
-        """Pass `count` bytes more on in one direction, and end each connection at the next one.
+        """Pass on `count` more bytes in one direction, then end each connection.
 
         It ends with a RST to both sides, with a FIN to both sides, or in a stall.
         """
@@ -130,14 +133,14 @@ class FaultProxy:
         self._do(self._close_listener)
         return Fault(lambda: self._do(self._listen))
 
-    # Faults of a moment
+    # Instant faults
 
     def reset(self) -> None:
         """End every open connection with a RST to both sides."""
         self._do(self._reset)
 
     def half_close(self, direction: Direction) -> None:
-        """Send a FIN on every open connection in one direction; what follows there is lost."""
+        """Send a FIN on every open connection in one direction; later bytes are lost."""
 
         def act() -> None:
             for link in set(self._links):
@@ -145,12 +148,12 @@ class FaultProxy:
 
         self._do(act)
 
-    # The moment
+    # Observation
 
     def on_client_data(self, observe: Callable[[bytes], None]) -> Fault:
-        """Call `observe` in the proxy's thread with what clients send, before it is passed on.
+        """Call `observe` in the proxy's thread with the bytes of clients, before passing them on.
 
-        It may begin and end faults; they apply to the bytes that it was called with.
+        It may begin and end faults, which apply to these bytes.
         """
         self._do(lambda: self._observers.append(observe))
         return Fault(lambda: self._do(lambda: self._observers.remove(observe)))
@@ -179,7 +182,7 @@ class FaultProxy:
             effect.lift(link)
 
     def _do(self, action: Callable[[], None]) -> None:
-        """Run an action in the proxy's thread, and wait until its effect is there."""
+        """Run an action in the proxy's thread, and wait until it has taken effect."""
         if threading.current_thread() is self._thread:
             action()
             return
@@ -239,11 +242,11 @@ class Fault:
     """A fault that has begun: leave its `with` block, or call `end`, to end it."""
 
     def __init__(self, end: Callable[[], None]) -> None:
-        """Take what ends it."""
+        """Take the function that ends it."""
         self._end: Callable[[], None] | None = end
 
     def __enter__(self) -> Self:
-        """Go on: the fault is there already."""
+        """Return the fault, which has begun already."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -258,7 +261,7 @@ class Fault:
 
 
 class _Link:
-    """A client's connection and the one to the server that belongs to it."""
+    """A client's connection, and its connection to the server."""
 
     def __init__(
         self,
@@ -274,7 +277,7 @@ class _Link:
         self._over = False
 
     async def open(self, server: tuple[str, int]) -> None:
-        """Connect to the server; the client is reset where that fails."""
+        """Connect to the server; reset the client if that fails."""
         for end in (self.client, self.server):
             end.socket.setblocking(False)
             end.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -288,15 +291,15 @@ class _Link:
             self._opened()
 
     def end(self, direction: Direction) -> _End:
-        """Return the end at which a direction begins."""
+        """Return the end where a direction begins."""
         return self.client if direction == "to_server" else self.server
 
     def other(self, end: _End) -> _End:
-        """Return the end that an end's bytes go to."""
+        """Return the opposite end."""
         return self.server if end is self.client else self.client
 
     def reset(self) -> None:
-        """End both connections with a RST; one that is being opened ends as soon as it is."""
+        """End both connections with a RST; one that is still being opened ends after that."""
         self._finish()
         for end in (self.client, self.server):
             if end.transport is not None and end.socket.fileno() >= 0:
@@ -304,7 +307,7 @@ class _Link:
                 end.transport.abort()
 
     def close(self) -> None:
-        """End both connections with a FIN, after what was passed on."""
+        """End both connections with a FIN, after the bytes passed on so far."""
         self._finish()
         for end in (self.client, self.server):
             if end.transport is not None:
@@ -315,7 +318,7 @@ class _Link:
         self._on_end(self)
 
     def _opened(self) -> None:
-        """Close what was not opened, or was ended meanwhile."""
+        """Close ends that did not open, or a link that has ended meanwhile."""
         for end in (self.client, self.server):
             if end.transport is None:
                 end.socket.close()
@@ -325,7 +328,7 @@ class _Link:
 
 
 class _End(asyncio.Protocol):
-    """One socket of a link, and the direction that begins at it."""
+    """One socket of a link, and the direction that begins there."""
 
     def __init__(
         self, link: _Link, sock: socket.socket, observe: Callable[[bytes], None] | None
@@ -335,18 +338,18 @@ class _End(asyncio.Protocol):
         self.delays: dict[_Effect, float] = {}
         self.stalls: set[_Effect] = set()
         self.cuts: dict[_Cut, int] = {}
-        """Bytes that each cut still lets pass."""
+        """Remaining bytes of each cut."""
         self._link = link
         self._observe = observe
         self._held: deque[tuple[float, bytes]] = deque()  # no bytes: the end of the stream
         self._congested = False
         self._ended = False
 
-    # What asyncio calls
+    # Called by asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        # Not at once: CPython 3.11.2 begins to read after this call, whatever it has paused.
+        # Not at once: CPython 3.11.2 begins to read after this call, even if it is paused.
         self._link.loop.call_soon(self.update)
         self._link.other(self).update()
 
@@ -369,7 +372,7 @@ class _End(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._link.other(self).congest(congested=False)
 
-    # What faults do
+    # Called by faults
 
     def stall(self, effect: _Effect) -> None:
         """Pass nothing on until the effect is released."""
@@ -377,25 +380,25 @@ class _End(asyncio.Protocol):
         self.update()
 
     def release(self, effect: _Effect) -> None:
-        """Forget an effect that delayed or stalled, and pass on what nothing else holds back."""
+        """Remove an effect that delayed or stalled, and pass on what no other effect holds."""
         self.delays.pop(effect, None)
         self.stalls.discard(effect)
         self.update()
 
     def half_close(self) -> None:
-        """End the stream here: before what is held back, and before all that is to come."""
+        """End the stream here, before all held-back and later bytes."""
         self._held.appendleft((0.0, b""))
         self.update()
 
-    # What passes on
+    # Passing on
 
     def congest(self, *, congested: bool) -> None:
-        """Note whether the other end's socket takes more."""
+        """Note whether the other end's socket is full."""
         self._congested = congested
         self.update()
 
     def update(self) -> None:
-        """Pass on what is due, and read no more than may be held back."""
+        """Pass on what is due; stop reading at the limit of held-back bytes."""
         self._pass_on()
         if self.transport is None:
             return
@@ -429,7 +432,7 @@ class _End(asyncio.Protocol):
             self._link.close()
 
     def _write(self, sink: asyncio.Transport, data: bytes) -> None:
-        """Write what every cut lets pass, and carry out the first one that does not let all."""
+        """Write the bytes that all cuts allow, then carry out the first cut that is reached."""
         cut = min(self.cuts, key=lambda each: self.cuts[each], default=None)
         passed = data if cut is None else data[: self.cuts[cut]]
         if passed:
@@ -449,7 +452,7 @@ class _Effect(ABC):
         """Begin on one link."""
 
     def lift(self, link: _Link) -> None:
-        """End on one link, also on one to which it was not applied."""
+        """End on one link, even if it was not applied there."""
         for end in (link.client, link.server):
             end.release(self)
 
@@ -509,7 +512,7 @@ class _Cut(_Effect):
 
 
 def can_blackhole() -> bool:
-    """Tell whether this kernel lets this process drop the packets of its own sockets."""
+    """Tell whether this process may drop the packets of its sockets."""
     with socket.socket() as sock:
         try:
             _drop_packets(sock, dropped=True)
@@ -519,11 +522,11 @@ def can_blackhole() -> bool:
 
 
 def _drop_packets(sock: socket.socket, *, dropped: bool) -> None:
-    """Have the kernel drop what arrives for a socket before TCP sees it, or no longer."""
+    """Make the kernel drop packets for a socket before TCP reads them, or stop that."""
     if dropped:
         code = ctypes.create_string_buffer(DROP_EVERYTHING)
         program = struct.pack("HP", 1, ctypes.addressof(code))
         sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
     elif sys.platform == "linux":
-        with suppress(FileNotFoundError):  # there was no filter
+        with suppress(FileNotFoundError):  # it had no filter
             sock.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)

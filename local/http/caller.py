@@ -1,4 +1,4 @@
-"""Call an HTTP API as a client does, one request at a time."""
+"""Call an HTTP API, one request at a time."""
 
 import json
 import urllib.error
@@ -29,7 +29,7 @@ def call(
     body: object = None,
     timeout: float = 35.0,
 ) -> Answer:
-    """Send one request; `body` becomes JSON unless it is bytes. No status is an exception."""
+    """Send one request; `body` becomes JSON unless it is bytes. No status raises an error."""
     data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
     request = urllib.request.Request(f"{url}{path}", data, method=method)  # noqa: S310 - http only
     if token is not None:

@@ -1,7 +1,7 @@
-"""Refuse what a web page sends to a port of the local cloud. No I/O.
+"""Refuse requests of web pages to a port of the local cloud. No I/O.
 
-A browser lets any page send requests to loopback, and a page may reach it by a name of its own (DNS
-rebinding). It says so in headers that the page cannot change.
+A browser lets any page send requests to loopback, also by a name of the page's domain (DNS
+rebinding). The browser adds headers with the page's origin, which the page cannot change.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # the control plane's virtual environment has no aiohttp
     from aiohttp.web import BaseRequest
 
-_OWN_SITES = {None, "none", "same-origin"}  # "none": typed into the address bar
+_OWN_SITES = {None, "none", "same-origin"}  # "none": entered in the address bar
 
 
 def refusal(
@@ -18,10 +18,10 @@ def refusal(
     ports: Collection[int],
     trusts: Callable[[str], bool] = lambda _origin: False,
 ) -> str | None:
-    """Say why a request has to be refused; None for one of a program, or of the port's own page.
+    """Return why to refuse a request; None for one of a program, or of the port's own page.
 
     The names of `headers` are in lower case, or their case does not matter. `ports` are those that
-    the caller can have asked; `trusts` names other origins that may ask.
+    the request may name; `trusts` tells whether another origin is allowed.
     """
     host = headers.get("host", "")
     own = [f"{name}:{port}" for port in ports for name in ("127.0.0.1", "localhost")]
@@ -46,6 +46,6 @@ def _from_page(header: str, value: str | None) -> str:
 def refusal_of(
     request: "BaseRequest", trusts: Callable[[str], bool] = lambda _origin: False
 ) -> str | None:
-    """Say why a request that aiohttp serves has to be refused."""
+    """Return why to refuse a request that aiohttp serves; None if it is allowed."""
     port = request.transport.get_extra_info("sockname")[1] if request.transport else 0
     return refusal(request.headers, [port], trusts)

@@ -1,7 +1,7 @@
 """HTTP/1.1 for the clients inside a function: libcurl under awslambdaric, the layer, boto3. No I/O.
 
-They send one request at a time, with the length of its body. A web server that can do more costs
-several times as much for each request. The API's front end, which any client may ask, has one.
+They send one request at a time, with the length of its body. A full web server costs several times
+as much for each request. Only the API's front end has one, since any client may use it.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ _PHRASES: Final = {int(status): status.phrase for status in HTTPStatus}
 
 
 class UnreadableError(Exception):
-    """What has come is too much, or does not say where its body ends; the connection is over."""
+    """The request is too large, or the length of its body is missing: close the connection."""
 
 
 @dataclass(slots=True)
@@ -30,32 +30,32 @@ class Request:
 
     @property
     def is_last(self) -> bool:
-        """Tell whether the client wants the connection closed after the answer."""
+        """Whether the client wants the connection closed after the answer."""
         return self.headers.get("connection", "").lower() == "close"
 
 
 class RequestReader:
-    """Cut the bytes of one connection into requests.
+    """Splits the bytes of one connection into requests.
 
-    A body of more than `max_body` bytes is read to its end and not kept: libcurl closes a
-    connection that refuses half of a body.
+    A body of more than `max_body` bytes is read to its end and not kept: libcurl closes the
+    connection when only half of a body is read.
     """
 
     def __init__(self, max_body: int) -> None:
-        """Begin with a connection."""
+        """Begin with a new connection."""
         self._max_body = max_body
         self._received = bytearray()
-        self._request: Request | None = None  # its head has come, and not all of its body
-        self._missing = 0  # bytes of that body
+        self._request: Request | None = None  # its head is complete, its body is not
+        self._missing = 0  # bytes of that body still to come
 
     def feed(self, data: bytes) -> None:
-        """Take what has come; raises UnreadableError."""
+        """Add received bytes; raise UnreadableError."""
         self._received += data
         if len(self._received) > MAX_HEAD_BYTES + self._max_body:
             raise UnreadableError("more than one request at a time")
 
     def next(self) -> Request | None:
-        """Return the next request if all of it has come; raises UnreadableError."""
+        """Return the next request if it is complete; raise UnreadableError."""
         request = self._request = self._request or self._begin()
         if request is None:
             return None
@@ -91,7 +91,7 @@ class RequestReader:
 
 
 def response(status: int, headers: Mapping[str, str], body: bytes) -> bytes:
-    """Write an answer."""
+    """Build the bytes of a response."""
     lines = [f"HTTP/1.1 {status:d} {_PHRASES[status]}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     lines.append(f"Content-Length: {len(body)}\r\n\r\n")
@@ -99,4 +99,4 @@ def response(status: int, headers: Mapping[str, str], body: bytes) -> bytes:
 
 
 LENGTH_REQUIRED: Final = response(411, {"Connection": "close"}, b"")
-"""The answer to what was unreadable."""
+"""The response to an unreadable request."""

@@ -1,1 +1,1 @@
-"""API Gateway's HTTP API, as far as the deployed one uses it."""
+"""API Gateway's HTTP API: the features that the deployed one uses."""

@@ -9,15 +9,15 @@ from typing import Any
 import aiohttp
 import jwt
 
-from lambda_pg_cdk.local.deployed import JwtAuthorizer
+from lambda_pg_cdk.local.deployment.deployed import JwtAuthorizer
 
-JWKS_SECONDS = 7200.0  # as long as an HTTP API may keep them; a storm is no time to ask again
+JWKS_SECONDS = 7200.0  # as an HTTP API may cache them; a storm must not fetch them again
 MOST_TOKENS = 10_000
 _FETCH_SECONDS = aiohttp.ClientTimeout(total=2)  # API Gateway's is 1500 ms
 
 
 class UnauthorizedError(Exception):
-    """There is no valid token: 401."""
+    """The token is missing or not valid: 401."""
 
 
 class ForbiddenError(Exception):
@@ -29,7 +29,7 @@ class _KeySet:
     keys: Mapping[str, jwt.PyJWK]
     fetched: float
     verified: dict[tuple[str, JwtAuthorizer], dict[str, Any]] = field(default_factory=dict)
-    """The claims of tokens that these keys have verified: they go when the keys are fetched again.
+    """The claims of verified tokens, until the keys are fetched again.
 
     A storm sends one token a thousand times, and a signature costs as much as half a request.
     """
@@ -80,7 +80,7 @@ class Authorizer:
 
 
 def _claims(token: str, keys: _KeySet, settings: JwtAuthorizer) -> dict[str, Any]:
-    """Return the claims of a token that is verified, or was and has not expired since."""
+    """Return the claims of a token, verified now or earlier, that has not expired."""
     known = keys.verified.get((token, settings))
     if known is not None and time.time() < int(known["exp"]):
         return known
@@ -93,7 +93,7 @@ def _claims(token: str, keys: _KeySet, settings: JwtAuthorizer) -> dict[str, Any
 
 
 def verify(token: str, key: jwt.PyJWK, settings: JwtAuthorizer) -> dict[str, Any]:
-    """Check signature, issuer, times and audience; raise a `PyJWTError` when one is wrong.
+    """Check signature, issuer, times and audience; raise `PyJWTError` if one is wrong.
 
     The algorithm is RS256 and never taken from the token. `aud` is checked, or `client_id` where a
     token has no `aud`, as API Gateway does.

@@ -2,19 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 
-from lambda_pg_cdk.local.deployed import Cors
+from lambda_pg_cdk.local.deployment.deployed import Cors
 from lambda_pg_cdk.local.http_api.events import HttpResponse
 
 
 def preflight(cors: Cors, headers: Mapping[str, str]) -> HttpResponse:
-    """Answer an OPTIONS request: API Gateway does so itself where CORS is configured."""
+    """Answer an OPTIONS request, as API Gateway does if CORS is configured."""
     return HttpResponse(204, allowed_headers(cors, headers, is_preflight=True), b"")
 
 
 def allowed_headers(
     cors: Cors, headers: Mapping[str, str], *, is_preflight: bool = False
 ) -> Sequence[tuple[str, str]]:
-    """Return the headers for a request's origin; none where it is not allowed."""
+    """Return the headers for a request's origin; none if it is not allowed."""
     origin = headers.get("origin")
     if origin is None or not allows(cors, origin):
         return []
@@ -33,7 +33,7 @@ def allowed_headers(
 
 
 def allows(cors: Cors, origin: str) -> bool:
-    """Tell whether pages of an origin may read answers."""
+    """Tell whether pages of an origin may read responses."""
     return any(
         pattern in {"*", origin} or (pattern.endswith("*") and origin.startswith(pattern[:-1]))
         for pattern in cors.origins

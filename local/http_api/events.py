@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qsl
 
-from lambda_pg_cdk.local.deployed import Api
+from lambda_pg_cdk.local.deployment.deployed import Api
 from lambda_pg_cdk.local.http_api.routes import Match
 
 ACCOUNT = "000000000000"
@@ -110,7 +110,7 @@ def _context(
 
 
 def claim_text(value: Any) -> str:
-    """Write a claim as API Gateway does: every one is text, a list is `[a b]`."""
+    """Format a claim as API Gateway does: all claims are text, a list is `[a b]`."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
@@ -152,10 +152,10 @@ def _body(request: HttpRequest) -> tuple[str, bool]:
 
 
 def read_response(payload: bytes) -> HttpResponse:
-    """Turn what a function returned into a response.
+    """Turn the return value of a function into a response.
 
-    With `statusCode` it is taken as a response; without, the whole of it is the body, as JSON, with
-    status 200. Raises `MalformedResponseError` for what API Gateway answers with 500.
+    With `statusCode` it is a response; without, all of it is the body, as JSON, with status 200.
+    Raises `MalformedResponseError` for a value that API Gateway answers with 500.
     """
     try:
         result = json.loads(payload)
@@ -181,7 +181,7 @@ def _headers(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     given = result.get("headers") or {}
     cookies = result.get("cookies") or []
     if not isinstance(given, dict) or not isinstance(cookies, list):
-        raise MalformedResponseError("headers is no object, or cookies no list")
+        raise MalformedResponseError("headers must be an object, cookies a list")
     headers = [(str(name).lower(), str(value)) for name, value in given.items()]
     if not any(name == "content-type" for name, _ in headers):
         headers.append(("content-type", "text/plain;charset=UTF-8"))

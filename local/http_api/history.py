@@ -1,4 +1,4 @@
-"""What the API has answered lately, second by second."""
+"""The API's answers of the last minutes, second by second."""
 
 import math
 import time
@@ -35,10 +35,10 @@ def _rank(ranked: list[float], share: float) -> float:
 
 
 class History:
-    """Answers of the last minutes; of a second that is over only its summary is kept."""
+    """Answers of the last minutes; only a summary is kept of each past second."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        """Remember nothing yet."""
+        """Begin empty."""
         self.answered: Counter[int] = Counter()
         """Answers since the beginning, by status."""
         self._clock = clock
@@ -46,7 +46,7 @@ class History:
         self._current: Second | None = None
 
     def add(self, status: int, seconds: float) -> None:
-        """Count one answer, in the second in which it is given."""
+        """Count one answer in the current second."""
         self.answered[status] += 1
         now = int(self._clock())
         current = self._current
@@ -58,7 +58,7 @@ class History:
         current.durations.append(seconds)
 
     def seconds(self) -> list[dict[str, Any]]:
-        """Return each second of the last minutes that had an answer, the oldest first."""
+        """Return the seconds of the last minutes that had answers, oldest first."""
         oldest = self._clock() - KEPT
         latest = [self._current.summary()] if self._current is not None else []
         return [each for each in [*self._over, *latest] if each["second"] >= oldest]

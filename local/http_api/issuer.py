@@ -19,7 +19,7 @@ TOKEN_SECONDS = 3600
 
 @dataclass(frozen=True, slots=True)
 class Issuer:
-    """A key of its own, and the URL under which its documents are served."""
+    """A key, and the URL where its documents are served."""
 
     url: str
     key: rsa.RSAPrivateKey = field(repr=False)
@@ -57,7 +57,7 @@ class Issuer:
         seconds: float = TOKEN_SECONDS,
         claims: Mapping[str, Any] | None = None,
     ) -> str:
-        """Sign a token for a subject; `scope` is a list with spaces between."""
+        """Sign a token for a subject; `scope` is a list separated by spaces."""
         now = int(time.time())
         payload = {
             "iss": self.url,

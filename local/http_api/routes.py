@@ -1,4 +1,4 @@
-"""Find the route of a request, in the order in which API Gateway prefers them."""
+"""Find the route of a request, with API Gateway's order of preference."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from urllib.parse import unquote
 
-from lambda_pg_cdk.local.deployed import Route
+from lambda_pg_cdk.local.deployment.deployed import Route
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Match:
 def find_route(routes: Sequence[Route], method: str, path: str) -> Match | None:
     """Return the most specific route: full match before greedy before `$default`.
 
-    Literal segments beat parameters from the left to the right, and a named method beats ANY.
+    Literal segments beat parameters, from left to right, and a named method beats ANY.
     """
     best: tuple[_Rule, Match] | None = None
     for route in routes:
@@ -35,7 +35,7 @@ def find_route(routes: Sequence[Route], method: str, path: str) -> Match | None:
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """What a route's key says. The least rank is the most specific one."""
+    """A parsed route key. The lowest rank is the most specific."""
 
     method: str
     pattern: re.Pattern[str]

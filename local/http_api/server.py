@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from lambda_pg_cdk.local.deployed import Api, Throttle
+from lambda_pg_cdk.local.deployment.deployed import Api, Throttle
 from lambda_pg_cdk.local.environments.fleet import ThrottledError
 from lambda_pg_cdk.local.environments.invocation import Outcome
 from lambda_pg_cdk.local.http import guard
@@ -45,7 +45,7 @@ class HttpApi:
         self._buckets: dict[tuple[str, Throttle], Bucket] = {}
 
     def update(self, api: Api | None) -> None:
-        """Serve what is deployed now; requests in flight keep what they have matched."""
+        """Serve what is deployed now; requests in flight keep their route."""
         self._api = api
         wanted = {(route.key, route.throttle) for route in (api.routes if api else ())}
         self._buckets = {key: self._buckets.get(key) or Bucket(key[1]) for key in wanted}
@@ -73,7 +73,7 @@ class HttpApi:
         return answer
 
     def _trusts(self, origin: str) -> bool:
-        """Tell whether the deployed API lets pages of an origin ask it."""
+        """Tell whether the deployed API allows requests of pages of an origin."""
         return (
             self._api is not None
             and self._api.cors is not None
@@ -129,9 +129,9 @@ class HttpApi:
         return await self._integrate(match, event)
 
     async def _integrate(self, match: Match, event: bytes) -> HttpResponse:
-        """Call the function; answer as API Gateway does where that fails.
+        """Call the function; answer a failure as API Gateway does.
 
-        503 where Lambda throttles or nothing answers in time, 500 where the function fails.
+        503 if Lambda throttles or there is no answer in time, 500 if the function fails.
         """
         try:
             async with asyncio.timeout(match.route.timeout):

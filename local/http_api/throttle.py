@@ -1,13 +1,13 @@
-"""A token bucket, as API Gateway's throttling is described."""
+"""A token bucket, as in the description of API Gateway's throttling."""
 
 import time
 from collections.abc import Callable
 
-from lambda_pg_cdk.local.deployed import Throttle
+from lambda_pg_cdk.local.deployment.deployed import Throttle
 
 
 class Bucket:
-    """Let `burst` requests through at once and `rate` a second after that."""
+    """Allows `burst` requests at once and `rate` a second after that."""
 
     def __init__(self, settings: Throttle, clock: Callable[[], float] = time.monotonic) -> None:
         self._settings = settings

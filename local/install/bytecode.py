@@ -1,11 +1,11 @@
-"""Bytecode of the installed packages, which the virtual environments of all checkouts share.
+"""Bytecode of the installed packages, shared by the virtual environments of all checkouts.
 
-The CDK's modules take Python 20 s to compile, and a fresh checkout would begin with that. So after
-the first synthesis what has been compiled is kept in the project's cache, and `make setup` gives it
-to the next virtual environment of the same packages and the same interpreter.
+Python compiles the CDK's modules in 20 s, once in each fresh checkout. So the bytecode of the first
+synthesis is kept in the project's cache, and `make setup` copies it to the next virtual environment
+of the same packages and the same interpreter.
 
-Python itself decides whether a file is good: each holds the hash of its source (PEP 552), as the
-time of an installed file says nothing about another installation.
+Python checks each file: it has the hash of its source (PEP 552). Timestamps would not do, as they
+differ between installations.
 """
 
 import importlib.util
@@ -28,13 +28,13 @@ _CHECKED_HASH = (0b11).to_bytes(4, "little")
 
 
 def keep(packages: Path | None = None, requirements: Path = REQUIREMENTS) -> None:
-    """Keep what has been compiled of a folder of packages, unless something is kept already."""
+    """Keep the bytecode of a folder of packages, unless some is kept already."""
     found = packages or _site_packages()
     made(NAME, requirements, lambda folder, _: _copy(found, folder))
 
 
 def restore(packages: Path | None = None, requirements: Path = REQUIREMENTS) -> None:
-    """Put what is kept where it is missing; does nothing where nothing is kept."""
+    """Add the kept bytecode where it is missing; do nothing if none is kept."""
     kept = cached_folder(NAME, requirements)
     if (kept / COMPLETE).exists():
         for path in kept.rglob(_PATTERN):
@@ -54,12 +54,12 @@ def _copy(packages: Path, folder: Path) -> None:
 
 
 def _compiled(packages: Path) -> Iterator[tuple[Path, bytes]]:
-    """Yield each file of bytecode that is its source's, marked with the source's hash."""
+    """Yield the bytecode that matches its source, with the source's hash added."""
     for path in packages.rglob(_PATTERN):
         source = Path(importlib.util.source_from_cache(str(path)))
-        with suppress(FileNotFoundError):  # bytecode of what is not there any more
-            text, told, content = source.read_bytes(), source.stat(), path.read_bytes()
-            stamp = int(told.st_mtime).to_bytes(4, "little") + len(text).to_bytes(4, "little")
+        with suppress(FileNotFoundError):  # the source was removed
+            text, status, content = source.read_bytes(), source.stat(), path.read_bytes()
+            stamp = int(status.st_mtime).to_bytes(4, "little") + len(text).to_bytes(4, "little")
             if content[4:_HEADER] == bytes(4) + stamp:
                 header = content[:4] + _CHECKED_HASH + importlib.util.source_hash(text)
                 yield path, header + content[_HEADER:]
@@ -79,7 +79,7 @@ def _put(path: Path, target: Path) -> None:
 
 
 def _copy_whole(path: Path, target: Path) -> None:
-    """Copy a file beside its place, then move it there: Python fails at half a file."""
+    """Copy a file, then move it to its place: Python fails on an incomplete file."""
     with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as copy:
         copy.write(path.read_bytes())
     Path(copy.name).rename(target)

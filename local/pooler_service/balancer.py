@@ -1,12 +1,12 @@
 """Spread TCP flows over the pooler's tasks, as a network load balancer does.
 
-A process of its own: in the daemon's loop, every byte of a storm would wait behind its requests.
-It is told its targets on standard input, one JSON object a line, answers each line with what it
-has, and ends with its input.
+It is a separate process: in the daemon's loop, every byte of a storm would wait behind its
+requests. It reads its targets from standard input, one JSON object a line, answers each line with
+its flows, and ends with its input.
 
-It drives its sockets itself: asyncio costs several times more for each message, and when one of its
-transports stops reading depends on the Python version (3.11.2 ignores `pause_reading()` in
-`connection_made`). A client is simply not read before its target is connected.
+It uses sockets and a selector, without asyncio: asyncio costs several times more for each message,
+and when a transport stops reading depends on the Python version (3.11.2 ignores `pause_reading()`
+in `connection_made`). A client is not read before its target is connected.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from lambda_pg_cdk.local import processes
 BACKLOG: Final = 4096  # a storm's connections come at once
 CONNECT_SECONDS: Final = 3.0
 HELD_BYTES: Final = 64 * 1024
-"""What a side that cannot be written to may hold before the other side is read no more."""
+"""Bytes that a blocked side may hold before the other side is no longer read."""
 OWN_FILES: Final = 64
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER: close with a reset
-_buffer = bytearray(64 * 1024)  # one for all: what is read is passed on before anything else is
+_buffer = bytearray(64 * 1024)  # one for all: what is read is passed on before the next read
 _view = memoryview(_buffer)
 
 
 class Targets:
-    """The targets and their flows. A draining one keeps what it has and gets no more."""
+    """The targets and their flows. A draining target keeps its flows and gets no new ones."""
 
     def __init__(self) -> None:
-        """Begin with none."""
+        """Begin without targets."""
         self._registered: list[str] = []
         self.flows: dict[str, int] = {}
 
     def update(self, registered: list[str]) -> None:
-        """Let these take new flows, and no others."""
+        """Send new flows to these targets only."""
         self._registered = registered
         for address in registered:
             self.flows.setdefault(address, 0)
@@ -54,35 +54,35 @@ class Targets:
             del self.flows[address]
 
     def __bool__(self) -> bool:
-        """Tell whether a new flow has anywhere to go."""
+        """Tell whether there is a target for a new flow."""
         return bool(self._registered)
 
     def choices(self) -> list[str]:
-        """Return where a new flow may go, in random order: a flow's hash is as good as that.
+        """Return the targets for a new flow in random order, like the hash of a load balancer.
 
-        As a network load balancer it does not look at how many flows a target has. One that hangs
-        loses its clients, and would be given all new ones.
+        The number of flows does not count: a target that hangs loses its clients, and would get
+        all new flows.
         """
         return random.sample(self._registered, len(self._registered))
 
     def begin(self, address: str) -> None:
-        """Count a flow from before its connection is made, so that a burst spreads."""
+        """Count a flow before it is connected, so that a burst spreads."""
         self.flows[address] = self.flows.get(address, 0) + 1
 
     def end(self, address: str) -> None:
-        """Count a flow no more."""
+        """Stop counting a flow."""
         self.flows[address] -= 1
         if not self.flows[address] and address not in self._registered:
             del self.flows[address]
 
 
 class Side:
-    """One of the two connections of a flow: what comes in here goes out at the other."""
+    """One of the two connections of a flow: what it reads, the other one writes."""
 
     other: Side
 
     def __init__(self, flow: Flow, sock: socket.socket) -> None:
-        """Take a connected socket that does not block; nothing is read before `watch`."""
+        """Take a connected, non-blocking socket; nothing is read before `watch`."""
         self.socket = sock
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.held = bytearray()
@@ -91,10 +91,10 @@ class Side:
         self._flow = flow
         self._selector = flow.balancer.selector
         self._watched = 0
-        self._paused = False  # the other side cannot get rid of what comes in here
+        self._paused = False  # the other side holds too much
 
     def watch(self) -> None:
-        """Ask the kernel for exactly the events that matter now."""
+        """Watch for exactly the events that matter now."""
         reading = EVENT_READ if not (self.ended or self._paused) else 0
         wanted = reading | (EVENT_WRITE if self.held else 0)
         if wanted == self._watched:
@@ -109,7 +109,7 @@ class Side:
 
     def handle(self, events: int) -> None:
         """Move bytes; a flow that breaks is reset on both sides."""
-        if self._flow.over:  # an earlier event of this turn has ended it
+        if self._flow.over:  # an earlier event of this round ended it
             return
         try:
             if events & EVENT_WRITE:
@@ -131,7 +131,7 @@ class Side:
             self.other.write(b"")
 
     def write(self, data: bytes | memoryview) -> None:
-        """Send bytes, or hold what is not taken; after the last ones the stream ends."""
+        """Send bytes, and hold what the socket does not take; then end a stream that is over."""
         if data and not self.held:
             try:
                 sent = self.socket.send(data)
@@ -156,13 +156,13 @@ class Side:
             self.other.pause(len(self.held) > HELD_BYTES)
 
     def pause(self, paused: bool) -> None:
-        """Read no more, or go on."""
+        """Stop reading, or go on."""
         if paused != self._paused:
             self._paused = paused
             self.watch()
 
     def _end_if_over(self) -> None:
-        """Pass an end on when all that came before it has been; the second one ends the flow."""
+        """End this stream once all bytes are sent; the second end ends the flow."""
         if not self.other.ended:
             return
         self.socket.shutdown(socket.SHUT_WR)
@@ -170,17 +170,17 @@ class Side:
             self._flow.close()
 
     def close(self, *, with_reset: bool) -> None:
-        """Close the socket, as a broken connection is where asked for."""
+        """Close the socket, with a reset if asked for."""
         if self._watched:
             self._selector.unregister(self.socket)
         close(self.socket, with_reset=with_reset)
 
 
 class Flow:
-    """One client's connection, and the one to the target that was chosen for it."""
+    """A client's connection, and the connection to the chosen target."""
 
     def __init__(self, balancer: Balancer, client: socket.socket) -> None:
-        """Take the client's connection; it is not read before there is somewhere to write to."""
+        """Take the client's connection; it is not read before a target is connected."""
         self.balancer = balancer
         self.over = False
         self.sides: list[Side] = []
@@ -190,7 +190,7 @@ class Flow:
         self._dialling: socket.socket | None = None
 
     def dial(self) -> None:
-        """Connect to the next target, or reset the client where every target has been tried."""
+        """Connect to the next target, or reset the client when every target was tried."""
         while self._untried:
             self._address = self._untried.pop(0)
             self.balancer.targets.begin(self._address)
@@ -198,7 +198,7 @@ class Flow:
             dialling.setblocking(False)
             target = (self._address, self.balancer.target_port)
             outcome = dialling.connect_ex(target)
-            if outcome == errno.EINPROGRESS:  # on loopback it has happened meanwhile: ask again
+            if outcome == errno.EINPROGRESS:  # on loopback it is done by now: ask again
                 outcome = dialling.connect_ex(target)
             if outcome in {0, errno.EISCONN}:
                 self._begin(dialling)
@@ -221,7 +221,7 @@ class Flow:
             self._begin(dialling)
 
     def give_up(self, dialling: socket.socket) -> None:
-        """Try the next target where this one has not answered yet."""
+        """Try the next target if this one has not answered yet."""
         if self._dialling is dialling:
             self.balancer.selector.unregister(dialling)
             self._fail()
@@ -257,7 +257,7 @@ class Balancer:
     """The listener, the targets and all flows."""
 
     def __init__(self, port: int, target_port: int, most_flows: int) -> None:
-        """Reserve the port, so that nobody else has it while there are no targets."""
+        """Reserve the port, so that no other program takes it while there are no targets."""
         self.target_port = target_port
         self.targets = Targets()
         self.flows: set[Flow] = set()
@@ -282,11 +282,11 @@ class Balancer:
             self._listener = None
 
     def _accept(self, _events: int) -> None:
-        """Take all clients that are waiting; one too many for the process is reset."""
+        """Accept all waiting clients; reset those above the limit."""
         while self._listener is not None:
             try:
                 client, _ = self._listener.accept()
-            except OSError:  # there is none, or it has gone already
+            except OSError:  # no client waits, or it has gone already
                 return
             client.setblocking(False)
             if len(self.flows) >= self._most_flows:
@@ -297,11 +297,11 @@ class Balancer:
             flow.dial()
 
     def give_up_later(self, flow: Flow, dialling: socket.socket) -> None:
-        """Let a flow try its next target in a while, if it is still dialling this one then."""
+        """Let a flow try its next target if it still dials this one after CONNECT_SECONDS."""
         self._dialling.append((monotonic() + CONNECT_SECONDS, flow, dialling))
 
     def turn(self, seconds: float | None = None) -> None:
-        """Do what is to be done; wait for it at most so long, or for ever."""
+        """Handle the next events; wait for them at most `seconds`, or for ever."""
         if self._dialling:
             left = max(0.0, self._dialling[0][0] - monotonic())
             seconds = left if seconds is None else min(left, seconds)
@@ -312,7 +312,7 @@ class Balancer:
             flow.give_up(dialling)
 
     def close(self) -> None:
-        """Give the port back, and break what is left."""
+        """Free the port, and reset the flows that are left."""
         for flow in list(self.flows):
             flow.close(with_reset=True)
         self.update([])
@@ -321,7 +321,7 @@ class Balancer:
 
 
 def close(sock: socket.socket, *, with_reset: bool) -> None:
-    """Close a socket, or break it: with a reset, and without what is left to send."""
+    """Close a socket; with a reset, unsent bytes are lost."""
     if with_reset:
         with suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
@@ -336,15 +336,15 @@ def _bound(port: int) -> socket.socket:
 
 
 def serve(port: int, target_port: int) -> None:
-    """Do what is said on standard input, until its end."""
+    """Carry out the orders on standard input, until its end."""
     balancer = Balancer(port, target_port, most_flows(processes.raise_open_files_limit()))
-    said, ended = b"", False
+    partial, ended = b"", False
 
     def listen(_events: int) -> None:
-        nonlocal said, ended
+        nonlocal partial, ended
         more = os.read(0, 65536)
         ended = not more
-        *lines, said = (said + more).split(b"\n")
+        *lines, partial = (partial + more).split(b"\n")
         for line in lines:
             obey(balancer, json.loads(line))
 
@@ -354,14 +354,14 @@ def serve(port: int, target_port: int) -> None:
 
 
 def obey(balancer: Balancer, order: dict[str, Any]) -> None:
-    """Do what one line says, and answer it."""
+    """Carry out one order, and answer it."""
     if "registered" in order:
         balancer.update(order["registered"])
     os.write(1, json.dumps({"flows": balancer.targets.flows}).encode() + b"\n")
 
 
 def most_flows(open_files: int) -> int:
-    """Return for how many flows, with two connections each, a limit of open files is enough."""
+    """Return how many flows, with two connections each, a limit of open files allows."""
     unlimited = open_files in {resource.RLIM_INFINITY, -1}
     return 1_000_000 if unlimited else (open_files - OWN_FILES) // 2
 

@@ -1,16 +1,16 @@
-"""The balancer's process, as the daemon sees it."""
+"""Start and control the balancer's process."""
 
 from pathlib import Path
 from typing import Any
 
-from lambda_pg_cdk.local.json_process import JsonProcess
+from lambda_pg_cdk.local.processes.json_process import JsonProcess
 
 
 class Front:
-    """The one address that flows come to; a balancer that dies is started again."""
+    """The one address that clients connect to; a balancer that dies is restarted."""
 
     def __init__(self, log: Path, port: int, target_port: int) -> None:
-        """Name the places: the port that is listened on, and the tasks'; nothing is started yet."""
+        """Take the port to listen on and the port of the tasks; nothing is started yet."""
         self._registered: list[str] = []
         self._process = JsonProcess(
             "lambda_pg_cdk.local.pooler_service.balancer", [str(port), str(target_port)], log
@@ -18,7 +18,7 @@ class Front:
 
     @property
     def running(self) -> bool:
-        """Tell whether the balancer's process is there."""
+        """Tell whether the balancer's process runs."""
         return self._process.running
 
     async def start(self) -> None:
@@ -43,4 +43,4 @@ class Front:
         await self._process.close()
 
     async def _ask(self, order: dict[str, Any]) -> dict[str, Any]:
-        return await self._process.ask(order, anew={"registered": self._registered})
+        return await self._process.ask(order, restarted={"registered": self._registered})

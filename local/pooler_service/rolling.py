@@ -1,4 +1,4 @@
-"""What an ECS service does next, as functions: nothing here starts or stops anything."""
+"""Decide what an ECS service does next. No I/O: nothing here starts or stops a task."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ipaddress import IPv4Address
 from typing import Generic, Literal, Protocol, TypeVar
 
 State = Literal["PENDING", "RUNNING", "DEACTIVATING", "STOPPING"]
-"""ECS's own words: starting; takes new flows; takes no new ones; has been told to end."""
+"""ECS's terms: starting; takes new flows; takes no new flows; ends after its drain."""
 
 FIRST_ADDRESS = IPv4Address("127.0.0.2")
 LAST_ADDRESS = IPv4Address("127.0.0.254")
@@ -16,7 +16,7 @@ LONGEST_PAUSE = 30.0
 
 
 class View(Protocol):
-    """What a decision has to know of a task."""
+    """What a decision needs to know of a task."""
 
     @property
     def deployment(self) -> str:
@@ -61,8 +61,7 @@ class Change(Generic[T]):
 def next_change(tasks: Sequence[T], goal: Goal) -> Change[T]:
     """Decide what may be done now; `tasks` are in the order in which they were started.
 
-    Those that are on their way out count no more, as on ECS: a task that drains for minutes does
-    not hold up the next ones.
+    Ending tasks do not count, as on ECS: a task that drains for minutes does not delay new ones.
     """
     alive = [task for task in tasks if task.state in {"PENDING", "RUNNING"}]
     mine = [task for task in alive if task.deployment == goal.deployment]
@@ -75,7 +74,7 @@ def next_change(tasks: Sequence[T], goal: Goal) -> Change[T]:
 
 
 def _replaced(old: list[T], mine: list[T], goal: Goal, short: int) -> list[T]:
-    """Choose the older tasks that are replaced, or whose place is needed, while enough run."""
+    """Choose the older tasks to stop, replaced or in the way of new ones, while enough run."""
     ready = sum(task.state == "RUNNING" for task in mine)
     running = ready + len(old)
     wanted = max(running - goal.desired, short)
@@ -83,16 +82,16 @@ def _replaced(old: list[T], mine: list[T], goal: Goal, short: int) -> list[T]:
 
 
 def _superfluous(mine: list[T], desired: int) -> list[T]:
-    """Choose what a smaller number leaves over: first what is not ready, then the newest."""
+    """Choose the tasks above the wanted number: first those not ready, then the newest."""
     newest_first = mine[::-1]
     ordered = sorted(newest_first, key=lambda task: task.state == "RUNNING")
     return ordered[: max(0, len(mine) - desired)]
 
 
 def next_address(last: str, taken: Collection[str]) -> str:
-    """Choose a loopback address; each is given again only after all others have been.
+    """Choose a loopback address; each is reused only after all the others.
 
-    So no task of a replacement ever has the address of one that it replaces. Raises LookupError.
+    So a new task never has the address of the task that it replaces. Raises LookupError.
     """
     count = int(LAST_ADDRESS) - int(FIRST_ADDRESS) + 1
     start = int(IPv4Address(last)) - int(FIRST_ADDRESS) + 1 if last else 0

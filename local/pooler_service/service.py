@@ -1,32 +1,28 @@
-"""Run the deployed ECS service: as many tasks as it wants, replaced as it says."""
+"""Run the deployed ECS service: start, replace and stop the tasks of the pooler."""
 
 import asyncio
 import sys
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, Protocol
 
-from lambda_pg_cdk.local.deployed import PoolerService as Deployed
+from lambda_pg_cdk.local.deployment.deployed import PoolerService as Deployed
 from lambda_pg_cdk.local.pooler_service import rolling
+from lambda_pg_cdk.local.pooler_service.failures import FailedStarts
 from lambda_pg_cdk.local.pooler_service.rolling import Goal
-from lambda_pg_cdk.local.pooler_service.task import Pooler, Task
+from lambda_pg_cdk.local.pooler_service.task import OnThread, Pooler, Task
 
 START_SECONDS = 60.0
 LOOK_SECONDS = 0.1
-PATIENCE = 3
-"""Failed starts in a row after which a deployment counts as failed, as ECS's circuit breaker."""
-
-OnThread = Callable[..., Awaitable[Any]]
-"""Runs blocking work on the thread that stays: the kernel ends servers with theirs."""
 
 
 class Front(Protocol):
-    """What stands in front of the tasks."""
+    """The balancer in front of the tasks."""
 
     @property
     def running(self) -> bool:
-        """Whether it is there."""
+        """Whether it runs."""
 
     async def register(self, addresses: list[str]) -> None:
         """Send new flows there."""
@@ -36,25 +32,25 @@ class Front(Protocol):
 
 
 class Names(Protocol):
-    """Where tasks can be looked up."""
+    """The registry in which clients look tasks up."""
 
     def register(self, service: Deployed, task: str, address: str) -> None:
-        """Name a task."""
+        """Register a task."""
 
     def deregister(self, service: Deployed, task: str) -> None:
-        """Forget a task."""
+        """Deregister a task."""
 
 
 NewPooler = Callable[[str, str, Deployed], Pooler]
-"""Makes what a task runs, from the task's id, its address and its service."""
+"""Makes the pooler of a task, from the task's id, its address and its service."""
 
 
 class PoolerFailedError(RuntimeError):
-    """The tasks of a deployment do not start; carries what the last one said."""
+    """The tasks of a deployment do not start; has the reason of the last one."""
 
 
 class PoolerService:
-    """The tasks, and what they are told to be: `follow`, `stop` and `start` decide that."""
+    """The tasks of the service: `follow`, `stop` and `start` set the goal of `run`."""
 
     def __init__(
         self, front: Front, names: Names, new_pooler: NewPooler, on_thread: OnThread
@@ -65,12 +61,10 @@ class PoolerService:
         self._new_pooler = new_pooler
         self._on_thread = on_thread
         self._deployed: Deployed | None = None
-        self._stopped = False  # by hand: nothing runs, whatever is deployed
+        self._stopped = False  # by `stop`: no task runs, whatever is deployed
         self._tasks: list[Task] = []
         self._last_address = ""
-        self._failures = 0
-        self._failure = ""
-        self._not_before = 0.0
+        self._failed_starts = FailedStarts()
         self._wake = asyncio.Event()
         self._settled = asyncio.Event()
         self._jobs: set[asyncio.Task[None]] = set()
@@ -78,18 +72,18 @@ class PoolerService:
     # What is wanted
 
     def follow(self, deployed: Deployed | None) -> None:
-        """Let the service be what is deployed now; it gets there by itself."""
+        """Set the deployed service as the goal; the tasks follow."""
         before, self._deployed = self._deployed, deployed
         if (before and before.deployment) != (deployed and deployed.deployment):
-            self._forgive()
+            self._failed_starts.clear()
         self._look_again()
 
     async def settle(self) -> None:
         """Wait until exactly the wanted tasks run, and no other; raise `PoolerFailedError`."""
         self._look_again()
         await self._settled.wait()
-        if self._failed and not self._stopped:
-            raise PoolerFailedError(self._failure)
+        if self._failed_starts.too_many and not self._stopped:
+            raise PoolerFailedError(self._failed_starts.latest)
 
     async def stop(self) -> None:
         """End all tasks now, each with its drain, and start none until `start`."""
@@ -99,19 +93,16 @@ class PoolerService:
         await self.settle()
 
     async def start(self) -> None:
-        """Let the tasks be there again; raise LookupError where none are deployed."""
+        """Start the tasks again; raise LookupError if no pooler is deployed."""
         if self._deployed is None:
             raise LookupError("no pooler is deployed")
         self._stopped = False
-        self._forgive()
+        self._failed_starts.clear()
         await self.settle()
 
     def _look_again(self) -> None:
         self._settled.clear()
         self._wake.set()
-
-    def _forgive(self) -> None:
-        self._failures, self._failure, self._not_before = 0, "", 0.0
 
     # What is there
 
@@ -125,21 +116,12 @@ class PoolerService:
             task.state == "RUNNING" and task.deployment == wanted.deployment for task in self._tasks
         )
 
-    @property
-    def _failed(self) -> bool:
-        return self._failures >= PATIENCE
-
     def task(self, id: str) -> Task | None:  # noqa: A002 - ECS's word
         """Return a task by its id."""
         return next((task for task in self._tasks if task.id == id), None)
 
-    def arn_of(self, task: Task) -> str:
-        """Name a task as ECS does."""
-        prefix = task.service.arn.split(":service/")[0]
-        return f"{prefix}:task/{task.service.cluster}/{task.id}"
-
     async def status(self) -> dict[str, Any] | None:
-        """Say what is deployed and what runs; None without a deployed service."""
+        """Return what is deployed and what runs; None without a deployed service."""
         deployed = self._deployed
         if deployed is None:
             return None
@@ -156,28 +138,28 @@ class PoolerService:
             "service": deployed.arn,
             "desired": deployed.desired,
             "stable": self.settled,
-            "failure": self._failure or None,
+            "failure": self._failed_starts.latest or None,
             "tasks": tasks,
         }
 
     # How it gets there
 
     async def run(self) -> None:
-        """Look at the tasks and do what has to be done, for ever."""
+        """Start and stop tasks until they are as wanted, for ever."""
         while True:
             self._wake.clear()
             try:
                 await self._advance()
-            except Exception as error:  # noqa: BLE001  # it is tried again in a moment
+            except Exception as error:  # noqa: BLE001  # retried in a moment
                 _report("pooler", error)
-            if self.settled or self._failed:
+            if self.settled or self._failed_starts.too_many:
                 self._settled.set()
             with suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_SECONDS):
                     await self._wake.wait()
 
     async def close(self) -> None:
-        """Do nothing more; `kill` ends what is left."""
+        """Start and drain no more tasks; `kill` ends those that still run."""
         for job in list(self._jobs):
             job.cancel()
         await asyncio.gather(*self._jobs, return_exceptions=True)
@@ -191,7 +173,7 @@ class PoolerService:
         if not self._front.running:
             await self._balance()
         for task in [t for t in self._tasks if t.state == "RUNNING" and not t.pooler.running]:
-            self._note(f"task {task.id} on {task.address} has ended by itself")
+            self._failed_starts.add(f"task {task.id} on {task.address} ended unexpectedly")
             self._retire(task, delay=0.0)
         wanted = None if self._stopped else self._deployed
         if wanted is None:
@@ -201,7 +183,7 @@ class PoolerService:
         change = rolling.next_change(self._tasks, _goal(wanted))
         for task in change.stop:
             self._retire(task, wanted.deregistration_delay)
-        if asyncio.get_running_loop().time() >= self._not_before:
+        if self._failed_starts.pause_over:
             for _ in range(change.start):
                 self._do(self._bring_up(self._new(wanted)))
 
@@ -225,7 +207,7 @@ class PoolerService:
         self._wake.set()
 
     async def _bring_up(self, task: Task) -> None:
-        """Start a task, and let flows come to it when it is healthy."""
+        """Start a task, and send it flows when it is healthy."""
         try:
             try:
                 await self._on_thread(task.pooler.launch)
@@ -234,36 +216,36 @@ class PoolerService:
             async with asyncio.timeout(START_SECONDS):
                 while task.state == "PENDING" and not await asyncio.to_thread(task.healthy):  # noqa: ASYNC110 - another process has no event
                     await asyncio.sleep(0.05)
-        except Exception as error:  # noqa: BLE001  # whatever it is, the task has not started
+        except Exception as error:  # noqa: BLE001  # after any error the task has not started
             if task.state == "PENDING":
                 what = "it does not answer" if isinstance(error, TimeoutError) else error
-                self._note(f"task {task.id} on {task.address} did not start: {what}")
+                self._failed_starts.add(f"task {task.id} on {task.address} did not start: {what}")
                 self._retire(task, delay=0.0)
             return
         if task.state == "PENDING":
             await asyncio.to_thread(self._names.register, task.service, task.id, task.address)
-            if task.state != "PENDING":  # retired meanwhile, maybe before it had its name
+            if task.state != "PENDING":  # retired meanwhile, maybe before it was registered
                 await asyncio.to_thread(self._names.deregister, task.service, task.id)
                 return
             task.state = "RUNNING"
             await self._balance()
-            self._forgive()
+            self._failed_starts.clear()
 
     def _retire(self, task: Task, delay: float) -> None:
-        """Let a task take no new flows from now on, and end it after the deregistration delay."""
-        if task.state not in {"PENDING", "RUNNING"}:  # it is on its way out
+        """Send a task no new flows from now on, and end it after the deregistration delay."""
+        if task.state not in {"PENDING", "RUNNING"}:  # it is ending already
             return
-        if task.state == "PENDING":  # it never had any
+        if task.state == "PENDING":  # it never had flows
             delay = 0.0
         task.state = "DEACTIVATING"
         self._do(self._take_down(task, delay))
 
     async def _take_down(self, task: Task, delay: float) -> None:
-        """End a task: no new flows, the deregistration delay, the drain, and at last by force."""
+        """End a task: no new flows, the deregistration delay, the drain, then SIGKILL."""
         try:
             await self._balance()
         except (OSError, RuntimeError) as error:
-            # A balancer that does not answer is started anew; the task has to end all the same.
+            # A balancer that does not answer is restarted; the task has to end anyway.
             print(f"pooler: {error!r}", file=sys.stderr, flush=True)
         with suppress(TimeoutError):
             async with asyncio.timeout(delay):
@@ -271,30 +253,12 @@ class PoolerService:
         task.state = "STOPPING"
         await task.launched.wait()
         await asyncio.to_thread(self._names.deregister, task.service, task.id)
-        await self._end(task)
+        await task.end(self._on_thread)
         self._tasks.remove(task)
         await self._balance()
 
-    async def _end(self, task: Task) -> None:
-        if task.pooler.running:
-            with suppress(ProcessLookupError):
-                task.pooler.terminate()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(task.service.task.stop_timeout):
-                while task.pooler.running:  # noqa: ASYNC110 - a process has no event
-                    await asyncio.sleep(0.05)
-        await self._on_thread(task.pooler.kill)
-
     async def _balance(self) -> None:
         await self._front.register([t.address for t in self._tasks if t.state == "RUNNING"])
-
-    def _note(self, failure: str) -> None:
-        """Count a failure: the next task is started after a pause that grows."""
-        self._failures += 1
-        self._failure = failure
-        pause = rolling.pause_after(self._failures)
-        self._not_before = asyncio.get_running_loop().time() + pause
-        print(f"pooler: {failure}", file=sys.stderr, flush=True)
 
 
 def _goal(wanted: Deployed) -> Goal:

@@ -2,16 +2,21 @@
 
 import asyncio
 import socket
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Protocol
 
-from lambda_pg_cdk.local.deployed import PoolerService
+from lambda_pg_cdk.local.deployment.deployed import PoolerService
 from lambda_pg_cdk.local.pooler_service.rolling import State
 
 _CONNECT_SECONDS = 2.0
 
+OnThread = Callable[..., Awaitable[Any]]
+"""Runs blocking work on the thread that starts servers, which must not end before them."""
+
 
 class Pooler(Protocol):
-    """What a task runs: a `Pooler` of local/servers/pgbouncer.py, or a stand-in in a test."""
+    """What a task runs: a `Pooler` of local/servers/pgbouncer.py, or a fake in a test."""
 
     @property
     def address(self) -> str:
@@ -23,7 +28,7 @@ class Pooler(Protocol):
 
     @property
     def running(self) -> bool:
-        """Whether its process is there."""
+        """Whether its process runs."""
 
     @property
     def pid(self) -> int | None:
@@ -47,7 +52,7 @@ class Pooler(Protocol):
 
 
 class Task:
-    """A supervisor on an address of its own, from its start to its end."""
+    """One supervisor and its own address, from its start to its end."""
 
     def __init__(self, id: str, service: PoolerService, pooler: Pooler) -> None:  # noqa: A002 - ECS's word
         """Belong to the service as it was when the task was started."""
@@ -56,7 +61,7 @@ class Task:
         self.pooler = pooler
         self.state: State = "PENDING"
         self.launched = asyncio.Event()
-        self.hurried = asyncio.Event()  # told not to wait any longer before it ends
+        self.hurried = asyncio.Event()  # it must end without the deregistration delay
 
     @property
     def deployment(self) -> str:
@@ -79,8 +84,19 @@ class Task:
             return False
         return True
 
+    async def end(self, on_thread: OnThread) -> None:
+        """Drain it, and kill it after the stop timeout of its task definition."""
+        if self.pooler.running:
+            with suppress(ProcessLookupError):
+                self.pooler.terminate()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.service.task.stop_timeout):
+                while self.pooler.running:  # noqa: ASYNC110 - a process has no event
+                    await asyncio.sleep(0.05)
+        await on_thread(self.pooler.kill)
+
     def status(self, flows: int) -> dict[str, Any]:
-        """Say what `status --json` says of it."""
+        """Return what `status --json` prints of it."""
         running = self.state in {"RUNNING", "DEACTIVATING"} and self.pooler.running
         return {
             "id": self.id,
@@ -92,7 +108,7 @@ class Task:
         }
 
     def container(self) -> dict[str, Any]:
-        """Return what ECS's metadata endpoint says of the container."""
+        """Return the container's metadata, as ECS's endpoint does."""
         network = {"NetworkMode": "awsvpc", "IPv4Addresses": [self.address]}
         return {
             "DockerId": self.id,
@@ -102,12 +118,18 @@ class Task:
             "Networks": [network],
         }
 
-    def metadata(self, arn: str) -> dict[str, Any]:
-        """Return what ECS's metadata endpoint says of the task."""
+    @property
+    def arn(self) -> str:
+        """Its name for ECS."""
+        prefix = self.service.arn.split(":service/")[0]
+        return f"{prefix}:task/{self.service.cluster}/{self.id}"
+
+    def metadata(self) -> dict[str, Any]:
+        """Return the task's metadata, as ECS's endpoint does."""
         family, _, revision = self.service.task.task_definition.rpartition("/")[2].partition(":")
         return {
             "Cluster": self.service.cluster,
-            "TaskARN": arn,
+            "TaskARN": self.arn,
             "Family": family,
             "Revision": revision,
             "DesiredStatus": self.container()["DesiredStatus"],

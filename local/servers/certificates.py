@@ -1,4 +1,4 @@
-"""A certificate authority that lives as long as one local cloud."""
+"""The certificate authority of one local cloud."""
 
 from __future__ import annotations
 

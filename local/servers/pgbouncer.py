@@ -21,15 +21,15 @@ START_SECONDS = 60.0
 
 
 class PoolerError(RuntimeError):
-    """The pooler did not start, or ended by itself; carries the end of its log."""
+    """The pooler did not start, or ended unexpectedly; has the end of its log."""
 
 
 class Pooler:
-    """The supervisor in a process of its own, with the environment of a task definition.
+    """A process of the supervisor, with the environment of a task definition.
 
-    `environment` is the deployed task's, with what the AWS SDK needs to find the local control
-    plane (endpoint and keys). What a machine of one's own needs besides is added here: the
-    address, the program, its folder and its account.
+    `environment` is the deployed task's, with the endpoint and the keys of the local control plane
+    for the AWS SDK. Settings of this machine are added here: the address, the program, its folder
+    and its account.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Pooler:
         environment: Mapping[str, str],
         address: str = "127.0.0.1",
     ) -> None:
-        """Name the places; nothing is started yet. `folder` must be short: it holds a socket."""
+        """Take the settings; nothing is started yet. `folder` must be short: it holds a socket."""
         self.folder = folder
         self.address = address
         self.log = folder / "pgbouncer.log"
@@ -63,23 +63,24 @@ class Pooler:
 
     @property
     def admin_dsn(self) -> str:
-        """The address of PgBouncer's console, for statistics; new with each start."""
+        """The URL of PgBouncer's console, for statistics; new with each start."""
         return (self.run_dir / "admin_dsn").read_text()
 
     @property
     def alive(self) -> Path:
-        """The file whose age the container's health check looks at."""
+        """The file whose age the container's health check reads."""
         return self.run_dir / "alive"
 
     @property
     def pid(self) -> int | None:
         """The supervisor's process id."""
-        return self._process.pid if self.running and self._process else None
+        process = self._process  # another thread may end it
+        return process.pid if process is not None and process.poll() is None else None
 
     @property
     def running(self) -> bool:
-        """Tell whether the supervisor's process is there."""
-        return self._process is not None and self._process.poll() is None
+        """Whether the supervisor's process runs."""
+        return self.pid is not None
 
     def start(self, seconds: float = START_SECONDS) -> None:
         """Start the supervisor and wait until PgBouncer answers on its console."""
@@ -116,7 +117,7 @@ class Pooler:
         return True
 
     def reload(self) -> None:
-        """Have the supervisor look at its secrets now instead of at the next interval."""
+        """Have the supervisor read its secrets now, not at the next interval."""
         self._signal(signal.SIGHUP)
 
     def terminate(self) -> None:
@@ -132,13 +133,13 @@ class Pooler:
         return code
 
     def wait(self, seconds: float) -> int:
-        """Wait for the supervisor's end by itself; return its exit code."""
+        """Wait until the supervisor ends; return its exit code."""
         if self._process is None:
             raise PoolerError("the pooler was not started")
         return self._process.wait(seconds)
 
     def kill(self) -> None:
-        """End the supervisor without warning; the kernel ends PgBouncer with it (Linux)."""
+        """Kill the supervisor; the kernel ends PgBouncer with it (Linux)."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()

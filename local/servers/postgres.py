@@ -1,4 +1,4 @@
-"""A PostgreSQL server of one local cloud, as near to RDS's as an unmanaged one can be."""
+"""A PostgreSQL server of one local cloud, as similar to RDS's as an unmanaged one can be."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lambda_pg_cdk.stage.server_log import LOG_PARAMETERS
 
 SUPERUSER = "postgres"
 SOCKET = "socket"
-# RDS keeps these out of applications' reach: 3 for superusers, 2 for its own administrators.
+# RDS reserves these connections: 3 for superusers, 2 for its administrators.
 SUPERUSER_RESERVED = 3
 ADMINISTRATOR_RESERVED = 2
 START_SECONDS = 60.0
@@ -31,21 +31,21 @@ ADMINISTRATOR_ROLES = ("pg_monitor", "pg_signal_backend")
 
 
 def superuser_dsn(folder: Path, port: int) -> str:
-    """Return the address of the superuser of the server in a folder, over its socket."""
+    """Return the URL of the superuser of the server in a folder, over its socket."""
     password = (folder / "superuser").read_text()
     query = urlencode({"host": str(folder / SOCKET), "port": port})
     return f"postgresql://{SUPERUSER}:{password}@/postgres?{query}"
 
 
 class PostgresError(RuntimeError):
-    """The server did not start, or ended by itself; carries the end of its log."""
+    """The server did not start, or ended unexpectedly; has the end of its log."""
 
 
 class Postgres:
-    """A server with a data folder of its own, on 127.0.0.1 and a unix socket.
+    """A server with its own data folder, on 127.0.0.1 and a unix socket.
 
-    TCP takes TLS only, with a certificate from an authority of its own (`ca_file`), and every
-    login is by SCRAM. The socket is in `folder`, which must be short.
+    TCP requires TLS, with a certificate from the server's own authority (`ca_file`); every login
+    uses SCRAM. The socket is in `folder`, whose path must be short.
     """
 
     def __init__(
@@ -60,10 +60,10 @@ class Postgres:
         parameters: Mapping[str, str] | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """Name the places; `durable=False` trades crash safety of the data for speed.
+        """Take the settings; `durable=False` trades crash safety of the data for speed.
 
-        `names` go into the certificate, `parameters` into the server's settings, over ours, and
-        `environment` into its process' variables, as LOCPATH does.
+        The certificate is for `names`. `parameters` override the server's settings; `environment`
+        adds variables for its process, such as LOCPATH.
         """
         self.binaries = binaries
         self.folder = folder
@@ -73,48 +73,65 @@ class Postgres:
         self.names = tuple(names)
         self.parameters = dict(parameters or {})
         self.environment = dict(environment or {})
-        self.log = folder / "postgres.log"
-        self.ca_file = folder / "ca.pem"
-        self._data = folder / "data"
-        self._socket = folder / SOCKET
         self._account = processes.service_account()
         self._process: subprocess.Popen[bytes] | None = None
         self._master: tuple[str, str, str] | None = None
+
+    # Files
+
+    @property
+    def log(self) -> Path:
+        """What the server has written."""
+        return self.folder / "postgres.log"
+
+    @property
+    def ca_file(self) -> Path:
+        """The certificate of the authority that clients trust."""
+        return self.folder / "ca.pem"
+
+    @property
+    def _data(self) -> Path:
+        return self.folder / "data"
+
+    @property
+    def _socket(self) -> Path:
+        return self.folder / SOCKET
 
     # Addresses
 
     @property
     def dsn(self) -> str:
-        """The address of the master user, as the application's tools see it."""
+        """The URL of the master user, for the application's tools."""
         if self._master is None:
-            raise PostgresError("there is no master user yet: create_master() makes one")
+            raise PostgresError("there is no master user yet: call create_master() first")
         return self.dsn_of(*self._master)
 
     def dsn_of(self, user: str, password: str, database: str) -> str:
-        """Build the address of a user over TCP, with the server's certificate verified."""
+        """Build the URL of a user over TCP, which verifies the server's certificate."""
         query = urlencode({"sslmode": "verify-full", "sslrootcert": str(self.ca_file)})
         login = f"{quote(user, safe='')}:{quote(password, safe='')}"
         return f"postgresql://{login}@127.0.0.1:{self.port}/{quote(database, safe='')}?{query}"
 
     @property
     def superuser_dsn(self) -> str:
-        """The address of the superuser, over the socket: for observing, from reserved slots."""
+        """The URL of the superuser over the socket: it uses reserved connections, to observe."""
         return superuser_dsn(self.folder, self.port)
 
     @property
     def pid(self) -> int | None:
         """The process id of the running server."""
-        return self._process.pid if self.running and self._process else None
+        process = self._process  # another thread may stop it
+        return process.pid if process is not None and process.poll() is None else None
 
     @property
     def running(self) -> bool:
-        """Tell whether the server's process is there."""
-        return self._process is not None and self._process.poll() is None
+        """Whether the server's process runs."""
+        return self.pid is not None
 
     # Life
 
     def start(self) -> None:
-        """Start the server, after making its data folder on the first time, and wait for it."""
+        """Start the server, with a new data folder the first time, and wait until it answers."""
         if not (self._data / "PG_VERSION").exists():
             self._initialise()
         self._write_settings()
@@ -140,9 +157,9 @@ class Postgres:
         self.start()
 
     def create_master(self, user: str, password: str, database: str) -> None:
-        """Create or change a master user, with RDS's rights and no more, and its database.
+        """Create or change a master user with exactly RDS's rights, and its database.
 
-        The first one is the one that `dsn` is of: others belong to other apps in the same cloud.
+        `dsn` is the URL of the first one; others belong to other apps in the same cloud.
         """
         statements = _master_statements(user, password)
         with psycopg.connect(self.superuser_dsn, autocommit=True) as connection:
@@ -217,16 +234,16 @@ class Postgres:
             "ssl_key_file": "server.key",
             "log_line_prefix": "%m [%p] %q%u@%d %a ",
             "log_timezone": "UTC",
-            # Exact counts for benchmarks: a question to the server costs more, and misses peaks.
+            # Exact counts for benchmarks: polling the server costs more, and misses peaks.
             "log_connections": "on",
             "log_disconnections": "on",
         }
         if self.binaries.major >= 13:
             settings |= LOG_PARAMETERS
-        if self.binaries.major >= 16:  # the parameter is not older
+        if self.binaries.major >= 16:  # older versions do not have the parameter
             settings["reserved_connections"] = str(ADMINISTRATOR_RESERVED)
         if not self.durable:
-            # A crash of the server itself loses nothing: the kernel has what was committed.
+            # A crash of the server loses nothing: the kernel has the committed data.
             settings |= {"fsync": "off", "full_page_writes": "off"}
         return settings | self.parameters
 
@@ -250,7 +267,7 @@ class Postgres:
         return True
 
 
-# No line for TCP without TLS, and none that trusts.
+# TCP without TLS is refused, and every login needs a password.
 HBA = """\
 local    all  all                scram-sha-256
 hostssl  all  all  127.0.0.1/32  scram-sha-256

@@ -1,15 +1,15 @@
-"""The CDK command line against a running cloud, as somebody in another terminal uses it."""
+"""The CDK command line against a running cloud, as used in another terminal."""
 
 import asyncio
 from pathlib import Path
 
 from lambda_pg_cdk import PROJECT
 from lambda_pg_cdk.local.cloud import LocalCloud
-from lambda_pg_cdk.local.deployment import Cdk
+from lambda_pg_cdk.local.deployment.cdk import Cdk
 
 
 def cdk(cloud: LocalCloud, folder: Path, *arguments: str, app: Path = PROJECT) -> str:
-    """Run a command in the folder of an app; return what it said, or raise with it."""
+    """Run a command in the folder of an app; return its output, or raise with it."""
     folder.mkdir(exist_ok=True)
     state = cloud.state
     command_line = Cdk(folder, state.aws_endpoint_url, "000000000000", state.region, state.key)

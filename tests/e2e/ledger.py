@@ -1,8 +1,8 @@
-"""A steady load on the pooler through the layer, and what became of each statement.
+"""A steady load on the pooler through the layer, and the outcome of each statement.
 
-Four kinds: reads, idempotent writes, units of work, and plain writes in autocommit. Of the last
-kind nobody may repeat a statement whose answer is lost, so each is counted as unknown, in a column
-of its own. Afterwards the table tells what really happened.
+Four kinds: reads, idempotent writes, units of work, and plain writes in autocommit. A
+plain write whose answer is lost must not be repeated, so it is counted as unknown, in a separate
+column. Afterwards the table shows what really happened.
 """
 
 import threading

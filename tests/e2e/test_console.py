@@ -102,7 +102,7 @@ def console_of(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def opened(browser: Browser, url: str) -> Iterator[tuple[Page, Seen]]:
-    """Open the page in a window of its own."""
+    """Open the page in a separate window."""
     page, seen = browser.new_page(viewport={"width": WIDTH, "height": 900}), Seen()
     seen.follow(page)
     page.goto(url)
@@ -285,12 +285,12 @@ def test_a_cloud_without_a_deployment_is_watched_until_it_has_gone(browser: Brow
             expect(page.locator(".tile", has_text="PostgreSQL backends")).to_contain_text("of 1")
             assert not seen.errors
             empty.stop()
-            expect(page.locator("#cloud")).to_contain_text("trying again", timeout=20_000)
+            expect(page.locator("#cloud")).to_contain_text("retrying", timeout=20_000)
 
 
 def test_a_console_outlives_its_cloud_and_finds_the_next(browser: Browser) -> None:
     """Started by hand, it waits for a cloud in its folder."""
-    folder, away = another_state_dir(), "The cloud is away"
+    folder, away = another_state_dir(), "The cloud does not answer"
     with console_of(folder) as url, opened(browser, url) as (page, _):
         expect(page.locator("#cloud")).to_have_text(away)
         with LocalCloud(folder, Options(bound=True, deploy=False)):

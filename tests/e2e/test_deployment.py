@@ -73,7 +73,7 @@ def variable_of_running(cloud: LocalCloud, function: str, name: str) -> str | No
             variables = process.environ()
         except psutil.Error:
             continue
-        mine = variables.get("LAMBDA_PG_CLOUD") == cloud.state.mark
+        mine = variables.get("LAMBDA_PG_CLOUD") == cloud.state.cloud_id
         if mine and variables.get("POWERTOOLS_SERVICE_NAME") == function:
             return variables.get(name)
     return None

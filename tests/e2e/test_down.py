@@ -17,7 +17,7 @@ import pytest
 
 from lambda_pg_cdk import PROJECT
 from lambda_pg_cdk.local.processes import wait_until
-from lambda_pg_cdk.local.state import MARK, State, is_locked
+from lambda_pg_cdk.local.state import CLOUD_ID_VARIABLE, State, is_locked
 
 pytestmark = pytest.mark.timeout(600)  # a deployment takes minutes where the machine is busy
 
@@ -32,7 +32,7 @@ class Place:
     folder: Path
     temporary: Path
     running: list[subprocess.Popen[str]] = field(default_factory=list)
-    marks: set[str] = field(default_factory=set)
+    cloud_ids: set[str] = field(default_factory=set)
     started: set[psutil.Process] = field(default_factory=set)
     segments: set[Path] = field(default_factory=set)
 
@@ -54,7 +54,7 @@ class Place:
         return process
 
     def run(self, *arguments: str) -> tuple[int, str]:
-        """Run a command to its end; return its exit code and what it said."""
+        """Run a command to its end; return its exit code and its output."""
         process = self.start(*arguments)
         said, _ = process.communicate(timeout=300)
         return process.returncode, said
@@ -62,10 +62,10 @@ class Place:
     def remember(self) -> set[psutil.Process]:
         """Note what a running cloud is known by afterwards; return its processes.
 
-        Its mark; its processes, by number and time of birth; its segments of shared memory.
+        Its id; its processes, by number and time of birth; its segments of shared memory.
         """
         state = State.load(self.folder)
-        self.marks.add(state.mark)
+        self.cloud_ids.add(state.cloud_id)
         guardian = psutil.Process(state.guardian)
         found = {guardian, *guardian.children(recursive=True)}
         self.started |= found
@@ -80,14 +80,14 @@ class Place:
     def owns(self, process: psutil.Process) -> bool:
         """Tell whether a process is this cloud's, whatever else the machine runs.
 
-        By the mark in its environment, by its working directory, or as it was seen before. The
-        directory is what tells PostgreSQL's backends: their titles overwrite their environments.
+        By the cloud's id in its environment, by its working directory, or as it was seen before.
+        PostgreSQL's backends are known by the directory: their titles overwrite their environments.
         """
         with suppress(psutil.Error):
             if process in self.started:  # also tells a number that was given again
                 return process.status() != psutil.STATUS_ZOMBIE
         with suppress(psutil.Error):
-            if process.environ().get(MARK) in self.marks:
+            if process.environ().get(CLOUD_ID_VARIABLE) in self.cloud_ids:
                 return True
         with suppress(psutil.Error):
             return Path(process.cwd()).is_relative_to(self.folder)
@@ -108,11 +108,11 @@ class Place:
         deadline = time.monotonic() + 20
         while (left := self.processes()) or self.files():
             if time.monotonic() > deadline:
-                pytest.fail(f"left behind: {[_told(each) for each in left]} {self.files()}")
+                pytest.fail(f"left behind: {[_describe(each) for each in left]} {self.files()}")
             time.sleep(0.1)
 
 
-def _told(process: psutil.Process) -> str:
+def _describe(process: psutil.Process) -> str:
     with suppress(psutil.Error):
         return f"{process.pid}: {' '.join(process.cmdline())[:200]}"
     return f"{process.pid}: gone"
@@ -177,13 +177,13 @@ def test_what_is_left_is_found_among_the_processes_of_the_machine(place: Place) 
     by_birth, place.started = place.started, set()
     assert {each for each in running if each.name() != "postgres"} <= place.processes()
     assert running <= place.processes()  # backends too, whose environments are overwritten
-    marks, place.marks = place.marks, set()
+    cloud_ids, place.cloud_ids = place.cloud_ids, set()
     assert {each.name() for each in place.processes()} >= {"postgres"}
-    place.started, place.marks = by_birth, marks
+    place.started, place.cloud_ids = by_birth, cloud_ids
     assert place.run("down") == (0, "")
     place.settles()
-    (mark,) = marks
-    with subprocess.Popen(["sleep", "60"], env={**os.environ, MARK: mark}) as left:
+    (cloud_id,) = cloud_ids
+    with subprocess.Popen(["sleep", "60"], env={**os.environ, CLOUD_ID_VARIABLE: cloud_id}) as left:
         wait_until(lambda: place.processes() == {psutil.Process(left.pid)}, 10, "what is left")
         left.kill()
     assert place.processes() == set()
@@ -206,7 +206,7 @@ def test_ctrl_c_during_the_start_leaves_nothing(place: Place, step: str) -> None
 
 
 def test_killing_the_starting_command_leaves_nothing(place: Place) -> None:
-    """Nobody is left to stop it, so the cloud stops itself."""
+    """The cloud stops itself when the command that started it is killed."""
     process = place.start("up")
     assert process.stdout is not None
     process.stdout.readline()
@@ -233,7 +233,7 @@ def test_a_killed_daemon_leaves_no_process(place: Place) -> None:
 
 
 def test_down_cleans_up_after_a_killed_guardian_too(place: Place) -> None:
-    """With guardian and daemon killed, what is left is found by the mark in its environment."""
+    """With guardian and daemon killed, the rest is found by the cloud's id in its environment."""
     assert place.run("up", "--no-deploy")[0] == 0
     place.remember()
     state = State.load(place.folder)
@@ -241,4 +241,4 @@ def test_down_cleans_up_after_a_killed_guardian_too(place: Place) -> None:
     os.kill(state.daemon, signal.SIGKILL)
     assert place.run("down")[0] == 0
     place.settles()
-    assert MARK not in os.environ
+    assert CLOUD_ID_VARIABLE not in os.environ

@@ -6,7 +6,7 @@ import psutil
 import pytest
 
 from lambda_pg_cdk.local.cloud import CloudError, LocalCloud
-from lambda_pg_cdk.local.deployed import Start
+from lambda_pg_cdk.local.deployment.deployed import Start
 from lambda_pg_cdk.local.http.caller import call
 from lambda_pg_cdk.local.processes import wait_until
 

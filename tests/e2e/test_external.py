@@ -1,4 +1,4 @@
-"""The same app on a pooler of somebody else's: all that is known of it is two URLs in a secret."""
+"""The same app on an external pooler: all that is known of it are two URLs in a secret."""
 
 import json
 import uuid
@@ -45,7 +45,7 @@ def functions(
 
 
 def create_secret(cloud: LocalCloud) -> str:
-    """Write the two URLs down as somebody copies them from a console."""
+    """Write the two URLs as they are copied from a console."""
     status, login = cloud.status(), application_login(cloud)
     user = f"{login['username']}:{quote(login['password'], safe='')}"
     pooler = status["pooler"]
@@ -69,7 +69,7 @@ def roots(cloud: LocalCloud) -> str:
 
 
 def test_only_functions_were_provisioned(cloud: LocalCloud, functions: dict[str, str]) -> None:
-    """There is no database, no network and no pooler of this app's own."""
+    """The app has no database, no network and no pooler."""
     stacks = cloud.client("cloudformation").list_stacks()["StackSummaries"]
     names = {each["StackName"] for each in stacks if each["StackStatus"] == "CREATE_COMPLETE"}
     mine = {name.partition("-local-")[2] for name in names if name.startswith("Elsewhere-")}

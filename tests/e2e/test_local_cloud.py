@@ -186,7 +186,7 @@ def test_a_web_page_cannot_use_the_control_endpoint(cloud: LocalCloud) -> None:
 
 
 def test_secrets_are_readable_by_their_owner_only(cloud: LocalCloud) -> None:
-    """The state file and the issuer's key are nobody else's business."""
+    """Only the owner can read the state file and the issuer's key."""
     for name in ("state.json", "issuer.pem"):
         assert Path(cloud.folder / name).stat().st_mode & 0o077 == 0
 

@@ -9,9 +9,9 @@ import pytest
 from benchmarks.storm.second_driver import locust
 from lambda_pg_cdk.local.cloud import LocalCloud
 from lambda_pg_cdk.local.environments.account import PRIVATE_BYTES, Account
-from lambda_pg_cdk.local.environments.launcher import Surroundings
+from lambda_pg_cdk.local.environments.launcher import LaunchContext
 from lambda_pg_cdk.local.http.caller import call
-from lambda_pg_cdk.local.load import fire
+from lambda_pg_cdk.local.http.load import fire
 
 API_SECONDS = 29.0
 TRIED = 40
@@ -21,7 +21,7 @@ TELLING = 250
 
 @pytest.fixture
 def token(cloud: LocalCloud) -> str:
-    """A token of somebody."""
+    """A token of some user."""
     return cloud.token(str(uuid.uuid4()))
 
 
@@ -35,7 +35,7 @@ def user_url(cloud: LocalCloud, token: str) -> str:
 def as_many_as_can_be_answered(url: str, token: str, most: int) -> int:
     """Find how many first requests this machine answers in half of the API's time, at most `most`.
 
-    Who sends more measures what else the machine does. Fewer than `TELLING` would prove nothing.
+    More requests would measure the rest of the machine. Fewer than `TELLING` would prove nothing.
     """
     fire(url, token, 1)  # makes the template
     outcomes, seconds = fire(url, token, TRIED)
@@ -63,7 +63,7 @@ def test_requests_at_the_same_moment_are_served_twice(
 def test_as_many_requests_as_lambda_allows_are_served_twice(cloud: LocalCloud, token: str) -> None:
     """A thousand, or what the memory is for, of a function that needs no database."""
     url = f"{cloud.url}/health"
-    bound = Account(Surroundings(cloud.folder, cloud.folder, cloud.folder, {}), 60).bound
+    bound = Account(LaunchContext(cloud.folder, cloud.folder, cloud.folder, {}), 60).limit
     cloud.end_environments("health")
     count = as_many_as_can_be_answered(url, token, bound)
     cloud.end_environments("health")

@@ -25,7 +25,7 @@ CLIENTS = 4
 
 
 class Readers:
-    """Clients that read through the API, one request after the other, until they are told."""
+    """Clients that read through the API, one request after the other, until they are stopped."""
 
     def __init__(self, cloud: LocalCloud) -> None:
         """Create what is read."""
@@ -48,7 +48,7 @@ class Readers:
             self.failures.append(answer.body)
 
     def burst(self, count: int) -> bool:
-        """Read so many times at once, so that idle environments work too and connect anew."""
+        """Read so many times at once, so that idle environments work too and reconnect."""
         threads = [threading.Thread(target=self._read_once) for _ in range(count)]
         for thread in threads:
             thread.start()
@@ -189,7 +189,7 @@ def changed_setting(cloud: LocalCloud, name: str, value: str) -> Iterator[None]:
 
 
 def test_tasks_that_cannot_start_leave_the_running_ones_alone(pair: LocalCloud) -> None:
-    """The deployment fails with what the supervisor has said; requests are served all the time."""
+    """The deployment fails with the message of the supervisor; requests are served all the time."""
     before = addresses(pair)
     with Readers(pair) as readers:
         with (
@@ -218,7 +218,7 @@ def test_a_task_that_is_killed_is_replaced_and_no_read_fails(pair: LocalCloud) -
 
 
 def test_a_change_by_the_api_alone_is_followed(pair: LocalCloud) -> None:
-    """Nobody has to tell the cloud: it looks once a second, as for a deployment by others."""
+    """The cloud notices it within a second, like a deployment from another terminal."""
     arn = pair.status()["pooler"]["service"]
     ecs, cluster = pair.client("ecs"), arn.split("/")[-2]
     before = addresses(pair)

@@ -44,7 +44,7 @@ def machine() -> str:
 def test_its_function_reads_through_the_pooler(
     cloud: LocalCloud, orders: dict[str, str], way: str
 ) -> None:
-    """The row of its owner, and nobody else's."""
+    """The row of its owner only."""
     subject = str(uuid.uuid4())
     created = call(cloud.url, "POST", "/users", cloud.token(subject), {"name": "Ada"})
     identifier = created.json()["id"]

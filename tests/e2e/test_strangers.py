@@ -1,4 +1,4 @@
-"""Nobody but its owner gets anything from a running cloud: no web page, no account of the machine.
+"""Only its owner can use a running cloud: no web page, and no other account of the machine.
 
 The listeners are those that the kernel says the cloud's processes have. One that speaks neither
 HTTP nor PostgreSQL's protocol fails the test: an attack on it has to be written first.
@@ -138,7 +138,7 @@ KINDS = {"http", "postgres", "unix", "gone"}
 
 @as_root
 def test_another_account_reads_no_file_of_the_cloud(cloud: LocalCloud) -> None:
-    """State, keys, logs and code: only the certificate that clients check is for everybody."""
+    """State, keys, logs and code: only the certificate that clients check is readable by all."""
     paths = [cloud.folder, *cloud.folder.rglob("*")]
     inside = [path for path in paths if not path.is_symlink() and path.exists()]
     assert len(inside) > 50

@@ -20,8 +20,8 @@ from botocore.exceptions import ClientError
 from lambda_pg_cdk import PROJECT
 from lambda_pg_cdk.local import processes
 from lambda_pg_cdk.local.control_plane.ministack import control_plane_variables
+from lambda_pg_cdk.local.deployment.inventory import Inventory
 from lambda_pg_cdk.local.install import installed
-from lambda_pg_cdk.local.inventory import Inventory
 from lambda_pg_cdk.local.state import client_keys
 
 REGION = "us-east-1"
@@ -100,7 +100,7 @@ class Daemon:
 
 
 class ControlPlane:
-    """MiniStack with the project's additions, in a process of its own."""
+    """MiniStack with the project's additions, in a separate process."""
 
     def __init__(self, folder: Path) -> None:
         """Start it, and wait until it answers."""

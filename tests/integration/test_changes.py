@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from lambda_pg_cdk.local.control_plane import protocol as changes
+from lambda_pg_cdk.local.control_plane import changes
 from lambda_pg_cdk.local.control_plane.signatures import presign
 from tests.integration.control_plane import KEY, REGION, ControlPlane
 

@@ -15,8 +15,8 @@ import pytest
 
 from lambda_pg_cdk import PROJECT
 from lambda_pg_cdk.local.control_plane.stacks import HELD_SECONDS
+from lambda_pg_cdk.local.deployment.inventory import Inventory
 from lambda_pg_cdk.local.install import installed
-from lambda_pg_cdk.local.inventory import Inventory
 from lambda_pg_cdk.local.pooler_service.cloud_map import CloudMap
 from lambda_pg_cdk.local.state import sdk_variables
 from tests.integration.control_plane import (
@@ -93,8 +93,8 @@ def test_it_serves_loopback_only() -> None:
 # Stacks
 
 
-def test_who_asks_for_a_stack_is_answered_when_it_is_done(plane: ControlPlane) -> None:
-    """Or after 4 s as it is then; who lists stacks does not wait, nor does a function."""
+def test_a_question_for_a_stack_is_answered_when_it_is_done(plane: ControlPlane) -> None:
+    """Or after 4 s, as it is then. A list of stacks does not wait, nor does a function."""
     begun, go_on = threading.Event(), threading.Event()
 
     def make(invocation: Invocation) -> None:
@@ -594,7 +594,7 @@ def test_registries_can_be_changed_by_the_ecs_api(plane: ControlPlane) -> None:
 
 
 def test_tasks_can_be_discovered(plane: ControlPlane) -> None:
-    """With what the SDK sends when it is told to put nothing before the host's name."""
+    """With the SDK's request without a prefix of the host name."""
     plane.deploy("pooler", registered_service())
     found = plane.inventory().read().pooler
     assert found is not None

@@ -8,7 +8,7 @@ from typing import Any
 import jwt
 import pytest
 
-from lambda_pg_cdk.local.deployed import JwtAuthorizer
+from lambda_pg_cdk.local.deployment.deployed import JwtAuthorizer
 from lambda_pg_cdk.local.http_api import authorizer as module
 from lambda_pg_cdk.local.http_api.authorizer import Authorizer, ForbiddenError, UnauthorizedError
 from lambda_pg_cdk.local.http_api.issuer import AUDIENCE, Issuer

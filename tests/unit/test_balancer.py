@@ -18,10 +18,11 @@ from pathlib import Path
 import pytest
 
 from lambda_pg_cdk import PROJECT
-from lambda_pg_cdk.local import json_process, processes
+from lambda_pg_cdk.local import processes
 from lambda_pg_cdk.local.pooler_service import balancer as balancer_module
 from lambda_pg_cdk.local.pooler_service.balancer import Targets, most_flows
 from lambda_pg_cdk.local.pooler_service.front import Front
+from lambda_pg_cdk.local.processes import json_process
 
 A, B, C = "127.0.0.2", "127.0.0.3", "127.0.0.4"
 SECONDS = 10.0
@@ -256,7 +257,7 @@ def test_without_targets_connections_are_refused(balancer: Balancer) -> None:
 
 
 def test_the_port_stays_reserved_without_targets(balancer: Balancer) -> None:
-    """Nobody else can have it meanwhile, not even by chance."""
+    """No other program can take it meanwhile, not even by chance."""
     with pytest.raises(OSError, match="in use"), socket.socket() as other:
         other.bind(("127.0.0.1", balancer.port))
 
@@ -274,7 +275,7 @@ def test_a_client_is_reset_where_every_target_refuses(balancer: Balancer) -> Non
 
 
 def test_each_direction_ends_by_itself(balancer: Balancer) -> None:
-    """A client that has said all it has to say still gets the answer, and so does a target."""
+    """A client that has finished sending still gets the answer, and so does a target."""
     balancer.listen(A)
     client, server = balancer.flow(A)
     client.sendall(b"question")
@@ -293,7 +294,7 @@ def test_each_direction_ends_by_itself(balancer: Balancer) -> None:
 
 @pytest.mark.parametrize("from_client", [True, False], ids=["client", "target"])
 def test_a_reset_is_passed_on_as_one(balancer: Balancer, from_client: bool) -> None:
-    """Whoever is left learns that the connection is broken, not that it has ended."""
+    """The remaining side gets a reset, not the end of a stream."""
     balancer.listen(A)
     client, server = balancer.flow(A)
     server.sendall(b"x")

@@ -18,7 +18,7 @@ from benchmarks.cost.secrets_service import GET, answer
 from benchmarks.report import PARTS, PICTURES, README, RESULTS, between
 from benchmarks.storm.accounting import MODULES
 from benchmarks.tables import OVERHEAD_TITLES, overhead_table
-from lambda_pg_cdk.local.load import Outcome, summarise
+from lambda_pg_cdk.local.http.load import Outcome, summarise
 
 MARKS = ("<!-- begin -->", "<!-- end -->")
 ORIGIN = {

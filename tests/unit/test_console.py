@@ -188,7 +188,7 @@ def test_without_a_cloud_the_stream_says_so(tmp_path: Path) -> None:
 
 @contextmanager
 def held(entered: threading.Event, left: threading.Event) -> Iterator[None]:
-    """Stay inside until somebody says so."""
+    """Stay inside until the test says so."""
     entered.set()
     left.wait(10)
     yield
@@ -212,8 +212,8 @@ def test_a_second_fault_is_refused_while_one_runs(
         await done.close()
         done.fault("slow")
         await done.close()
-        told: list[dict[str, Any]] = done.told()["activities"]
-        return told
+        found: list[dict[str, Any]] = done.summary()["activities"]
+        return found
 
     found = asyncio.run(work())
     assert [(each["kind"], each["name"], each["state"]) for each in found] == [
@@ -223,7 +223,7 @@ def test_a_second_fault_is_refused_while_one_runs(
     assert all(each["ended"] >= each["began"] for each in found)
 
 
-def test_what_fails_is_told_and_the_next_one_can_begin(tmp_path: Path) -> None:
+def test_a_failure_is_shown_and_the_next_one_can_begin(tmp_path: Path) -> None:
     """Without a cloud a storm fails, with its reason."""
 
     async def work() -> list[dict[str, Any]]:
@@ -231,8 +231,8 @@ def test_what_fails_is_told_and_the_next_one_can_begin(tmp_path: Path) -> None:
         for _ in range(2):
             done.storm("lambda-pg", 50)
             await done.close()
-        told: list[dict[str, Any]] = done.told()["activities"]
-        return told
+        found: list[dict[str, Any]] = done.summary()["activities"]
+        return found
 
     found = asyncio.run(work())
     assert [each["state"] for each in found] == ["failed", "failed"]

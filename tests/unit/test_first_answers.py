@@ -103,7 +103,7 @@ def test_an_api_that_nobody_serves_is_told_as_well(
 ) -> None:
     """A refused connection is no traceback."""
     monkeypatch.setattr(LocalCloud, "url", "http://127.0.0.1:1")
-    with pytest.raises(UnhealthyError, match=r"health was not answered \(.*refused"):
+    with pytest.raises(UnhealthyError, match=r"health got no answer \(.*refused"):
         cloud[0].check_health()
 
 

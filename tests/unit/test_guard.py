@@ -1,4 +1,4 @@
-"""Who may ask a port of the local cloud: by which name, from which page, with which key."""
+"""Which requests a port of the local cloud accepts: by name, by page, by key."""
 
 import datetime
 import os
@@ -225,7 +225,7 @@ def test_an_address_that_is_presigned_here_is_botocores() -> None:
 
 
 def mode(path: Path) -> int:
-    """Return who may do what with a file."""
+    """Return the permissions of a file."""
     return stat.S_IMODE(path.stat().st_mode)
 
 
@@ -239,7 +239,7 @@ def state(key: str = KEY) -> State:
 def test_a_clouds_folder_and_files_are_its_owners_under_every_umask(
     tmp_path: Path, umask: int
 ) -> None:
-    """Nobody else lists the folder, or reads the state or a log."""
+    """Other accounts cannot list the folder, or read the state or a log."""
     before = os.umask(umask)
     try:
         os.close(lock(tmp_path / "state"))

@@ -7,7 +7,7 @@ from typing import Any
 import jwt
 import pytest
 
-from lambda_pg_cdk.local.deployed import Api, Cors, JwtAuthorizer, Route, Throttle
+from lambda_pg_cdk.local.deployment.deployed import Api, Cors, JwtAuthorizer, Route, Throttle
 from lambda_pg_cdk.local.http_api.authorizer import granted_scopes, verify
 from lambda_pg_cdk.local.http_api.cors import allowed_headers, preflight
 from lambda_pg_cdk.local.http_api.events import (

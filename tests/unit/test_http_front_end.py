@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from lambda_pg_cdk.local.deployed import Api, Cors, JwtAuthorizer, Route, Throttle
+from lambda_pg_cdk.local.deployment.deployed import Api, Cors, JwtAuthorizer, Route, Throttle
 from lambda_pg_cdk.local.environments.fleet import ThrottledError
 from lambda_pg_cdk.local.environments.invocation import Outcome
 from lambda_pg_cdk.local.http_api.history import History

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from lambda_pg_cdk.local import processes
-from lambda_pg_cdk.local.load import Outcome, fire
+from lambda_pg_cdk.local.http.load import Outcome, fire
 
 WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nyes"
 

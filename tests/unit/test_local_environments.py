@@ -15,13 +15,13 @@ import psutil
 import pytest
 
 from benchmarks.storm.accounting import Usage
-from lambda_pg_cdk.local.deployed import Function, Start
+from lambda_pg_cdk.local.deployment.deployed import Function, Start
 from lambda_pg_cdk.local.environments.account import PRIVATE_BYTES, Account, UnknownFunctionError
 from lambda_pg_cdk.local.environments.bootstrap import connect_patiently
 from lambda_pg_cdk.local.environments.environment import Environment, State
 from lambda_pg_cdk.local.environments.fleet import Fleet, ThrottledError
 from lambda_pg_cdk.local.environments.invocation import Outcome
-from lambda_pg_cdk.local.environments.launcher import Surroundings
+from lambda_pg_cdk.local.environments.launcher import LaunchContext
 from lambda_pg_cdk.local.install import installed
 
 HANDLER = """
@@ -63,7 +63,7 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.around = Surroundings(
+        self.context = LaunchContext(
             installed.runtime_folder(), folder, folder / "logs", {"AWS_REGION": "us-east-1"}
         )
 
@@ -89,7 +89,7 @@ class Bench:
 
     def fleet(self, source: str = HANDLER, **given: Any) -> Fleet:
         """Make a fleet of a handler."""
-        return Fleet(self.function(source, **given), self.around, lambda _start: None)
+        return Fleet(self.function(source, **given), self.context, lambda _start: None)
 
     @property
     def log(self) -> str:
@@ -364,7 +364,7 @@ def test_idle_environments_expire(bench: Bench) -> None:
 
 def test_a_new_version_retires_the_old_one_and_lets_its_requests_finish(bench: Bench) -> None:
     """A request in flight gets the old code's answer, the next one the new code's."""
-    account = Account(bench.around, 60)
+    account = Account(bench.context, 60)
     old = bench.function()
     new = bench.function("def handler(event, context): return 'new'")
 
@@ -400,7 +400,7 @@ def test_a_version_that_is_called_by_its_number_runs_beside_the_one_that_serves(
     bench: Bench,
 ) -> None:
     """Its requests leave the environments of the other alone, and the name stays the alias's."""
-    account = Account(bench.around, 60)
+    account = Account(bench.context, 60)
 
     async def call(name: str) -> list[Any]:
         return list(read(await account.invoke(name, b"{}")))
@@ -429,8 +429,8 @@ def test_a_version_that_is_called_by_its_number_runs_beside_the_one_that_serves(
 
 
 def test_the_version_that_serves_is_called_where_it_runs_already(bench: Bench) -> None:
-    """By its number it needs no environments of its own, and its alias keeps its ARN."""
-    account = Account(bench.around, 60)
+    """Called by its number it uses the same environments, and its alias keeps its ARN."""
+    account = Account(bench.context, 60)
 
     async def work() -> None:
         served = published(bench, "one", "1", "live")
@@ -446,7 +446,7 @@ def test_the_version_that_serves_is_called_where_it_runs_already(bench: Bench) -
 
 def test_new_code_of_a_function_without_an_alias_is_called_by_its_name(bench: Bench) -> None:
     """As a deployment does that runs a migration: the older environments retire."""
-    account = Account(bench.around, 60)
+    account = Account(bench.context, 60)
 
     async def work() -> None:
         await account.update(bench.function(VERSION % "old"))
@@ -461,7 +461,7 @@ def test_new_code_of_a_function_without_an_alias_is_called_by_its_name(bench: Be
 
 def test_only_what_has_changed_is_restarted(bench: Bench) -> None:
     """A deployment of another function leaves an environment where it is."""
-    account = Account(bench.around, 60)
+    account = Account(bench.context, 60)
     one = published(bench, "one", "1", "live")
     other = replace(published(bench, "other", "1", "live"), name="stack-other", folder="other")
 
@@ -483,9 +483,9 @@ def test_only_what_has_changed_is_restarted(bench: Bench) -> None:
     asyncio.run(work())
 
 
-def test_the_state_of_every_environment_is_told(bench: Bench) -> None:
+def test_the_state_of_every_environment_is_counted(bench: Bench) -> None:
     """It starts, cold or restored, is busy with an event, or frozen until the next one."""
-    account = Account(bench.around, 60)
+    account = Account(bench.context, 60)
 
     async def while_it_does(work: Coroutine[Any, Any, Any], state: State) -> None:
         task = asyncio.create_task(work)
@@ -752,7 +752,7 @@ def test_idle_environments_do_not_count_as_concurrency(
 ) -> None:
     """Lambda's limit is of events that run at the same time, in all functions together."""
     monkeypatch.setattr("lambda_pg_cdk.local.environments.account.CONCURRENCY", 2)
-    account = Account(bench.around, 60)
+    account = Account(bench.context, 60)
 
     async def work() -> None:
         for function in two_functions(bench):
@@ -773,7 +773,7 @@ def test_where_memory_is_short_the_longest_idle_environment_makes_room(
 ) -> None:
     """A function that was busy once does not keep others from running; busy ones stay."""
     monkeypatch.setattr("lambda_pg_cdk.local.environments.account._AT_LEAST", 2)
-    account = Account(bench.around, 60, memory=2 * PRIVATE_BYTES["restored"])
+    account = Account(bench.context, 60, memory=2 * PRIVATE_BYTES["restored"])
 
     async def work() -> None:
         for function in two_functions(bench):
@@ -782,7 +782,7 @@ def test_where_memory_is_short_the_longest_idle_environment_makes_room(
         busy = [asyncio.ensure_future(account.invoke("fn", b'{"sleep": 1}')) for _ in range(2)]
         await until(lambda: account.states()["fn"]["busy"] == 2)
         await until(lambda: account.counts() == {"fn": 2, "other": 0})
-        with pytest.raises(ThrottledError, match="2 environments hold the"):
+        with pytest.raises(ThrottledError, match="2 environments use all"):
             await account.invoke("other", b"{}")
         assert [(await each).failure for each in busy] == [None, None]
         assert (await account.invoke("other", b"{}")).failure is None
@@ -794,11 +794,11 @@ def test_where_memory_is_short_the_longest_idle_environment_makes_room(
 
 def test_a_bound_below_lambdas_is_told_with_its_reason(bench: Bench) -> None:
     """Half of the memory, over what an environment of that kind needs."""
-    assert Account(bench.around, 60, memory=1 << 40).bound_told() is None
-    few = Account(bench.around, 60, memory=100 * PRIVATE_BYTES["restored"])
-    assert (few.bound_told() or "").startswith("at most 100 environments")
-    cold = Account(bench.around, 60, "cold", memory=100 * PRIVATE_BYTES["cold"])
-    assert "a cold one needs 64 MB" in (cold.bound_told() or "")
+    assert Account(bench.context, 60, memory=1 << 40).limit_reason() is None
+    few = Account(bench.context, 60, memory=100 * PRIVATE_BYTES["restored"])
+    assert (few.limit_reason() or "").startswith("at most 100 environments")
+    cold = Account(bench.context, 60, "cold", memory=100 * PRIVATE_BYTES["cold"])
+    assert "a cold one needs 64 MB" in (cold.limit_reason() or "")
 
 
 class Native:

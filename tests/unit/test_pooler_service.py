@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from lambda_pg_cdk.local import processes
-from lambda_pg_cdk.local.deployed import PoolerService as Deployed
-from lambda_pg_cdk.local.deployed import PoolerTask
-from lambda_pg_cdk.local.pooler_service.service import PATIENCE, PoolerFailedError, PoolerService
+from lambda_pg_cdk.local.deployment.deployed import PoolerService as Deployed
+from lambda_pg_cdk.local.deployment.deployed import PoolerTask
+from lambda_pg_cdk.local.pooler_service.failures import MAX_FAILED_STARTS
+from lambda_pg_cdk.local.pooler_service.service import PoolerFailedError, PoolerService
 from lambda_pg_cdk.local.pooler_service.task import Task
 
 SECONDS = 20.0
@@ -271,7 +272,7 @@ def test_tasks_that_do_not_start_leave_the_old_ones_alone() -> None:
         with pytest.raises(PoolerFailedError, match="canary of the start"):
             await world.service.settle()
         assert world.registered == ["127.0.0.2", "127.0.0.3"]
-        assert sum(what == "launch" for what, _ in world.said) >= PATIENCE
+        assert sum(what == "launch" for what, _ in world.said) >= MAX_FAILED_STARTS
         status = await world.service.status()
         assert status is not None
         assert "canary of the start" in status["failure"]
@@ -437,7 +438,7 @@ def test_a_task_can_ask_where_it_is() -> None:
         await world.service.settle()
         (task,) = world.tasks()
         assert task.container()["Networks"][0]["IPv4Addresses"] == ["127.0.0.2"]
-        told = task.metadata(world.service.arn_of(task))
+        told = task.metadata()
         prefix = "arn:aws:ecs:us-east-1:000000000000:task/cluster/"
         assert told["TaskARN"] == f"{prefix}{task.id}"
         assert (told["Cluster"], told["Family"], told["Revision"]) == ("cluster", "pool", "7")

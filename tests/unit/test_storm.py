@@ -53,7 +53,7 @@ from benchmarks.storm.run import (
 from benchmarks.storm.second_driver import outcomes_of
 from benchmarks.tables import STORM_TITLES, storm_table
 from lambda_pg_cdk.local.cloud import LocalCloud
-from lambda_pg_cdk.local.load import FunctionLog, Outcome, summarise
+from lambda_pg_cdk.local.http.load import FunctionLog, Outcome, summarise
 from lambda_pg_cdk.stacks.assets import Assets
 from lambda_pg_cdk.stage.loading import load_stage
 from lambda_pg_cdk.stage.sources import FUNCTIONS

@@ -16,8 +16,8 @@ from aiohttp import web
 from yarl import URL
 
 from lambda_pg_cdk.local import processes
-from lambda_pg_cdk.local.control_plane.secrets_front import SecretsFront
 from lambda_pg_cdk.local.faults.proxy import can_blackhole
+from lambda_pg_cdk.local.faults.secrets_front import SecretsFront
 from lambda_pg_cdk.local.faults.wires import Wires
 
 PATIENCE = 0.3
@@ -226,14 +226,14 @@ def test_secrets_manager_fails_while_it_is_told_to(kind: str, status: int) -> No
         assert await ask("AmazonSSM.GetParameter") == 200
         front.end(kind)
         assert await ask() == 200
-        assert front.struck == 1
+        assert front.faulted_calls == 1
 
     with_secrets(story)
 
 
 def test_a_slow_secrets_manager_answers_later(monkeypatch: pytest.MonkeyPatch) -> None:
     """By as much as it says, and well."""
-    monkeypatch.setattr("lambda_pg_cdk.local.control_plane.secrets_front.SLOW_SECONDS", PATIENCE)
+    monkeypatch.setattr("lambda_pg_cdk.local.faults.secrets_front.SLOW_SECONDS", PATIENCE)
 
     async def story(front: SecretsFront, ask: Callable[..., Awaitable[int]]) -> None:
         front.begin("slow")

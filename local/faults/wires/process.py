@@ -1,8 +1,8 @@
-"""The process with a fault proxy on each wire: orders come in and answers go out as JSON lines.
+"""The process with a fault proxy on each wire; it reads orders and writes answers as JSON lines.
 
     python -m lambda_pg_cdk.local.faults.wires.process pooler:6432:6433 database:5432:5433
 
-The numbers are the port that is listened on and the server's. An order is `{}`,
+The numbers are the port of the wire and the port of the server. An order is `{}`,
 `{"begin": "stall", "wire": "pooler"}` or the same with `end`; the answer is how many connections
 each wire has accepted, or `{"error": …}`. The process ends with its input.
 """
@@ -19,11 +19,11 @@ from lambda_pg_cdk.local.faults.proxy import Fault, FaultProxy
 from lambda_pg_cdk.local.faults.wires import Kind
 
 LATENCY: Final = 0.1
-"""Seconds that a slow wire takes in each direction."""
+"""Delay of a slow wire in each direction, in seconds."""
 
 
 class Wire:
-    """One fault proxy and the faults that are there."""
+    """One fault proxy and its active faults."""
 
     def __init__(self, proxy: FaultProxy) -> None:
         """Begin without a fault."""
@@ -36,7 +36,7 @@ class Wire:
         return self._proxy.accepted
 
     def begin(self, kind: Kind) -> None:
-        """Begin a fault, unless it is there; a reset is over at once."""
+        """Begin a fault, unless it is active; a reset is instant."""
         if kind in self._faults:
             return
         match kind:
@@ -52,7 +52,7 @@ class Wire:
                 self._faults[kind] = self._proxy.refuse()
 
     def end(self, kind: Kind) -> None:
-        """End a fault, if it is there."""
+        """End a fault, if it is active."""
         if kind in self._faults:
             self._faults.pop(kind).end()
 
@@ -65,7 +65,7 @@ def answer(wires: dict[str, Wire], order: dict[str, Any]) -> dict[str, Any]:
         if "end" in order:
             wires[order["wire"]].end(order["end"])
     except KeyError as unknown:
-        return {"error": f"there is no wire {unknown}"}
+        return {"error": f"wire {unknown} does not exist"}
     except OSError as error:
         return {"error": str(error)}
     return {name: wire.accepted for name, wire in wires.items()}

@@ -18,12 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final, Literal
 
-# Accounts that PostgreSQL and PgBouncer, which refuse to run as root, are started as.
+from lambda_pg_cdk.local.state import CLOUD_ID_VARIABLE
+
+# Accounts for PostgreSQL and PgBouncer, which refuse to run as root.
 SERVICE_ACCOUNTS = ("postgres", "nobody")
 
 PORTS: Final = range(10_000, 32_768)
-"""Below those that the kernel gives to connections (ip_local_port_range, by default from 32768 on
-Linux): while a server is away for a while, no client's connection takes its port."""
+"""Below the ports that the kernel gives to connections (ip_local_port_range, by default from 32768
+on Linux): while a server is stopped, no client's connection can take its port."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Account:
 
 
 def service_account() -> Account | None:
-    """Name the account that root starts servers as; None where no change is needed."""
+    """Return the account for servers that root starts; None if no change is needed."""
     if os.geteuid() != 0:
         return None
     for name in SERVICE_ACCOUNTS:
@@ -58,7 +60,7 @@ def own(path: Path, account: Account | None) -> None:
 
 
 def make_private_folder(path: Path, account: Account | None) -> Path:
-    """Create a folder that only its owner, an account, may enter."""
+    """Create a folder that belongs to an account, which alone may enter it."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     own(path, account)
     path.chmod(0o700)
@@ -66,7 +68,7 @@ def make_private_folder(path: Path, account: Account | None) -> Path:
 
 
 def open_log(path: Path, mode: Literal["ab", "wb"] = "ab") -> IO[bytes]:
-    """Open a log that only its owner reads, under every umask."""
+    """Open a log that only its owner can read, whatever the umask is."""
     return open(path, mode, opener=lambda name, flags: os.open(name, flags, 0o600))
 
 
@@ -74,17 +76,17 @@ def raise_open_files_limit() -> int:
     """Raise this process's limit of open files to the hard limit, and return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard == resource.RLIM_INFINITY and sys.platform == "darwin":
-        hard = 10_240  # what macOS calls OPEN_MAX: setrlimit refuses more
+        hard = 10_240  # OPEN_MAX of macOS: setrlimit refuses more
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
 
 
 def launcher(account: Account | None, death_signal: signal.Signals) -> list[str]:
-    """Build the command that starts another one as an account, and ends it with its parent.
+    """Build the prefix of a command that runs as an account and ends with its parent.
 
     The kernel sends the signal when the *thread* that started the child ends: start children from
-    a thread that stays. Where there is no setpriv (macOS), nothing ends an orphan.
+    a thread that stays. Without setpriv (macOS), nothing ends an orphan.
     """
     setpriv = shutil.which("setpriv")
     if setpriv is None:
@@ -109,7 +111,7 @@ def start(
     account: Account | None = None,
     death_signal: signal.Signals = signal.SIGKILL,
 ) -> subprocess.Popen[bytes]:
-    """Start a child in a session of its own, so that Ctrl-C reaches only its parent."""
+    """Start a child in a new session, so that Ctrl-C reaches only its parent."""
     with open_log(log) as output:
         return subprocess.Popen(
             [*launcher(account, death_signal), *command],
@@ -124,7 +126,7 @@ def start(
 
 
 def stop(process: subprocess.Popen[bytes], how: signal.Signals, seconds: float) -> int:
-    """Send a signal and wait; kill the process when it takes longer. Return its exit code."""
+    """Send a signal, wait, and kill the process if it takes longer; return its exit code."""
     process.send_signal(how)
     try:
         return process.wait(seconds)
@@ -134,13 +136,13 @@ def stop(process: subprocess.Popen[bytes], how: signal.Signals, seconds: float) 
 
 
 def base_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Pick what a child may inherit: where programs are, the language, the home folder."""
-    names = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "LAMBDA_PG_CLOUD")
+    """Return the variables that a child inherits: paths, language, home folder, cloud id."""
+    names = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", CLOUD_ID_VARIABLE)
     return {name: environment[name] for name in names if name in environment}
 
 
 def free_ports(count: int) -> list[int]:
-    """Choose TCP ports that nobody uses, at any address of this machine; no port twice."""
+    """Choose different TCP ports that are free at every address of this machine."""
     found: list[int] = []
     for port in random.sample(PORTS, len(PORTS)):
         if len(found) == count:
@@ -149,7 +151,7 @@ def free_ports(count: int) -> list[int]:
             probe.bind(("", port))
             found.append(port)
     if len(found) < count:
-        raise OSError(f"{count} ports are needed between {PORTS.start} and {PORTS.stop}")
+        raise OSError(f"only {len(found)} of {count} ports are free in {PORTS.start}-{PORTS.stop}")
     return found
 
 

@@ -1,4 +1,4 @@
-"""What the stacks have deployed, as frozen values: the local cloud runs these and nothing else."""
+"""What the stacks have deployed, as frozen values: the local cloud runs exactly this."""
 
 import hashlib
 import json
@@ -14,7 +14,10 @@ Start = Literal["cold", "restored"]
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """One deployed function: its unpacked code and layers, and its configuration."""
+    """One deployed function: its unpacked code and layers, and its configuration.
+
+    More than 12 attributes: they are fields of Lambda's configuration.
+    """
 
     name: str
     folder: str  # the tag `lambda-pg:function`, or the function's name where it has none
@@ -32,14 +35,14 @@ class Function:
 
     @property
     def fingerprint(self) -> str:
-        """Name this configuration: a change retires the environments that run the old one.
+        """The hash of this configuration: if it changes, the old environments retire.
 
-        Reserved concurrency is left out, as it applies to running environments too, and so is the
-        ARN: an alias and the version that it points at share their environments.
+        It leaves out reserved concurrency, which applies to running environments too, and the ARN:
+        an alias and the version that it points to share their environments.
         """
-        told = [self.name, self.handler, self.runtime, self.timeout, self.memory, str(self.code)]
-        told.append(self.version)
-        content = [*told, [str(layer) for layer in self.layers], sorted(self.variables.items())]
+        facts = [self.name, self.handler, self.runtime, self.timeout, self.memory, str(self.code)]
+        facts.append(self.version)
+        content = [*facts, [str(layer) for layer in self.layers], sorted(self.variables.items())]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
@@ -53,7 +56,7 @@ class JwtAuthorizer:
 
 @dataclass(frozen=True, slots=True)
 class Throttle:
-    """The bounds of a route: requests a second, and how many may come at once. 0 is unbounded."""
+    """The limits of a route: requests a second, and at once. 0 is unlimited."""
 
     rate: float = 0.0
     burst: int = 0
@@ -96,7 +99,7 @@ class Api:
 
 @dataclass(frozen=True, slots=True)
 class PoolerTask:
-    """The container of the ECS service that is the pooler: its environment and its patience."""
+    """The pooler's container in the ECS service: its variables and its stop timeout."""
 
     task_definition: str
     variables: Mapping[str, str]
@@ -118,7 +121,7 @@ class PoolerService:
     """The ECS service that is the pooler, and how it replaces its tasks."""
 
     arn: str
-    deployment: str  # a new one replaces all tasks, with another task definition or the same
+    deployment: str  # a new one replaces all tasks, also with the same task definition
     task: PoolerTask
     desired: int
     minimum_percent: int = 100
@@ -139,7 +142,7 @@ class PoolerService:
 
 @dataclass(frozen=True, slots=True)
 class Deployed:
-    """Everything that the daemon reconciles itself with."""
+    """Everything that the daemon has to run."""
 
     functions: tuple[Function, ...] = ()
     api: Api | None = None

@@ -1,4 +1,4 @@
-"""Fire requests at the same moment and keep what became of each."""
+"""Send requests at the same moment and record the outcome of each."""
 
 import asyncio
 import re
@@ -27,14 +27,14 @@ CAUSES: Final = (
     "Connection refused",
     "Task timed out",
 )
-"""What a line of a function's log names; the first one that it has counts."""
+"""Causes of failures in a function's log; the first match in a line counts."""
 
 UNEXPLAINED: Final = "not explained in the log"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One request: its status (0 when no answer came), its duration and what was wrong."""
+    """One request: its status (0 when no answer came), its duration and its error."""
 
     status: int
     seconds: float
@@ -42,13 +42,13 @@ class Outcome:
 
     @property
     def served(self) -> bool:
-        """Tell whether the caller got what it asked for."""
+        """Whether the caller got its data."""
         return self.status == 200
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a row of a table says of many outcomes; times are milliseconds."""
+    """The numbers of a table's row; times are milliseconds."""
 
     requests: int
     served: int
@@ -104,7 +104,7 @@ async def _send_once(
 
 
 def session(token: str, patience: float = 60.0) -> aiohttp.ClientSession:
-    """Make a client without a limit of connections, for one caller of the API."""
+    """Make a client of the API for one token, without a limit of connections."""
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0),
         timeout=aiohttp.ClientTimeout(total=patience),
@@ -124,7 +124,7 @@ async def timed_request(client: aiohttp.ClientSession, url: str, due: float) -> 
 
 
 def summarise(outcomes: list[Outcome], seconds: float) -> Summary:
-    """Count and rank; the latencies are those of all requests, failed ones too."""
+    """Count and rank; the latencies include those of failed requests."""
     times = sorted(outcome.seconds * 1000 for outcome in outcomes)
     cuts = statistics.quantiles(times, n=100, method="inclusive")
     failed = [outcome for outcome in outcomes if not outcome.served]
@@ -142,7 +142,7 @@ def summarise(outcomes: list[Outcome], seconds: float) -> Summary:
 
 
 class FunctionLog:
-    """What a function logs from now on: the API's answers hide causes, as they should."""
+    """New lines of a function's log, which has the causes: the API's answers hide them."""
 
     def __init__(self, path: Path) -> None:
         """Remember where the log ends."""
@@ -150,9 +150,9 @@ class FunctionLog:
         self._end = path.stat().st_size if path.exists() else 0
 
     def causes(self, summary: Summary) -> dict[str, int]:
-        """Name the causes of failed requests; without a log that fits, they are the answers'."""
-        said = self._path.read_bytes()[self._end :] if self._path.exists() else b""
-        text = said.decode(errors="replace")
+        """Return the causes of failed requests; those of the answers if the log does not match."""
+        added = self._path.read_bytes()[self._end :] if self._path.exists() else b""
+        text = added.decode(errors="replace")
         named = (next((c for c in CAUSES if c in line), "") for line in text.splitlines())
         counts = Counter(filter(None, named))
         if not 0 < counts.total() <= summary.failed:

@@ -13,8 +13,8 @@ from typing import Any
 import boto3
 from botocore.config import Config
 
-from lambda_pg_cdk.local.control_plane.protocol import OWN_REQUESTS
-from lambda_pg_cdk.local.deployed import (
+from lambda_pg_cdk.local.control_plane.changes import OWN_REQUESTS
+from lambda_pg_cdk.local.deployment.deployed import (
     FOLDER_TAG,
     Api,
     Cors,
@@ -31,14 +31,14 @@ from lambda_pg_cdk.local.state import client_keys
 _CHANGING = "_IN_PROGRESS"
 _POOLER_VARIABLE = "USER_SECRET_ARNS"  # only the supervisor's container has it
 _STOP_SECONDS = 30.0  # ECS's default from SIGTERM to SIGKILL
-_SERVICES_AT_ONCE = 10  # that DescribeServices takes
+_SERVICES_AT_ONCE = 10  # the limit of DescribeServices
 
 
 class Inventory:
     """The deployed functions, API and pooler; code and layers are unpacked into a folder.
 
-    One cloud may hold several apps: all their functions, but the first API, and the first service
-    that is a pooler of this project.
+    One cloud may have several apps. It runs all their functions, but only the first API, and only
+    the first service that is a pooler of this project.
     """
 
     def __init__(self, endpoint: str, region: str, key: str, folder: Path) -> None:
@@ -55,27 +55,27 @@ class Inventory:
         self._clients = {
             name: session.client(name, endpoint_url=endpoint, config=config) for name in names
         }
-        # What `signature` follows besides stacks and functions, as `read` has found it.
+        # What `signature` includes besides stacks and functions; `read` sets it.
         self._aliases: dict[str, str] = {}
         self._pooler_arn: str | None = None
 
     def signature(self) -> str:
         """Return a text that changes when a stack, a function, an alias or the pooler does."""
-        told: list[tuple[str, ...]] = [
+        facts: list[tuple[str, ...]] = [
             (stack["StackName"], stack["StackStatus"], str(stack.get("LastUpdatedTime")))
             for stack in self._stacks()
         ]
-        told += [
+        facts += [
             (each["FunctionName"], each["CodeSha256"], each["RevisionId"])
             for each in self._functions()
         ]
-        told += [(name, *self._version_of(name, each)) for name, each in self._aliases.items()]
+        facts += [(name, *self._version_of(name, each)) for name, each in self._aliases.items()]
         if self._pooler_arn is not None:
-            told += [_signature_of(each) for each in self._describe([self._pooler_arn])]
-        return json.dumps(sorted(told))
+            facts += [_signature_of(each) for each in self._describe([self._pooler_arn])]
+        return json.dumps(sorted(facts))
 
     def changing(self) -> bool:
-        """Tell whether a stack is in the middle of a change."""
+        """Tell whether a stack is being changed."""
         return any(stack["StackStatus"].endswith(_CHANGING) for stack in self._stacks())
 
     def stacks(self) -> dict[str, str]:
@@ -109,7 +109,7 @@ class Inventory:
     def _choose_aliases(
         self, names: Iterable[str], qualifiers: Mapping[str, str]
     ) -> dict[str, str]:
-        """Choose what serves a function: what the API asks for, or the first of its aliases."""
+        """Choose the qualifier of each function: the one that the API calls, or its first alias."""
         chosen = {}
         for name in names:
             found = self._all("lambda", "list_aliases", "Aliases", FunctionName=name)
@@ -122,7 +122,7 @@ class Inventory:
         client = self._clients["lambda"]
         try:
             return (alias, client.get_alias(FunctionName=name, Name=alias)["FunctionVersion"])
-        except client.exceptions.ResourceNotFoundException:  # a version, or gone with its stack
+        except client.exceptions.ResourceNotFoundException:  # a version, or deleted with its stack
             return (alias,)
 
     def function(self, name: str, qualifier: str | None = None) -> Function:
@@ -180,14 +180,14 @@ class Inventory:
         with opener.open(location, timeout=30) as response:
             archive = zipfile.ZipFile(io.BytesIO(response.read()))
         partial = folder.with_suffix(".partial")
-        archive.extractall(partial)  # zipfile refuses paths that lead out
+        archive.extractall(partial)  # zipfile refuses paths out of the folder
         partial.rename(folder)
         return folder
 
     # API
 
     def _api(self) -> tuple[Api | None, dict[str, str]]:
-        """Return the API, and the qualifier by which it calls each function that has one."""
+        """Return the API, and the qualifiers that it calls functions with."""
         client = self._clients["apigatewayv2"]
         found = self._all("apigatewayv2", "get_apis", "Items")
         apis = [api for api in found if api["ProtocolType"] == "HTTP"]
@@ -231,7 +231,7 @@ class Inventory:
                 yield from self._describe(arns, str(cluster))
 
     def _describe(self, arns: list[str], cluster: str = "") -> list[dict[str, Any]]:
-        """Describe services of one cluster; those that are deleted, or are being, are left out."""
+        """Describe the active services of one cluster."""
         cluster, client = cluster or arns[0].split("/")[-2], self._clients["ecs"]
         try:
             found = client.describe_services(cluster=cluster, services=arns)
@@ -266,7 +266,7 @@ def _signature_of(service: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _deployment(service: Mapping[str, Any]) -> str:
-    """Return the id of the deployment that all tasks should belong to."""
+    """Return the id of the current deployment."""
     primary = [each["id"] for each in service["deployments"] if each["status"] == "PRIMARY"]
     return str(primary[0]) if primary else str(service["taskDefinition"])
 
@@ -296,7 +296,7 @@ def function_name(uri: str) -> str:
 
 
 def _qualified(arn: str, qualifier: str | None) -> str:
-    """Return the ARN by which a function is called: with the alias, not with its version."""
+    """Return the ARN to call a function by: with the alias, not its version."""
     found = _FUNCTION.search(arn)
     if found is None or qualifier is None:
         return arn
@@ -304,7 +304,7 @@ def _qualified(arn: str, qualifier: str | None) -> str:
 
 
 def _qualifiers(integrations: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Return the alias or version of each function that an integration names one for."""
+    """Return the alias or version of each function that an integration calls with one."""
     found = [_FUNCTION.search(each.get("IntegrationUri", "")) for each in integrations]
     return {each[1]: each[2] for each in found if each and each[2]}
 

@@ -1,4 +1,4 @@
-"""A process of this project that is told what to do in lines of JSON and answers in such lines."""
+"""A process of this project that reads orders and writes answers as lines of JSON."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ class JsonProcess:
     """A module that answers each line of its input with a line, and ends with its input."""
 
     def __init__(self, module: str, arguments: Sequence[str], log: Path) -> None:
-        """Name what to run; nothing is started yet."""
+        """Take the module to run; nothing is started yet."""
         self._command = [sys.executable, "-m", module, *arguments]
         self._name = module
         self._log = log
@@ -27,13 +27,13 @@ class JsonProcess:
 
     @property
     def running(self) -> bool:
-        """Tell whether the process is there."""
+        """Tell whether the process runs."""
         return self._process is not None and self._process.returncode is None
 
     async def ask(
-        self, order: dict[str, Any], anew: dict[str, Any] | None = None
+        self, order: dict[str, Any], restarted: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Return the answer to an order; a process that has to be started is told `anew` instead.
+        """Return the answer to an order; a process that was just started gets `restarted` instead.
 
         Raises RuntimeError, with the end of its log, when it ends instead of answering.
         """
@@ -41,18 +41,18 @@ class JsonProcess:
             process = self._process
             if process is None or process.returncode is not None:
                 process = self._process = await self._launch()
-                order = order if anew is None else anew
+                order = order if restarted is None else restarted
             try:
                 async with asyncio.timeout(_ANSWER_SECONDS):
                     line = await _exchange(process, order)
             except (TimeoutError, asyncio.CancelledError):
-                # The answer may still come, and would be taken for the next request's.
+                # A late answer would be mistaken for the answer to the next order.
                 await self.close()
                 raise
             if not line:
                 await process.wait()
-                said = processes.last_lines(self._log)
-                raise RuntimeError(f"{self._name} has ended:\n{said}")
+                log = processes.last_lines(self._log)
+                raise RuntimeError(f"{self._name} has ended:\n{log}")
             answer: dict[str, Any] = json.loads(line)
             return answer
 

@@ -1,4 +1,4 @@
-"""Stand before the control plane for functions and pooler; let Secrets Manager fail on demand."""
+"""The front of the control plane for functions and pooler: Secrets Manager fails on demand."""
 
 import asyncio
 import io
@@ -13,7 +13,7 @@ from lambda_pg_cdk.local.http import guard
 Kind = Literal["failing", "slow", "throttling"]
 KINDS: Final[tuple[str, ...]] = get_args(Kind)
 SLOW_SECONDS: Final = 1.5
-"""How much later a slow answer comes: under the checkout timeout, far over a usual answer."""
+"""The delay of a slow answer: less than the checkout timeout, far more than usual."""
 
 _ANSWERS: Final = {
     "failing": (500, "InternalServiceError", "An error occurred on the server side."),
@@ -23,9 +23,9 @@ _HOP = {"content-length", "transfer-encoding", "connection", "keep-alive"}
 
 
 class SecretsFront:
-    """Pass requests on; those to Secrets Manager suffer the faults that are there.
+    """Passes requests on; the active faults apply to those to Secrets Manager.
 
-    The control plane verifies the signature, in which this port's Host header is.
+    The control plane verifies the signature, which includes the Host header with this port.
     """
 
     def __init__(self, endpoint: str, session: aiohttp.ClientSession) -> None:
@@ -33,17 +33,19 @@ class SecretsFront:
         self._endpoint = endpoint
         self._session = session
         self._faults: set[str] = set()
-        self.struck = 0
-        """The number of requests that a fault has met."""
+        self.faulted_calls = 0
+        """The number of calls that failed or were late."""
 
     def begin(self, kind: str) -> None:
-        """Begin a fault; raise ValueError for an unknown one."""
+        """Begin a fault; raise ValueError for an unknown kind."""
         if kind not in KINDS:
-            raise ValueError(f"{kind!r} is no fault of Secrets Manager: {', '.join(KINDS)}")
+            raise ValueError(
+                f"{kind!r} is not a fault of Secrets Manager; use one of {', '.join(KINDS)}"
+            )
         self._faults.add(kind)
 
     def end(self, kind: str) -> None:
-        """End a fault, if it is there."""
+        """End a fault, if it is active."""
         self._faults.discard(kind)
 
     async def handle(self, request: web.BaseRequest) -> web.Response:
@@ -52,7 +54,7 @@ class SecretsFront:
             refusal = {"__type": "AccessDeniedException", "message": reason}
             return web.json_response(refusal, status=403)
         if self._faults and request.headers.get("X-Amz-Target", "").startswith("secretsmanager."):
-            self.struck += 1
+            self.faulted_calls += 1
             if "slow" in self._faults:
                 await asyncio.sleep(SLOW_SECONDS)
             for kind in self._faults & _ANSWERS.keys():
@@ -75,7 +77,7 @@ class SecretsFront:
 
 
 async def _read(request: web.BaseRequest) -> io.BytesIO:
-    """Read a body whole, of any size: aiohttp's own `read` takes 1 MiB."""
+    """Read a whole body, of any size: aiohttp's `read` is limited to 1 MiB."""
     body = io.BytesIO()
     async for chunk in request.content.iter_any():
         body.write(chunk)

@@ -14,18 +14,18 @@ from typing import Any
 
 from lambda_pg_cdk import PACKAGE, PROJECT
 from lambda_pg_cdk.local.processes import last_lines, open_log
-from lambda_pg_cdk.local.state import credentials
+from lambda_pg_cdk.local.state import CLOUD_ID_VARIABLE, credentials
 
 STAGE = "local"
 _CONCURRENCY = 4
 _INHERITED = (
     *("PATH", "HOME", "LANG", "LC_ALL"),
-    *("XDG_CACHE_HOME", "LAMBDA_PG_CACHE_DIR", "LAMBDA_PG_CLOUD"),
+    *("XDG_CACHE_HOME", "LAMBDA_PG_CACHE_DIR", CLOUD_ID_VARIABLE),
 )
 
 
 class DeploymentError(RuntimeError):
-    """The CDK command line failed; carries the end of what it said."""
+    """The CDK command line failed; has the end of its output."""
 
 
 def merge(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,16 +50,16 @@ class Cdk:
 
     @property
     def log(self) -> Path:
-        """What the command line has said."""
+        """The output of the command line."""
         return self.folder / "cdk.log"
 
     @property
     def assembly(self) -> Path:
-        """Where the synthesised stacks are."""
+        """The folder of the synthesised stacks."""
         return self.folder / "cdk.out"
 
     async def bootstrap(self) -> None:
-        """Prepare the account, as a new one needs it."""
+        """Prepare a new account."""
         target = f"aws://{self.account}/{self.region}"
         await self.run(["bootstrap", target], self.folder, "bootstrap")
 
@@ -77,7 +77,7 @@ class Cdk:
         await self.run(command, app, "deploy")
 
     async def run(self, arguments: list[str], folder: Path, what: str) -> str:
-        """Run one command in `folder` and return what it said; raise `DeploymentError`."""
+        """Run one command in `folder` and return its output; raise `DeploymentError`."""
         log = self.folder / f"cdk-{what}.log"
         with open_log(log, "wb") as output:
             process = await asyncio.create_subprocess_exec(
@@ -114,7 +114,7 @@ class Cdk:
         return [node, str(script)]
 
     def _environment(self) -> dict[str, str]:
-        """Nothing of the developer's AWS settings, and no way to a real account."""
+        """Return variables without the developer's AWS settings: no real account is reachable."""
         temporary = self.folder / "tmp"
         temporary.mkdir(exist_ok=True)
         mine = {name: os.environ[name] for name in _INHERITED if name in os.environ}
@@ -126,7 +126,7 @@ class Cdk:
             "AWS_EC2_METADATA_DISABLED": "true",
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_REGION": self.region,
-            "CDK_DOCKER": str(PACKAGE / "local" / "image_builder"),
+            "CDK_DOCKER": str(PACKAGE / "local" / "deployment" / "image_builder"),
             "CDK_DISABLE_CLI_TELEMETRY": "true",
             "NO_COLOR": "1",
             "PYTHONPATH": "",
@@ -135,7 +135,6 @@ class Cdk:
 
 
 def _reason(log: Path) -> str:
-    """Return what a log says about the cause: the failed resources, where they are listed."""
-    said = last_lines(log, 200)
-    _, found, failed = said.rpartition("Failed resources:")
+    """Return the cause from a log: the failed resources, if they are listed, or its end."""
+    _, found, failed = last_lines(log, 200).rpartition("Failed resources:")
     return found + failed if found else last_lines(log, 40)

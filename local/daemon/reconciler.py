@@ -1,0 +1,58 @@
+"""Run what is deployed: functions, API and pooler."""
+
+import asyncio
+
+from lambda_pg_cdk.local.deployment.deployed import Deployed
+from lambda_pg_cdk.local.deployment.inventory import Inventory
+from lambda_pg_cdk.local.environments.account import Account
+from lambda_pg_cdk.local.http_api.server import HttpApi
+from lambda_pg_cdk.local.pooler_service.service import PoolerService
+
+
+class Reconciler:
+    """Makes functions, API and pooler what the control plane says is deployed."""
+
+    def __init__(
+        self, inventory: Inventory, account: Account, api: HttpApi, pooler: PoolerService
+    ) -> None:
+        self._inventory = inventory
+        self._account = account
+        self._api = api
+        self._pooler = pooler
+        self._reconciling = asyncio.Lock()
+        self._signature = ""
+
+    async def settle(self) -> None:
+        """Run what is deployed now, and wait for the pooler's tasks."""
+        await self.reconcile()
+        await self._pooler.settle()
+
+    async def reconcile(self) -> None:
+        """Run what is deployed now: functions and API at once, the pooler's tasks soon after."""
+        async with self._reconciling:
+            signature = await asyncio.to_thread(self._inventory.signature)
+            deployed: Deployed = await asyncio.to_thread(self._inventory.read)
+            for function in deployed.functions:
+                await self._account.update(function)
+            await self._account.keep_only(function.name for function in deployed.functions)
+            self._api.update(deployed.api)
+            self._pooler.follow(deployed.pooler)
+            self._signature = signature
+
+    async def follow(self) -> bool:
+        """Reconcile if something has changed; return False while a stack is being changed."""
+        signature = await asyncio.to_thread(self._inventory.signature)
+        if "_IN_PROGRESS" in signature:
+            return False
+        if signature != self._signature:
+            await self.reconcile()
+        return True
+
+    async def prepare(self, name: str, version: str) -> str:
+        """Load a version of a function as it is now; return the name to invoke it by.
+
+        The control plane asks for this during a deployment. Raises LookupError.
+        """
+        qualifier = None if version == "$LATEST" else version
+        function = await asyncio.to_thread(self._inventory.function, name, qualifier)
+        return await self._account.update_version(function)
