@@ -137,7 +137,7 @@ class Gap:
         monkeypatch.setattr(owner, name, rung)
 
 
-@pytest.mark.parametrize("name", ["take", "put", "give_back", "checkout", "lend", "take_back"])
+@pytest.mark.parametrize("name", ["take", "put", "release", "checkout", "lend", "return_lent"])
 @pytest.mark.parametrize("request_", REQUESTS[:4])
 def test_an_alarm_in_a_gap_costs_a_connection_at_most(
     open_database: Open, monkeypatch: pytest.MonkeyPatch, request_: Request, name: str

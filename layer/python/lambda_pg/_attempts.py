@@ -7,7 +7,6 @@ no time left: what the pooler has spent on it is not spent again.
 """
 
 import os
-import random
 import select
 import time
 import weakref
@@ -21,6 +20,7 @@ from psycopg.abc import PQGenConn
 from lambda_pg._clock import monotonic
 from lambda_pg._connection import Connection
 from lambda_pg._credentials import Credentials
+from lambda_pg._jitter import jitter
 from lambda_pg._overload import NotReachedError
 
 MOST: Final = 3
@@ -54,9 +54,6 @@ STUCK: Final = 30.0
 KEPT: Final = 30.0
 """Seconds by the wall clock that attempts may rest between two requests: of an environment that was
 frozen for longer, a pooler may have ended the login, and a load balancer dropped the flow."""
-
-# No state that a snapshot or a fork could copy into many environments.
-_jitter = random.SystemRandom()
 
 Opening = PQGenConn[Connection[Any]]
 
@@ -123,7 +120,7 @@ class Attempt:
             longest = PACE * self.waited
             if not self._has_rested:
                 longest = min(FIRST_REST, longest)
-            self.rests_until = monotonic() + _jitter.uniform(0, longest)
+            self.rests_until = monotonic() + jitter.uniform(0, longest)
             self._has_rested = True
             return None
         return self.go_on(self._wants)

@@ -1,6 +1,5 @@
 """One client connection: opened in the calling thread, and never waiting past a deadline."""
 
-import enum
 import math
 import os
 import select
@@ -11,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, Final, NamedTuple, NoReturn, Protocol, Self, TypeVar
+from typing import Any, Final, NamedTuple, NoReturn, Self, TypeVar
 
 import psycopg
 from psycopg import IsolationLevel, generators, pq, waiting
@@ -19,17 +18,17 @@ from psycopg._preparing import PrepareManager
 from psycopg.abc import Params, PQGen, Query
 from psycopg.adapt import AdaptersMap, Transformer
 from psycopg.pq.abc import PGresult
-from psycopg.rows import Row, RowFactory, tuple_row
+from psycopg.rows import Row
 
 from lambda_pg._clock import monotonic
-from lambda_pg._cursor import PARTS, Cursor, ServerCursor
 from lambda_pg._errors import (
     DatabaseUnavailableError,
     DeadlineExceededError,
     StatementRefusedError,
 )
-from lambda_pg._flight import Command, Pipeline, Request, fly
+from lambda_pg._lease import Lease
 from lambda_pg._outcome import TransactionId, asking, transaction_id
+from lambda_pg._pipeline import Command, Pipeline, Request, final_error, send_batch
 from lambda_pg._profiles import Profile
 from lambda_pg._statements import (
     ends_transaction,
@@ -54,26 +53,6 @@ CANCEL_TIMEOUT: Final = 0.25
 BEGIN: Final = Command(b"BEGIN")
 COMMIT: Final = Command(b"COMMIT")
 
-
-class Denial(enum.Enum):
-    """Why a server denied a write."""
-
-    ASKED = "the caller, its settings or its role asked for read-only"
-    STANDBY = "it is a standby that follows a primary"
-    SERVER = "it takes no writes from anybody"
-    WRITABLE = "the transaction asked for read-only, or another server answers than has denied it"
-
-
-WHY_DENIED: Final = (
-    "SELECT CASE"
-    " WHEN setting = 'on'"
-    " AND source IN ('client', 'user', 'database user', 'session', 'interactive') THEN 'ASKED'"
-    " WHEN pg_is_in_recovery() AND EXISTS (SELECT FROM pg_stat_wal_receiver) THEN 'STANDBY'"
-    " WHEN pg_is_in_recovery() OR setting = 'on' THEN 'SERVER'"
-    " ELSE 'WRITABLE' END FROM pg_settings WHERE name = 'default_transaction_read_only'"
-)
-DENIAL_TIMEOUT: Final = 0.5
-"""Seconds that this question may take."""
 
 LEFT_OPEN_TIMEOUT: Final = 0.25
 """Seconds that the question for writes left open may take; they come out of the reserve."""
@@ -102,16 +81,6 @@ def opening(claims: str | None, begin: Command = BEGIN) -> list[Command]:
     return [begin] if claims is None else [begin, Command(SET_CLAIMS, [claims.encode()])]
 
 
-class Holder(Protocol):
-    """What keeps a connection, and has to forget it after the pool has taken it back."""
-
-    def has_unsent_work(self) -> bool:
-        """Tell, at the end of the invocation, whether it would send more for the transaction."""
-
-    def settle(self, *, told: bool) -> bool:
-        """Forget the transaction if its loss was told; return whether there is no more to do."""
-
-
 class Connection(psycopg.Connection[Row]):
     """A psycopg connection whose every wait ends at `deadline`."""
 
@@ -134,12 +103,10 @@ class Connection(psycopg.Connection[Row]):
     """The id of the layer's transaction, once it is known to have one: it writes."""
 
     touched: bool = False
-    """Whether it may carry session state, and the invocation that left it."""
-
-    used_by: int | None = None
+    """Whether it may carry session state."""
 
     only_standbys: bool = False
-    """Whether this connection, and each one of its Database before, was opened at a hot standby."""
+    """Whether its Database has opened connections to hot standbys only, this one included."""
 
     denied: bool = False
     """Whether a write was denied, and nobody has asked why."""
@@ -147,50 +114,20 @@ class Connection(psycopg.Connection[Row]):
     demoted: bool = False
     """Whether its server takes no writes: it is not used again."""
 
-    _pool: None = None
-    """What tells psycopg that it may end with the program, open and without a warning."""
-
-    slot: object = None
-    """Its place in the pool, which is free when nobody has the connection any more."""
-
-    reclaimed: bool = False
-    """Whether the pool took it back, at an invocation's end, while a thread still had it."""
-
-    told: bool = False
-    """Whether somebody has heard of that, or has lost nothing by it."""
-
-    holder: Holder | None = None
-    """What of an adapter's keeps it in a transaction."""
-
     orphaned: bool = False
     """Whether it belongs to the parent of this process; its socket here is a dead one."""
 
-    fresh_until: float = 0.0
-    """The wall clock's time until which a checkout takes it after one look at its socket."""
+    lease: Lease
+    """What the pool knows of it."""
 
-    idle_since: float = 0.0
-    """The wall clock's time of its last return."""
-
-    expires_at: float = math.inf
-    """The wall clock's time at which its lifetime ends."""
-
-    renew_at: float = math.inf
-    """The wall clock's time at which its credentials are to be looked at, or its lifetime ends."""
-
-    generation: int = 0
-    """Of its credentials."""
+    _pool: None = None
+    """Tells psycopg that it may end with the program, open and without a warning."""
 
     registered: AdaptersMap
     """The type adapters that each use of it begins with."""
 
     harmless: set[str]
     """Statements that were inspected for its profile, and leave no session state."""
-
-    ask_after: float = math.inf
-    """Seconds idle after which one look at its socket is not enough."""
-
-    max_idle: float = math.inf
-    """Seconds idle after which it is replaced without being asked."""
 
     poll: Callable[[int], list[tuple[int, int]]]
     """Look at the socket without a round trip, for events that tell that it is of no use.
@@ -203,6 +140,7 @@ class Connection(psycopg.Connection[Row]):
         """Make a connection that was just opened one of the layer's."""
         self.profile = profile
         self.strict = strict
+        self.lease = Lease()
         self.harmless = set()
         self.registered = AdaptersMap(psycopg.adapters)
         poller = select.poll()
@@ -228,7 +166,7 @@ class Connection(psycopg.Connection[Row]):
         Everything that psycopg sends passes here, so this is also where a transaction begins, and
         where nothing passes that would run outside of one.
         """
-        if self.reclaimed:
+        if self.lease.reclaimed:
             self._refuse_ended()
         if self.managed:
             self._hold_transaction()
@@ -266,33 +204,14 @@ class Connection(psycopg.Connection[Row]):
         except psycopg.OperationalError as error:
             # poll() may tell of a reset before libpq has read what came before it.
             if error.sqlstate is None and self.pgconn.transaction_status in _AT_WORK:
-                told = self._last_words()
+                final = final_error(self.pgconn)
                 self.pgconn.finish()
-                if told is not None:
-                    raise told from error
+                if final is not None:
+                    raise final from error
             raise
         except KeyboardInterrupt:
             self._abandon()
             raise
-
-    def _last_words(self) -> psycopg.Error | None:
-        """Read what the server said before it ended the connection, where nobody has read it.
-
-        Rows before it are the statement's own; after any other answer it is about something else.
-        """
-        pgconn = self.pgconn
-        with suppress(psycopg.Error):  # libpq parses nothing before the end of a COPY
-            pgconn.put_copy_end(b"the connection was lost")
-        with suppress(psycopg.Error):
-            if pgconn.status == pq.ConnStatus.OK:
-                pgconn.consume_input()
-            while not pgconn.is_busy() and (result := pgconn.get_result()):
-                if result.status == pq.ExecStatus.FATAL_ERROR:
-                    error = psycopg.errors.error_from_result(result, encoding=pgconn._encoding)
-                    return error if error.sqlstate is not None else None
-                if result.status not in PARTS:
-                    return None
-        return None
 
     def _left(self) -> float:
         """Return the seconds until the deadline; raises DeadlineExceededError when none are."""
@@ -337,9 +256,9 @@ class Connection(psycopg.Connection[Row]):
         with self.lock:
             self._wait(self._exec_command(text))
 
-    def fly(self, statements: Sequence[Command | Request]) -> list[PGresult]:
+    def send_batch(self, statements: Sequence[Command | Request]) -> list[PGresult]:
         """Run statements in one round trip and return the last one's answer."""
-        return self._wait(fly(self.pgconn, statements))
+        return self._wait(send_batch(self.pgconn, statements))
 
     def begin(self, claims: str | None, modes: Modes = DEFAULT_MODES) -> None:
         """Make the next statement open a transaction of the layer's, with JSON `claims`."""
@@ -366,7 +285,7 @@ class Connection(psycopg.Connection[Row]):
         begin, request = self.opening or [], Request.of(cursor, query, params, result)
         self.opening = None
         with self.lock:
-            (answer,) = self.fly([*begin, request, asking(self.pgconn.server_version)])
+            (answer,) = self.send_batch([*begin, request, asking(self.pgconn.server_version)])
         self.transaction_id = transaction_id(answer)
 
     def require_open(self) -> None:
@@ -421,7 +340,7 @@ class Connection(psycopg.Connection[Row]):
             return  # psycopg enters its pipeline mode: nothing is sent yet
         begin, self.opening = self.opening or [], None
         if pipeline is None:
-            self.fly(begin)
+            self.send_batch(begin)
             return
         for command in begin:
             pipeline.command_queue.append(partial(command.send, self.pgconn))
@@ -495,7 +414,7 @@ class Connection(psycopg.Connection[Row]):
 
         psycopg would take 5 s for it, whatever the deadline; and it reads the rest in any case.
         """
-        if self.profile.cancel and not self.reclaimed:
+        if self.profile.cancel and not self.lease.reclaimed:
             super()._try_cancel(timeout=min(timeout, CANCEL_TIMEOUT))
 
     def answers(self, timeout: float, *, reset: bool) -> bool:
@@ -512,40 +431,6 @@ class Connection(psycopg.Connection[Row]):
             self.prepare_threshold = None
             self.touched = False
         return True
-
-    def why_denied(self) -> Denial:
-        """Ask, after a write was denied, why; close the connection where the server is the reason.
-
-        A connection that is opened now may reach the new primary. A standby counts as asked for
-        where the Database has never reached anything else, and the standby has a primary: it is
-        what the address names, and no promotion is due. One that cannot answer counts as SERVER.
-        Behind a pooler, the server that denied the write answers only inside its transaction.
-        """
-        self.denied = False
-        answer = self._ask_why_denied()
-        self.demoted = answer in {Denial.SERVER, Denial.STANDBY}
-        if self.demoted:
-            self.close()
-        return answer if self.only_standbys or answer is not Denial.STANDBY else Denial.SERVER
-
-    def _ask_why_denied(self) -> Denial:
-        self.deadline = min(self.deadline, monotonic() + DENIAL_TIMEOUT)
-        try:
-            if self._is_aborted():
-                self.command(
-                    b"ROLLBACK AND CHAIN"
-                )  # a pooler may give another server after ROLLBACK
-            elif not self.clean():
-                return Denial.SERVER
-            row = psycopg.Cursor(self, row_factory=tuple_row).execute(WHY_DENIED).fetchone()
-        except psycopg.Error:
-            return Denial.SERVER
-        return Denial.SERVER if row is None else Denial[row[0]]
-
-    def _is_aborted(self) -> bool:
-        """Tell whether an error has ended the transaction, and the next command may leave it."""
-        kept = self.lost or self.lock.locked() or self._num_transactions or self._tpc
-        return not kept and self.pgconn.transaction_status == pq.TransactionStatus.INERROR
 
     def has_written(self) -> bool:
         """Ask whether the transaction that was left open has an id, which only a write gives it.
@@ -564,13 +449,6 @@ class Connection(psycopg.Connection[Row]):
         except psycopg.Error:
             return True
         return self.transaction_id is not None
-
-    def lend(self, row_factory: RowFactory[Row]) -> None:
-        """Make the connection ready for the caller who gets it in his hands."""
-        self.holder = None
-        self.row_factory = row_factory
-        self.cursor_factory = Cursor
-        self.server_cursor_factory = ServerCursor
 
     @contextmanager
     def pipeline(self, *, _no_lock: bool = False) -> Iterator[psycopg.Pipeline]:
@@ -600,8 +478,8 @@ class Connection(psycopg.Connection[Row]):
 
         Where the pool has taken the connection back, that was done then.
         """
-        if self.reclaimed:
-            self.told = True
+        if self.lease.reclaimed:
+            self.lease.reported = True
             return
         self._refuse_inside("rollback()")
         super().rollback()
@@ -618,7 +496,7 @@ class Connection(psycopg.Connection[Row]):
         with super().transaction(savepoint_name, force_rollback) as block:
             yield block
         if block.status is block.Status.FAILED and not force_rollback:
-            if self.reclaimed:
+            if self.lease.reclaimed:
                 self._refuse_ended()
             raise DatabaseUnavailableError(
                 "the connection was lost inside a transaction, which was rolled back"
@@ -627,18 +505,18 @@ class Connection(psycopg.Connection[Row]):
     def __enter__(self) -> Self:
         """Refuse `with connection:`, which would commit and close at its end."""
         self._refuse_inside("with connection:")
-        if self.reclaimed:
+        if self.lease.reclaimed:
             self._refuse_ended()
         return super().__enter__()
 
     def __exit__(self, kind: Any, raised: BaseException | None, traceback: Any) -> None:
         """End `with connection:`, which commits nothing any more where the pool took it back."""
-        if self.reclaimed and raised is None:
+        if self.lease.reclaimed and raised is None:
             self._refuse_ended()
         super().__exit__(kind, raised, traceback)
 
     def _check_connection_ok(self) -> None:
-        if self.reclaimed:
+        if self.lease.reclaimed:
             self._refuse_ended()
         super()._check_connection_ok()
 
@@ -649,7 +527,7 @@ class Connection(psycopg.Connection[Row]):
         """
         at_work = self.pgconn.transaction_status == _ACTIVE
         self.close()
-        self.told = True
+        self.lease.reported = True
         kind = psycopg.OperationalError if at_work else DatabaseUnavailableError
         raise kind(
             "the connection was closed because its invocation has ended, and what was not "
@@ -670,15 +548,17 @@ class Connection(psycopg.Connection[Row]):
         One that cannot leave pipeline mode is as good as gone: what a farewell met in the middle
         of a pipeline (seen as "cannot exit pipeline mode while busy").
         """
-        return self.broken or self.reclaimed or self.pgconn.pipeline_status != pq.PipelineStatus.OFF
+        return (
+            self.broken
+            or self.lease.reclaimed
+            or self.pgconn.pipeline_status != pq.PipelineStatus.OFF
+        )
 
     def clean(self) -> bool:
         """End what was left open, and undo what was set; tell whether it can be used again."""
         self.managed = False
         self.opening = None
         self._undo_settings()
-        if self.denied:  # and the caller kept the error for itself
-            self.why_denied()
         if self.lost or self.lock.locked():  # a generator, as of stream(), still holds the lock
             return False
         if self._num_transactions or self._tpc:  # psycopg would end them in the next one's hands

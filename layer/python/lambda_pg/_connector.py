@@ -14,7 +14,7 @@ from lambda_pg._attempts import Attempt, Attempts, Opening
 from lambda_pg._clock import monotonic
 from lambda_pg._connection import Connection
 from lambda_pg._credentials import Credentials
-from lambda_pg._errors import ConfigurationError, ConnectFailedError
+from lambda_pg._errors import ConfigurationError, ConnectFailedError, first_line
 from lambda_pg._overload import Breaker
 from lambda_pg._profiles import Profile, options_refused, profile_for, roots_for
 from lambda_pg._settings import Settings
@@ -241,8 +241,7 @@ def _require_version(connection: Connection[Any], host: str, port: int) -> None:
 
 
 def _cannot_connect(error: psycopg.Error, why: str) -> ConnectFailedError:
-    first_line = str(error).partition("\n")[0]
-    return ConnectFailedError(f"cannot connect: {first_line}: {why}")
+    return ConnectFailedError(f"cannot connect: {first_line(error)}: {why}")
 
 
 def _write_temporary(text: str) -> Path:

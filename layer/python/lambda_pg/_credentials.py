@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import random
 import time
 import weakref
 from collections.abc import Callable, Generator
@@ -16,6 +15,7 @@ from typing import Any, Final
 from lambda_pg._clock import monotonic
 from lambda_pg._errors import ConfigurationError, CredentialsError
 from lambda_pg._iam import auth_token
+from lambda_pg._jitter import jitter
 from lambda_pg._secrets import Fetch, SecretError, take_prefetched
 from lambda_pg._settings import Settings
 from lambda_pg._url import ChannelBinding, Url, host_problem
@@ -46,9 +46,6 @@ answer and for a login."""
 END: Final = 0.9
 """Seconds before the end of a wait from which a refused login waits for that last look: more than
 LAST_LOOK and the longest pause between two logins."""
-
-# No state that a snapshot or a fork could copy into many environments.
-_jitter = random.SystemRandom()
 
 
 class SecretsUnavailableError(CredentialsError):
@@ -316,7 +313,7 @@ class CredentialCache:
             self.generation += 1  # a new token is no change: it matters at a connect only
         self._cached = fresh
         lifetime = TOKEN_LIFETIME if self._settings.auth == "iam" else LIFETIME
-        self.fresh_until = self._asked_at + lifetime * _jitter.uniform(0.8, 1.0)
+        self.fresh_until = self._asked_at + lifetime * jitter.uniform(0.8, 1.0)
         self.refreshes += self._settings.password is None  # else nobody was asked
         return fresh
 

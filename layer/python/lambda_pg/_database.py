@@ -20,12 +20,12 @@ from psycopg.rows import Row, RowFactory, TupleRow, tuple_row
 from lambda_pg._clock import monotonic
 from lambda_pg._connection import COMMIT, Connection, Modes, opening
 from lambda_pg._credentials import CredentialCache
-from lambda_pg._cursor import Rows
+from lambda_pg._cursor import Rows, lend
 from lambda_pg._events import Events
-from lambda_pg._flight import Request
 from lambda_pg._invocation import NO_DEADLINE, invocation_of, require_plain
 from lambda_pg._login import Configure, Login
 from lambda_pg._overload import Breaker
+from lambda_pg._pipeline import Request
 from lambda_pg._pool import Pool
 from lambda_pg._retry import Attempts, Retry, require_invocation
 from lambda_pg._settings import Settings
@@ -179,9 +179,9 @@ class Database(Generic[Row]):
             except psycopg.Error as error:
                 alone = query if claimed is None else None
                 attempts.failed(error, connection, alone=alone, idempotent=idempotent)
-                self._pool.give_back(connection)
+                self._pool.release(connection)
             except BaseException:
-                self._pool.give_back(connection)  # nothing was sent, or it is closed there
+                self._pool.release(connection)  # nothing was sent, or it is closed there
                 raise
             else:
                 self._retry.answered()
@@ -203,7 +203,7 @@ class Database(Generic[Row]):
             connection.run(cursor, query, params)
         else:
             request = Request.of(cursor, query, params, context=connection)
-            connection.fly([*opening(claimed), request, COMMIT])
+            connection.send_batch([*opening(claimed), request, COMMIT])
         return cursor
 
     def run_transaction(
@@ -258,7 +258,7 @@ class Database(Generic[Row]):
                 self._retry.answered()
                 return result
             finally:
-                self._pool.take_back(connection)
+                self._pool.return_lent(connection)
             if committing and attempts.was_committed(connection.transaction_id):
                 return result
 
@@ -287,7 +287,7 @@ class Database(Generic[Row]):
                 self._retry.answered()
             return False
         finally:
-            self._take_back(connection)
+            self._return_lent(connection)
 
     def transaction(
         self,
@@ -335,7 +335,7 @@ class Database(Generic[Row]):
             )
             return False
         finally:
-            self._pool.take_back(connection)
+            self._pool.return_lent(connection)
 
     def getconn(self) -> psycopg.Connection[Row]:
         """Take a connection in autocommit out of the pool; `putconn` must follow.
@@ -348,13 +348,13 @@ class Database(Generic[Row]):
         """Return what `getconn` gave; what is open on it is rolled back."""
         if not isinstance(connection, Connection):
             raise TypeError(f"not a connection of this pool: {type(connection).__name__}")
-        gone = connection.reclaimed or connection.orphaned
+        gone = connection.lease.reclaimed or connection.orphaned
         if connection not in self._pool.lent and not gone:
             raise ValueError(
                 "the connection is not checked out of this pool: it was returned before, or it is "
                 "another pool's"
             )
-        self._pool.take_back(connection)
+        self._pool.return_lent(connection)
 
     @contextmanager
     def deadline(self, seconds: float) -> Generator[None, None, None]:
@@ -467,7 +467,7 @@ class Database(Generic[Row]):
 
     def _end(self, *, failed: bool) -> None:
         """Finish an invocation: nothing stays open or at work, and what it cost is reported."""
-        leaked = self._pool.reclaim(told=failed)
+        leaked = self._pool.reclaim(reported=failed)
         if leaked:
             self._stats.leaks += leaked
             self._events.report(
@@ -495,22 +495,22 @@ class Database(Generic[Row]):
         """Take a connection for a caller's hands."""
         connection = attempts.next()
         connection.deadline = attempts.deadline
-        connection.used_by = self._invocation
-        connection.lend(self._row_factory)
+        connection.lease.used_by = self._invocation
+        lend(connection, self._row_factory)
         self._pool.lend(connection)
         return connection
 
-    def _take_back(self, connection: Connection[Row]) -> None:
+    def _return_lent(self, connection: Connection[Row]) -> None:
         """Return a connection whose caller may have left something open, and say so."""
         left_open = _LEFT_OPEN.get(connection.pgconn.transaction_status)
-        if left_open is not None and not connection.reclaimed:  # or it was reported then
+        if left_open is not None and not connection.lease.reclaimed:  # or it was reported then
             self._stats.leaks += 1
             self._events.report(logging.WARNING, "leak", left_open)
-        self._pool.take_back(connection)
+        self._pool.return_lent(connection)
 
     def _inspect(self, connection: Connection[Row], query: QueryNoTemplate) -> None:
         if not connection.inspect(query):
-            connection.used_by = self._invocation
+            connection.lease.used_by = self._invocation
         elif isinstance(query, str) and is_short(query):
             if len(connection.harmless) >= REMEMBERED:
                 connection.harmless.clear()

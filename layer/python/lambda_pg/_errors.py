@@ -101,3 +101,8 @@ class StatementRefusedError(psycopg.NotSupportedError):
     It needs session state, which pins or leaks through the pooler of the profile; or it sets
     something for its transaction, and is all of it.
     """
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text; libpq appends hints and other addresses."""
+    return str(error).partition("\n")[0]

@@ -1,7 +1,6 @@
 """New connections with the credentials as they are now, and how long each may live."""
 
 import logging
-import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import time
@@ -15,29 +14,29 @@ from lambda_pg._clock import monotonic
 from lambda_pg._connection import Connection
 from lambda_pg._connector import Connector
 from lambda_pg._credentials import DOUBTED_PAUSE, CredentialCache, Credentials
+from lambda_pg._cursor import lend
+from lambda_pg._denial import why_denied
 from lambda_pg._errors import (
     CheckoutTimeoutError,
     ConnectFailedError,
     CredentialsError,
     DeadlineExceededError,
+    first_line,
 )
 from lambda_pg._events import Events
 from lambda_pg._failures import Failure, classify_connect, classify_statement, is_unexplained
+from lambda_pg._jitter import jitter
 from lambda_pg._overload import Breaker
 from lambda_pg._settings import Settings
 from lambda_pg._stats import Stats
 
-# No state that a snapshot or a fork could copy into many environments.
-_jitter = random.SystemRandom()
-
-
-ENOUGH: Final = 1.0
+MIN_CONNECT_SECONDS: Final = 1.0
 """Seconds after which a connect without an answer has met silence, and not too little time."""
 
 
 def too_short(error: psycopg.Error, seconds: float) -> bool:
     """Tell whether a connect had too few seconds for its timeout to mean anything."""
-    return isinstance(error, psycopg.errors.ConnectionTimeout) and seconds < ENOUGH
+    return isinstance(error, psycopg.errors.ConnectionTimeout) and seconds < MIN_CONNECT_SECONDS
 
 
 Configure = Callable[[psycopg.Connection[Any]], object]
@@ -133,12 +132,14 @@ class Login:
         """Let the application configure a new connection, until the time.monotonic() `until`."""
         kept = False
         connection.deadline = until
-        connection.lend(tuple_row)
+        lend(connection, tuple_row)
         try:
             with _strict(connection):
                 configure(connection)
             _require_untouched(connection)
             connection.keep_adapters()
+            if connection.denied:  # and `configure` swallowed the error
+                why_denied(connection)
             kept = connection.clean()
         except DeadlineExceededError as late:
             raise CheckoutTimeoutError(
@@ -170,18 +171,20 @@ class Login:
         """Say how long a new connection may live; a fleet's do not end together."""
         settings, profile = self._settings, connection.profile
         lifetime = settings.max_lifetime or profile.max_lifetime
-        connection.idle_since = time()
-        connection.expires_at = connection.idle_since + lifetime * _jitter.uniform(0.8, 1.0)
-        connection.max_idle = settings.max_idle or profile.max_idle
-        connection.ask_after = min(settings.idle_check_after, connection.max_idle)
-        connection.generation = self._credentials.generation
-        connection.renew_at = min(connection.expires_at, self._credentials.fresh_until)
+        lease = connection.lease
+        lease.idle_since = time()
+        lease.expires_at = lease.idle_since + lifetime * jitter.uniform(0.8, 1.0)
+        lease.max_idle = settings.max_idle or profile.max_idle
+        lease.check_after = min(settings.idle_check_after, lease.max_idle)
+        lease.generation = self._credentials.generation
+        lease.renew_at = min(lease.expires_at, self._credentials.fresh_until)
 
     def is_current(self, connection: Connection[Any], timeout: float) -> bool:
         """Look at the credentials again; tell whether they are those of the connection."""
         self._credentials.get(timeout)
-        connection.renew_at = min(connection.expires_at, self._credentials.fresh_until)
-        return connection.generation == self._credentials.generation
+        lease = connection.lease
+        lease.renew_at = min(lease.expires_at, self._credentials.fresh_until)
+        return lease.generation == self._credentials.generation
 
 
 @contextmanager
@@ -205,5 +208,4 @@ def _require_untouched(connection: Connection[Any]) -> None:
 
 
 def _said(error: psycopg.Error) -> str:
-    first_line = str(error).partition("\n")[0]
-    return f"configure failed on a new connection: {first_line}"
+    return f"configure failed on a new connection: {first_line(error)}"

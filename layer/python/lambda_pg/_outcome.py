@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from psycopg.pq.abc import PGresult
 
-from lambda_pg._flight import Command
+from lambda_pg._pipeline import Command
 
 SOUND: Final = range(15, 19)
 """Major versions of PostgreSQL whose crashes discard the statistics, which tests/integration/

@@ -1,7 +1,6 @@
 """When to stop trying: a budget for retries, and a breaker for a database that is away."""
 
 import math
-import random
 import time
 from collections.abc import Callable
 from typing import Final
@@ -9,11 +8,12 @@ from typing import Final
 import psycopg
 
 from lambda_pg._errors import DatabaseUnavailableError
+from lambda_pg._jitter import jitter
 
 BUDGET: Final = 60
 """Retries that may cost the server something and that an environment may spend at once."""
 
-EARNED: Final = 4.0
+RETRY_REFILL_RATE: Final = 4.0
 """Such retries that come back each second. A request makes eight in the first 1.5 s of an outage,
 and then four a second: one request at a time cannot spend all in a window, or in a minute of short
 outages; threads that share an environment can."""
@@ -36,9 +36,6 @@ REST: Final = (0.25, 1.0)
 LONGEST_REST: Final = 30.0
 """Bounds of the pause after such a login whose work was in vain, as its statement was refused: by
 what it took, doubled for each one in a row, and in seconds."""
-
-# No state that a snapshot or a fork could copy into many environments.
-_jitter = random.SystemRandom()
 
 
 class NotReachedError(psycopg.OperationalError):
@@ -64,7 +61,7 @@ class RetryBudget:
     def spend(self) -> bool:
         """Take one retry; tell whether there was one left."""
         now = self._clock()
-        self._left = min(BUDGET, self._left + max(0.0, now - self._at) * EARNED)
+        self._left = min(BUDGET, self._left + max(0.0, now - self._at) * RETRY_REFILL_RATE)
         self._at = now
         if self._left < 1:
             return False
@@ -99,7 +96,7 @@ class Breaker:
         if not self.failures:
             self._slow_logins = 0
         if seconds > SLOW_LOGIN:
-            rest = seconds * _jitter.uniform(*REST) * 2.0**self._slow_logins
+            rest = seconds * jitter.uniform(*REST) * 2.0**self._slow_logins
             self._rests_until = self._clock() + min(LONGEST_REST, rest)
             self._slow_logins = min(10, self._slow_logins + 1)
 
@@ -138,7 +135,7 @@ class Breaker:
     def failed(self) -> None:
         """Count a request that found no database."""
         self.failures += 1
-        self._probe_at = self._clock() + _jitter.uniform(*PROBE_PAUSE)
+        self._probe_at = self._clock() + jitter.uniform(*PROBE_PAUSE)
 
     def succeeded(self) -> None:
         """Close: the database answers."""

@@ -1,6 +1,7 @@
 """Statements that leave in one write and are answered in one round trip."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 import psycopg
@@ -75,7 +76,30 @@ class Request(NamedTuple):
         self.cursor._set_results(results)
 
 
-def fly(pgconn: PGconn, statements: Sequence[Command | Request]) -> PQGen[list[PGresult]]:
+PARTS: Final = frozenset({pq.ExecStatus.SINGLE_TUPLE, pq.ExecStatus.TUPLES_CHUNK})
+"""The status of results that are some of the rows of a stream."""
+
+
+def final_error(pgconn: PGconn) -> psycopg.Error | None:
+    """Read the error with which the server ended a connection, where it has not been read yet.
+
+    An error after rows belongs to their statement; one after any other answer does not.
+    """
+    with suppress(psycopg.Error):  # libpq parses nothing before the end of a COPY
+        pgconn.put_copy_end(b"the connection was lost")
+    with suppress(psycopg.Error):
+        if pgconn.status == pq.ConnStatus.OK:
+            pgconn.consume_input()
+        while not pgconn.is_busy() and (result := pgconn.get_result()):
+            if result.status == pq.ExecStatus.FATAL_ERROR:
+                error = psycopg.errors.error_from_result(result, encoding=pgconn._encoding)
+                return error if error.sqlstate is not None else None
+            if result.status not in PARTS:
+                return None
+    return None
+
+
+def send_batch(pgconn: PGconn, statements: Sequence[Command | Request]) -> PQGen[list[PGresult]]:
     """Send `statements`, wait for all the answers, and return the last one's.
 
     Raises the first error among them. There must be a transaction, begun by the first of them or
@@ -131,7 +155,7 @@ class Pipeline(psycopg.Pipeline):
     server said before it. Both look like a lost answer then.
     """
 
-    _last_words: psycopg.Error | None = None
+    _final_error: psycopg.Error | None = None
     """The error with which the server has ended the connection."""
 
     def _enqueue_sync(self) -> None:
@@ -147,7 +171,7 @@ class Pipeline(psycopg.Pipeline):
             super()._process_results(queued, results)
         except psycopg.Error as error:
             if error.diag.severity_nonlocalized in {"FATAL", "PANIC"}:
-                self._last_words = error
+                self._final_error = error
             raise
 
     def _communicate_gen(self) -> PQGen[None]:
@@ -160,7 +184,7 @@ class Pipeline(psycopg.Pipeline):
         try:
             yield from super()._fetch_gen(flush=flush)
         except psycopg.OperationalError as lost:
-            raise self._last_words or lost from None
+            raise self._final_error or lost from None
 
     def _exit_gen(self) -> PQGen[None]:
         self._enqueue_sync()

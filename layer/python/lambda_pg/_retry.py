@@ -10,14 +10,13 @@ connection; the next attempt then comes after a pause, or what the caller gets i
         except psycopg.Error as error:
             attempts.failed(error, connection)
         finally:
-            pool.give_back(connection)
+            pool.release(connection)
 
 docs/failures.md has the table of all failures.
 """
 
 import logging
 import math
-import random
 import time
 from collections.abc import Callable
 from typing import Any, Final, Generic, NamedTuple
@@ -27,8 +26,9 @@ from psycopg.abc import QueryNoTemplate
 from psycopg.rows import Row
 
 from lambda_pg._clock import monotonic
-from lambda_pg._connection import Connection, Denial
+from lambda_pg._connection import Connection
 from lambda_pg._credentials import SecretsUnavailableError
+from lambda_pg._denial import Denial, why_denied
 from lambda_pg._errors import (
     CheckoutTimeoutError,
     CommitOutcomeUnknownError,
@@ -37,6 +37,7 @@ from lambda_pg._errors import (
     CredentialsError,
     DatabaseUnavailableError,
     DeadlineExceededError,
+    first_line,
 )
 from lambda_pg._events import Events
 from lambda_pg._failures import (
@@ -46,6 +47,7 @@ from lambda_pg._failures import (
     classify_connect,
     classify_statement,
 )
+from lambda_pg._jitter import jitter
 from lambda_pg._login import ConfigureInterruptedError, too_short
 from lambda_pg._outcome import STATUS, TransactionId
 from lambda_pg._overload import Breaker, NotReachedError, RetryBudget
@@ -64,10 +66,6 @@ waits for longer and longer loses to those that have just begun."""
 
 LAST_ATTEMPT: Final = 0.1
 """Seconds before the end of a window in which no attempt begins: a connect takes 5 to 50 ms."""
-
-
-# No state that a snapshot or a fork could copy into many environments.
-_jitter = random.SystemRandom()
 
 
 class Window:
@@ -137,7 +135,7 @@ class Window:
         if absent and self._probes:
             self._breaker.failed()
             raise DatabaseUnavailableError(
-                f"the database is still away: {reason(cause)}"
+                f"the database is still away: {first_line(cause)}"
             ) from cause
         most = LONGEST_PAUSE if absent else LONGEST_CONFLICT_PAUSE
         longest = min(most, FIRST_PAUSE * 2 ** min(self._attempts, DOUBLINGS))
@@ -150,24 +148,24 @@ class Window:
             if absent:
                 self._breaker.failed()
             raise self._error(cause, in_time=in_time) from cause
-        time.sleep(max(rest, min(_jitter.uniform(0, longest), left / 2)))
+        time.sleep(max(rest, min(jitter.uniform(0, longest), left / 2)))
 
     def _error(self, cause: Exception, *, in_time: bool) -> DatabaseUnavailableError:
         tried = f"{self._attempts} attempt{'s' if self._attempts > 1 else ''}"
         if in_time:
             return DatabaseUnavailableError(
                 f"this environment has spent its budget of retries (after {tried}); "
-                f"the last one failed: {reason(cause)}"
+                f"the last one failed: {first_line(cause)}"
             )
         if self._deadline <= self._until and not math.isinf(self._deadline):
             return DeadlineExceededError(
                 f"the invocation's deadline passed after {tried}; "
-                f"the last one failed: {reason(cause)}",
+                f"the last one failed: {first_line(cause)}",
                 may_have_run=self.may_have_run,
             )
         return CheckoutTimeoutError(
             f"no success within {self._seconds:.1f} s ({tried}); "
-            f"the last one failed: {reason(cause)}"
+            f"the last one failed: {first_line(cause)}"
         )
 
 
@@ -223,7 +221,7 @@ class Retry:
             return failure
         undone = alone is None or is_undone_by_error(connection.text_of(alone))
         if error.sqlstate == READ_ONLY:
-            denial = connection.why_denied()
+            denial = why_denied(connection)
             # A statement alone asks for nothing: not the server that denied it has answered.
             elsewhere = denial is Denial.WRITABLE and alone is not None
             if denial is not Denial.SERVER and not elsewhere:
@@ -246,14 +244,14 @@ class Retry:
         match failure:
             case Failure.NOT_RUN | Failure.LOGIN_REFUSED:
                 self.breaker.failed()
-                raise DatabaseUnavailableError(f"refused: {reason(error)}") from error
+                raise DatabaseUnavailableError(f"refused: {first_line(error)}") from error
             case Failure.NOT_ABLE:
                 self.breaker.succeeded()  # the database has answered
                 raise DatabaseUnavailableError(_not_able(error)) from error
             case Failure.TOO_LONG:
                 self.breaker.succeeded()  # the database has answered
                 raise DatabaseUnavailableError(
-                    f"the transaction took too long and was rolled back: {reason(error)}"
+                    f"the transaction took too long and was rolled back: {first_line(error)}"
                 ) from error
             case Failure.LOST if in_transaction:
                 raise DatabaseUnavailableError(
@@ -283,7 +281,7 @@ class Retry:
     def note(self, error: Exception) -> None:
         """Count and report another try."""
         self.stats.retries += 1
-        self.events.report(logging.INFO, "retry", "trying again after: %s", reason(error))
+        self.events.report(logging.INFO, "retry", "trying again after: %s", first_line(error))
 
     def answered(self) -> None:
         """Note that the database answers."""
@@ -397,7 +395,7 @@ class Attempts(Generic[Row]):
                 self.failed(error, connection, in_transaction=True)
                 continue
             finally:
-                self._retry.pool.give_back(connection)
+                self._retry.pool.release(connection)
             status = transaction.status(cursor.pgresult) if cursor.pgresult else None
             if status != "in progress":
                 return status
@@ -482,7 +480,7 @@ class Attempts(Generic[Row]):
             else:
                 if self._invocation in {None, self._retry.invocation()}:
                     return connection
-                pool.give_back(connection)  # a thread that has waited past the end
+                pool.release(connection)  # a thread that has waited past the end
                 raise DatabaseUnavailableError(f"{INVOCATION_ENDED}: nothing was sent")
 
     def _recover_connect(self, error: psycopg.OperationalError) -> None:
@@ -491,7 +489,7 @@ class Attempts(Generic[Row]):
         if failure is Failure.NOT_RUN:
             self._pause(error)
         elif failure is not Failure.LOGIN_REFUSED:
-            raise ConnectFailedError(f"cannot connect: {reason(error)}") from error
+            raise ConnectFailedError(f"cannot connect: {first_line(error)}") from error
         elif not self._retry.credentials_change:
             raise CredentialsError("the login that the URL holds was refused") from error
         else:
@@ -511,7 +509,7 @@ def require_invocation(
 
     Nothing is retried for an invocation that has been answered.
     """
-    if not connection.reclaimed or failure is not Failure.LOST:
+    if not connection.lease.reclaimed or failure is not Failure.LOST:
         return
     if isinstance(error, DatabaseUnavailableError):
         raise error  # it was used after that
@@ -531,15 +529,10 @@ def outcome_unknown(what: str, transaction: TransactionId | None) -> CommitOutco
     )
 
 
-def reason(error: Exception) -> str:
-    """Return the first line of an error's text."""
-    return str(error).partition("\n")[0]
-
-
 def _not_able(error: psycopg.Error) -> str:
     if error.sqlstate == READ_ONLY:
-        return f"the server is read-only now: {reason(error)}"
-    return f"the server cannot run the statement now ({error.sqlstate}): {reason(error)}"
+        return f"the server is read-only now: {first_line(error)}"
+    return f"the server cannot run the statement now ({error.sqlstate}): {first_line(error)}"
 
 
 def _costs(error: Exception) -> bool:

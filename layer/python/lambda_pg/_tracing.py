@@ -19,7 +19,7 @@ from psycopg.pq.abc import PGconn, PGresult
 from psycopg.rows import Row
 
 from lambda_pg._connection import Connection
-from lambda_pg._flight import Command, Request
+from lambda_pg._pipeline import Command, Request
 from lambda_pg._profiles import Profile
 from lambda_pg._settings import Settings
 from lambda_pg._statements import is_short, lexemes
@@ -95,14 +95,14 @@ class TracedConnection(Connection[Row]):
             value = _traced(value)
         super().__setattr__(name, value)
 
-    def fly(self, statements: Sequence[Command | Request]) -> list[PGresult]:
+    def send_batch(self, statements: Sequence[Command | Request]) -> list[PGresult]:
         """Run statements in one round trip; through PgBouncer the wait for a server is a span."""
         first = statements[0]
         if self.profile.name != "pgbouncer" or not isinstance(first, Command):
-            return super().fly(statements)
+            return super().send_batch(statements)
         with _command(first.text.decode(), self.attributes) as span:
             announced: Any = _Announced(first, span)
-            return super().fly([announced, *statements[1:]])
+            return super().send_batch([announced, *statements[1:]])
 
     def _exec_command(
         self, command: Any, result_format: pq.Format = pq.Format.TEXT
@@ -113,7 +113,7 @@ class TracedConnection(Connection[Row]):
 
 
 class _Announced(NamedTuple):
-    """A command whose answer is asked for at once, before that of the rest of its flight.
+    """A command whose answer is asked for at once, before that of the rest of its batch.
 
     A pooler sends BEGIN on as soon as it has a server connection: what passes until the answer is
     the wait for one, and a round trip.

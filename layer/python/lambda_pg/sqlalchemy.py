@@ -134,13 +134,13 @@ class _Holder:
         self._transactions = [weakref.ref(each) for each in found if each is not None]
         return session is not None and bool(session.new or session.dirty or session.deleted)
 
-    def settle(self, *, told: bool) -> bool:
+    def settle(self, *, reported: bool) -> bool:
         """Have the session and its connection begin something new, unless they have meanwhile."""
         then = [each() for each in self._transactions]
-        if told:
+        if reported:
             with suppress(Exception):  # of the application's listeners: this invocation is over
                 self._forget(then)
-        return told or not any(each is not None for each in then)
+        return reported or not any(each is not None for each in then)
 
     def _forget(self, transactions: list[Any]) -> None:
         session = self.session()
@@ -165,14 +165,14 @@ def _is_ended(connection: sqlalchemy.Connection) -> bool:
     if connection.closed or connection.invalidated:
         return False
     lent: Any = connection.connection.dbapi_connection
-    return isinstance(lent, Connection) and lent.reclaimed
+    return isinstance(lent, Connection) and lent.lease.reclaimed
 
 
 def _hold(connection: sqlalchemy.Connection) -> None:
     """Note who has a connection of the layer's."""
     lent: Any = connection.connection.dbapi_connection
-    if isinstance(lent, Connection) and lent.holder is None:
-        lent.holder = _Holder(connection)
+    if isinstance(lent, Connection) and lent.lease.holder is None:
+        lent.lease.holder = _Holder(connection)
     orm = sys.modules.get("sqlalchemy.orm")  # imported before there can be a session
     if orm is not None and not event.contains(orm.Session, "after_begin", _hold_for_session):
         event.listen(orm.Session, "after_begin", _hold_for_session)
@@ -180,8 +180,8 @@ def _hold(connection: sqlalchemy.Connection) -> None:
 
 def _hold_for_session(session: Any, _: Any, connection: sqlalchemy.Connection) -> None:
     lent: Any = connection.connection.dbapi_connection
-    if isinstance(lent, Connection) and isinstance(lent.holder, _Holder):
-        lent.holder.session = weakref.ref(session)
+    if isinstance(lent, Connection) and isinstance(lent.lease.holder, _Holder):
+        lent.lease.holder.session = weakref.ref(session)
 
 
 registry.register("postgresql.lambda_pg", __name__, LayerDialect.__name__)

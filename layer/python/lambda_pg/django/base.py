@@ -148,7 +148,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
         """
         kept = self.connection
         gone = kept is not None and kept.closed and not self.in_atomic_block
-        if gone and (self.autocommit or kept.told or not kept.reclaimed):
+        if gone and (self.autocommit or kept.lease.reported or not kept.lease.reclaimed):
             self.close()
         super().ensure_connection()
 
