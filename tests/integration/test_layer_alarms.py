@@ -119,7 +119,7 @@ def assert_all_slots_work(db: Database[TupleRow], slots: int) -> None:
     stats = db.stats()
     assert stats["pool_size"] == stats["pool_available"] == slots
     assert not db._pool.lent
-    assert db._deadline == db._own_deadline.get() == float("inf")
+    assert db._invocations.deadline == db._invocations.earliest() == float("inf")
 
 
 class Gap:

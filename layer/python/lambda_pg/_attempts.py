@@ -65,7 +65,7 @@ class Attempt:
     """One connect: psycopg's generator, the socket that it waits for, and how far it came."""
 
     def __init__(self, opening: Opening, address: str) -> None:
-        """Send the SYN; raises psycopg.OperationalError."""
+        """Send the SYN. Raises psycopg.OperationalError."""
         self.address = address
         self.is_connected = False
         self.is_answered = False
@@ -104,7 +104,7 @@ class Attempt:
             if not was_reading:
                 raise NotReachedError(str(error)) from None
             self.is_answered = True
-            raise error.with_traceback(None)  # noqa: B904  # the same error
+            raise error.with_traceback(None)  # noqa: B904 - the same error
         self.socket, self._wants = step[0], int(step[1])
         self.waited = self.rests_until = 0.0
         is_reading = self._wants == _READING
@@ -221,7 +221,7 @@ class Attempts:
                 raise
 
     def _advance(self, attempt: Attempt) -> Connection[Any] | None:
-        """Let one attempt go on; raises its error unless another one may still succeed."""
+        """Let one attempt go on. Raises its error unless another one may still succeed."""
         was_connected = attempt.is_connected
         try:
             connection = attempt.resume()

@@ -82,7 +82,11 @@ def opening(claims: str | None, begin: Command = BEGIN) -> list[Command]:
 
 
 class Connection(psycopg.Connection[Row]):
-    """A psycopg connection whose every wait ends at `deadline`."""
+    """A psycopg connection whose every wait ends at `deadline`.
+
+    Large because psycopg's is: many methods override one of psycopg's, and a return to the pool
+    resets the private state that psycopg has.
+    """
 
     profile: Profile
     """What may be sent over it."""
@@ -214,7 +218,7 @@ class Connection(psycopg.Connection[Row]):
             raise
 
     def _left(self) -> float:
-        """Return the seconds until the deadline; raises DeadlineExceededError when none are."""
+        """Return the seconds until the deadline. Raises DeadlineExceededError when none are."""
         left = self.deadline - monotonic()
         if left <= 0:
             if self.pgconn.transaction_status == _ACTIVE:  # libpq has sent it already
@@ -599,13 +603,14 @@ def _always(_: int) -> list[tuple[int, int]]:
     return [(-1, select.POLLNVAL)]
 
 
-# macOS has no POLLRDHUP; there a hang-up makes the socket readable.
 _IDLE_EVENTS: Final = (
     select.POLLIN
     | select.POLLHUP
     | select.POLLERR
     | (0 if sys.platform == "darwin" else select.POLLRDHUP)
 )
+"""What shows that an idle connection was lost. macOS has no POLLRDHUP; there a hang-up makes the
+socket readable."""
 
 _OPEN: Final[weakref.WeakSet[Connection[Any]]] = weakref.WeakSet()
 

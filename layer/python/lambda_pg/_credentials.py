@@ -5,7 +5,7 @@ import math
 import os
 import time
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Condition, Lock
@@ -79,25 +79,15 @@ class Credentials:
             raise ConfigurationError([f"the secret {arn} is not a JSON object"])
         if "url" in secret or ("direct_url" in secret and (direct or "username" not in secret)):
             return cls._from_url(arn, "direct_url" if direct else "url", secret)
-        problems = [
-            f"the secret {arn} has no text in its field {name!r}"
-            for name in ("username", "password")
-            if not _is_text(secret.get(name))
-        ]
-        problems += [
-            f"the secret {arn} has a field {name!r} that is not a text"
-            for name in ("host", "dbname")
-            if secret.get(name) is not None and not _is_text(secret[name])
-        ]
-        host = secret.get("host")
-        if isinstance(host, str) and (problem := host_problem(host)):
-            problems.append(f"the secret {arn}: its field 'host' {problem}")
-        port = _port(secret.get("port"))
-        if port == 0:
-            problems.append(f"the secret {arn} has a field 'port' that is no port from 1 to 65535")
-        if problems:
-            raise ConfigurationError(problems)
-        return cls(secret["username"], secret["password"], host, port, secret.get("dbname"))
+        if problems := list(_problems(secret)):
+            raise ConfigurationError([f"the secret {arn} {problem}" for problem in problems])
+        return cls(
+            secret["username"],
+            secret["password"],
+            secret.get("host"),
+            _port(secret.get("port")),
+            secret.get("dbname"),
+        )
 
     @classmethod
     def _from_url(cls, arn: str, name: str, secret: dict[str, Any]) -> "Credentials":
@@ -123,6 +113,21 @@ class Credentials:
         )
 
 
+def _problems(secret: dict[str, Any]) -> Iterator[str]:
+    """Say what is wrong with the fields of a secret that RDS wrote; quotes none of them."""
+    for name in ("username", "password"):
+        if not _is_text(secret.get(name)):
+            yield f"has no text in its field {name!r}"
+    for name in ("host", "dbname"):
+        if secret.get(name) is not None and not _is_text(secret[name]):
+            yield f"has a field {name!r} that is not a text"
+    host = secret.get("host")
+    if isinstance(host, str) and (problem := host_problem(host)):
+        yield f"has a field 'host' that {problem}"
+    if _port(secret.get("port")) == 0:
+        yield "has a field 'port' that is not a port from 1 to 65535"
+
+
 def _is_text(value: object) -> bool:
     """Tell what can be sent: no NUL, and no half of a character, which JSON can name."""
     if not isinstance(value, str) or not value or "\0" in value:
@@ -145,7 +150,11 @@ def _port(value: object) -> int | None:
 
 
 class CredentialCache:
-    """Hold the credentials; threads that need a fetch wait for one."""
+    """Hold the credentials; threads that need a fetch wait for one.
+
+    Large because one lock guards all of it: both versions of the secret, and when each may be asked
+    for.
+    """
 
     def __init__(
         self,
@@ -328,8 +337,8 @@ class CredentialCache:
     def _fetch(self, stage: str, timeout: float, *, patient: bool) -> Credentials:
         """Fetch a version of the secret within `timeout` seconds.
 
-        While Secrets Manager fails or throttles, it is asked once a second at most. A `patient`
-        fetch waits for its turns; another one raises SecretsUnavailableError before its turn.
+        While Secrets Manager fails or throttles, it is asked at most once a second. A `patient`
+        fetch waits until it may ask. Raises SecretsUnavailableError, at once if not `patient`.
         """
         until = monotonic() + timeout
         while True:

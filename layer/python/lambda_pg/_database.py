@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from contextvars import ContextVar
 from types import CoroutineType, GeneratorType
 from typing import Any, Final, Generic, ParamSpec, TypeVar, overload
 
@@ -17,12 +16,17 @@ from psycopg import IsolationLevel, pq
 from psycopg.abc import Params, QueryNoTemplate
 from psycopg.rows import Row, RowFactory, TupleRow, tuple_row
 
-from lambda_pg._clock import monotonic
 from lambda_pg._connection import COMMIT, Connection, Modes, opening
 from lambda_pg._credentials import CredentialCache
 from lambda_pg._cursor import Rows, lend
 from lambda_pg._events import Events
-from lambda_pg._invocation import NO_DEADLINE, invocation_of, require_plain
+from lambda_pg._invocation import (
+    NO_DEADLINE,
+    Invocations,
+    deadline_of,
+    invocation_of,
+    require_plain,
+)
 from lambda_pg._login import Configure, Login
 from lambda_pg._overload import Breaker
 from lambda_pg._pipeline import Request
@@ -39,9 +43,6 @@ Other = TypeVar("Other")  # psycopg's Row has a default, which pyright takes for
 Claims = Mapping[str, Any]
 
 _TUPLES: Final[RowFactory[Any]] = tuple_row
-
-RESERVE: Final = 0.5
-"""Seconds of the invocation kept back to answer in after its deadline has ended a wait."""
 
 REMEMBERED: Final = 1000
 """Short statements whose text is known to leave no session state, for each connection."""
@@ -60,6 +61,7 @@ class Database(Generic[Row]):
     """One database, its pool and its credentials: make one for each environment, at import.
 
     Nothing is read but the settings, and nothing is opened, before the first checkout.
+    Large because it is the layer's whole face: thirteen of its methods are public.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Database(Generic[Row]):
         self._stats = Stats()
         self._events = Events()
         self._credentials = CredentialCache(settings)
+        self._invocations = Invocations()
         breaker = Breaker()
         self._login = Login(
             settings,
@@ -103,13 +106,8 @@ class Database(Generic[Row]):
             events=self._events,
             checkout_timeout=settings.checkout_timeout,
             credentials_change=settings.secret_arn is not None or settings.auth != "password",
-            invocation=lambda: self._invocation,
+            invocations=self._invocations,
         )
-        self._deadline = math.inf
-        self._own_deadline: ContextVar[float] = ContextVar("deadline", default=math.inf)
-        self._has_own_deadlines = False
-        self._invocation: int | None = None
-        self._invocations = 0
         self._emits = settings.metrics
         self._metrics = MetricLines(os.environ.get("AWS_LAMBDA_FUNCTION_NAME", "local"))
         register_snapshot_hooks(self)
@@ -140,7 +138,7 @@ class Database(Generic[Row]):
         direct: bool = False,
         configure: Configure | None = None,
     ) -> "Database[Any]":
-        """Read the settings from the environment; raises ConfigurationError.
+        """Read the settings from the environment. Raises ConfigurationError.
 
         `direct` takes the address of the database itself, past any pooler: for migrations.
         `configure` is as for Database().
@@ -364,15 +362,8 @@ class Database(Generic[Row]):
         handler; of several deadlines the earliest holds. It bounds the connections that the
         thread has checked out already, too.
         """
-        self._has_own_deadlines = True  # for good: threads cannot count together without a lock
-        before = self._own_deadline.get()
-        try:
-            self._own_deadline.set(min(before, monotonic() + seconds))
-            self._pool.bind(self._earliest())
+        with self._invocations.bounded(seconds, self._pool.bind):
             yield
-        finally:
-            self._own_deadline.set(before)
-            self._pool.bind(self._earliest())
 
     def bind_lambda_context(self, handler: Callable[P, R]) -> Callable[P, R]:
         """Decorate a handler: its invocation's remaining time bounds every wait on the database.
@@ -392,25 +383,22 @@ class Database(Generic[Row]):
         @functools.wraps(handler)
         def bound(*args: P.args, **kwargs: P.kwargs) -> R:
             context, remaining = invocation_of(args, kwargs)
-            until = monotonic() + (
-                remaining - RESERVE if remaining > 2 * RESERVE else remaining / 2
-            )
-            if self._invocation is not None:  # called by another bound handler
-                return self._within(until, handler, *args, **kwargs)
+            until = deadline_of(remaining)
+            if self._invocations.current is not None:  # called by another bound handler
+                with self._invocations.shortened(until):
+                    return handler(*args, **kwargs)
             if _TRACING_API in sys.modules:
                 self._trace()
-            self._deadline = until
             self._events.context = context
             if remaining == math.inf:
                 self._events.report_once(logging.WARNING, "no_deadline", NO_DEADLINE)
-            self._invocation = self._invocations = self._invocations + 1
+            self._invocations.begin(until)
             failed = True
             try:
                 answer = handler(*args, **kwargs)
                 failed = False
             finally:
-                self._deadline = math.inf
-                self._invocation = None
+                self._invocations.end()
                 if self._pool.busy or self._emits:
                     self._end(failed=failed)
                 self._events.context = None
@@ -418,20 +406,11 @@ class Database(Generic[Row]):
 
         return bound
 
-    def _within(self, until: float, handler: Callable[..., R], /, *args: Any, **kwargs: Any) -> R:
-        """Call a handler that another one has called: of their deadlines the earlier holds."""
-        before = self._deadline
-        self._deadline = min(before, until)
-        try:
-            return handler(*args, **kwargs)
-        finally:
-            self._deadline = before
-
     def _trace(self) -> None:
         """Make spans from now on."""
         if self._events.tracing is not None:
             return
-        from lambda_pg._tracing import Tracing  # noqa: PLC0415  # only where the API is loaded
+        from lambda_pg._tracing import Tracing  # noqa: PLC0415 - only where the API is loaded
 
         self._events.tracing = tracing = Tracing(self._settings)
         # No `if` in execute(): tracing costs nothing where it is off.
@@ -482,20 +461,18 @@ class Database(Generic[Row]):
             if line is not None:
                 print(line)  # CloudWatch reads metrics from standard output
 
-    def _earliest(self) -> float:
-        return min(self._deadline, self._own_deadline.get())
-
     def _attempts(self) -> Attempts[Row]:
         """Begin a request."""
         self._stats.requests_num += 1
-        deadline = self._earliest() if self._has_own_deadlines else self._deadline
-        return Attempts(self._retry, deadline, self._invocation)
+        invocations = self._invocations
+        deadline = invocations.earliest() if invocations.has_bounds else invocations.deadline
+        return Attempts(self._retry, deadline, invocations.current)
 
     def _lent(self, attempts: Attempts[Row]) -> Connection[Row]:
         """Take a connection for a caller's hands."""
         connection = attempts.next()
         connection.deadline = attempts.deadline
-        connection.lease.used_by = self._invocation
+        connection.lease.used_by = self._invocations.current
         lend(connection, self._row_factory)
         self._pool.lend(connection)
         return connection
@@ -510,7 +487,7 @@ class Database(Generic[Row]):
 
     def _inspect(self, connection: Connection[Row], query: QueryNoTemplate) -> None:
         if not connection.inspect(query):
-            connection.lease.used_by = self._invocation
+            connection.lease.used_by = self._invocations.current
         elif isinstance(query, str) and is_short(query):
             if len(connection.harmless) >= REMEMBERED:
                 connection.harmless.clear()

@@ -33,7 +33,6 @@ class Failure(enum.Enum):
     FINAL = "waiting changes nothing: the caller gets the error as it is"
 
 
-# Patterns, not compiled ones: a cold start pays for none of them, and re keeps those that are used.
 LOGIN_REFUSED: Final = (
     "password authentication failed",  # PostgreSQL, Supavisor, Neon
     "SASL authentication failed",  # PgBouncer
@@ -42,7 +41,11 @@ LOGIN_REFUSED: Final = (
     "The password that was provided for the role .* is wrong",
     "This RDS proxy has no credentials for the role",
 )
-"""Texts of a login that is refused with these credentials: others may be right by now."""
+"""Texts of a login that is refused with these credentials: others may be right by now.
+
+These and the patterns below are not compiled: a cold start pays for none of them, and re keeps
+those that are used.
+"""
 
 CONNECT_AGAIN: Final = (
     # exhaustion: PostgreSQL (two texts), its limits for a database or a role, PgBouncer
@@ -106,15 +109,14 @@ _CONNECT_STATES: Final = {
 }
 """What an SQLSTATE, or its class, says of a failed connect whatever the text."""
 
-# 28000 has any refusal of a login without a password, as PAM's of an IAM token; poolers use the
-# others for whatever they refuse.
 _VAGUE_STATES: Final = frozenset({None, "28000", "08000", "08P01", "XX000"})
+"""SQLSTATEs that do not tell why a login was refused: 28000 stands for every refusal without a
+password, as PAM's of an IAM token; poolers use the others for all their refusals."""
 
-# As psycopg and libpq write the answer of a server: the severity, in whatever language, a colon
-# and two spaces. libpq's own errors have one space.
-_SERVER_SAID: Final = r"failed: [^:\n]{1,40}:  "
+_SERVER_ANSWERED: Final = r"failed: [^:\n]{1,40}:  "
+"""The answer of a server as psycopg and libpq write it: the severity, in any language, a colon and
+two spaces. libpq's own errors have one space."""
 
-# strerror() speaks the language of the process' locale, here as in libpq.
 _NETWORK_ERRORS: Final = (
     errno.ECONNREFUSED,
     errno.ECONNRESET,
@@ -122,6 +124,7 @@ _NETWORK_ERRORS: Final = (
     errno.ENETUNREACH,
     errno.EHOSTUNREACH,
 )
+"""Looked up by strerror(), which uses the language of the process' locale, as libpq does."""
 
 NOT_RUN: Final = (
     ("08P01", "server shutting down"),
@@ -154,21 +157,30 @@ TOO_LONG: Final = (
 """SQLSTATE and text of a farewell, with the severity FATAL, to a transaction that took too long."""
 
 _ROLLED_BACK: Final = frozenset({"40001", "40P01"})
-# As answers with the severity ERROR: what was begun is undone, and the connection lives.
-# docs/failures.md has all classes and the reasons.
+"""A serialization failure and a deadlock."""
+
 _NOT_ABLE: Final = frozenset({READ_ONLY, "53000", "53100", "53200", "53300", "55P03", "57P03"})
-# Only a lock timeout: with NOWAIT, in the statement or in a function, the caller asked for the
-# error, and RAISE is the caller's own. The server's C function tells them apart in any language.
+"""Answers that, with the severity ERROR, undo the transaction and leave the connection open.
+
+docs/failures.md has all classes and the reasons.
+"""
+
 _LOCK_NOT_AVAILABLE: Final = "55P03"
+"""Retried only after a lock timeout. With NOWAIT and RAISE the caller asked for the error."""
+
 _TIMEOUT_SOURCE: Final = "ProcessInterrupts"
-# By their definition nobody knows whether the transaction was committed.
+"""The server's C function that reports a lock timeout, in every language."""
+
 _UNKNOWN: Final = frozenset({"08007", "40003"})
-# The server ended the connection. It rolled the statement back, but a procedure may have
-# committed before that: this is no NOT_RUN.
+"""By their definition it is not known whether the transaction was committed."""
+
 _ENDED: Final = frozenset({"57P01", "57P02", "57P05"})
-# So it did with the severity FATAL in these classes: lack of resources, system and internal
-# errors. Supavisor has XX000 for a server connection that was lost at whatever time.
+"""The server ended the connection and rolled the statement back. It is not NOT_RUN: a procedure may
+have committed before."""
+
 _ENDED_IF_FATAL: Final = frozenset({"53", "57", "58", "XX"})
+"""Classes that mean the same with the severity FATAL: lack of resources, system and internal
+errors. Supavisor uses XX000 for a server connection that was lost at any time."""
 
 
 RESOLVER: Final[Mapping[str, Failure]] = {
@@ -224,19 +236,25 @@ def classify_statement(error: psycopg.Error, *, broken: bool) -> Failure:
     if sqlstate in _UNKNOWN:
         return Failure.LOST
     if sqlstate in _NOT_ABLE and severity == "ERROR":
-        waited = sqlstate != _LOCK_NOT_AVAILABLE or error.diag.source_function == _TIMEOUT_SOURCE
-        return Failure.NOT_ABLE if waited else Failure.FINAL
+        return Failure.FINAL if _is_own_lock_error(error) else Failure.NOT_ABLE
     if sqlstate is not None and (severity != "ERROR" or sqlstate == "08000"):
         refusal = _classify_refusal(sqlstate, severity, error.diag.message_primary or str(error))
         if refusal is not None:
             return refusal
-    ended = (
-        sqlstate is None
-        or sqlstate.startswith("08")
-        or sqlstate in _ENDED
-        or (severity in {"FATAL", "PANIC"} and sqlstate[:2] in _ENDED_IF_FATAL)
-    )
-    return Failure.LOST if broken and ended else Failure.FINAL
+    return Failure.LOST if broken and _ends_connection(sqlstate, severity) else Failure.FINAL
+
+
+def _is_own_lock_error(error: psycopg.Error) -> bool:
+    """Tell whether a caller asked for a lock error, by NOWAIT or RAISE: it is no lock timeout."""
+    own = error.diag.source_function != _TIMEOUT_SOURCE
+    return own and error.sqlstate == _LOCK_NOT_AVAILABLE
+
+
+def _ends_connection(sqlstate: str | None, severity: str | None) -> bool:
+    """Tell whether an error is the end of its connection, and not only an answer before it."""
+    if sqlstate is None or sqlstate.startswith("08") or sqlstate in _ENDED:
+        return True
+    return severity in {"FATAL", "PANIC"} and sqlstate[:2] in _ENDED_IF_FATAL
 
 
 def _classify_text(error: psycopg.Error) -> Failure:
@@ -254,7 +272,7 @@ def _classify_text(error: psycopg.Error) -> Failure:
 
 
 def _is_answer(text: str) -> bool:
-    return re.search(_SERVER_SAID, text) is not None
+    return re.search(_SERVER_ANSWERED, text) is not None
 
 
 def _classify_lookup(error: OSError) -> Failure:
@@ -268,7 +286,7 @@ def _classify_lookup(error: OSError) -> Failure:
 
 def _says_exhausted(text: str) -> bool:
     """Tell whether PostgreSQL says in another language than English that it has no connections."""
-    from lambda_pg._languages import EXHAUSTED  # noqa: PLC0415  # no cold start needs it
+    from lambda_pg._languages import EXHAUSTED  # noqa: PLC0415 - no cold start needs it
 
     return _matches(EXHAUSTED, text)
 

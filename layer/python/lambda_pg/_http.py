@@ -17,7 +17,7 @@ from lambda_pg._clock import monotonic
 LONGEST: Final = 1024 * 1024
 """Bytes of an answer at most: a secret has 64 KiB."""
 
-AMAZON_ROOTS: Final = os.path.join(os.path.dirname(__file__), "certs", "amazon.pem")  # noqa: PTH118, PTH120  # the fetch begins before pathlib is imported
+AMAZON_ROOTS: Final = os.path.join(os.path.dirname(__file__), "certs", "amazon.pem")  # noqa: PTH118, PTH120 - the fetch begins before pathlib is imported
 """Amazon's public roots, below which AWS's own endpoints have their certificates. Reading these
 five takes 0.6 ms of a cold start, what the system trusts 16 (measured)."""
 

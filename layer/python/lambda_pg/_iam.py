@@ -58,8 +58,8 @@ def _keys() -> Keys:
 
 def _keys_of_boto3() -> Keys:
     try:
-        import boto3  # noqa: PLC0415  # 200 ms of a cold start, paid only on this path
-        from botocore.exceptions import BotoCoreError  # noqa: PLC0415
+        import boto3  # noqa: PLC0415 - 200 ms of a cold start, paid only on this path
+        from botocore.exceptions import BotoCoreError  # noqa: PLC0415 - as above
     except ImportError as error:
         raise CredentialsError(
             "an IAM token needs boto3 to find keys, which Lambda has and this environment has not: "

@@ -44,10 +44,10 @@ class Request(NamedTuple):
         cursor: psycopg.Cursor[Any],
         query: Query,
         params: Params | None,
-        format: pq.Format | None = None,  # noqa: A002  # as psycopg's own
+        format: pq.Format | None = None,  # noqa: A002 - as psycopg's own
         context: AdaptContext | None = None,
     ) -> "Request":
-        """Convert the parameters; raises psycopg.Error for what cannot be converted.
+        """Convert the parameters. Raises psycopg.Error for what cannot be converted.
 
         `context` has the types' adapters; without it the cursor has them.
         """

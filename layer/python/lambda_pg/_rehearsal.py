@@ -37,7 +37,7 @@ def rehearse(environ: Mapping[str, str]) -> None:
 
 
 def _say_hello() -> None:
-    """Take the server's part as far as the S that accepts TLS; raises OSError, psycopg.Error."""
+    """Take the server's part as far as the S that accepts TLS. Raises OSError, psycopg.Error."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(STEP)
         # A name, so that it is sent; any roots, so that certificates have been read once.
@@ -47,7 +47,7 @@ def _say_hello() -> None:
             hostaddr="127.0.0.1",
             port=listener.getsockname()[1],
             user="rehearsal",
-            password="rehearsal",  # noqa: S106  # nobody's
+            password="rehearsal",  # noqa: S106 - nobody's
             sslmode="verify-full",
             sslrootcert=str(LETSENCRYPT_ROOTS),
             gssencmode="disable",
@@ -64,7 +64,7 @@ def _say_hello() -> None:
 
 
 def _go_on(client: pq.abc.PGconn, wanted: pq.PollingStatus) -> None:
-    """Let libpq take its next step when its socket is ready; raises TimeoutError."""
+    """Let libpq take its next step when its socket is ready. Raises TimeoutError."""
     poll = select.poll()
     poll.register(client.socket, select.POLLIN if wanted == _READ else select.POLLOUT)
     if not poll.poll(STEP * 1000):

@@ -18,7 +18,6 @@ docs/failures.md has the table of all failures.
 import logging
 import math
 import time
-from collections.abc import Callable
 from typing import Any, Final, Generic, NamedTuple
 
 import psycopg
@@ -47,6 +46,7 @@ from lambda_pg._failures import (
     classify_connect,
     classify_statement,
 )
+from lambda_pg._invocation import Invocations
 from lambda_pg._jitter import jitter
 from lambda_pg._login import ConfigureInterruptedError, too_short
 from lambda_pg._outcome import STATUS, TransactionId
@@ -104,7 +104,7 @@ class Window:
         return self._deadline
 
     def remaining(self) -> float:
-        """Return the seconds left for a checkout; raises DeadlineExceededError when none are."""
+        """Return the seconds left for a checkout. Raises DeadlineExceededError when none are."""
         left = min(self._until, self._deadline) - monotonic()
         if left <= 0 and self._deadline <= self._until:
             raise DeadlineExceededError(
@@ -125,7 +125,7 @@ class Window:
         return not denied
 
     def pause(self, cause: Exception, *, absent: bool = True) -> None:
-        """Sleep before the next attempt; raises from `cause` when there is no time for one.
+        """Sleep before the next attempt. Raises from `cause` when there is no time for one.
 
         No pause is longer than half of what is left, so that the window ends with an attempt,
         whenever the database comes back before. `absent` says that the database was not there to
@@ -184,12 +184,12 @@ class Retry:
         events: Events,
         checkout_timeout: float,
         credentials_change: bool,
-        invocation: Callable[[], int | None],
+        invocations: Invocations,
     ) -> None:
         """Take the parts of a Database.
 
         `checkout_timeout` is in seconds; `credentials_change` says that a refused login may be
-        accepted later; `invocation` returns the number of the one that runs, or None.
+        accepted later; `invocations` says which one runs.
         """
         self.pool = pool
         self.breaker = breaker
@@ -198,7 +198,7 @@ class Retry:
         self.events = events
         self.checkout_timeout = checkout_timeout
         self.credentials_change = credentials_change
-        self.invocation = invocation
+        self.invocations = invocations
 
     def judge(
         self,
@@ -478,7 +478,7 @@ class Attempts(Generic[Row]):
                     continue  # what the server answered says more than a connect cut short
                 self._recover_connect(answered if answered and too_short(error, left) else error)
             else:
-                if self._invocation in {None, self._retry.invocation()}:
+                if self._invocation in {None, self._retry.invocations.current}:
                     return connection
                 pool.release(connection)  # a thread that has waited past the end
                 raise DatabaseUnavailableError(f"{INVOCATION_ENDED}: nothing was sent")

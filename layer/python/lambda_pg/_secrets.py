@@ -86,7 +86,7 @@ class Fetch(threading.Thread):
             self._error = error.with_traceback(None)  # its frames have keys, or an answer
 
     def result(self, timeout: float) -> str:
-        """Wait at most `timeout` seconds for the secret; raises SecretError."""
+        """Wait at most `timeout` seconds for the secret. Raises SecretError."""
         self.join(timeout)
         if self._error is not None:
             raise self._error
@@ -106,7 +106,7 @@ def prefetch(environ: Mapping[str, str]) -> None:
 
     A snapshot must hold no secret, so not under SnapStart.
     """
-    global _prefetched  # noqa: PLW0603  # there is one environment, as there is one os.environ
+    global _prefetched  # noqa: PLW0603 - there is one environment, as there is one os.environ
     arn = environ.get("LAMBDA_PG_SECRET_ARN", "")
     if "AWS_LAMBDA_FUNCTION_NAME" not in environ or not _is_usual(arn, environ):
         return
@@ -117,7 +117,7 @@ def prefetch(environ: Mapping[str, str]) -> None:
 
 def take_prefetched(arn: str) -> Fetch | None:
     """Return the fetch that was begun early, once."""
-    global _prefetched  # noqa: PLW0603
+    global _prefetched  # noqa: PLW0603 - as above
     fetch = _prefetched
     if fetch is None or fetch.arn != arn or _is_mocked():
         return None
@@ -126,7 +126,7 @@ def take_prefetched(arn: str) -> Fetch | None:
 
 
 def _drop_prefetched() -> None:
-    global _prefetched  # noqa: PLW0603
+    global _prefetched  # noqa: PLW0603 - as above
     _prefetched = None
 
 
@@ -261,9 +261,9 @@ def _fetch_boto3(ask: Mapping[str, str], timeout: float) -> str:
     """Ask through boto3: it knows every source of keys and every partition."""
     arn = ask["SecretId"]
     try:
-        import boto3  # noqa: PLC0415  # 200 ms of a cold start, paid only on this path
-        from botocore import exceptions  # noqa: PLC0415
-        from botocore.config import Config  # noqa: PLC0415
+        import boto3  # noqa: PLC0415 - 200 ms of a cold start, paid only on this path
+        from botocore import exceptions  # noqa: PLC0415 - as above
+        from botocore.config import Config  # noqa: PLC0415 - as above
     except ImportError as error:
         raise SecretError(
             f"the secret {arn} needs boto3, which Lambda has and this environment has not: "

@@ -14,7 +14,7 @@ from lambda_pg._url import ChannelBinding, SslMode, Url, host_problem
 
 Auth = Literal["password", "iam"]
 
-PASSWORD_IN_ENVIRONMENT: Final = "LAMBDA_PG_ALLOW_PASSWORD_IN_ENVIRONMENT"  # noqa: S105  # a setting's name
+PASSWORD_IN_ENVIRONMENT: Final = "LAMBDA_PG_ALLOW_PASSWORD_IN_ENVIRONMENT"  # noqa: S105 - a setting's name
 INSECURE_TLS: Final = "LAMBDA_PG_ALLOW_UNVERIFIED_TLS"
 
 LONGEST_TIMEOUT: Final = 900.0
@@ -36,6 +36,8 @@ _TELLING: Final[tuple[ProfileName, ...]] = ("direct", "pgbouncer", "rds-proxy")
 @dataclass(frozen=True)
 class Settings:
     """Where the database is and how to wait for it; durations are seconds.
+
+    Large because it has one attribute for each setting.
 
     Without a secret, `user` and `password` are those of the URL (PGUSER beats it); with one they
     come from the secret. Without `host` the secret must name one, as `host` or in `url`
@@ -89,7 +91,10 @@ class Settings:
 
 
 class _Reader:
-    """Collect settings and every problem found on the way."""
+    """Collect settings and every problem found on the way.
+
+    Large because each kind of setting has a method that reads and checks it.
+    """
 
     def __init__(self, environ: Mapping[str, str], *, direct: bool) -> None:
         self.environ = environ

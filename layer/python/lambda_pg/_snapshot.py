@@ -25,11 +25,11 @@ def register_snapshot_hooks(database: Forgetful) -> None:
     if os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE") != "snap-start":
         return
     try:
-        import snapshot_restore_py  # noqa: PLC0415  # part of Lambda's runtimes since Python 3.12
+        import snapshot_restore_py  # noqa: PLC0415 - part of Lambda's runtimes since Python 3.12
     except ImportError:
         return
     # ctypes, which it imports, is for snapshots only.
-    from lambda_pg._randomness import Randomness  # noqa: PLC0415
+    from lambda_pg._randomness import Randomness  # noqa: PLC0415 - only under SnapStart
 
     reference = weakref.ref(database)
     randomness = Randomness()

@@ -33,7 +33,6 @@ _SUSPECT: Final = (
 _SUSPECT_ALONE: Final = ("local", "transaction", "constraints", "set_config", "temp")
 """Without any of these a statement sets nothing that ends with its transaction."""
 
-# Patterns, not compiled ones: a cold start that sets nothing pays for none of them.
 _LEXEME: Final = r"""(?xs)
       (?P<nothing> \s+ | --[^\r\n]* )
     | (?P<comment> /\* )
@@ -48,6 +47,7 @@ _LEXEME: Final = r"""(?xs)
     | (?P<number> \$?[0-9][0-9A-Za-z_.]* )
     | (?P<sign> . )
     """
+"""Not compiled: a cold start that sets nothing does not pay for it."""
 _COMMENT_MARK: Final = r"/\*|\*/"
 _END: Final = r"(?i)(?:\A|[;\n\r]|\*/)\s*(?:commit|end|abort|rollback|prepare\s+transaction)\b"
 """Without this nothing ends a transaction: most statements need not be taken apart."""

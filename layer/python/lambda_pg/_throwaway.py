@@ -48,7 +48,8 @@ def running() -> Iterator[str]:
     binaries = _binaries()
     identity = _identity()
     # Where the server has another account, a TMPDIR of our own may be closed to it.
-    folder = Path(tempfile.mkdtemp(prefix="lambda-pg-", dir="/tmp" if identity else None))  # noqa: S108
+    parent = "/tmp" if identity else None  # noqa: S108 - mkdtemp makes a folder with a random name
+    folder = Path(tempfile.mkdtemp(prefix="lambda-pg-", dir=parent))
     try:
         password, port = secrets.token_hex(16), _free_port()
         _initialise(binaries, folder, password, identity)

@@ -269,7 +269,7 @@ def _text(query: Any) -> str:
         return query.decode(errors="replace")
     try:
         return psycopg.sql.as_string(query)
-    except Exception:  # noqa: BLE001  # sending it will tell, or the connection has its adapters
+    except Exception:  # noqa: BLE001 - sending it will tell, or the connection has its adapters
         return ""
 
 
@@ -306,8 +306,8 @@ def _without_literals(text: str) -> str:
 
 
 _OPERATIONS: Final = frozenset({"select", "insert", "update", "delete", "merge"})
-_NO_OPERATION_AFTER: Final = frozenset({"for", "key", "on", "do", "then"})
-"""FOR UPDATE, FOR NO KEY UPDATE, ON DELETE, DO UPDATE, WHEN … THEN DELETE."""
+_NO_OPERATION_AFTER: Final = frozenset({"for", "key", "on", "do", "then", "distinct"})
+"""FOR UPDATE, FOR NO KEY UPDATE, ON DELETE, DO UPDATE, WHEN … THEN DELETE, IS DISTINCT FROM."""
 
 _TARGET_FOLLOWS: Final = frozenset({"from", "join", "into", "update", "table", "copy", "call"})
 _NO_TARGET: Final = frozenset({"select", "if", "set", "of", "stdin", "stdout"})
@@ -327,18 +327,21 @@ def _summary(text: str) -> str:
             queries.append(False)  # as in extract(year FROM at), unless an operation follows
         elif word == ")":
             queries[1:] = queries[1:-1]
-        elif kind == "word":
-            counts = before not in _NO_OPERATION_AFTER and before != "distinct"
-            if counts and (word in _OPERATIONS or (before == ";" and word != "with")):
+        elif kind == "word" and before not in _NO_OPERATION_AFTER:
+            if word in _OPERATIONS or (before == ";" and word != "with"):
                 queries[-1] = True
                 found.append(piece)
-            if counts and word in _TARGET_FOLLOWS and queries[-1]:
+            if word in _TARGET_FOLLOWS and queries[-1]:
                 found += _target(pieces[place + 1 :])
         before = word
-    summary = " ".join(found)
-    if len(summary) > LONGEST_SUMMARY:
-        summary = summary[: LONGEST_SUMMARY + 1].rpartition(" ")[0]
-    return summary
+    return _shortened(" ".join(found))
+
+
+def _shortened(summary: str) -> str:
+    """Leave out the words from the one that is too many."""
+    if len(summary) <= LONGEST_SUMMARY:
+        return summary
+    return summary[: LONGEST_SUMMARY + 1].rpartition(" ")[0]
 
 
 def _target(pieces: Sequence[tuple[str, str]]) -> list[str]:

@@ -59,7 +59,7 @@ class Url:
 
     @classmethod
     def parse(cls, text: str) -> "Url":
-        """Split a URL; raises ValueError whose text names the part and holds no secret."""
+        """Split a URL. Raises ValueError whose text names the part and holds no secret."""
         text = text.strip()
         if not text.isprintable():
             # urlsplit would drop line ends silently, also those inside a password.
@@ -143,7 +143,7 @@ def _decoded(text: str | None, part: str) -> str | None:
 
 
 def _parameters(query: str) -> Mapping[str, str]:
-    """Split what follows the question mark; raises for whatever would be ignored otherwise.
+    """Split what follows the question mark. Raises for whatever would be ignored otherwise.
 
     Only known names are quoted: of a password with an unescaped ? the others would be a part.
     """

@@ -20,8 +20,8 @@ from lambda_pg._connection import Connection
 
 _DEFAULT, _VERBOSE = 1, 2  # PGVerbosity of libpq-fe.h
 
-# After the severity, as libpq writes it: "FATAL:  28P01: …".
 _SQLSTATE: Final = r":  ([0-9A-Z]{5}): "
+"""After the severity, as libpq writes it: `FATAL:  28P01: …`."""
 
 
 def _find_setter() -> Callable[[int, int], object] | None:

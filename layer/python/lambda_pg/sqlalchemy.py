@@ -58,7 +58,7 @@ class LayerDialect(PGDialect_psycopg):
         self._database = database
 
     @classmethod
-    def get_pool_class(cls, url: sqlalchemy.URL) -> type[NullPool]:  # noqa: ARG003
+    def get_pool_class(cls, url: sqlalchemy.URL) -> type[NullPool]:  # noqa: ARG003 - SQLAlchemy passes it
         """Keep no connection: the layer does."""
         return NullPool
 
@@ -87,7 +87,7 @@ class LayerDialect(PGDialect_psycopg):
 
     def connect(self, *_: Any, **parameters: Any) -> Any:
         """Take a connection out of the layer's pool, as SQLAlchemy expects a new one to be."""
-        assert self._database is not None, "create_connect_args() comes first"  # noqa: S101
+        assert self._database is not None  # noqa: S101 - create_connect_args() comes first
         connection = self._database.getconn()
         connection._adapters = AdaptersMap(parameters.get("context"))
         connection.row_factory = tuple_row
@@ -109,7 +109,7 @@ class LayerDialect(PGDialect_psycopg):
 
     def do_close(self, dbapi_connection: Any) -> None:
         """Put the connection back, where SQLAlchemy closes one."""
-        assert self._database is not None, "it was connected"  # noqa: S101
+        assert self._database is not None  # noqa: S101 - it was connected
         self._database.putconn(dbapi_connection)
 
     def do_terminate(self, dbapi_connection: Any) -> None:

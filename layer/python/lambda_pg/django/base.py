@@ -58,7 +58,7 @@ class Cursor(base.Cursor):
     """Django's cursor, whose statements strict mode looks at before they are sent."""
 
     def execute(self, query: Any, params: Any = None, **options: Any) -> Any:
-        """Execute one statement; raises StatementRefusedError in strict mode."""
+        """Execute one statement. Raises StatementRefusedError in strict mode."""
         self.connection.inspect(query)
         return super().execute(query, params, **options)
 
