@@ -26,7 +26,7 @@ OLDEST_SERVER: Final = 13
 """The oldest major version of PostgreSQL: 12 lacks pg_current_xact_id_if_assigned()."""
 
 REFUSED_CERTIFICATE: Final = "certificate verify failed"
-"""What libpq says of a certificate that it does not accept, whatever the reason."""
+"""The text of libpq's error for a certificate that it does not accept, for any reason."""
 
 REMEDIES: Final = {
     "server does not support SSL": (
@@ -41,7 +41,7 @@ REMEDIES: Final = {
         "set LAMBDA_PG_SECRET_ARN, or, outside Lambda, put the password into the URL or PGPASSWORD"
     ),
 }
-"""What libpq says when it gives up by itself, and what to do then."""
+"""Texts of errors that libpq itself decides, and what to do then."""
 
 
 class _Server(NamedTuple):
@@ -60,16 +60,16 @@ class Connector:
     """Open connections as the settings say, with credentials given at each connect."""
 
     def __init__(self, settings: Settings, breaker: Breaker) -> None:
-        """Write nothing yet: an environment may still be copied. The breaker hears of logins."""
+        """Write nothing yet: an environment may still be copied. The breaker counts slow logins."""
         self._settings = settings
         self._breaker = breaker
         self._ca_file: Path | None = None
         self._silent: dict[str, float] = {}
         """Addresses that have not answered, and when: the others come first."""
         self._kept: list[Attempts] = []
-        """What requests have begun and had no time to finish."""
+        """Connects that requests have begun and had no time to finish."""
         self._open: Callable[[str, type[Connection[Any]]], Opening] | None = None
-        """What connects in psycopg's place, once refusals have to bring their SQLSTATE."""
+        """Replaces psycopg's connect once the SQLSTATE of a refusal is needed."""
 
     def connect(
         self,
@@ -77,7 +77,7 @@ class Connector:
         timeout: float,
         kind: type[Connection[Any]] = Connection,
     ) -> Connection[Any]:
-        """Connect within `timeout` seconds, or go on where the last request had to stop.
+        """Connect within `timeout` seconds, or continue the connects of the last request.
 
         `kind` is the class of a new connection.
         Raises psycopg.OperationalError, ConnectFailedError when there is no host, and
@@ -123,7 +123,7 @@ class Connector:
     def _starter(
         self, server: _Server, attempts: Attempts, kind: type[Connection[Any]], until: float
     ) -> Callable[[], Attempt]:
-        """Return what begins a connect, to the address that has been silent for the longest time.
+        """Return a function that begins a connect; addresses that did not answer come last.
 
         Connection.connect() rounds timeouts up to at least 2 s: too coarse for a deadline.
         """
@@ -143,7 +143,7 @@ class Connector:
         return start
 
     def learn_sqlstates(self) -> bool:
-        """Have every later refusal bring its SQLSTATE; tell whether that is new."""
+        """Make every later refusal bring its SQLSTATE; return whether that is new."""
         from lambda_pg import _verbose  # noqa: PLC0415 - no cold start needs it
 
         if self._open is not None or not _verbose.IS_POSSIBLE:
@@ -157,7 +157,7 @@ class Connector:
             self._kept.pop().close()
 
     def _kept_for(self, credentials: Credentials) -> Attempts:
-        """Take what another request has begun with these credentials, or something new."""
+        """Take what another request has begun with these credentials, or begin with nothing."""
         try:
             kept = self._kept.pop()
         except IndexError:
@@ -168,7 +168,7 @@ class Connector:
         return Attempts(credentials)
 
     def _explain(self, error: psycopg.Error, server: _Server, until: float) -> None:
-        """Raise ConnectFailedError where it is known why libpq gave up by itself."""
+        """Raise ConnectFailedError, with what to do, where the reason of libpq's error is known."""
         if REFUSED_CERTIFICATE in str(error):
             from lambda_pg._certificates import why_refused  # noqa: PLC0415 - no cold start needs it
 
@@ -202,9 +202,9 @@ class Connector:
         )
 
     def _options(self, credentials: Credentials, profile: Profile) -> str:
-        """Return the startup options, empty where there are none: for None libpq takes PGOPTIONS.
+        """Return the startup options, "" if there are none: for None libpq reads PGOPTIONS.
 
-        Raises ConfigurationError where the profile, which may hang on the secret, refuses them.
+        Raises ConfigurationError where the profile, which may depend on the secret, refuses them.
         """
         options = self._settings.options or credentials.options or ""
         if options and not profile.startup_options:
@@ -232,7 +232,7 @@ def _open(conninfo: str, kind: type[Connection[Any]]) -> Opening:
 def _require_version(connection: Connection[Any], server: _Server) -> None:
     """Close a connection to a server that is too old. Raises ConfigurationError.
 
-    The server, or the pooler in its name, sent its version at the login; 0 is no version.
+    The server, or the pooler for it, sent its version at the login; 0 means none was sent.
     """
     version = connection.pgconn.server_version
     if 0 < version < OLDEST_SERVER * 10000:

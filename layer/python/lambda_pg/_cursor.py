@@ -18,8 +18,8 @@ from lambda_pg._pipeline import PARTS
 class Cursor(psycopg.Cursor[Row]):
     """A psycopg cursor that lets a transaction begin together with its first statement.
 
-    This saves a round trip and nothing hangs on it: whatever else goes over the connection makes
-    the transaction begin first, in `Connection.wait`.
+    This only saves a round trip: everything else that goes over the connection makes the
+    transaction begin first, in `Connection.wait`.
     """
 
     def execute(
@@ -30,7 +30,7 @@ class Cursor(psycopg.Cursor[Row]):
         prepare: bool | None = None,
         binary: bool | None = None,
     ) -> Self:
-        """Execute one query; the first of a transaction takes BEGIN along."""
+        """Execute one query; the first of a transaction is sent together with BEGIN."""
         connection = cast(Connection[Any], self._conn)
         connection.inspect(query, prepare=_may_prepare(connection, prepare))
         alone = prepare or connection._pipeline is not None or not _is_single(query)
@@ -103,14 +103,14 @@ class _Context(NamedTuple):
 class Rows(psycopg.Cursor[Row]):
     """The cursor that Database.execute() returns: it reads rows, and nothing else.
 
-    Its connection is in the pool again, and may be another caller's by now.
+    Its connection is in the pool again, and another caller may have it.
     """
 
     __slots__ = ()
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         raise psycopg.InterfaceError(
-            "the cursor that Database.execute() has returned only reads its rows: its connection "
+            "a cursor that Database.execute() returned only reads its rows: its connection "
             "is in the pool again; call Database.execute() for another statement, or use "
             "Database.connection()"
         )
@@ -132,7 +132,7 @@ class Rows(psycopg.Cursor[Row]):
 
 
 class ServerCursor(psycopg.ServerCursor[Row]):
-    """A psycopg server cursor whose DECLARE is looked at as any other statement is."""
+    """A psycopg server cursor whose DECLARE is inspected like any other statement."""
 
     def execute(
         self,

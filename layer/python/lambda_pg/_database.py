@@ -51,14 +51,14 @@ _LEFT_OPEN: Final[dict[int, str]] = {
     pq.TransactionStatus.INTRANS: "a transaction was left open: rolled back",
     pq.TransactionStatus.ACTIVE: "a stream() or a COPY was left open: its connection is closed",
 }
-"""What is said of what a caller has not ended. A failed transaction was told by its error."""
+"""The log message for what a caller left open. A failed transaction has raised its error."""
 
 _TRACING_API: Final = "opentelemetry.trace"
-"""A module that a program has loaded if it may want spans."""
+"""A module that a program has loaded if it may make spans."""
 
 
 class Database(Generic[Row]):
-    """One database, its pool and its credentials: make one for each environment, at import.
+    """One database, its pool and its credentials: make one in each environment, at import.
 
     Nothing is read but the settings, and nothing is opened, before the first checkout.
     Large because it is the layer's whole face: thirteen of its methods are public.
@@ -73,9 +73,9 @@ class Database(Generic[Row]):
     ) -> None:
         """Take settings and psycopg's row factory for the rows of every verb.
 
-        `configure(connection)` runs once for each new connection, before anybody gets it and
-        within the checkout timeout and the deadline, to register type adapters on it. It may read:
-        the connection is in autocommit, its rows are tuples. Nothing but its adapters is kept.
+        `configure(connection)` runs once for each new connection, before its first use, within the
+        checkout timeout and the deadline, to register type adapters on it. It may read: the
+        connection is in autocommit, its rows are tuples. Only its adapters are kept.
         """
         self._settings = settings
         self._row_factory = row_factory
@@ -140,7 +140,7 @@ class Database(Generic[Row]):
     ) -> "Database[Any]":
         """Read the settings from the environment. Raises ConfigurationError.
 
-        `direct` takes the address of the database itself, past any pooler: for migrations.
+        `direct` takes the direct URL, past any pooler: for migrations.
         `configure` is as for Database().
         """
         settings = Settings.from_env(direct=direct)
@@ -160,7 +160,7 @@ class Database(Generic[Row]):
     ) -> psycopg.Cursor[Row]:
         """Run one statement and return its cursor, whose rows are already here.
 
-        With `claims` the statement runs in a transaction of its own that has them as
+        With `claims` the statement runs in a separate transaction that has them as
         `request.jwt.claims`, all in one round trip. What certainly had no effect is retried within
         the checkout timeout: a refusal, a deadlock, a server that is not able now
         (docs/failures.md). A lost connection is retried only for `idempotent=True`, as reads are.
@@ -179,7 +179,7 @@ class Database(Generic[Row]):
                 attempts.failed(error, connection, alone=alone, idempotent=idempotent)
                 self._pool.release(connection)
             except BaseException:
-                self._pool.release(connection)  # nothing was sent, or it is closed there
+                self._pool.release(connection)  # which closes it, unless nothing was sent
                 raise
             else:
                 self._retry.answered()
@@ -219,19 +219,19 @@ class Database(Generic[Row]):
         server's settings. After psycopg.Rollback everything is rolled back, and the result is None.
         `work` has to be done when it returns: the result may be no awaitable and no generator.
 
-        The whole is run again, within the checkout timeout, after a serialization failure, a
+        The transaction is retried, within the checkout timeout, after a serialization failure, a
         deadlock, a refusal by the pooler, an answer that the server is not able now
-        (docs/failures.md), or a connection lost before COMMIT was sent: `work` must have no other
-        effects than those of its connection. What the server or the pooler ended because it took
-        too long is not run again. When the answer to COMMIT is lost, the server is asked
-        what became of it, which it knows unless it has crashed or failed over meanwhile; for that,
-        the transaction's id comes with the first statement, or, where only a later one writes, by a
+        (docs/failures.md), or a connection lost before COMMIT was sent: `work` must have no effects
+        but those of its connection. It is not retried when the server or the pooler ended it for
+        taking too long. When the answer to COMMIT is lost, the layer asks the server for the
+        outcome, which it knows unless it has crashed or failed over meanwhile. For that, the
+        transaction's id comes with the first statement, or, where only a later one writes, by a
         round trip before COMMIT.
-        A transaction without an id has written to no table of its database and is run again: what
-        it did by NOTIFY or to foreign tables may be there twice.
+        A transaction without an id has written to no table of its database and is retried: its
+        NOTIFY, and its writes to foreign tables, may happen twice.
 
         Raises DatabaseUnavailableError, CommitOutcomeUnknownError when that is not certain,
-        psycopg's SQL errors, and whatever `work` raises.
+        psycopg's SQL errors, and what `work` raises.
         """
         claimed = _json(claims)
         modes = _modes(isolation_level, read_only, deferrable)
@@ -270,7 +270,7 @@ class Database(Generic[Row]):
         return _Block(self._lent_freely, self._leave)
 
     def _lent_freely(self) -> Connection[Row]:
-        """Take a connection in autocommit, on which a caller may do whatever it likes."""
+        """Take a connection in autocommit, on which a caller may do anything."""
         connection = self._lent(self._attempts())
         connection.touched = connection.profile.session
         return connection
@@ -358,9 +358,9 @@ class Database(Generic[Row]):
     def deadline(self, seconds: float) -> Generator[None, None, None]:
         """Bound every wait on the database inside by `seconds` from now, in this thread.
 
-        What bind_lambda_context does for an invocation, for a script, a test or a part of a
-        handler; of several deadlines the earliest holds. It bounds the connections that the
-        thread has checked out already, too.
+        For a script, a test or a part of a handler, where bind_lambda_context is for an
+        invocation. Of several deadlines the earliest holds. It bounds the connections that the
+        thread has already checked out, too.
         """
         with self._invocations.bounded(seconds, self._pool.bind):
             yield
@@ -369,12 +369,12 @@ class Database(Generic[Row]):
         """Decorate a handler: its invocation's remaining time bounds every wait on the database.
 
         Connections that the handler has left open are closed when it ends, and reported; so are
-        those on which threads of it are still at work.
+        those that its threads still use.
 
         An execution environment serves one invocation at a time; threads that the handler starts
-        are bound by the same deadline. The handler may be a method, and its context is found by
-        position or by keyword. Without a context that knows its remaining time, as in a test,
-        there is no deadline, and a warning says so.
+        have the same deadline. The handler may be a method, and its context is found by position
+        or by keyword. Without a context that knows its remaining time, as in a test, there is no
+        deadline, and a warning is logged.
 
         Raises TypeError for an `async def`.
         """
@@ -439,20 +439,20 @@ class Database(Generic[Row]):
         self._login.close()
 
     def forget(self) -> None:
-        """Close every connection and know no credentials: a snapshot is about to be taken."""
+        """Close every connection and drop the credentials: a snapshot is about to be taken."""
         self._pool.reclaim()
         self.close()
         self._credentials.forget()
 
     def _end(self, *, failed: bool) -> None:
-        """Finish an invocation: nothing stays open or at work, and what it cost is reported."""
+        """Finish an invocation: close what is still open or in use, and report its metrics."""
         leaked = self._pool.reclaim(reported=failed)
         if leaked:
             self._stats.leaks += leaked
             self._events.report(
                 logging.WARNING,
                 "leak",
-                "the handler left %d connection(s) checked out, or a thread at work on them: "
+                "the handler left %d connection(s) checked out, or a thread was using them: "
                 "closed, and what was open on them rolled back",
                 leaked,
             )
@@ -469,7 +469,7 @@ class Database(Generic[Row]):
         return Attempts(self._retry, deadline, invocations.current)
 
     def _lent(self, attempts: Attempts[Row]) -> Connection[Row]:
-        """Take a connection for a caller's hands."""
+        """Take a connection to hand out to a caller."""
         connection = attempts.next()
         connection.deadline = attempts.deadline
         connection.lease.used_by = self._invocations.current
@@ -478,7 +478,7 @@ class Database(Generic[Row]):
         return connection
 
     def _return_lent(self, connection: Connection[Row]) -> None:
-        """Return a connection whose caller may have left something open, and say so."""
+        """Return a connection; report what its caller has left open."""
         left_open = _LEFT_OPEN.get(connection.pgconn.transaction_status)
         if left_open is not None and not connection.lease.reclaimed:  # or it was reported then
             self._stats.leaks += 1
@@ -497,7 +497,7 @@ class Database(Generic[Row]):
 class _Block(AbstractContextManager[Connection[Row]]):
     """A block that ends only where it is left: its caller may enter it by hand and drop it.
 
-    A generator would end then, and give a connection back that its caller still uses.
+    A generator would end then, and return a connection that its caller still uses.
     """
 
     def __init__(
@@ -548,14 +548,14 @@ def _require_unnamed(left: psycopg.Rollback) -> None:
 
 
 def _require_done(result: object) -> None:
-    """Raise TypeError where a transaction's work would begin only after its end."""
+    """Raise TypeError for a result whose work would begin after the transaction's end."""
     if not isinstance(result, Awaitable | Generator | AsyncGenerator):
         return
     kind = type(result).__name__
     if isinstance(result, CoroutineType | GeneratorType):
-        result.close()  # or Python warns of a coroutine that nobody awaited
+        result.close()  # or Python warns of a coroutine that was not awaited
     raise TypeError(
         f"the work of run_transaction() returned a {kind}, which would go on after the "
-        "transaction: it was rolled back; do the work in a plain function, and return a list where "
-        "it has been a generator"
+        "transaction: it was rolled back. Do the work in a plain function, and return a list "
+        "instead of a generator"
     )

@@ -29,7 +29,7 @@ WHY_DENIED: Final = (
     " ELSE 'WRITABLE' END FROM pg_settings WHERE name = 'default_transaction_read_only'"
 )
 DENIAL_TIMEOUT: Final = 0.5
-"""Seconds that this question may take."""
+"""Seconds that WHY_DENIED may take."""
 
 
 def why_denied(connection: Connection[Any]) -> Denial:

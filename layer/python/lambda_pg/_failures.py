@@ -1,8 +1,8 @@
-"""What a failed connect or statement means: the one table that retries rest on.
+"""What a failed connect or statement means: the one table that decides about retries.
 
-The SQLSTATE decides where there is one. psycopg's connect errors carry none unless the connector
-asks libpq for it (_verbose.py), and PgBouncer reports most refusals that it decides itself as
-08P01: these are told apart by text. An error that is not in the table is not retried.
+The SQLSTATE decides where there is one. psycopg's connect errors have none unless the connector
+asks libpq for it (_verbose.py). PgBouncer reports most of its own refusals as 08P01: these are
+distinguished by their text. An error that is not in the table is not retried.
 
 The texts of RDS Proxy are those of its troubleshooting page in the RDS User Guide, Supavisor's
 those of its lib/supavisor/errors and of the versions before, Neon's those of its proxy/src
@@ -21,16 +21,16 @@ import psycopg
 
 
 class Failure(enum.Enum):
-    """How far a failed attempt came."""
+    """The effect of a failed attempt, and whether a retry may help."""
 
-    NOT_RUN = "the statement certainly did not run, and may be sent again"
+    NOT_RUN = "the statement certainly did not run, and may be retried"
     LOGIN_REFUSED = "nothing ran: the credentials are stale or wrong"
-    ROLLED_BACK = "the server rolled the transaction back; running it again may succeed"
+    ROLLED_BACK = "the server rolled the transaction back; a retry may succeed"
     NOT_ABLE = "the server rolled the transaction back, because it is not able now"
     DENIED = "read-only was asked for: by the caller, or by the address of a hot standby"
     TOO_LONG = "the server or the pooler ended a transaction that took too long: it is rolled back"
     LOST = "the connection is gone, and whether the statement ran is unknown"
-    FINAL = "waiting changes nothing: the caller gets the error as it is"
+    FINAL = "no retry can help: the caller gets the error as it is"
 
 
 LOGIN_REFUSED: Final = (
@@ -41,7 +41,7 @@ LOGIN_REFUSED: Final = (
     "The password that was provided for the role .* is wrong",
     "This RDS proxy has no credentials for the role",
 )
-"""Texts of a login that is refused with these credentials: others may be right by now.
+"""Texts of a login that is refused with these credentials: others may be right now.
 
 These and the patterns below are not compiled: a cold start pays for none of them, and re keeps
 those that are used.
@@ -107,7 +107,7 @@ _CONNECT_STATES: Final = {
     "57P02": Failure.NOT_RUN,  # a crash of another backend
     "57P03": Failure.NOT_RUN,  # a server that starts, stops or recovers
 }
-"""What an SQLSTATE, or its class, says of a failed connect whatever the text."""
+"""What an SQLSTATE, or its class, means for a failed connect with any text."""
 
 _VAGUE_STATES: Final = frozenset({None, "28000", "08000", "08P01", "XX000"})
 """SQLSTATEs that do not tell why a login was refused: 28000 stands for every refusal without a
@@ -154,7 +154,7 @@ TOO_LONG: Final = (
     (TRANSACTION_TIMEOUT, ""),
     ("08P01", "^idle transaction timeout"),  # PgBouncer
 )
-"""SQLSTATE and text of a farewell, with the severity FATAL, to a transaction that took too long."""
+"""SQLSTATE and text of the FATAL error that ends a transaction which took too long."""
 
 _ROLLED_BACK: Final = frozenset({"40001", "40P01"})
 """A serialization failure and a deadlock."""
@@ -191,7 +191,7 @@ RESOLVER: Final[Mapping[str, Failure]] = {
     "EAI_ADDRFAMILY": Failure.NOT_RUN,
     "EAI_MEMORY": Failure.NOT_RUN,  # this machine is short of something
     "EAI_SYSTEM": Failure.NOT_RUN,
-    "EAI_BADFLAGS": Failure.FINAL,  # wrong questions: the layer asks the same one each time
+    "EAI_BADFLAGS": Failure.FINAL,  # a wrong call: the layer makes the same one each time
     "EAI_BADHINTS": Failure.FINAL,
     "EAI_FAMILY": Failure.FINAL,
     "EAI_OVERFLOW": Failure.FINAL,
@@ -212,7 +212,7 @@ def classify_connect(error: psycopg.Error) -> Failure:
 
 
 def is_unexplained(error: psycopg.Error) -> bool:
-    """Tell whether a server refused a login, and the table does not know why.
+    """Tell whether a server refused a login for a reason that the table does not have.
 
     The server may speak another language, or be a pooler of another kind.
     """
@@ -224,7 +224,7 @@ def is_unexplained(error: psycopg.Error) -> bool:
 
 
 def classify_statement(error: psycopg.Error, *, broken: bool) -> Failure:
-    """Tell what a failed statement means; `broken` says that its connection is gone since.
+    """Tell what a failed statement means; `broken` means that its connection was lost.
 
     A pooler that refuses ends the connection: its severity is FATAL. What has the severity ERROR
     comes from within a statement, where a caller's value or another server's error may stand.
@@ -245,13 +245,13 @@ def classify_statement(error: psycopg.Error, *, broken: bool) -> Failure:
 
 
 def _is_own_lock_error(error: psycopg.Error) -> bool:
-    """Tell whether a caller asked for a lock error, by NOWAIT or RAISE: it is no lock timeout."""
+    """Tell whether a caller asked for a lock error, by NOWAIT or RAISE, without a timeout."""
     own = error.diag.source_function != _TIMEOUT_SOURCE
     return own and error.sqlstate == _LOCK_NOT_AVAILABLE
 
 
 def _ends_connection(sqlstate: str | None, severity: str | None) -> bool:
-    """Tell whether an error is the end of its connection, and not only an answer before it."""
+    """Tell whether the connection was lost by this error, and not after its answer."""
     if sqlstate is None or sqlstate.startswith("08") or sqlstate in _ENDED:
         return True
     return severity in {"FATAL", "PANIC"} and sqlstate[:2] in _ENDED_IF_FATAL
@@ -285,7 +285,7 @@ def _classify_lookup(error: OSError) -> Failure:
 
 
 def _says_exhausted(text: str) -> bool:
-    """Tell whether PostgreSQL says in another language than English that it has no connections."""
+    """Tell whether a text means, in a language other than English, that no connection is free."""
     from lambda_pg._languages import EXHAUSTED  # noqa: PLC0415 - no cold start needs it
 
     return _matches(EXHAUSTED, text)

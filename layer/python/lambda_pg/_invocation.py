@@ -21,7 +21,7 @@ NUMBER: Final = (int, float)
 """A tuple: each `int | float` makes an object, for every invocation."""
 
 COROUTINE: Final = 0x80
-"""What marks the code of an `async def`: inspect.CO_COROUTINE, without the import of inspect."""
+"""The flag of an `async def`'s code: inspect.CO_COROUTINE, without the import of inspect."""
 
 
 def require_plain(handler: Callable[..., object]) -> None:
@@ -38,7 +38,7 @@ def invocation_of(args: Sequence[object], kwargs: Mapping[str, object]) -> tuple
     """Return the context among a handler's arguments and its remaining seconds.
 
     The context is the second argument, the third one of a method, or a keyword argument. Where
-    none of them tells a remaining time, as None or a mock does not, the seconds are infinite.
+    none of them has a remaining time, as None and a mock have not, the seconds are infinite.
     """
     candidates = (*args[1:3], *kwargs.values()) if kwargs else args[1:3]
     for candidate in candidates:

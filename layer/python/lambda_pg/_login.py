@@ -1,4 +1,4 @@
-"""New connections with the credentials as they are now, and how long each may live."""
+"""New connections with the current credentials, and how long each may live."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -31,16 +31,16 @@ from lambda_pg._settings import Settings
 from lambda_pg._stats import Stats
 
 MIN_CONNECT_SECONDS: Final = 1.0
-"""Seconds after which a connect without an answer has met silence, and not too little time."""
+"""The fewest seconds for a connect: a timeout after less does not mean that a server is silent."""
 
 
 def too_short(error: psycopg.Error, seconds: float) -> bool:
-    """Tell whether a connect had too few seconds for its timeout to mean anything."""
+    """Tell whether a connect had too few seconds for its timeout to have a meaning."""
     return isinstance(error, psycopg.errors.ConnectionTimeout) and seconds < MIN_CONNECT_SECONDS
 
 
 Configure = Callable[[psycopg.Connection[Any]], object]
-"""What an application does with each new connection before anybody gets it."""
+"""What an application does with each new connection before its first use."""
 
 _ONLY_ADAPTERS: Final = (
     "only type adapters are kept; set defaults with ALTER ROLE … SET or ALTER DATABASE … SET"
@@ -48,11 +48,11 @@ _ONLY_ADAPTERS: Final = (
 
 
 class ConfigureInterruptedError(psycopg.OperationalError):
-    """A new connection was lost or refused while `configure` used it: another one may do."""
+    """A new connection was lost or refused while `configure` used it: a retry may succeed."""
 
 
 class Login:
-    """Open connections, and tell which are still as a new one would be."""
+    """Open connections, and tell whose credentials are still the current ones."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class Login:
                 refused = error
                 if is_unexplained(error):
                     if self._connector.learn_sqlstates():
-                        continue  # the same login again tells more
+                        continue  # the same login brings its SQLSTATE now
                     other = self._other_than(credentials, until - monotonic())
                 elif classify_connect(error) is Failure.LOGIN_REFUSED:
                     left = max(0.1, until - monotonic())
@@ -113,7 +113,7 @@ class Login:
         self._credentials.accepted(credentials)
         self._stats.connections_ms += (monotonic() - began) * 1000
         self._date(connection)
-        # Before PostgreSQL 14 nobody says that a server is a standby.
+        # Servers before PostgreSQL 14 do not report that they are standbys.
         self._has_seen_primary |= connection.pgconn.parameter_status(b"in_hot_standby") != b"on"
         connection.only_standbys = not self._has_seen_primary
         if self._configure is not None:
@@ -143,13 +143,13 @@ class Login:
             kept = connection.clean()
         except DeadlineExceededError as late:
             raise CheckoutTimeoutError(
-                "a new connection was not ready in time: configure was still at work"
+                "a new connection was not ready in time: configure was still running"
             ) from late
         except psycopg.Error as error:
             if classify_statement(error, broken=connection.lost) is not Failure.FINAL:
-                raise ConfigureInterruptedError(_said(error)) from error
+                raise ConfigureInterruptedError(_configure_failed(error)) from error
             if isinstance(error, psycopg.OperationalError):
-                raise ConnectFailedError(_said(error)) from error
+                raise ConnectFailedError(_configure_failed(error)) from error
             raise
         finally:
             if not kept:
@@ -157,18 +157,18 @@ class Login:
                 connection.close()
 
     def _other_than(self, doubted: Credentials, timeout: float) -> Credentials | None:
-        """Look for newer credentials after a refusal that may mean anything."""
+        """Fetch newer credentials after a refusal for an unknown reason."""
         try:
             return self._credentials.after_refusal(doubted, max(0.1, timeout), pause=DOUBTED_PAUSE)
         except CredentialsError:
-            return None  # what the server has said is all that is certain
+            return None  # the caller gets the server's error
 
     def close(self) -> None:
         """Close the logins that no request has finished."""
         self._connector.close()
 
     def _date(self, connection: Connection[Any]) -> None:
-        """Say how long a new connection may live; a fleet's do not end together."""
+        """Set how long a new connection may live, with jitter: a fleet's do not end together."""
         settings, profile = self._settings, connection.profile
         lifetime = settings.max_lifetime or profile.max_lifetime
         lease = connection.lease
@@ -180,7 +180,7 @@ class Login:
         lease.renew_at = min(lease.expires_at, self._credentials.fresh_until)
 
     def is_current(self, connection: Connection[Any], timeout: float) -> bool:
-        """Look at the credentials again; tell whether they are those of the connection."""
+        """Refresh the credentials; tell whether they are those of the connection."""
         self._credentials.get(timeout)
         lease = connection.lease
         lease.renew_at = min(lease.expires_at, self._credentials.fresh_until)
@@ -189,7 +189,7 @@ class Login:
 
 @contextmanager
 def _strict(connection: Connection[Any]) -> Iterator[None]:
-    """Refuse what would pin or leak, whatever the settings say of other statements."""
+    """Refuse what would pin or leak, also where the settings do not ask for that."""
     strict, connection.strict = connection.strict, True
     try:
         yield
@@ -198,7 +198,7 @@ def _strict(connection: Connection[Any]) -> Iterator[None]:
 
 
 def _require_untouched(connection: Connection[Any]) -> None:
-    """Raise where `configure` has left what the next use of the connection would not find."""
+    """Raise where `configure` has left something that does not stay on the connection."""
     if connection.lost:
         raise psycopg.OperationalError("the connection was lost")
     if connection.pgconn.transaction_status != pq.TransactionStatus.IDLE:
@@ -207,5 +207,5 @@ def _require_untouched(connection: Connection[Any]) -> None:
         raise psycopg.ProgrammingError(f"configure set session state: {_ONLY_ADAPTERS}")
 
 
-def _said(error: psycopg.Error) -> str:
+def _configure_failed(error: psycopg.Error) -> str:
     return f"configure failed on a new connection: {first_line(error)}"

@@ -1,4 +1,4 @@
-"""Statements that leave in one write and are answered in one round trip."""
+"""Statements that are sent in one write and answered in one round trip."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,7 +13,7 @@ from psycopg.pq.abc import PGconn, PGresult
 
 
 class Command(NamedTuple):
-    """A statement of the layer's own, ready to be sent."""
+    """One of the layer's own statements, ready to be sent."""
 
     text: bytes
     params: Sequence[bytes] | None = None
@@ -25,7 +25,7 @@ class Command(NamedTuple):
         pgconn.send_query_params(self.text, self.params, result_format=self.binary)
 
     def receive(self, pgconn: PGconn, results: list[PGresult]) -> None:
-        """Raise the error that the answer is."""
+        """Raise the answer if it is an error."""
         for result in results:
             if result.status == pq.ExecStatus.FATAL_ERROR:
                 raise psycopg.errors.error_from_result(result, encoding=pgconn._encoding)
@@ -47,9 +47,9 @@ class Request(NamedTuple):
         format: pq.Format | None = None,  # noqa: A002 - as psycopg's own
         context: AdaptContext | None = None,
     ) -> "Request":
-        """Convert the parameters. Raises psycopg.Error for what cannot be converted.
+        """Convert the parameters. Raises psycopg.Error where that is not possible.
 
-        `context` has the types' adapters; without it the cursor has them.
+        `context` has the type adapters; without it the cursor has them.
         """
         if cursor.closed:
             raise psycopg.InterfaceError("the cursor is closed")
@@ -71,7 +71,7 @@ class Request(NamedTuple):
         )
 
     def receive(self, _: PGconn, results: list[PGresult]) -> None:
-        """Give the cursor its rows, or raise the error that the answer is."""
+        """Give the cursor its rows, or raise the answer if it is an error."""
         self.cursor._check_results(results)
         self.cursor._set_results(results)
 
@@ -103,10 +103,10 @@ def send_batch(pgconn: PGconn, statements: Sequence[Command | Request]) -> PQGen
     """Send `statements`, wait for all the answers, and return the last one's.
 
     Raises the first error among them. There must be a transaction, begun by the first of them or
-    before: an error that comes only at the Sync of an implicit one would leave the connection stuck
-    in pipeline mode (measured on psycopg 3.3.9).
+    before: an error at the Sync of an implicit transaction would leave the connection in pipeline
+    mode for good (measured on psycopg 3.3.9).
 
-    psycopg's own pipeline() flushes once for each statement; this writes once for all.
+    psycopg's own pipeline() flushes once for each statement; this writes once for all of them.
     """
     pgconn.enter_pipeline_mode()
     unsent: psycopg.Error | None = None
@@ -137,22 +137,22 @@ def send_batch(pgconn: PGconn, statements: Sequence[Command | Request]) -> PQGen
     except psycopg.Error:
         if first is None:
             raise
-    # A pooler that refuses hangs up: the end of the connection must not hide the refusal.
+    # A pooler that refuses a statement hangs up: that must not hide the refusal.
     if first is not None:
         raise first
     return results
 
 
 _SYNC: Final[Any] = object()
-"""Marks, among the answers that a pipeline waits for, the one to a Sync."""
+"""Stands for the answer to a Sync among those that a pipeline waits for."""
 
 
 class Pipeline(psycopg.Pipeline):
     """psycopg's pipeline, in which the server's own error is the one that is raised.
 
-    Measured on psycopg 3.3.9: an error that comes only at a Sync, as a deferred constraint's does,
-    leaves the connection in pipeline mode for good; and the end of a connection hides what the
-    server said before it. Both look like a lost answer then.
+    Measured on psycopg 3.3.9: an error at a Sync, as a deferred constraint's, leaves the connection
+    in pipeline mode for good; and the end of a connection hides the server's error before it. Both
+    then look like a lost answer.
     """
 
     _final_error: psycopg.Error | None = None

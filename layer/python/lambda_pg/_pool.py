@@ -28,7 +28,7 @@ _IDLE: Final = pq.TransactionStatus.IDLE
 
 _NESTED: Final = (
     "this thread already holds all {} slots of the pool, so a nested checkout can never "
-    "succeed: use the connection at hand, or raise LAMBDA_PG_SLOTS"
+    "succeed: use the connection that it has, or raise LAMBDA_PG_SLOTS"
 )
 
 
@@ -51,8 +51,8 @@ class Pool:
         """Open nothing.
 
         `connect` and `is_current` get the seconds that they may take; the second tells whether a
-        connection whose `renew_at` has passed is still what a new one would be.
-        `clock` is the wall's: a frozen environment's other clocks stand still.
+        connection whose `renew_at` has passed still has the current credentials.
+        `clock` is the wall clock: a frozen environment's other clocks stand still.
         """
         self._connect = connect
         self._slots = Slots(slots, stats, events)
@@ -69,9 +69,9 @@ class Pool:
         self._idle: list[AnyConnection] = []
         self._open: list[weakref.ref[AnyConnection]] = []
         self._kept: list[AnyConnection] = []
-        """What was taken back from adapters' objects that have not forgotten it yet."""
+        """Reclaimed connections that adapters' objects still refer to."""
         self.lent: weakref.WeakKeyDictionary[AnyConnection, int] = weakref.WeakKeyDictionary()
-        """What callers have in their hands, and in which thread."""
+        """Connections that callers have, and the thread of each."""
 
     @property
     def size(self) -> int:
@@ -80,12 +80,12 @@ class Pool:
 
     @property
     def available(self) -> int:
-        """Connections that nobody uses."""
+        """Connections that are not in use."""
         return len(self._idle)
 
     @property
     def busy(self) -> bool:
-        """Tell whether a thread has a connection or opens one, or has dropped or kept one."""
+        """Whether a thread has or opens a connection, or one was dropped or is kept."""
         return self.size != len(self._idle) or self._slots.abandoned > 0 or bool(self._kept)
 
     @property
@@ -94,10 +94,10 @@ class Pool:
         return self._slots.waiting
 
     def take(self) -> AnyConnection | None:
-        """Take an idle connection that one look at its socket shows to be alive; else None.
+        """Take an idle connection that one poll() of its socket shows to be alive; else None.
 
-        The usual path: a pop, the clock, one poll(), and no lock. Not past threads that wait: one
-        that asks again and again would let them wait for ever.
+        The usual path: a pop, the clock, one poll(), and no lock. Not while threads wait for a
+        slot: a busy thread would let them wait for ever.
         """
         if self._slots.waiting:
             return None
@@ -116,13 +116,13 @@ class Pool:
     def put(self, connection: AnyConnection) -> None:
         """Return what `take` or `checkout` gave after one statement in autocommit.
 
-        Raises ProgrammingError when it has not been that.
+        Raises ProgrammingError if a transaction is open.
         """
         status = connection.pgconn.transaction_status
         if status != _IDLE:
             self.release(connection)
             if status == pq.TransactionStatus.UNKNOWN:
-                return  # its answer came, and then the connection was lost
+                return  # the connection was lost after the answer
             raise psycopg.ProgrammingError(
                 "the statement left a transaction open, or ran in one that was left open: it was "
                 "rolled back; use transaction() or run_transaction()"
@@ -142,7 +142,7 @@ class Pool:
         """Take a living connection within `timeout` seconds.
 
         A connection that may carry session state is reset, unless the same `invocation` left it.
-        Raises CheckoutTimeoutError when every slot stays taken, and whatever a connect raises.
+        Raises CheckoutTimeoutError if every slot stays taken, and what a connect raises.
         """
         until = monotonic() + timeout
         slot: object
@@ -179,21 +179,23 @@ class Pool:
         self.lent[connection] = threading.get_ident()
 
     def bind(self, deadline: float) -> None:
-        """Let the connections that this thread has in its hands wait no longer than `deadline`."""
+        """Set the deadline of the connections that this thread has checked out."""
         mine = threading.get_ident()
         for connection, holder in list(self.lent.items()):
             if holder == mine:
                 connection.deadline = deadline
 
     def return_lent(self, connection: AnyConnection) -> None:
-        """Return what a caller had in his hands, unless it is no longer his to return."""
-        if self.lent.pop(connection, None) is not None:  # or `reclaim` has popped it: one can
+        """Return a connection that a caller had, unless the pool has reclaimed it."""
+        if (
+            self.lent.pop(connection, None) is not None
+        ):  # only one of two pops succeeds: `reclaim` has the other
             self.release(connection)
         elif connection.lease.reclaimed or connection.orphaned:
             connection.close()
 
     def release(self, connection: AnyConnection) -> None:
-        """Return a connection in whatever state; one that cannot be used again is closed."""
+        """Return a connection in any state; close it if it cannot be reused."""
         clean = False
         try:
             if connection.denied and not connection.closed:  # and the caller swallowed the error
@@ -275,10 +277,10 @@ class Pool:
         elif idle_for >= lease.max_idle or now >= lease.expires_at:
             reason = "was old"
         elif now >= lease.renew_at and not self._is_current(connection, timeout):
-            reason = "had the credentials of before"
+            reason = "had old credentials"
         elif not _answers(connection, idle_for, timeout, invocation):
             reason = "did not answer"
-            self.close()  # what one has met, the others have: do not wait for each
+            self.close()  # the others are probably lost too: do not wait for each
         else:
             return True
         self._stats.connections_lost += reason in {"was lost", "did not answer"}

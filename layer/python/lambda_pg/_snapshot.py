@@ -11,16 +11,16 @@ from typing import Protocol
 
 
 class Forgetful(Protocol):
-    """What can be made to know nothing, as it was when it was made."""
+    """An object that can return to its first state."""
 
     def forget(self) -> None:
-        """Close what is open and know no credentials."""
+        """Close what is open and drop the credentials."""
 
 
 def register_snapshot_hooks(database: Forgetful) -> None:
     """Make `database` forget before a snapshot is taken and again after one was restored.
 
-    The second time for what a handler module has done between the hook and the snapshot.
+    The second time is for what a handler module did between the hook and the snapshot.
     """
     if os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE") != "snap-start":
         return

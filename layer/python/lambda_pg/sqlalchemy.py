@@ -42,7 +42,7 @@ def create_engine(db: Database[Any], **options: Any) -> Engine:
 
 
 class LayerDialect(PGDialect_psycopg):
-    """SQLAlchemy's dialect for psycopg, with a Database in the place of psycopg.connect()."""
+    """SQLAlchemy's dialect for psycopg, with a Database instead of psycopg.connect()."""
 
     supports_statement_cache = True
 
@@ -53,7 +53,7 @@ class LayerDialect(PGDialect_psycopg):
         use_native_hstore: bool = False,
         **options: Any,
     ) -> None:
-        """Take the database, or the environment's, and what SQLAlchemy's dialect takes."""
+        """Take the database, or the environment's, and the options of SQLAlchemy's dialect."""
         super().__init__(use_native_hstore=use_native_hstore, **options)  # type: ignore[no-untyped-call]
         self._database = database
 
@@ -63,7 +63,7 @@ class LayerDialect(PGDialect_psycopg):
         return NullPool
 
     def create_connect_args(self, url: sqlalchemy.URL) -> Any:
-        """Find the environment's database; a URL that says more would be ignored silently."""
+        """Find the environment's database. Raises ArgumentError for a URL with more in it."""
         if url.set(drivername=URL.drivername) != URL:
             raise ArgumentError(
                 f"{URL} takes endpoint and login from the environment (LAMBDA_PG_SECRET_ARN, "
@@ -76,7 +76,7 @@ class LayerDialect(PGDialect_psycopg):
 
     @classmethod
     def engine_created(cls, engine: Engine) -> None:
-        """Refuse a second pool, and follow what keeps a connection."""
+        """Refuse a second pool, and note the objects that keep a connection."""
         if not isinstance(engine.pool, NullPool):
             raise ArgumentError(
                 f"the pool {type(engine.pool).__name__} would keep connections of the layer past "
@@ -95,10 +95,10 @@ class LayerDialect(PGDialect_psycopg):
         return connection
 
     def reset_isolation_level(self, dbapi_conn: Any) -> None:
-        """Leave it to the layer's pool, which undoes what was set on a connection."""
+        """Leave it to the layer's pool, which resets a connection."""
 
     def set_readonly(self, connection: Any, value: Any) -> None:
-        """Set it, except on a closed connection, which SQLAlchemy resets before it gives it up."""
+        """Set it, except on a closed connection, which SQLAlchemy resets before it drops it."""
         if not connection.closed:
             super().set_readonly(connection, value)  # type: ignore[no-untyped-call]
 
@@ -108,12 +108,12 @@ class LayerDialect(PGDialect_psycopg):
             super().set_deferrable(connection, value)  # type: ignore[no-untyped-call]
 
     def do_close(self, dbapi_connection: Any) -> None:
-        """Put the connection back, where SQLAlchemy closes one."""
+        """Return the connection where SQLAlchemy closes one."""
         assert self._database is not None  # noqa: S101 - it was connected
         self._database.putconn(dbapi_connection)
 
     def do_terminate(self, dbapi_connection: Any) -> None:
-        """Close the connection, which SQLAlchemy takes for a bad one, and free its slot."""
+        """Close the connection, which SQLAlchemy considers bad, and free its slot."""
         connection: psycopg.Connection[Any] = dbapi_connection
         connection.close()
         self.do_close(connection)
@@ -135,7 +135,7 @@ class _Holder:
         return session is not None and bool(session.new or session.dirty or session.deleted)
 
     def settle(self, *, reported: bool) -> bool:
-        """Have the session and its connection begin something new, unless they have meanwhile."""
+        """Make the session and its connection forget the transaction, unless they have already."""
         then = [each() for each in self._transactions]
         if reported:
             with suppress(Exception):  # of the application's listeners: this invocation is over
@@ -169,7 +169,7 @@ def _is_ended(connection: sqlalchemy.Connection) -> bool:
 
 
 def _hold(connection: sqlalchemy.Connection) -> None:
-    """Note who has a connection of the layer's."""
+    """Note which SQLAlchemy connection has one of the layer's."""
     lent: Any = connection.connection.dbapi_connection
     if isinstance(lent, Connection) and lent.lease.holder is None:
         lent.lease.holder = _Holder(connection)
