@@ -106,7 +106,7 @@ class Connection(psycopg.Connection[Row]):
     transaction_id: TransactionId | None = None
     """The id of the layer's transaction, once known: PostgreSQL assigns it at the first write."""
 
-    touched: bool = False
+    has_session_state: bool = False
     """Whether it may carry session state."""
 
     only_standbys: bool = False
@@ -369,8 +369,8 @@ class Connection(psycopg.Connection[Row]):
             if reason is not None:
                 raise StatementRefusedError(reason)
         if self.profile.session and (prepare or session_effect(text) is not None):
-            self.touched = True
-        return not self.touched
+            self.has_session_state = True
+        return not self.has_session_state
 
     def _is_alone(self) -> bool:
         """Tell whether the next statement is a transaction by itself."""
@@ -390,10 +390,10 @@ class Connection(psycopg.Connection[Row]):
         self.poll = _always
         super().close()
 
-    def cut(self) -> None:
+    def end(self) -> None:
         """End the connection, which another thread may be using.
 
-        Where that thread is inside psycopg, only the socket is shut: see `shut`.
+        Where that thread is inside psycopg, only the socket is shut: see `shut_socket`.
         """
         if self.lock.acquire(blocking=False):
             try:
@@ -401,9 +401,9 @@ class Connection(psycopg.Connection[Row]):
             finally:
                 self.lock.release()
         else:
-            self.shut()
+            self.shut_socket()
 
-    def shut(self) -> None:
+    def shut_socket(self) -> None:
         """Shut the socket. A thread that waits for it wakes at once, and closes the connection.
 
         If this thread closed it, the other one would use memory that libpq has freed.
@@ -431,7 +431,7 @@ class Connection(psycopg.Connection[Row]):
         if reset:
             self._prepared = PrepareManager()  # the server has dropped the prepared statements
             self.prepare_threshold = None
-            self.touched = False
+            self.has_session_state = False
         return True
 
     def has_written(self) -> bool:

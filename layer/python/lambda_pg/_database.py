@@ -272,7 +272,7 @@ class Database(Generic[Row]):
     def _lent_freely(self) -> Connection[Row]:
         """Take a connection in autocommit, on which a caller may do anything."""
         connection = self._lent(self._attempts())
-        connection.touched = connection.profile.session
+        connection.has_session_state = connection.profile.session
         return connection
 
     def _leave(self, connection: Connection[Row], raised: BaseException | None) -> bool:

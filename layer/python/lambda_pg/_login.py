@@ -136,7 +136,7 @@ class Login:
         try:
             with _strict(connection):
                 configure(connection)
-            _require_untouched(connection)
+            _require_unchanged(connection)
             connection.keep_adapters()
             if connection.denied:  # and `configure` swallowed the error
                 why_denied(connection)
@@ -197,13 +197,13 @@ def _strict(connection: Connection[Any]) -> Iterator[None]:
         connection.strict = strict
 
 
-def _require_untouched(connection: Connection[Any]) -> None:
+def _require_unchanged(connection: Connection[Any]) -> None:
     """Raise where `configure` has left something that does not stay on the connection."""
     if connection.lost:
         raise psycopg.OperationalError("the connection was lost")
     if connection.pgconn.transaction_status != pq.TransactionStatus.IDLE:
         raise psycopg.ProgrammingError("configure left a transaction open on a new connection")
-    if connection.touched:
+    if connection.has_session_state:
         raise psycopg.ProgrammingError(f"configure set session state: {_ONLY_ADAPTERS}")
 
 

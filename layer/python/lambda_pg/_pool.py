@@ -132,7 +132,7 @@ class Pool:
         check_at = now + lease.check_after
         renew_at = lease.renew_at
         lease.fresh_until = check_at if check_at < renew_at else renew_at  # noqa: FURB136 - quicker
-        if connection.touched:
+        if connection.has_session_state:
             lease.fresh_until = 0.0
         self._idle.append(connection)
         if self._slots.waiting:
@@ -228,7 +228,7 @@ class Pool:
             if connection not in self.lent and connection not in self._idle:
                 reclaimed += not connection.closed
                 connection.lease.reclaimed = True
-                connection.shut()
+                connection.shut_socket()
         for connection in list(self.lent):
             thread = self.lent.pop(connection, None)
             if thread is not None:  # else its caller has just returned it
@@ -246,7 +246,7 @@ class Pool:
             lease.reported = reported or not (unsent or connection.has_written())
             self._kept.append(connection)
         lease.reclaimed = True
-        connection.cut()
+        connection.end()
         self._slots.free(lease.slot)
 
     def _keep_open(self, *opened: AnyConnection) -> None:
@@ -313,7 +313,7 @@ def _answers(
     """
     lease = connection.lease
     mine = invocation is not None and lease.used_by == invocation
-    reset = connection.touched and not mine
+    reset = connection.has_session_state and not mine
     if 0 <= idle_for < lease.check_after and not reset:
         return True
     return connection.answers(min(CHECK_TIMEOUT, timeout), reset=reset)
