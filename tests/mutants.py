@@ -11,8 +11,8 @@ RETRY = (
 )
 LIVENESS = (
     "_pool.py",
-    "if connection.idle_since <= now < connection.fresh_until and not connection.poll(0):",
-    "if connection.idle_since <= now < connection.fresh_until:",
+    "if lease.idle_since <= now < lease.fresh_until and not connection.poll(0):",
+    "if lease.idle_since <= now < lease.fresh_until:",
 )
 REFRESH = (
     "_login.py",
@@ -24,7 +24,7 @@ SAYS_DONE = (
     "_database.py",
     FAILED,
     f"""{FAILED}                if attempts._failed.failure.name == 'NOT_RUN':
-                    self._pool.give_back(connection)
+                    self._pool.release(connection)
                     return Rows(connection, row_factory=self._row_factory)
 """,
 )

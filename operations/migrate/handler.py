@@ -15,8 +15,7 @@ from typing import Any
 
 import boto3
 import psycopg
-from lambda_pg import CredentialsError, Database, Settings
-from lambda_pg._url import Url
+from lambda_pg import ConfigurationError, CredentialsError, Database, Settings
 
 from lambda_pg_cdk.migrations.roles import Login, LoginError, Timeouts
 from lambda_pg_cdk.migrations.run import Connections, Owner, migrate
@@ -38,6 +37,9 @@ from the owner, which created the application's user and so is a member of it.""
 
 MANY_ROUNDS = os.environ.get("MANY_ROUNDS") == "1"
 """Whether the application's password is hashed in more rounds than the layer needs."""
+
+AS_IT_IS = {"LAMBDA_PG_PROFILE": "direct", "LAMBDA_PG_ALLOW_UNVERIFIED_TLS": "1"}
+"""Settings that accept every URL that can be read: here it only names the login."""
 
 settings = Settings.from_env(direct=EXTERNAL)
 db = Database(settings)
@@ -116,16 +118,18 @@ def login_of(url: object) -> Login:
 
     For Supabase's pooler the user is `role.project`; the database knows the role only.
     """
+    if not isinstance(url, str) or not url:
+        raise LoginError("the secret's field 'url' is no text: write a postgresql:// URL there")
     try:
-        parts = Url.parse(url if isinstance(url, str) else "")
-    except ValueError as error:
-        raise LoginError(f"the secret's field 'url' {error}") from None
-    name = parts.user or ""
-    if (parts.host or "").endswith(".pooler.supabase.com"):
+        pooled = Settings.from_env({**AS_IT_IS, "DATABASE_URL": url})
+    except ConfigurationError as error:
+        raise LoginError(str(error).replace("DATABASE_URL", "the secret's field 'url'")) from None
+    name = pooled.user or ""
+    if (pooled.host or "").endswith(".pooler.supabase.com"):
         name = name.rpartition(".")[0] or name
-    if not name or not parts.password:
+    if not name or not pooled.password:
         raise LoginError("the secret's field 'url' names no user or no password: write both there")
-    return Login(name, parts.password, borrowed=True)
+    return Login(name, pooled.password, borrowed=True)
 
 
 def read_timeouts() -> Timeouts:

@@ -48,8 +48,6 @@ LONGEST_NAME: Final = 63
 """Bytes of a role's name; PostgreSQL cuts longer names, and both users would be the same."""
 
 PASSWORD_LENGTH: Final = 40
-NO_QUOTING: Final = " %+~`#$&*()|[]{}:;<>?!'/@\"\\,=^-"
-"""Characters that passwords do not contain, the same as in stacks/database.py."""
 
 TEST_TIMEOUT: Final = 10.0
 """Seconds that the test of the next login may take."""
@@ -149,9 +147,9 @@ class Versions:
         return bool(self._client.describe_secret(SecretId=self.arn).get("RotationEnabled"))
 
     def make_password(self) -> str:
-        """Return a random password from the service."""
+        """Have the service make a password, of letters and digits: they need no quoting."""
         answer = self._client.get_random_password(
-            PasswordLength=PASSWORD_LENGTH, ExcludeCharacters=NO_QUOTING
+            PasswordLength=PASSWORD_LENGTH, ExcludePunctuation=True
         )
         return str(answer["RandomPassword"])
 

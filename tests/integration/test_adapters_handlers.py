@@ -56,7 +56,7 @@ def test_a_context_without_a_remaining_time_works_and_says_so_once(
 
     @db.bind_lambda_context
     def handler(event: object, context: object) -> object:
-        deadlines.append(db._deadline)
+        deadlines.append(db._invocations.deadline)
         return scalar(db, ANSWER)
 
     with caplog.at_level(logging.WARNING, "lambda_pg"):
@@ -116,7 +116,7 @@ def test_the_context_is_found_however_the_handler_is_called(
     """By position, by keyword, or behind the instance of a method: its time bounds the waits."""
 
     def work() -> object:
-        assert 0 < db._deadline - time.monotonic() <= 30
+        assert 0 < db._invocations.deadline - time.monotonic() <= 30
         return scalar(db, ANSWER)
 
     if method:
@@ -142,7 +142,7 @@ def test_a_keyword_of_another_name_is_found_too(db: Database[TupleRow]) -> None:
 
     @db.bind_lambda_context
     def handler(message: object, *, lambda_context: object) -> float:
-        return db._deadline
+        return db._invocations.deadline
 
     assert handler({}, lambda_context=LambdaContext()) <= time.monotonic() + 30
 

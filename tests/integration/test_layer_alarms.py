@@ -119,7 +119,7 @@ def assert_all_slots_work(db: Database[TupleRow], slots: int) -> None:
     stats = db.stats()
     assert stats["pool_size"] == stats["pool_available"] == slots
     assert not db._pool.lent
-    assert db._deadline == db._own_deadline.get() == float("inf")
+    assert db._invocations.deadline == db._invocations.earliest() == float("inf")
 
 
 class Gap:
@@ -137,7 +137,7 @@ class Gap:
         monkeypatch.setattr(owner, name, rung)
 
 
-@pytest.mark.parametrize("name", ["take", "put", "give_back", "checkout", "lend", "take_back"])
+@pytest.mark.parametrize("name", ["take", "put", "release", "checkout", "lend", "return_lent"])
 @pytest.mark.parametrize("request_", REQUESTS[:4])
 def test_an_alarm_in_a_gap_costs_a_connection_at_most(
     open_database: Open, monkeypatch: pytest.MonkeyPatch, request_: Request, name: str

@@ -156,7 +156,7 @@ def test_the_checkout_timeout_bounds_configure(open_database: Open) -> None:
     slow = Counted(lambda connection: connection.execute("SELECT pg_sleep(60)"))
     db = open_database(configure=slow, checkout_timeout=1.0)
     began = time.monotonic()
-    with pytest.raises(CheckoutTimeoutError, match="configure was still at work"):
+    with pytest.raises(CheckoutTimeoutError, match="configure was still running"):
         db.execute("SELECT 1")
     assert time.monotonic() - began < 30
     assert db.stats()["pool_size"] == 0

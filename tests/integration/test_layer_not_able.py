@@ -40,7 +40,7 @@ def by_execute(db: Database[TupleRow]) -> None:
 
 
 def by_claims(db: Database[TupleRow]) -> None:
-    """Write one row in one flight."""
+    """Write one row in one round trip."""
     db.execute(INSERT, claims={"sub": "a"})
 
 

@@ -138,6 +138,7 @@ def test_a_connection_that_is_put_back_unused_wakes_who_waits(open_database: Ope
     db = open_database(checkout_timeout=5)
     db.execute("SELECT 1")
     (idle,) = db._pool._idle
+    poll = idle.poll
     served = list[float]()
 
     def wait() -> None:
@@ -150,8 +151,7 @@ def test_a_connection_that_is_put_back_unused_wakes_who_waits(open_database: Ope
     def look(_: int) -> list[tuple[int, int]]:
         waiting.start()
         wait_until(lambda: db._pool.waiting)
-        del idle.__dict__["poll"]
-        idle.equip(idle.profile, strict=False)
+        idle.poll = poll
         return [(0, 1)]
 
     idle.poll = look
@@ -171,7 +171,7 @@ def test_a_wait_ends_with_a_last_look(
         db.putconn(held)
         return False
 
-    monkeypatch.setattr(pool._free, "wait", too_late)
+    monkeypatch.setattr(pool._slots._freed, "wait", too_late)
     taken: list[object] = []
     thread = threading.Thread(target=lambda: taken.append(pool.checkout(1.0)))
     thread.start()

@@ -317,7 +317,7 @@ def ask(db: Database[TupleRow], verb: str) -> None:
             connection.execute(query)
 
 
-def test_a_refused_flight_ends_the_span_of_its_wait(spans: Spans, narrow: PoolerFixture) -> None:
+def test_a_refused_batch_ends_the_span_of_its_wait(spans: Spans, narrow: PoolerFixture) -> None:
     """The deadline ends the wait for a server connection: both spans are there, and failed."""
     db = Database(settings_for(narrow))
     db.execute("SELECT 1")

@@ -85,7 +85,7 @@ def test_the_deadline_holds_for_both(
     assert time.monotonic() - began < 10
     served = bind(pair, lambda _event, _context: [scalar(db, "SELECT 1") for db in pair])
     assert served(None, Context(30)) == [1, 1]
-    assert [db._deadline for db in pair] == [float("inf")] * 2
+    assert [db._invocations.deadline for db in pair] == [float("inf")] * 2
 
 
 @BOTH_ORDERS

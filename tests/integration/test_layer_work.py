@@ -225,7 +225,7 @@ def test_work_that_is_not_done_is_refused(
     db: Database[TupleRow], work: Callable[[Connection], object], claims: dict[str, str] | None
 ) -> None:
     """Nothing stays committed, nothing warns, and the connection is in order."""
-    with pytest.raises(TypeError, match="do the work in a plain function"):
+    with pytest.raises(TypeError, match="Do the work in a plain function"):
         db.run_transaction(work, claims=claims)
     assert scalar(db, "SELECT count(*) FROM counter") == 0
     stats = db.stats()

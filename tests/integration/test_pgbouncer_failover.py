@@ -14,8 +14,9 @@ from typing import Any
 
 import psycopg
 import pytest
-from lambda_pg import Database
-from lambda_pg._connection import Connection, Denial
+from lambda_pg import Database, _denial
+from lambda_pg._connection import Connection
+from lambda_pg._denial import Denial
 from psycopg import errors
 from psycopg.rows import TupleRow
 
@@ -140,14 +141,14 @@ def test_the_server_that_denied_a_write_says_why(
 ) -> None:
     """It is asked before the transaction leaves it to the next client, who waits for it here."""
     pooler = new_pooler.start(DEFAULT_POOL_SIZE="1", MAX_DB_CONNECTIONS="1")
-    question = Connection._ask_why_denied
+    question = _denial._ask_why_denied
     answers = []
 
     def ask(connection: Connection[Any]) -> Denial:
         answers.append(question(connection))
         return answers[-1]
 
-    monkeypatch.setattr(Connection, "_ask_why_denied", ask)
+    monkeypatch.setattr(_denial, "_ask_why_denied", ask)
     with closing(Database(settings_for(pooler))) as db, closing(pooler.connect()) as other:
         denied = pytest.raises(errors.ReadOnlySqlTransaction)
         with denied, db.transaction(read_only=True) as held:
@@ -162,7 +163,7 @@ def test_a_statement_is_retried_however_often_another_server_says_why(
     pair: Pair, pooler: PoolerFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three times the standby denies it, and the primary is asked, which denies nothing."""
-    question = Connection._ask_why_denied
+    question = _denial._ask_why_denied
     answers = []
 
     def ask(connection: Connection[Any]) -> Denial:
@@ -178,7 +179,7 @@ def test_a_statement_is_retried_however_often_another_server_says_why(
 
     with closing(Database(settings_for(pooler))) as db:
         db.execute(INSERT)
-        monkeypatch.setattr(Connection, "_ask_why_denied", ask)
+        monkeypatch.setattr(_denial, "_ask_why_denied", ask)
         lead_to(pair.standby)
         db.execute(INSERT)
     assert len(answers) == 3

@@ -130,7 +130,7 @@ def test_a_slow_login_goes_on_after_a_while(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its answer took long: a crowd logs in, and the next step waits, so that it spreads."""
-    monkeypatch.setattr(attempts_module, "_jitter", SimpleNamespace(uniform=lambda _, most: most))
+    monkeypatch.setattr(attempts_module, "jitter", SimpleNamespace(uniform=lambda _, most: most))
     attempts = Attempts(LOGIN)
     assert finish(attempts, network, 0.02) is None
     network.peers[0].answer()
@@ -150,7 +150,7 @@ def test_time_between_two_requests_is_not_what_a_login_takes(
     monkeypatch.setattr(attempts_module, "SLOW", 5.0)
     jitter = Mock()
     jitter.uniform.return_value = 0.0
-    monkeypatch.setattr(attempts_module, "_jitter", jitter)
+    monkeypatch.setattr(attempts_module, "jitter", jitter)
     attempts = Attempts(LOGIN)
     for _ in range(2):
         assert attempts.finish(network.begin, time.monotonic() + passed + 0.02) is None

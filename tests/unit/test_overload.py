@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 from lambda_pg import DatabaseUnavailableError
 from lambda_pg._overload import (
     BUDGET,
-    EARNED,
     FAILURES,
     PROBE,
     PROBE_PAUSE,
+    RETRY_REFILL_RATE,
     SLOW_LOGIN,
     Breaker,
     RetryBudget,
@@ -54,9 +54,9 @@ def test_a_budget_comes_back_with_time(clock: Clock) -> None:
     """What was spent comes back second by second, also by halves, and never more than all."""
     budget = RetryBudget(clock)
     spent(budget)
-    clock.now += 5.5 / EARNED
+    clock.now += 5.5 / RETRY_REFILL_RATE
     assert spent(budget) == 5
-    clock.now += 0.5 / EARNED
+    clock.now += 0.5 / RETRY_REFILL_RATE
     assert spent(budget) == 1
     clock.now += 86_400
     assert spent(budget) == BUDGET
@@ -68,7 +68,7 @@ def test_a_clock_that_is_set_back_gives_and_takes_nothing(clock: Clock) -> None:
     spent(budget)
     clock.now -= 3600
     assert not budget.spend()
-    clock.now += 2 / EARNED
+    clock.now += 2 / RETRY_REFILL_RATE
     assert spent(budget) == 2
 
 
@@ -80,7 +80,7 @@ def test_a_budget_bounds_the_retries_of_any_time(steps: list[tuple[float, int]])
     total, earned = 0, 0.0
     for step, wanted in steps:
         clock.now += step
-        earned += max(0.0, step) * EARNED
+        earned += max(0.0, step) * RETRY_REFILL_RATE
         total += sum(budget.spend() for _ in range(wanted))
         assert total <= BUDGET + earned + 0.001
 

@@ -6,8 +6,9 @@ from types import ModuleType
 import boto3
 import pytest
 from botocore.stub import Stubber
+from moto import mock_aws
 
-from lambda_pg_cdk.stacks.database import ADMIT, NO_QUOTING, REPORT, ROTATION_OFF
+from lambda_pg_cdk.stacks.database import ADMIT, REPORT, ROTATION_OFF
 from lambda_pg_cdk.stacks.pooler.pgbouncer import METRICS
 from tests.integration.functions import load_function
 from tests.integration.layer import Context
@@ -69,9 +70,14 @@ def test_an_unknown_strategy_is_named_with_the_known_ones(rotate: ModuleType) ->
         rotate.next_user("app", "both")
 
 
-def test_passwords_have_the_characters_of_the_first_one(rotate: ModuleType) -> None:
-    """The stack's secret and the rotation leave the same ones out."""
-    assert rotate.NO_QUOTING == NO_QUOTING
+@mock_aws
+def test_passwords_need_no_quoting(rotate: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are letters and digits, which mean themselves in a URL and in a shell."""
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+    password = rotate.Versions("arn", "token").make_password()
+    assert password.isascii()
+    assert password.isalnum()
+    assert len(password) == rotate.PASSWORD_LENGTH
 
 
 def test_a_deployment_asks_for_a_step_by_its_name(rotate: ModuleType) -> None:

@@ -302,8 +302,8 @@ def test_a_switch_is_on_or_off() -> None:
 
 
 def test_a_missing_root_certificate_is_named(tmp_path: Path) -> None:
-    """A PGSSLROOTCERT that is no file is a problem of the settings, not of the first request."""
-    with pytest.raises(ConfigurationError, match=r"PGSSLROOTCERT is .*no such file"):
+    """A PGSSLROOTCERT that is not a file is a problem of the settings, not of the first request."""
+    with pytest.raises(ConfigurationError, match=r"PGSSLROOTCERT is .*not a file"):
         Settings.from_env({**SECRET, "PGSSLROOTCERT": str(tmp_path / "none.pem")})
     with pytest.raises(ConfigurationError, match="PGSSLROOTCERT is 5000 characters long"):
         Settings.from_env({**SECRET, "PGSSLROOTCERT": "x" * 5000})

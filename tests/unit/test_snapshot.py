@@ -2,6 +2,7 @@
 
 import gc
 import random
+import re
 import subprocess
 import sys
 import weakref
@@ -11,8 +12,9 @@ import lambda_pg
 import pytest
 import snapshot_restore_py
 from awslambdaric.lambda_runtime_hooks_runner import run_after_restore, run_before_snapshot
-from lambda_pg import Database, Settings, _credentials, _overload, _retry
+from lambda_pg import Database, Settings
 from lambda_pg._credentials import CredentialCache
+from lambda_pg._jitter import jitter
 
 SETTINGS = Settings(host="db.example", user="app", password="p")
 KIND = "AWS_LAMBDA_INITIALIZATION_TYPE"
@@ -150,6 +152,9 @@ def test_nothing_is_imported_for_the_hooks_elsewhere() -> None:
 
 
 def test_chance_differs_between_the_copies_of_a_snapshot() -> None:
-    """Jitter comes from the operating system: no state of it can be copied."""
-    for module in (_credentials, _overload, _retry):
-        assert type(module._jitter) is random.SystemRandom
+    """Jitter comes from the operating system, and no module has another source of chance."""
+    sources = Path(lambda_pg.__file__).parent.rglob("*.py")
+    imports = re.compile(r"^(import|from) random\b", re.MULTILINE)
+    users = {path.name for path in sources if imports.search(path.read_text())}
+    assert users == {"_jitter.py"}
+    assert type(jitter) is random.SystemRandom

@@ -6,11 +6,11 @@ import sys
 
 from lambda_pg._secrets import prefetch
 
-# A test may yet say who answers for Secrets Manager.
+# A test may still replace Secrets Manager.
 if sys.modules.keys().isdisjoint(("pytest", "moto")):
     prefetch(os.environ)  # the secret comes while psycopg is imported: docs/decisions/0006
 
-# In a function what was imported stays: docs/decisions/0009.
+# The garbage collector need not look at what a function has imported: docs/decisions/0009.
 _freeze = "AWS_LAMBDA_FUNCTION_NAME" in os.environ and gc.isenabled()
 if _freeze:
     gc.disable()

@@ -10,14 +10,14 @@ import psycopg
 from lambda_pg._overload import NotReachedError
 
 _NAME: Final = re.compile(r"[\w-]{1,63}(\.[\w-]{1,63})*\.?", re.ASCII)
-"""What can be a host's name. libc would say of anything else that it does not know it."""
+"""What can be a host's name. libc would call anything else an unknown host."""
 
 
 def resolve(host: str, timeout: float) -> list[str]:
-    """Return the addresses of `host` in the resolver's order; one that is an address is its own.
+    """Return the addresses of `host` in the resolver's order; an address is returned as it is.
 
-    The lookup runs in a thread of its own, which is left behind when it does not come back in
-    time. Raises psycopg.OperationalError, with the resolver's error as its cause.
+    The lookup runs in a separate thread, which is left behind if it is too slow. Raises
+    psycopg.OperationalError, with the resolver's error as its cause.
     """
     if _is_address(host):
         return [host]
@@ -46,7 +46,7 @@ class _Lookup(threading.Thread):
         try:
             # Bytes: for a str Python imports its idna codec, 1.5 ms of a cold start (measured).
             found = socket.getaddrinfo(self.host.encode("ascii"), None, type=socket.SOCK_STREAM)
-        except OSError as error:  # a gaierror; for EAI_SYSTEM Python raises what errno says
+        except OSError as error:  # a gaierror; for EAI_SYSTEM Python raises the class of its errno
             self.error = error
         else:
             self.addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))

@@ -1,13 +1,12 @@
-"""Connects under way: the first to finish is taken, and one that was answered is never thrown away.
+"""Connects under way: the first to finish is taken; one that was answered is never dropped.
 
 An overloaded pooler and one that hangs look the same until the first byte of an answer: the kernel
-accepts connections for both. So a connect without an answer soon gets another one beside it, which
-may reach another task, and one that was answered is finished, by a later request where this one has
-no time left: what the pooler has spent on it is not spent again.
+accepts connections for both. So a second connect soon starts beside one without an answer, and may
+reach another task. A connect that was answered is finished, by a later request if this one has no
+time left: the pooler need not do that work twice.
 """
 
 import os
-import random
 import select
 import time
 import weakref
@@ -21,42 +20,41 @@ from psycopg.abc import PQGenConn
 from lambda_pg._clock import monotonic
 from lambda_pg._connection import Connection
 from lambda_pg._credentials import Credentials
+from lambda_pg._jitter import jitter
 from lambda_pg._overload import NotReachedError
 
 MOST: Final = 3
-"""Sockets that one connect may have open at once; the oldest goes when another is due."""
+"""Sockets that one request may have open at once; the oldest is closed when another is due."""
 
 UNCONNECTED: Final = 0.25
-"""Seconds without a TCP connection after which a fresh SYN is better than to wait for the next
-retransmission of the old one (after 1, 3 and 7 s): the server knows of neither."""
+"""Seconds without a TCP connection after which another SYN is sent: the kernel retransmits the old
+one only after 1, 3 and 7 s. The server has seen neither."""
 
 UNANSWERED: Final = 0.75
 """Seconds without a byte from a server that TCP has reached: four attempts in a window of 3 s."""
 
 PATIENT: Final = 4
 LONGEST_UNANSWERED: Final = 12.0
-"""From this attempt on, the wait for a first byte doubles, up to so many seconds: an overloaded
-pooler must not lose sight of connects before it has looked at them once."""
+"""From this attempt on, the wait for a first byte doubles, up to so many seconds: otherwise an
+overloaded pooler would find only connects that were closed meanwhile."""
 
 SLOW: Final = 0.25
 PACE: Final = 2.0
 FIRST_REST: Final = 1.0
-"""Seconds that an answer of a login may take; after a slower one the login goes on after up to so
-many times as long. A fleet that comes back at once would else take each step together, and a pooler
-that is busy with hundreds of them has no time for its server connections: it refuses those that
-have logged in, as they have waited too long for one, and they begin again. The first rest is at
-most the last number of seconds: a pooler that only hung for a while answers quickly after that, and
-the first success has to follow within 2 s."""
+"""After an answer that took longer than SLOW seconds, a login rests for up to PACE times as long.
+
+Otherwise a fleet that comes back at once would take each step together. A pooler that is busy with
+hundreds of logins has no time for its server connections: it rejects the clients that have logged
+in and waited too long, and they begin again. The first rest is at most FIRST_REST seconds: a pooler
+that only hung for a while answers quickly after that, and the first success must follow within 2 s.
+"""
 
 STUCK: Final = 30.0
 """Seconds without another byte from a server that has answered, until another connect may begin."""
 
 KEPT: Final = 30.0
-"""Seconds by the wall clock that attempts may rest between two requests: of an environment that was
-frozen for longer, a pooler may have ended the login, and a load balancer dropped the flow."""
-
-# No state that a snapshot or a fork could copy into many environments.
-_jitter = random.SystemRandom()
+"""Seconds by the wall clock that connects may be kept between two requests. In an environment that
+was frozen for longer, the pooler may have ended the login, or a load balancer dropped the flow."""
 
 Opening = PQGenConn[Connection[Any]]
 
@@ -65,10 +63,10 @@ _EVENTS: Final = {_READING: select.POLLIN, int(waiting.WAIT_W): select.POLLOUT}
 
 
 class Attempt:
-    """One connect: psycopg's generator, the socket that it waits for, and how far it came."""
+    """One connect: psycopg's generator, the socket that it waits for, and its progress."""
 
     def __init__(self, opening: Opening, address: str) -> None:
-        """Send the SYN; raises psycopg.OperationalError."""
+        """Send the SYN. Raises psycopg.OperationalError."""
         self.address = address
         self.is_connected = False
         self.is_answered = False
@@ -92,7 +90,7 @@ class Attempt:
     def go_on(self, ready: int | None) -> Connection[Any] | None:
         """Take the next step; return the connection after the last one.
 
-        Raises psycopg.OperationalError, NotReachedError where the server has seen nothing of it.
+        Raises psycopg.OperationalError, and NotReachedError where the server has not seen it.
         """
         was_reading, self.socket = self._wants == _READING, -1
         try:
@@ -107,23 +105,23 @@ class Attempt:
             if not was_reading:
                 raise NotReachedError(str(error)) from None
             self.is_answered = True
-            raise error.with_traceback(None)  # noqa: B904  # the same error
+            raise error.with_traceback(None)  # noqa: B904 - the same error
         self.socket, self._wants = step[0], int(step[1])
         self.waited = self.rests_until = 0.0
         is_reading = self._wants == _READING
-        # libpq sends its first message before it reads for the first time. What it reads then is an
-        # answer, unless it goes on to another address, where it has to write.
+        # libpq sends its first message before it reads for the first time. What it then reads is an
+        # answer, unless it goes on to another address, where it must write.
         self.is_answered = self.is_answered or (was_reading and is_reading)
         self.is_connected = self.is_answered or is_reading
         return None
 
     def resume(self) -> Connection[Any] | None:
-        """Take the next step after an event of poll(), or wait with it."""
+        """Take the next step after an event of poll(), or rest before it."""
         if self.is_answered and not self.rests_until and self.waited > SLOW:
             longest = PACE * self.waited
             if not self._has_rested:
                 longest = min(FIRST_REST, longest)
-            self.rests_until = monotonic() + _jitter.uniform(0, longest)
+            self.rests_until = monotonic() + jitter.uniform(0, longest)
             self._has_rested = True
             return None
         return self.go_on(self._wants)
@@ -140,7 +138,7 @@ class Attempt:
 
 
 class Attempts:
-    """The connects of one request, or of several in turn, at most one of which is answered."""
+    """The connects of one request, or of several that follow; at most one is answered."""
 
     def __init__(self, credentials: Credentials) -> None:
         """Begin nothing yet."""
@@ -148,10 +146,10 @@ class Attempts:
         self._open: list[Attempt] = []
         self._begun = 0
         self._another_at = 0.0
-        """The time.monotonic() at which another one may begin."""
+        """The time.monotonic() at which another connect may begin."""
         self._left_at = time.time()
         self.login_seconds = 0.0
-        """How long requests waited for the answers of a login that has ended, also by a refusal."""
+        """How long requests waited for the answers of a login that ended, by success or refusal."""
         _ALL.add(self)
 
     @property
@@ -165,14 +163,14 @@ class Attempts:
         return [attempt.address for attempt in self._open if not attempt.is_answered]
 
     def may_go_on(self, credentials: Credentials) -> bool:
-        """Tell whether a request with these credentials can go on where the last one has ended."""
+        """Tell whether a request with these credentials can continue the last one's connects."""
         return credentials == self.credentials and 0 <= time.time() - self._left_at < KEPT
 
     def finish(self, begin: Callable[[], Attempt], until: float) -> Connection[Any] | None:
-        """Return the first connection, or None when there is none at the time.monotonic() `until`.
+        """Return the first connection, or None if there is none at the time.monotonic() `until`.
 
-        `begin` begins another connect. Raises what it raises, and psycopg.OperationalError, when no
-        connect is left that could still succeed.
+        `begin` begins another connect. Raises what it raises, and psycopg.OperationalError when no
+        connect can succeed any more.
         """
         while True:
             for attempt in self._ready(until):
@@ -193,7 +191,7 @@ class Attempts:
     def _ready(self, until: float) -> list[Attempt]:
         """Wait until an attempt can go on, another one is due, or the time is up.
 
-        Only this wait counts as an answer's: between two requests nobody looks whether it is there.
+        Only this wait counts as time without an answer: between two requests no thread waits.
         """
         poll, waiting_for = select.poll(), {}
         now = monotonic()
@@ -224,7 +222,7 @@ class Attempts:
                 raise
 
     def _advance(self, attempt: Attempt) -> Connection[Any] | None:
-        """Let one attempt go on; raises its error unless another one may still succeed."""
+        """Let one attempt go on. Raises its error unless another one may succeed."""
         was_connected = attempt.is_connected
         try:
             connection = attempt.resume()
@@ -255,7 +253,7 @@ _ALL: Final[weakref.WeakSet[Attempts]] = weakref.WeakSet()
 
 
 def _orphan() -> None:
-    """Cut a forked child off its parent's connects, which go on there."""
+    """Detach a forked child from its parent's connects, which go on there."""
     null = os.open(os.devnull, os.O_RDWR)
     for attempts in list(_ALL):
         for attempt in attempts._open:

@@ -10,7 +10,7 @@ from typing import Final
 from lambda_pg._clock import monotonic
 
 LOOK: Final = 1.0
-"""Seconds that the second look at a certificate may take."""
+"""Seconds that the second check of a certificate may take."""
 
 _SSL_REQUEST: Final = (8).to_bytes(4, "big") + (80877103).to_bytes(4, "big")
 _NOT_YET, _EXPIRED = 9, 10  # X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED
@@ -23,7 +23,7 @@ def why_refused(addresses: Sequence[str], port: int, roots: Path, timeout: float
     """
     until = monotonic() + min(LOOK, timeout)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False  # libpq has said so itself, where the name is the reason
+    context.check_hostname = False  # libpq names the host where its name is the reason
     try:
         context.load_verify_locations(roots)
         for address in addresses:
@@ -35,7 +35,7 @@ def why_refused(addresses: Sequence[str], port: int, roots: Path, timeout: float
     except ssl.SSLCertVerificationError as error:
         return _explained(error, context, roots)
     except OSError:
-        pass  # the answer to the caller stays what libpq has said
+        pass  # the caller gets libpq's own error
     return None
 
 

@@ -1,6 +1,5 @@
 """One client connection: opened in the calling thread, and never waiting past a deadline."""
 
-import enum
 import math
 import os
 import select
@@ -11,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, Final, NamedTuple, NoReturn, Protocol, Self, TypeVar
+from typing import Any, Final, NamedTuple, NoReturn, Self, TypeVar
 
 import psycopg
 from psycopg import IsolationLevel, generators, pq, waiting
@@ -19,17 +18,17 @@ from psycopg._preparing import PrepareManager
 from psycopg.abc import Params, PQGen, Query
 from psycopg.adapt import AdaptersMap, Transformer
 from psycopg.pq.abc import PGresult
-from psycopg.rows import Row, RowFactory, tuple_row
+from psycopg.rows import Row
 
 from lambda_pg._clock import monotonic
-from lambda_pg._cursor import PARTS, Cursor, ServerCursor
 from lambda_pg._errors import (
     DatabaseUnavailableError,
     DeadlineExceededError,
     StatementRefusedError,
 )
-from lambda_pg._flight import Command, Pipeline, Request, fly
+from lambda_pg._lease import Lease
 from lambda_pg._outcome import TransactionId, asking, transaction_id
+from lambda_pg._pipeline import Command, Pipeline, Request, final_error, send_batch
 from lambda_pg._profiles import Profile
 from lambda_pg._statements import (
     ends_transaction,
@@ -43,51 +42,31 @@ RV = TypeVar("RV")
 _ACTIVE: Final = pq.TransactionStatus.ACTIVE
 _IDLE: Final = pq.TransactionStatus.IDLE
 _AT_WORK: Final = frozenset({_ACTIVE, pq.TransactionStatus.UNKNOWN})
-"""The status of a connection on which a statement is at work, or which is lost."""
+"""The status of a connection on which a statement runs, or which is lost."""
 
 INTERVAL: Final = 0.1
-"""Seconds between two looks at signals while a wait goes on (psycopg's own value)."""
+"""Seconds between two checks for signals during a wait (psycopg's own value)."""
 
 CANCEL_TIMEOUT: Final = 0.25
-"""Seconds that the cancel of an overdue statement may take; it comes out of the reserve."""
+"""Seconds that the cancel of an overdue statement may take; they come out of the reserve."""
 
 BEGIN: Final = Command(b"BEGIN")
 COMMIT: Final = Command(b"COMMIT")
 
 
-class Denial(enum.Enum):
-    """Why a server denied a write."""
-
-    ASKED = "the caller, its settings or its role asked for read-only"
-    STANDBY = "it is a standby that follows a primary"
-    SERVER = "it takes no writes from anybody"
-    WRITABLE = "the transaction asked for read-only, or another server answers than has denied it"
-
-
-WHY_DENIED: Final = (
-    "SELECT CASE"
-    " WHEN setting = 'on'"
-    " AND source IN ('client', 'user', 'database user', 'session', 'interactive') THEN 'ASKED'"
-    " WHEN pg_is_in_recovery() AND EXISTS (SELECT FROM pg_stat_wal_receiver) THEN 'STANDBY'"
-    " WHEN pg_is_in_recovery() OR setting = 'on' THEN 'SERVER'"
-    " ELSE 'WRITABLE' END FROM pg_settings WHERE name = 'default_transaction_read_only'"
-)
-DENIAL_TIMEOUT: Final = 0.5
-"""Seconds that this question may take."""
-
 LEFT_OPEN_TIMEOUT: Final = 0.25
-"""Seconds that the question for writes left open may take; they come out of the reserve."""
+"""Seconds that `has_written` may take; they come out of the reserve."""
 
 SET_CLAIMS: Final = (
     b"SELECT set_config('request.jwt.claims', $1, true),"
     b" set_config('request.jwt.transaction', CURRENT_TIMESTAMP::text, true)"
 )
-"""The second one names the transaction by its start: a policy that compares it takes no claims that
-somebody has left in the session (docs/decisions/0038)."""
+"""The second one names the transaction by its start: a policy that compares it rejects claims that
+an earlier client left in the session (docs/decisions/0038)."""
 
 
 class Modes(NamedTuple):
-    """What BEGIN says of its transaction; None leaves it to the server's settings."""
+    """The options of BEGIN; None leaves one to the server's settings."""
 
     isolation_level: IsolationLevel | None = None
     read_only: bool | None = None
@@ -98,22 +77,16 @@ DEFAULT_MODES: Final = Modes()
 
 
 def opening(claims: str | None, begin: Command = BEGIN) -> list[Command]:
-    """Return what begins a transaction, with JSON `claims` that end with it."""
+    """Return the commands that begin a transaction, with JSON `claims` that end with it."""
     return [begin] if claims is None else [begin, Command(SET_CLAIMS, [claims.encode()])]
 
 
-class Holder(Protocol):
-    """What keeps a connection, and has to forget it after the pool has taken it back."""
-
-    def has_unsent_work(self) -> bool:
-        """Tell, at the end of the invocation, whether it would send more for the transaction."""
-
-    def settle(self, *, told: bool) -> bool:
-        """Forget the transaction if its loss was told; return whether there is no more to do."""
-
-
 class Connection(psycopg.Connection[Row]):
-    """A psycopg connection whose every wait ends at `deadline`."""
+    """A psycopg connection whose every wait ends at `deadline`.
+
+    Large because psycopg's is: many methods override one of psycopg's, and a return to the pool
+    resets the private state that psycopg has.
+    """
 
     profile: Profile
     """What may be sent over it."""
@@ -128,81 +101,49 @@ class Connection(psycopg.Connection[Row]):
     """Whether the open transaction is the layer's, which alone may end it."""
 
     opening: list[Command] | None = None
-    """What begins the layer's transaction: it leaves together with the first statement."""
+    """The commands that begin the layer's transaction: sent together with the first statement."""
 
     transaction_id: TransactionId | None = None
-    """The id of the layer's transaction, once it is known to have one: it writes."""
+    """The id of the layer's transaction, once known: PostgreSQL assigns it at the first write."""
 
-    touched: bool = False
-    """Whether it may carry session state, and the invocation that left it."""
-
-    used_by: int | None = None
+    has_session_state: bool = False
+    """Whether it may carry session state."""
 
     only_standbys: bool = False
-    """Whether this connection, and each one of its Database before, was opened at a hot standby."""
+    """Whether its Database has opened connections to hot standbys only, this one included."""
 
     denied: bool = False
-    """Whether a write was denied, and nobody has asked why."""
+    """Whether a write was denied, and `why_denied` was not called yet."""
 
     demoted: bool = False
-    """Whether its server takes no writes: it is not used again."""
-
-    _pool: None = None
-    """What tells psycopg that it may end with the program, open and without a warning."""
-
-    slot: object = None
-    """Its place in the pool, which is free when nobody has the connection any more."""
-
-    reclaimed: bool = False
-    """Whether the pool took it back, at an invocation's end, while a thread still had it."""
-
-    told: bool = False
-    """Whether somebody has heard of that, or has lost nothing by it."""
-
-    holder: Holder | None = None
-    """What of an adapter's keeps it in a transaction."""
+    """Whether its server accepts no writes: the connection is not used again."""
 
     orphaned: bool = False
-    """Whether it belongs to the parent of this process; its socket here is a dead one."""
+    """Whether it belongs to the parent of this process; its socket is dead here."""
 
-    fresh_until: float = 0.0
-    """The wall clock's time until which a checkout takes it after one look at its socket."""
+    lease: Lease
+    """What the pool knows of it."""
 
-    idle_since: float = 0.0
-    """The wall clock's time of its last return."""
-
-    expires_at: float = math.inf
-    """The wall clock's time at which its lifetime ends."""
-
-    renew_at: float = math.inf
-    """The wall clock's time at which its credentials are to be looked at, or its lifetime ends."""
-
-    generation: int = 0
-    """Of its credentials."""
+    _pool: None = None
+    """Tells psycopg that it may end with the program, open and without a warning."""
 
     registered: AdaptersMap
-    """The type adapters that each use of it begins with."""
+    """The type adapters with which each use of it begins."""
 
     harmless: set[str]
     """Statements that were inspected for its profile, and leave no session state."""
 
-    ask_after: float = math.inf
-    """Seconds idle after which one look at its socket is not enough."""
-
-    max_idle: float = math.inf
-    """Seconds idle after which it is replaced without being asked."""
-
     poll: Callable[[int], list[tuple[int, int]]]
-    """Look at the socket without a round trip, for events that tell that it is of no use.
+    """Check the socket, without a round trip, for events of a connection that was lost.
 
-    An idle connection has nothing to say: whatever there is to read is a farewell, and a hang-up
-    shows even unread.
+    The server sends nothing on an idle connection, except a last error before it hangs up.
     """
 
     def equip(self, profile: Profile, *, strict: bool) -> None:
         """Make a connection that was just opened one of the layer's."""
         self.profile = profile
         self.strict = strict
+        self.lease = Lease()
         self.harmless = set()
         self.registered = AdaptersMap(psycopg.adapters)
         poller = select.poll()
@@ -225,10 +166,10 @@ class Connection(psycopg.Connection[Row]):
     def wait(self, gen: PQGen[RV], interval: float = INTERVAL, timeout: float | None = None) -> RV:
         """Wait as psycopg does, at most until the deadline.
 
-        Everything that psycopg sends passes here, so this is also where a transaction begins, and
-        where nothing passes that would run outside of one.
+        Everything that psycopg sends passes here. So this is also where a transaction begins, and
+        where a statement that would run outside of it is refused.
         """
-        if self.reclaimed:
+        if self.lease.reclaimed:
             self._refuse_ended()
         if self.managed:
             self._hold_transaction()
@@ -248,10 +189,10 @@ class Connection(psycopg.Connection[Row]):
         *,
         asked: bool = False,
     ) -> RV:
-        """Wait for `timeout` seconds; at their end raise what tells of the deadline.
+        """Wait for `timeout` seconds. Raises DeadlineExceededError at their end.
 
-        `asked` says that the time is the caller's, as in notifies(), who expects to hear of its
-        end by psycopg's own error.
+        `asked` means that the caller set the time, as in notifies(), and expects psycopg's own
+        error at its end.
         """
         try:
             # Not super().wait(): on the way of every statement each call counts.
@@ -264,38 +205,19 @@ class Connection(psycopg.Connection[Row]):
             self.denied = True
             raise
         except psycopg.OperationalError as error:
-            # poll() may tell of a reset before libpq has read what came before it.
+            # poll() may report a reset before libpq has read what came before it.
             if error.sqlstate is None and self.pgconn.transaction_status in _AT_WORK:
-                told = self._last_words()
+                final = final_error(self.pgconn)
                 self.pgconn.finish()
-                if told is not None:
-                    raise told from error
+                if final is not None:
+                    raise final from error
             raise
         except KeyboardInterrupt:
             self._abandon()
             raise
 
-    def _last_words(self) -> psycopg.Error | None:
-        """Read what the server said before it ended the connection, where nobody has read it.
-
-        Rows before it are the statement's own; after any other answer it is about something else.
-        """
-        pgconn = self.pgconn
-        with suppress(psycopg.Error):  # libpq parses nothing before the end of a COPY
-            pgconn.put_copy_end(b"the connection was lost")
-        with suppress(psycopg.Error):
-            if pgconn.status == pq.ConnStatus.OK:
-                pgconn.consume_input()
-            while not pgconn.is_busy() and (result := pgconn.get_result()):
-                if result.status == pq.ExecStatus.FATAL_ERROR:
-                    error = psycopg.errors.error_from_result(result, encoding=pgconn._encoding)
-                    return error if error.sqlstate is not None else None
-                if result.status not in PARTS:
-                    return None
-        return None
-
     def _left(self) -> float:
-        """Return the seconds until the deadline; raises DeadlineExceededError when none are."""
+        """Return the seconds until the deadline. Raises DeadlineExceededError after it."""
         left = self.deadline - monotonic()
         if left <= 0:
             if self.pgconn.transaction_status == _ACTIVE:  # libpq has sent it already
@@ -304,20 +226,20 @@ class Connection(psycopg.Connection[Row]):
         return left
 
     def _overdue(self) -> DeadlineExceededError:
-        """Drop the connection while a statement is at work; return what tells of it."""
+        """Close the connection while a statement runs; return the error to raise."""
         self._abandon()
         return DeadlineExceededError(
-            "the invocation's deadline passed while the database was at work: its connection "
-            "was dropped",
-            may_have_run=not self.managed,  # what the layer began and did not commit is undone
+            "the invocation's deadline passed while a statement was running: its connection "
+            "was closed",
+            may_have_run=not self.managed,  # the layer's own transaction is rolled back
         )
 
     def run(self, cursor: psycopg.Cursor[Any], query: Query, params: Params | None) -> None:
-        """Run one statement for a new cursor, while nobody else has the connection.
+        """Run one statement for a new cursor, while only this thread has the connection.
 
         What cursor.execute() does in autocommit and without prepared statements, less the lock
-        and the bookkeeping for the rest: 3 of 40 µs (measured: benchmarks/results/overhead.json
-        holds what is left).
+        and the bookkeeping for the rest: 3 of 40 µs (measured; the layer's whole overhead is in
+        benchmarks/results/overhead.json).
         """
         cursor._tx = Transformer(self)
         cursor._query = ready = cursor._convert_query(query, params)
@@ -333,16 +255,16 @@ class Connection(psycopg.Connection[Row]):
         cursor._set_results(results)
 
     def command(self, text: bytes) -> None:
-        """Run a command of the layer's own, as COMMIT."""
+        """Run one of the layer's own commands, such as COMMIT."""
         with self.lock:
             self._wait(self._exec_command(text))
 
-    def fly(self, statements: Sequence[Command | Request]) -> list[PGresult]:
-        """Run statements in one round trip and return the last one's answer."""
-        return self._wait(fly(self.pgconn, statements))
+    def send_batch(self, statements: Sequence[Command | Request]) -> list[PGresult]:
+        """Run statements in one round trip and return the last answer."""
+        return self._wait(send_batch(self.pgconn, statements))
 
     def begin(self, claims: str | None, modes: Modes = DEFAULT_MODES) -> None:
-        """Make the next statement open a transaction of the layer's, with JSON `claims`."""
+        """Have the next statement open a transaction with JSON `claims`; the layer ends it."""
         self.managed = True
         self.transaction_id = None
         if modes == DEFAULT_MODES:
@@ -360,17 +282,17 @@ class Connection(psycopg.Connection[Row]):
     ) -> None:
         """Begin the transaction in one round trip with its first statement.
 
-        The id comes along for nothing: where the first statement writes, a lost answer to COMMIT
-        can be resolved later.
+        The same round trip brings the transaction's id: where the first statement writes, a lost
+        answer to COMMIT can be resolved later.
         """
         begin, request = self.opening or [], Request.of(cursor, query, params, result)
         self.opening = None
         with self.lock:
-            (answer,) = self.fly([*begin, request, asking(self.pgconn.server_version)])
+            (answer,) = self.send_batch([*begin, request, asking(self.pgconn.server_version)])
         self.transaction_id = transaction_id(answer)
 
     def require_open(self) -> None:
-        """Raise where COMMIT would hang, do nothing, or answer ROLLBACK as if all were well."""
+        """Raise where COMMIT would hang, do nothing, or roll back without an error."""
         status = self.pgconn.transaction_status
         if self.opening is not None and not self.lost:
             return  # nothing was sent yet
@@ -387,11 +309,11 @@ class Connection(psycopg.Connection[Row]):
             raise psycopg.ProgrammingError("a statement inside the transaction has ended it")
         if self.lost:
             raise psycopg.OperationalError("the connection was lost inside the transaction")
-        if self.poll(0):  # a farewell, which is heard before COMMIT is sent: nothing was committed
+        if self.poll(0):  # the server hung up, and COMMIT was not sent: nothing was committed
             self.command(b"SELECT")
 
     def finish(self) -> None:
-        """Commit the layer's transaction; where nothing was sent, BEGIN neither, nothing is."""
+        """Commit the layer's transaction; where BEGIN was not sent, send nothing."""
         self.managed = False
         if self.opening is None:
             self.command(COMMIT.text)
@@ -405,7 +327,7 @@ class Connection(psycopg.Connection[Row]):
             self.transaction_id = None if answer is None else transaction_id(answer)
 
     def _hold_transaction(self) -> None:
-        """Begin the layer's transaction, or refuse what would run after its end."""
+        """Begin the layer's transaction, or refuse a statement after its end."""
         if self.opening is not None:
             self._open_first()
         elif self._pipeline is None and self.pgconn.transaction_status == _IDLE:
@@ -415,24 +337,23 @@ class Connection(psycopg.Connection[Row]):
             )
 
     def _open_first(self) -> None:
-        """Begin the transaction on its own, before something that is not a plain statement."""
+        """Begin the transaction separately, before something that is not a plain statement."""
         pipeline = self._pipeline
         if pipeline is not None and not pipeline.level:
             return  # psycopg enters its pipeline mode: nothing is sent yet
         begin, self.opening = self.opening or [], None
         if pipeline is None:
-            self.fly(begin)
+            self.send_batch(begin)
             return
         for command in begin:
             pipeline.command_queue.append(partial(command.send, self.pgconn))
             pipeline.result_queue.append(None)
 
     def inspect(self, query: Query, *, prepare: bool = False, named_cursor: bool = False) -> bool:
-        """Note session state that a statement leaves; tell whether it leaves none.
+        """Note session state that a statement leaves; return whether it leaves none.
 
-        Raises StatementRefusedError in strict mode, and ProgrammingError for what ends the layer's
-        transaction, which could be rerun, and for a NUL: libpq would silently cut the statement
-        there.
+        Raises StatementRefusedError in strict mode, and ProgrammingError for a statement that
+        ends the layer's transaction, and for a NUL, where libpq would silently cut the statement.
         """
         text = self.text_of(query)
         if "\0" in text:
@@ -448,8 +369,8 @@ class Connection(psycopg.Connection[Row]):
             if reason is not None:
                 raise StatementRefusedError(reason)
         if self.profile.session and (prepare or session_effect(text) is not None):
-            self.touched = True
-        return not self.touched
+            self.has_session_state = True
+        return not self.has_session_state
 
     def _is_alone(self) -> bool:
         """Tell whether the next statement is a transaction by itself."""
@@ -465,14 +386,14 @@ class Connection(psycopg.Connection[Row]):
         return psycopg.sql.as_string(query, self)
 
     def close(self) -> None:
-        """Close the connection; a pool that still knows it takes it for dead."""
+        """Close the connection; the pool sees that it is dead by its `poll`."""
         self.poll = _always
         super().close()
 
-    def cut(self) -> None:
+    def end(self) -> None:
         """End the connection, which another thread may be using.
 
-        Where that thread is at work in psycopg, only the socket is shut: see `shut`.
+        Where that thread is inside psycopg, only the socket is shut: see `shut_socket`.
         """
         if self.lock.acquire(blocking=False):
             try:
@@ -480,22 +401,22 @@ class Connection(psycopg.Connection[Row]):
             finally:
                 self.lock.release()
         else:
-            self.shut()
+            self.shut_socket()
 
-    def shut(self) -> None:
-        """Shut the socket, which a thread that waits for it hears of at once; it closes the rest.
+    def shut_socket(self) -> None:
+        """Shut the socket. A thread that waits for it wakes at once, and closes the connection.
 
-        Closed here, it would go on in memory that libpq has freed.
+        If this thread closed it, the other one would use memory that libpq has freed.
         """
         with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(self.fileno())) as twin:
             twin.shutdown(socket.SHUT_RDWR)
 
     def _try_cancel(self, *, timeout: float = CANCEL_TIMEOUT) -> None:
-        """Cancel what a stream() or a COPY has left at work, as psycopg does, where that may be.
+        """Cancel a stream() or a COPY that was left open, where the profile allows a cancel.
 
-        psycopg would take 5 s for it, whatever the deadline; and it reads the rest in any case.
+        psycopg would wait 5 s for the cancel, past a deadline; and it reads the rest in any case.
         """
-        if self.profile.cancel and not self.reclaimed:
+        if self.profile.cancel and not self.lease.reclaimed:
             super()._try_cancel(timeout=min(timeout, CANCEL_TIMEOUT))
 
     def answers(self, timeout: float, *, reset: bool) -> bool:
@@ -508,49 +429,15 @@ class Connection(psycopg.Connection[Row]):
         finally:
             self.deadline = deadline
         if reset:
-            self._prepared = PrepareManager()  # those that psycopg knew of are gone
+            self._prepared = PrepareManager()  # the server has dropped the prepared statements
             self.prepare_threshold = None
-            self.touched = False
+            self.has_session_state = False
         return True
 
-    def why_denied(self) -> Denial:
-        """Ask, after a write was denied, why; close the connection where the server is the reason.
-
-        A connection that is opened now may reach the new primary. A standby counts as asked for
-        where the Database has never reached anything else, and the standby has a primary: it is
-        what the address names, and no promotion is due. One that cannot answer counts as SERVER.
-        Behind a pooler, the server that denied the write answers only inside its transaction.
-        """
-        self.denied = False
-        answer = self._ask_why_denied()
-        self.demoted = answer in {Denial.SERVER, Denial.STANDBY}
-        if self.demoted:
-            self.close()
-        return answer if self.only_standbys or answer is not Denial.STANDBY else Denial.SERVER
-
-    def _ask_why_denied(self) -> Denial:
-        self.deadline = min(self.deadline, monotonic() + DENIAL_TIMEOUT)
-        try:
-            if self._is_aborted():
-                self.command(
-                    b"ROLLBACK AND CHAIN"
-                )  # a pooler may give another server after ROLLBACK
-            elif not self.clean():
-                return Denial.SERVER
-            row = psycopg.Cursor(self, row_factory=tuple_row).execute(WHY_DENIED).fetchone()
-        except psycopg.Error:
-            return Denial.SERVER
-        return Denial.SERVER if row is None else Denial[row[0]]
-
-    def _is_aborted(self) -> bool:
-        """Tell whether an error has ended the transaction, and the next command may leave it."""
-        kept = self.lost or self.lock.locked() or self._num_transactions or self._tpc
-        return not kept and self.pgconn.transaction_status == pq.TransactionStatus.INERROR
-
     def has_written(self) -> bool:
-        """Ask whether the transaction that was left open has an id, which only a write gives it.
+        """Ask whether the transaction that was left open has an id: only a write has one.
 
-        A connection that cannot answer says yes.
+        A connection that cannot answer counts as one that has written.
         """
         status = self.pgconn.transaction_status
         if status in {pq.TransactionStatus.IDLE, pq.TransactionStatus.INERROR}:
@@ -565,16 +452,9 @@ class Connection(psycopg.Connection[Row]):
             return True
         return self.transaction_id is not None
 
-    def lend(self, row_factory: RowFactory[Row]) -> None:
-        """Make the connection ready for the caller who gets it in his hands."""
-        self.holder = None
-        self.row_factory = row_factory
-        self.cursor_factory = Cursor
-        self.server_cursor_factory = ServerCursor
-
     @contextmanager
     def pipeline(self, *, _no_lock: bool = False) -> Iterator[psycopg.Pipeline]:
-        """Enter psycopg's pipeline mode; an error of the server's is raised as it is."""
+        """Enter psycopg's pipeline mode; the server's own error is the one that is raised."""
         pipeline = self._pipeline or Pipeline(self, _no_lock)
         with pipeline._lock:
             self._check_connection_ok()
@@ -591,17 +471,17 @@ class Connection(psycopg.Connection[Row]):
         return self.pipeline(_no_lock=True)
 
     def commit(self) -> None:
-        """Commit, where the transaction is the caller's own."""
+        """Commit a transaction that the caller began."""
         self._refuse_inside("commit()")
         super().commit()
 
     def rollback(self) -> None:
-        """Roll back, where the transaction is the caller's own.
+        """Roll back a transaction that the caller began.
 
-        Where the pool has taken the connection back, that was done then.
+        Where the pool has reclaimed the connection, it was rolled back then.
         """
-        if self.reclaimed:
-            self.told = True
+        if self.lease.reclaimed:
+            self.lease.reported = True
             return
         self._refuse_inside("rollback()")
         super().rollback()
@@ -612,44 +492,44 @@ class Connection(psycopg.Connection[Row]):
     ) -> Iterator[psycopg.Transaction]:
         """Begin a transaction or a savepoint, as psycopg does.
 
-        psycopg leaves the block as if it were committed where its connection was lost inside and
-        the error was caught, or came in another invocation.
+        Raises DatabaseUnavailableError where the connection was lost inside the block and the error
+        was caught, or came in another invocation: psycopg would leave the block without an error.
         """
         with super().transaction(savepoint_name, force_rollback) as block:
             yield block
         if block.status is block.Status.FAILED and not force_rollback:
-            if self.reclaimed:
+            if self.lease.reclaimed:
                 self._refuse_ended()
             raise DatabaseUnavailableError(
                 "the connection was lost inside a transaction, which was rolled back"
             )
 
     def __enter__(self) -> Self:
-        """Refuse `with connection:`, which would commit and close at its end."""
+        """Refuse `with connection:` in the layer's transaction: it would commit and close."""
         self._refuse_inside("with connection:")
-        if self.reclaimed:
+        if self.lease.reclaimed:
             self._refuse_ended()
         return super().__enter__()
 
     def __exit__(self, kind: Any, raised: BaseException | None, traceback: Any) -> None:
-        """End `with connection:`, which commits nothing any more where the pool took it back."""
-        if self.reclaimed and raised is None:
+        """End `with connection:`. Raises where the pool has reclaimed it: nothing is committed."""
+        if self.lease.reclaimed and raised is None:
             self._refuse_ended()
         super().__exit__(kind, raised, traceback)
 
     def _check_connection_ok(self) -> None:
-        if self.reclaimed:
+        if self.lease.reclaimed:
             self._refuse_ended()
         super()._check_connection_ok()
 
     def _refuse_ended(self) -> NoReturn:
-        """Say why the connection serves nobody: to its holder it is not a closed one.
+        """Raise for the use of a reclaimed connection, which its caller did not close.
 
-        Only a stream() or a COPY is at work here: whether it has written is not certain.
+        Where a stream() or a COPY is still open, it is not certain whether it has written.
         """
         at_work = self.pgconn.transaction_status == _ACTIVE
         self.close()
-        self.told = True
+        self.lease.reported = True
         kind = psycopg.OperationalError if at_work else DatabaseUnavailableError
         raise kind(
             "the connection was closed because its invocation has ended, and what was not "
@@ -665,23 +545,25 @@ class Connection(psycopg.Connection[Row]):
 
     @property
     def lost(self) -> bool:
-        """Tell whether nothing more can come over this connection.
+        """Whether nothing more can come over this connection.
 
-        One that cannot leave pipeline mode is as good as gone: what a farewell met in the middle
-        of a pipeline (seen as "cannot exit pipeline mode while busy").
+        That includes one that cannot leave pipeline mode, as after a hang-up in the middle of a
+        pipeline (seen as "cannot exit pipeline mode while busy").
         """
-        return self.broken or self.reclaimed or self.pgconn.pipeline_status != pq.PipelineStatus.OFF
+        return (
+            self.broken
+            or self.lease.reclaimed
+            or self.pgconn.pipeline_status != pq.PipelineStatus.OFF
+        )
 
     def clean(self) -> bool:
-        """End what was left open, and undo what was set; tell whether it can be used again."""
+        """Roll back what was left open, and reset what was set; return whether it can be reused."""
         self.managed = False
         self.opening = None
         self._undo_settings()
-        if self.denied:  # and the caller kept the error for itself
-            self.why_denied()
         if self.lost or self.lock.locked():  # a generator, as of stream(), still holds the lock
             return False
-        if self._num_transactions or self._tpc:  # psycopg would end them in the next one's hands
+        if self._num_transactions or self._tpc:  # psycopg would end them during the next use
             return False
         status = self.pgconn.transaction_status
         if status == pq.TransactionStatus.IDLE:
@@ -705,12 +587,12 @@ class Connection(psycopg.Connection[Row]):
         self._notifies_backlog = deque()
 
     def _abandon(self) -> None:
-        """Cancel what runs where a cancel reaches it, then shut the socket in any case."""
+        """Cancel what runs, where the profile allows it; then close the connection in any case."""
         try:
             if self.profile.cancel:
                 self.cancel_safe(timeout=CANCEL_TIMEOUT)
         except psycopg.Error:
-            pass  # the peer has stalled: closing the socket is all that is left
+            pass  # the peer does not answer: only the close remains
         finally:
             self.close()
 
@@ -719,19 +601,20 @@ def _always(_: int) -> list[tuple[int, int]]:
     return [(-1, select.POLLNVAL)]
 
 
-# macOS has no POLLRDHUP; there a hang-up makes the socket readable.
 _IDLE_EVENTS: Final = (
     select.POLLIN
     | select.POLLHUP
     | select.POLLERR
     | (0 if sys.platform == "darwin" else select.POLLRDHUP)
 )
+"""What shows that an idle connection was lost. macOS has no POLLRDHUP; there a hang-up makes the
+socket readable."""
 
 _OPEN: Final[weakref.WeakSet[Connection[Any]]] = weakref.WeakSet()
 
 
 def _orphan() -> None:
-    """Cut a forked child off its parent's sockets: not even a farewell may be sent on them."""
+    """Detach a forked child from its parent's sockets: it may send nothing on them."""
     null = os.open(os.devnull, os.O_RDWR)
     for connection in list(_OPEN):
         if not connection.closed:

@@ -1,12 +1,11 @@
-"""Who to log in as: cached, fetched once at a time, refreshed when a login is refused."""
+"""The credentials: cached, fetched by one thread at a time, refreshed when a login is refused."""
 
 import json
 import math
 import os
-import random
 import time
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Condition, Lock
@@ -16,48 +15,46 @@ from typing import Any, Final
 from lambda_pg._clock import monotonic
 from lambda_pg._errors import ConfigurationError, CredentialsError
 from lambda_pg._iam import auth_token
+from lambda_pg._jitter import jitter
 from lambda_pg._secrets import Fetch, SecretError, take_prefetched
 from lambda_pg._settings import Settings
 from lambda_pg._url import ChannelBinding, Url, host_problem
 
 LIFETIME: Final = 900.0
-"""Seconds that a secret is used without another look, less up to a fifth of jitter."""
+"""Seconds after which a secret is fetched again, less up to a fifth of jitter."""
 
 TOKEN_LIFETIME: Final = 840.0
 """The same for an IAM token: a minute less than it is valid for at a connect (AWS's own limit)."""
 
 PAUSE: Final = 30.0
-"""Seconds until the next look after one that failed, while there is an old copy."""
+"""Seconds until the next fetch after one that failed, while there is an old copy."""
 
 REFUSED_PAUSE: Final = 0.5
-"""Seconds between two looks for a new version while logins are refused: a rotation takes its time,
-and Secrets Manager is asked by a whole fleet then."""
+"""Seconds between two fetches while logins are refused: a rotation takes its time, and a whole
+fleet calls Secrets Manager then."""
 
 DOUBTED_PAUSE: Final = 1.0
-"""The same while a server refuses logins for a reason that nobody knows."""
+"""The same while a server refuses logins for an unknown reason."""
 
 FAILED_PAUSE: Final = 1.0
 """Seconds between two fetches of an environment while Secrets Manager fails or throttles."""
 
-LAST_LOOK: Final = 0.3
-"""Seconds before the end of a wait at which it looks once more, ahead of its turn: enough for the
-answer and for a login."""
+LAST_FETCH: Final = 0.3
+"""Seconds before the end of a wait at which it fetches once more, before the pause is over: enough
+for the answer and for a login."""
 
 END: Final = 0.9
-"""Seconds before the end of a wait from which a refused login waits for that last look: more than
-LAST_LOOK and the longest pause between two logins."""
-
-# No state that a snapshot or a fork could copy into many environments.
-_jitter = random.SystemRandom()
+"""Seconds before the end of a wait from which a refused login waits for that last fetch: more than
+LAST_FETCH and the longest pause between two logins."""
 
 
 class SecretsUnavailableError(CredentialsError):
-    """Report that there is no usable version of the secret now: asking again may succeed."""
+    """Report that no version of the secret can be used now: a later fetch may succeed."""
 
 
 @dataclass(frozen=True)
 class Credentials:
-    """A user and a password, and where the secret says they are valid."""
+    """A user and a password, and the endpoint that the secret names for them."""
 
     user: str
     password: str = field(repr=False)
@@ -71,7 +68,7 @@ class Credentials:
     def from_secret(cls, arn: str, text: str, *, direct: bool = False) -> "Credentials":
         """Read a secret as RDS writes it, or with `url` and `direct_url`.
 
-        A `direct_url` alone may stand beside the fields of RDS, which are the pooler's then.
+        With a `direct_url` alone, the fields of RDS are those of the pooler.
         Raises ConfigurationError that names the field, never its content.
         """
         try:
@@ -82,25 +79,15 @@ class Credentials:
             raise ConfigurationError([f"the secret {arn} is not a JSON object"])
         if "url" in secret or ("direct_url" in secret and (direct or "username" not in secret)):
             return cls._from_url(arn, "direct_url" if direct else "url", secret)
-        problems = [
-            f"the secret {arn} has no text in its field {name!r}"
-            for name in ("username", "password")
-            if not _is_text(secret.get(name))
-        ]
-        problems += [
-            f"the secret {arn} has a field {name!r} that is not a text"
-            for name in ("host", "dbname")
-            if secret.get(name) is not None and not _is_text(secret[name])
-        ]
-        host = secret.get("host")
-        if isinstance(host, str) and (problem := host_problem(host)):
-            problems.append(f"the secret {arn}: its field 'host' {problem}")
-        port = _port(secret.get("port"))
-        if port == 0:
-            problems.append(f"the secret {arn} has a field 'port' that is no port from 1 to 65535")
-        if problems:
-            raise ConfigurationError(problems)
-        return cls(secret["username"], secret["password"], host, port, secret.get("dbname"))
+        if problems := list(_problems(secret)):
+            raise ConfigurationError([f"the secret {arn} {problem}" for problem in problems])
+        return cls(
+            secret["username"],
+            secret["password"],
+            secret.get("host"),
+            _port(secret.get("port")),
+            secret.get("dbname"),
+        )
 
     @classmethod
     def _from_url(cls, arn: str, name: str, secret: dict[str, Any]) -> "Credentials":
@@ -126,8 +113,23 @@ class Credentials:
         )
 
 
+def _problems(secret: dict[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the fields of a secret that RDS wrote, without their values."""
+    for name in ("username", "password"):
+        if not _is_text(secret.get(name)):
+            yield f"has no text in its field {name!r}"
+    for name in ("host", "dbname"):
+        if secret.get(name) is not None and not _is_text(secret[name]):
+            yield f"has a field {name!r} that is not a text"
+    host = secret.get("host")
+    if isinstance(host, str) and (problem := host_problem(host)):
+        yield f"has a field 'host' that {problem}"
+    if _port(secret.get("port")) == 0:
+        yield "has a field 'port' that is not a port from 1 to 65535"
+
+
 def _is_text(value: object) -> bool:
-    """Tell what can be sent: no NUL, and no half of a character, which JSON can name."""
+    """Tell whether it can be sent: JSON may hold a NUL, or a half of a surrogate pair."""
     if not isinstance(value, str) or not value or "\0" in value:
         return False
     try:
@@ -138,7 +140,7 @@ def _is_text(value: object) -> bool:
 
 
 def _port(value: object) -> int | None:
-    """Take a port as a number or, as CloudFormation writes it, as digits; 0 is none of them."""
+    """Read a port from a number or, as CloudFormation writes it, from digits; 0 if it is wrong."""
     if value is None:
         return None
     text = str(value)
@@ -148,7 +150,11 @@ def _port(value: object) -> int | None:
 
 
 class CredentialCache:
-    """Hold the credentials; threads that need a fetch wait for one."""
+    """Hold the credentials; threads that need a fetch wait for one.
+
+    Large because one lock guards all of it: both versions of the secret, and when each may be asked
+    for.
+    """
 
     def __init__(
         self,
@@ -162,16 +168,16 @@ class CredentialCache:
         self._clock = clock
         self.refreshes = 0
         self.generation = 0
-        """Counts the changes: what was opened under an older one is to be replaced."""
+        """Counts the changes: a connection that was opened under an older one is replaced."""
         self.unlock()
         self.forget()
         _CACHES.add(self)
 
     def unlock(self) -> None:
-        """Let nobody be the one who fetches."""
+        """Have no thread hold the turn to fetch."""
         self._lock = Lock()
         self._freed = Condition(self._lock)
-        self._holder: Callable[[], object] = _nobody
+        self._holder: Callable[[], object] = _no_turn
 
     def forget(self) -> None:
         """Know nothing, as a new environment does."""
@@ -179,7 +185,7 @@ class CredentialCache:
         self._cached: Credentials | None = None
         self._asked_at = -math.inf
         self._may_fetch_at = -math.inf
-        """The wall clock's time before which a failing Secrets Manager is not asked again."""
+        """The wall clock's time before which a failing Secrets Manager is not called again."""
         self._failure = ""
         self._previous: Credentials | None = None
         self._previous_asked_at = -math.inf
@@ -194,7 +200,7 @@ class CredentialCache:
         """
         cached = self._cached
         if cached is not None and (self._is_fresh() or self._holder() is not None):
-            return cached  # fresh, or another thread is looking already
+            return cached  # fresh, or another thread is fetching already
         with self._locked(timeout) as left:
             if self._cached is None:
                 return self._first(left)
@@ -210,7 +216,7 @@ class CredentialCache:
         return 0 < self.fresh_until - self._clock() <= LIFETIME  # else the clock was set back
 
     def accepted(self, credentials: Credentials) -> None:
-        """Go on with credentials that a login has just shown to be right."""
+        """Use credentials that a login has just accepted."""
         if credentials != self._cached:
             self._cached = credentials
             self.fresh_until = self._clock() + PAUSE
@@ -218,11 +224,11 @@ class CredentialCache:
     def after_refusal(
         self, refused: Credentials, timeout: float, pause: float = REFUSED_PAUSE
     ) -> Credentials | None:
-        """Look for other credentials than those that were refused; None when there are none now.
+        """Return other credentials than those that were refused; None when there are none now.
 
         First the current version is fetched again, where that was not done in the last `pause`
         seconds. When that is refused too, or cannot be used, the previous one may still be right: a
-        pooler need not know the new password yet.
+        pooler may not know the new password yet.
         """
         if self._settings.secret_arn is None and self._settings.auth == "password":
             return None
@@ -240,12 +246,12 @@ class CredentialCache:
                 else:
                     if current != refused:
                         return current
-            previous = self._look_at_previous(refused, left)
+            previous = self._fetch_previous(refused, left)
             if previous is None and unusable is not None:
                 raise SecretsUnavailableError(f"the login was refused, and now {unusable}")
             return previous
 
-    def _look_at_previous(self, refused: Credentials, timeout: float) -> Credentials | None:
+    def _fetch_previous(self, refused: Credentials, timeout: float) -> Credentials | None:
         if self._settings.secret_arn is None:
             return None
         if 0 <= self._clock() - self._previous_asked_at < PAUSE:
@@ -253,7 +259,7 @@ class CredentialCache:
         try:
             self._previous = self._fetch("AWSPREVIOUS", timeout, patient=timeout <= END)
         except SecretsUnavailableError:
-            return None  # no answer: the next look need not wait for long
+            return None  # no answer: the next fetch may follow soon
         except (CredentialsError, ConfigurationError):
             self._previous_asked_at = self._clock()
             return None  # a secret that was never rotated has none
@@ -282,10 +288,10 @@ class CredentialCache:
 
     @contextmanager
     def _locked(self, timeout: float) -> Generator[float, None, None]:
-        """Wait for another thread's fetch; give the seconds that are left then.
+        """Wait for another thread's fetch; yield the seconds that are left then.
 
-        Who fetches holds a turn, which goes with it: a signal handler's exception may come between
-        any two steps, and would leave a lock locked for good.
+        The thread that fetches holds a turn, which is freed with its frame: a signal handler's
+        exception may come between any two steps, and would leave a lock locked for good.
         """
         until = monotonic() + timeout
         turn = _Turn()
@@ -296,12 +302,12 @@ class CredentialCache:
                     raise SecretsUnavailableError(
                         f"Secrets Manager did not answer within {timeout:.1f} s"
                     )
-                self._freed.wait(min(left, 0.1))  # a turn that was dropped gives no notice
+                self._freed.wait(min(left, 0.1))  # a turn that was freed that way gives no notice
             self._holder = weakref.ref(turn)
         try:
             yield max(0.1, until - monotonic())
         finally:
-            self._holder = _nobody
+            self._holder = _no_turn
             with self._lock:
                 self._freed.notify()
 
@@ -313,11 +319,11 @@ class CredentialCache:
             self._asked_at = 0.0  # there was no answer
             raise
         if self._cached is not None and fresh != self._cached and self._settings.auth != "iam":
-            self.generation += 1  # a new token is no change: it matters at a connect only
+            self.generation += 1  # a new token matters only at a connect
         self._cached = fresh
         lifetime = TOKEN_LIFETIME if self._settings.auth == "iam" else LIFETIME
-        self.fresh_until = self._asked_at + lifetime * _jitter.uniform(0.8, 1.0)
-        self.refreshes += self._settings.password is None  # else nobody was asked
+        self.fresh_until = self._asked_at + lifetime * jitter.uniform(0.8, 1.0)
+        self.refreshes += self._settings.password is None  # else nothing was fetched
         return fresh
 
     def _current(self, timeout: float, *, patient: bool) -> Credentials:
@@ -331,8 +337,8 @@ class CredentialCache:
     def _fetch(self, stage: str, timeout: float, *, patient: bool) -> Credentials:
         """Fetch a version of the secret within `timeout` seconds.
 
-        While Secrets Manager fails or throttles, it is asked once a second at most. A `patient`
-        fetch waits for its turns; another one raises SecretsUnavailableError before its turn.
+        While Secrets Manager fails or throttles, it is called at most once a second. A `patient`
+        fetch waits until it may call. Raises SecretsUnavailableError, at once if not `patient`.
         """
         until = monotonic() + timeout
         while True:
@@ -341,14 +347,16 @@ class CredentialCache:
                 pause = 0.0
             wait = _wait(pause, until - monotonic()) if patient and pause else pause
             if wait is None or (wait and not patient):
-                raise SecretsUnavailableError(f"{self._failure} (asked again in {pause:.1f} s)")
+                raise SecretsUnavailableError(f"{self._failure} (next attempt in {pause:.1f} s)")
             sleep(wait)
-            turn = self._clock() + pause - wait  # a look ahead of its turn counts as if in turn
+            turn = (
+                self._clock() + pause - wait
+            )  # a fetch before its time does not move the later ones
             try:
                 return self._fetch_now(stage, max(0.1, until - monotonic()))
             except SecretsUnavailableError as error:
                 self._may_fetch_at, self._failure = turn + FAILED_PAUSE, str(error)
-                if not patient or until - monotonic() <= LAST_LOOK:
+                if not patient or until - monotonic() <= LAST_FETCH:
                     raise
 
     def _fetch_now(self, stage: str, timeout: float) -> Credentials:
@@ -364,22 +372,22 @@ class CredentialCache:
 
 
 class _Turn:
-    """What the thread that fetches holds."""
+    """Held by the thread that fetches."""
 
 
-def _nobody() -> None:
+def _no_turn() -> None:
     return None
 
 
 def _wait(seconds: float, left: float) -> float | None:
-    """Return the seconds to wait for a turn with `left` seconds left, or None for no such turn.
+    """Return the seconds to wait before the next fetch, or None if `left` seconds are too few.
 
-    One that would come too late is brought forward, to a last look before the time is up, unless
-    another one was already.
+    A fetch that would come too late is moved forward, to LAST_FETCH seconds before the time is up,
+    but only once.
     """
-    if seconds <= left - LAST_LOOK:
+    if seconds <= left - LAST_FETCH:
         return max(0.0, seconds)
-    early = left - LAST_LOOK
+    early = left - LAST_FETCH
     return early if early > 0 and seconds <= FAILED_PAUSE else None
 
 
@@ -387,7 +395,7 @@ _CACHES: Final[weakref.WeakSet[CredentialCache]] = weakref.WeakSet()
 
 
 def _unlock() -> None:
-    """Free a forked child of what a thread of its parent holds."""
+    """Free the turn that a thread of the parent process holds."""
     for cache in list(_CACHES):
         cache.unlock()
 

@@ -1,7 +1,7 @@
 """The cursors that callers are handed."""
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, Self, cast
+from typing import Any, NamedTuple, NoReturn, Self, cast
 from weakref import ReferenceType
 
 import psycopg
@@ -9,20 +9,17 @@ from psycopg import generators, pq
 from psycopg.abc import Loader, Params, PQGen, Query
 from psycopg.adapt import AdaptersMap, Transformer
 from psycopg.pq.abc import PGresult
-from psycopg.rows import Row
+from psycopg.rows import Row, RowFactory
 
-if TYPE_CHECKING:
-    from lambda_pg._connection import Connection
-
-PARTS: Final = frozenset({pq.ExecStatus.SINGLE_TUPLE, pq.ExecStatus.TUPLES_CHUNK})
-"""The status of results that are some of the rows of a stream."""
+from lambda_pg._connection import Connection
+from lambda_pg._pipeline import PARTS
 
 
 class Cursor(psycopg.Cursor[Row]):
     """A psycopg cursor that lets a transaction begin together with its first statement.
 
-    This saves a round trip and nothing hangs on it: whatever else goes over the connection makes
-    the transaction begin first, in `Connection.wait`.
+    This only saves a round trip: everything else that goes over the connection makes the
+    transaction begin first, in `Connection.wait`.
     """
 
     def execute(
@@ -33,8 +30,8 @@ class Cursor(psycopg.Cursor[Row]):
         prepare: bool | None = None,
         binary: bool | None = None,
     ) -> Self:
-        """Execute one query; the first of a transaction takes BEGIN along."""
-        connection = cast("Connection[Any]", self._conn)
+        """Execute one query; the first of a transaction is sent together with BEGIN."""
+        connection = cast(Connection[Any], self._conn)
         connection.inspect(query, prepare=_may_prepare(connection, prepare))
         alone = prepare or connection._pipeline is not None or not _is_single(query)
         if connection.opening is None or alone:
@@ -47,7 +44,7 @@ class Cursor(psycopg.Cursor[Row]):
         self, query: Query, params_seq: Iterable[Params], *, returning: bool = False
     ) -> None:
         """Execute one query for each of the parameters."""
-        connection = cast("Connection[Any]", self._conn)
+        connection = cast(Connection[Any], self._conn)
         connection.inspect(query, prepare=_may_prepare(connection))
         super().executemany(query, params_seq, returning=returning)
 
@@ -60,7 +57,7 @@ class Cursor(psycopg.Cursor[Row]):
         size: int = 1,
     ) -> Iterator[Row]:
         """Yield the rows of one query as they come."""
-        cast("Connection[Any]", self._conn).inspect(query)
+        cast(Connection[Any], self._conn).inspect(query)
         return super().stream(query, params, binary=binary, size=size)
 
     def _stream_fetchone_gen(self, first: bool) -> PQGen[PGresult | None]:
@@ -92,7 +89,7 @@ class Cursor(psycopg.Cursor[Row]):
         writer: Any = None,
     ) -> Any:
         """Run a COPY."""
-        cast("Connection[Any]", self._conn).inspect(statement)
+        cast(Connection[Any], self._conn).inspect(statement)
         return super().copy(statement, params, writer=writer)
 
 
@@ -106,14 +103,14 @@ class _Context(NamedTuple):
 class Rows(psycopg.Cursor[Row]):
     """The cursor that Database.execute() returns: it reads rows, and nothing else.
 
-    Its connection is in the pool again, and may be another caller's by now.
+    Its connection is in the pool again, and another caller may have it.
     """
 
     __slots__ = ()
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         raise psycopg.InterfaceError(
-            "the cursor that Database.execute() has returned only reads its rows: its connection "
+            "a cursor that Database.execute() returned only reads its rows: its connection "
             "is in the pool again; call Database.execute() for another statement, or use "
             "Database.connection()"
         )
@@ -135,7 +132,7 @@ class Rows(psycopg.Cursor[Row]):
 
 
 class ServerCursor(psycopg.ServerCursor[Row]):
-    """A psycopg server cursor whose DECLARE is looked at as any other statement is."""
+    """A psycopg server cursor whose DECLARE is inspected like any other statement."""
 
     def execute(
         self,
@@ -147,15 +144,22 @@ class ServerCursor(psycopg.ServerCursor[Row]):
     ) -> Self:
         """Declare the cursor for one query."""
         declaration = self._make_declare_statement(query)
-        cast("Connection[Any]", self._conn).inspect(declaration, named_cursor=True)
+        cast(Connection[Any], self._conn).inspect(declaration, named_cursor=True)
         return super().execute(query, params, binary=binary, **kwargs)
 
 
-def _may_prepare(connection: "Connection[Any]", prepare: bool | None = None) -> bool:
+def lend(connection: Connection[Row], row_factory: RowFactory[Row]) -> None:
+    """Have a connection that a caller gets make these cursors."""
+    connection.row_factory = row_factory
+    connection.cursor_factory = Cursor
+    connection.server_cursor_factory = ServerCursor
+
+
+def _may_prepare(connection: Connection[Any], prepare: bool | None = None) -> bool:
     """Tell whether psycopg may prepare a statement: never without a threshold."""
     return bool(prepare) or (prepare is None and connection.prepare_threshold is not None)
 
 
 def _is_single(query: Query) -> bool:
-    """Tell whether a query is certainly one statement: only such may share a flight."""
+    """Tell whether a query is certainly one statement: only such may share a batch."""
     return isinstance(query, str) and ";" not in query

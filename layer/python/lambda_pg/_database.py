@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from contextvars import ContextVar
 from types import CoroutineType, GeneratorType
 from typing import Any, Final, Generic, ParamSpec, TypeVar, overload
 
@@ -17,15 +16,20 @@ from psycopg import IsolationLevel, pq
 from psycopg.abc import Params, QueryNoTemplate
 from psycopg.rows import Row, RowFactory, TupleRow, tuple_row
 
-from lambda_pg._clock import monotonic
 from lambda_pg._connection import COMMIT, Connection, Modes, opening
 from lambda_pg._credentials import CredentialCache
-from lambda_pg._cursor import Rows
+from lambda_pg._cursor import Rows, lend
 from lambda_pg._events import Events
-from lambda_pg._flight import Request
-from lambda_pg._invocation import NO_DEADLINE, invocation_of, require_plain
+from lambda_pg._invocation import (
+    NO_DEADLINE,
+    Invocations,
+    deadline_of,
+    invocation_of,
+    require_plain,
+)
 from lambda_pg._login import Configure, Login
 from lambda_pg._overload import Breaker
+from lambda_pg._pipeline import Request
 from lambda_pg._pool import Pool
 from lambda_pg._retry import Attempts, Retry, require_invocation
 from lambda_pg._settings import Settings
@@ -40,9 +44,6 @@ Claims = Mapping[str, Any]
 
 _TUPLES: Final[RowFactory[Any]] = tuple_row
 
-RESERVE: Final = 0.5
-"""Seconds of the invocation kept back to answer in after its deadline has ended a wait."""
-
 REMEMBERED: Final = 1000
 """Short statements whose text is known to leave no session state, for each connection."""
 
@@ -50,16 +51,17 @@ _LEFT_OPEN: Final[dict[int, str]] = {
     pq.TransactionStatus.INTRANS: "a transaction was left open: rolled back",
     pq.TransactionStatus.ACTIVE: "a stream() or a COPY was left open: its connection is closed",
 }
-"""What is said of what a caller has not ended. A failed transaction was told by its error."""
+"""The log message for what a caller left open. A failed transaction has raised its error."""
 
 _TRACING_API: Final = "opentelemetry.trace"
-"""A module that a program has loaded if it may want spans."""
+"""A module that a program has loaded if it may make spans."""
 
 
 class Database(Generic[Row]):
-    """One database, its pool and its credentials: make one for each environment, at import.
+    """One database, its pool and its credentials: make one in each environment, at import.
 
     Nothing is read but the settings, and nothing is opened, before the first checkout.
+    Large because it is the layer's whole face: thirteen of its methods are public.
     """
 
     def __init__(
@@ -71,15 +73,16 @@ class Database(Generic[Row]):
     ) -> None:
         """Take settings and psycopg's row factory for the rows of every verb.
 
-        `configure(connection)` runs once for each new connection, before anybody gets it and
-        within the checkout timeout and the deadline, to register type adapters on it. It may read:
-        the connection is in autocommit, its rows are tuples. Nothing but its adapters is kept.
+        `configure(connection)` runs once for each new connection, before its first use, within the
+        checkout timeout and the deadline, to register type adapters on it. It may read: the
+        connection is in autocommit, its rows are tuples. Only its adapters are kept.
         """
         self._settings = settings
         self._row_factory = row_factory
         self._stats = Stats()
         self._events = Events()
         self._credentials = CredentialCache(settings)
+        self._invocations = Invocations()
         breaker = Breaker()
         self._login = Login(
             settings,
@@ -103,13 +106,8 @@ class Database(Generic[Row]):
             events=self._events,
             checkout_timeout=settings.checkout_timeout,
             credentials_change=settings.secret_arn is not None or settings.auth != "password",
-            invocation=lambda: self._invocation,
+            invocations=self._invocations,
         )
-        self._deadline = math.inf
-        self._own_deadline: ContextVar[float] = ContextVar("deadline", default=math.inf)
-        self._has_own_deadlines = False
-        self._invocation: int | None = None
-        self._invocations = 0
         self._emits = settings.metrics
         self._metrics = MetricLines(os.environ.get("AWS_LAMBDA_FUNCTION_NAME", "local"))
         register_snapshot_hooks(self)
@@ -140,9 +138,9 @@ class Database(Generic[Row]):
         direct: bool = False,
         configure: Configure | None = None,
     ) -> "Database[Any]":
-        """Read the settings from the environment; raises ConfigurationError.
+        """Read the settings from the environment. Raises ConfigurationError.
 
-        `direct` takes the address of the database itself, past any pooler: for migrations.
+        `direct` takes the direct URL, past any pooler: for migrations.
         `configure` is as for Database().
         """
         settings = Settings.from_env(direct=direct)
@@ -162,7 +160,7 @@ class Database(Generic[Row]):
     ) -> psycopg.Cursor[Row]:
         """Run one statement and return its cursor, whose rows are already here.
 
-        With `claims` the statement runs in a transaction of its own that has them as
+        With `claims` the statement runs in a separate transaction that has them as
         `request.jwt.claims`, all in one round trip. What certainly had no effect is retried within
         the checkout timeout: a refusal, a deadlock, a server that is not able now
         (docs/failures.md). A lost connection is retried only for `idempotent=True`, as reads are.
@@ -179,9 +177,9 @@ class Database(Generic[Row]):
             except psycopg.Error as error:
                 alone = query if claimed is None else None
                 attempts.failed(error, connection, alone=alone, idempotent=idempotent)
-                self._pool.give_back(connection)
+                self._pool.release(connection)
             except BaseException:
-                self._pool.give_back(connection)  # nothing was sent, or it is closed there
+                self._pool.release(connection)  # which closes it, unless nothing was sent
                 raise
             else:
                 self._retry.answered()
@@ -203,7 +201,7 @@ class Database(Generic[Row]):
             connection.run(cursor, query, params)
         else:
             request = Request.of(cursor, query, params, context=connection)
-            connection.fly([*opening(claimed), request, COMMIT])
+            connection.send_batch([*opening(claimed), request, COMMIT])
         return cursor
 
     def run_transaction(
@@ -221,19 +219,19 @@ class Database(Generic[Row]):
         server's settings. After psycopg.Rollback everything is rolled back, and the result is None.
         `work` has to be done when it returns: the result may be no awaitable and no generator.
 
-        The whole is run again, within the checkout timeout, after a serialization failure, a
+        The transaction is retried, within the checkout timeout, after a serialization failure, a
         deadlock, a refusal by the pooler, an answer that the server is not able now
-        (docs/failures.md), or a connection lost before COMMIT was sent: `work` must have no other
-        effects than those of its connection. What the server or the pooler ended because it took
-        too long is not run again. When the answer to COMMIT is lost, the server is asked
-        what became of it, which it knows unless it has crashed or failed over meanwhile; for that,
-        the transaction's id comes with the first statement, or, where only a later one writes, by a
+        (docs/failures.md), or a connection lost before COMMIT was sent: `work` must have no effects
+        but those of its connection. It is not retried when the server or the pooler ended it for
+        taking too long. When the answer to COMMIT is lost, the layer asks the server for the
+        outcome, which it knows unless it has crashed or failed over meanwhile. For that, the
+        transaction's id comes with the first statement, or, where only a later one writes, by a
         round trip before COMMIT.
-        A transaction without an id has written to no table of its database and is run again: what
-        it did by NOTIFY or to foreign tables may be there twice.
+        A transaction without an id has written to no table of its database and is retried: its
+        NOTIFY, and its writes to foreign tables, may happen twice.
 
         Raises DatabaseUnavailableError, CommitOutcomeUnknownError when that is not certain,
-        psycopg's SQL errors, and whatever `work` raises.
+        psycopg's SQL errors, and what `work` raises.
         """
         claimed = _json(claims)
         modes = _modes(isolation_level, read_only, deferrable)
@@ -258,7 +256,7 @@ class Database(Generic[Row]):
                 self._retry.answered()
                 return result
             finally:
-                self._pool.take_back(connection)
+                self._pool.return_lent(connection)
             if committing and attempts.was_committed(connection.transaction_id):
                 return result
 
@@ -272,9 +270,9 @@ class Database(Generic[Row]):
         return _Block(self._lent_freely, self._leave)
 
     def _lent_freely(self) -> Connection[Row]:
-        """Take a connection in autocommit, on which a caller may do whatever it likes."""
+        """Take a connection in autocommit, on which a caller may do anything."""
         connection = self._lent(self._attempts())
-        connection.touched = connection.profile.session
+        connection.has_session_state = connection.profile.session
         return connection
 
     def _leave(self, connection: Connection[Row], raised: BaseException | None) -> bool:
@@ -287,7 +285,7 @@ class Database(Generic[Row]):
                 self._retry.answered()
             return False
         finally:
-            self._take_back(connection)
+            self._return_lent(connection)
 
     def transaction(
         self,
@@ -335,7 +333,7 @@ class Database(Generic[Row]):
             )
             return False
         finally:
-            self._pool.take_back(connection)
+            self._pool.return_lent(connection)
 
     def getconn(self) -> psycopg.Connection[Row]:
         """Take a connection in autocommit out of the pool; `putconn` must follow.
@@ -348,42 +346,35 @@ class Database(Generic[Row]):
         """Return what `getconn` gave; what is open on it is rolled back."""
         if not isinstance(connection, Connection):
             raise TypeError(f"not a connection of this pool: {type(connection).__name__}")
-        gone = connection.reclaimed or connection.orphaned
+        gone = connection.lease.reclaimed or connection.orphaned
         if connection not in self._pool.lent and not gone:
             raise ValueError(
                 "the connection is not checked out of this pool: it was returned before, or it is "
                 "another pool's"
             )
-        self._pool.take_back(connection)
+        self._pool.return_lent(connection)
 
     @contextmanager
     def deadline(self, seconds: float) -> Generator[None, None, None]:
         """Bound every wait on the database inside by `seconds` from now, in this thread.
 
-        What bind_lambda_context does for an invocation, for a script, a test or a part of a
-        handler; of several deadlines the earliest holds. It bounds the connections that the
-        thread has checked out already, too.
+        For a script, a test or a part of a handler, where bind_lambda_context is for an
+        invocation. Of several deadlines the earliest holds. It bounds the connections that the
+        thread has already checked out, too.
         """
-        self._has_own_deadlines = True  # for good: threads cannot count together without a lock
-        before = self._own_deadline.get()
-        try:
-            self._own_deadline.set(min(before, monotonic() + seconds))
-            self._pool.bind(self._earliest())
+        with self._invocations.bounded(seconds, self._pool.bind):
             yield
-        finally:
-            self._own_deadline.set(before)
-            self._pool.bind(self._earliest())
 
     def bind_lambda_context(self, handler: Callable[P, R]) -> Callable[P, R]:
         """Decorate a handler: its invocation's remaining time bounds every wait on the database.
 
         Connections that the handler has left open are closed when it ends, and reported; so are
-        those on which threads of it are still at work.
+        those that its threads still use.
 
         An execution environment serves one invocation at a time; threads that the handler starts
-        are bound by the same deadline. The handler may be a method, and its context is found by
-        position or by keyword. Without a context that knows its remaining time, as in a test,
-        there is no deadline, and a warning says so.
+        have the same deadline. The handler may be a method, and its context is found by position
+        or by keyword. Without a context that knows its remaining time, as in a test, there is no
+        deadline, and a warning is logged.
 
         Raises TypeError for an `async def`.
         """
@@ -392,25 +383,22 @@ class Database(Generic[Row]):
         @functools.wraps(handler)
         def bound(*args: P.args, **kwargs: P.kwargs) -> R:
             context, remaining = invocation_of(args, kwargs)
-            until = monotonic() + (
-                remaining - RESERVE if remaining > 2 * RESERVE else remaining / 2
-            )
-            if self._invocation is not None:  # called by another bound handler
-                return self._within(until, handler, *args, **kwargs)
+            until = deadline_of(remaining)
+            if self._invocations.current is not None:  # called by another bound handler
+                with self._invocations.shortened(until):
+                    return handler(*args, **kwargs)
             if _TRACING_API in sys.modules:
                 self._trace()
-            self._deadline = until
             self._events.context = context
             if remaining == math.inf:
                 self._events.report_once(logging.WARNING, "no_deadline", NO_DEADLINE)
-            self._invocation = self._invocations = self._invocations + 1
+            self._invocations.begin(until)
             failed = True
             try:
                 answer = handler(*args, **kwargs)
                 failed = False
             finally:
-                self._deadline = math.inf
-                self._invocation = None
+                self._invocations.end()
                 if self._pool.busy or self._emits:
                     self._end(failed=failed)
                 self._events.context = None
@@ -418,20 +406,11 @@ class Database(Generic[Row]):
 
         return bound
 
-    def _within(self, until: float, handler: Callable[..., R], /, *args: Any, **kwargs: Any) -> R:
-        """Call a handler that another one has called: of their deadlines the earlier holds."""
-        before = self._deadline
-        self._deadline = min(before, until)
-        try:
-            return handler(*args, **kwargs)
-        finally:
-            self._deadline = before
-
     def _trace(self) -> None:
         """Make spans from now on."""
         if self._events.tracing is not None:
             return
-        from lambda_pg._tracing import Tracing  # noqa: PLC0415  # only where the API is loaded
+        from lambda_pg._tracing import Tracing  # noqa: PLC0415 - only where the API is loaded
 
         self._events.tracing = tracing = Tracing(self._settings)
         # No `if` in execute(): tracing costs nothing where it is off.
@@ -460,20 +439,20 @@ class Database(Generic[Row]):
         self._login.close()
 
     def forget(self) -> None:
-        """Close every connection and know no credentials: a snapshot is about to be taken."""
+        """Close every connection and drop the credentials: a snapshot is about to be taken."""
         self._pool.reclaim()
         self.close()
         self._credentials.forget()
 
     def _end(self, *, failed: bool) -> None:
-        """Finish an invocation: nothing stays open or at work, and what it cost is reported."""
-        leaked = self._pool.reclaim(told=failed)
+        """Finish an invocation: close what is still open or in use, and report its metrics."""
+        leaked = self._pool.reclaim(reported=failed)
         if leaked:
             self._stats.leaks += leaked
             self._events.report(
                 logging.WARNING,
                 "leak",
-                "the handler left %d connection(s) checked out, or a thread at work on them: "
+                "the handler left %d connection(s) checked out, or a thread was using them: "
                 "closed, and what was open on them rolled back",
                 leaked,
             )
@@ -482,35 +461,33 @@ class Database(Generic[Row]):
             if line is not None:
                 print(line)  # CloudWatch reads metrics from standard output
 
-    def _earliest(self) -> float:
-        return min(self._deadline, self._own_deadline.get())
-
     def _attempts(self) -> Attempts[Row]:
         """Begin a request."""
         self._stats.requests_num += 1
-        deadline = self._earliest() if self._has_own_deadlines else self._deadline
-        return Attempts(self._retry, deadline, self._invocation)
+        invocations = self._invocations
+        deadline = invocations.earliest() if invocations.has_bounds else invocations.deadline
+        return Attempts(self._retry, deadline, invocations.current)
 
     def _lent(self, attempts: Attempts[Row]) -> Connection[Row]:
-        """Take a connection for a caller's hands."""
+        """Take a connection to hand out to a caller."""
         connection = attempts.next()
         connection.deadline = attempts.deadline
-        connection.used_by = self._invocation
-        connection.lend(self._row_factory)
+        connection.lease.used_by = self._invocations.current
+        lend(connection, self._row_factory)
         self._pool.lend(connection)
         return connection
 
-    def _take_back(self, connection: Connection[Row]) -> None:
-        """Return a connection whose caller may have left something open, and say so."""
+    def _return_lent(self, connection: Connection[Row]) -> None:
+        """Return a connection; report what its caller has left open."""
         left_open = _LEFT_OPEN.get(connection.pgconn.transaction_status)
-        if left_open is not None and not connection.reclaimed:  # or it was reported then
+        if left_open is not None and not connection.lease.reclaimed:  # or it was reported then
             self._stats.leaks += 1
             self._events.report(logging.WARNING, "leak", left_open)
-        self._pool.take_back(connection)
+        self._pool.return_lent(connection)
 
     def _inspect(self, connection: Connection[Row], query: QueryNoTemplate) -> None:
         if not connection.inspect(query):
-            connection.used_by = self._invocation
+            connection.lease.used_by = self._invocations.current
         elif isinstance(query, str) and is_short(query):
             if len(connection.harmless) >= REMEMBERED:
                 connection.harmless.clear()
@@ -520,7 +497,7 @@ class Database(Generic[Row]):
 class _Block(AbstractContextManager[Connection[Row]]):
     """A block that ends only where it is left: its caller may enter it by hand and drop it.
 
-    A generator would end then, and give a connection back that its caller still uses.
+    A generator would end then, and return a connection that its caller still uses.
     """
 
     def __init__(
@@ -571,14 +548,14 @@ def _require_unnamed(left: psycopg.Rollback) -> None:
 
 
 def _require_done(result: object) -> None:
-    """Raise TypeError where a transaction's work would begin only after its end."""
+    """Raise TypeError for a result whose work would begin after the transaction's end."""
     if not isinstance(result, Awaitable | Generator | AsyncGenerator):
         return
     kind = type(result).__name__
     if isinstance(result, CoroutineType | GeneratorType):
-        result.close()  # or Python warns of a coroutine that nobody awaited
+        result.close()  # or Python warns of a coroutine that was not awaited
     raise TypeError(
         f"the work of run_transaction() returned a {kind}, which would go on after the "
-        "transaction: it was rolled back; do the work in a plain function, and return a list where "
-        "it has been a generator"
+        "transaction: it was rolled back. Do the work in a plain function, and return a list "
+        "instead of a generator"
     )

@@ -2,9 +2,9 @@
 
     ConfigurationError                  every problem of the settings at once
     psycopg.OperationalError
-    ├── DatabaseUnavailableError        answer 503, try again after `retry_after`
+    ├── DatabaseUnavailableError        answer 503, retry after `retry_after`
     │   ├── CheckoutTimeoutError        no connection within the checkout timeout
-    │   ├── ConnectFailedError          a connect that waiting cannot mend
+    │   ├── ConnectFailedError          a connect that no retry can fix
     │   ├── CredentialsError            no credentials, or credentials that are refused
     │   └── DeadlineExceededError       the invocation ran out of time
     └── CommitOutcomeUnknownError       a write was sent and its answer was lost
@@ -20,10 +20,10 @@ import psycopg
 
 
 class ConfigurationError(Exception):
-    """Report settings that cannot work: `problems` holds one sentence for each of them."""
+    """Report settings that cannot work: `problems` holds one sentence for each."""
 
     def __init__(self, problems: Sequence[str]) -> None:
-        """Keep every problem, so that one deployment mends them all."""
+        """Keep every problem, so that one deployment can fix them all."""
         self.problems: tuple[str, ...] = tuple(problems)
         super().__init__("; ".join(self.problems))
 
@@ -35,8 +35,8 @@ class DatabaseUnavailableError(psycopg.OperationalError):
     that its caller declared idempotent may have run, and so may one that the deadline ended
     (DeadlineExceededError.may_have_run). A procedure in connection() may have committed a part.
 
-    `retry_after` is the number of seconds after which a client may try again, for a
-    Retry-After header. `__cause__` holds the error underneath.
+    `retry_after` is the number of seconds after which a client may retry, for a Retry-After header.
+    `__cause__` holds the original error.
     """
 
     def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
@@ -46,11 +46,11 @@ class DatabaseUnavailableError(psycopg.OperationalError):
 
 
 class CheckoutTimeoutError(DatabaseUnavailableError):
-    """Report that no connection could be had within the checkout timeout."""
+    """Report that there was no connection within the checkout timeout."""
 
 
 class ConnectFailedError(DatabaseUnavailableError):
-    """Report a refused connect that no waiting mends: wrong certificate or database."""
+    """Report a refused connect that no retry can fix: a wrong certificate or database."""
 
 
 class CredentialsError(DatabaseUnavailableError):
@@ -60,14 +60,14 @@ class CredentialsError(DatabaseUnavailableError):
 class DeadlineExceededError(DatabaseUnavailableError):
     """Report that the deadline ended a wait.
 
-    `may_have_run` tells whether a statement was at work: its connection was dropped, and it may
-    or may not have been committed, as after any lost answer. Otherwise nothing was sent.
+    `may_have_run` tells whether a statement was running: its connection was closed, and it may or
+    may not have been committed, as after any lost answer. Otherwise nothing was sent.
     """
 
     def __init__(
         self, message: str, *, retry_after: float = 1.0, may_have_run: bool = False
     ) -> None:
-        """Take a message without secrets, the seconds to wait, and what became of the statement."""
+        """Take a message without secrets, the seconds to wait, and `may_have_run`."""
         super().__init__(message, retry_after=retry_after)
         self.may_have_run = may_have_run
 
@@ -75,11 +75,11 @@ class DeadlineExceededError(DatabaseUnavailableError):
 class CommitOutcomeUnknownError(psycopg.OperationalError):
     """Report that the answer to a write was lost: it may or may not have been committed.
 
-    Nothing was retried. Find out before repeating it, or make the write idempotent.
+    Nothing was retried. Look the outcome up before you repeat it, or make the write idempotent.
 
     `xid` is the id of the transaction where it is known, else None: `SELECT
     pg_xact_status('<xid>'::xid8)` answers `committed`, `aborted`, `in progress` (ask again), or
-    NULL when it is too long ago. The answer is about this transaction only while `SELECT
+    NULL if it was too long ago. The answer is about this transaction only while `SELECT
     pg_postmaster_start_time(), pg_stat_get_bgwriter_stat_reset_time()` still shows the two moments
     of `incarnation`: a server that has crashed or failed over since may have given the id to
     another transaction. `incarnation` is None on PostgreSQL before 15, and proves nothing on Aurora
@@ -89,7 +89,7 @@ class CommitOutcomeUnknownError(psycopg.OperationalError):
     def __init__(
         self, message: str, *, xid: str | None = None, incarnation: str | None = None
     ) -> None:
-        """Take a message without secrets, the id to ask with, and what it is valid for."""
+        """Take a message without secrets, the id to ask with, and its incarnation."""
         super().__init__(message)
         self.xid = xid
         self.incarnation = incarnation
@@ -99,5 +99,10 @@ class StatementRefusedError(psycopg.NotSupportedError):
     """Report a statement that strict mode (LAMBDA_PG_STRICT=1) refused before it was sent.
 
     It needs session state, which pins or leaks through the pooler of the profile; or it sets
-    something for its transaction, and is all of it.
+    something for its transaction, and is alone in it.
     """
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text; libpq appends hints and other addresses."""
+    return str(error).partition("\n")[0]

@@ -1,8 +1,8 @@
-"""What a failed connect or statement means: the one table that retries rest on.
+"""What a failed connect or statement means: the one table that decides about retries.
 
-The SQLSTATE decides where there is one. psycopg's connect errors carry none unless the connector
-asks libpq for it (_verbose.py), and PgBouncer reports most refusals that it decides itself as
-08P01: these are told apart by text. An error that is not in the table is not retried.
+The SQLSTATE decides where there is one. psycopg's connect errors have none unless the connector
+asks libpq for it (_verbose.py). PgBouncer reports most of its own refusals as 08P01: these are
+distinguished by their text. An error that is not in the table is not retried.
 
 The texts of RDS Proxy are those of its troubleshooting page in the RDS User Guide, Supavisor's
 those of its lib/supavisor/errors and of the versions before, Neon's those of its proxy/src
@@ -21,19 +21,18 @@ import psycopg
 
 
 class Failure(enum.Enum):
-    """How far a failed attempt came."""
+    """The effect of a failed attempt, and whether a retry may help."""
 
-    NOT_RUN = "the statement certainly did not run, and may be sent again"
+    NOT_RUN = "the statement certainly did not run, and may be retried"
     LOGIN_REFUSED = "nothing ran: the credentials are stale or wrong"
-    ROLLED_BACK = "the server rolled the transaction back; running it again may succeed"
+    ROLLED_BACK = "the server rolled the transaction back; a retry may succeed"
     NOT_ABLE = "the server rolled the transaction back, because it is not able now"
     DENIED = "read-only was asked for: by the caller, or by the address of a hot standby"
     TOO_LONG = "the server or the pooler ended a transaction that took too long: it is rolled back"
     LOST = "the connection is gone, and whether the statement ran is unknown"
-    FINAL = "waiting changes nothing: the caller gets the error as it is"
+    FINAL = "no retry can help: the caller gets the error as it is"
 
 
-# Patterns, not compiled ones: a cold start pays for none of them, and re keeps those that are used.
 LOGIN_REFUSED: Final = (
     "password authentication failed",  # PostgreSQL, Supavisor, Neon
     "SASL authentication failed",  # PgBouncer
@@ -42,7 +41,11 @@ LOGIN_REFUSED: Final = (
     "The password that was provided for the role .* is wrong",
     "This RDS proxy has no credentials for the role",
 )
-"""Texts of a login that is refused with these credentials: others may be right by now."""
+"""Texts of a login that is refused with these credentials: others may be right now.
+
+These and the patterns below are not compiled: a cold start pays for none of them, and re keeps
+those that are used.
+"""
 
 CONNECT_AGAIN: Final = (
     # exhaustion: PostgreSQL (two texts), its limits for a database or a role, PgBouncer
@@ -104,17 +107,16 @@ _CONNECT_STATES: Final = {
     "57P02": Failure.NOT_RUN,  # a crash of another backend
     "57P03": Failure.NOT_RUN,  # a server that starts, stops or recovers
 }
-"""What an SQLSTATE, or its class, says of a failed connect whatever the text."""
+"""What an SQLSTATE, or its class, means for a failed connect with any text."""
 
-# 28000 has any refusal of a login without a password, as PAM's of an IAM token; poolers use the
-# others for whatever they refuse.
 _VAGUE_STATES: Final = frozenset({None, "28000", "08000", "08P01", "XX000"})
+"""SQLSTATEs that do not tell why a login was refused: 28000 stands for every refusal without a
+password, as PAM's of an IAM token; poolers use the others for all their refusals."""
 
-# As psycopg and libpq write the answer of a server: the severity, in whatever language, a colon
-# and two spaces. libpq's own errors have one space.
-_SERVER_SAID: Final = r"failed: [^:\n]{1,40}:  "
+_SERVER_ANSWERED: Final = r"failed: [^:\n]{1,40}:  "
+"""The answer of a server as psycopg and libpq write it: the severity, in any language, a colon and
+two spaces. libpq's own errors have one space."""
 
-# strerror() speaks the language of the process' locale, here as in libpq.
 _NETWORK_ERRORS: Final = (
     errno.ECONNREFUSED,
     errno.ECONNRESET,
@@ -122,6 +124,7 @@ _NETWORK_ERRORS: Final = (
     errno.ENETUNREACH,
     errno.EHOSTUNREACH,
 )
+"""Looked up by strerror(), which uses the language of the process' locale, as libpq does."""
 
 NOT_RUN: Final = (
     ("08P01", "server shutting down"),
@@ -151,24 +154,33 @@ TOO_LONG: Final = (
     (TRANSACTION_TIMEOUT, ""),
     ("08P01", "^idle transaction timeout"),  # PgBouncer
 )
-"""SQLSTATE and text of a farewell, with the severity FATAL, to a transaction that took too long."""
+"""SQLSTATE and text of the FATAL error that ends a transaction which took too long."""
 
 _ROLLED_BACK: Final = frozenset({"40001", "40P01"})
-# As answers with the severity ERROR: what was begun is undone, and the connection lives.
-# docs/failures.md has all classes and the reasons.
+"""A serialization failure and a deadlock."""
+
 _NOT_ABLE: Final = frozenset({READ_ONLY, "53000", "53100", "53200", "53300", "55P03", "57P03"})
-# Only a lock timeout: with NOWAIT, in the statement or in a function, the caller asked for the
-# error, and RAISE is the caller's own. The server's C function tells them apart in any language.
+"""Answers that, with the severity ERROR, undo the transaction and leave the connection open.
+
+docs/failures.md has all classes and the reasons.
+"""
+
 _LOCK_NOT_AVAILABLE: Final = "55P03"
+"""Retried only after a lock timeout. With NOWAIT and RAISE the caller asked for the error."""
+
 _TIMEOUT_SOURCE: Final = "ProcessInterrupts"
-# By their definition nobody knows whether the transaction was committed.
+"""The server's C function that reports a lock timeout, in every language."""
+
 _UNKNOWN: Final = frozenset({"08007", "40003"})
-# The server ended the connection. It rolled the statement back, but a procedure may have
-# committed before that: this is no NOT_RUN.
+"""By their definition it is not known whether the transaction was committed."""
+
 _ENDED: Final = frozenset({"57P01", "57P02", "57P05"})
-# So it did with the severity FATAL in these classes: lack of resources, system and internal
-# errors. Supavisor has XX000 for a server connection that was lost at whatever time.
+"""The server ended the connection and rolled the statement back. It is not NOT_RUN: a procedure may
+have committed before."""
+
 _ENDED_IF_FATAL: Final = frozenset({"53", "57", "58", "XX"})
+"""Classes that mean the same with the severity FATAL: lack of resources, system and internal
+errors. Supavisor uses XX000 for a server connection that was lost at any time."""
 
 
 RESOLVER: Final[Mapping[str, Failure]] = {
@@ -179,7 +191,7 @@ RESOLVER: Final[Mapping[str, Failure]] = {
     "EAI_ADDRFAMILY": Failure.NOT_RUN,
     "EAI_MEMORY": Failure.NOT_RUN,  # this machine is short of something
     "EAI_SYSTEM": Failure.NOT_RUN,
-    "EAI_BADFLAGS": Failure.FINAL,  # wrong questions: the layer asks the same one each time
+    "EAI_BADFLAGS": Failure.FINAL,  # a wrong call: the layer makes the same one each time
     "EAI_BADHINTS": Failure.FINAL,
     "EAI_FAMILY": Failure.FINAL,
     "EAI_OVERFLOW": Failure.FINAL,
@@ -200,7 +212,7 @@ def classify_connect(error: psycopg.Error) -> Failure:
 
 
 def is_unexplained(error: psycopg.Error) -> bool:
-    """Tell whether a server refused a login, and the table does not know why.
+    """Tell whether a server refused a login for a reason that the table does not have.
 
     The server may speak another language, or be a pooler of another kind.
     """
@@ -212,7 +224,7 @@ def is_unexplained(error: psycopg.Error) -> bool:
 
 
 def classify_statement(error: psycopg.Error, *, broken: bool) -> Failure:
-    """Tell what a failed statement means; `broken` says that its connection is gone since.
+    """Tell what a failed statement means; `broken` means that its connection was lost.
 
     A pooler that refuses ends the connection: its severity is FATAL. What has the severity ERROR
     comes from within a statement, where a caller's value or another server's error may stand.
@@ -224,19 +236,25 @@ def classify_statement(error: psycopg.Error, *, broken: bool) -> Failure:
     if sqlstate in _UNKNOWN:
         return Failure.LOST
     if sqlstate in _NOT_ABLE and severity == "ERROR":
-        waited = sqlstate != _LOCK_NOT_AVAILABLE or error.diag.source_function == _TIMEOUT_SOURCE
-        return Failure.NOT_ABLE if waited else Failure.FINAL
+        return Failure.FINAL if _is_own_lock_error(error) else Failure.NOT_ABLE
     if sqlstate is not None and (severity != "ERROR" or sqlstate == "08000"):
         refusal = _classify_refusal(sqlstate, severity, error.diag.message_primary or str(error))
         if refusal is not None:
             return refusal
-    ended = (
-        sqlstate is None
-        or sqlstate.startswith("08")
-        or sqlstate in _ENDED
-        or (severity in {"FATAL", "PANIC"} and sqlstate[:2] in _ENDED_IF_FATAL)
-    )
-    return Failure.LOST if broken and ended else Failure.FINAL
+    return Failure.LOST if broken and _ends_connection(sqlstate, severity) else Failure.FINAL
+
+
+def _is_own_lock_error(error: psycopg.Error) -> bool:
+    """Tell whether a caller asked for a lock error, by NOWAIT or RAISE, without a timeout."""
+    own = error.diag.source_function != _TIMEOUT_SOURCE
+    return own and error.sqlstate == _LOCK_NOT_AVAILABLE
+
+
+def _ends_connection(sqlstate: str | None, severity: str | None) -> bool:
+    """Tell whether the connection was lost by this error, and not after its answer."""
+    if sqlstate is None or sqlstate.startswith("08") or sqlstate in _ENDED:
+        return True
+    return severity in {"FATAL", "PANIC"} and sqlstate[:2] in _ENDED_IF_FATAL
 
 
 def _classify_text(error: psycopg.Error) -> Failure:
@@ -254,7 +272,7 @@ def _classify_text(error: psycopg.Error) -> Failure:
 
 
 def _is_answer(text: str) -> bool:
-    return re.search(_SERVER_SAID, text) is not None
+    return re.search(_SERVER_ANSWERED, text) is not None
 
 
 def _classify_lookup(error: OSError) -> Failure:
@@ -267,8 +285,8 @@ def _classify_lookup(error: OSError) -> Failure:
 
 
 def _says_exhausted(text: str) -> bool:
-    """Tell whether PostgreSQL says in another language than English that it has no connections."""
-    from lambda_pg._languages import EXHAUSTED  # noqa: PLC0415  # no cold start needs it
+    """Tell whether a text means, in a language other than English, that no connection is free."""
+    from lambda_pg._languages import EXHAUSTED  # noqa: PLC0415 - no cold start needs it
 
     return _matches(EXHAUSTED, text)
 

@@ -1,8 +1,8 @@
-"""One POST over a connection of its own, read up to the length that the answer names.
+"""One POST over a new connection, with an answer of a known length.
 
 http.client would cost a cold start 10 ms of imports (measured: benchmarks/results/cold_start.json
-holds what the layer costs in all). Only the plain case is handled here; anything else is left to
-who asks.
+holds what the layer costs in all). Only the plain case is handled here; the caller
+handles the others.
 """
 
 import os
@@ -15,11 +15,11 @@ from urllib.parse import urlsplit
 from lambda_pg._clock import monotonic
 
 LONGEST: Final = 1024 * 1024
-"""Bytes of an answer at most: a secret has 64 KiB."""
+"""The largest answer in bytes: a secret has 64 KiB."""
 
-AMAZON_ROOTS: Final = os.path.join(os.path.dirname(__file__), "certs", "amazon.pem")  # noqa: PTH118, PTH120  # the fetch begins before pathlib is imported
-"""Amazon's public roots, below which AWS's own endpoints have their certificates. Reading these
-five takes 0.6 ms of a cold start, what the system trusts 16 (measured)."""
+AMAZON_ROOTS: Final = os.path.join(os.path.dirname(__file__), "certs", "amazon.pem")  # noqa: PTH118, PTH120 - the fetch begins before pathlib is imported
+"""Amazon's public roots, which sign the certificates of AWS's own endpoints. Reading these five
+takes 0.6 ms of a cold start; reading the system's roots takes 16 ms (measured)."""
 
 _TRUST_SETTINGS: Final = ("AWS_CA_BUNDLE", "SSL_CERT_FILE")
 
@@ -31,13 +31,13 @@ class UnusualAnswerError(Exception):
 def post(url: str, body: bytes, headers: dict[str, str], timeout: float) -> tuple[int, bytes]:
     """Send `body` to `url` and return status and body of the answer within `timeout` seconds.
 
-    Raises OSError, ValueError for what cannot be sent, and UnusualAnswerError for what a fuller
-    client has to look at.
+    Raises OSError, ValueError for what cannot be sent, and UnusualAnswerError for an answer
+    that needs a complete client.
     """
     until = monotonic() + timeout
     parts = urlsplit(url)
     if not parts.hostname or parts.scheme not in {"http", "https"}:
-        raise ValueError("no URL of a host")
+        raise ValueError("the URL names no host")
     # Bytes: for a str Python imports its idna codec, 1.5 ms of a cold start (measured).
     host, secure = parts.hostname.encode("ascii"), parts.scheme == "https"
     address = (host, parts.port or (443 if secure else 80))
@@ -49,15 +49,15 @@ def post(url: str, body: bytes, headers: dict[str, str], timeout: float) -> tupl
         return _exchange(address, None, request, until)
     if host.endswith(b".amazonaws.com") and not any(map(os.environ.get, _TRUST_SETTINGS)):
         amazons = ssl.create_default_context(cafile=AMAZON_ROOTS)
-        # An inspecting proxy, or a CA that AWS has gone over to: the system may know it. Nothing
-        # was sent yet.
+        # After a failure the system's roots may do, for a proxy that inspects TLS or a new CA of
+        # AWS. Nothing was sent yet.
         with suppress(ssl.SSLCertVerificationError):
             return _exchange(address, amazons, request, until)
     return _exchange(address, _trusting(), request, until)
 
 
 def _trusting() -> ssl.SSLContext:
-    """Trust what the system trusts; AWS_CA_BUNDLE names another file, as for AWS's SDKs."""
+    """Trust the system's roots, or the file in AWS_CA_BUNDLE, as AWS's SDKs do."""
     return ssl.create_default_context(cafile=os.environ.get("AWS_CA_BUNDLE") or None)
 
 
@@ -93,7 +93,7 @@ def _split(lines: list[str]) -> list[tuple[str, str, str]]:
 
 
 def _more(wire: socket.socket, until: float, so_far: int) -> bytes:
-    # A timeout of the socket is one of each read: an answer in drips would never meet it.
+    # The socket's timeout is for each read: an answer in small pieces would never exceed it.
     wire.settimeout(_left(until))
     part = wire.recv(65536)
     if not part:

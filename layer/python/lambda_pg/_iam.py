@@ -1,6 +1,6 @@
-"""Tokens of IAM in the place of passwords, for RDS and RDS Proxy, without boto3 where it can be.
+"""IAM tokens instead of passwords, for RDS and RDS Proxy, without boto3 where possible.
 
-A token is a presigned request that is never sent: making one asks nobody.
+A token is a presigned request that is never sent: making one needs no network.
 """
 
 import datetime
@@ -12,14 +12,14 @@ from lambda_pg._settings import Settings
 from lambda_pg._signature import Keys, presign
 
 EXPIRES: Final = 900
-"""Seconds for which a token opens connections (AWS's own limit); those opened stay."""
+"""Seconds for which a token opens connections (AWS's own limit); open ones are not ended."""
 
 
 def auth_token(settings: Settings) -> str:
     """Make a token for the endpoint and the user of the settings, with the role's keys.
 
-    RDS refuses one for another name, even one that leads to the same server.
-    Raises CredentialsError when there are no keys.
+    RDS rejects a token for another name of the same server.
+    Raises CredentialsError if there are no keys.
     """
     return make_token(
         settings.rds_endpoint or settings.host or "",
@@ -58,8 +58,8 @@ def _keys() -> Keys:
 
 def _keys_of_boto3() -> Keys:
     try:
-        import boto3  # noqa: PLC0415  # 200 ms of a cold start, paid only on this path
-        from botocore.exceptions import BotoCoreError  # noqa: PLC0415
+        import boto3  # noqa: PLC0415 - 200 ms of a cold start, paid only on this path
+        from botocore.exceptions import BotoCoreError  # noqa: PLC0415 - as above
     except ImportError as error:
         raise CredentialsError(
             "an IAM token needs boto3 to find keys, which Lambda has and this environment has not: "

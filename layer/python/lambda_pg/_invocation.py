@@ -1,8 +1,15 @@
-"""What a handler was called with: the invocation's context, and the time that it leaves."""
+"""The invocation that runs: its context, its number, and the deadlines that bound it."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Final
+
+from lambda_pg._clock import monotonic
+
+RESERVE: Final = 0.5
+"""Seconds of the invocation kept back to answer in after its deadline has ended a wait."""
 
 NO_DEADLINE: Final = (
     "the handler was called without a context whose get_remaining_time_in_millis() returns a "
@@ -14,7 +21,7 @@ NUMBER: Final = (int, float)
 """A tuple: each `int | float` makes an object, for every invocation."""
 
 COROUTINE: Final = 0x80
-"""What marks the code of an `async def`: inspect.CO_COROUTINE, without the import of inspect."""
+"""The flag of an `async def`'s code: inspect.CO_COROUTINE, without the import of inspect."""
 
 
 def require_plain(handler: Callable[..., object]) -> None:
@@ -31,7 +38,7 @@ def invocation_of(args: Sequence[object], kwargs: Mapping[str, object]) -> tuple
     """Return the context among a handler's arguments and its remaining seconds.
 
     The context is the second argument, the third one of a method, or a keyword argument. Where
-    none of them tells a remaining time, as None or a mock does not, the seconds are infinite.
+    none of them has a remaining time, as None and a mock have not, the seconds are infinite.
     """
     candidates = (*args[1:3], *kwargs.values()) if kwargs else args[1:3]
     for candidate in candidates:
@@ -40,3 +47,60 @@ def invocation_of(args: Sequence[object], kwargs: Mapping[str, object]) -> tuple
         if isinstance(milliseconds, NUMBER):
             return candidate, milliseconds / 1000
     return kwargs.get("context", candidates[-1] if candidates else None), math.inf
+
+
+def deadline_of(remaining: float) -> float:
+    """Return the time.monotonic() at which waits end when `remaining` seconds are left."""
+    return monotonic() + (remaining - RESERVE if remaining > 2 * RESERVE else remaining / 2)
+
+
+class Invocations:
+    """Which invocation of an environment runs, and until when it may wait; times are monotonic."""
+
+    def __init__(self) -> None:
+        """Have none, and no deadline."""
+        self.current: int | None = None
+        """The number of the invocation that runs."""
+        self.deadline = math.inf
+        """When its time is up."""
+        self.has_bounds = False
+        """Whether `bounded` was ever used: without it `deadline` is the earliest."""
+        self._bound: ContextVar[float] = ContextVar("bound", default=math.inf)
+        self._count = 0
+
+    def begin(self, deadline: float) -> None:
+        """Note that an invocation begins."""
+        self.deadline = deadline
+        self.current = self._count = self._count + 1
+
+    def end(self) -> None:
+        """Note that it has ended."""
+        self.deadline = math.inf
+        self.current = None
+
+    def earliest(self) -> float:
+        """Return the deadline of this thread."""
+        return min(self.deadline, self._bound.get())
+
+    @contextmanager
+    def shortened(self, deadline: float) -> Iterator[None]:
+        """Take the earlier one of two deadlines, while a handler calls another one."""
+        before = self.deadline
+        self.deadline = min(before, deadline)
+        try:
+            yield
+        finally:
+            self.deadline = before
+
+    @contextmanager
+    def bounded(self, seconds: float, changed: Callable[[float], None]) -> Iterator[None]:
+        """Bound this thread's waits by `seconds` from now; `changed` gets each new deadline."""
+        self.has_bounds = True  # for good: threads cannot count together without a lock
+        before = self._bound.get()
+        try:
+            self._bound.set(min(before, monotonic() + seconds))
+            changed(self.earliest())
+            yield
+        finally:
+            self._bound.set(before)
+            changed(self.earliest())

@@ -1,6 +1,6 @@
-"""How PostgreSQL says in other languages than English that it has no connections left (53300).
+"""PostgreSQL's message for "no connections left" (53300) in languages other than English.
 
-For answers without that SQLSTATE: of a connect, and of a pooler that passes on only the text. From
+For answers without that SQLSTATE: to a connect, or from a pooler that passes on only the text. From
 the message catalogues of PostgreSQL 13, 15, 17 and 18 (src/backend/po), which
 tests/unit/test_languages.py has. Imported when a refusal is not known in English.
 """
@@ -79,4 +79,4 @@ EXHAUSTED: Final = (
     "剩餘的連線槽位保留給",
     "(資料庫|角色) .*的連線太多",
 )
-"""Patterns, one of which each of these messages contains."""
+"""Each of these messages contains one of the patterns."""

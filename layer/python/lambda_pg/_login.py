@@ -1,7 +1,6 @@
-"""New connections with the credentials as they are now, and how long each may live."""
+"""New connections with the current credentials, and how long each may live."""
 
 import logging
-import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import time
@@ -15,33 +14,33 @@ from lambda_pg._clock import monotonic
 from lambda_pg._connection import Connection
 from lambda_pg._connector import Connector
 from lambda_pg._credentials import DOUBTED_PAUSE, CredentialCache, Credentials
+from lambda_pg._cursor import lend
+from lambda_pg._denial import why_denied
 from lambda_pg._errors import (
     CheckoutTimeoutError,
     ConnectFailedError,
     CredentialsError,
     DeadlineExceededError,
+    first_line,
 )
 from lambda_pg._events import Events
 from lambda_pg._failures import Failure, classify_connect, classify_statement, is_unexplained
+from lambda_pg._jitter import jitter
 from lambda_pg._overload import Breaker
 from lambda_pg._settings import Settings
 from lambda_pg._stats import Stats
 
-# No state that a snapshot or a fork could copy into many environments.
-_jitter = random.SystemRandom()
-
-
-ENOUGH: Final = 1.0
-"""Seconds after which a connect without an answer has met silence, and not too little time."""
+MIN_CONNECT_SECONDS: Final = 1.0
+"""The fewest seconds for a connect: a timeout after less does not mean that a server is silent."""
 
 
 def too_short(error: psycopg.Error, seconds: float) -> bool:
-    """Tell whether a connect had too few seconds for its timeout to mean anything."""
-    return isinstance(error, psycopg.errors.ConnectionTimeout) and seconds < ENOUGH
+    """Tell whether a connect had too few seconds for its timeout to have a meaning."""
+    return isinstance(error, psycopg.errors.ConnectionTimeout) and seconds < MIN_CONNECT_SECONDS
 
 
 Configure = Callable[[psycopg.Connection[Any]], object]
-"""What an application does with each new connection before anybody gets it."""
+"""What an application does with each new connection before its first use."""
 
 _ONLY_ADAPTERS: Final = (
     "only type adapters are kept; set defaults with ALTER ROLE … SET or ALTER DATABASE … SET"
@@ -49,11 +48,11 @@ _ONLY_ADAPTERS: Final = (
 
 
 class ConfigureInterruptedError(psycopg.OperationalError):
-    """A new connection was lost or refused while `configure` used it: another one may do."""
+    """A new connection was lost or refused while `configure` used it: a retry may succeed."""
 
 
 class Login:
-    """Open connections, and tell which are still as a new one would be."""
+    """Open connections, and tell whose credentials are still the current ones."""
 
     def __init__(
         self,
@@ -96,7 +95,7 @@ class Login:
                 refused = error
                 if is_unexplained(error):
                     if self._connector.learn_sqlstates():
-                        continue  # the same login again tells more
+                        continue  # the same login brings its SQLSTATE now
                     other = self._other_than(credentials, until - monotonic())
                 elif classify_connect(error) is Failure.LOGIN_REFUSED:
                     left = max(0.1, until - monotonic())
@@ -114,7 +113,7 @@ class Login:
         self._credentials.accepted(credentials)
         self._stats.connections_ms += (monotonic() - began) * 1000
         self._date(connection)
-        # Before PostgreSQL 14 nobody says that a server is a standby.
+        # Servers before PostgreSQL 14 do not report that they are standbys.
         self._has_seen_primary |= connection.pgconn.parameter_status(b"in_hot_standby") != b"on"
         connection.only_standbys = not self._has_seen_primary
         if self._configure is not None:
@@ -133,22 +132,24 @@ class Login:
         """Let the application configure a new connection, until the time.monotonic() `until`."""
         kept = False
         connection.deadline = until
-        connection.lend(tuple_row)
+        lend(connection, tuple_row)
         try:
             with _strict(connection):
                 configure(connection)
-            _require_untouched(connection)
+            _require_unchanged(connection)
             connection.keep_adapters()
+            if connection.denied:  # and `configure` swallowed the error
+                why_denied(connection)
             kept = connection.clean()
         except DeadlineExceededError as late:
             raise CheckoutTimeoutError(
-                "a new connection was not ready in time: configure was still at work"
+                "a new connection was not ready in time: configure was still running"
             ) from late
         except psycopg.Error as error:
             if classify_statement(error, broken=connection.lost) is not Failure.FINAL:
-                raise ConfigureInterruptedError(_said(error)) from error
+                raise ConfigureInterruptedError(_configure_failed(error)) from error
             if isinstance(error, psycopg.OperationalError):
-                raise ConnectFailedError(_said(error)) from error
+                raise ConnectFailedError(_configure_failed(error)) from error
             raise
         finally:
             if not kept:
@@ -156,37 +157,39 @@ class Login:
                 connection.close()
 
     def _other_than(self, doubted: Credentials, timeout: float) -> Credentials | None:
-        """Look for newer credentials after a refusal that may mean anything."""
+        """Fetch newer credentials after a refusal for an unknown reason."""
         try:
             return self._credentials.after_refusal(doubted, max(0.1, timeout), pause=DOUBTED_PAUSE)
         except CredentialsError:
-            return None  # what the server has said is all that is certain
+            return None  # the caller gets the server's error
 
     def close(self) -> None:
         """Close the logins that no request has finished."""
         self._connector.close()
 
     def _date(self, connection: Connection[Any]) -> None:
-        """Say how long a new connection may live; a fleet's do not end together."""
+        """Set how long a new connection may live, with jitter: a fleet's do not end together."""
         settings, profile = self._settings, connection.profile
         lifetime = settings.max_lifetime or profile.max_lifetime
-        connection.idle_since = time()
-        connection.expires_at = connection.idle_since + lifetime * _jitter.uniform(0.8, 1.0)
-        connection.max_idle = settings.max_idle or profile.max_idle
-        connection.ask_after = min(settings.idle_check_after, connection.max_idle)
-        connection.generation = self._credentials.generation
-        connection.renew_at = min(connection.expires_at, self._credentials.fresh_until)
+        lease = connection.lease
+        lease.idle_since = time()
+        lease.expires_at = lease.idle_since + lifetime * jitter.uniform(0.8, 1.0)
+        lease.max_idle = settings.max_idle or profile.max_idle
+        lease.check_after = min(settings.idle_check_after, lease.max_idle)
+        lease.generation = self._credentials.generation
+        lease.renew_at = min(lease.expires_at, self._credentials.fresh_until)
 
     def is_current(self, connection: Connection[Any], timeout: float) -> bool:
-        """Look at the credentials again; tell whether they are those of the connection."""
+        """Refresh the credentials; tell whether they are those of the connection."""
         self._credentials.get(timeout)
-        connection.renew_at = min(connection.expires_at, self._credentials.fresh_until)
-        return connection.generation == self._credentials.generation
+        lease = connection.lease
+        lease.renew_at = min(lease.expires_at, self._credentials.fresh_until)
+        return lease.generation == self._credentials.generation
 
 
 @contextmanager
 def _strict(connection: Connection[Any]) -> Iterator[None]:
-    """Refuse what would pin or leak, whatever the settings say of other statements."""
+    """Refuse what would pin or leak, also where the settings do not ask for that."""
     strict, connection.strict = connection.strict, True
     try:
         yield
@@ -194,16 +197,15 @@ def _strict(connection: Connection[Any]) -> Iterator[None]:
         connection.strict = strict
 
 
-def _require_untouched(connection: Connection[Any]) -> None:
-    """Raise where `configure` has left what the next use of the connection would not find."""
+def _require_unchanged(connection: Connection[Any]) -> None:
+    """Raise where `configure` has left something that does not stay on the connection."""
     if connection.lost:
         raise psycopg.OperationalError("the connection was lost")
     if connection.pgconn.transaction_status != pq.TransactionStatus.IDLE:
         raise psycopg.ProgrammingError("configure left a transaction open on a new connection")
-    if connection.touched:
+    if connection.has_session_state:
         raise psycopg.ProgrammingError(f"configure set session state: {_ONLY_ADAPTERS}")
 
 
-def _said(error: psycopg.Error) -> str:
-    first_line = str(error).partition("\n")[0]
-    return f"configure failed on a new connection: {first_line}"
+def _configure_failed(error: psycopg.Error) -> str:
+    return f"configure failed on a new connection: {first_line(error)}"

@@ -1,4 +1,4 @@
-"""What became of a transaction whose COMMIT got no answer, where that is certain.
+"""The outcome of a transaction whose COMMIT got no answer, where that is certain.
 
 PostgreSQL does not log that it has assigned a transaction id. A crash forgets the ids whose first
 record was not on disk yet, and gives them to the next writers: `pg_xact_status` then answers for
@@ -13,12 +13,12 @@ from typing import Final, NamedTuple
 
 from psycopg.pq.abc import PGresult
 
-from lambda_pg._flight import Command
+from lambda_pg._pipeline import Command
 
 SOUND: Final = range(15, 19)
 """Major versions of PostgreSQL whose crashes discard the statistics, which tests/integration/
 test_outcome.py shows for each. 13 and 14 do so too, but read them from a file: 0.1 ms for each
-transaction, and now and then 15 ms (measured). A newer version may keep its statistics."""
+transaction, and sometimes 15 ms (measured). A newer version may keep its statistics."""
 
 _MOMENTS: Final = "pg_postmaster_start_time(), pg_stat_get_bgwriter_stat_reset_time()"
 _ID: Final = "SELECT pg_current_xact_id_if_assigned()"
@@ -30,14 +30,14 @@ STATUS: Final = (
     f" current_setting('server_version_num')::int / 10000 BETWEEN {SOUND[0]} AND {SOUND[-1]}"
     " AND to_regproc('aurora_version') IS NULL"
 )
-"""What became of a transaction, and whether the answer can be about that one. Aurora recovers
-in its storage; what its crashes do to the statistics is not known here."""
+"""Asks for a transaction's outcome, and whether the answer is about that transaction. Aurora
+recovers in its storage; whether its crashes discard the statistics is not known."""
 
 
 class TransactionId(NamedTuple):
     """The id of a transaction that writes, and the moments of the server that assigned it.
 
-    All are in PostgreSQL's binary format; there are no moments where they mean nothing.
+    All are in PostgreSQL's binary format. `moments` is empty where they would prove nothing.
     """
 
     number: bytes
@@ -54,9 +54,9 @@ class TransactionId(NamedTuple):
         return " / ".join(str(_time(moment)) for moment in self.moments if moment) or None
 
     def status(self, answer: PGresult) -> str | None:
-        """Return what an answer to STATUS, in binary format, says of this transaction.
+        """Return this transaction's status from an answer to STATUS, in binary format.
 
-        None where it may speak of another one, where it is too long ago, or where nobody knows.
+        None if the answer may be about another one, or if the server does not know any more.
         """
         status, *moments, sound = (answer.get_value(0, column) for column in range(4))
         same = tuple(moments) == self.moments and None not in moments
@@ -64,7 +64,7 @@ class TransactionId(NamedTuple):
 
 
 def asking(server_version: int) -> Command:
-    """Return what asks for the open transaction; `server_version` is libpq's number."""
+    """Return the query for the open transaction's id; `server_version` is libpq's number."""
     return _WITH_MOMENTS if server_version // 10000 in SOUND else _ALONE
 
 

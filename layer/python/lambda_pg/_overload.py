@@ -1,7 +1,6 @@
-"""When to stop trying: a budget for retries, and a breaker for a database that is away."""
+"""When to stop retrying: a budget for retries, and a breaker for an unavailable database."""
 
 import math
-import random
 import time
 from collections.abc import Callable
 from typing import Final
@@ -9,62 +8,60 @@ from typing import Final
 import psycopg
 
 from lambda_pg._errors import DatabaseUnavailableError
+from lambda_pg._jitter import jitter
 
 BUDGET: Final = 60
-"""Retries that may cost the server something and that an environment may spend at once."""
+"""Retries that cost the server something and that an environment may make at once."""
 
-EARNED: Final = 4.0
-"""Such retries that come back each second. A request makes eight in the first 1.5 s of an outage,
-and then four a second: one request at a time cannot spend all in a window, or in a minute of short
-outages; threads that share an environment can."""
+RETRY_REFILL_RATE: Final = 4.0
+"""Such retries that are refilled each second. A request makes eight in the first 1.5 s of an
+outage, and then four a second: one request at a time cannot use the budget up in a window, or in a
+minute of short outages; threads that share an environment can."""
 
 FAILURES: Final = 3
-"""Requests in a row that the database had to fail before the breaker opens."""
+"""Consecutive requests that failed for lack of a database before the breaker opens."""
 
 PROBE: Final = 1.0
-"""Seconds that the one request may try which looks whether the database is back. A login may take
-longer, among those of a whole fleet: it is kept, and the next probe goes on with it."""
+"""Seconds that a probe may take: the one request that is tried while the breaker is open. A login
+may take longer, among those of a whole fleet: it is kept, and the next probe continues it."""
 
 PROBE_PAUSE: Final = (0.25, 0.75)
 """Bounds of the seconds between two probes. With PROBE they keep the promise that the first
 success follows at most 2 s after a fault has ended."""
 
 SLOW_LOGIN: Final = 0.5
-"""Seconds from which a login is one of too many at once."""
+"""Seconds after which a login counts as slow: too many log in at once."""
 
 REST: Final = (0.25, 1.0)
 LONGEST_REST: Final = 30.0
-"""Bounds of the pause after such a login whose work was in vain, as its statement was refused: by
-what it took, doubled for each one in a row, and in seconds."""
-
-# No state that a snapshot or a fork could copy into many environments.
-_jitter = random.SystemRandom()
+"""Bounds of the pause after a slow login whose statement was then refused: as a part of the time
+that it took, doubled for each consecutive one, and in seconds."""
 
 
 class NotReachedError(psycopg.OperationalError):
-    """Report an attempt of which the server has seen nothing: a refusal by the kernel, no route."""
+    """Report an attempt that the server has not seen: refused by the kernel, or without a route."""
 
 
 class RetryBudget:
-    """Bound the work in vain that the retries of one environment give a server.
+    """Bound the useless work that the retries of one environment give a server.
 
-    What costs is a retry after an answer: a login that was refused or cut, a statement that a
-    pooler has refused or lost (5 ms of PgBouncer 1.24 for the login that follows). What costs
-    nothing is not counted: the server has not seen the attempt (NotReachedError), it has not
-    answered yet (its login is kept and finished), or it is there and two transactions conflict,
-    which the window bounds.
+    A retry after an answer costs the server something: a login that was refused or cut, a statement
+    that a pooler has refused or lost (5 ms of PgBouncer 1.24 for the login that follows). Other
+    retries are not counted: the server has not seen the attempt (NotReachedError), it has not
+    answered yet (its login is kept and finished), or two transactions conflict, which the window
+    bounds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        """Start with all of it."""
+        """Start with a full budget."""
         self._clock = clock
         self._left = float(BUDGET)
         self._at = clock()
 
     def spend(self) -> bool:
-        """Take one retry; tell whether there was one left."""
+        """Take one retry; return whether there was one left."""
         now = self._clock()
-        self._left = min(BUDGET, self._left + max(0.0, now - self._at) * EARNED)
+        self._left = min(BUDGET, self._left + max(0.0, now - self._at) * RETRY_REFILL_RATE)
         self._at = now
         if self._left < 1:
             return False
@@ -73,47 +70,47 @@ class RetryBudget:
 
 
 class Breaker:
-    """Fail fast after several failures in a row, but for one probe at a time."""
+    """Fail fast after several consecutive failures, except for one probe at a time."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         """Start closed. The clock is the wall's: a thawed environment probes at once."""
         self._clock = clock
         self.failures = 0
-        """Requests in a row that were failed by the database's absence."""
+        """Consecutive requests that found no database."""
         self._probe_at = 0.0
         self._rests_until = -math.inf
         self._slow_logins = 0
-        """In a row, since the last request that did not fail."""
+        """Consecutive ones, since the last request that did not fail."""
 
     @property
     def is_open(self) -> bool:
-        """Tell whether requests fail without a try."""
+        """Whether requests fail without an attempt."""
         return self.failures >= FAILURES
 
     def logged_in(self, seconds: float) -> None:
-        """Note what a login took: the next one waits where there are too many at once.
+        """Note the seconds that a login took: after a slow one the next login waits.
 
-        A pooler that works on hundreds of logins has no time for statements, and refuses those
-        that wait too long for a server connection. Clients who log in again at once keep it so.
+        A pooler that works on hundreds of logins has no time for statements, and rejects clients
+        that wait too long for a server connection. If they log in again at once, it stays busy.
         """
         if not self.failures:
             self._slow_logins = 0
         if seconds > SLOW_LOGIN:
-            rest = seconds * _jitter.uniform(*REST) * 2.0**self._slow_logins
+            rest = seconds * jitter.uniform(*REST) * 2.0**self._slow_logins
             self._rests_until = self._clock() + min(LONGEST_REST, rest)
             self._slow_logins = min(10, self._slow_logins + 1)
 
     @property
     def rest(self) -> float:
-        """The seconds until another login may follow one that was in vain."""
+        """The seconds until another login may follow a useless one."""
         rest = self._rests_until - self._clock()
         return rest if 0 < rest <= LONGEST_REST else 0.0  # later: the clock was set back
 
     def admit(self, seconds: float) -> float:
-        """Return the seconds that a request may try, out of those that it would.
+        """Return the seconds that a request may try: at most `seconds`, less for a probe.
 
         Raises DatabaseUnavailableError while the breaker is open and another request probes, or
-        has just done so in vain, and while the pooler has too many logins to do.
+        has just failed to, and while the pooler has too many logins.
         """
         if self.failures and (rest := self.rest):
             raise DatabaseUnavailableError(
@@ -132,13 +129,13 @@ class Breaker:
                 f"{self._probe_at - now:.1f} s",
                 retry_after=max(0.1, self._probe_at - now),
             )
-        self._probe_at = now + busy  # others wait while this one looks
+        self._probe_at = now + busy  # others fail fast while this one probes
         return probe
 
     def failed(self) -> None:
         """Count a request that found no database."""
         self.failures += 1
-        self._probe_at = self._clock() + _jitter.uniform(*PROBE_PAUSE)
+        self._probe_at = self._clock() + jitter.uniform(*PROBE_PAUSE)
 
     def succeeded(self) -> None:
         """Close: the database answers."""

@@ -13,8 +13,10 @@ from psycopg import pq
 
 from lambda_pg._clock import monotonic
 from lambda_pg._connection import Connection
-from lambda_pg._errors import CheckoutTimeoutError, ConfigurationError
+from lambda_pg._denial import why_denied
+from lambda_pg._errors import ConfigurationError
 from lambda_pg._events import Events
+from lambda_pg._slots import Slot, Slots, pop
 from lambda_pg._stats import Stats
 
 AnyConnection = Connection[Any]
@@ -26,29 +28,15 @@ _IDLE: Final = pq.TransactionStatus.IDLE
 
 _NESTED: Final = (
     "this thread already holds all {} slots of the pool, so a nested checkout can never "
-    "succeed: use the connection at hand, or raise LAMBDA_PG_SLOTS"
+    "succeed: use the connection that it has, or raise LAMBDA_PG_SLOTS"
 )
 
 
-class _Slot:
-    """One place in the pool: taken as long as somebody holds it, as an open connection does.
-
-    An exception from a signal handler may come between any two steps of a checkout or a return.
-    What it leaves behind frees its place by itself.
-    """
-
-    def __init__(self, pool: "Pool") -> None:
-        self._pool = weakref.ref(pool)
-        self.is_free = False
-
-    def __del__(self) -> None:
-        pool = self._pool()
-        if pool is not None and not self.is_free:
-            pool._abandon()
-
-
 class Pool:
-    """Hand out at most `slots` connections; connects happen in the calling thread."""
+    """Hand out at most `slots` connections; connects happen in the calling thread.
+
+    Large because a connection changes between idle, lent and reclaimed here, and nowhere else.
+    """
 
     def __init__(
         self,
@@ -63,11 +51,11 @@ class Pool:
         """Open nothing.
 
         `connect` and `is_current` get the seconds that they may take; the second tells whether a
-        connection whose `renew_at` has passed is still what a new one would be.
-        `clock` is the wall's: a frozen environment's other clocks stand still.
+        connection whose `renew_at` has passed still has the current credentials.
+        `clock` is the wall clock: a frozen environment's other clocks stand still.
         """
         self._connect = connect
-        self._slots = slots
+        self._slots = Slots(slots, stats, events)
         self._stats = stats
         self._events = events
         self._is_current = is_current
@@ -76,106 +64,102 @@ class Pool:
         _POOLS.add(self)
 
     def _forget(self) -> None:
-        # Entered itself, not by the condition: no signal handler can come between lock and block.
+        self._slots.reset()
         self._lock = threading.RLock()
-        self._free = threading.Condition(self._lock)
-        self._waiting = 0
-        # No WeakSet: an exception in its own callback would leave the dead ones counted.
-        self._taken: list[weakref.ref[_Slot]] = []
-        self._abandoned = 0
         self._idle: list[AnyConnection] = []
         self._open: list[weakref.ref[AnyConnection]] = []
         self._kept: list[AnyConnection] = []
-        """What was taken back from adapters' objects that have not forgotten it yet."""
+        """Reclaimed connections that adapters' objects still refer to."""
         self.lent: weakref.WeakKeyDictionary[AnyConnection, int] = weakref.WeakKeyDictionary()
-        """What callers have in their hands, and in which thread."""
+        """Connections that callers have, and the thread of each."""
 
     @property
     def size(self) -> int:
         """Connections that are open or being opened."""
-        return len(self._slots_taken())
+        return len(self._slots.taken)
 
     @property
     def available(self) -> int:
-        """Connections that nobody uses."""
+        """Connections that are not in use."""
         return len(self._idle)
 
     @property
     def busy(self) -> bool:
-        """Tell whether a thread has a connection or opens one, or has dropped or kept one."""
-        return self.size != len(self._idle) or self._abandoned > 0 or bool(self._kept)
+        """Whether a thread has or opens a connection, or one was dropped or is kept."""
+        return self.size != len(self._idle) or self._slots.abandoned > 0 or bool(self._kept)
 
     @property
     def waiting(self) -> int:
         """Threads that wait for a slot."""
-        return self._waiting
+        return self._slots.waiting
 
     def take(self) -> AnyConnection | None:
-        """Take an idle connection that one look at its socket shows to be alive; else None.
+        """Take an idle connection that one poll() of its socket shows to be alive; else None.
 
-        The usual path: a pop, the clock, one poll(), and no lock. Not past threads that wait: one
-        that asks again and again would let them wait for ever.
+        The usual path: a pop, the clock, one poll(), and no lock. Not while threads wait for a
+        slot: a busy thread would let them wait for ever.
         """
-        if self._waiting:
+        if self._slots.waiting:
             return None
         try:
             connection = self._idle.pop()
         except IndexError:
             return None
-        now = self._clock()  # before it was returned: the clock was set back
-        if connection.idle_since <= now < connection.fresh_until and not connection.poll(0):
+        lease, now = connection.lease, self._clock()  # before its return: the clock was set back
+        if lease.idle_since <= now < lease.fresh_until and not connection.poll(0):
             return connection
         self._idle.append(connection)
-        if self._waiting:
-            self._notify()
+        if self._slots.waiting:
+            self._slots.notify()
         return None
 
     def put(self, connection: AnyConnection) -> None:
         """Return what `take` or `checkout` gave after one statement in autocommit.
 
-        Raises ProgrammingError when it has not been that.
+        Raises ProgrammingError if a transaction is open.
         """
         status = connection.pgconn.transaction_status
         if status != _IDLE:
-            self.give_back(connection)
+            self.release(connection)
             if status == pq.TransactionStatus.UNKNOWN:
-                return  # its answer came, and then the connection was lost
+                return  # the connection was lost after the answer
             raise psycopg.ProgrammingError(
                 "the statement left a transaction open, or ran in one that was left open: it was "
                 "rolled back; use transaction() or run_transaction()"
             )
-        now = connection.idle_since = self._clock()
-        check_at = now + connection.ask_after
-        renew_at = connection.renew_at
-        connection.fresh_until = check_at if check_at < renew_at else renew_at  # noqa: FURB136  # quicker
-        if connection.touched:
-            connection.fresh_until = 0.0
+        lease = connection.lease
+        now = lease.idle_since = self._clock()
+        check_at = now + lease.check_after
+        renew_at = lease.renew_at
+        lease.fresh_until = check_at if check_at < renew_at else renew_at  # noqa: FURB136 - quicker
+        if connection.has_session_state:
+            lease.fresh_until = 0.0
         self._idle.append(connection)
-        if self._waiting:
-            self._notify()
+        if self._slots.waiting:
+            self._slots.notify()
 
     def checkout(self, timeout: float, invocation: int | None = None) -> AnyConnection:
         """Take a living connection within `timeout` seconds.
 
         A connection that may carry session state is reset, unless the same `invocation` left it.
-        Raises CheckoutTimeoutError when every slot stays taken, and whatever a connect raises.
+        Raises CheckoutTimeoutError if every slot stays taken, and what a connect raises.
         """
         until = monotonic() + timeout
         slot: object
         connection, slot = self._take_slot(until, timeout)
         try:
             while connection is not None:
-                slot = connection.slot
+                slot = connection.lease.slot
                 if self._is_kept(connection, until, invocation):
                     return connection
                 if (other := self._next_idle()) is not None:
-                    self._free_slot(slot)  # the other one has its slot
+                    self._slots.free(slot)  # the other one has its slot
                 connection = other
             connection = self._connect(max(0.0, until - monotonic()))
-            connection.slot = slot
+            connection.lease.slot = slot
             self._keep_open(connection)
         except BaseException:
-            self._free_slot(slot)
+            self._slots.free(slot)
             raise
         return connection
 
@@ -190,27 +174,32 @@ class Pool:
         return good
 
     def lend(self, connection: AnyConnection) -> None:
-        """Note that a caller has the connection in his hands."""
+        """Note that a caller has the connection, and in which thread."""
+        connection.lease.holder = None
         self.lent[connection] = threading.get_ident()
 
     def bind(self, deadline: float) -> None:
-        """Let the connections that this thread has in its hands wait no longer than `deadline`."""
+        """Set the deadline of the connections that this thread has checked out."""
         mine = threading.get_ident()
         for connection, holder in list(self.lent.items()):
             if holder == mine:
                 connection.deadline = deadline
 
-    def take_back(self, connection: AnyConnection) -> None:
-        """Return what a caller had in his hands, unless it is no longer his to return."""
-        if self.lent.pop(connection, None) is not None:  # or `reclaim` has popped it: one can
-            self.give_back(connection)
-        elif connection.reclaimed or connection.orphaned:
+    def return_lent(self, connection: AnyConnection) -> None:
+        """Return a connection that a caller had, unless the pool has reclaimed it."""
+        if (
+            self.lent.pop(connection, None) is not None
+        ):  # only one of two pops succeeds: `reclaim` has the other
+            self.release(connection)
+        elif connection.lease.reclaimed or connection.orphaned:
             connection.close()
 
-    def give_back(self, connection: AnyConnection) -> None:
-        """Return a connection in whatever state; one that cannot be used again is closed."""
+    def release(self, connection: AnyConnection) -> None:
+        """Return a connection in any state; close it if it cannot be reused."""
         clean = False
         try:
+            if connection.denied and not connection.closed:  # and the caller swallowed the error
+                why_denied(connection)
             clean = not connection.closed and connection.clean()
         finally:
             if not clean:
@@ -224,43 +213,45 @@ class Pool:
     def discard(self, connection: AnyConnection) -> None:
         """Close a connection and free its slot."""
         connection.close()
-        self._free_slot(connection.slot)
+        self._slots.free(connection.lease.slot)
 
-    def reclaim(self, *, told: bool = False) -> int:
-        """Cut every connection that a thread still has; return how many.
+    def reclaim(self, *, reported: bool = False) -> int:
+        """End every connection that a thread still has; return how many.
 
-        Those that were dropped count too. The slot of one that is lent is free at once. A thread
-        that runs a statement of the layer's has not lent its connection: it hears of the cut, and
-        frees the slot itself.
+        Those that were dropped count too. The slot of a lent one is free at once. A thread that
+        runs a statement of the layer's gets an error, and frees the slot itself.
 
-        `told` says that an error of the handler's tells already that its work may be lost.
+        `reported` says that the handler's own error already tells that its work may be lost.
         """
-        reclaimed, self._abandoned = self._abandoned, 0
+        reclaimed, self._slots.abandoned = self._slots.abandoned, 0
         for connection in self._opened():
             if connection not in self.lent and connection not in self._idle:
                 reclaimed += not connection.closed
-                connection.reclaimed = True
-                connection.shut()
-        mine = threading.get_ident()
+                connection.lease.reclaimed = True
+                connection.shut_socket()
         for connection in list(self.lent):
             thread = self.lent.pop(connection, None)
-            if thread is None:
-                continue  # its caller has just returned it
-            if connection.holder is not None and thread == mine:
-                unsent = connection.holder.has_unsent_work()
-                connection.told = told or not (unsent or connection.has_written())
-                self._kept.append(connection)
-            connection.reclaimed = True
-            connection.cut()
-            self._free_slot(connection.slot)
-            reclaimed += 1
+            if thread is not None:  # else its caller has just returned it
+                self._end_lent(connection, thread, reported=reported)
+                reclaimed += 1
         self._kept = [each for each in self._kept if not _is_settled(each)]
         self._keep_open()
         return reclaimed
 
+    def _end_lent(self, connection: AnyConnection, thread: int, *, reported: bool) -> None:
+        """End a connection that a caller has; keep it while an adapter's object refers to it."""
+        lease = connection.lease
+        if lease.holder is not None and thread == threading.get_ident():
+            unsent = lease.holder.has_unsent_work()
+            lease.reported = reported or not (unsent or connection.has_written())
+            self._kept.append(connection)
+        lease.reclaimed = True
+        connection.end()
+        self._slots.free(lease.slot)
+
     def _keep_open(self, *opened: AnyConnection) -> None:
         with self._lock:
-            known = [each for each in self._opened() if not (each.closed or each.reclaimed)]
+            known = [each for each in self._opened() if not (each.closed or each.lease.reclaimed)]
             self._open = [*map(weakref.ref, known), *map(weakref.ref, opened)]
 
     def _opened(self) -> list[AnyConnection]:
@@ -273,27 +264,23 @@ class Pool:
             self.discard(connection)
 
     def _next_idle(self) -> AnyConnection | None:
-        try:
-            return self._idle.pop()
-        except IndexError:
-            return None
+        return pop(self._idle)
 
     def _is_good(self, connection: AnyConnection, until: float, invocation: int | None) -> bool:
-        now = self._clock()
-        idle_for = now - connection.idle_since
+        lease, now = connection.lease, self._clock()
+        idle_for = now - lease.idle_since
         if idle_for < 0:  # the clock was set back, by so much at least
-            connection.expires_at += idle_for
-            connection.renew_at += idle_for
+            lease.shift(idle_for)
         timeout = (until - monotonic()) / 2
         if connection.poll(0):
             reason = "was lost"
-        elif idle_for >= connection.max_idle or now >= connection.expires_at:
+        elif idle_for >= lease.max_idle or now >= lease.expires_at:
             reason = "was old"
-        elif now >= connection.renew_at and not self._is_current(connection, timeout):
-            reason = "had the credentials of before"
-        elif not self._answers(connection, idle_for, timeout, invocation):
+        elif now >= lease.renew_at and not self._is_current(connection, timeout):
+            reason = "had old credentials"
+        elif not _answers(connection, idle_for, timeout, invocation):
             reason = "did not answer"
-            self.close()  # what one has met, the others have: do not wait for each
+            self.close()  # the others are probably lost too: do not wait for each
         else:
             return True
         self._stats.connections_lost += reason in {"was lost", "did not answer"}
@@ -306,99 +293,49 @@ class Pool:
         )
         return False
 
-    def _answers(
-        self, connection: AnyConnection, idle_for: float, timeout: float, invocation: int | None
-    ) -> bool:
-        """Ask a connection that was idle for long, or that another invocation has touched.
-
-        A clock that was set back does not tell for how long it was idle.
-        """
-        mine = invocation is not None and connection.used_by == invocation
-        reset = connection.touched and not mine
-        if 0 <= idle_for < connection.ask_after and not reset:
-            return True
-        return connection.answers(min(CHECK_TIMEOUT, timeout), reset=reset)
-
-    def _take_slot(self, until: float, timeout: float) -> tuple[AnyConnection | None, _Slot | None]:
+    def _take_slot(self, until: float, timeout: float) -> tuple[AnyConnection | None, Slot | None]:
         """Return an idle connection, or a slot to open one in."""
-        if not self._waiting and (connection := self._next_idle()) is not None:
+        if not self._slots.waiting and (connection := self._next_idle()) is not None:
             return connection, None
-        with self._lock:
-            if not self._waiting and self.size < self._slots:
-                return None, self._new_slot()
-            return self._wait_for_slot(until, timeout)
+        if (slot := self._slots.take()) is not None:
+            return None, slot
+        if list(self.lent.values()).count(threading.get_ident()) == self._slots.count:
+            raise ConfigurationError([_NESTED.format(self._slots.count)])
+        return self._slots.wait(self._idle, until, timeout)
 
-    def _new_slot(self) -> _Slot:
-        slot = _Slot(self)
-        self._taken = [*map(weakref.ref, self._slots_taken()), weakref.ref(slot)]
-        return slot
 
-    def _slots_taken(self) -> list[_Slot]:
-        slots = [reference() for reference in self._taken]
-        return [slot for slot in slots if slot is not None and not slot.is_free]
+def _answers(
+    connection: AnyConnection, idle_for: float, timeout: float, invocation: int | None
+) -> bool:
+    """Make a round trip where a connection was idle for long, or has another invocation's state.
 
-    def _wait_for_slot(
-        self, until: float, timeout: float
-    ) -> tuple[AnyConnection | None, _Slot | None]:
-        if list(self.lent.values()).count(threading.get_ident()) == self._slots:
-            raise ConfigurationError([_NESTED.format(self._slots)])
-        began = monotonic()
-        in_time, is_first = True, not self._waiting  # the others wait in their order
-        self._stats.requests_queued += 1
-        self._events.mark("wait_for_slot")
-        self._waiting += 1  # before the look: who returns appends first and looks at this then
-        try:
-            while True:
-                if is_first and (connection := self._next_idle()) is not None:
-                    return connection, None
-                if is_first and self.size < self._slots:
-                    return None, self._new_slot()
-                if not in_time:  # only after a last look: a notice may have come too late to wake
-                    raise CheckoutTimeoutError(
-                        f"all {self._slots} slots of the pool stayed taken for {timeout:.1f} s"
-                    )
-                in_time = self._free.wait(max(0.0, until - monotonic()))
-                is_first = True
-        finally:
-            self._waiting -= 1
-            if self._waiting and self._idle:  # who was woken has not taken it
-                self._free.notify()
-            self._stats.requests_wait_ms += (monotonic() - began) * 1000
-
-    def _free_slot(self, slot: object) -> None:
-        if not isinstance(slot, _Slot):
-            return
-        with self._lock:
-            slot.is_free = True
-            self._free.notify()
-
-    def _abandon(self) -> None:
-        """Note that a slot was given up by nobody: what held it has gone."""
-        self._abandoned += 1
-        if self._waiting:
-            self._notify()
-
-    def _notify(self) -> None:
-        with self._lock:
-            self._free.notify()
+    A clock that was set back does not tell for how long it was idle.
+    """
+    lease = connection.lease
+    mine = invocation is not None and lease.used_by == invocation
+    reset = connection.has_session_state and not mine
+    if 0 <= idle_for < lease.check_after and not reset:
+        return True
+    return connection.answers(min(CHECK_TIMEOUT, timeout), reset=reset)
 
 
 def _is_settled(connection: AnyConnection) -> bool:
-    return connection.holder is None or connection.holder.settle(told=connection.told)
+    lease = connection.lease
+    return lease.holder is None or lease.holder.settle(reported=lease.reported)
 
 
 _POOLS: Final[weakref.WeakSet[Pool]] = weakref.WeakSet()
 
 
-def _start_anew() -> None:
+def _reset_in_child() -> None:
     """Leave a forked child without connections: its parent's sockets are dead in it."""
     for pool in list(_POOLS):
         idle = pool._idle
-        for slot in pool._slots_taken():
+        for slot in pool._slots.taken:
             slot.is_free = True
         pool._forget()
         for connection in idle:
             connection.close()
 
 
-os.register_at_fork(after_in_child=_start_anew)
+os.register_at_fork(after_in_child=_reset_in_child)

@@ -1,7 +1,7 @@
-"""What stands at the other end, and what that decides. Pure: nothing here connects.
+"""What kind of server an endpoint is, and what follows from that. Nothing here connects.
 
-A profile is named by LAMBDA_PG_PROFILE or told from host and port. docs/pooling.md says the same
-for readers, with sources; a test holds both together.
+A profile is named by LAMBDA_PG_PROFILE or follows from host and port. docs/pooling.md explains the
+values, with sources; a test compares both.
 """
 
 import re
@@ -13,11 +13,11 @@ ProfileName = Literal["direct", "pgbouncer", "rds-proxy", "supabase", "neon"]
 
 _CERTS: Final = Path(__file__).parent / "certs"
 AWS_ROOTS: Final = _CERTS / "aws.pem"
-"""Every root of AWS that is known here, for a host that does not tell which of them signed for it:
-the private CAs of RDS, three for each region, and Amazon's public roots.
+"""All known roots of AWS, for a host whose name does not show which of them signed for it: the
+private CAs of RDS, three for each region, and Amazon's public roots.
 
-libpq reads the file anew at each connect, so `roots_for` takes a part of it where it can: the 92
-roots cost a connect 2.2 ms, three of them less than can be seen (measured)."""
+libpq reads the file at each connect, so `roots_for` takes a smaller one where it can: the 92 roots
+cost a connect 2.2 ms, three of them less than can be measured."""
 
 AMAZON_ROOTS: Final = _CERTS / "amazon.pem"
 """Amazon's public roots, which the certificates of RDS Proxy chain to."""
@@ -43,29 +43,29 @@ NEON_IDLE: Final = 290.0
 "scale to zero"): 10 s less."""
 
 FOLLOW: Final = 600.0
-"""A client connection stays with the pooler it was opened to; renewed every ten minutes, a fleet
-spreads over poolers that were added. 2000 environments make 3.3 logins a second of this, and one
-PgBouncer takes 450 (measured)."""
+"""A client connection stays with the pooler it was opened to. A fleet that renews its connections
+every ten minutes spreads over added poolers. For 2000 environments these are 3.3 logins a second;
+one PgBouncer can do 450 (measured)."""
 
 RENEW: Final = 1800.0
-"""A server connection outlives a change of its password and of the DNS name it was opened by
-(failover, blue/green switch): half an hour bounds how long it serves under the old ones. RDS Proxy
-allows 24 hours; there this also bounds how long an accidental pin holds a server connection."""
+"""A server connection outlives a change of its password and of its DNS name (failover, blue/green
+switch): half an hour bounds how long it is used with the old ones. RDS Proxy allows 24 hours; there
+this also bounds how long an accidental pin holds a server connection."""
 
 
 @dataclass(frozen=True)
 class Profile:
     """What the layer may do at an endpoint; durations are seconds.
 
-    session: the server connection is this client's alone, so SET, LISTEN, temporary tables and
-        the like work.
+    session: the server connection belongs to this client alone, so SET, LISTEN, temporary tables
+        and the like work.
     cancel: a cancel request reaches the running statement.
     prepared: a caller may prepare statements (psycopg's `prepare=True`); the layer never does.
     startup_options: `options=` may be sent on connecting.
     max_lifetime: age at which a connection is replaced at its next checkout.
-    max_idle: idle time after which it is replaced without being asked.
+    max_idle: idle time after which it is replaced without a check.
     roots: file of the TLS roots that are trusted where neither a setting names others nor the
-        host tells which of them are enough (`roots_for`).
+        host shows which of them are enough (`roots_for`).
     """
 
     name: ProfileName
@@ -122,17 +122,17 @@ _RDS_HOST: Final = re.compile(
 """The only pattern for hosts, compiled at import: at first use it would be a request's time."""
 
 _RDS_PROXY: Final = ".proxy-"
-"""What is in the name of an RDS Proxy beside."""
+"""A part of the name of an RDS Proxy."""
 
 _SUPABASE_SUFFIXES: Final = (".supabase.co", ".supabase.com")
 _TRANSACTION_PORT: Final = 6543
 
 
 def profile_for(name: ProfileName | None, host: str, port: int) -> Profile:
-    """Choose the profile of an endpoint; a `name` beats what host and port tell.
+    """Choose the profile of an endpoint, by its `name` if there is one, else by host and port.
 
-    Supabase and Neon have poolers in two modes and a direct address: host and port decide which,
-    and one that they do not tell is taken for a pooler in transaction mode, where less is allowed.
+    Supabase and Neon have poolers in two modes and a direct URL: host and port decide which. Where
+    they do not, the endpoint counts as a pooler in transaction mode, which allows less.
     """
     host = host.lower().rstrip(".")
     match name or _detect(host):
@@ -155,9 +155,9 @@ def region_of(host: str) -> str | None:
 
 
 def roots_for(profile: Profile, host: str) -> Path:
-    """Choose the file of roots for a host: no more than may have signed for its name.
+    """Choose the file of roots for a host: only those that may have signed for its name.
 
-    A region that AWS opened after these files were written has none: it gets all of AWS's.
+    A region without a file, which AWS opened later, gets all of AWS's roots.
     """
     region = region_of(host)
     if region is None:
@@ -169,10 +169,10 @@ def roots_for(profile: Profile, host: str) -> Path:
 
 
 def options_refused(profile: Profile) -> str:
-    """Say why `options` cannot be sent at this profile's endpoint, and what to do instead."""
+    """Return why `options` cannot be sent to this profile's endpoint, and what to do instead."""
     return (
         f"the profile {profile.name} refuses startup options: put them on the database or the "
-        "role (ALTER DATABASE … SET …), or use the direct address"
+        "role (ALTER DATABASE … SET …), or use the direct URL"
     )
 
 
@@ -187,7 +187,7 @@ def _detect(host: str) -> ProfileName:
 
 
 def _supabase(host: str, port: int) -> Profile:
-    """Tell Supavisor's two ports and the direct address, whose 6543 is a PgBouncer, apart."""
+    """Distinguish Supavisor's two ports and the direct URL, whose port 6543 is a PgBouncer."""
     if port == _TRANSACTION_PORT:
         return SUPABASE_TRANSACTION
     if host.endswith(".pooler.supabase.com"):

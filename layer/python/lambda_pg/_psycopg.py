@@ -1,4 +1,4 @@
-"""Why the import of psycopg failed: a function's own one comes before the layer's.
+"""Why the import of psycopg failed: a function's own copy comes before the layer's.
 
 Nothing here imports psycopg. Imported only after an ImportError.
 """

@@ -1,8 +1,8 @@
-"""One TLS connection of libpq's ahead of the first that counts, as far as its ClientHello.
+"""One TLS connection by libpq before the first real one, up to its ClientHello.
 
-What OpenSSL and libpq do once in each process is a sixth of a first request's processor time
-(measured). At import it costs the same, but Lambda gives the start of an environment a whole
-processor, and a request only its share of one; a snapshot holds the result.
+The work that OpenSSL and libpq do once in each process is a sixth of a first request's processor
+time (measured). It costs the same at import. But Lambda gives the start of an environment a whole
+processor, and a request only its share of one; and a snapshot holds the result.
 """
 
 import select
@@ -20,7 +20,7 @@ from lambda_pg._profiles import LETSENCRYPT_ROOTS
 REHEARSAL: Final = "LAMBDA_PG_REHEARSAL"
 
 STEP: Final = 0.1
-"""Seconds that each of four steps may take, where the loopback is not as quick as it should be."""
+"""Seconds that each of four steps may take, if the loopback is slow."""
 
 _READ, _WRITE = pq.PollingStatus.READING, pq.PollingStatus.WRITING
 
@@ -28,8 +28,8 @@ _READ, _WRITE = pq.PollingStatus.READING, pq.PollingStatus.WRITING
 def rehearse(environ: Mapping[str, str]) -> None:
     """Let libpq begin a TLS connection to this process, in a function where no setting forbids it.
 
-    Afterwards no port is open and no thread at work. An error is not reported: either it means
-    nothing (there may be no loopback), or the first checkout meets it too and says more.
+    Afterwards no port is open and no thread runs. An error is not reported: either it has no
+    meaning (there may be no loopback), or the first checkout meets it too and reports more.
     """
     if "AWS_LAMBDA_FUNCTION_NAME" in environ and environ.get(REHEARSAL) != "0":
         with suppress(OSError, psycopg.Error):
@@ -37,17 +37,17 @@ def rehearse(environ: Mapping[str, str]) -> None:
 
 
 def _say_hello() -> None:
-    """Take the server's part as far as the S that accepts TLS; raises OSError, psycopg.Error."""
+    """Play the server up to the S that accepts TLS. Raises OSError, psycopg.Error."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(STEP)
-        # A name, so that it is sent; any roots, so that certificates have been read once.
+        # A name, so that it is sent as SNI; some roots, so that certificates were read once.
         conninfo = make_conninfo(
             "",
             host="rehearsal.invalid",
             hostaddr="127.0.0.1",
             port=listener.getsockname()[1],
             user="rehearsal",
-            password="rehearsal",  # noqa: S106  # nobody's
+            password="rehearsal",  # noqa: S106 - of no server
             sslmode="verify-full",
             sslrootcert=str(LETSENCRYPT_ROOTS),
             gssencmode="disable",
@@ -64,7 +64,7 @@ def _say_hello() -> None:
 
 
 def _go_on(client: pq.abc.PGconn, wanted: pq.PollingStatus) -> None:
-    """Let libpq take its next step when its socket is ready; raises TimeoutError."""
+    """Let libpq take its next step when its socket is ready. Raises TimeoutError."""
     poll = select.poll()
     poll.register(client.socket, select.POLLIN if wanted == _READ else select.POLLOUT)
     if not poll.poll(STEP * 1000):

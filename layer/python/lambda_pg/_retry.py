@@ -1,7 +1,7 @@
 """The retries of a request: what a failure means, whether another attempt follows, and when.
 
-Every verb loops over the attempts of its request. It hands in what has failed, and returns the
-connection; the next attempt then comes after a pause, or what the caller gets is raised:
+Every verb loops over the attempts of its request. It reports a failure and returns the connection.
+The next attempt then comes after a pause, or the error for the caller is raised:
 
     while True:
         connection = attempts.next()
@@ -10,16 +10,14 @@ connection; the next attempt then comes after a pause, or what the caller gets i
         except psycopg.Error as error:
             attempts.failed(error, connection)
         finally:
-            pool.give_back(connection)
+            pool.release(connection)
 
 docs/failures.md has the table of all failures.
 """
 
 import logging
 import math
-import random
 import time
-from collections.abc import Callable
 from typing import Any, Final, Generic, NamedTuple
 
 import psycopg
@@ -27,8 +25,9 @@ from psycopg.abc import QueryNoTemplate
 from psycopg.rows import Row
 
 from lambda_pg._clock import monotonic
-from lambda_pg._connection import Connection, Denial
+from lambda_pg._connection import Connection
 from lambda_pg._credentials import SecretsUnavailableError
+from lambda_pg._denial import Denial, why_denied
 from lambda_pg._errors import (
     CheckoutTimeoutError,
     CommitOutcomeUnknownError,
@@ -37,6 +36,7 @@ from lambda_pg._errors import (
     CredentialsError,
     DatabaseUnavailableError,
     DeadlineExceededError,
+    first_line,
 )
 from lambda_pg._events import Events
 from lambda_pg._failures import (
@@ -46,6 +46,8 @@ from lambda_pg._failures import (
     classify_connect,
     classify_statement,
 )
+from lambda_pg._invocation import Invocations
+from lambda_pg._jitter import jitter
 from lambda_pg._login import ConfigureInterruptedError, too_short
 from lambda_pg._outcome import STATUS, TransactionId
 from lambda_pg._overload import Breaker, NotReachedError, RetryBudget
@@ -56,22 +58,18 @@ from lambda_pg._stats import Stats
 FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 0.5
 DOUBLINGS: Final = 4
-"""Bounds of the pause between attempts in seconds, with full jitter: a fleet does not march."""
+"""Bounds of the pause between attempts in seconds, with full jitter: a fleet spreads out."""
 
 LONGEST_CONFLICT_PAUSE: Final = 0.2
-"""The same between two attempts of transactions that conflict: they take milliseconds, and one that
-waits for longer and longer loses to those that have just begun."""
+"""The same between two attempts of transactions that conflict: they take milliseconds, and after a
+longer wait a transaction loses to those that have just begun."""
 
 LAST_ATTEMPT: Final = 0.1
-"""Seconds before the end of a window in which no attempt begins: a connect takes 5 to 50 ms."""
-
-
-# No state that a snapshot or a fork could copy into many environments.
-_jitter = random.SystemRandom()
+"""Seconds before the end of a window in which no attempt begins: a connect takes up to 50 ms."""
 
 
 class Window:
-    """The time in which one request may try again, counted from its first attempt."""
+    """The time in which one request may retry, counted from its first attempt."""
 
     def __init__(
         self,
@@ -102,11 +100,11 @@ class Window:
 
     @property
     def deadline(self) -> float:
-        """The time.monotonic() at which the invocation's time is up."""
+        """The time.monotonic() of the invocation's deadline."""
         return self._deadline
 
     def remaining(self) -> float:
-        """Return the seconds left for a checkout; raises DeadlineExceededError when none are."""
+        """Return the seconds left for a checkout. Raises DeadlineExceededError if none are."""
         left = min(self._until, self._deadline) - monotonic()
         if left <= 0 and self._deadline <= self._until:
             raise DeadlineExceededError(
@@ -116,28 +114,28 @@ class Window:
         return max(0.0, left)
 
     def restart(self) -> None:
-        """Count the seconds from now, once: until now the database was at work, not away."""
+        """Count the seconds from now, once: until now the database was working, not unavailable."""
         if not self._restarted:
             self._restarted = True
             self._until = monotonic() + self._seconds
 
-    def may_ask_again(self) -> bool:
-        """Grant, once, another try of a write that was denied by a server that takes writes."""
+    def may_retry_denied(self) -> bool:
+        """Allow, once, a retry of a write that was denied by a server that accepts writes."""
         denied, self._denied = self._denied, True
         return not denied
 
     def pause(self, cause: Exception, *, absent: bool = True) -> None:
-        """Sleep before the next attempt; raises from `cause` when there is no time for one.
+        """Sleep before the next attempt. Raises from `cause` if there is no time for one.
 
-        No pause is longer than half of what is left, so that the window ends with an attempt,
-        whenever the database comes back before. `absent` says that the database was not there to
-        answer: the breaker counts that, and the budget what it may have cost. A probe tries once:
-        with a whole fleet it would hammer a server that is about to come back.
+        No pause is longer than half of the time left, so that the window ends with an attempt.
+        `absent` means that the database did not answer: the breaker counts that, and the budget
+        counts what it may have cost. A probe is not retried: a whole fleet of probes would overload
+        a server that is about to come back.
         """
         if absent and self._probes:
             self._breaker.failed()
             raise DatabaseUnavailableError(
-                f"the database is still away: {reason(cause)}"
+                f"the database is still unavailable: {first_line(cause)}"
             ) from cause
         most = LONGEST_PAUSE if absent else LONGEST_CONFLICT_PAUSE
         longest = min(most, FIRST_PAUSE * 2 ** min(self._attempts, DOUBLINGS))
@@ -150,24 +148,24 @@ class Window:
             if absent:
                 self._breaker.failed()
             raise self._error(cause, in_time=in_time) from cause
-        time.sleep(max(rest, min(_jitter.uniform(0, longest), left / 2)))
+        time.sleep(max(rest, min(jitter.uniform(0, longest), left / 2)))
 
     def _error(self, cause: Exception, *, in_time: bool) -> DatabaseUnavailableError:
         tried = f"{self._attempts} attempt{'s' if self._attempts > 1 else ''}"
         if in_time:
             return DatabaseUnavailableError(
                 f"this environment has spent its budget of retries (after {tried}); "
-                f"the last one failed: {reason(cause)}"
+                f"the last one failed: {first_line(cause)}"
             )
         if self._deadline <= self._until and not math.isinf(self._deadline):
             return DeadlineExceededError(
                 f"the invocation's deadline passed after {tried}; "
-                f"the last one failed: {reason(cause)}",
+                f"the last one failed: {first_line(cause)}",
                 may_have_run=self.may_have_run,
             )
         return CheckoutTimeoutError(
             f"no success within {self._seconds:.1f} s ({tried}); "
-            f"the last one failed: {reason(cause)}"
+            f"the last one failed: {first_line(cause)}"
         )
 
 
@@ -175,7 +173,7 @@ INVOCATION_ENDED: Final = "the invocation in which this thread asked for a conne
 
 
 class Retry:
-    """What the requests of one Database have in common when they fail."""
+    """The parts that the failed requests of one Database share."""
 
     def __init__(
         self,
@@ -186,12 +184,12 @@ class Retry:
         events: Events,
         checkout_timeout: float,
         credentials_change: bool,
-        invocation: Callable[[], int | None],
+        invocations: Invocations,
     ) -> None:
         """Take the parts of a Database.
 
-        `checkout_timeout` is in seconds; `credentials_change` says that a refused login may be
-        accepted later; `invocation` returns the number of the one that runs, or None.
+        `checkout_timeout` is in seconds; `credentials_change` means that a refused login may be
+        accepted later.
         """
         self.pool = pool
         self.breaker = breaker
@@ -200,7 +198,7 @@ class Retry:
         self.events = events
         self.checkout_timeout = checkout_timeout
         self.credentials_change = credentials_change
-        self.invocation = invocation
+        self.invocations = invocations
 
     def judge(
         self,
@@ -208,10 +206,10 @@ class Retry:
         connection: Connection[Any],
         alone: QueryNoTemplate | None = None,
     ) -> Failure:
-        """Tell what the failed statement of a connection means, before the connection is returned.
+        """Return what a failed statement means, before its connection is returned.
 
         `alone` is a query that ran in autocommit: a part of it may have been committed before the
-        error. A connection to a server that takes no writes is closed: another connect may reach
+        error. A connection to a server that accepts no writes is closed: another connect may reach
         the new primary.
         """
         failure = classify_statement(error, broken=connection.lost)
@@ -223,8 +221,8 @@ class Retry:
             return failure
         undone = alone is None or is_undone_by_error(connection.text_of(alone))
         if error.sqlstate == READ_ONLY:
-            denial = connection.why_denied()
-            # A statement alone asks for nothing: not the server that denied it has answered.
+            denial = why_denied(connection)
+            # A statement alone cannot ask for read-only: another server has answered.
             elsewhere = denial is Denial.WRITABLE and alone is not None
             if denial is not Denial.SERVER and not elsewhere:
                 failure = Failure.DENIED
@@ -238,22 +236,22 @@ class Retry:
         in_transaction: bool,
         transaction: TransactionId | None = None,
     ) -> None:
-        """Raise what a handler catches: one error for the pooler and the network."""
-        if isinstance(error.__cause__, psycopg.errors._WaitTimeout):  # it was at work
+        """Raise the error that a handler catches: one for the pooler and the network."""
+        if isinstance(error.__cause__, psycopg.errors._WaitTimeout):  # a statement was running
             self.stats.deadline_cancels += 1
         if isinstance(error, DatabaseUnavailableError | CommitOutcomeUnknownError):
             raise error
         match failure:
             case Failure.NOT_RUN | Failure.LOGIN_REFUSED:
                 self.breaker.failed()
-                raise DatabaseUnavailableError(f"refused: {reason(error)}") from error
+                raise DatabaseUnavailableError(f"refused: {first_line(error)}") from error
             case Failure.NOT_ABLE:
                 self.breaker.succeeded()  # the database has answered
                 raise DatabaseUnavailableError(_not_able(error)) from error
             case Failure.TOO_LONG:
                 self.breaker.succeeded()  # the database has answered
                 raise DatabaseUnavailableError(
-                    f"the transaction took too long and was rolled back: {reason(error)}"
+                    f"the transaction took too long and was rolled back: {first_line(error)}"
                 ) from error
             case Failure.LOST if in_transaction:
                 raise DatabaseUnavailableError(
@@ -281,9 +279,9 @@ class Retry:
         )
 
     def note(self, error: Exception) -> None:
-        """Count and report another try."""
+        """Count and report a retry."""
         self.stats.retries += 1
-        self.events.report(logging.INFO, "retry", "trying again after: %s", reason(error))
+        self.events.report(logging.INFO, "retry", "retrying after: %s", first_line(error))
 
     def answered(self) -> None:
         """Note that the database answers."""
@@ -292,7 +290,7 @@ class Retry:
 
 
 class FailedAttempt(NamedTuple):
-    """What an attempt met, and whether the request may go on after a lost connection."""
+    """A failed attempt, and whether it may be repeated after a lost connection."""
 
     error: psycopg.Error
     failure: Failure
@@ -307,12 +305,12 @@ class Attempts(Generic[Row]):
     _window: Window | None = None
     _failed: FailedAttempt | None = None
     _answered: Exception | None = None
-    """What the server answered last, when it was there and could not run the statement."""
+    """The last error of a server that answered and could not run the statement."""
 
     def __init__(self, retry: Retry, deadline: float, invocation: int | None) -> None:
-        """Begin now; `deadline` is a time.monotonic() or infinity, `invocation` the one it is for.
+        """Begin now; `deadline` is a time.monotonic() or infinity, `invocation` a number or None.
 
-        What the usual path does not need is made by the first failure.
+        The window is made by the first failure: the usual path does not need one.
         """
         self._retry = retry
         self._began = monotonic()
@@ -320,7 +318,7 @@ class Attempts(Generic[Row]):
         self.deadline = deadline
 
     def take(self) -> Connection[Row]:
-        """Return an idle connection for the first attempt, by the usual path; else as `next`."""
+        """Return an idle connection for the first attempt, without a lock; else as `next`."""
         if self._failed is None and not self._retry.breaker.failures:
             connection = self._retry.pool.take()
             if connection is not None:
@@ -328,9 +326,9 @@ class Attempts(Generic[Row]):
         return self.next()
 
     def next(self) -> Connection[Row]:
-        """Return the connection for the next attempt, after the wait that the last one calls for.
+        """Return the connection for the next attempt, after a pause if the last one has failed.
 
-        Raises what the caller gets when no attempt may follow.
+        Raises the error for the caller if no attempt may follow.
         """
         if self._failed is not None:
             self._wait(self._failed)
@@ -345,10 +343,10 @@ class Attempts(Generic[Row]):
         in_transaction: bool = False,
         idempotent: bool = False,
     ) -> None:
-        """Take what an attempt met, before its connection is returned.
+        """Note that an attempt failed, before its connection is returned.
 
-        `alone` is a query that ran in autocommit. A lost connection has rolled back what was
-        `in_transaction`; what was not is repeated only where it is `idempotent`.
+        `alone` is a query that ran in autocommit. A lost connection has rolled back a statement
+        that was `in_transaction`; another one is repeated only if it is `idempotent`.
         """
         failure = self._retry.judge(error, connection, alone)
         self._failed = FailedAttempt(
@@ -356,11 +354,11 @@ class Attempts(Generic[Row]):
         )
 
     def was_committed(self, transaction: TransactionId | None) -> bool:
-        """Tell whether a COMMIT that has failed took effect, and ask where its answer was lost.
+        """Tell whether a failed COMMIT took effect; ask the server if its answer was lost.
 
         A transaction without an id has written nothing: it counts as not committed. Raises
-        CommitOutcomeUnknownError, from the last error, when there is no answer within the window,
-        or none that is certainly about this transaction.
+        CommitOutcomeUnknownError, from the last error, if there is no answer within the window, or
+        none that is certainly about this transaction.
         """
         failed = self._failed
         if failed is None or failed.failure is not Failure.LOST:
@@ -397,14 +395,14 @@ class Attempts(Generic[Row]):
                 self.failed(error, connection, in_transaction=True)
                 continue
             finally:
-                self._retry.pool.give_back(connection)
+                self._retry.pool.release(connection)
             status = transaction.status(cursor.pgresult) if cursor.pgresult else None
             if status != "in progress":
                 return status
             self._failed = failed
 
     def _wait(self, failed: FailedAttempt) -> None:
-        """Wait before another attempt; raise what the caller gets where none may follow."""
+        """Wait before another attempt; raise the error for the caller if none may follow."""
         self._failed = None
         require_invocation(
             failed.connection, failed.failure, failed.error, in_transaction=failed.in_transaction
@@ -422,13 +420,13 @@ class Attempts(Generic[Row]):
                 self._pause_for_answer(failed.error)
             case Failure.NOT_ABLE:
                 self._pause_for_answer(failed.error)
-            case Failure.DENIED if self._open_window().may_ask_again():
+            case Failure.DENIED if self._open_window().may_retry_denied():
                 self._pause_for_answer(failed.error)
             case failure:
                 self._retry.translate(failed.error, failure, in_transaction=failed.in_transaction)
 
     def _pause_for_answer(self, error: psycopg.Error) -> None:
-        """Wait after an error of a server that is there."""
+        """Wait after an error of a server that answered."""
         self._answered = error
         self._pause(error, absent=False)
 
@@ -437,7 +435,7 @@ class Attempts(Generic[Row]):
         self._retry.note(error)
 
     def _open_window(self) -> Window:
-        """Return the window; the first time it opens, if the breaker admits the request."""
+        """Return the window; the first call opens it, if the breaker admits the request."""
         if self._window is None:
             try:
                 self._window = self._retry.window(self.deadline, self._began)
@@ -447,7 +445,7 @@ class Attempts(Generic[Row]):
         return self._window
 
     def _checkout(self) -> Connection[Row]:
-        """Take a connection, connecting again while the window lasts and it may help."""
+        """Take a connection; retry a connect within the window, where that may help."""
         window = self._open_window()
         tracing = self._retry.events.tracing
         try:
@@ -477,53 +475,53 @@ class Attempts(Generic[Row]):
                     answered = error
                 if answered is None and self._answered and too_short(error, left):
                     self._pause(self._answered, absent=False)
-                    continue  # what the server answered says more than a connect cut short
+                    continue  # the server's answer says more than a connect without time
                 self._recover_connect(answered if answered and too_short(error, left) else error)
             else:
-                if self._invocation in {None, self._retry.invocation()}:
+                if self._invocation in {None, self._retry.invocations.current}:
                     return connection
-                pool.give_back(connection)  # a thread that has waited past the end
+                pool.release(connection)  # this thread waited past the invocation's end
                 raise DatabaseUnavailableError(f"{INVOCATION_ENDED}: nothing was sent")
 
     def _recover_connect(self, error: psycopg.OperationalError) -> None:
-        """Return when another connect may help; raise what the caller gets otherwise."""
+        """Return if another connect may help; else raise the error for the caller."""
         failure = classify_connect(error)
         if failure is Failure.NOT_RUN:
             self._pause(error)
         elif failure is not Failure.LOGIN_REFUSED:
-            raise ConnectFailedError(f"cannot connect: {reason(error)}") from error
+            raise ConnectFailedError(f"cannot connect: {first_line(error)}") from error
         elif not self._retry.credentials_change:
-            raise CredentialsError("the login that the URL holds was refused") from error
+            raise CredentialsError("the login in the URL was refused") from error
         else:
-            # A rotation in progress: the database knows the new password, the secret not yet.
+            # A rotation in progress: the database has the new password, the secret not yet.
             try:
                 self._pause(error)
             except DatabaseUnavailableError as late:
                 raise CredentialsError(
-                    "the login was refused, also with the credentials as they are now"
+                    "the login was refused, with the current credentials too"
                 ) from late
 
 
 def require_invocation(
     connection: Connection[Any], failure: Failure, error: psycopg.Error, *, in_transaction: bool
 ) -> None:
-    """Raise where the end of a thread's invocation has closed the thread's connection.
+    """Raise if the pool reclaimed the connection at the end of this thread's invocation.
 
-    Nothing is retried for an invocation that has been answered.
+    Nothing is retried for an invocation that has ended.
     """
-    if not connection.reclaimed or failure is not Failure.LOST:
+    if not connection.lease.reclaimed or failure is not Failure.LOST:
         return
     if isinstance(error, DatabaseUnavailableError):
         raise error  # it was used after that
     if in_transaction:
         ended = f"{INVOCATION_ENDED}: its transaction was rolled back"
         raise DatabaseUnavailableError(ended) from error
-    what = f"{INVOCATION_ENDED} while a statement was at work"
+    what = f"{INVOCATION_ENDED} while a statement was running"
     raise outcome_unknown(what, connection.transaction_id) from error
 
 
 def outcome_unknown(what: str, transaction: TransactionId | None) -> CommitOutcomeUnknownError:
-    """Return the error that says `what` was lost, and how its outcome can be looked up."""
+    """Return the error that says `what` was lost, with the id to look its outcome up."""
     return CommitOutcomeUnknownError(
         f"{what}: whether it was committed is not certain",
         xid=transaction and transaction.xid,
@@ -531,17 +529,12 @@ def outcome_unknown(what: str, transaction: TransactionId | None) -> CommitOutco
     )
 
 
-def reason(error: Exception) -> str:
-    """Return the first line of an error's text."""
-    return str(error).partition("\n")[0]
-
-
 def _not_able(error: psycopg.Error) -> str:
     if error.sqlstate == READ_ONLY:
-        return f"the server is read-only now: {reason(error)}"
-    return f"the server cannot run the statement now ({error.sqlstate}): {reason(error)}"
+        return f"the server is read-only now: {first_line(error)}"
+    return f"the server cannot run the statement now ({error.sqlstate}): {first_line(error)}"
 
 
 def _costs(error: Exception) -> bool:
-    """Tell whether a server may have worked on a failed attempt in vain."""
+    """Tell whether a failed attempt may have cost a server work."""
     return not isinstance(error, NotReachedError | psycopg.errors.ConnectionTimeout)

@@ -18,14 +18,14 @@ from lambda_pg._http import UnusualAnswerError, post
 from lambda_pg._signature import Keys, sign
 
 FETCH_TIMEOUT: Final = 30.0
-"""Seconds after which a fetch gives up. Who waits for it waits for less: his checkout timeout."""
+"""Seconds after which a fetch gives up. A request waits less: its checkout timeout."""
 
 
 class SecretError(Exception):
-    """Report that a secret could not be had; `passing` says that asking again may succeed."""
+    """Report that a secret was not fetched; `passing` means that a retry may succeed."""
 
     def __init__(self, message: str, *, passing: bool = False) -> None:
-        """Take a message that names the secret and holds nothing of it."""
+        """Take a message that names the secret and contains no part of it."""
         super().__init__(message)
         self.passing = passing
 
@@ -35,14 +35,15 @@ _PASSING: Final = {
     *("RequestExpired", "RequestTimeTooSkewed"),
 }
 _OTHER_TIME: Final = ("Signature expired", "Signature not yet current")
-"""Beginnings of what is said of a signature by another clock. A wrong clock is soon set right, and
-a request that was signed before a freeze is signed again."""
+"""How the messages about a signature with a wrong time begin. A clock is soon corrected, and a
+request that was signed before a freeze is signed again."""
 
 _UNTRUSTED: Final = (
     "Secrets Manager's certificate was not accepted for {}: {}. If it has expired or is not valid "
-    "yet, look at the clock of this environment; else at AWS_CA_BUNDLE and at what inspects TLS"
+    "yet, check the clock of this environment; else check AWS_CA_BUNDLE, and proxies that inspect "
+    "TLS"
 )
-"""Of the ARN and the reason: asking again would not help."""
+"""With the ARN and the reason. A retry would not help."""
 
 _KEYS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 _UNUSUAL: Final = (
@@ -54,23 +55,23 @@ _UNUSUAL: Final = (
 
 
 stays_here = False
-"""Whether AWS is never asked: lambda_pg.testing says so for the length of a test."""
+"""Whether AWS is never called: lambda_pg.testing sets it during a test."""
 
 _STAYS_HERE: Final = (
-    "the secret {} was not asked for: under lambda_pg.testing the layer asks nobody on AWS. Import "
+    "the secret {} was not fetched: under lambda_pg.testing the layer does not call AWS. Import "
     "the handler inside the test, after lambda_pg_environment has set DATABASE_URL; or use "
     "mock_aws() of moto, or set AWS_ENDPOINT_URL to a server of the test"
 )
 
 _AWS: Final = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws")
-"""Ends of the names of AWS's own endpoints, and of those inside a VPC."""
+"""How the names of AWS's own endpoints end, and of those inside a VPC."""
 
 
 class Fetch(threading.Thread):
-    """One fetch, in a thread of its own: no resolver and no slow answer can hold up who waits."""
+    """One fetch, in a separate thread: a slow resolver or answer does not block the caller."""
 
     def __init__(self, arn: str, stage: str = "AWSCURRENT") -> None:
-        """Take the secret's ARN and the staging label of its version; `start` asks."""
+        """Take the secret's ARN and the staging label of its version; `start` begins."""
         super().__init__(name="lambda_pg secret", daemon=True)
         self.arn = arn
         self.started_at = time.time()
@@ -79,14 +80,14 @@ class Fetch(threading.Thread):
         self._error: SecretError | None = None
 
     def run(self) -> None:
-        """Ask."""
+        """Fetch the secret."""
         try:
             self._secret = fetch_secret(self.arn, stage=self._stage, timeout=FETCH_TIMEOUT)
         except SecretError as error:
             self._error = error.with_traceback(None)  # its frames have keys, or an answer
 
     def result(self, timeout: float) -> str:
-        """Wait at most `timeout` seconds for the secret; raises SecretError."""
+        """Wait at most `timeout` seconds for the secret. Raises SecretError."""
         self.join(timeout)
         if self._error is not None:
             raise self._error
@@ -102,11 +103,11 @@ _prefetched: Fetch | None = None
 
 
 def prefetch(environ: Mapping[str, str]) -> None:
-    """Begin to fetch the function's secret, where its environment says which one and how.
+    """Begin to fetch the function's secret, if its environment has the ARN and the keys.
 
     A snapshot must hold no secret, so not under SnapStart.
     """
-    global _prefetched  # noqa: PLW0603  # there is one environment, as there is one os.environ
+    global _prefetched  # noqa: PLW0603 - there is one environment, as there is one os.environ
     arn = environ.get("LAMBDA_PG_SECRET_ARN", "")
     if "AWS_LAMBDA_FUNCTION_NAME" not in environ or not _is_usual(arn, environ):
         return
@@ -116,8 +117,8 @@ def prefetch(environ: Mapping[str, str]) -> None:
 
 
 def take_prefetched(arn: str) -> Fetch | None:
-    """Return the fetch that was begun early, once."""
-    global _prefetched  # noqa: PLW0603
+    """Return the fetch that began with the environment; only once."""
+    global _prefetched  # noqa: PLW0603 - as above
     fetch = _prefetched
     if fetch is None or fetch.arn != arn or _is_mocked():
         return None
@@ -126,7 +127,7 @@ def take_prefetched(arn: str) -> Fetch | None:
 
 
 def _drop_prefetched() -> None:
-    global _prefetched  # noqa: PLW0603
+    global _prefetched  # noqa: PLW0603 - as above
     _prefetched = None
 
 
@@ -136,7 +137,7 @@ os.register_at_fork(after_in_child=_drop_prefetched)
 def fetch_secret(arn: str, *, timeout: float, stage: str = "AWSCURRENT") -> str:
     """Return the text of a secret's version within `timeout` seconds.
 
-    Raises SecretError: not there, not allowed, no answer in time, or no text.
+    Raises SecretError: not found, not allowed, no answer in time, or not a text.
     """
     if stays_here and not _is_mocked() and _is_aws(_endpoint(arn)):
         raise SecretError(_STAYS_HERE.format(arn))
@@ -146,7 +147,7 @@ def fetch_secret(arn: str, *, timeout: float, stage: str = "AWSCURRENT") -> str:
 
 
 def _is_usual(arn: str, environ: Mapping[str, str]) -> bool:
-    """Tell whether the keys are in the environment, and the plain endpoint is the one to ask."""
+    """Tell whether the keys are in the environment, and the endpoint is the plain one."""
     return (
         arn.startswith("arn:aws:secretsmanager:")
         and all(environ.get(name) for name in _KEYS)
@@ -156,10 +157,10 @@ def _is_usual(arn: str, environ: Mapping[str, str]) -> bool:
 
 
 def _is_mocked() -> bool:
-    """Tell whether a test answers for AWS inside of botocore: only boto3 gets there.
+    """Tell whether a test replaces AWS inside botocore, which only boto3 reaches.
 
-    It does so by moto's mock_aws(), or by a patch of the method that makes every call. Tracers wrap
-    that method too, and leave its `__module__` as it is.
+    Tests do so by moto's mock_aws(), or by a patch of the method that makes every call. Tracers
+    wrap that method too, and leave its `__module__` as it is.
     """
     stubber = getattr(sys.modules.get("moto.core.models"), "botocore_stubber", None)
     if getattr(stubber, "enabled", False):
@@ -173,7 +174,7 @@ def _is_mocked() -> bool:
 
 
 def _endpoint(arn: str) -> str:
-    """Return the URL of Secrets Manager: what the environment names, else the region's own."""
+    """Return the URL of Secrets Manager: the environment's, else the region's own."""
     return (
         os.environ.get("AWS_ENDPOINT_URL_SECRETS_MANAGER")
         or os.environ.get("AWS_ENDPOINT_URL")
@@ -185,15 +186,15 @@ def _is_aws(endpoint: str) -> bool:
     try:
         host = urlsplit(endpoint).hostname or ""
     except ValueError:
-        return False  # nobody can be asked there
+        return False  # it cannot be called
     return host.rstrip(".").endswith(_AWS)
 
 
 def _fetch_signed(ask: Mapping[str, str], timeout: float) -> str:
-    """Ask with a signature of our own; what comes back in an unusual form is left to boto3."""
+    """Fetch with our own signature; leave an unusual answer to boto3."""
     arn = ask["SecretId"]
     try:
-        status, answer = _ask_signed(ask, timeout)
+        status, answer = _post_signed(ask, timeout)
     except UnusualAnswerError:
         return _fetch_boto3(ask, timeout)
     except SSLCertVerificationError as error:
@@ -204,13 +205,13 @@ def _fetch_signed(ask: Mapping[str, str], timeout: float) -> str:
         ) from error.with_traceback(None)  # its frames have the keys
     except ValueError:  # its arguments hold the request, with the token
         raise SecretError(
-            f"the request for {arn} cannot be sent: look at AWS_ENDPOINT_URL and at the keys in "
-            "the environment"
+            f"the request for {arn} cannot be sent: check AWS_ENDPOINT_URL and the keys in the "
+            "environment"
         ) from None
     return _read(arn, status, answer)
 
 
-def _ask_signed(ask: Mapping[str, str], timeout: float) -> tuple[int, bytes]:
+def _post_signed(ask: Mapping[str, str], timeout: float) -> tuple[int, bytes]:
     environ = os.environ
     region = ask["SecretId"].split(":")[3]
     endpoint = _endpoint(ask["SecretId"])
@@ -253,33 +254,33 @@ def _read(arn: str, status: int, answer: bytes) -> str:
 
 
 def _is_passing(kind: str, message: str) -> bool:
-    """Tell whether a refusal by Secrets Manager may end by itself."""
+    """Tell whether a retry may succeed after a refusal by Secrets Manager."""
     return kind in _PASSING or message.startswith(_OTHER_TIME)
 
 
 def _fetch_boto3(ask: Mapping[str, str], timeout: float) -> str:
-    """Ask through boto3: it knows every source of keys and every partition."""
+    """Fetch through boto3: it knows every source of keys and every partition."""
     arn = ask["SecretId"]
     try:
-        import boto3  # noqa: PLC0415  # 200 ms of a cold start, paid only on this path
-        from botocore import exceptions  # noqa: PLC0415
-        from botocore.config import Config  # noqa: PLC0415
+        import boto3  # noqa: PLC0415 - 200 ms of a cold start, paid only on this path
+        from botocore import exceptions  # noqa: PLC0415 - as above
+        from botocore.config import Config  # noqa: PLC0415 - as above
     except ImportError as error:
         raise SecretError(
-            f"the secret {arn} needs boto3, which Lambda has and this environment has not: "
+            f"the secret {arn} needs boto3, which Lambda has and this environment lacks: "
             "pip install boto3, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         ) from error
-    each = timeout / 2  # connecting and reading have a timeout of their own
+    each = timeout / 2  # connecting and reading have a timeout each
     config = Config(connect_timeout=each, read_timeout=each, retries={"total_max_attempts": 1})
     region = arn.split(":")[3] if arn.startswith("arn:") else None
     try:
-        # A session of its own: the default one is not for several threads.
+        # A new session: the default one is not thread-safe.
         client = boto3.Session().client("secretsmanager", region_name=region, config=config)
         return _text(arn, client.get_secret_value(**ask))
     except exceptions.ClientError as error:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        told = error.response.get("Error", {})
-        refused = _is_passing(str(told.get("Code")), str(told.get("Message")))
+        answer = error.response.get("Error", {})
+        refused = _is_passing(str(answer.get("Code")), str(answer.get("Message")))
         passing = refused or status >= 500 or status == 429
         raise SecretError(
             f"Secrets Manager refused {arn}: {error}", passing=passing

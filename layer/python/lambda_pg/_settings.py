@@ -14,7 +14,7 @@ from lambda_pg._url import ChannelBinding, SslMode, Url, host_problem
 
 Auth = Literal["password", "iam"]
 
-PASSWORD_IN_ENVIRONMENT: Final = "LAMBDA_PG_ALLOW_PASSWORD_IN_ENVIRONMENT"  # noqa: S105  # a setting's name
+PASSWORD_IN_ENVIRONMENT: Final = "LAMBDA_PG_ALLOW_PASSWORD_IN_ENVIRONMENT"  # noqa: S105 - a setting's name
 INSECURE_TLS: Final = "LAMBDA_PG_ALLOW_UNVERIFIED_TLS"
 
 LONGEST_TIMEOUT: Final = 900.0
@@ -27,20 +27,22 @@ _UNREAD: Final = {
     "PGHOSTADDR": "set PGHOST to the address",
     "PGSERVICE": "set PGHOST, PGPORT, PGDATABASE and PGUSER",
 }
-"""Variables of libpq that choose the server, and what says the same here."""
+"""Variables of libpq that choose the server, and what to set instead."""
 
-_TELLING: Final[tuple[ProfileName, ...]] = ("direct", "pgbouncer", "rds-proxy")
-"""Profiles that are the same at every host and port."""
+_SAME_EVERYWHERE: Final[tuple[ProfileName, ...]] = ("direct", "pgbouncer", "rds-proxy")
+"""Profiles that do not depend on host and port."""
 
 
 @dataclass(frozen=True)
 class Settings:
     """Where the database is and how to wait for it; durations are seconds.
 
+    Large because it has one attribute for each setting.
+
     Without a secret, `user` and `password` are those of the URL (PGUSER beats it); with one they
     come from the secret. Without `host` the secret must name one, as `host` or in `url`
-    (`direct_url` where `direct` is set). Where `host` is another name of an RDS endpoint, a CNAME
-    say, `rds_endpoint` is the name that its certificate and its tokens are for. A `profile`,
+    (`direct_url` where `direct` is set). Where `host` is another name of an RDS endpoint, such as a
+    CNAME, `rds_endpoint` is the name that its certificate and its tokens are for. A `profile`,
     `max_lifetime` or `max_idle` of None follows from host and port at each connect.
     """
 
@@ -76,10 +78,10 @@ class Settings:
     ) -> "Settings":
         """Read PG*, LAMBDA_PG_* and, where there is no secret, DATABASE_URL.
 
-        With `direct` the endpoint is the database itself, past any pooler: DIRECT_URL in the
-        place of DATABASE_URL, the secret's `direct_url` in the place of its `url`, and PGHOST,
-        PGPORT, PGDATABASE, PGUSER and LAMBDA_PG_PROFILE, which describe the other one, are left
-        out. Raises ConfigurationError that names every wrong variable, never a password.
+        With `direct` the endpoint is the database itself, past any pooler: DIRECT_URL replaces
+        DATABASE_URL, the secret's `direct_url` replaces its `url`, and PGHOST, PGPORT, PGDATABASE,
+        PGUSER and LAMBDA_PG_PROFILE, which describe the other endpoint, are ignored. Raises
+        ConfigurationError that names every wrong variable, never a password.
         """
         reader = _Reader(os.environ if environ is None else environ, direct=direct)
         settings = reader.settings()
@@ -89,7 +91,10 @@ class Settings:
 
 
 class _Reader:
-    """Collect settings and every problem found on the way."""
+    """Collect settings and every problem found on the way.
+
+    Large because each kind of setting has a method that reads and checks it.
+    """
 
     def __init__(self, environ: Mapping[str, str], *, direct: bool) -> None:
         self.environ = environ
@@ -168,11 +173,11 @@ class _Reader:
             )
 
     def _check_options(self, settings: Settings) -> None:
-        """Refuse startup options where they certainly fail; else the connect decides."""
+        """Refuse startup options where they would certainly fail; else the connect decides."""
         if settings.options is None:
             return
         host = settings.rds_endpoint or settings.host
-        if host is None and settings.profile not in _TELLING:
+        if host is None and settings.profile not in _SAME_EVERYWHERE:
             return
         profile = profile_for(settings.profile, host or "", settings.port or 5432)
         if not profile.startup_options:
@@ -199,7 +204,7 @@ class _Reader:
         return not self.direct and bool(self.environ.get("PGPASSWORD"))
 
     def _password(self) -> str | None:
-        """Take PGPASSWORD as it is: a password may look like anything, also like a URL."""
+        """Read PGPASSWORD as it is: a password may look like a URL, too."""
         if not self._has_password:
             return None
         text = self.environ["PGPASSWORD"]
@@ -215,14 +220,14 @@ class _Reader:
         if self._in_lambda() and not self._flag(PASSWORD_IN_ENVIRONMENT):
             self.problems.append(
                 f"{name} holds a password and is an environment variable of a function: "
-                f"everyone who may read its configuration can read it. Put {what} into a secret "
+                f"everyone with access to its configuration can read it. Put {what} into a secret "
                 f"and set LAMBDA_PG_SECRET_ARN, or accept it with {PASSWORD_IN_ENVIRONMENT}=1"
             )
 
     def _sslmode(self, url: Url) -> SslMode:
-        """Take PGSSLMODE or the URL's.
+        """Read PGSSLMODE or the URL's.
 
-        Consoles show URLs with sslmode=require; they get more than they ask for, verify-full.
+        Consoles show URLs with sslmode=require; these get verify-full, which is stricter.
         """
         unverified = self._flag(INSECURE_TLS)
         asked = self._choice("PGSSLMODE", get_args(SslMode))
@@ -231,7 +236,7 @@ class _Reader:
             asked = url.sslmode
         if asked not in {None, "verify-full"} and not unverified:
             self.problems.append(
-                f"{name} is {asked!r}, which does not verify who answers; use 'verify-full', "
+                f"{name} is {asked!r}, which does not verify the server; use 'verify-full', "
                 f"or accept it with {INSECURE_TLS}=1"
             )
         return cast(SslMode, asked or "verify-full")
@@ -250,13 +255,13 @@ class _Reader:
         return host
 
     def _rds_endpoint(self) -> tuple[str | None, int | None]:
-        """Read host, or host:port where the port of PGPORT is not the endpoint's."""
+        """Read host, or host:port if the endpoint's port is not PGPORT."""
         name = "LAMBDA_PG_RDS_ENDPOINT"
         host, colon, port = (self._endpoint(name) or "").partition(":")
         return self._host(name, host or None), self._port(name, port) if colon else None
 
     def _check_unread(self) -> None:
-        """Refuse what names another server to libpq and would be ignored here."""
+        """Refuse variables that choose a server for libpq and that the layer ignores."""
         for name, instead in _UNREAD.items():
             if self.environ.get(name) and not self.direct:
                 self.problems.append(f"{name} is set, which the layer does not read: {instead}")
@@ -276,7 +281,7 @@ class _Reader:
                 "system's (in Lambda /etc/pki/tls/certs/ca-bundle.crt)"
             )
         elif not _is_file(text):
-            self.problems.append(f"PGSSLROOTCERT is {_shown(text)}: there is no such file")
+            self.problems.append(f"PGSSLROOTCERT is {_shown(text)}, which is not a file")
         return Path(text)
 
     def _ca_pem(self) -> str | None:
@@ -329,7 +334,7 @@ class _Reader:
         return self._choice(name, ("0", "1")) == "1"
 
     def _text(self, name: str) -> str | None:
-        """Return a variable, or None where it is empty or cannot be what it should."""
+        """Return a variable, or None if it is empty or cannot be right."""
         text = self.environ.get(name) or None
         if text is None:
             return None
@@ -338,7 +343,7 @@ class _Reader:
             return None
         if "://" in text:
             # Not quoted: it may hold a password.
-            self.problems.append(f"{name} holds a URL, which belongs into {self.url_name}")
+            self.problems.append(f"{name} holds a URL: set {self.url_name} to it")
             return None
         return text
 
@@ -349,7 +354,7 @@ class _Reader:
 def _is_file(path: str) -> bool:
     try:
         return Path(path).is_file()
-    except OSError:  # too long for a name, or below a folder that is closed to us
+    except OSError:  # a name that is too long, or a folder without access
         return False
 
 
@@ -358,5 +363,5 @@ def _is_whole(text: str) -> bool:
 
 
 def _shown(text: str) -> str:
-    """Quote a wrong value, unless it looks like something that was pasted into the wrong place."""
+    """Quote a wrong value, unless it may be a secret that was pasted into the wrong place."""
     return repr(text) if len(text) <= 80 and "@" not in text else f"{len(text)} characters long"

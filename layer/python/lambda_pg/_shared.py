@@ -1,4 +1,4 @@
-"""The databases of frameworks that make their connections themselves: one for each settings."""
+"""The Databases of frameworks that make their connections themselves: one for each Settings."""
 
 from dataclasses import replace
 from typing import Final
@@ -10,9 +10,9 @@ from lambda_pg._settings import Settings
 
 
 def database(*, direct: bool = False) -> Database[TupleRow]:
-    """Return the Database that the framework's connections come from: the same one at each call.
+    """Return the Database of the framework's connections: the same one at each call.
 
-    For what a framework has no word for: `@database().bind_lambda_context`, `database().stats()`.
+    For what a framework has no name for: `@database().bind_lambda_context`, `database().stats()`.
     `direct` takes the direct URL, for migrations.
     """
     return pooled(Settings.from_env(direct=direct))

@@ -1,7 +1,7 @@
 """AWS Signature Version 4 for the two requests the layer signs, with the standard library alone.
 
 Importing and building a boto3 client costs a cold start about 200 ms, this costs 30
-(measured). Equality with botocore's signers is held by tests.
+(measured). Tests compare it with botocore's signers.
 """
 
 import datetime

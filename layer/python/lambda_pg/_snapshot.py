@@ -11,25 +11,25 @@ from typing import Protocol
 
 
 class Forgetful(Protocol):
-    """What can be made to know nothing, as it was when it was made."""
+    """An object that can return to its first state."""
 
     def forget(self) -> None:
-        """Close what is open and know no credentials."""
+        """Close what is open and drop the credentials."""
 
 
 def register_snapshot_hooks(database: Forgetful) -> None:
     """Make `database` forget before a snapshot is taken and again after one was restored.
 
-    The second time for what a handler module has done between the hook and the snapshot.
+    The second time is for what a handler module did between the hook and the snapshot.
     """
     if os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE") != "snap-start":
         return
     try:
-        import snapshot_restore_py  # noqa: PLC0415  # part of Lambda's runtimes since Python 3.12
+        import snapshot_restore_py  # noqa: PLC0415 - part of Lambda's runtimes since Python 3.12
     except ImportError:
         return
     # ctypes, which it imports, is for snapshots only.
-    from lambda_pg._randomness import Randomness  # noqa: PLC0415
+    from lambda_pg._randomness import Randomness  # noqa: PLC0415 - only under SnapStart
 
     reference = weakref.ref(database)
     randomness = Randomness()

@@ -1,8 +1,8 @@
-"""What a statement does to the session it runs in, read from its text. Pure.
+"""What a statement does to its session, read from its text.
 
-Through a pooler the session belongs to whoever comes next. Nothing here is a parser: comments and
-literals are stripped, and what is left is looked at by its first words and by its calls. What a
-function or a DO block does inside cannot be seen.
+Through a pooler the next client gets the session. This is not a parser: comments and literals are
+stripped, and the first words and the calls of the rest are inspected. What a function or a DO block
+does inside cannot be seen.
 """
 
 import functools
@@ -17,23 +17,22 @@ PINNING_SIZE: Final = 16 * 1024
 """Bytes of a statement above which RDS Proxy pins (AWS documentation)."""
 
 _REMEMBERED_SIZE: Final = 8 * 1024
-"""Bytes of memory up to which a statement is remembered: long ones are rarely sent twice."""
+"""Bytes of memory up to which a statement is cached: long ones are rarely sent twice."""
 
 _ATOMIC: Final = frozenset(
     {"select", "insert", "update", "delete", "merge", "with", "values", "table"}
 )
-"""Statements that cannot commit a part of what they do: CALL, DO and much of DDL can."""
+"""Statements that cannot commit a part of their work: CALL, DO and much of DDL can."""
 
 _SUSPECT: Final = (
     *("set", "discard", "listen", "load", "prepare", "execute", "deallocate", "declare"),
     *("temp", "currval", "lastval", "nextval", "advisory"),
 )
-"""Without any of these a statement has no effect, and need not be taken apart."""
+"""Without any of these words a statement has no effect, and need not be split into tokens."""
 
 _SUSPECT_ALONE: Final = ("local", "transaction", "constraints", "set_config", "temp")
-"""Without any of these a statement sets nothing that ends with its transaction."""
+"""Without any of these words a statement sets nothing that ends with its transaction."""
 
-# Patterns, not compiled ones: a cold start that sets nothing pays for none of them.
 _LEXEME: Final = r"""(?xs)
       (?P<nothing> \s+ | --[^\r\n]* )
     | (?P<comment> /\* )
@@ -48,9 +47,10 @@ _LEXEME: Final = r"""(?xs)
     | (?P<number> \$?[0-9][0-9A-Za-z_.]* )
     | (?P<sign> . )
     """
+"""Not compiled: a cold start that sets nothing does not pay for it."""
 _COMMENT_MARK: Final = r"/\*|\*/"
 _END: Final = r"(?i)(?:\A|[;\n\r]|\*/)\s*(?:commit|end|abort|rollback|prepare\s+transaction)\b"
-"""Without this nothing ends a transaction: most statements need not be taken apart."""
+"""Without a match nothing ends a transaction: most statements need not be split into tokens."""
 
 _LEADING: Final = {
     name: name.upper()
@@ -58,7 +58,7 @@ _LEADING: Final = {
 }
 _LOCAL_SETS: Final = frozenset({"local", "transaction", "constraints"})
 _NO_CALLS: Final = frozenset({"alter", "comment", "drop", "grant", "revoke"})
-"""Statements in which a function's name and parentheses stand without a call."""
+"""Statements in which a function's name and parentheses are not a call."""
 
 _ADVISORY: Final = r"pg_(?:try_)?advisory_(?:lock|lock_shared|unlock\w*)"
 _TEMPORARY: Final = frozenset({"temp", "temporary"})
@@ -66,9 +66,9 @@ _CREATE_NOISE: Final = frozenset({"or", "replace", "global", "local", "unlogged"
 
 
 def session_effect(query: str) -> str | None:
-    """Name what in a statement sets or needs state of the session, or return None.
+    """Name what in a statement sets or needs session state, or return None.
 
-    A value that ends with its transaction is none: SET LOCAL, set_config(…, true),
+    A value that ends with its transaction does not count: SET LOCAL, set_config(…, true),
     pg_advisory_xact_lock, a temporary table ON COMMIT DROP.
     """
     return (_remembered(query) if is_short(query) else _look_at(query))[0]
@@ -77,9 +77,9 @@ def session_effect(query: str) -> str | None:
 def refusal(
     query: str, profile: Profile, *, prepare: bool = False, named_cursor: bool = False
 ) -> str | None:
-    """Say why a statement would pin or leak at this profile's endpoint, or return None.
+    """Return why a statement would pin or leak at this profile's endpoint, or None.
 
-    `prepare` is psycopg's argument of that name; `named_cursor` says that the query is declared
+    `prepare` is psycopg's argument of that name; `named_cursor` means that the query is declared
     as a cursor on the server.
     """
     if profile.session:
@@ -95,7 +95,7 @@ def refusal(
 
 
 def refusal_alone(query: str) -> str | None:
-    """Say why a query does nothing where it is a transaction by itself, or return None."""
+    """Return why a query has no effect as a transaction by itself, or None."""
     lowered = query.lower()
     if not any(part in lowered for part in _SUSPECT_ALONE):
         return None
@@ -109,7 +109,7 @@ def refusal_alone(query: str) -> str | None:
 
 
 def is_short(query: str) -> bool:
-    """Tell whether a statement may be kept in memory after it was run."""
+    """Tell whether a statement may be cached."""
     return sys.getsizeof(query) <= _REMEMBERED_SIZE
 
 
@@ -133,7 +133,7 @@ def _consequence(profile: Profile) -> str:
     if profile.name == "rds-proxy":
         return "pins a server connection of RDS Proxy until this client leaves"
     return (
-        f"needs a session of its own, and in the profile {profile.name} the next statement may "
+        f"needs its own session, and in the profile {profile.name} the next statement may "
         "run on another server connection, and another client on this one"
     )
 
@@ -145,7 +145,7 @@ def _pins(query: str, found: str | None, *, named_cursor: bool) -> str | None:
 
 
 def _look_at(query: str) -> tuple[str | None, str | None]:
-    """Return the effect on any session, and what RDS Proxy alone would mind."""
+    """Return the effect on any session, and the reason to pin of RDS Proxy alone."""
     lowered = query.lower()
     if not any(part in lowered for part in _SUSPECT):
         return None, None
@@ -213,7 +213,7 @@ def _temporary(tokens: Sequence[str]) -> str | None:
 
 
 def _selected_into(tokens: Sequence[str]) -> str | None:
-    """Find SELECT … INTO TEMP …, which is no INSERT INTO temp …."""
+    """Find SELECT … INTO TEMP …, but not INSERT INTO temp …."""
     for place in range(1, len(tokens) - 1):
         if (
             tokens[place] == "into"
@@ -266,7 +266,7 @@ def _transaction_effect(tokens: Sequence[str]) -> str | None:
 
 
 def _is_set_config(item: Sequence[str]) -> bool:
-    """Tell whether an item of a SELECT is one call of set_config, and its name at most."""
+    """Tell whether an item of a SELECT is one call of set_config, with or without a name."""
     names = [piece.strip('"') for piece in item]
     start = 2 if names[:2] == ["pg_catalog", "."] else 0
     if names[start : start + 2] != ["set_config", "("]:
@@ -285,7 +285,7 @@ def _called(tokens: Sequence[str]) -> Iterator[str]:
 
 
 def _call_places(tokens: Sequence[str]) -> Iterator[int]:
-    """Yield where a name is followed by parentheses, in pg_catalog or without a schema."""
+    """Yield the places of names before parentheses, in pg_catalog or without a schema."""
     for place in range(len(tokens) - 1):
         if tokens[place + 1] == "(" and len(tokens[place]) > 1:
             qualified = place >= 2 and tokens[place - 1] == "."
@@ -294,7 +294,7 @@ def _call_places(tokens: Sequence[str]) -> Iterator[int]:
 
 
 def _arguments(tokens: Sequence[str], opening: int) -> list[list[str]]:
-    """Split what stands between a parenthesis and its partner at its commas."""
+    """Split the text between two parentheses at its commas."""
     arguments: list[list[str]] = [[]]
     depth = 0
     for piece in tokens[opening:]:
@@ -330,7 +330,7 @@ def _statements(query: str) -> Iterator[list[str]]:
 
 
 def _started(tokens: list[str]) -> Iterator[list[str]]:
-    """Leave out what may stand before the first word that counts."""
+    """Leave out parentheses and EXPLAIN before the statement."""
     place = 0
     while place < len(tokens) and tokens[place] == "(":
         place += 1
@@ -371,7 +371,7 @@ def _tokens(query: str) -> Iterator[str]:
 
 
 def _after_comment(query: str, place: int) -> int:
-    """Find the end of a comment that has begun; comments nest."""
+    """Find the end of a comment; comments nest."""
     depth = 1
     marks = re.compile(_COMMENT_MARK)
     while depth and (mark := marks.search(query, place)):

@@ -17,16 +17,16 @@ METRICS = {
     "deadline_cancels": ("DeadlineCancels", "Count"),
     "leaks": ("Leaks", "Count"),
 }
-"""What goes to CloudWatch: the counter, the metric's name and its unit."""
+"""What CloudWatch gets: the counter, the metric's name and its unit."""
 
 
 class Stats:
     """Counts since the environment began; times are milliseconds."""
 
     def __init__(self) -> None:
-        """Start at nothing."""
+        """Start at zero."""
         self.requests_num = 0
-        """Checkouts, those that failed too; a request that is tried again is one."""
+        """Checkouts, those that failed too; a request with retries counts once."""
         self.requests_queued = 0
         """Checkouts that waited for a slot."""
         self.requests_wait_ms = 0.0
@@ -34,7 +34,7 @@ class Stats:
         self.requests_errors = 0
         """Checkouts that failed."""
         self.returns_bad = 0
-        """Connections that came back unusable."""
+        """Connections that were returned unusable."""
         self.connections_num = 0
         """Attempts to connect."""
         self.connections_ms = 0.0

@@ -1,4 +1,4 @@
-"""A PostgreSQL server that lives as long as a test run: `lambda_pg.testing` hands it out."""
+"""A PostgreSQL server for one test run, for the fixtures of `lambda_pg.testing`."""
 
 import os
 import pwd
@@ -24,7 +24,7 @@ START_TIMEOUT: Final = 60.0
 STOP_TIMEOUT: Final = 20.0
 
 ACCOUNTS: Final = ("postgres", "nobody")
-"""Who the server runs as where the tests run as root, which PostgreSQL refuses."""
+"""The accounts for the server where the tests run as root, which PostgreSQL refuses."""
 
 PACKAGED: Final = Path("/usr/lib/postgresql")
 
@@ -36,19 +36,20 @@ NOT_FOUND: Final = (
 
 
 class ServerError(RuntimeError):
-    """Say why there is no server for the tests, and what to do."""
+    """Report why there is no server for the tests, and what to do."""
 
 
 @contextmanager
 def running() -> Iterator[str]:
-    """Run a server on 127.0.0.1, give its superuser's URL, and leave nothing of it behind.
+    """Run a server on 127.0.0.1, yield its superuser's URL, and remove it afterwards.
 
-    What it stores would not survive a crash of the machine. Raises ServerError.
+    Its data would not survive a crash of the machine. Raises ServerError.
     """
     binaries = _binaries()
     identity = _identity()
-    # Where the server has another account, a TMPDIR of our own may be closed to it.
-    folder = Path(tempfile.mkdtemp(prefix="lambda-pg-", dir="/tmp" if identity else None))  # noqa: S108
+    # Another account may have no access to our TMPDIR.
+    parent = "/tmp" if identity else None  # noqa: S108 - mkdtemp makes a folder with a random name
+    folder = Path(tempfile.mkdtemp(prefix="lambda-pg-", dir=parent))
     try:
         password, port = secrets.token_hex(16), _free_port()
         _initialise(binaries, folder, password, identity)
@@ -80,7 +81,7 @@ def _folders() -> Iterator[Path]:
 
 
 def _identity() -> dict[str, Any]:
-    """Return what makes a child process leave root's account; nothing where it is not root's."""
+    """Return the options that run a child process in another account than root's, if it is root."""
     if os.geteuid() != 0:
         return {}
     for name in ACCOUNTS:
@@ -136,7 +137,7 @@ def _configure(data: Path, port: int) -> None:
 def _process(
     binaries: Path, folder: Path, identity: dict[str, Any]
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run the server; where there is setpriv, the kernel ends it with a test run that is killed."""
+    """Run the server; with setpriv, the kernel ends it when the test run is killed."""
     setpriv = shutil.which("setpriv")
     launcher = [setpriv, "--pdeathsig=INT", "--"] if setpriv else []
     with (folder / "log").open("wb") as log:
@@ -146,7 +147,7 @@ def _process(
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            start_new_session=True,  # Ctrl-C is for the tests, which end it then
+            start_new_session=True,  # Ctrl-C reaches the tests only, which end it then
             **identity,
         )
     try:
@@ -168,8 +169,10 @@ def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
             psycopg.connect(url, connect_timeout=5).close()
         except psycopg.OperationalError as error:
             if process.poll() is not None or monotonic() > deadline:
-                said = log.read_text(errors="replace")[-2000:]
-                raise ServerError(f"PostgreSQL does not start; it said:\n{said}") from error
+                end = log.read_text(errors="replace")[-2000:]
+                raise ServerError(
+                    f"PostgreSQL does not start; the end of its log:\n{end}"
+                ) from error
             time.sleep(0.02)
         else:
             return

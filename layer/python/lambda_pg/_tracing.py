@@ -19,14 +19,14 @@ from psycopg.pq.abc import PGconn, PGresult
 from psycopg.rows import Row
 
 from lambda_pg._connection import Connection
-from lambda_pg._flight import Command, Request
+from lambda_pg._pipeline import Command, Request
 from lambda_pg._profiles import Profile
 from lambda_pg._settings import Settings
 from lambda_pg._statements import is_short, lexemes
 
 LONGEST_TEXT: Final = 8 * 1024
 LONGEST_SUMMARY: Final = 255
-"""Characters of a statement's text and of its summary that a span has at most."""
+"""The most characters of a statement's text, and of its summary, in a span."""
 
 SYSTEM: Final = "postgresql"
 
@@ -42,12 +42,12 @@ class Tracing:
     """The class of connections that make spans."""
 
     def __init__(self, settings: Settings) -> None:
-        """Know of the endpoint what the settings say; the rest may be in the secret."""
+        """Take the endpoint from the settings; the rest of it may be in the secret."""
         self._endpoint = _endpoint(settings.host, settings.port, settings.dbname)
         self.connection = TracedConnection
 
     def checkout(self) -> AbstractContextManager[Span]:
-        """Span a checkout: the wait for a slot, credentials, connects, and pauses between them."""
+        """Span a checkout: the wait for a slot, the credentials, connects and pauses."""
         return _current("lambda_pg.checkout", SpanKind.INTERNAL, self._endpoint)
 
     def connect(self) -> AbstractContextManager[Span]:
@@ -55,13 +55,13 @@ class Tracing:
         return _current("lambda_pg.connect", SpanKind.CLIENT, self._endpoint)
 
     def event(self, name: str) -> None:
-        """Note in the current span what the layer does."""
+        """Add an event to the current span."""
         trace.get_current_span().add_event(f"lambda_pg.{name}")
 
     def around(
         self, execute: Callable[..., psycopg.Cursor[Row]]
     ) -> Callable[..., psycopg.Cursor[Row]]:
-        """Span all that Database.execute does for one statement, with its retries."""
+        """Span Database.execute for one statement, with its retries."""
 
         @functools.wraps(execute)
         def traced(query: Any, params: Any = None, **options: Any) -> psycopg.Cursor[Row]:
@@ -79,7 +79,7 @@ class TracedConnection(Connection[Row]):
     """A connection whose cursors and commands make spans."""
 
     attributes: Attributes
-    """What its spans say of the server."""
+    """The server's attributes in its spans."""
 
     def equip(self, profile: Profile, *, strict: bool) -> None:
         """Make a connection that was just opened one of the layer's."""
@@ -90,19 +90,19 @@ class TracedConnection(Connection[Row]):
         trace.get_current_span().set_attributes({**self.attributes, **peer})
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Let each class of cursors make spans, also one that Django has set."""
+        """Make each class of cursors make spans, Django's too."""
         if name in {"cursor_factory", "server_cursor_factory"}:
             value = _traced(value)
         super().__setattr__(name, value)
 
-    def fly(self, statements: Sequence[Command | Request]) -> list[PGresult]:
+    def send_batch(self, statements: Sequence[Command | Request]) -> list[PGresult]:
         """Run statements in one round trip; through PgBouncer the wait for a server is a span."""
         first = statements[0]
         if self.profile.name != "pgbouncer" or not isinstance(first, Command):
-            return super().fly(statements)
+            return super().send_batch(statements)
         with _command(first.text.decode(), self.attributes) as span:
             announced: Any = _Announced(first, span)
-            return super().fly([announced, *statements[1:]])
+            return super().send_batch([announced, *statements[1:]])
 
     def _exec_command(
         self, command: Any, result_format: pq.Format = pq.Format.TEXT
@@ -113,7 +113,7 @@ class TracedConnection(Connection[Row]):
 
 
 class _Announced(NamedTuple):
-    """A command whose answer is asked for at once, before that of the rest of its flight.
+    """A command whose answer is requested at once, before the rest of its batch.
 
     A pooler sends BEGIN on as soon as it has a server connection: what passes until the answer is
     the wait for one, and a round trip.
@@ -128,13 +128,13 @@ class _Announced(NamedTuple):
         pgconn.send_flush_request()
 
     def receive(self, pgconn: PGconn, results: list[PGresult]) -> None:
-        """End the span, or raise the error that the answer is."""
+        """End the span, or raise the answer if it is an error."""
         self.command.receive(pgconn, results)
         self.span.end()
 
 
 class _TracedCursor(psycopg.Cursor[Any]):
-    """What a class of cursors gets in addition, so that its statements make spans."""
+    """Added to a class of cursors, so that its statements make spans."""
 
     def execute(self, query: Any, params: Any = None, **options: Any) -> Any:
         """Span one statement."""
@@ -183,7 +183,7 @@ def _endpoint(host: str | None, port: int | None, dbname: str | None) -> Attribu
 
 @contextmanager
 def _current(name: str, kind: SpanKind, attributes: Attributes) -> Iterator[Span]:
-    """Span what happens inside; spans that begin there are its children."""
+    """Span a block; spans that begin in it are its children."""
     with (
         _tracer.start_as_current_span(
             name,
@@ -199,7 +199,7 @@ def _current(name: str, kind: SpanKind, attributes: Attributes) -> Iterator[Span
 
 @contextmanager
 def _open(name: str, attributes: Attributes) -> Iterator[Span]:
-    """Span what happens inside, where the inside may be left in another context: a generator."""
+    """Span a block that may end in another context, as a generator's does."""
     span = _tracer.start_span(name, kind=SpanKind.CLIENT, attributes=attributes)
     try:
         with _failing(span):
@@ -211,7 +211,7 @@ def _open(name: str, attributes: Attributes) -> Iterator[Span]:
 
 @contextmanager
 def _failing(span: Span) -> Iterator[None]:
-    """Note a failure by SQLSTATE or class; an error's text may hold values, so it is left out."""
+    """Note a failure by SQLSTATE or class, without the error's text, which may hold values."""
     try:
         yield
     except BaseException as error:
@@ -225,7 +225,7 @@ def _failing(span: Span) -> Iterator[None]:
 
 
 def _sqlstate(error: BaseException | None) -> str | None:
-    """Return what the server said, also where the layer has raised its own error from it."""
+    """Return the server's SQLSTATE, also of an error that the layer has raised from it."""
     while error is not None:
         if isinstance(error, psycopg.Error) and error.sqlstate is not None:
             return error.sqlstate
@@ -269,7 +269,7 @@ def _text(query: Any) -> str:
         return query.decode(errors="replace")
     try:
         return psycopg.sql.as_string(query)
-    except Exception:  # noqa: BLE001  # sending it will tell, or the connection has its adapters
+    except Exception:  # noqa: BLE001 - the statement raises the error, or its connection has the adapters
         return ""
 
 
@@ -283,9 +283,10 @@ def _operation(cursor: psycopg.Cursor[Any], *, batch: int | None = None) -> Attr
 
 
 def _summary_and_text(text: str, has_parameters: bool) -> tuple[str, str]:
-    """Summarise a statement, and return what of its text may be shown.
+    """Return a statement's summary and the text that may be shown.
 
-    With parameters that is all of it, as the conventions say; else each literal is a question mark.
+    With parameters that is the whole text, by the conventions; else each literal becomes a question
+    mark.
     """
     shown = text if has_parameters else _without_literals(text)
     return _summary(text), shown[:LONGEST_TEXT]
@@ -306,17 +307,17 @@ def _without_literals(text: str) -> str:
 
 
 _OPERATIONS: Final = frozenset({"select", "insert", "update", "delete", "merge"})
-_NO_OPERATION_AFTER: Final = frozenset({"for", "key", "on", "do", "then"})
-"""FOR UPDATE, FOR NO KEY UPDATE, ON DELETE, DO UPDATE, WHEN … THEN DELETE."""
+_NO_OPERATION_AFTER: Final = frozenset({"for", "key", "on", "do", "then", "distinct"})
+"""FOR UPDATE, FOR NO KEY UPDATE, ON DELETE, DO UPDATE, WHEN … THEN DELETE, IS DISTINCT FROM."""
 
 _TARGET_FOLLOWS: Final = frozenset({"from", "join", "into", "update", "table", "copy", "call"})
 _NO_TARGET: Final = frozenset({"select", "if", "set", "of", "stdin", "stdout"})
 
 
 def _summary(text: str) -> str:
-    """List a statement's operations and the tables that follow them, as they are written.
+    """List a statement's operations and the tables after them, as they are written.
 
-    Not a parser: tables after a comma are not seen.
+    This is not a parser: it misses tables after a comma.
     """
     found: list[str] = []
     pieces = [(kind, piece) for kind, piece in lexemes(text) if kind != "nothing"]
@@ -327,22 +328,25 @@ def _summary(text: str) -> str:
             queries.append(False)  # as in extract(year FROM at), unless an operation follows
         elif word == ")":
             queries[1:] = queries[1:-1]
-        elif kind == "word":
-            counts = before not in _NO_OPERATION_AFTER and before != "distinct"
-            if counts and (word in _OPERATIONS or (before == ";" and word != "with")):
+        elif kind == "word" and before not in _NO_OPERATION_AFTER:
+            if word in _OPERATIONS or (before == ";" and word != "with"):
                 queries[-1] = True
                 found.append(piece)
-            if counts and word in _TARGET_FOLLOWS and queries[-1]:
+            if word in _TARGET_FOLLOWS and queries[-1]:
                 found += _target(pieces[place + 1 :])
         before = word
-    summary = " ".join(found)
-    if len(summary) > LONGEST_SUMMARY:
-        summary = summary[: LONGEST_SUMMARY + 1].rpartition(" ")[0]
-    return summary
+    return _shortened(" ".join(found))
+
+
+def _shortened(summary: str) -> str:
+    """Leave out the words that would make it too long."""
+    if len(summary) <= LONGEST_SUMMARY:
+        return summary
+    return summary[: LONGEST_SUMMARY + 1].rpartition(" ")[0]
 
 
 def _target(pieces: Sequence[tuple[str, str]]) -> list[str]:
-    """Read a name, which may have dots, where one stands."""
+    """Read a name, which may have dots, if there is one."""
     name = ""
     for kind, piece in pieces:
         is_part = kind in {"word", "quoted"} if not name or name[-1] == "." else piece == "."

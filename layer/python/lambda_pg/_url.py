@@ -11,11 +11,11 @@ ChannelBinding = Literal["require", "prefer", "disable"]
 
 _HOST: Final = r"[0-9A-Za-z._:-]+"
 _PLACEHOLDER: Final = "[YOUR-PASSWORD]"
-"""What Supabase's console shows in the password's place."""
+"""Shown by Supabase's console instead of the password."""
 
 _UNDERSTOOD: Final = frozenset({"sslmode", "channel_binding", "options"})
 _MARKS: Final = frozenset({"supa", "workaround"})
-"""What Vercel's integration adds to Supabase's URLs; no driver understands it, none needs it."""
+"""Added to Supabase's URLs by Vercel's integration; drivers neither understand nor need them."""
 
 _PRISMA: Final = frozenset(
     {"pgbouncer", "connection_limit", "pool_timeout", "schema", "socket_timeout"}
@@ -41,12 +41,12 @@ _ELSEWHERE: Final = {
     "target_session_attrs": f"remove it; of several hosts {_ONE_HOST}",
     "user": "write it before the host",
 }
-"""Parameters of libpq that are said otherwise here, and how."""
+"""Parameters of libpq that the layer takes in another way, and how."""
 
 
 @dataclass(frozen=True)
 class Url:
-    """The parts of a URL that the layer understands; None where the URL does not say."""
+    """The parts of a URL that the layer understands; None where the URL has none."""
 
     host: str | None = None
     port: int | None = None
@@ -59,7 +59,7 @@ class Url:
 
     @classmethod
     def parse(cls, text: str) -> "Url":
-        """Split a URL; raises ValueError whose text names the part and holds no secret."""
+        """Split a URL. Raises ValueError that names the wrong part and quotes no secret."""
         text = text.strip()
         if not text.isprintable():
             # urlsplit would drop line ends silently, also those inside a password.
@@ -73,7 +73,7 @@ class Url:
         except ValueError:
             # The error of urlsplit may quote the password: leave its text out.
             raise ValueError(
-                "cannot be read: its port is no number from 1 to 65535, or its password has "
+                "cannot be read: its port is not a number from 1 to 65535, or its password has "
                 "an unescaped character: write / ? # [ ] as %2F %3F %23 %5B %5D"
             ) from None
         if parts.scheme not in {"postgres", "postgresql"}:
@@ -99,7 +99,7 @@ class Url:
 
 
 def host_problem(name: str) -> str | None:
-    """Say what is wrong with a host that libpq takes and the layer does not; quotes nothing."""
+    """Return what is wrong with a host that libpq accepts and the layer does not, unquoted."""
     if "," in name:
         return f"names several hosts: {_ONE_HOST}"
     if name.startswith(("/", "@")):
@@ -108,10 +108,10 @@ def host_problem(name: str) -> str | None:
 
 
 def _check_authority(text: str) -> None:
-    """Raise for hosts that urlsplit would take for a wrong port or a wrong character."""
+    """Raise for hosts where urlsplit would report a wrong port or character."""
     authority, _, rest = text.partition("://")[2].partition("/")
     if "@" in rest:
-        return  # an unescaped / in the password: this is no authority
+        return  # an unescaped / in the password: this is not the authority
     hosts = authority.rpartition("@")[2].partition("?")[0]
     if problem := host_problem(unquote(hosts)):
         raise ValueError(problem)
@@ -132,7 +132,7 @@ def _port(number: int | None) -> int | None:
 
 
 def _decoded(text: str | None, part: str) -> str | None:
-    """Resolve %XX; the error of a wrong one would quote it, so it is left out."""
+    """Decode %XX, without Python's error for a wrong one, which would quote it."""
     try:
         decoded = unquote(text, errors="strict") if text else None
     except UnicodeDecodeError:
@@ -143,9 +143,9 @@ def _decoded(text: str | None, part: str) -> str | None:
 
 
 def _parameters(query: str) -> Mapping[str, str]:
-    """Split what follows the question mark; raises for whatever would be ignored otherwise.
+    """Split the query. Raises ValueError for a parameter that would be ignored.
 
-    Only known names are quoted: of a password with an unescaped ? the others would be a part.
+    Only known names are quoted: after an unescaped ? in a password, others would be a part of it.
     """
     parameters = dict(pair.partition("=")[::2] for pair in query.split("&") if pair)
     unknown = parameters.keys() - _UNDERSTOOD - _MARKS

@@ -1,8 +1,8 @@
-"""Logins whose refusal brings its SQLSTATE, whatever language the server speaks.
+"""Logins whose refusal brings its SQLSTATE, in any language of the server.
 
 libpq gives the SQLSTATE of a refused login only in the text of a verbose error, and psycopg has no
 name for the function that asks for one. So ctypes calls it, in the libpq that psycopg itself uses.
-Imported when a refusal is not known by its text: ctypes would cost a cold start 4 ms (measured).
+Imported when the text of a refusal is unknown: ctypes would cost a cold start 4 ms (measured).
 """
 
 import ctypes
@@ -20,15 +20,15 @@ from lambda_pg._connection import Connection
 
 _DEFAULT, _VERBOSE = 1, 2  # PGVerbosity of libpq-fe.h
 
-# After the severity, as libpq writes it: "FATAL:  28P01: …".
 _SQLSTATE: Final = r":  ([0-9A-Z]{5}): "
+"""After the severity, as libpq writes it: `FATAL:  28P01: …`."""
 
 
 def _find_setter() -> Callable[[int, int], object] | None:
-    """Find PQsetErrorVerbosity; None where it cannot be reached.
+    """Find PQsetErrorVerbosity; None if it cannot be reached.
 
-    A symbol is looked for in a library and in those that it is linked with: psycopg's extension
-    leads to its own libpq, wherever that is.
+    A symbol is looked up in a library and in those that it is linked with: psycopg's extension
+    leads to its own libpq.
     """
     extension = sys.modules[pq.PGconn.__module__].__file__
     try:
@@ -48,29 +48,29 @@ IS_POSSIBLE: Final = _set_verbosity is not None
 def connect(conninfo: str, kind: type[Connection[Any]]) -> PQGenConn[Connection[Any]]:
     """Make a connection of a class, as psycopg's generator does.
 
-    Raises psycopg.OperationalError, whose `sqlstate` is the server's where a server has refused.
+    Raises psycopg.OperationalError; its `sqlstate` is the server's, if a server has refused.
     """
     pgconn = pq.PGconn.connect_start(conninfo.encode())
     del conninfo  # it has the password, and the frame may be in a traceback
-    _let_errors_be(pgconn, _VERBOSE)
+    _set_error_verbosity(pgconn, _VERBOSE)
     while (status := pgconn.connect_poll()) != pq.PollingStatus.OK:
         if status == pq.PollingStatus.FAILED:
             raise _refusal(pgconn)
         wait = waiting.WAIT_R if status == pq.PollingStatus.READING else waiting.WAIT_W
         while not (yield pgconn.socket, wait):
             pass
-    _let_errors_be(pgconn, _DEFAULT)  # errors of statements bring it anyway
+    _set_error_verbosity(pgconn, _DEFAULT)  # errors of statements bring it anyway
     pgconn.nonblocking = 1
     return kind(pgconn)
 
 
-def _let_errors_be(pgconn: Any, verbosity: int) -> None:
+def _set_error_verbosity(pgconn: Any, verbosity: int) -> None:
     if _set_verbosity is not None:
         _set_verbosity(pgconn.pgconn_ptr, verbosity)
 
 
 def _refusal(pgconn: pq.abc.PGconn) -> psycopg.OperationalError:
-    """Make psycopg's error; of several addresses the last one has decided."""
+    """Make psycopg's error; the last of several addresses counts."""
     text = pgconn.get_error_message("utf-8")
     pgconn.finish()
     error = psycopg.OperationalError(f"connection failed: {text}")

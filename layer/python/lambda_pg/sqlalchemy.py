@@ -42,7 +42,7 @@ def create_engine(db: Database[Any], **options: Any) -> Engine:
 
 
 class LayerDialect(PGDialect_psycopg):
-    """SQLAlchemy's dialect for psycopg, with a Database in the place of psycopg.connect()."""
+    """SQLAlchemy's dialect for psycopg, with a Database instead of psycopg.connect()."""
 
     supports_statement_cache = True
 
@@ -53,17 +53,17 @@ class LayerDialect(PGDialect_psycopg):
         use_native_hstore: bool = False,
         **options: Any,
     ) -> None:
-        """Take the database, or the environment's, and what SQLAlchemy's dialect takes."""
+        """Take the database, or the environment's, and the options of SQLAlchemy's dialect."""
         super().__init__(use_native_hstore=use_native_hstore, **options)  # type: ignore[no-untyped-call]
         self._database = database
 
     @classmethod
-    def get_pool_class(cls, url: sqlalchemy.URL) -> type[NullPool]:  # noqa: ARG003
+    def get_pool_class(cls, url: sqlalchemy.URL) -> type[NullPool]:  # noqa: ARG003 - SQLAlchemy passes it
         """Keep no connection: the layer does."""
         return NullPool
 
     def create_connect_args(self, url: sqlalchemy.URL) -> Any:
-        """Find the environment's database; a URL that says more would be ignored silently."""
+        """Find the environment's database. Raises ArgumentError for a URL with more in it."""
         if url.set(drivername=URL.drivername) != URL:
             raise ArgumentError(
                 f"{URL} takes endpoint and login from the environment (LAMBDA_PG_SECRET_ARN, "
@@ -76,7 +76,7 @@ class LayerDialect(PGDialect_psycopg):
 
     @classmethod
     def engine_created(cls, engine: Engine) -> None:
-        """Refuse a second pool, and follow what keeps a connection."""
+        """Refuse a second pool, and note the objects that keep a connection."""
         if not isinstance(engine.pool, NullPool):
             raise ArgumentError(
                 f"the pool {type(engine.pool).__name__} would keep connections of the layer past "
@@ -87,7 +87,7 @@ class LayerDialect(PGDialect_psycopg):
 
     def connect(self, *_: Any, **parameters: Any) -> Any:
         """Take a connection out of the layer's pool, as SQLAlchemy expects a new one to be."""
-        assert self._database is not None, "create_connect_args() comes first"  # noqa: S101
+        assert self._database is not None  # noqa: S101 - create_connect_args() comes first
         connection = self._database.getconn()
         connection._adapters = AdaptersMap(parameters.get("context"))
         connection.row_factory = tuple_row
@@ -95,10 +95,10 @@ class LayerDialect(PGDialect_psycopg):
         return connection
 
     def reset_isolation_level(self, dbapi_conn: Any) -> None:
-        """Leave it to the layer's pool, which undoes what was set on a connection."""
+        """Leave it to the layer's pool, which resets a connection."""
 
     def set_readonly(self, connection: Any, value: Any) -> None:
-        """Set it, except on a closed connection, which SQLAlchemy resets before it gives it up."""
+        """Set it, except on a closed connection, which SQLAlchemy resets before it drops it."""
         if not connection.closed:
             super().set_readonly(connection, value)  # type: ignore[no-untyped-call]
 
@@ -108,12 +108,12 @@ class LayerDialect(PGDialect_psycopg):
             super().set_deferrable(connection, value)  # type: ignore[no-untyped-call]
 
     def do_close(self, dbapi_connection: Any) -> None:
-        """Put the connection back, where SQLAlchemy closes one."""
-        assert self._database is not None, "it was connected"  # noqa: S101
+        """Return the connection where SQLAlchemy closes one."""
+        assert self._database is not None  # noqa: S101 - it was connected
         self._database.putconn(dbapi_connection)
 
     def do_terminate(self, dbapi_connection: Any) -> None:
-        """Close the connection, which SQLAlchemy takes for a bad one, and free its slot."""
+        """Close the connection, which SQLAlchemy considers bad, and free its slot."""
         connection: psycopg.Connection[Any] = dbapi_connection
         connection.close()
         self.do_close(connection)
@@ -134,13 +134,13 @@ class _Holder:
         self._transactions = [weakref.ref(each) for each in found if each is not None]
         return session is not None and bool(session.new or session.dirty or session.deleted)
 
-    def settle(self, *, told: bool) -> bool:
-        """Have the session and its connection begin something new, unless they have meanwhile."""
+    def settle(self, *, reported: bool) -> bool:
+        """Make the session and its connection forget the transaction, unless they have already."""
         then = [each() for each in self._transactions]
-        if told:
+        if reported:
             with suppress(Exception):  # of the application's listeners: this invocation is over
                 self._forget(then)
-        return told or not any(each is not None for each in then)
+        return reported or not any(each is not None for each in then)
 
     def _forget(self, transactions: list[Any]) -> None:
         session = self.session()
@@ -165,14 +165,14 @@ def _is_ended(connection: sqlalchemy.Connection) -> bool:
     if connection.closed or connection.invalidated:
         return False
     lent: Any = connection.connection.dbapi_connection
-    return isinstance(lent, Connection) and lent.reclaimed
+    return isinstance(lent, Connection) and lent.lease.reclaimed
 
 
 def _hold(connection: sqlalchemy.Connection) -> None:
-    """Note who has a connection of the layer's."""
+    """Note which SQLAlchemy connection has one of the layer's."""
     lent: Any = connection.connection.dbapi_connection
-    if isinstance(lent, Connection) and lent.holder is None:
-        lent.holder = _Holder(connection)
+    if isinstance(lent, Connection) and lent.lease.holder is None:
+        lent.lease.holder = _Holder(connection)
     orm = sys.modules.get("sqlalchemy.orm")  # imported before there can be a session
     if orm is not None and not event.contains(orm.Session, "after_begin", _hold_for_session):
         event.listen(orm.Session, "after_begin", _hold_for_session)
@@ -180,8 +180,8 @@ def _hold(connection: sqlalchemy.Connection) -> None:
 
 def _hold_for_session(session: Any, _: Any, connection: sqlalchemy.Connection) -> None:
     lent: Any = connection.connection.dbapi_connection
-    if isinstance(lent, Connection) and isinstance(lent.holder, _Holder):
-        lent.holder.session = weakref.ref(session)
+    if isinstance(lent, Connection) and isinstance(lent.lease.holder, _Holder):
+        lent.lease.holder.session = weakref.ref(session)
 
 
 registry.register("postgresql.lambda_pg", __name__, LayerDialect.__name__)

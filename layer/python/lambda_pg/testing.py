@@ -1,9 +1,9 @@
 """pytest fixtures for handlers that use the layer: `pytest_plugins = ["lambda_pg.testing"]`.
 
 A test that names `lambda_pg_environment` runs its handler against a real PostgreSQL, in strict
-mode: what would pin or leak through a pooler is refused here too.
+mode: what would pin or leak through a pooler is refused here, too.
 
-PYTEST_DONT_REWRITE: it asserts nothing, so a conftest.py may import from it too.
+PYTEST_DONT_REWRITE: it has no assert, so a conftest.py may import from it.
 """
 
 import os
@@ -28,7 +28,7 @@ with suppress(ImportError):
     freezegun.configure(extend_ignore_list=["psycopg"])
 
 LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
-"""Hosts to which a connection needs no TLS, as it leaves no machine."""
+"""Hosts that need no TLS: the connection does not leave the machine."""
 
 TLS: Final = (
     "Add ?sslmode=disable to the URL for a server without TLS, ?sslmode=require for one whose "
@@ -44,14 +44,14 @@ ALLOWED: Final = (
 
 @dataclass(frozen=True)
 class Server:
-    """A PostgreSQL server for tests; `url` is its superuser's, or what LAMBDA_PG_TEST_URL says."""
+    """A PostgreSQL server for tests; `url` is its superuser's, or LAMBDA_PG_TEST_URL."""
 
     url: str = field(repr=False)
 
 
 @dataclass(frozen=True)
 class LambdaContext:
-    """What Lambda hands to a handler beside its event, for an invocation of `seconds` from now."""
+    """The context that Lambda passes to a handler, for an invocation of `seconds` from now."""
 
     seconds: float = 30.0
     aws_request_id: str = field(default_factory=lambda: str(uuid.uuid4()))
@@ -69,13 +69,13 @@ class LambdaContext:
     _began: float = field(default_factory=monotonic, repr=False)
 
     def get_remaining_time_in_millis(self) -> int:
-        """Return the milliseconds that are left; a test that freezes time does not stop them."""
+        """Return the milliseconds that are left; they pass also in a test that freezes time."""
         return max(0, int((self._began + self.seconds - monotonic()) * 1000))
 
 
 @pytest.fixture(scope="session")
 def lambda_pg_server() -> Iterator[Server]:
-    """A PostgreSQL server for the session: LAMBDA_PG_TEST_URL's, or one that is thrown away.
+    """A PostgreSQL server for the session: LAMBDA_PG_TEST_URL's, or a temporary one.
 
     The latter is started from the binaries of this machine and listens on 127.0.0.1 only.
     """
@@ -95,8 +95,8 @@ def lambda_pg_server() -> Iterator[Server]:
 def lambda_pg_environment(lambda_pg_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Set the variables that a handler's module reads when the test imports it.
 
-    DATABASE_URL and DIRECT_URL name the server, the profile is `pgbouncer`, strict mode is on; of
-    the shell's settings for the layer and for libpq none is left. AWS is asked for no secret.
+    DATABASE_URL and DIRECT_URL name the server, the profile is `pgbouncer`, strict mode is on. The
+    shell's settings for the layer and for libpq are removed. No secret is fetched from AWS.
     """
     monkeypatch.setattr(_secrets, "stays_here", True)
     _set_environment(monkeypatch, lambda_pg_server.url)
@@ -120,7 +120,7 @@ def _set_environment(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
 
 
 def _require_answer(url: str) -> None:
-    """Fail where the layer cannot connect: every test would, and say less about the URL."""
+    """Fail if the layer cannot connect: every test would, with less about the URL."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         _set_environment(monkeypatch, url)
         try:

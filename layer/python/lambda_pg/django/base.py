@@ -16,7 +16,7 @@ from lambda_pg._settings import Settings
 from lambda_pg._shared import close_idle, pooled
 
 UTC_NAMES: Final = frozenset({"UTC", "Etc/UTC", "Etc/UCT", "UCT", "Etc/Zulu", "Zulu", "GMT"})
-"""One zone under several names: to a server that has one, Django need not send another."""
+"""Names of one zone: to a server that has one, Django need not send another."""
 
 NOT_HERE: Final = ("HOST", "PORT", "USER", "PASSWORD", "CONN_MAX_AGE")
 
@@ -32,7 +32,7 @@ FOR_PSQL: Final = (
     "sslrootcert",
     "channel_binding",
 )
-"""What a psql that connects as the layer does has to know, beside the password."""
+"""What psql needs to connect as the layer does, beside the password."""
 
 SPATIAL: Final = frozenset(
     {
@@ -51,25 +51,25 @@ SPATIAL: Final = frozenset(
         "spatial_version",
     }
 )
-"""What GeoDjango asks of a backend's operations, and asks of no other backend."""
+"""Names that only GeoDjango looks up in a backend's operations."""
 
 
 class Cursor(base.Cursor):
-    """Django's cursor, whose statements strict mode looks at before they are sent."""
+    """Django's cursor, whose statements strict mode inspects before they are sent."""
 
     def execute(self, query: Any, params: Any = None, **options: Any) -> Any:
-        """Execute one statement; raises StatementRefusedError in strict mode."""
+        """Execute one statement. Raises StatementRefusedError in strict mode."""
         self.connection.inspect(query)
         return super().execute(query, params, **options)
 
 
 class DatabaseClient(client.DatabaseClient):
-    """What `manage.py dbshell` starts."""
+    """The client that `manage.py dbshell` starts."""
 
     def settings_to_cmd_args_env(
         self, _: dict[str, Any], parameters: list[str]
     ) -> tuple[list[str], dict[str, str]]:
-        """Have psql connect as the layer does just now; the password is in no argument."""
+        """Have psql connect as the layer does now; the password is not in an argument."""
         with self.connection.layer.connection() as connection:
             known, password = connection.info.get_parameters(), connection.info.password
         conninfo = make_conninfo(**{name: known[name] for name in FOR_PSQL if name in known})
@@ -80,7 +80,7 @@ class DatabaseCreation(creation.DatabaseCreation):
     """The database of `manage.py test`."""
 
     def _get_test_db_name(self) -> str:
-        """Name it after the environment's database where the settings name none."""
+        """Name it after the environment's database if the settings name none."""
         name: str = super()._get_test_db_name()
         if self.connection.settings_dict["TEST"]["NAME"] or self.connection.settings_dict["NAME"]:
             return name
@@ -91,18 +91,18 @@ class DatabaseOperations(operations.DatabaseOperations):
     """Django's SQL for PostgreSQL, without GeoDjango's."""
 
     def __getattr__(self, name: str) -> Any:
-        """Refuse GeoDjango by a sentence."""
+        """Refuse GeoDjango with an explanation."""
         if name in SPATIAL:
             raise ImproperlyConfigured(
                 f"DATABASES[{self.connection.alias!r}] has the engine lambda_pg.django, which "
-                "knows no geometry: give models of GeoDjango a database with the engine "
+                "does not support geometry: give models of GeoDjango a database with the engine "
                 "django.contrib.gis.db.backends.postgis, which connects without the layer"
             )
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
 
 class DatabaseWrapper(base.DatabaseWrapper):
-    """Django's PostgreSQL connection: opened by the layer's pool, and put back where it closes."""
+    """Django's PostgreSQL connection: opened by the layer's pool, and returned on close."""
 
     client_class = DatabaseClient
     creation_class = DatabaseCreation
@@ -111,7 +111,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
     isolation_level: Any
 
     def get_connection_params(self) -> dict[str, Any]:
-        """Check what settings.DATABASES says; what to connect to comes from the environment."""
+        """Check settings.DATABASES; the endpoint comes from the environment."""
         options = self.settings_dict["OPTIONS"].keys() - {"direct"}
         wrong = [name for name in NOT_HERE if self.settings_dict.get(name)]
         wrong += [f"OPTIONS[{name!r}]" for name in sorted(options)]
@@ -134,7 +134,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
         return connection
 
     def connect(self) -> None:
-        """Connect, and keep no connection that could not be made ready."""
+        """Connect; close a connection that could not be made ready."""
         try:
             super().connect()
         except BaseException:
@@ -142,18 +142,18 @@ class DatabaseWrapper(base.DatabaseWrapper):
             raise
 
     def ensure_connection(self) -> None:
-        """Connect again where the end of an invocation has closed what Django still held.
+        """Connect again if the end of an invocation has closed the connection that Django held.
 
-        Not while its work may be missed: in an atomic block, or once where the application commits.
+        Not while lost work needs an error: in an atomic block, or once if the application commits.
         """
         kept = self.connection
         gone = kept is not None and kept.closed and not self.in_atomic_block
-        if gone and (self.autocommit or kept.told or not kept.reclaimed):
+        if gone and (self.autocommit or kept.lease.reported or not kept.lease.reclaimed):
             self.close()
         super().ensure_connection()
 
     def chunked_cursor(self) -> Any:
-        """Read by a server-side cursor only where the server connection is this client's own."""
+        """Use a server-side cursor only where the server connection belongs to this client."""
         self.ensure_connection()
         return super().chunked_cursor() if self.connection.profile.session else self.cursor()
 
@@ -162,7 +162,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
         close_idle()
 
     def environment_s_name(self) -> str:
-        """Name the database that the environment says, or its secret."""
+        """Return the database's name from the environment, or from its secret."""
         known = self._settings.dbname
         if known is None:
             credentials = pooled(self._settings)._credentials
@@ -185,10 +185,10 @@ class DatabaseWrapper(base.DatabaseWrapper):
             self._lender.putconn(connection)
 
     def _configure_timezone(self, connection: Any) -> bool:
-        """Have the server's TimeZone be Django's; returns whether a statement was sent.
+        """Make the server's TimeZone Django's; return whether a statement was sent.
 
-        Django reads timestamps in the belief that it is. Where a server connection is not this
-        client's own, setting it would reach other clients, or pin.
+        Django reads timestamps as if it were. Where the server connection does not belong to this
+        client, setting it would reach other clients, or pin.
         """
         server, mine = connection.info.parameter_status("TimeZone"), self.timezone_name
         if mine in {None, server} or {mine, server} <= UTC_NAMES:

@@ -1,6 +1,7 @@
-"""Statements that leave in one write and are answered in one round trip."""
+"""Statements that are sent in one write and answered in one round trip."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 import psycopg
@@ -12,7 +13,7 @@ from psycopg.pq.abc import PGconn, PGresult
 
 
 class Command(NamedTuple):
-    """A statement of the layer's own, ready to be sent."""
+    """One of the layer's own statements, ready to be sent."""
 
     text: bytes
     params: Sequence[bytes] | None = None
@@ -24,7 +25,7 @@ class Command(NamedTuple):
         pgconn.send_query_params(self.text, self.params, result_format=self.binary)
 
     def receive(self, pgconn: PGconn, results: list[PGresult]) -> None:
-        """Raise the error that the answer is."""
+        """Raise the answer if it is an error."""
         for result in results:
             if result.status == pq.ExecStatus.FATAL_ERROR:
                 raise psycopg.errors.error_from_result(result, encoding=pgconn._encoding)
@@ -43,12 +44,12 @@ class Request(NamedTuple):
         cursor: psycopg.Cursor[Any],
         query: Query,
         params: Params | None,
-        format: pq.Format | None = None,  # noqa: A002  # as psycopg's own
+        format: pq.Format | None = None,  # noqa: A002 - as psycopg's own
         context: AdaptContext | None = None,
     ) -> "Request":
-        """Convert the parameters; raises psycopg.Error for what cannot be converted.
+        """Convert the parameters. Raises psycopg.Error where that is not possible.
 
-        `context` has the types' adapters; without it the cursor has them.
+        `context` has the type adapters; without it the cursor has them.
         """
         if cursor.closed:
             raise psycopg.InterfaceError("the cursor is closed")
@@ -70,19 +71,42 @@ class Request(NamedTuple):
         )
 
     def receive(self, _: PGconn, results: list[PGresult]) -> None:
-        """Give the cursor its rows, or raise the error that the answer is."""
+        """Give the cursor its rows, or raise the answer if it is an error."""
         self.cursor._check_results(results)
         self.cursor._set_results(results)
 
 
-def fly(pgconn: PGconn, statements: Sequence[Command | Request]) -> PQGen[list[PGresult]]:
+PARTS: Final = frozenset({pq.ExecStatus.SINGLE_TUPLE, pq.ExecStatus.TUPLES_CHUNK})
+"""The status of results that are some of the rows of a stream."""
+
+
+def final_error(pgconn: PGconn) -> psycopg.Error | None:
+    """Read the error with which the server ended a connection, where it has not been read yet.
+
+    An error after rows belongs to their statement; one after any other answer does not.
+    """
+    with suppress(psycopg.Error):  # libpq parses nothing before the end of a COPY
+        pgconn.put_copy_end(b"the connection was lost")
+    with suppress(psycopg.Error):
+        if pgconn.status == pq.ConnStatus.OK:
+            pgconn.consume_input()
+        while not pgconn.is_busy() and (result := pgconn.get_result()):
+            if result.status == pq.ExecStatus.FATAL_ERROR:
+                error = psycopg.errors.error_from_result(result, encoding=pgconn._encoding)
+                return error if error.sqlstate is not None else None
+            if result.status not in PARTS:
+                return None
+    return None
+
+
+def send_batch(pgconn: PGconn, statements: Sequence[Command | Request]) -> PQGen[list[PGresult]]:
     """Send `statements`, wait for all the answers, and return the last one's.
 
     Raises the first error among them. There must be a transaction, begun by the first of them or
-    before: an error that comes only at the Sync of an implicit one would leave the connection stuck
-    in pipeline mode (measured on psycopg 3.3.9).
+    before: an error at the Sync of an implicit transaction would leave the connection in pipeline
+    mode for good (measured on psycopg 3.3.9).
 
-    psycopg's own pipeline() flushes once for each statement; this writes once for all.
+    psycopg's own pipeline() flushes once for each statement; this writes once for all of them.
     """
     pgconn.enter_pipeline_mode()
     unsent: psycopg.Error | None = None
@@ -113,25 +137,25 @@ def fly(pgconn: PGconn, statements: Sequence[Command | Request]) -> PQGen[list[P
     except psycopg.Error:
         if first is None:
             raise
-    # A pooler that refuses hangs up: the end of the connection must not hide the refusal.
+    # A pooler that refuses a statement hangs up: that must not hide the refusal.
     if first is not None:
         raise first
     return results
 
 
 _SYNC: Final[Any] = object()
-"""Marks, among the answers that a pipeline waits for, the one to a Sync."""
+"""Stands for the answer to a Sync among those that a pipeline waits for."""
 
 
 class Pipeline(psycopg.Pipeline):
     """psycopg's pipeline, in which the server's own error is the one that is raised.
 
-    Measured on psycopg 3.3.9: an error that comes only at a Sync, as a deferred constraint's does,
-    leaves the connection in pipeline mode for good; and the end of a connection hides what the
-    server said before it. Both look like a lost answer then.
+    Measured on psycopg 3.3.9: an error at a Sync, as a deferred constraint's, leaves the connection
+    in pipeline mode for good; and the end of a connection hides the server's error before it. Both
+    then look like a lost answer.
     """
 
-    _last_words: psycopg.Error | None = None
+    _final_error: psycopg.Error | None = None
     """The error with which the server has ended the connection."""
 
     def _enqueue_sync(self) -> None:
@@ -147,7 +171,7 @@ class Pipeline(psycopg.Pipeline):
             super()._process_results(queued, results)
         except psycopg.Error as error:
             if error.diag.severity_nonlocalized in {"FATAL", "PANIC"}:
-                self._last_words = error
+                self._final_error = error
             raise
 
     def _communicate_gen(self) -> PQGen[None]:
@@ -160,7 +184,7 @@ class Pipeline(psycopg.Pipeline):
         try:
             yield from super()._fetch_gen(flush=flush)
         except psycopg.OperationalError as lost:
-            raise self._last_words or lost from None
+            raise self._final_error or lost from None
 
     def _exit_gen(self) -> PQGen[None]:
         self._enqueue_sync()
