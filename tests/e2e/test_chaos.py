@@ -10,7 +10,7 @@ from benchmarks.chaos.run import IDLE, Chaos, Trial, control, options, trial
 from lambda_pg_cdk.local.cloud import LocalCloud
 from lambda_pg_cdk.local.faults import catalogue as faults
 from lambda_pg_cdk.local.paths import another_state_dir
-from tests.mutants import LIVENESS, REFRESH, REPEATS_ALL, RETRY, SAYS_DONE, mutate
+from tests.support.mutants import LIVENESS, REFRESH, REPEATS_ALL, RETRY, SAYS_DONE, mutate
 
 ROTATED = trial(faults.ROTATED)
 REPLACED = trial(faults.POOLER_REPLACED)

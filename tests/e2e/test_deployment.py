@@ -7,9 +7,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from lambda_pg_cdk import PROJECT
 from lambda_pg_cdk.local.cloud import DeploymentError, LocalCloud
 from lambda_pg_cdk.local.http.caller import call
-from tests.e2e.conftest import ROOT
 
 RAISING = '''"""Raise, as a migration with a mistake in it does."""
 
@@ -48,7 +48,7 @@ def test_a_failed_migration_rolls_back_and_a_changed_setting_arrives(
     assert call(cloud.url, "GET", "/users", token).status == 200
     assert variable_of_running(cloud, "users", "POWERTOOLS_LOG_LEVEL") == "ERROR"
 
-    cloud.deploy(app=ROOT)
+    cloud.deploy(app=PROJECT)
     assert call(cloud.url, "GET", "/users", token).status == 200
     assert variable_of_running(cloud, "users", "POWERTOOLS_LOG_LEVEL") == "INFO"
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import psutil
 
+from lambda_pg_cdk import PROJECT
 from lambda_pg_cdk.local.cloud import LocalCloud, Options
 from lambda_pg_cdk.local.http.caller import call
 from lambda_pg_cdk.local.paths import another_state_dir
-from tests.e2e.cdk import cdk, deployed_assembly
-from tests.e2e.conftest import ROOT
+from tests.support.cdk import cdk, deployed_assembly
 
 
 def test_nothing_is_left_to_deploy(cloud: LocalCloud, tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_new_code_of_one_function_replaces_that_function_only(
     assert psutil.pid_exists(health)
     token = cloud.token(str(uuid.uuid4()))
     assert call(cloud.url, "GET", "/users", token).status == 200
-    cloud.deploy(app=ROOT)
+    cloud.deploy(app=PROJECT)
 
 
 def versions(cloud: LocalCloud) -> dict[str, tuple[str, str]]:

@@ -12,7 +12,7 @@ from aws_cdk import App, Stack, Validations
 from aws_cdk import aws_lambda as lambda_
 
 from lambda_pg_cdk.tools.synth import everything, lint, new_app
-from tests.synth.conftest import Stage
+from tests.support.templates import Stage
 
 
 def test_templates_are_valid_cloudformation(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutants import LAYER, MUTANTS, mutate
+from tests.support.mutants import LAYER, MUTANTS, mutate
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: f"{mutant[0]}: {mutant[2][:40]}")

@@ -10,7 +10,7 @@ from typing import Any
 import hcl2
 from cfnlint.decode import cfn_yaml
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SAM = EXAMPLES / "sam" / "template.yaml"
 SERVERLESS = EXAMPLES / "serverless" / "serverless.yml"
 TERRAFORM = EXAMPLES / "terraform" / "main.tf"
