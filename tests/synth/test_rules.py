@@ -20,7 +20,7 @@ def test_templates_are_valid_cloudformation(
     combinations: dict[str, Stage],
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """The linter finds nothing, with the two exceptions of .cfnlintrc."""
+    """The linter finds nothing, with the two exceptions of tools/cfnlint.yaml."""
     code = lint(each.folder for each in (*stages.values(), *combinations.values()))
     assert (code, capfd.readouterr().out) == (0, "")
 
