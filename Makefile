@@ -51,16 +51,16 @@ help: ## print this list
 demo: servers setup-local ## deploy the app to a local cloud, call it, storm it, stop it
 	@$(RUN) -m benchmarks.demo
 
-# Most of these tests wait for servers that they broke, so three wait at a time. The end-to-end ones
-# measure and break a whole cloud, which nothing may run beside.
+# Most tests wait for servers and clouds that they start or break, so four processes run side by
+# side; two of them have a cloud each (tests/conftest.py). What measures runs alone, at the end.
 .PHONY: test
 test: servers setup ## run all tests, or some: make test ARGS="tests/unit -k url"
 ifdef ARGS
 	@$(RUN) -m pytest $(ARGS)
 else
 	@trap 'exit 130' INT; code=0; \
-	$(RUN) -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --ignore tests/e2e || code=1; \
-	$(RUN) -m pytest tests/e2e || code=1; \
+	$(RUN) -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder -m 'not alone' || code=1; \
+	$(RUN) -m pytest tests/e2e -m alone || code=1; \
 	exit $$code
 endif
 

@@ -2,6 +2,7 @@
 
 import json
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
@@ -173,9 +174,11 @@ def test_without_a_pooler_the_answer_is_503_and_says_when_to_come_back(
     path = ada.create()
     cloud.pooler("stop")
     try:
-        answer = ada.call("GET", path)
         cloud.end_environments("health")
-        health = call(cloud.url, "GET", "/health")
+        with ThreadPoolExecutor() as threads:  # each waits for its checkout timeout
+            user = threads.submit(ada.call, "GET", path)
+            health = call(cloud.url, "GET", "/health")
+            answer = user.result()
     finally:
         cloud.pooler("start")
     assert (answer.status, answer.headers["retry-after"]) == (503, "1")

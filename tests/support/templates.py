@@ -1,16 +1,25 @@
 """The templates of a stage, synthesised when a test first asks for them."""
 
+import hashlib
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from aws_cdk.cx_api import CloudAssembly
-
+from lambda_pg_cdk import PROJECT
+from lambda_pg_cdk.local.install.installed import complete
 from lambda_pg_cdk.tools import synth as synthesis
 from lambda_pg_cdk.tools.synth import new_app
 
 STAGES = synthesis.stages()
+SHARED = PROJECT / "build" / "templates"
+"""A folder for each state of the sources, and in it one for each stage and combination."""
+
+WITHOUT_EFFECT = ("benchmarks/results/", "docs/", "tests/")
 
 Resources = dict[str, dict[str, Any]]
 
@@ -50,10 +59,55 @@ def tags(resource: Mapping[str, Any]) -> dict[str, str]:
 
 def synthesise(stage: str, folder: Path, override: Mapping[str, Any] | None = None) -> Stage:
     """Synthesise a stage and read its templates."""
-    assembly: CloudAssembly = new_app(stage, folder, override).synth()
-    templates = {stack.stack_name: stack.template for stack in assembly.stacks}
+    new_app(stage, folder, override).synth()
+    return read(stage, folder)
+
+
+def read(stage: str, folder: Path) -> Stage:
+    """Read the templates of an assembly."""
+    artifacts = json.loads((folder / "manifest.json").read_text())["artifacts"]
+    templates = {
+        artifact["properties"].get("stackName", name): artifact["properties"]["templateFile"]
+        for name, artifact in artifacts.items()
+        if artifact["type"] == "aws:cloudformation:stack"
+    }
     prefix = f"LambdaPg-{stage}-"
-    return Stage(stage, folder, {name.removeprefix(prefix): t for name, t in templates.items()})
+    return Stage(
+        stage,
+        folder,
+        {
+            name.removeprefix(prefix): json.loads((folder / file).read_text())
+            for name, file in templates.items()
+        },
+    )
+
+
+def synthesise_once(name: str, stage: str, override: Mapping[str, Any] | None = None) -> Stage:
+    """Synthesise what all processes and runs share that have the same sources."""
+    folder = complete(SHARED / sources() / name, partial(_synthesise, stage, override))
+    return read(stage, folder)
+
+
+def _synthesise(stage: str, override: Mapping[str, Any] | None, folder: Path) -> None:
+    new_app(stage, folder, override).synth()
+
+
+@cache
+def sources() -> str:
+    """Return a digest of the interpreter and of all files that a template may depend on."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=PROJECT,
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    digest = hashlib.sha256(sys.version.encode())
+    for name in sorted(filter(None, listed.stdout.split("\0"))):
+        path = PROJECT / name
+        if not name.startswith(WITHOUT_EFFECT) and path.is_file():
+            digest.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()[:20]
 
 
 class Synthesised(Mapping[str, Stage]):

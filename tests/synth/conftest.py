@@ -6,21 +6,21 @@ import pytest
 
 from lambda_pg_cdk.tools import synth as synthesis
 from lambda_pg_cdk.tools.synth import COMBINATIONS
-from tests.support.templates import STAGES, Stage, Synthesised, synthesise
+from tests.support.templates import STAGES, Stage, Synthesised, synthesise_once
 
 
 @pytest.fixture(scope="session")
-def stages(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Stage]:
+def stages() -> Mapping[str, Stage]:
     """Give all stages."""
-    return Synthesised(STAGES, lambda name: synthesise(name, tmp_path_factory.mktemp(name)))
+    return Synthesised(STAGES, lambda name: synthesise_once(name, name))
 
 
 @pytest.fixture(scope="session")
-def combinations(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Stage]:
+def combinations() -> Mapping[str, Stage]:
     """Give what a stage can be made of."""
     return Synthesised(
         COMBINATIONS,
-        lambda name: synthesise(synthesis.BASE, tmp_path_factory.mktemp(name), COMBINATIONS[name]),
+        lambda name: synthesise_once(name, synthesis.BASE, COMBINATIONS[name]),
     )
 
 
