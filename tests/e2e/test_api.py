@@ -14,6 +14,8 @@ from lambda_pg_cdk.local.cloud import LocalCloud
 from lambda_pg_cdk.local.http.caller import Answer, call
 from lambda_pg_cdk.local.servers.postgres import superuser_dsn as local_superuser_dsn
 
+SOMEBODY = "6f1c7f5e-8f57-4c3c-9c7e-0d7f3a1f2b6d"
+
 
 class Client:
     """One user of the API."""
@@ -106,7 +108,7 @@ def test_a_missing_or_wrong_token_is_401(ada: Client, token: str | None) -> None
         ({"name": "   "}, "name"),
         ({"name": "x" * 201}, "name"),
         ({"name": 5}, "name"),
-        ({"name": "Ada", "owner": str(uuid.uuid4())}, "owner"),
+        ({"name": "Ada", "owner": SOMEBODY}, "owner"),
         ([], "body"),
         (b"{not json", "body"),
     ],
@@ -149,7 +151,7 @@ def test_another_owners_user_is_as_unknown(ada: Client, eve: Client) -> None:
     ("method", "path", "allowed"),
     [
         ("DELETE", "/users", "GET, POST"),
-        ("PUT", f"/users/{uuid.uuid4()}", "GET, PATCH"),
+        ("PUT", f"/users/{SOMEBODY}", "GET, PATCH"),
         ("POST", "/health", "GET"),
     ],
 )
