@@ -23,7 +23,7 @@ for room in (console, local, tools):
     for module in pkgutil.walk_packages(room.__path__, f"{room.__name__}."):
         if not module.name.startswith(SEPARATE) and not module.name.endswith("__main__"):
             importlib.import_module(module.name)
-for name in ("benchmarks.demo", "lambda_pg_cdk.migrations.new", "lambda_pg_cdk.layer.build"):
+for name in ("benchmarks.demo", "lambda_pg_cdk.layer.build"):
     importlib.import_module(name)
 """
 """What `make demo`, `make deploy` and the command-line tools run. Some processes of the local cloud
