@@ -27,6 +27,9 @@ SEVERAL_CLOUDS = (
 """End-to-end tests that start clouds, and two that deploy another app. The others share one cloud.
 The two groups run side by side, each in one process: neither changes what the other looks at."""
 
+LAST_IN_A_CLOUD = ("e2e/test_redeploy.py", "e2e/test_deployment.py")
+"""They deploy changed copies of the project, and need not deploy the project itself afterwards."""
+
 LONGEST = (
     "integration/test_rotation.py",
     "integration/test_outcome.py",
@@ -57,7 +60,9 @@ def place_of(item: pytest.Item) -> int:
     """Tell when a test comes: end-to-end tests, then the longest files, then the others."""
     folder, name = item.path.parts[-2:]
     file = f"{folder}/{name}"
-    return -1 if folder == "e2e" else LONGEST.index(file) if file in LONGEST else len(LONGEST)
+    if folder == "e2e":
+        return LAST_IN_A_CLOUD.index(file) - len(LAST_IN_A_CLOUD) if file in LAST_IN_A_CLOUD else -9
+    return LONGEST.index(file) if file in LONGEST else len(LONGEST)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

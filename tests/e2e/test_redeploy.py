@@ -6,7 +6,6 @@ from pathlib import Path
 
 import psutil
 
-from lambda_pg_cdk import PROJECT
 from lambda_pg_cdk.local.cloud import LocalCloud
 from lambda_pg_cdk.local.http.caller import call
 from tests.support.cdk import cdk, deployed_assembly
@@ -49,7 +48,6 @@ def test_new_code_of_one_function_replaces_that_function_only(
     assert psutil.pid_exists(health)
     token = cloud.token(str(uuid.uuid4()))
     assert call(cloud.url, "GET", "/users", token).status == 200
-    cloud.deploy(app=PROJECT)
 
 
 def versions(cloud: LocalCloud) -> dict[str, tuple[str, str]]:
