@@ -212,7 +212,7 @@ setup: same-python ## install everything; other targets install what they need
 
 .PHONY: setup-local
 setup-local: same-python
-	@$(call install,.venv/local node_modules/local)
+	@$(call install,.venv/ready-local node_modules/ready-local)
 
 install = $(MAKE) --question $(1) || $(MAKE) --no-print-directory --jobs=2 look=look $(1)
 
@@ -225,7 +225,7 @@ which_python := import sys; print("%d.%d.%d" % sys.version_info[:3], "in", sys.b
 # A PYTHON that was asked for is not ignored because .venv has another one.
 .PHONY: same-python
 same-python:
-	@test -e .venv/local || exit 0; \
+	@test -e .venv/ready-local || exit 0; \
 	has=$$(.venv/bin/python -c '$(which_python)' 2>/dev/null) || \
 	  { echo "the Python of .venv does not run any more. Make .venv again: rm -rf .venv && make setup" >&2; exit 1; }; \
 	$(if $(filter file,$(origin PYTHON)),exit 0;) \
@@ -237,19 +237,19 @@ install_python_packages = uv=$$($(RUN) -m lambda_pg_cdk.local.install.checkout u
 	  $$uv pip sync --quiet --python .venv/bin/python --require-hashes $(1) && \
 	  $(RUN) -m lambda_pg_cdk.local.install.bytecode
 
-.venv/local: requirements/local.txt | $(look)
+.venv/ready-local: requirements/local.txt | $(look)
 	@echo "setting up Python packages (once)"
 	@$(PYTHON) -m venv --clear --without-pip .venv
 	@$(call install_python_packages,requirements/local.txt)
 	@touch $@
 
 # On top of what is there, under a local cloud that may run: nothing is removed that it uses.
-.venv/ready: requirements/dev.txt .venv/local | $(look)
+.venv/ready: requirements/dev.txt .venv/ready-local | $(look)
 	@echo "setting up Python packages of tests (once)"
 	@$(call install_python_packages,requirements/dev.txt)
 	@touch $@
 
-node_modules/local: requirements/package-lock.json | $(look)
+node_modules/ready-local: requirements/package-lock.json | $(look)
 	@echo "setting up the AWS CDK command line (once)"
 	@$(PYTHON) -m lambda_pg_cdk.local.install.checkout node_modules --omit=dev
 	@touch $@
@@ -257,4 +257,4 @@ node_modules/local: requirements/package-lock.json | $(look)
 node_modules/ready: requirements/package-lock.json | $(look)
 	@echo "setting up the AWS CDK command line and a browser (once)"
 	@$(PYTHON) -m lambda_pg_cdk.local.install.checkout node_modules
-	@touch node_modules/local $@
+	@touch node_modules/ready-local $@
