@@ -70,7 +70,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place_of)
 
 
-class InGroups(LoadFileScheduling):
+class InGroups(LoadFileScheduling):  # type: ignore[misc]  # it has no types
     """Give each process whole groups."""
 
     def _split_scope(self, nodeid: str) -> str:

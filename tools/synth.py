@@ -133,7 +133,7 @@ def lint(folders: Iterable[Path]) -> int:
         for template in folder.glob("*.template.json")
     }
     linter = Path(sys.executable).with_name("cfn-lint")
-    command = [linter, "--config-file", LINT_RULES, "--", *unique.values()]
+    command = [str(linter), "--config-file", str(LINT_RULES), "--", *map(str, unique.values())]
     return subprocess.run(command, cwd=PROJECT, check=False).returncode
 
 

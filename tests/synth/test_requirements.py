@@ -39,9 +39,10 @@ def install(requirements: Path, folder: Path) -> Path:
     """Make a virtual environment with these requirements only; return its Python."""
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     python = folder / "bin" / "python"
-    uv = [Path(sys.executable).with_name("uv"), "pip", "install", "--quiet", "--require-hashes"]
-    subprocess.run([*uv, "--python", python, "-r", requirements], check=True)
-    bytecode = [python, "-m", "lambda_pg_cdk.local.install.bytecode"]
+    uv = str(Path(sys.executable).with_name("uv"))
+    command = [uv, "pip", "install", "--quiet", "--require-hashes", "--python", str(python)]
+    subprocess.run([*command, "-r", str(requirements)], check=True)
+    bytecode = [str(python), "-m", "lambda_pg_cdk.local.install.bytecode"]
     subprocess.run(bytecode, check=True, cwd=PROJECT)
     return python
 
