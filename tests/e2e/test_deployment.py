@@ -10,6 +10,8 @@ import pytest
 from lambda_pg_cdk.local.cloud import DeploymentError, LocalCloud
 from lambda_pg_cdk.local.http.caller import call
 
+pytestmark = pytest.mark.timeout(600)  # deployments take minutes where the machine is busy
+
 RAISING = '''"""Raise, as a migration with a mistake in it does."""
 
 from alembic import op

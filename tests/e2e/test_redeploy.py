@@ -5,10 +5,13 @@ import uuid
 from pathlib import Path
 
 import psutil
+import pytest
 
 from lambda_pg_cdk.local.cloud import LocalCloud
 from lambda_pg_cdk.local.http.caller import call
 from tests.support.cdk import cdk, deployed_assembly
+
+pytestmark = pytest.mark.timeout(600)  # deployments take minutes where the machine is busy
 
 
 def test_nothing_is_left_to_deploy(cloud: LocalCloud, tmp_path: Path) -> None:
