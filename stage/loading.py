@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from lambda_pg_cdk import PROJECT
 from lambda_pg_cdk.stage.config import Config
@@ -27,6 +27,7 @@ def load(context: Callable[[str], object]) -> Config:
     config = read(Config, merged, problems, stage=stage)
     if config is not None:
         problems += inconsistencies(config)
+        problems += _twins(config, context("stages"))
     if config is None or problems:
         raise ConfigurationError(stage, problems)
     return config
@@ -47,6 +48,18 @@ def _block(stages: object, stage: str) -> object:
         return stages[stage]
     known = ", ".join(stages) if isinstance(stages, Mapping) else "the stages of cdk.json (none)"
     raise ConfigurationError(stage, [problem("stage", stage, f"be one of {known}")])
+
+
+def _twins(config: Config, stages: object) -> Iterator[str]:
+    """Yield each other stage whose proxy has the same name to RDS, which ignores case."""
+    if config.pooler != "rds-proxy" or not isinstance(stages, Mapping):
+        return
+    for other in stages:
+        if other != config.stage and other.lower() == config.stage.lower():
+            yield (
+                f"stage is {config.stage!r}; must differ from the stage {other!r} in more than"
+                f" case: both proxies would be {config.proxy_name!r}"
+            )
 
 
 def _parse(override: object, problems: list[str]) -> object:

@@ -1,8 +1,11 @@
-"""What holds for every test."""
+"""What holds for every test, and which tests run side by side."""
+
+from typing import Any
 
 import freezegun
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadFileScheduling
 
 # A busy machine makes an example slow, not wrong.
 settings.register_profile("patient", deadline=None)
@@ -11,6 +14,21 @@ settings.load_profile("patient")
 # freezegun looks at every attribute of every module, which here would import all of AWS's
 # constructs: 28 s, which a deadline does not wait for.
 freezegun.configure(extend_ignore_list=["aws_cdk"])
+
+END_TO_END = ("one cloud", "several clouds")
+SEVERAL_CLOUDS = (
+    "test_destroy.py",
+    "test_down.py",
+    "test_external.py",
+    "test_proxy_login.py",
+    "test_second_app.py",
+    "test_strangers.py",
+)
+"""End-to-end tests that start clouds, and two that deploy another app. The others share one cloud.
+The two groups run side by side, each in one process: neither changes what the other looks at."""
+
+LAST_IN_A_CLOUD = ("e2e/test_redeploy.py", "e2e/test_deployment.py")
+"""They deploy changed copies of the project, and need not deploy the project itself afterwards."""
 
 LONGEST = (
     "integration/test_rotation.py",
@@ -32,7 +50,34 @@ LONGEST = (
 """Files that take more than a minute, the longest first: begun last, one would outlast the rest."""
 
 
+def group_of(file: str) -> str:
+    """Name the group of a test file, by its path: tests of one group run in one process."""
+    folder, _, name = file.rpartition("/")
+    return END_TO_END[name in SEVERAL_CLOUDS] if folder.endswith("tests/e2e") else file
+
+
+def place_of(item: pytest.Item) -> int:
+    """Tell when a test comes: end-to-end tests, then the longest files, then the others."""
+    folder, name = item.path.parts[-2:]
+    file = f"{folder}/{name}"
+    if folder == "e2e":
+        return LAST_IN_A_CLOUD.index(file) - len(LAST_IN_A_CLOUD) if file in LAST_IN_A_CLOUD else -9
+    return LONGEST.index(file) if file in LONGEST else len(LONGEST)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the longest files come first; with `--no-loadscope-reorder` workers take them so."""
-    places = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get("/".join(item.path.parts[-2:]), len(LONGEST)))
+    """Let the longest groups come first; with `--no-loadscope-reorder` workers take them so."""
+    items.sort(key=place_of)
+
+
+class InGroups(LoadFileScheduling):  # type: ignore[misc]  # it has no types
+    """Give each process whole groups."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return group_of(nodeid.partition("::")[0])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> InGroups | None:
+    """Have `--dist loadfile` keep groups of files together."""
+    return InGroups(config, log) if config.getoption("dist") == "loadfile" else None

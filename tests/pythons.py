@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "build" / "pythons"
-REQUIREMENTS = ROOT / "requirements-dev.txt"
+REQUIREMENTS = ROOT / "requirements" / "dev.txt"
 UV = Path(sys.executable).with_name("uv")
 MINORS = range(11, 15)
 TESTS = ("tests/unit", "tests/integration")

@@ -21,6 +21,7 @@ from lambda_pg_cdk.stage.consistency import alarm_problem
 from lambda_pg_cdk.stage.loading import CDK_JSON, load_stage
 
 OUTPUT = PROJECT / "build" / "cdk.out"
+LINT_RULES = Path(__file__).with_name("cfnlint.yaml")
 NO_ADDRESS = "nobody@example.com"
 """Address for the alarms of a protected stage that is only synthesised."""
 BASE = "dev"
@@ -132,7 +133,8 @@ def lint(folders: Iterable[Path]) -> int:
         for template in folder.glob("*.template.json")
     }
     linter = Path(sys.executable).with_name("cfn-lint")
-    return subprocess.run([linter, *unique.values()], cwd=PROJECT, check=False).returncode
+    command = [str(linter), "--config-file", str(LINT_RULES), "--", *map(str, unique.values())]
+    return subprocess.run(command, cwd=PROJECT, check=False).returncode
 
 
 def main() -> int:

@@ -110,7 +110,7 @@ class Cdk:
             )
         script = PROJECT / "node_modules" / "aws-cdk" / "bin" / "cdk"
         if not script.exists():
-            raise DeploymentError(f"{script} is missing: run `npm ci` in {PROJECT}")
+            raise DeploymentError(f"{script} is missing: run `make setup` in {PROJECT}")
         return [node, str(script)]
 
     def _environment(self) -> dict[str, str]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from lambda_pg_cdk import PROJECT
 from lambda_pg_cdk.local.install.installed import COMPLETE, cached_folder, made
 
-REQUIREMENTS = PROJECT / "requirements-dev.txt"
+REQUIREMENTS = PROJECT / "requirements" / "local.txt"
 NAME = "bytecode"
 _PATTERN = f"*.{sys.implementation.cache_tag}.pyc"
 _HEADER = 16  # bytes: magic number, flags, then time and size, or the hash of the source

@@ -1,7 +1,7 @@
 """Set up a checkout from the project's cache; `make setup` runs this.
 
     python -m lambda_pg_cdk.local.install.checkout uv    print the path of uv
-    python -m lambda_pg_cdk.local.install.checkout node_modules
+    python -m lambda_pg_cdk.local.install.checkout node_modules [--omit=dev]
 
 It imports the standard library only: nothing is installed yet.
 """
@@ -24,7 +24,7 @@ _NPM_FILES = ("package.json", "package-lock.json", ".npmrc")
 
 def uv() -> Path:
     """Return the program that installs Python packages; pip installs it on first use."""
-    return made("uv", PROJECT / "requirements-uv.txt", _make_uv) / "bin" / "uv"
+    return made("uv", PROJECT / "requirements" / "uv.txt", _make_uv) / "bin" / "uv"
 
 
 def _make_uv(folder: Path, requirements: Path) -> None:
@@ -34,9 +34,12 @@ def _make_uv(folder: Path, requirements: Path) -> None:
     _run([python, "-m", "pip", "install", *options, "-r", str(requirements)])
 
 
-def set_up_node_modules(root: Path = PROJECT) -> None:
-    """Fill node_modules with links into the cache, or with copies if links are not possible."""
-    kept = _node_modules(root)
+def set_up_node_modules(root: Path = PROJECT, *options: str) -> None:
+    """Fill node_modules with links into the cache, or with copies if links are not possible.
+
+    `options` are npm's: `--omit=dev` leaves out what only tests and linters need.
+    """
+    kept = _node_modules(root, options)
     build = root / "build"
     build.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=build, prefix="node_modules-") as scratch:
@@ -47,10 +50,10 @@ def set_up_node_modules(root: Path = PROJECT) -> None:
         filled.rename(root / "node_modules")
 
 
-def _node_modules(root: Path) -> Path:
+def _node_modules(root: Path, options: tuple[str, ...]) -> Path:
     """Return the folder in the cache; npm fills it on first use."""
-    files = [root / name for name in _NPM_FILES]
-    content = b"\0".join(file.read_bytes() for file in files)
+    files = [root / "requirements" / name for name in _NPM_FILES]
+    content = b"\0".join([*(file.read_bytes() for file in files), *map(str.encode, options)])
     machine = f"{sys.platform}-{platform.machine()}"
     name = f"node_modules-{machine}-{hashlib.sha256(content).hexdigest()[:16]}"
 
@@ -58,7 +61,7 @@ def _node_modules(root: Path) -> Path:
         folder.mkdir()
         for file in files:
             shutil.copy(file, folder)
-        _run(["npm", "ci", "--loglevel=error"], folder)
+        _run(["npm", "ci", "--loglevel=error", *options], folder)
 
     return complete(cache_dir() / name, make) / "node_modules"
 
@@ -82,6 +85,6 @@ if __name__ == "__main__":
         if sys.argv[1] == "uv":
             print(uv())
         else:
-            set_up_node_modules()
+            set_up_node_modules(PROJECT, *sys.argv[2:])
     except (InstallError, OSError) as error:
         sys.exit(f"lambda-pg could not be set up: {error}")

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from lambda_pg_cdk import PROJECT
 from lambda_pg_cdk.local.cloud import LocalCloud, Options
 from lambda_pg_cdk.local.paths import another_state_dir
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="session")
@@ -24,12 +23,12 @@ def cloud() -> Iterator[LocalCloud]:
 def project(tmp_path: Path) -> Path:
     """A copy of the project that can be deployed."""
     git = ["git", "ls-files", "-z"]
-    listed = subprocess.run(git, cwd=ROOT, check=True, capture_output=True, text=True)
+    listed = subprocess.run(git, cwd=PROJECT, check=True, capture_output=True, text=True)
     folder = tmp_path / "project"
     for name in filter(None, listed.stdout.split("\0")):
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, target, follow_symlinks=False)
-    (folder / ".venv").symlink_to(ROOT / ".venv")
-    (folder / "node_modules").symlink_to(ROOT / "node_modules")
+        shutil.copy2(PROJECT / name, target, follow_symlinks=False)
+    (folder / ".venv").symlink_to(PROJECT / ".venv")
+    (folder / "node_modules").symlink_to(PROJECT / "node_modules")
     return folder

@@ -2,6 +2,7 @@
 
 import json
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
@@ -12,6 +13,8 @@ from psycopg.rows import TupleRow
 from lambda_pg_cdk.local.cloud import LocalCloud
 from lambda_pg_cdk.local.http.caller import Answer, call
 from lambda_pg_cdk.local.servers.postgres import superuser_dsn as local_superuser_dsn
+
+SOMEBODY = "6f1c7f5e-8f57-4c3c-9c7e-0d7f3a1f2b6d"
 
 
 class Client:
@@ -105,7 +108,7 @@ def test_a_missing_or_wrong_token_is_401(ada: Client, token: str | None) -> None
         ({"name": "   "}, "name"),
         ({"name": "x" * 201}, "name"),
         ({"name": 5}, "name"),
-        ({"name": "Ada", "owner": str(uuid.uuid4())}, "owner"),
+        ({"name": "Ada", "owner": SOMEBODY}, "owner"),
         ([], "body"),
         (b"{not json", "body"),
     ],
@@ -148,7 +151,7 @@ def test_another_owners_user_is_as_unknown(ada: Client, eve: Client) -> None:
     ("method", "path", "allowed"),
     [
         ("DELETE", "/users", "GET, POST"),
-        ("PUT", f"/users/{uuid.uuid4()}", "GET, PATCH"),
+        ("PUT", f"/users/{SOMEBODY}", "GET, PATCH"),
         ("POST", "/health", "GET"),
     ],
 )
@@ -173,9 +176,11 @@ def test_without_a_pooler_the_answer_is_503_and_says_when_to_come_back(
     path = ada.create()
     cloud.pooler("stop")
     try:
-        answer = ada.call("GET", path)
         cloud.end_environments("health")
-        health = call(cloud.url, "GET", "/health")
+        with ThreadPoolExecutor() as threads:  # each waits for its checkout timeout
+            user = threads.submit(ada.call, "GET", path)
+            health = call(cloud.url, "GET", "/health")
+            answer = user.result()
     finally:
         cloud.pooler("start")
     assert (answer.status, answer.headers["retry-after"]) == (503, "1")

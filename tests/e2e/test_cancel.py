@@ -1,7 +1,6 @@
 """A cancel request through the balancer finds its statement, whichever task it comes to."""
 
 import threading
-import time
 from contextlib import ExitStack
 from typing import Any
 
@@ -9,7 +8,8 @@ import psycopg
 import pytest
 
 from lambda_pg_cdk.local.cloud import LocalCloud
-from tests.e2e.test_rotation import application_login
+from tests.support.cdk import application_login
+from tests.support.waiting import wait_until
 
 STATEMENTS = 6
 """As many as one task has server connections for one user: all of them may come to it."""
@@ -40,12 +40,9 @@ def test_a_cancel_reaches_its_statement(cloud: LocalCloud, tasks: int) -> None:
 
 def until_the_tasks_know_each_other(cloud: LocalCloud, tasks: int) -> None:
     """Wait until each has found the others: they look every few seconds."""
-    deadline = time.monotonic() + 20
     for task in cloud.status()["pooler"]["tasks"]:
         with psycopg.connect(task["admin_dsn"], autocommit=True, prepare_threshold=None) as console:
-            while len(peers := console.execute("SHOW PEERS").fetchall()) != tasks:
-                assert time.monotonic() < deadline, peers
-                time.sleep(0.1)
+            wait_until(lambda: console.execute("SHOW PEERS").rowcount == tasks, what="the peers")
 
 
 def sleep_long(connection: psycopg.Connection[Any], ended: list[str]) -> None:
@@ -59,17 +56,11 @@ def sleep_long(connection: psycopg.Connection[Any], ended: list[str]) -> None:
 
 def until_all_run(cloud: LocalCloud) -> None:
     """Wait until every statement is at work."""
-    deadline = time.monotonic() + 8
+    at_work = (
+        "SELECT FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(9)%' AND state = 'active'"
+    )
     with psycopg.connect(cloud.status()["postgres"]["dsn"], autocommit=True) as admin:
-        while True:
-            row = admin.execute(
-                "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(9)%'"
-                " AND state = 'active'"
-            ).fetchone()
-            if row is not None and row[0] >= STATEMENTS:
-                return
-            assert time.monotonic() < deadline, row
-            time.sleep(0.05)
+        wait_until(lambda: admin.execute(at_work).rowcount >= STATEMENTS, 8, "the statements")
 
 
 def connect(cloud: LocalCloud) -> psycopg.Connection[Any]:

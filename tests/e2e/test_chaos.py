@@ -1,7 +1,6 @@
 """A short chaos, and five layers broken on purpose: each fails in the row that guards it."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,11 +9,21 @@ from benchmarks.chaos.run import IDLE, Chaos, Trial, control, options, trial
 from lambda_pg_cdk.local.cloud import LocalCloud
 from lambda_pg_cdk.local.faults import catalogue as faults
 from lambda_pg_cdk.local.paths import another_state_dir
-from tests.mutants import LIVENESS, REFRESH, REPEATS_ALL, RETRY, SAYS_DONE, mutate
+from tests.support.mutants import (
+    LIVENESS,
+    REFRESH,
+    REPEATS_ALL,
+    RETRY,
+    SAYS_DONE,
+    Mutant,
+    deployed_mutant,
+)
 
 ROTATED = trial(faults.ROTATED)
 REPLACED = trial(faults.POOLER_REPLACED)
 KILLED = trial(faults.BACKENDS_KILLED)
+
+pytestmark = pytest.mark.alone  # its goals are in seconds
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +56,11 @@ def test_no_fault_of_a_moment_loses_anything(wired: LocalCloud) -> None:
     ],
 )
 def test_a_layer_without_a_part_fails_in_the_row_that_guards_it(
-    wired: LocalCloud, project: Path, mutation: tuple[str, str, str], guard: Trial, reason: str
+    wired: LocalCloud, mutation: Mutant, guard: Trial, reason: str
 ) -> None:
     """The row of each fault fails when the layer lacks the part that survives it."""
-    mutate(project, *mutation)
-    wired.deploy(app=project)
-    row: dict[str, Any] = Chaos(wired, print).run(guard)
+    with deployed_mutant(wired, mutation, "ledger"):
+        row: dict[str, Any] = Chaos(wired, print).run(guard)
     assert any(reason in missed for missed in row["missed"]), row
     assert row["lost"] == row["duplicated"] == 0, "even a broken layer loses nothing here"
 
@@ -65,11 +73,10 @@ def test_a_layer_without_a_part_fails_in_the_row_that_guards_it(
     ],
 )
 def test_what_a_layer_loses_or_does_twice_is_found(
-    wired: LocalCloud, project: Path, mutation: tuple[str, str, str], guard: Trial, finding: str
+    wired: LocalCloud, mutation: Mutant, guard: Trial, finding: str
 ) -> None:
     """A layer that reports a failure as success loses writes; one that retries all duplicates."""
-    mutate(project, *mutation)
-    wired.deploy(app=project)
-    row: dict[str, Any] = Chaos(wired, print).run(guard)
+    with deployed_mutant(wired, mutation, "ledger"):
+        row: dict[str, Any] = Chaos(wired, print).run(guard)
     assert row[finding] > 0, row
     assert any(missed.startswith(f"{row[finding]} {finding}") for missed in row["missed"]), row

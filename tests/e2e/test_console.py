@@ -23,7 +23,10 @@ from lambda_pg_cdk import PROJECT
 from lambda_pg_cdk.local.cloud import LocalCloud, Options
 from lambda_pg_cdk.local.faults.catalogue import FAULTS
 from lambda_pg_cdk.local.paths import another_state_dir
-from tests.e2e.chromium import FLAGS, NAME, find_chromium
+from tests.support.chromium import FLAGS, NAME, find_chromium
+
+pytestmark = pytest.mark.alone  # its storms have to be answered in time
+
 
 SCREENSHOTS = "LAMBDA_PG_SCREENSHOTS"
 STORM_MS = 60_000

@@ -9,7 +9,8 @@ import pytest
 
 from lambda_pg_cdk.local.cloud import DeploymentError, LocalCloud
 from lambda_pg_cdk.local.http.caller import call
-from tests.e2e.conftest import ROOT
+
+pytestmark = pytest.mark.timeout(600)  # deployments take minutes where the machine is busy
 
 RAISING = '''"""Raise, as a migration with a mistake in it does."""
 
@@ -31,6 +32,8 @@ def test_a_failed_migration_rolls_back_and_a_changed_setting_arrives(
 ) -> None:
     """The failure shows the migration's message, nothing of it stays, and the next deploy works."""
     token = cloud.token(str(uuid.uuid4()))
+    assert call(cloud.url, "GET", "/users", token).status == 200
+    assert variable_of_running(cloud, "users", "POWERTOOLS_LOG_LEVEL") == "INFO"
     revision = project / "migrations" / "versions" / "9999_raising.py"
     revision.write_text(RAISING)
     with pytest.raises(DeploymentError, match="the canary of the migration") as caught:
@@ -47,10 +50,6 @@ def test_a_failed_migration_rolls_back_and_a_changed_setting_arrives(
     assert stack_status(cloud, "LambdaPg-local-Api") == "UPDATE_COMPLETE"
     assert call(cloud.url, "GET", "/users", token).status == 200
     assert variable_of_running(cloud, "users", "POWERTOOLS_LOG_LEVEL") == "ERROR"
-
-    cloud.deploy(app=ROOT)
-    assert call(cloud.url, "GET", "/users", token).status == 200
-    assert variable_of_running(cloud, "users", "POWERTOOLS_LOG_LEVEL") == "INFO"
 
 
 def change_setting(path: Path, name: str, value: str) -> None:

@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from lambda_pg_cdk import PROJECT
-from lambda_pg_cdk.local.processes import wait_until
 from lambda_pg_cdk.local.state import CLOUD_ID_VARIABLE, State, is_locked
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(600)  # a deployment takes minutes where the machine is busy
 

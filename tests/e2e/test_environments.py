@@ -8,7 +8,7 @@ import pytest
 from lambda_pg_cdk.local.cloud import CloudError, LocalCloud
 from lambda_pg_cdk.local.deployment.deployed import Start
 from lambda_pg_cdk.local.http.caller import call
-from lambda_pg_cdk.local.processes import wait_until
+from tests.support.waiting import wait_until
 
 SECONDS = 20.0
 SUBJECT = str(uuid.uuid4())

@@ -2,7 +2,6 @@
 
 import json
 import secrets
-import time
 import uuid
 from collections.abc import Callable
 
@@ -13,6 +12,7 @@ from psycopg import sql
 
 from lambda_pg_cdk.local.cloud import LocalCloud
 from lambda_pg_cdk.local.http.caller import Answer, call
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture
@@ -27,14 +27,6 @@ def only_environment(cloud: LocalCloud, start: str) -> psutil.Process:
     cloud.end_environments("users")
     (pid,) = cloud.environments("users", 1, "cold" if start == "cold" else "restored")
     return psutil.Process(pid)
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    """Look until it holds, for at most 20 s."""
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, f"waited 20 s for {what}"
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("start", ["cold", "restored"])
@@ -55,7 +47,7 @@ def test_a_thawed_environment_whose_connection_was_closed_serves_the_next(
     """Frozen while the pooler went away and came back, it notices before it sends."""
     environment = only_environment(cloud, start)
     assert get().status == 200
-    wait_until(lambda: environment.status() == psutil.STATUS_STOPPED, "the freeze")
+    wait_until(lambda: environment.status() == psutil.STATUS_STOPPED, what="the freeze")
     cloud.pooler("restart")
     assert get().status == 200
     assert cloud.status()["functions"]["users"] == 1
@@ -84,7 +76,7 @@ def test_after_a_password_change_every_environment_goes_on(
     environment = only_environment(cloud, "restored")
     assert get().status == 200
     old = change_password(cloud)
-    wait_until(lambda: not pooler_accepts(cloud, old), "the pooler to refuse the old password")
+    wait_until(lambda: not pooler_accepts(cloud, old), what="the pooler to refuse the old password")
     assert get().status == 200
     cloud.pooler("restart")  # now its connection is gone, and its cached secret is wrong
     assert get().status == 200

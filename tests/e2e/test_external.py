@@ -11,8 +11,7 @@ import pytest
 
 from lambda_pg_cdk.local.cloud import LocalCloud
 from lambda_pg_cdk.local.http_api.issuer import AUDIENCE
-from tests.e2e.cdk import cdk
-from tests.e2e.test_rotation import application_login
+from tests.support.cdk import application_login, cdk
 
 APP = "elsewhere"
 

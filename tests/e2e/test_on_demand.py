@@ -13,6 +13,9 @@ from lambda_pg_cdk.local.environments.launcher import LaunchContext
 from lambda_pg_cdk.local.http.caller import call
 from lambda_pg_cdk.local.http.load import fire
 
+pytestmark = pytest.mark.alone  # it measures how fast this machine answers
+
+
 API_SECONDS = 29.0
 TRIED = 40
 TELLING = 250

@@ -7,8 +7,7 @@ import psycopg
 
 from lambda_pg_cdk.local.cloud import LocalCloud, Options
 from lambda_pg_cdk.local.paths import another_state_dir
-from tests.e2e.cdk import cdk
-from tests.e2e.test_rotation import application_login
+from tests.support.cdk import application_login, cdk
 
 
 def test_the_login_of_a_proxy_comes_with_its_stack(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from lambda_pg_cdk.local.cloud import LocalCloud
-from tests.e2e.ledger import KINDS, Ledger, ledger
+from tests.support.statement_load import KINDS, Ledger, ledger
 
 
 def assert_nothing_was_lost(found: Ledger) -> None:

@@ -1,7 +1,5 @@
 """Rotations of the application's password by the deployed function, under load."""
 
-import json
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +7,9 @@ import psycopg
 import pytest
 
 from lambda_pg_cdk.local.cloud import LocalCloud
-from tests.e2e.load import load
+from tests.support.api_load import load
+from tests.support.cdk import application_login, secret_arn
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture
@@ -53,10 +53,7 @@ def rotate(cloud: LocalCloud) -> dict[str, Any]:
     """Have Secrets Manager rotate the application's secret; return the new login."""
     client, arn = cloud.client("secretsmanager"), secret_arn(cloud)
     version = client.rotate_secret(SecretId=arn)["VersionId"]
-    deadline = time.monotonic() + 30
-    while current_version(client, arn) != version:
-        assert time.monotonic() < deadline, "the rotation did not end"
-        time.sleep(0.1)
+    wait_until(lambda: current_version(client, arn) == version, 30, "the end of the rotation")
     return application_login(cloud)
 
 
@@ -64,20 +61,6 @@ def current_version(client: Any, arn: str) -> str:
     """Name the version that AWSCURRENT stands at."""
     stages = client.describe_secret(SecretId=arn)["VersionIdsToStages"]
     return next(str(version) for version, names in stages.items() if "AWSCURRENT" in names)
-
-
-def secret_arn(cloud: LocalCloud) -> str:
-    """Read the application's secret from what the stage publishes."""
-    parameter = cloud.client("ssm").get_parameter(Name="/lambda-pg/local/pooler/secret-arn")
-    return str(parameter["Parameter"]["Value"])
-
-
-def application_login(cloud: LocalCloud) -> dict[str, Any]:
-    """Read the application's current user and password."""
-    client = cloud.client("secretsmanager")
-    text = client.get_secret_value(SecretId=secret_arn(cloud))["SecretString"]
-    login: dict[str, Any] = json.loads(text)
-    return login
 
 
 def limit_of(cloud: LocalCloud, login: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ import pytest
 from lambda_pg_cdk import PROJECT
 from lambda_pg_cdk.local.cloud import LocalCloud
 from lambda_pg_cdk.local.http.caller import call
-from tests.e2e.cdk import cdk
+from tests.support.cdk import cdk
 
 EXAMPLE = PROJECT / "examples" / "cdk"
 WAYS = ("OneCall", "ByParameters")

@@ -10,6 +10,8 @@ from benchmarks.storm.rows import Driver, Row, our_driver
 from benchmarks.storm.run import plan, run, set_up
 from lambda_pg_cdk.local.cloud import LocalCloud
 
+pytestmark = pytest.mark.alone  # its limits come from a calibration of this machine
+
 
 def test_500_environments_are_served_where_the_baseline_fails(cloud: LocalCloud) -> None:
     """0 of 500 fail through layer and pooler, within the budget; half of the baseline's fail."""

@@ -30,7 +30,7 @@ from lambda_pg_cdk import PROJECT
 from lambda_pg_cdk.local.cloud import LocalCloud, Options
 from lambda_pg_cdk.local.http.caller import call
 from lambda_pg_cdk.local.paths import another_state_dir
-from tests.e2e.chromium import FLAGS, find_chromium
+from tests.support.chromium import FLAGS, find_chromium
 
 STRANGER = 54321  # an account without a name, a group or a file
 PUBLIC = {"health: 200", "discovery: 200", "keys: 200"}
@@ -93,7 +93,7 @@ def attack(cloud: LocalCloud, where: list[Any], files: list[str]) -> dict[str, A
         "function": function_of(cloud),
     }
     done = subprocess.run(
-        [sys.executable, "-m", "tests.e2e.stranger"],
+        [sys.executable, "-m", "tests.support.stranger"],
         cwd=PROJECT,
         input=json.dumps(order),
         capture_output=True,

@@ -20,12 +20,11 @@ from lambda_pg_cdk.local import processes
 from lambda_pg_cdk.local.install.pgbouncer_discovery import PgBouncerBinary, find_pgbouncer
 from lambda_pg_cdk.local.install.postgres_discovery import find_postgres
 from lambda_pg_cdk.local.servers.postgres import Postgres
-from tests.integration.control_plane import ControlPlane
-from tests.integration.layer import APPLICATION, PASSWORD, Admin, Clock, Open
-from tests.integration.servers import DATABASE, PoolerFixture, SecretsService
-
-MAJOR = 17
-MASTER = ("master", "canary-of-the-master")
+from tests.support.clocks import Clock
+from tests.support.control_plane import ControlPlane
+from tests.support.layer import APPLICATION, PASSWORD, Admin, Open
+from tests.support.servers import DATABASE, MAJOR, MASTER, PoolerFixture, SecretsService
+from tests.support.switchover import Pair, running_pair
 
 
 @pytest.fixture(scope="session")
@@ -155,6 +154,22 @@ def secrets_environment(secrets_service: SecretsService, monkeypatch: pytest.Mon
     """What leads the layer to the test's Secrets Manager."""
     for name, value in secrets_service.environment.items():
         monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(scope="session")
+def server_pair() -> Iterator[Pair]:
+    """Two servers for all tests: each test leaves one of them the primary, with a standby."""
+    with running_pair() as pair:
+        yield pair
+
+
+@pytest.fixture
+def pair(server_pair: Pair) -> Pair:
+    """The servers without a row; the address leads to the primary."""
+    server_pair.move_address()
+    with server_pair.superuser(server_pair.primary) as admin:
+        admin.execute("TRUNCATE counter")
+    return server_pair
 
 
 @pytest.fixture(scope="session")

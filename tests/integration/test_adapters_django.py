@@ -6,10 +6,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import django
 import psycopg
 import pytest
-from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.core.signals import request_finished, request_started
@@ -25,29 +23,12 @@ from lambda_pg import DatabaseUnavailableError, DeadlineExceededError, Statement
 from lambda_pg.django import database
 
 from lambda_pg_cdk.local import processes
-from tests.integration.recorder import Recorder
-from tests.integration.servers import DATABASE, PoolerFixture
+from tests.support.context import Context
+from tests.support.django_project import entry_model, fresh_connections
+from tests.support.recorder import Recorder
+from tests.support.servers import DATABASE, PoolerFixture
 
 WHEN = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
-
-
-@pytest.fixture(scope="module")
-def entries() -> Any:
-    """Configure Django, once for the process, and return the model."""
-    settings.configure(
-        DATABASES={
-            "default": {"ENGINE": "lambda_pg.django"},
-            "direct": {"ENGINE": "lambda_pg.django", "OPTIONS": {"direct": True}},
-        },
-        INSTALLED_APPS=["tests.integration.ledger"],
-        DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
-        USE_TZ=True,
-        TIME_ZONE="Europe/Vienna",
-    )
-    django.setup()
-    from tests.integration.ledger.models import Entry  # noqa: PLC0415 - needs the settings
-
-    return Entry
 
 
 @pytest.fixture
@@ -69,7 +50,6 @@ def recorder(pooler: PoolerFixture, tmp_path: Path) -> Iterator[Recorder]:
 
 @pytest.fixture
 def project(
-    entries: Any,
     pooler: PoolerFixture,
     admin: psycopg.Connection[Any],
     recorder: Recorder,
@@ -85,11 +65,9 @@ def project(
     monkeypatch.setenv("PGSSLROOTCERT", str(roots))
     monkeypatch.setenv("LAMBDA_PG_PROFILE", "rds-proxy")
     monkeypatch.setenv("LAMBDA_PG_STRICT", "1")
-    yield entries
-    for alias in connections:
-        connections[alias].close()
-        connections[alias].close_pool()
-        del connections[alias]
+    model = entry_model()
+    with fresh_connections():
+        yield model
 
 
 @pytest.fixture
@@ -102,15 +80,8 @@ def model(project: Any, recorder: Recorder) -> Any:
 
 def invoke(handler: Callable[[], Any]) -> Any:
     """Run something as an invocation of a handler that is bound to Lambda's context."""
-
-    class Context:
-        aws_request_id = "one"
-
-        def get_remaining_time_in_millis(self) -> int:
-            return 5000
-
     bound = database().bind_lambda_context(lambda _event, _context: handler())
-    return bound({}, Context())
+    return bound({}, Context(5))
 
 
 def test_the_orm_works_through_a_pooler(model: Any, recorder: Recorder) -> None:

@@ -24,7 +24,7 @@ from lambda_pg.testing import LambdaContext, Server
 from moto import mock_aws
 from psycopg.rows import TupleRow
 
-from tests.integration.layer import scalar
+from tests.support.layer import scalar
 
 pytest_plugins = ["lambda_pg.testing"]
 

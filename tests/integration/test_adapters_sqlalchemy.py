@@ -26,8 +26,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from lambda_pg_cdk.local import processes
 from lambda_pg_cdk.local.servers.postgres import Postgres
-from tests.integration.recorder import Recorder
-from tests.integration.servers import DATABASE, PoolerFixture
+from tests.support.context import Context
+from tests.support.recorder import Recorder
+from tests.support.servers import DATABASE, PoolerFixture
 
 PID = text("SELECT pg_backend_pid()")
 
@@ -219,19 +220,13 @@ def test_an_invalidated_connection_is_closed(db: Database[Any], engine: Engine) 
 def test_a_checkout_left_open_ends_with_its_invocation(db: Database[Any], engine: Engine) -> None:
     """The next invocation has its slot, and the connection left open is closed."""
 
-    class Context:
-        aws_request_id = "one"
-
-        def get_remaining_time_in_millis(self) -> int:
-            return 5000
-
     @db.bind_lambda_context
     def handler(_event: object, _context: object) -> sqlalchemy.Connection:
         connection = engine.connect()
         connection.execute(PID)
         return connection
 
-    left = handler({}, Context())
+    left = handler({}, Context(5))
     assert backend(engine)
     assert db.stats()["leaks"] == 1
     left.invalidate()

@@ -12,7 +12,7 @@ import pytest
 
 from lambda_pg_cdk.local.control_plane import changes
 from lambda_pg_cdk.local.control_plane.signatures import presign
-from tests.integration.control_plane import KEY, REGION, ControlPlane
+from tests.support.control_plane import KEY, REGION, ControlPlane
 
 SECONDS = 30.0
 

@@ -23,7 +23,7 @@ from lambda_pg_cdk.local.servers.postgres import Postgres
 from lambda_pg_cdk.migrations.roles import Login, Timeouts
 from lambda_pg_cdk.migrations.run import migrate
 from lambda_pg_cdk.migrations.upgrade import SCRIPTS, configure
-from tests.integration.servers import PoolerFixture
+from tests.support.servers import PoolerFixture
 
 TIMEOUTS = Timeouts(statement=7, lock=2, idle_in_transaction=20)
 MINE, OTHERS = uuid.uuid4(), uuid.uuid4()

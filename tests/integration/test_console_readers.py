@@ -15,8 +15,7 @@ from lambda_pg_cdk.local.servers.postgres import (
     SUPERUSER_RESERVED,
     Postgres,
 )
-from tests.integration.conftest import MAJOR
-from tests.integration.servers import PoolerFixture
+from tests.support.servers import MAJOR, PoolerFixture
 
 MOST = 12
 

@@ -19,7 +19,7 @@ from lambda_pg_cdk.local.deployment.inventory import Inventory
 from lambda_pg_cdk.local.install import installed
 from lambda_pg_cdk.local.pooler_service.cloud_map import CloudMap
 from lambda_pg_cdk.local.state import sdk_variables
-from tests.integration.control_plane import (
+from tests.support.control_plane import (
     KEY,
     POSTGRES,
     REGION,

@@ -1,6 +1,6 @@
 """Django's own tests of its backends and its transactions, run over the layer's backend.
 
-They come from Django's source package, of the version and with the hash that requirements-dev.txt
+They come from Django's source package, of the version and with the hash that requirements/dev.txt
 pins; pip fetches it once, and the tests are skipped where it cannot.
 """
 
@@ -70,7 +70,7 @@ SAME_CONNECTION = {
 
 def pinned() -> str:
     """Return the lines of the lock that pin Django."""
-    lock = (ROOT / "requirements-dev.txt").read_text()
+    lock = (ROOT / "requirements" / "dev.txt").read_text()
     (lines,) = re.findall(r"(?m)^django==.+(?:\n +--hash=.+)+", lock)
     return str(lines)
 

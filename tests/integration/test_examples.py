@@ -13,8 +13,8 @@ import pytest
 from lambda_pg.testing import LambdaContext
 from psycopg import sql
 
-from tests import examples
-from tests.integration.servers import DATABASE, PoolerFixture
+from tests.support import examples
+from tests.support.servers import DATABASE, PoolerFixture
 
 OWNER, USER = str(uuid.uuid4()), str(uuid.uuid4())
 

@@ -15,13 +15,13 @@ from lambda_pg import Database, DeadlineExceededError
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
-from lambda_pg_cdk.local.processes import wait_until
 from lambda_pg_cdk.migrations import roles
 from lambda_pg_cdk.migrations.roles import CLIENT_CHECK, Timeouts
 from lambda_pg_cdk.migrations.run import Connections, migrate
-from tests.integration import layer
-from tests.integration.layer import SLEEP, busy_clients, count_served, pool_sizes, settings_for
-from tests.integration.servers import Login, PoolerFixture, SecretsService, create_login
+from tests.support import layer
+from tests.support.layer import SLEEP, busy_clients, count_served, pool_sizes, settings_for
+from tests.support.servers import Login, PoolerFixture, SecretsService, create_login
+from tests.support.waiting import wait_until
 
 TIMEOUTS = Timeouts(statement=60, lock=5, idle_in_transaction=60, transaction=60)
 POOL = 4

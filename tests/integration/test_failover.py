@@ -12,41 +12,28 @@ from dataclasses import replace
 
 import psycopg
 import pytest
+from django.db import InternalError
 from lambda_pg import Database, DatabaseUnavailableError
+from lambda_pg.django import database as django_database
 from lambda_pg.sqlalchemy import create_engine
 from psycopg import errors
 from psycopg.rows import TupleRow
 
-from tests.integration.layer import scalar, wait_until
-from tests.integration.switchover import (
+from tests.support.django_project import entry_model, fresh_connections
+from tests.support.layer import scalar
+from tests.support.load import (
     Ledger,
-    Pair,
-    assert_clean,
     insert_alone,
     insert_as_work,
-    running_pair,
     wait_for_refusals,
     wait_for_rows,
 )
+from tests.support.servers import DATABASE, MASTER
+from tests.support.switchover import Pair, assert_clean
+from tests.support.waiting import wait_until
 
 INSERT = "INSERT INTO counter VALUES (1)"
 IN_RECOVERY = "SELECT pg_is_in_recovery()"
-
-
-@pytest.fixture(scope="module")
-def servers() -> Iterator[Pair]:
-    """Two servers for all tests: each test leaves one of them the primary, and it is followed."""
-    with running_pair() as pair:
-        yield pair
-
-
-@pytest.fixture
-def pair(servers: Pair) -> Pair:
-    """The servers without a row; the address leads to the primary."""
-    servers.move_address()
-    with servers.superuser(servers.primary) as admin:
-        admin.execute("TRUNCATE counter")
-    return servers
 
 
 @pytest.fixture
@@ -154,6 +141,43 @@ def test_no_denied_connection_stays_in_the_pool(
     with db.transaction() as connection:
         connection.execute(INSERT)
     assert pair.rows() == [1]
+    wait_until(lambda: not pair.clients(pair.standby))
+
+
+@pytest.fixture
+def project(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database[TupleRow]]:
+    """The layer's database of a Django project, which has written to the primary."""
+    login = ":".join(MASTER)
+    address = f"postgresql://{login}@127.0.0.1:{pair.address.port}/{DATABASE}"
+    monkeypatch.setenv("DATABASE_URL", address)
+    monkeypatch.setenv("PGSSLROOTCERT", str(pair.primary.ca_file))
+    monkeypatch.setenv("LAMBDA_PG_CHECKOUT_TIMEOUT", "20")
+    entry_model()
+    with fresh_connections():
+        database = django_database()
+        by_django()
+        yield database
+
+
+def by_django() -> None:
+    """Write one row in a request of Django, which closes its connection at the end."""
+    from django.db import connection, transaction  # noqa: PLC0415 - needs the settings
+
+    try:
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute(INSERT)
+    finally:
+        connection.close()
+
+
+def test_django_leaves_the_demoted_server(pair: Pair, project: Database[TupleRow]) -> None:
+    """One request meets the denial; the next one writes to the new primary."""
+    leave_behind(pair, project)
+    with pytest.raises(InternalError, match="read-only") as caught:
+        by_django()
+    assert isinstance(caught.value.__cause__, errors.ReadOnlySqlTransaction)
+    by_django()
+    assert pair.rows() == [1, 1]
     wait_until(lambda: not pair.clients(pair.standby))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -21,9 +20,9 @@ from lambda_pg_cdk.local import processes
 from lambda_pg_cdk.local.install.pgbouncer_discovery import PgBouncerBinary
 from lambda_pg_cdk.local.install.postgres_discovery import find_postgres
 from lambda_pg_cdk.local.servers.postgres import Postgres
-from tests.integration.conftest import MAJOR, MASTER
-from tests.integration.layer import Admin, later, scalar, settings_for
-from tests.integration.servers import DATABASE, PoolerFixture, SecretsService
+from tests.support.layer import Admin, later, scalar, settings_for
+from tests.support.servers import DATABASE, MAJOR, PoolerFixture, SecretsService
+from tests.support.switchover import copy_server, mark_standby, start_with_table
 
 INSERT = "INSERT INTO counter VALUES (1)"
 REFUSED = "cannot execute INSERT in a read-only transaction"
@@ -73,19 +72,12 @@ def pair(
     )
     pooler: PoolerFixture | None = None
     try:
-        primary.start()
-        primary.create_master(*MASTER, DATABASE)
+        start_with_table(primary)
         pooler = PoolerFixture(
             pgbouncer_binary, folder, processes.free_port(), primary, secrets_service
         )
-        with psycopg.connect(make_conninfo(primary.superuser_dsn, dbname=DATABASE)) as admin:
-            admin.execute("CREATE TABLE counter (n int)")
-            admin.execute("GRANT ALL ON counter TO PUBLIC")
-        primary.stop("fast")
-        subprocess.run(["cp", "-a", str(primary.folder), str(standby.folder)], check=True)
-        signal_file = standby.folder / "data" / "standby.signal"
-        signal_file.touch()
-        processes.own(signal_file, processes.service_account())
+        copy_server(primary, standby)
+        mark_standby(standby)
         primary.start()
         yield Pair(primary, standby, pooler.start())
     finally:

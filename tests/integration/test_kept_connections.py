@@ -8,7 +8,8 @@ import pytest
 from lambda_pg import Database, DatabaseUnavailableError, DeadlineExceededError
 from psycopg.rows import TupleRow
 
-from tests.integration.layer import Admin, Context
+from tests.support.context import Context
+from tests.support.layer import Admin
 
 ENDED = "its invocation has ended"
 

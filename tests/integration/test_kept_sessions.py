@@ -20,7 +20,8 @@ from sqlalchemy.orm import (
     sessionmaker,
 )
 
-from tests.integration.layer import Admin, Context
+from tests.support.context import Context
+from tests.support.layer import Admin
 
 INSERT = text("INSERT INTO counter VALUES (1)")
 COUNT = text("SELECT count(*) FROM counter")

@@ -29,7 +29,9 @@ from psycopg.rows import TupleRow, dict_row
 
 from lambda_pg_cdk.local.servers.certificates import Authority
 from lambda_pg_cdk.local.servers.postgres import Postgres
-from tests.integration.layer import PASSWORD, Context, Open, kill_backends, scalar
+from tests.support.context import Context
+from tests.support.layer import PASSWORD, Open, kill_backends, scalar
+from tests.support.waiting import wait_until
 
 
 def test_a_statement_with_claims_sees_them_and_leaves_nothing(db: Database[TupleRow]) -> None:
@@ -406,11 +408,8 @@ def test_a_procedure_that_committed_is_not_run_again(
 
 
 def wait_for_row(admin: psycopg.Connection[TupleRow]) -> None:
-    """Look until the table has a row, for at most 10 s."""
-    deadline = time.monotonic() + 10
-    while admin.execute("SELECT count(*) FROM counter").fetchone() == (0,):
-        assert time.monotonic() < deadline, "no row came within 10 s"
-        time.sleep(0.02)
+    """Wait until the table has a row."""
+    wait_until(lambda: admin.execute("SELECT FROM counter").rowcount, what="a row")
 
 
 @pytest.mark.parametrize("verb", ["commit", "rollback", "with", "COMMIT"])

@@ -15,7 +15,8 @@ import pytest
 from lambda_pg import CheckoutTimeoutError, Database, DatabaseUnavailableError
 from psycopg.rows import TupleRow
 
-from tests.integration.layer import Admin, Open, kill_backends, scalar, slot_taken, wait_until
+from tests.support.layer import Admin, Open, kill_backends, scalar, slot_taken
+from tests.support.waiting import wait_until
 
 ALARMS = 2000
 

@@ -20,8 +20,10 @@ from psycopg.rows import TupleRow
 from lambda_pg_cdk.local.servers import certificates
 from lambda_pg_cdk.local.servers.certificates import Authority, Certificate
 from lambda_pg_cdk.local.servers.postgres import Postgres
-from tests.integration.layer import PASSWORD, Clock, Open, scalar, settings_for, wait_until
-from tests.integration.servers import PoolerFixture
+from tests.support.clocks import Clock
+from tests.support.layer import PASSWORD, Open, scalar, settings_for
+from tests.support.servers import PoolerFixture
+from tests.support.waiting import wait_until
 
 OVER = (timedelta(days=2), timedelta(days=-1))
 """Since when a certificate is valid, counted back from now, and for how long, counted from now."""

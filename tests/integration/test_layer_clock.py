@@ -27,8 +27,11 @@ from psycopg.rows import TupleRow
 
 from lambda_pg_cdk.local.faults.proxy import FaultProxy
 from lambda_pg_cdk.local.servers.postgres import Postgres
-from tests.integration.layer import PASSWORD, Admin, Clock, Open, kill_backends, scalar, wait_until
-from tests.integration.servers import SecretsService
+from tests.support.clocks import Clock
+from tests.support.context import Context
+from tests.support.layer import PASSWORD, Admin, Open, kill_backends, scalar
+from tests.support.servers import SecretsService
+from tests.support.waiting import wait_until
 
 HOUR: Final = 3600.0
 DAY: Final = 86400.0
@@ -311,20 +314,6 @@ def serves(db: Database[TupleRow]) -> bool:
 # Between an invocation's start and its end
 
 
-class WallContext:
-    """A context as Lambda's runtime makes it: what is left by the wall's clock."""
-
-    def __init__(self, clock: Clock, seconds: float) -> None:
-        """Begin an invocation that may take `seconds`."""
-        self.aws_request_id = "id"
-        self._clock = clock
-        self._until = clock() + seconds
-
-    def get_remaining_time_in_millis(self) -> int:
-        """Return what is left."""
-        return max(0, int((self._until - self._clock()) * 1000))
-
-
 def test_a_jump_during_an_invocation_moves_no_deadline(
     db: Database[TupleRow], clock: Clock, jump: float
 ) -> None:
@@ -332,7 +321,7 @@ def test_a_jump_during_an_invocation_moves_no_deadline(
     clock.govern(db)
 
     @db.bind_lambda_context
-    def handler(event: object, context: WallContext) -> None:
+    def handler(event: object, context: Context) -> None:
         db.execute("SELECT 1")
         clock.shift += jump
         assert scalar(db, "SELECT 7") == 7
@@ -341,7 +330,7 @@ def test_a_jump_during_an_invocation_moves_no_deadline(
             db.execute("SELECT pg_sleep(60)")
         assert time.monotonic() - began < 10
 
-    handler(None, WallContext(clock, 2.5))
+    handler(None, Context(2.5, clock=clock))
     assert scalar(db, "SELECT 7") == 7
 
 

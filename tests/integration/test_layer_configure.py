@@ -20,7 +20,7 @@ from psycopg.rows import TupleRow
 from psycopg.types.enum import EnumInfo, register_enum
 from psycopg.types.json import set_json_loads
 
-from tests.integration.layer import (
+from tests.support.layer import (
     APPLICATION,
     Admin,
     Open,
@@ -29,7 +29,7 @@ from tests.integration.layer import (
     settings_for,
     slot_taken,
 )
-from tests.integration.servers import PoolerFixture
+from tests.support.servers import PoolerFixture
 
 Connection = psycopg.Connection[Any]
 

@@ -14,8 +14,9 @@ from lambda_pg import CommitOutcomeUnknownError, Database, DatabaseUnavailableEr
 from psycopg.rows import TupleRow
 
 from lambda_pg_cdk.local.servers.postgres import Postgres
-from tests.integration.layer import APPLICATION, Open, scalar, settings_for, wait_until
-from tests.integration.servers import PoolerFixture
+from tests.support.layer import APPLICATION, Open, scalar, settings_for
+from tests.support.servers import PoolerFixture
+from tests.support.waiting import wait_until
 
 Interrupt = Callable[[], object]
 Work = Callable[[psycopg.Connection[TupleRow], Interrupt], int]

@@ -16,16 +16,10 @@ from lambda_pg_cdk.local import processes
 from lambda_pg_cdk.local.faults.proxy import FaultProxy
 from lambda_pg_cdk.local.servers.certificates import Authority
 from lambda_pg_cdk.local.servers.postgres import Postgres
-from tests.integration.layer import (
-    PASSWORD,
-    Admin,
-    Clock,
-    Context,
-    Open,
-    kill_backends,
-    scalar,
-)
-from tests.integration.servers import SecretsService
+from tests.support.clocks import Clock
+from tests.support.context import Context
+from tests.support.layer import PASSWORD, Admin, Open, kill_backends, scalar
+from tests.support.servers import SecretsService
 
 PARAMETER: Final = "canary-of-a-parameter"
 CLAIM: Final = "canary-of-a-claim"

@@ -15,18 +15,11 @@ from psycopg.rows import TupleRow
 
 from lambda_pg_cdk.local import processes
 from lambda_pg_cdk.local.servers.postgres import Postgres
-from tests.integration.layer import (
-    Admin,
-    Context,
-    Open,
-    scalar,
-    settings_for,
-    slot_taken,
-    wait_until,
-)
-from tests.integration.recorder import Recorder
-from tests.integration.servers import PoolerFixture
-from tests.integration.test_recorder import socket_of
+from tests.support.context import Context
+from tests.support.layer import Admin, Open, scalar, settings_for, slot_taken
+from tests.support.recorder import Recorder, socket_of
+from tests.support.servers import PoolerFixture
+from tests.support.waiting import wait_until
 
 SLEEP: Final = "SELECT pg_sleep(20)"
 

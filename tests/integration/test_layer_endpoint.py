@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from lambda_pg import ConfigurationError, ConnectFailedError
 
-from tests.integration.layer import Open, scalar
+from tests.support.layer import Open, scalar
 
 
 def test_options_of_the_environment_do_not_pass_the_settings_by(

@@ -35,9 +35,10 @@ from psycopg.rows import TupleRow
 
 from lambda_pg_cdk.local.faults.proxy import Ending, Fault, FaultProxy, can_blackhole
 from lambda_pg_cdk.local.servers.postgres import Postgres
-from tests.integration.layer import APPLICATION, PASSWORD, Admin, Context, kill_backends, wait_until
-from tests.integration.recorder import Recorder
-from tests.integration.test_recorder import socket_of
+from tests.support.context import Context
+from tests.support.layer import APPLICATION, PASSWORD, Admin, kill_backends
+from tests.support.recorder import Recorder, socket_of
+from tests.support.waiting import wait_until
 
 LAYER = Path(__file__).parents[2] / "layer" / "python"
 

@@ -23,10 +23,10 @@ import pytest
 
 from benchmarks.chaos.ledger import SCHEMA
 from lambda_pg_cdk.local.servers.postgres import Postgres
-from tests.integration.layer import PASSWORD, Admin, wait_until
-from tests.integration.recorder import Recorder
-from tests.integration.servers import DATABASE, PoolerFixture
-from tests.integration.test_recorder import socket_of
+from tests.support.layer import PASSWORD, Admin
+from tests.support.recorder import Recorder, socket_of
+from tests.support.servers import DATABASE, PoolerFixture
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,18 +34,12 @@ SCRIPT = """
 import json, sys
 
 import handler
-
-
-class Context:
-    aws_request_id = "id"
-
-    def get_remaining_time_in_millis(self):
-        return 20_000
+from lambda_pg.testing import LambdaContext
 
 
 for line in sys.stdin:
     event = {"rawPath": "/ledger/transfers", "body": line}
-    print(json.dumps(handler.handler(event, Context())), flush=True)
+    print(json.dumps(handler.handler(event, LambdaContext(seconds=20))), flush=True)
 """
 
 

@@ -25,18 +25,10 @@ from lambda_pg_cdk.local.install.postgres_discovery import (
     find_postgres,
 )
 from lambda_pg_cdk.local.servers.postgres import Postgres
-from tests.integration.layer import (
-    PASSWORD,
-    Admin,
-    Open,
-    end_backends,
-    later,
-    scalar,
-    settings_for,
-    wait_until,
-)
-from tests.integration.servers import DATABASE, PoolerFixture, SecretsService
-from tests.locales import make_locale
+from tests.support.layer import PASSWORD, Admin, Open, end_backends, later, scalar, settings_for
+from tests.support.locales import make_locale
+from tests.support.servers import DATABASE, PoolerFixture, SecretsService
+from tests.support.waiting import wait_until
 
 SECOND = "canary-of-the-second-version"
 REFUSED = {"de_DE": "Passwort-Authentifizierung", "ja_JP": "パスワード認証に失敗しました"}

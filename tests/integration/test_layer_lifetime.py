@@ -21,20 +21,12 @@ from lambda_pg import ConfigurationError, Database, DatabaseUnavailableError, Se
 from psycopg.rows import TupleRow
 
 from lambda_pg_cdk.local.servers.postgres import Postgres
-from tests.integration.layer import (
-    APPLICATION,
-    PASSWORD,
-    Admin,
-    Clock,
-    Context,
-    Open,
-    kill_backends,
-    scalar,
-    wait_until,
-)
-from tests.integration.recorder import Recorder
-from tests.integration.servers import SecretsService
-from tests.integration.test_recorder import socket_of
+from tests.support.clocks import Clock
+from tests.support.context import Context
+from tests.support.layer import APPLICATION, PASSWORD, Admin, Open, kill_backends, scalar
+from tests.support.recorder import Recorder, socket_of
+from tests.support.servers import SecretsService
+from tests.support.waiting import wait_until
 
 # Python 3.12 warns of any fork of a process with threads; the layer must bear it.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")

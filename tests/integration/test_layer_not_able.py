@@ -23,7 +23,8 @@ from psycopg.rows import TupleRow
 from lambda_pg_cdk.local import processes
 from lambda_pg_cdk.local.install.postgres_discovery import find_postgres
 from lambda_pg_cdk.local.servers.postgres import Postgres
-from tests.integration.layer import Admin, Open, later, scalar, wait_until
+from tests.support.layer import Admin, Open, later, scalar
+from tests.support.waiting import wait_until
 
 INSERT = "INSERT INTO counter VALUES (1)"
 Work = Callable[[psycopg.Connection[TupleRow]], object]

@@ -22,17 +22,10 @@ from psycopg.rows import TupleRow
 
 from lambda_pg_cdk.local.faults.proxy import FaultProxy, can_blackhole
 from lambda_pg_cdk.local.servers.postgres import Postgres
-from tests.integration.layer import (
-    Admin,
-    Load,
-    Open,
-    scalar,
-    settings_for,
-    slot_taken,
-    sockets_to,
-    wait_until,
-)
-from tests.integration.servers import PoolerFixture
+from tests.support.layer import Admin, Open, scalar, settings_for, slot_taken, sockets_to
+from tests.support.load import Load
+from tests.support.servers import PoolerFixture
+from tests.support.waiting import wait_until
 
 AT_ONCE: Final = 0.25
 """Seconds that a busy machine may take for what does not touch the network; the layer: 0.1 ms."""

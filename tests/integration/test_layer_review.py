@@ -32,9 +32,11 @@ from psycopg.rows import TupleRow
 from lambda_pg_cdk.local import processes
 from lambda_pg_cdk.local.faults.proxy import FaultProxy
 from lambda_pg_cdk.local.servers.postgres import Postgres
-from tests.integration.layer import Admin, Context, Open, sockets_to, wait_until
-from tests.integration.servers import SecretsService
-from tests.unit.canary import CANARY, assert_in_no_frame
+from tests.support.canary import CANARY, assert_in_no_frame
+from tests.support.context import Context
+from tests.support.layer import Admin, Open, sockets_to
+from tests.support.servers import SecretsService
+from tests.support.waiting import wait_until
 
 
 def borrowed(connection: psycopg.Connection[TupleRow]) -> Connection[TupleRow]:

@@ -14,19 +14,19 @@ from lambda_pg._secrets import Fetch, SecretError
 from psycopg import sql
 from psycopg.rows import TupleRow
 
-from tests.integration.layer import (
+from tests.support.clocks import Clock
+from tests.support.layer import (
     PASSWORD,
     Admin,
-    Clock,
-    Load,
     Open,
     end_backends,
     is_refused,
     scalar,
     settings_for,
-    wait_until,
 )
-from tests.integration.servers import PoolerFixture, SecretsService, change_password
+from tests.support.load import Load
+from tests.support.servers import PoolerFixture, SecretsService, change_password
+from tests.support.waiting import wait_until
 
 SECOND: Final = "canary-of-the-second-version"
 THIRD: Final = "canary-of-the-third-version"

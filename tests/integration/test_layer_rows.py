@@ -9,7 +9,7 @@ from lambda_pg import Database
 from psycopg.adapt import Loader
 from psycopg.rows import TupleRow, dict_row
 
-from tests.integration.layer import Open, scalar
+from tests.support.layer import Open, scalar
 
 Cursor = psycopg.Cursor[TupleRow]
 

@@ -9,7 +9,9 @@ from lambda_pg import Database
 from psycopg.adapt import Loader
 from psycopg.rows import TupleRow, dict_row
 
-from tests.integration.layer import Admin, Clock, Context, scalar
+from tests.support.clocks import Clock
+from tests.support.context import Context
+from tests.support.layer import Admin, scalar
 
 Connection = psycopg.Connection[TupleRow]
 Action = Callable[[Connection], object]

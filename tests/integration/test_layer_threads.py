@@ -12,15 +12,9 @@ import pytest
 from lambda_pg import CommitOutcomeUnknownError, Database, DatabaseUnavailableError
 from psycopg.rows import TupleRow
 
-from tests.integration.layer import (
-    APPLICATION,
-    Admin,
-    Context,
-    Open,
-    kill_backends,
-    scalar,
-    wait_until,
-)
+from tests.support.context import Context
+from tests.support.layer import APPLICATION, Admin, Open, kill_backends, scalar
+from tests.support.waiting import wait_until
 
 ENDED = "the invocation in which this thread asked for a connection has ended"
 CLOSED = "the connection was closed because its invocation has ended"

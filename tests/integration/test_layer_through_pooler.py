@@ -17,8 +17,10 @@ from psycopg import Cursor
 from psycopg.rows import TupleRow
 
 from lambda_pg_cdk.local.servers.certificates import Authority
-from tests.integration.layer import Load, end_backends, is_refused, settings_for, wait_until
-from tests.integration.servers import PoolerFixture
+from tests.support.layer import end_backends, is_refused, settings_for
+from tests.support.load import Load
+from tests.support.servers import PoolerFixture
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ from lambda_pg import CommitOutcomeUnknownError, Database, DatabaseUnavailableEr
 from psycopg import errors
 from psycopg.rows import TupleRow
 
-from tests.integration.layer import Admin, settings_for, wait_until
-from tests.integration.servers import DATABASE, PoolerFixture
+from tests.support.layer import Admin, settings_for
+from tests.support.servers import DATABASE, PoolerFixture
+from tests.support.waiting import wait_until
 
 INSERT = "INSERT INTO counter VALUES (1)"
 FAREWELL = "pooler error: idle transaction timeout"

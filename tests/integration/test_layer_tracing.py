@@ -24,17 +24,11 @@ from psycopg import sql
 from psycopg.rows import TupleRow
 from sqlalchemy import text
 
-from tests.integration.layer import (
-    Admin,
-    Context,
-    Open,
-    kill_backends,
-    settings_for,
-    slot_taken,
-    wait_until,
-)
-from tests.integration.servers import DATABASE, PoolerFixture, waiting_clients
-from tests.integration.tracing import Spans, events, seconds
+from tests.support.context import Context
+from tests.support.layer import Admin, Open, kill_backends, settings_for, slot_taken
+from tests.support.servers import DATABASE, PoolerFixture, waiting_clients
+from tests.support.tracing import Spans, events, seconds
+from tests.support.waiting import wait_until
 
 LAYER = Path(__file__).resolve().parents[2] / "layer" / "python"
 

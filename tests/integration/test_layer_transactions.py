@@ -12,9 +12,8 @@ from psycopg import sql
 from psycopg.rows import TupleRow, dict_row, namedtuple_row
 
 from lambda_pg_cdk.local.servers.postgres import Postgres
-from tests.integration.layer import Open, scalar
-from tests.integration.recorder import Recorder
-from tests.integration.test_recorder import socket_of
+from tests.support.layer import Open, scalar
+from tests.support.recorder import Recorder, socket_of
 
 Connection = psycopg.Connection[TupleRow]
 Action = Callable[[Connection], object]

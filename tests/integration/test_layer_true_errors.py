@@ -8,7 +8,7 @@ import pytest
 from lambda_pg import CommitOutcomeUnknownError, Database, DatabaseUnavailableError
 from psycopg.rows import TupleRow
 
-from tests.integration.layer import Admin, scalar
+from tests.support.layer import Admin, scalar
 
 Connection = psycopg.Connection[TupleRow]
 Action = Callable[[Connection], object]

@@ -16,8 +16,9 @@ from awslambdaric.lambda_runtime_hooks_runner import run_after_restore, run_befo
 from lambda_pg import Database, DatabaseUnavailableError, DeadlineExceededError
 from psycopg.rows import TupleRow
 
-from tests.integration.layer import Context, scalar, settings_for
-from tests.integration.servers import PoolerFixture
+from tests.support.context import Context
+from tests.support.layer import scalar, settings_for
+from tests.support.servers import PoolerFixture
 
 Pair = tuple[Database[TupleRow], Database[TupleRow]]
 Handler = Callable[[object, Context], object]

@@ -16,7 +16,7 @@ from psycopg.rows import TupleRow
 from lambda_pg_cdk.local import processes
 from lambda_pg_cdk.local.install.postgres_discovery import find_postgres
 from lambda_pg_cdk.local.servers.postgres import Postgres
-from tests.integration.layer import PASSWORD
+from tests.support.layer import PASSWORD
 
 CLAIMS = "SELECT current_setting('request.jwt.claims')::jsonb->>'sub'"
 

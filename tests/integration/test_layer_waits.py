@@ -20,9 +20,9 @@ from lambda_pg_cdk.local import processes
 from lambda_pg_cdk.local.faults.proxy import Fault, FaultProxy, can_blackhole
 from lambda_pg_cdk.local.install.pgbouncer_discovery import PgBouncerBinary
 from lambda_pg_cdk.local.servers.postgres import Postgres
-from tests.integration.layer import settings_for
-from tests.integration.servers import PoolerFixture, SecretsService
-from tests.waits import CONNECT, IN_FLIGHT, SURVIVED
+from tests.support.layer import settings_for
+from tests.support.servers import PoolerFixture, SecretsService
+from tests.support.wait_sums import CONNECT, IN_FLIGHT, SURVIVED
 
 STEPS: Final = (-0.2, -0.1, 0.0)
 """Seconds that a fault lasts more than the longest one that fails nobody."""

@@ -17,7 +17,7 @@ from lambda_pg import Database
 from psycopg import IsolationLevel
 from psycopg.rows import TupleRow
 
-from tests.integration.layer import Admin, Open, scalar
+from tests.support.layer import Admin, Open, scalar
 
 Connection = psycopg.Connection[TupleRow]
 Verb = Callable[..., object]

@@ -27,10 +27,9 @@ from benchmarks.storm.accounting import (
 from benchmarks.storm.connections import ConnectionLog
 from lambda_pg_cdk.local import processes
 from lambda_pg_cdk.local.install.postgres_discovery import find_postgres
-from lambda_pg_cdk.local.processes import wait_until
 from lambda_pg_cdk.local.servers.postgres import Postgres
-from tests.integration.conftest import MAJOR, MASTER
-from tests.integration.servers import DATABASE, PoolerFixture
+from tests.support.servers import DATABASE, MAJOR, MASTER, PoolerFixture
+from tests.support.waiting import wait_until
 
 WORK = "SELECT count(*) FROM (SELECT generate_series(1, 6000000)) AS numbers"
 
@@ -159,10 +158,12 @@ def test_every_server_is_accounted_for(postgres: Postgres, pooler: PoolerFixture
     """Logins cost PgBouncer, queries cost PostgreSQL, and there are no functions."""
     status = status_of(postgres, pooler)
     before = Usage.of(status, os.getpid())
-    deadline = time.monotonic() + 10
-    while Usage.of(status, os.getpid()).cpu.since(before.cpu, load=0).pgbouncer < 0.03:
-        assert time.monotonic() < deadline
+
+    def logins_cost() -> bool:
         pooler.connect().close()
+        return Usage.of(status, os.getpid()).cpu.since(before.cpu, load=0).pgbouncer >= 0.03
+
+    wait_until(logins_cost, what="PgBouncer to use 0.03 s of processor time")
     work(postgres)
     after = Usage.of(status, os.getpid())
     used = after.cpu.since(before.cpu, load=0)

@@ -35,10 +35,10 @@ from lambda_pg_cdk.migrations.roles import (
 from lambda_pg_cdk.migrations.roles import LOCK as ROLES_LOCK
 from lambda_pg_cdk.migrations.run import LOCK, Connections, Owner, migrate
 from lambda_pg_cdk.migrations.upgrade import SCRIPTS, MigrationError, Outcome
-from tests.integration.functions import load_function
-from tests.integration.layer import Context
-from tests.integration.servers import SecretsService
-from tests.unit.canary import CANARY, assert_nowhere
+from tests.support.canary import CANARY, assert_nowhere
+from tests.support.context import Context
+from tests.support.functions import load_function
+from tests.support.servers import SecretsService
 
 TIMEOUTS = Timeouts(statement=7, lock=2, idle_in_transaction=20, transaction=30)
 REVISIONS = ["0001", "0002"]

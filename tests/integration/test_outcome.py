@@ -29,7 +29,9 @@ from lambda_pg_cdk.local import processes
 from lambda_pg_cdk.local.faults.proxy import FaultProxy
 from lambda_pg_cdk.local.install.postgres_discovery import PostgresBinaries, find_postgres
 from lambda_pg_cdk.local.servers.postgres import Postgres
-from tests.integration.layer import PASSWORD, Load, wait_until
+from tests.support.layer import PASSWORD
+from tests.support.load import Load
+from tests.support.waiting import wait_until
 
 PARAMETERS = {"wal_writer_delay": "10s", "checkpoint_timeout": "1h"}
 """Nothing but a commit or a checkpoint writes the log to disk."""

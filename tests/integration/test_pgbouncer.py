@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import socket
-import ssl
 import tempfile
 import time
 from collections import Counter
@@ -24,51 +23,21 @@ from moto.secretsmanager.models import SecretsManagerBackend
 
 from lambda_pg_cdk.local import processes
 from lambda_pg_cdk.local.faults.proxy import FaultProxy, can_blackhole
-from lambda_pg_cdk.local.processes import wait_until
 from lambda_pg_cdk.local.servers.certificates import Authority
 from lambda_pg_cdk.local.servers.passwords import machine_made_password
 from lambda_pg_cdk.local.servers.pgbouncer import PoolerError
 from lambda_pg_cdk.local.servers.postgres import Postgres
-from tests.integration.servers import (
+from tests.support.servers import (
     DATABASE,
     PoolerFixture,
     SecretsService,
+    answer,
     create_login,
+    logs_in,
+    pgbouncer_of,
+    served_certificate,
 )
-
-
-def answer(connection: psycopg.Connection) -> int:
-    """Ask a trivial question."""
-    row = connection.execute("SELECT 1").fetchone()
-    assert row is not None
-    return int(row[0])
-
-
-def logs_in(pooler: PoolerFixture) -> bool:
-    """Tell whether a new client gets an answer."""
-    try:
-        with pooler.connect() as connection:
-            return answer(connection) == 1
-    except psycopg.OperationalError:
-        return False
-
-
-def served_certificate(pooler: PoolerFixture) -> bytes:
-    """Ask the pooler for its certificate as a PostgreSQL client does."""
-    context = ssl.create_default_context(cafile=str(pooler.ca_file))
-    with socket.create_connection(("127.0.0.1", pooler.port), timeout=5) as plain:
-        plain.sendall(bytes.fromhex("0000000804d2162f"))  # SSLRequest
-        assert plain.recv(1) == b"S"
-        with context.wrap_socket(plain, server_hostname="127.0.0.1") as wrapped:
-            certificate = wrapped.getpeercert(binary_form=True)
-            assert certificate is not None
-            return certificate
-
-
-def pgbouncer_of(pooler: PoolerFixture) -> psutil.Process:
-    """Find the PgBouncer that the supervisor has started."""
-    (child,) = psutil.Process(pooler.process.pid).children()
-    return child
+from tests.support.waiting import wait_until
 
 
 def with_program(pooler: PoolerFixture, script: str) -> PoolerFixture:

@@ -24,40 +24,22 @@ from lambda_pg_cdk.local import processes
 from lambda_pg_cdk.local.faults.proxy import FaultProxy
 from lambda_pg_cdk.local.install.pgbouncer_discovery import PgBouncerBinary
 from lambda_pg_cdk.local.servers.postgres import Postgres
-from tests.integration.layer import scalar, settings_for, wait_until
-from tests.integration.servers import PoolerFixture, SecretsService, waiting_clients
-from tests.integration.switchover import (
-    NAME,
+from tests.support.layer import scalar, settings_for
+from tests.support.load import (
     Ledger,
-    Pair,
-    assert_clean,
     insert_alone,
     insert_as_work,
-    running_pair,
     wait_for_refusals,
     wait_for_rows,
 )
+from tests.support.servers import PoolerFixture, SecretsService, waiting_clients
+from tests.support.switchover import NAME, Pair, assert_clean
+from tests.support.waiting import wait_until
 
 INSERT = "INSERT INTO counter VALUES (1)"
 IN_RECOVERY = "SELECT pg_is_in_recovery()"
 RECONNECTS = "PgBouncer reconnects"
 OTHER_ADDRESS = "127.0.0.2"
-
-
-@pytest.fixture(scope="module")
-def servers() -> Iterator[Pair]:
-    """Two servers for all tests: each test leaves one of them the primary, and it is followed."""
-    with running_pair() as pair:
-        yield pair
-
-
-@pytest.fixture
-def pair(servers: Pair) -> Pair:
-    """The servers without a row; the address leads to the primary."""
-    servers.move_address()
-    with servers.superuser(servers.primary) as admin:
-        admin.execute("TRUNCATE counter")
-    return servers
 
 
 @pytest.fixture

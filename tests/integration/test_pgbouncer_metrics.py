@@ -12,12 +12,11 @@ import psycopg
 import pytest
 from cryptography import x509
 
-from lambda_pg_cdk.local.processes import wait_until
 from lambda_pg_cdk.pgbouncer.primary import IS_IN_RECOVERY
-from tests.integration.layer import Admin
-from tests.integration.servers import PoolerFixture
-from tests.integration.test_pgbouncer import answer, logs_in, pgbouncer_of, served_certificate
-from tests.unit.embedded_metrics import assert_embedded_metrics
+from tests.support.embedded_metrics import assert_embedded_metrics
+from tests.support.layer import Admin
+from tests.support.servers import PoolerFixture, answer, logs_in, pgbouncer_of, served_certificate
+from tests.support.waiting import wait_until
 
 
 class Lines:

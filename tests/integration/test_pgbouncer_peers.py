@@ -18,10 +18,9 @@ import psutil
 import psycopg
 import pytest
 
-from lambda_pg_cdk.local.processes import wait_until
-from tests.integration.servers import PoolerFixture
-from tests.integration.tasks import Service, Task
-from tests.integration.test_pgbouncer import answer
+from tests.support.servers import PoolerFixture, answer
+from tests.support.tasks import Service, Task
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="only Linux answers at every loopback address by itself"

@@ -22,14 +22,21 @@ import psycopg
 import pytest
 
 from lambda_pg_cdk.local import processes
-from lambda_pg_cdk.local.processes import wait_until
 from lambda_pg_cdk.pgbouncer.configuration import LISTEN_BACKLOG
 from lambda_pg_cdk.pgbouncer.session import startup_message
 from lambda_pg_cdk.pgbouncer.settings import Settings
 from lambda_pg_cdk.pgbouncer.supervisor import open_files
 from lambda_pg_cdk.stacks.pooler.pgbouncer import healthy_command
-from tests.integration.servers import DATABASE, PoolerFixture, SecretsService, create_login
-from tests.integration.test_pgbouncer import answer, logs_in, pgbouncer_of
+from tests.support.servers import (
+    DATABASE,
+    PoolerFixture,
+    SecretsService,
+    answer,
+    create_login,
+    logs_in,
+    pgbouncer_of,
+)
+from tests.support.waiting import wait_until
 
 HUNG_SECONDS = 5.0
 """By when the supervisor has ended a PgBouncer that hangs."""

@@ -9,8 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,8 @@ from psycopg import sql
 from lambda_pg_cdk.local import processes
 from lambda_pg_cdk.local.install.pgbouncer_discovery import PgBouncerBinary
 from lambda_pg_cdk.local.servers.postgres import Postgres
-from tests.integration.servers import DATABASE, PoolerFixture, SecretsService
+from tests.support.servers import DATABASE, PoolerFixture, SecretsService
+from tests.support.waiting import wait_until
 
 Client = psycopg.Connection[Any]
 
@@ -288,7 +288,7 @@ def test_session_advisory_lock(direct: Endpoint, pooled: Endpoint) -> None:
     one.execute("SELECT pg_advisory_lock(1)")
     assert not value(other, "SELECT pg_try_advisory_lock(1)")
     one.close()
-    until(lambda: value(other, "SELECT pg_try_advisory_lock(1)"))
+    wait_until(lambda: value(other, "SELECT pg_try_advisory_lock(1)"))
     assert value(other, "SELECT pg_advisory_unlock(1)")
 
     one, next_client = pooled.pair()
@@ -381,7 +381,7 @@ def test_cancel(direct: Endpoint, pooled: Endpoint, admin: Client) -> None:
         errors: list[Exception] = []
         thread = threading.Thread(target=run, args=(one, "SELECT pg_sleep(60)", errors))
         thread.start()
-        until(lambda: value(admin, sleeping) == 1)
+        wait_until(lambda: value(admin, sleeping) == 1)
         with other.transaction():
             other.execute("SELECT 1")
             one.cancel_safe(timeout=5)
@@ -397,11 +397,3 @@ def run(client: Client, query: str, errors: list[Exception]) -> None:
         client.execute(query)
     except psycopg.Error as error:
         errors.append(error)
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Wait until a condition holds."""
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)

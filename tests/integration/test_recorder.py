@@ -9,19 +9,20 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import make_conninfo
 
 from lambda_pg_cdk.local.servers.postgres import Postgres
-from tests.integration.recorder import CANCEL, Profile, Recorder
-from tests.integration.servers import PoolerFixture
+from tests.support.recorder import (
+    CANCEL,
+    LEAKING_STATEMENTS,
+    PINNING_STATEMENTS,
+    Profile,
+    Recorder,
+    socket_of,
+)
+from tests.support.servers import PoolerFixture
 
 Connection = psycopg.Connection[Any]
-
-
-def socket_of(postgres: Postgres) -> Path:
-    """Return the server's socket."""
-    folder = conninfo_to_dict(postgres.superuser_dsn)["host"]
-    return Path(f"{folder}/.s.PGSQL.{postgres.port}")
 
 
 def through(recorder: Recorder, postgres: Postgres) -> str:
@@ -60,37 +61,7 @@ def rules(recorder: Recorder, profile: Profile = "rds-proxy") -> list[str]:
     return [violation.rule for violation in recorder.violations(profile)]
 
 
-LEAKS = [
-    ("SET", "SET statement_timeout = 1000"),
-    ("SET", "set\n  session statement_timeout = 1000"),
-    ("SET", "SELECT 1; RESET ALL"),
-    ("SET", "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"),
-    ("set_config for the session", "SELECT set_config('a.b', '1', false)"),
-    ("SQL PREPARE", "PREPARE p AS SELECT 1"),
-    ("SQL PREPARE", "PREPARE p AS SELECT 1; EXECUTE p"),
-    ("SQL PREPARE", "DEALLOCATE ALL"),
-    ("DISCARD", "DISCARD ALL"),
-    ("LISTEN", "LISTEN news"),
-    ("LISTEN", "/* a /* nested */ comment */ UNLISTEN *"),
-    ("LOAD", "LOAD 'plpgsql'"),
-    ("session advisory lock", "SELECT pg_advisory_lock(1)"),
-    ("session advisory lock", "SELECT pg_try_advisory_lock_shared(1)"),
-    ("session advisory lock", "SELECT 1 WHERE pg_advisory_unlock(1)"),
-    ("temporary object", "CREATE TEMP TABLE t (n int)"),
-    ("temporary object", "CREATE LOCAL TEMPORARY SEQUENCE s"),
-    ("temporary object", "CREATE OR REPLACE TEMP VIEW v AS SELECT 1"),
-    ("temporary object", "SELECT 1 AS n INTO TEMP t"),
-    ("temporary object", "CREATE TABLE pg_temp.t (n int)"),
-    ("cursor WITH HOLD", "DECLARE c CURSOR WITH HOLD FOR SELECT 1"),
-]
-PINS = [
-    ("cursor", "BEGIN; DECLARE c NO SCROLL CURSOR FOR SELECT 1; COMMIT"),
-    ("sequence", "SELECT nextval('visits')"),
-    ("statement over 16 KB", f"SELECT '{'x' * 17_000}'"),
-]
-
-
-@pytest.mark.parametrize(("rule", "statement"), LEAKS)
+@pytest.mark.parametrize(("rule", "statement"), LEAKING_STATEMENTS)
 def test_a_statement_that_leaks_is_seen(
     connection: Connection, recorder: Recorder, rule: str, statement: str
 ) -> None:
@@ -100,7 +71,7 @@ def test_a_statement_that_leaks_is_seen(
     assert rule in rules(recorder, "pgbouncer")
 
 
-@pytest.mark.parametrize(("rule", "statement"), PINS)
+@pytest.mark.parametrize(("rule", "statement"), PINNING_STATEMENTS)
 def test_a_statement_that_only_pins_is_seen(
     connection: Connection, recorder: Recorder, rule: str, statement: str
 ) -> None:

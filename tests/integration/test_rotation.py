@@ -34,20 +34,13 @@ from lambda_pg_cdk.migrations.roles import CLIENT_CHECK, GROUP, LOCK, Login, Tim
 from lambda_pg_cdk.migrations.run import Connections, migrate
 from lambda_pg_cdk.stage.budget import login_limit, most_tasks
 from lambda_pg_cdk.stage.loading import load_stage
-from tests.integration.functions import load_function
-from tests.integration.layer import (
-    Admin,
-    Clock,
-    Context,
-    Load,
-    busy_clients,
-    count_served,
-    pool_sizes,
-    settings_for,
-    vanish,
-    wait_until,
-)
-from tests.integration.servers import REGION, PoolerFixture, SecretsService
+from tests.support.clocks import Clock
+from tests.support.context import Context
+from tests.support.functions import load_function
+from tests.support.layer import Admin, busy_clients, count_served, pool_sizes, settings_for, vanish
+from tests.support.load import Load
+from tests.support.servers import REGION, PoolerFixture, SecretsService
+from tests.support.waiting import wait_until
 
 STEPS: Final = ("createSecret", "setSecret", "testSecret", "finishSecret")
 TIMEOUTS: Final = Timeouts(statement=7, lock=2, idle_in_transaction=20)

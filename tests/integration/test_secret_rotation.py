@@ -8,7 +8,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from lambda_pg_cdk.local import processes
-from tests.integration.control_plane import (
+from tests.support.control_plane import (
     ControlPlane,
     Invocation,
     attribute,

@@ -13,7 +13,7 @@ import pytest
 from botocore.exceptions import ClientError
 from lambda_pg._signature import Keys, sign
 
-from tests.integration.control_plane import KEY, REGION, ControlPlane
+from tests.support.control_plane import KEY, REGION, ControlPlane
 
 
 @pytest.fixture

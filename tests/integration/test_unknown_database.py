@@ -23,7 +23,7 @@ from lambda_pg_cdk.local.install.pgbouncer_discovery import (
     find_pgbouncer,
     unpacked,
 )
-from tests.integration.servers import DATABASE, PoolerFixture
+from tests.support.servers import DATABASE, PoolerFixture
 
 TLS, PROTOCOL = 80877103, 196608
 SASL = 10

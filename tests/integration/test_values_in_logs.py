@@ -15,8 +15,8 @@ from psycopg import errors, sql
 from psycopg.rows import TupleRow
 
 from lambda_pg_cdk.local.servers.postgres import Postgres
-from tests.integration.layer import Admin, settings_for
-from tests.integration.servers import PoolerFixture
+from tests.support.layer import Admin, settings_for
+from tests.support.servers import PoolerFixture
 
 INSERT = "INSERT INTO {} (email, n) VALUES (%s, %s)"
 SLOW = {"log_min_duration_statement": "0"}

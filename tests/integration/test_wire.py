@@ -21,9 +21,15 @@ from psycopg.conninfo import make_conninfo
 from psycopg.rows import TupleRow
 
 from lambda_pg_cdk.local.servers.postgres import Postgres
-from tests.integration.recorder import Message, Recorder, broken_rules
-from tests.integration.servers import DATABASE, PoolerFixture, create_login
-from tests.integration.test_recorder import LEAKS, PINS, socket_of
+from tests.support.recorder import (
+    LEAKING_STATEMENTS,
+    PINNING_STATEMENTS,
+    Message,
+    Recorder,
+    broken_rules,
+    socket_of,
+)
+from tests.support.servers import DATABASE, PoolerFixture, create_login
 
 CLAIMS = {"sub": "a"}
 
@@ -267,7 +273,7 @@ def test_strict_mode_and_the_recorder_agree(line: Line) -> None:
     db = line.open(strict=True)
     db.execute("SELECT 1")
     line.recorder.clear()
-    for _, query in LEAKS + PINS:
+    for _, query in LEAKING_STATEMENTS + PINNING_STATEMENTS:
         with pytest.raises(StatementRefusedError):
             db.execute(query)
         with db.connection() as connection, pytest.raises(StatementRefusedError):
@@ -275,7 +281,10 @@ def test_strict_mode_and_the_recorder_agree(line: Line) -> None:
     with db.connection() as connection, pytest.raises(StatementRefusedError):
         connection.execute("SELECT %s", [1], prepare=True)
     assert line.recorder.messages == ()
-    sent = [Message(1, "client", "Query", query.encode() + b"\0") for _, query in LEAKS + PINS]
+    sent = [
+        Message(1, "client", "Query", query.encode() + b"\0")
+        for _, query in LEAKING_STATEMENTS + PINNING_STATEMENTS
+    ]
     assert all(list(broken_rules(message)) for message in sent)
 
 

@@ -14,7 +14,7 @@ from lambda_pg_cdk.stacks.app import build
 from lambda_pg_cdk.stacks.database import REPORT, ROTATION_OFF
 from lambda_pg_cdk.stage.loading import CDK_JSON
 from lambda_pg_cdk.stage.schema import ConfigurationError
-from tests.synth.conftest import Stage, synthesise
+from tests.support.templates import Stage, synthesise
 
 ALARM = "AWS::CloudWatch::Alarm"
 POLICY = "AWS::ApplicationAutoScaling::ScalingPolicy"

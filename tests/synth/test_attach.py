@@ -15,7 +15,7 @@ from lambda_pg_cdk.stacks.app import build
 from lambda_pg_cdk.stacks.clients import AttachError, Cap, Clients
 from lambda_pg_cdk.stage.budget import BudgetError
 from lambda_pg_cdk.stage.loading import CDK_JSON
-from tests.synth.conftest import Resources
+from tests.support.templates import Resources
 
 PYTHON = lambda_.Runtime.PYTHON_3_13
 

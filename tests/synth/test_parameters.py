@@ -11,7 +11,7 @@ import pytest
 from lambda_pg_cdk.stacks.functions import INTERFACES
 from lambda_pg_cdk.stage.parameters import PARAMETERS
 from lambda_pg_cdk.tools.synth import COMBINATIONS
-from tests.synth.conftest import Stage
+from tests.support.templates import Stage
 from tests.synth.walk import pages
 from tests.synth.walk.deployed import Deployed, as_list, labels, statements
 

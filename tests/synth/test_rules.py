@@ -12,7 +12,7 @@ from aws_cdk import App, Stack, Validations
 from aws_cdk import aws_lambda as lambda_
 
 from lambda_pg_cdk.tools.synth import everything, lint, new_app
-from tests.synth.conftest import Stage
+from tests.support.templates import Stage
 
 
 def test_templates_are_valid_cloudformation(
@@ -20,7 +20,7 @@ def test_templates_are_valid_cloudformation(
     combinations: dict[str, Stage],
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """The linter finds nothing, with the two exceptions of .cfnlintrc."""
+    """The linter finds nothing, with the two exceptions of tools/cfnlint.yaml."""
     code = lint(each.folder for each in (*stages.values(), *combinations.values()))
     assert (code, capfd.readouterr().out) == (0, "")
 

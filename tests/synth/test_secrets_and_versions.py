@@ -10,7 +10,7 @@ import pytest
 
 from lambda_pg_cdk.stacks.servers import MASTER
 from lambda_pg_cdk.tools.synth import COMBINATIONS
-from tests.synth.conftest import Stage, synthesise
+from tests.support.templates import Stage, synthesise
 
 KEY = "arn:aws:kms:eu-west-1:111122223333:key/fedcba98-7654-3210-fedc-ba9876543210"
 

@@ -9,7 +9,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from tests.synth.conftest import Stage, synthesise
+from tests.support.templates import Stage, synthesise
 
 FOLDER = Path(__file__).parent / "snapshot"
 STAGE = "prod"

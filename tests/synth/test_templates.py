@@ -23,7 +23,7 @@ from lambda_pg_cdk.stage.parameters import PARAMETERS
 from lambda_pg_cdk.stage.sources import pooler_context
 from lambda_pg_cdk.tools.image import LOCKS
 from lambda_pg_cdk.tools.synth import COMBINATIONS, new_app
-from tests.synth.conftest import Stage, synthesise
+from tests.support.templates import Stage, synthesise
 
 SECRET = "AWS::SecretsManager::Secret"
 

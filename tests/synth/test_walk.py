@@ -10,7 +10,7 @@ import boto3
 import pytest
 
 from lambda_pg_cdk.tools.synth import COMBINATIONS
-from tests.synth.conftest import STAGES, Stage, Synthesised
+from tests.support.templates import STAGES, Stage, Synthesised
 from tests.synth.walk import access, metrics, network, order, pages, width
 from tests.synth.walk.deployed import Deployed
 

@@ -9,7 +9,7 @@ from lambda_pg_cdk.local.install import checkout
 from lambda_pg_cdk.local.install.installed import InstallError
 
 NPM = """#!/bin/sh
-echo ran >> {log}
+echo "ran $*" >> {log}
 mkdir -p node_modules/tool/bin node_modules/.bin
 cp package-lock.json node_modules/tool/bin/program
 ln -s ../tool/bin/program node_modules/.bin/program
@@ -36,9 +36,11 @@ class Project:
         """Make a checkout with a lock file, unless it is there; return it."""
         root = self.folder / name
         root.mkdir(exist_ok=True)
+        files = root / "requirements"
+        files.mkdir(exist_ok=True)
         for file in ("package.json", ".npmrc"):
-            (root / file).touch()
-        (root / "package-lock.json").write_text(lock)
+            (files / file).touch()
+        (files / "package-lock.json").write_text(lock)
         return root
 
     @property
@@ -77,6 +79,16 @@ def test_npm_runs_once_for_all_checkouts(
         checkout.set_up_node_modules(root)
         assert installed(root) == "one"
     assert project.runs == 1
+
+
+def test_demo_and_deployments_need_not_wait_for_a_browser(project: Project) -> None:
+    """The packages of tests are left out, and are in another folder of the cache."""
+    root = project.clone("first")
+    checkout.set_up_node_modules(root, "--omit=dev")
+    assert "--omit=dev" in project.log.read_text()
+    checkout.set_up_node_modules(root)
+    assert project.runs == 2
+    assert project.log.read_text().count("--omit=dev") == 1
 
 
 def test_another_lock_file_replaces_what_is_there(project: Project) -> None:

@@ -9,6 +9,7 @@ from lambda_pg._connector import OLDEST_SERVER
 
 from lambda_pg_cdk.local.install.postgres_discovery import npm_version
 from lambda_pg_cdk.stage.loading import load_stage
+from tests.support.servers import MAJOR
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "pooling.md").read_text()
@@ -16,9 +17,8 @@ ROWS = [
     (name, shown, by)
     for name, by, shown in re.findall(r"(?m)^\| ([\w-]+) \| (.+) \| (\d[\d., ]*) \|$", PAGE)
 ]
-LOCKED = dict(
-    re.findall(r"(?m)^([\w-]+)(?:\[\w+\])?==([\d.]+) ", (ROOT / "requirements-dev.txt").read_text())
-)
+LOCK = (ROOT / "requirements" / "dev.txt").read_text()
+LOCKED = dict(re.findall(r"(?m)^([\w-]+)(?:\[\w+\])?==([\d.]+) ", LOCK))
 PACKAGES = [(name, shown) for name, shown, _ in ROWS if name != "PostgreSQL"]
 EXPECTED = {
     "PostgreSQL",
@@ -52,13 +52,10 @@ def test_a_row_shows_the_version_that_is_locked_and_installed(name: str, shown: 
 
 def test_postgresql_is_the_one_that_the_tests_ask_for() -> None:
     """The integration tests take a server of one major version, and some tests one of each."""
-    tests = ROOT / "tests" / "integration"
-    (major,) = re.findall(r"(?m)^MAJOR = (\d+)", (tests / "conftest.py").read_text())
-    (end,) = re.findall(
-        r"range\(OLDEST_SERVER, (\d+)\)", (tests / "test_layer_versions.py").read_text()
-    )
+    versions = ROOT / "tests" / "integration" / "test_layer_versions.py"
+    (end,) = re.findall(r"range\(OLDEST_SERVER, (\d+)\)", versions.read_text())
     each = ", ".join(map(str, range(OLDEST_SERVER, int(end))))
-    assert [shown for name, shown, _ in ROWS if name == "PostgreSQL"] == [major, each]
+    assert [shown for name, shown, _ in ROWS if name == "PostgreSQL"] == [str(MAJOR), each]
 
 
 def test_what_is_tested_beside_what_is_deployed_is_said() -> None:

@@ -225,3 +225,17 @@ def test_every_setting_says_what_it_means() -> None:
         assert rule.doc, name
         if isinstance(default, int) and not isinstance(default, bool):
             assert rule.choices or (rule.minimum is not None and rule.maximum is not None), name
+
+
+def test_stages_that_share_a_proxys_name_are_refused() -> None:
+    """RDS compares names without case: the second of two deployments would fail."""
+    stages = {**CONTEXT["stages"], "Dev": CONTEXT["stages"]["dev"]}
+    for stage, other in (("dev", "Dev"), ("Dev", "dev")):
+        with pytest.raises(ConfigurationError) as refused:
+            configure(stage, {"pooler": "rds-proxy"}, stages=stages)
+        (problem,) = refused.value.problems
+        assert problem == (
+            f"stage is '{stage}'; must differ from the stage '{other}' in more than case: "
+            "both proxies would be 'lambda-pg-dev-pooler'"
+        )
+        assert configure(stage, stages=stages).stage == stage, "without a proxy it is another name"

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import threading
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from lambda_pg_cdk.console.probe import Probe
 from lambda_pg_cdk.console.server import FILES, HEADERS, Server
 from lambda_pg_cdk.local.cloud import LocalCloud
 from lambda_pg_cdk.local.faults.catalogue import Fault
+from tests.support.waiting import wait_until
 
 Work = Callable[[aiohttp.ClientSession, str], Awaitable[Any]]
 
@@ -260,28 +260,20 @@ class Hangs:
         self.closed.set()
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    """Wait until something is so."""
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 def test_a_reading_that_does_not_come_is_away_not_old(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stopped server shows as away, and is read again when it answers."""
     monkeypatch.setattr(probe, "INTERVAL", 0.01)
     monkeypatch.setattr(probe, "AWAY_SECONDS", 0.3)
     reader, watched = Hangs(), threading.Event()
     read = Probe("hangs", reader, watched)
-    wait_for(reader.closed.is_set)
+    wait_until(reader.closed.is_set)
     assert reader.readings == 0, "nobody watches"
     watched.set()
-    wait_for(lambda: reader.readings == 2)
+    wait_until(lambda: reader.readings == 2)
     assert read.latest() == 1
-    wait_for(lambda: read.latest() is None)
+    wait_until(lambda: read.latest() is None)
     reader.back.set()
-    wait_for(lambda: (read.latest() or 0) > 2)
+    wait_until(lambda: (read.latest() or 0) > 2)
     read.end()
 
 
@@ -307,7 +299,7 @@ def test_an_error_is_written_once_and_read_again(
     reader, watched = Fails(), threading.Event()
     watched.set()
     read = Probe("fails", reader, watched)
-    wait_for(lambda: reader.readings > 20)
+    wait_until(lambda: reader.readings > 20)
     read.end()
     assert read.latest() is None
     assert capsys.readouterr().err == "fails: ConnectionError: refused\n"

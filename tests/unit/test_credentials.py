@@ -24,21 +24,13 @@ from lambda_pg._credentials import (
 )
 from lambda_pg._secrets import Fetch, SecretError
 
-from tests.integration.servers import SecretsService
-from tests.unit.canary import CANARY, assert_nowhere
+from tests.support.canary import CANARY, assert_nowhere
+from tests.support.clocks import FixedClock
+from tests.support.servers import SecretsService
+from tests.support.waiting import wait_until
 
 DOWN = "http://127.0.0.1:1"
 """Nothing listens on port 1: a service that is down refuses the connection."""
-
-
-class Clock:
-    """A wall clock that the test moves."""
-
-    now = 1_000_000.0
-
-    def __call__(self) -> float:
-        """Return the time."""
-        return self.now
 
 
 class Fetches:
@@ -100,9 +92,9 @@ def arn(service: SecretsService, environment: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture
-def clock() -> Clock:
+def clock() -> FixedClock:
     """A clock at an arbitrary time."""
-    return Clock()
+    return FixedClock()
 
 
 @pytest.fixture
@@ -114,7 +106,7 @@ def fetches() -> Iterator[Fetches]:
 
 
 @pytest.fixture
-def cache(arn: str, fetches: Fetches, clock: Clock) -> CredentialCache:
+def cache(arn: str, fetches: Fetches, clock: FixedClock) -> CredentialCache:
     """A cache over the secret that knows nothing yet."""
     return CredentialCache(Settings(secret_arn=arn), fetches, clock)
 
@@ -123,7 +115,7 @@ def cache(arn: str, fetches: Fetches, clock: Clock) -> CredentialCache:
 
 
 def test_a_secret_is_fetched_once_in_its_life(
-    cache: CredentialCache, fetches: Fetches, clock: Clock
+    cache: CredentialCache, fetches: Fetches, clock: FixedClock
 ) -> None:
     """Within its life a secret is fetched once; after it, again."""
     credentials = cache.get(3)
@@ -137,7 +129,7 @@ def test_a_secret_is_fetched_once_in_its_life(
     assert cache.refreshes == 2
 
 
-def test_a_fleets_copies_do_not_expire_together(clock: Clock) -> None:
+def test_a_fleets_copies_do_not_expire_together(clock: FixedClock) -> None:
     """The life of a copy is between four fifths and the whole of the lifetime, and never equal."""
     lives = set()
     for _ in range(50):
@@ -149,7 +141,7 @@ def test_a_fleets_copies_do_not_expire_together(clock: Clock) -> None:
 
 
 def test_an_expired_copy_outlives_an_outage(
-    cache: CredentialCache, fetches: Fetches, clock: Clock, environment: pytest.MonkeyPatch
+    cache: CredentialCache, fetches: Fetches, clock: FixedClock, environment: pytest.MonkeyPatch
 ) -> None:
     """While the service is down the old copy is used, and the next look comes after a pause."""
     old = cache.get(3)
@@ -169,7 +161,7 @@ def test_what_changed_in_an_outage_is_seen_after_it(
     cache: CredentialCache,
     service: SecretsService,
     arn: str,
-    clock: Clock,
+    clock: FixedClock,
     environment: pytest.MonkeyPatch,
 ) -> None:
     """The first look after an outage brings the version of now."""
@@ -184,7 +176,7 @@ def test_what_changed_in_an_outage_is_seen_after_it(
 
 
 def test_a_malformed_new_version_keeps_the_old_copy(
-    cache: CredentialCache, service: SecretsService, arn: str, fetches: Fetches, clock: Clock
+    cache: CredentialCache, service: SecretsService, arn: str, fetches: Fetches, clock: FixedClock
 ) -> None:
     """A slip in the secret does not take a working function down; its repair is seen soon."""
     old = cache.get(3)
@@ -241,7 +233,7 @@ def test_forgetting_is_knowing_nothing(
 
 
 def test_what_was_opened_before_forgetting_is_not_current_after_it(
-    cache: CredentialCache, service: SecretsService, arn: str, clock: Clock
+    cache: CredentialCache, service: SecretsService, arn: str, clock: FixedClock
 ) -> None:
     """A restored environment does not take a connection of before the snapshot for its own."""
     cache.get(3)
@@ -259,7 +251,7 @@ def test_threads_share_one_fetch(cache: CredentialCache, fetches: Fetches) -> No
     fetches.let_through.clear()
     with ThreadPoolExecutor(8) as threads:
         results = [threads.submit(cache.get, 5) for _ in range(8)]
-        until(lambda: len(fetches.stages) == 1)
+        wait_until(lambda: len(fetches.stages) == 1)
         fetches.let_through.set()
         assert {result.result().password for result in results} == {"first"}
     assert len(fetches.stages) == 1
@@ -277,13 +269,13 @@ def test_each_thread_waits_at_most_its_own_time(cache: CredentialCache, fetches:
 
     with ThreadPoolExecutor(2) as threads:
         longer = threads.submit(waited, 1.0)
-        until(lambda: len(fetches.stages) == 1)
+        wait_until(lambda: len(fetches.stages) == 1)
         assert 0.2 <= threads.submit(waited, 0.2).result() < 0.8
         assert 1.0 <= longer.result() < 3
 
 
 def test_nobody_waits_for_a_look_that_an_old_copy_can_bridge(
-    cache: CredentialCache, fetches: Fetches, clock: Clock
+    cache: CredentialCache, fetches: Fetches, clock: FixedClock
 ) -> None:
     """One thread looks for a newer version in a third of its time; the others use the old copy."""
     old = cache.get(3)
@@ -291,7 +283,7 @@ def test_nobody_waits_for_a_look_that_an_old_copy_can_bridge(
     fetches.let_through.clear()
     with ThreadPoolExecutor(1) as threads:
         looking = threads.submit(cache.get, 1.8)
-        until(lambda: len(fetches.stages) == 2)
+        wait_until(lambda: len(fetches.stages) == 2)
         assert cache.get(0.01) is old
         began = time.monotonic()
         assert looking.result() is old
@@ -303,7 +295,7 @@ def test_forgetting_during_a_fetch_harms_nobody(cache: CredentialCache, fetches:
     fetches.let_through.clear()
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(cache.get, 5)
-        until(lambda: len(fetches.stages) == 1)
+        wait_until(lambda: len(fetches.stages) == 1)
         cache.forget()
         fetches.let_through.set()
         assert waiting.result().password == "first"
@@ -320,7 +312,7 @@ def test_a_child_forked_during_a_fetch_can_fetch(
     ours, theirs = context.Pipe()
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(cache.get, 5)
-        until(lambda: len(fetches.stages) == 1)
+        wait_until(lambda: len(fetches.stages) == 1)
 
         def child() -> None:
             cache._start_fetch = Fetches()  # the parent's event is nobody's to set here
@@ -342,7 +334,7 @@ def test_a_child_forked_during_a_fetch_can_fetch(
 
 
 def test_a_refusal_after_a_rotation_brings_the_new_version(
-    cache: CredentialCache, service: SecretsService, arn: str, clock: Clock
+    cache: CredentialCache, service: SecretsService, arn: str, clock: FixedClock
 ) -> None:
     """The copy is not trusted further when the database does not take it."""
     old = cache.get(3)
@@ -355,7 +347,7 @@ def test_a_refusal_after_a_rotation_brings_the_new_version(
 
 
 def test_a_refusal_of_the_version_of_now_brings_the_previous_one_once(
-    cache: CredentialCache, service: SecretsService, arn: str, fetches: Fetches, clock: Clock
+    cache: CredentialCache, service: SecretsService, arn: str, fetches: Fetches, clock: FixedClock
 ) -> None:
     """A pooler may not know the new password yet: the old one is tried, and not for ever."""
     service.put(arn, login("second"))
@@ -373,7 +365,7 @@ def test_a_refusal_of_the_version_of_now_brings_the_previous_one_once(
 
 
 def test_a_secret_that_was_never_rotated_has_nothing_to_try(
-    cache: CredentialCache, fetches: Fetches, clock: Clock
+    cache: CredentialCache, fetches: Fetches, clock: FixedClock
 ) -> None:
     """When the current version is refused and there is no other, the caller hears it."""
     current = cache.get(3)
@@ -383,7 +375,7 @@ def test_a_secret_that_was_never_rotated_has_nothing_to_try(
 
 
 def test_a_previous_version_that_says_the_same_is_nothing_to_try(
-    cache: CredentialCache, service: SecretsService, arn: str, clock: Clock
+    cache: CredentialCache, service: SecretsService, arn: str, clock: FixedClock
 ) -> None:
     """A new version with the old content changes nothing for a login that is refused."""
     service.put(arn, login("first"))
@@ -393,7 +385,7 @@ def test_a_previous_version_that_says_the_same_is_nothing_to_try(
 
 
 def test_refusals_do_not_ask_more_often_than_the_pause(
-    cache: CredentialCache, fetches: Fetches, clock: Clock
+    cache: CredentialCache, fetches: Fetches, clock: FixedClock
 ) -> None:
     """A fleet whose logins are refused does not hammer Secrets Manager."""
     current = cache.get(3)
@@ -406,7 +398,7 @@ def test_refusals_do_not_ask_more_often_than_the_pause(
 
 
 def test_a_refusal_that_another_thread_has_answered_asks_nobody(
-    cache: CredentialCache, service: SecretsService, arn: str, fetches: Fetches, clock: Clock
+    cache: CredentialCache, service: SecretsService, arn: str, fetches: Fetches, clock: FixedClock
 ) -> None:
     """Who comes second with the same stale login gets what the first one has fetched."""
     old = cache.get(3)
@@ -418,7 +410,7 @@ def test_a_refusal_that_another_thread_has_answered_asks_nobody(
 
 
 def test_an_accepted_previous_version_is_used_for_a_while(
-    cache: CredentialCache, service: SecretsService, arn: str, clock: Clock
+    cache: CredentialCache, service: SecretsService, arn: str, clock: FixedClock
 ) -> None:
     """What a login has shown to be right is used, until the pause ends and the new one is tried."""
     service.put(arn, login("second"))
@@ -433,7 +425,7 @@ def test_an_accepted_previous_version_is_used_for_a_while(
 
 
 def test_an_accepted_previous_version_that_is_refused_later_brings_the_new_one(
-    cache: CredentialCache, service: SecretsService, arn: str, clock: Clock
+    cache: CredentialCache, service: SecretsService, arn: str, clock: FixedClock
 ) -> None:
     """Once the pooler has learnt the new password, the next refusal already leads to it."""
     service.put(arn, login("second"))
@@ -448,14 +440,14 @@ def test_an_accepted_previous_version_that_is_refused_later_brings_the_new_one(
     assert cache.after_refusal(current, 3) is None
 
 
-def test_credentials_without_a_secret_cannot_be_renewed(clock: Clock) -> None:
+def test_credentials_without_a_secret_cannot_be_renewed(clock: FixedClock) -> None:
     """A URL's login that is refused stays refused: nothing is asked."""
     cache = CredentialCache(Settings(user="app", password="p"), clock=clock)
     assert cache.after_refusal(cache.get(3), 3) is None
 
 
 def test_an_outage_during_a_refusal_is_an_outage(
-    cache: CredentialCache, clock: Clock, environment: pytest.MonkeyPatch
+    cache: CredentialCache, clock: FixedClock, environment: pytest.MonkeyPatch
 ) -> None:
     """When nobody can say whether there is a new version, that is the error, and a passing one."""
     old = cache.get(3)
@@ -469,7 +461,7 @@ def test_an_outage_during_a_refusal_is_an_outage(
 
 
 def test_a_changed_secret_starts_a_new_generation(
-    cache: CredentialCache, service: SecretsService, arn: str, clock: Clock
+    cache: CredentialCache, service: SecretsService, arn: str, clock: FixedClock
 ) -> None:
     """Only a change of content counts: connections of before it are to be replaced."""
     cache.get(3)
@@ -487,7 +479,7 @@ IAM = Settings(auth="iam", host="db.example", user="app", region="us-east-1")
 
 
 def test_a_new_token_replaces_no_connection(
-    clock: Clock, environment: pytest.MonkeyPatch, service: SecretsService
+    clock: FixedClock, environment: pytest.MonkeyPatch, service: SecretsService
 ) -> None:
     """IAM tokens matter at a connect only; each is another one, in the same generation."""
     made = iter(["token-1", "token-2"])
@@ -500,7 +492,7 @@ def test_a_new_token_replaces_no_connection(
     assert (cache.generation, cache.refreshes) == (first, 2)
 
 
-def test_a_refused_token_is_made_anew(clock: Clock, environment: pytest.MonkeyPatch) -> None:
+def test_a_refused_token_is_made_anew(clock: FixedClock, environment: pytest.MonkeyPatch) -> None:
     """A token of keys that were changed meanwhile is replaced; there is no previous one."""
     made = iter(["token-1", "token-2", "token-2"])
     environment.setattr("lambda_pg._credentials.auth_token", lambda _: next(made))
@@ -513,7 +505,7 @@ def test_a_refused_token_is_made_anew(clock: Clock, environment: pytest.MonkeyPa
 
 
 def test_a_refused_token_is_made_anew_also_by_a_clock_that_was_set_back(
-    clock: Clock, environment: pytest.MonkeyPatch
+    clock: FixedClock, environment: pytest.MonkeyPatch
 ) -> None:
     """Else every login would be refused until the clock shows again what it once showed."""
     made = iter(["token-1", "token-2"])
@@ -683,14 +675,6 @@ def test_no_secret_whatsoever_does_harm(document: Any, cut: int | None, direct: 
             assert b"\0" not in (part or "").encode()
 
 
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition, at most 5 s."""
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 # --- a Secrets Manager that fails or throttles, and a secret that cannot be used now
 
 
@@ -743,7 +727,7 @@ def test_a_throttling_service_is_asked_once_a_second(arn: str) -> None:
 
 
 def test_a_throttled_look_at_the_previous_version_is_no_answer(
-    service: SecretsService, arn: str, clock: Clock
+    service: SecretsService, arn: str, clock: FixedClock
 ) -> None:
     """It is looked for again a second later, and not after half a minute."""
     service.put(arn, login("second"))
@@ -769,7 +753,7 @@ def put_text(service: SecretsService, arn: str, text: str) -> None:
 
 @pytest.mark.parametrize("text", UNUSABLE)
 def test_a_new_environment_takes_the_previous_version_of_an_unusable_secret(
-    cache: CredentialCache, service: SecretsService, arn: str, clock: Clock, text: str
+    cache: CredentialCache, service: SecretsService, arn: str, clock: FixedClock, text: str
 ) -> None:
     """Somebody is editing it: what was right until now is used until it is mended."""
     put_text(service, arn, text)
@@ -804,7 +788,7 @@ def test_an_unusable_secret_that_was_never_rotated_is_told(
 
 
 def test_a_refusal_looks_at_the_previous_version_of_an_unusable_secret(
-    cache: CredentialCache, service: SecretsService, arn: str, clock: Clock
+    cache: CredentialCache, service: SecretsService, arn: str, clock: FixedClock
 ) -> None:
     """A warm environment whose login is refused finds the version in between."""
     refused = cache.get(3)
@@ -817,7 +801,7 @@ def test_a_refusal_looks_at_the_previous_version_of_an_unusable_secret(
 
 
 def test_a_refusal_with_an_unusable_secret_may_be_tried_again(
-    cache: CredentialCache, service: SecretsService, arn: str, clock: Clock
+    cache: CredentialCache, service: SecretsService, arn: str, clock: FixedClock
 ) -> None:
     """Where the previous version was the one refused, the secret's repair is waited for."""
     refused = cache.get(3)

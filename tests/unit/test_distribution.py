@@ -73,7 +73,7 @@ def test_it_needs_psycopg_and_nothing_else(distribution: Distribution) -> None:
     }
 
 
-@pytest.mark.parametrize("lock", ["layer/requirements.in", "requirements-dev.in"])
+@pytest.mark.parametrize("lock", ["layer/requirements.in", "requirements/dev.in"])
 def test_what_is_deployed_and_tested_is_what_it_accepts(
     distribution: Distribution, lock: str
 ) -> None:

@@ -14,8 +14,8 @@ from lambda_pg import Settings
 
 from lambda_pg_cdk.stage.loading import load
 from lambda_pg_cdk.stage.parameters import FOR_CLIENTS
-from tests import examples
-from tests.examples import CA, SECRET, VALUES, Example
+from tests.support import examples
+from tests.support.examples import CA, SECRET, VALUES, Example
 
 pytestmark = pytest.mark.once
 

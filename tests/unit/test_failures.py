@@ -18,9 +18,8 @@ from lambda_pg._failures import (
     classify_statement,
 )
 from psycopg import errors
-from psycopg.pq import DiagnosticField
 
-AT = 'connection failed: connection to server at "127.0.0.1", port 5432 failed: '
+from tests.support.failures import AT, pooler, said
 
 # Captured: PostgreSQL 15 and 17, PgBouncer 1.24.1, libpq 18.
 CAPTURED = [
@@ -238,31 +237,6 @@ def test_one_of_several_addresses_may_answer_later() -> None:
 def test_a_connect_that_timed_out_may_be_tried_again() -> None:
     """A timeout is told by its type, whatever its text."""
     assert classify_connect(errors.ConnectionTimeout("late")) is Failure.NOT_RUN
-
-
-def said(
-    severity: str, sqlstate: str, text: str, *, server: bool = True, source: str = ""
-) -> psycopg.Error:
-    """Make the error that psycopg makes of a message; a pooler sends no untranslated severity."""
-    fields: dict[int, bytes | None] = {
-        DiagnosticField.SEVERITY: severity.encode(),
-        DiagnosticField.SQLSTATE: sqlstate.encode(),
-        DiagnosticField.MESSAGE_PRIMARY: text.encode(),
-    }
-    if source:
-        fields[DiagnosticField.SOURCE_FUNCTION] = source.encode()
-    if server:
-        fields[DiagnosticField.SEVERITY_NONLOCALIZED] = severity.encode()
-    try:
-        kind = errors.lookup(sqlstate)
-    except KeyError:
-        kind = errors.get_base_exception(sqlstate)
-    return kind(f"{severity}:  {text}", info=fields)
-
-
-def pooler(sqlstate: str, text: str) -> psycopg.Error:
-    """Refuse as a pooler does."""
-    return said("FATAL", sqlstate, text, server=False)
 
 
 STATEMENT = [

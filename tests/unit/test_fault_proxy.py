@@ -5,11 +5,12 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from lambda_pg_cdk.local.faults.proxy import Connections, Direction, FaultProxy, can_blackhole
+from tests.support.waiting import wait_until
 
 QUIET = 0.1
 """Seconds without a byte after which a test believes that none comes."""
@@ -132,14 +133,6 @@ def test_latency_delays_both_directions_and_keeps_the_order(wire: Wire) -> None:
         assert under_way.wait(5)
     client.sendall(b"2")
     assert receive(server, 2) == b"12"
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Look until it holds, for at most 5 s."""
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline, "waited for 5 s"
-        time.sleep(0.005)
 
 
 @pytest.mark.parametrize("direction", [None, "to_server", "to_client"])

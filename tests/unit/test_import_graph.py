@@ -4,7 +4,8 @@ import ast
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -52,18 +53,19 @@ def name_of(file: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports(name: str, source: str, known: Iterable[str]) -> Iterator[str]:
-    """Yield the modules of the project that a module imports, wherever in it the import stands."""
+@cache
+def imports(name: str, source: str) -> frozenset[tuple[str, str]]:
+    """Return what a module imports, wherever in it the import stands: origins and names in them."""
     package = name.split(".") if name in PACKAGES else name.split(".")[:-1]
+    found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name in known)
+            found |= {(alias.name, "") for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             above = package[: len(package) - node.level + 1] if node.level else []
             origin = ".".join([*above, *filter(None, [node.module])])
-            for alias in node.names:
-                inner = f"{origin}.{alias.name}"
-                yield inner if inner in known else origin
+            found |= {(origin, alias.name) for alias in node.names}
+    return frozenset(found)
 
 
 MODULES = modules()
@@ -72,10 +74,12 @@ PACKAGES = frozenset(name for name, path in MODULES.items() if path.name == "__i
 
 def graph(sources: Mapping[str, str]) -> dict[str, set[str]]:
     """Map each module to those that it imports."""
-    return {
-        name: {other for other in imports(name, source, sources) if other in sources} - {name}
-        for name, source in sources.items()
-    }
+    found = {}
+    for name, source in sources.items():
+        names = {(origin, f"{origin}.{inner}") for origin, inner in imports(name, source)}
+        others = {inner if inner in sources else origin for origin, inner in names}
+        found[name] = (others & sources.keys()) - {name}
+    return found
 
 
 def circle(found: Mapping[str, set[str]]) -> list[str]:
@@ -176,9 +180,32 @@ def test_rooms_are_imported_by_one_name() -> None:
     """Nothing imports a room by its folder's name: the module would exist twice."""
     bare = defaultdict(list)
     for name, source in SOURCES.items():
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.ImportFrom) and not node.level and node.module:
-                first = node.module.split(".")[0]
-                if first in ROOMS and first != "lambda_pg":
-                    bare[name].append(node.module)
+        for origin, inner in imports(name, source):
+            first = origin.split(".")[0]
+            if inner and first in ROOMS and first != "lambda_pg":
+                bare[name].append(origin)
     assert dict(bare) == {}
+
+
+def imported_tests(sources: Mapping[str, str]) -> list[str]:
+    """List the modules that import a test module or a conftest."""
+    return [
+        f"{name} imports {other}"
+        for name, others in sorted(graph(sources).items())
+        for other in sorted(others)
+        if other.startswith("tests.") and other.split(".")[-1].startswith(("test_", "conftest"))
+    ]
+
+
+def test_no_test_imports_another() -> None:
+    """What several test modules need is in tests/support, so that each can be run alone."""
+    assert imported_tests(SOURCES) == []
+
+
+def test_a_test_that_imports_another_is_found() -> None:
+    """One such import is reported by name."""
+    line = "from tests.unit.test_budget import CONFIG"
+    module = "tests.unit.test_pulse"
+    assert imported_tests({**SOURCES, module: f"{SOURCES[module]}\n{line}\n"}) == [
+        f"{module} imports tests.unit.test_budget"
+    ]

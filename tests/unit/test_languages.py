@@ -14,8 +14,8 @@ import pytest
 from lambda_pg._failures import Failure, classify_connect, classify_statement, is_unexplained
 from lambda_pg._languages import EXHAUSTED
 
-from tests.locales import make_locale
-from tests.unit.test_failures import AT, pooler
+from tests.support.failures import AT, pooler
+from tests.support.locales import make_locale
 
 MESSAGES = (
     "sorry, too many clients already",

@@ -20,7 +20,7 @@ case "$*" in
   *--version*) echo "Python {version}" ;;
   "-m venv"*) echo "$*" >> "$INSTALLED"; mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;
   "-m lambda_pg_cdk.local.install.checkout uv") echo uv ;;
-  "-m lambda_pg_cdk.local.install.checkout node_modules") npm ci ;;
+  "-m lambda_pg_cdk.local.install.checkout node_modules"*) shift 2; npm ci "$@" ;;
   "-m lambda_pg_cdk.local up") echo "it started${{PYTHONDONTWRITEBYTECODE+ without bytecode}}" ;;
 esac
 """
@@ -52,9 +52,8 @@ class Machine:
         self.clone.mkdir()
         self.bin.mkdir()
         self.log = folder / "installed"
-        for name in ("Makefile", "requirements-dev.txt", "requirements-uv.txt"):
-            shutil.copy(ROOT / name, self.clone)
-        shutil.copy(ROOT / "package-lock.json", self.clone)
+        shutil.copy(ROOT / "Makefile", self.clone)
+        shutil.copytree(ROOT / "requirements", self.clone / "requirements")
         for name in TOOLS:
             (self.bin / name).symlink_to(str(shutil.which(name)))
         self.python("python3", "3.12.1")
@@ -118,9 +117,30 @@ def test_where_nothing_is_missing_everything_is_installed_once(machine: Machine)
     assert (done.returncode, done.stderr) == (0, "")
     installed = machine.installed
     assert "-m venv" in installed
-    assert "uv pip install" in installed
+    assert "uv pip sync" in installed
+    assert "requirements/dev.txt" in installed
     assert "npm ci" in installed
     assert machine.make("setup").returncode == 0
+    assert machine.installed == installed
+
+
+@pytest.mark.parametrize("target", ["up", "setup-local"])
+def test_a_cloud_does_not_wait_for_the_packages_of_tests(machine: Machine, target: str) -> None:
+    """No linter, no browser and no matplotlib; tests install them on top, without a new .venv."""
+    assert machine.make(target).returncode == 0
+    installed = machine.installed
+    assert "requirements/local.txt" in installed
+    assert "npm ci node_modules --omit=dev" in installed
+    assert "requirements/dev.txt" not in installed
+    done = machine.make("setup")
+    assert (done.returncode, done.stderr) == (0, "")
+    added = machine.installed.removeprefix(installed)
+    assert "-m venv" not in added
+    assert "requirements/dev.txt" in added
+    assert "npm ci node_modules\n" in added
+    installed = machine.installed
+    for again in (target, "setup"):
+        assert machine.make(again).returncode == 0
     assert machine.installed == installed
 
 

@@ -18,7 +18,7 @@ from lambda_pg import _secrets
 from lambda_pg._secrets import SecretError, fetch_secret
 from moto import mock_aws
 
-from tests.integration.servers import SecretsService
+from tests.support.servers import SecretsService
 
 ARN = "arn:aws:secretsmanager:us-east-1:000000000000:secret:app"
 LAYER = Path(__file__).parents[2] / "layer" / "python"

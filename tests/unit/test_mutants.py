@@ -1,20 +1,14 @@
 """The mutants of the chaos are made for the layer as it is."""
 
-import shutil
-from pathlib import Path
-
 import pytest
 
-from tests.mutants import LAYER, MUTANTS, mutate
+from tests.support.mutants import LAYER, MUTANTS, Mutant, mutated
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: f"{mutant[0]}: {mutant[2][:40]}")
-def test_a_mutant_still_fits_the_layer(mutant: tuple[str, str, str], tmp_path: Path) -> None:
+def test_a_mutant_still_fits_the_layer(mutant: Mutant) -> None:
     """It changes one place, and what it makes is Python; the chaos takes minutes to say so."""
-    name = mutant[0]
-    (tmp_path / LAYER).mkdir(parents=True)
-    shutil.copy(LAYER / name, tmp_path / LAYER)
-    mutate(tmp_path, *mutant)
-    changed = (tmp_path / LAYER / name).read_text()
-    compile(changed, name, "exec")
-    assert changed != (LAYER / name).read_text()
+    text = (LAYER / mutant[0]).read_text()
+    changed = mutated(mutant, text)
+    compile(changed, mutant[0], "exec")
+    assert changed != text

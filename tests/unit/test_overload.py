@@ -15,23 +15,15 @@ from lambda_pg._overload import (
     RetryBudget,
 )
 
+from tests.support.clocks import FixedClock
+
 WINDOW = 3.0
 
 
-class Clock:
-    """A wall clock that the test moves."""
-
-    now = 1_000_000.0
-
-    def __call__(self) -> float:
-        """Return the time."""
-        return self.now
-
-
 @pytest.fixture
-def clock() -> Clock:
+def clock() -> FixedClock:
     """A clock at an arbitrary time."""
-    return Clock()
+    return FixedClock()
 
 
 def spent(budget: RetryBudget) -> int:
@@ -43,14 +35,14 @@ def spent(budget: RetryBudget) -> int:
     return count
 
 
-def test_a_budget_can_be_spent_once(clock: Clock) -> None:
+def test_a_budget_can_be_spent_once(clock: FixedClock) -> None:
     """A new environment has the whole budget, and then nothing."""
     budget = RetryBudget(clock)
     assert spent(budget) == BUDGET
     assert not budget.spend()
 
 
-def test_a_budget_comes_back_with_time(clock: Clock) -> None:
+def test_a_budget_comes_back_with_time(clock: FixedClock) -> None:
     """What was spent comes back second by second, also by halves, and never more than all."""
     budget = RetryBudget(clock)
     spent(budget)
@@ -62,7 +54,7 @@ def test_a_budget_comes_back_with_time(clock: Clock) -> None:
     assert spent(budget) == BUDGET
 
 
-def test_a_clock_that_is_set_back_gives_and_takes_nothing(clock: Clock) -> None:
+def test_a_clock_that_is_set_back_gives_and_takes_nothing(clock: FixedClock) -> None:
     """The budget is what it was, and comes back from the new time on."""
     budget = RetryBudget(clock)
     spent(budget)
@@ -75,7 +67,7 @@ def test_a_clock_that_is_set_back_gives_and_takes_nothing(clock: Clock) -> None:
 @given(st.lists(st.tuples(st.floats(-10, 100), st.integers(0, 100)), max_size=30))
 def test_a_budget_bounds_the_retries_of_any_time(steps: list[tuple[float, int]]) -> None:
     """However time goes, no more is spent than the budget and what came back."""
-    clock = Clock()
+    clock = FixedClock()
     budget = RetryBudget(clock)
     total, earned = 0, 0.0
     for step, wanted in steps:
@@ -85,7 +77,7 @@ def test_a_budget_bounds_the_retries_of_any_time(steps: list[tuple[float, int]])
         assert total <= BUDGET + earned + 0.001
 
 
-def opened(clock: Clock) -> Breaker:
+def opened(clock: FixedClock) -> Breaker:
     """Open a breaker; the pause before its first probe runs."""
     breaker = Breaker(clock)
     for _ in range(FAILURES):
@@ -101,7 +93,7 @@ def refusal(breaker: Breaker) -> DatabaseUnavailableError:
     return caught.value
 
 
-def test_a_breaker_opens_after_failures_in_a_row(clock: Clock) -> None:
+def test_a_breaker_opens_after_failures_in_a_row(clock: FixedClock) -> None:
     """The first failures are tried in full; then requests fail at once and say how long for."""
     breaker = opened(clock)
     assert breaker.is_open
@@ -110,7 +102,7 @@ def test_a_breaker_opens_after_failures_in_a_row(clock: Clock) -> None:
     assert f"last {FAILURES} requests" in str(error)
 
 
-def test_a_success_between_failures_keeps_it_closed(clock: Clock) -> None:
+def test_a_success_between_failures_keeps_it_closed(clock: FixedClock) -> None:
     """Only failures in a row count."""
     breaker = Breaker(clock)
     for _ in range(10):
@@ -120,7 +112,7 @@ def test_a_success_between_failures_keeps_it_closed(clock: Clock) -> None:
     assert breaker.admit(WINDOW) == WINDOW
 
 
-def test_one_request_at_a_time_looks_for_the_database(clock: Clock) -> None:
+def test_one_request_at_a_time_looks_for_the_database(clock: FixedClock) -> None:
     """After the pause one request is a probe, which is short; the others still fail at once."""
     breaker = opened(clock)
     clock.now += PROBE_PAUSE[1]
@@ -133,7 +125,7 @@ def test_one_request_at_a_time_looks_for_the_database(clock: Clock) -> None:
     assert breaker.admit(0.5) == 0.5
 
 
-def test_a_probe_that_finds_the_database_closes_it(clock: Clock) -> None:
+def test_a_probe_that_finds_the_database_closes_it(clock: FixedClock) -> None:
     """From then on every request is tried in full, and it takes as many failures to open again."""
     breaker = opened(clock)
     clock.now += PROBE_PAUSE[1]
@@ -143,7 +135,7 @@ def test_a_probe_that_finds_the_database_closes_it(clock: Clock) -> None:
     assert breaker.admit(WINDOW) == breaker.admit(WINDOW) == WINDOW
 
 
-def test_a_probe_that_never_reports_is_followed_by_another(clock: Clock) -> None:
+def test_a_probe_that_never_reports_is_followed_by_another(clock: FixedClock) -> None:
     """An invocation may end without a word: the breaker does not wait for it."""
     breaker = opened(clock)
     clock.now += PROBE_PAUSE[1]
@@ -152,7 +144,7 @@ def test_a_probe_that_never_reports_is_followed_by_another(clock: Clock) -> None
     assert breaker.admit(WINDOW) == PROBE
 
 
-def test_a_clock_that_is_set_back_lets_a_probe_through(clock: Clock) -> None:
+def test_a_clock_that_is_set_back_lets_a_probe_through(clock: FixedClock) -> None:
     """No hour of failing fast follows an hour that the clock is set back."""
     breaker = opened(clock)
     clock.now -= 3600
@@ -160,21 +152,21 @@ def test_a_clock_that_is_set_back_lets_a_probe_through(clock: Clock) -> None:
     refusal(breaker)
 
 
-def test_a_thawed_environment_probes_at_once(clock: Clock) -> None:
+def test_a_thawed_environment_probes_at_once(clock: FixedClock) -> None:
     """Frozen while open, an environment looks again with its first request."""
     breaker = opened(clock)
     clock.now += 3600
     assert breaker.admit(WINDOW) == PROBE
 
 
-def test_probes_of_a_fleet_do_not_march(clock: Clock) -> None:
+def test_probes_of_a_fleet_do_not_march(clock: FixedClock) -> None:
     """The pause before a probe is spread over its bounds."""
     pauses = {refusal(opened(clock)).retry_after for _ in range(50)}
     assert len(pauses) > 40
     assert min(pauses) < sum(PROBE_PAUSE) / 2 < max(pauses)
 
 
-def test_a_slow_login_in_vain_is_followed_by_a_rest(clock: Clock) -> None:
+def test_a_slow_login_in_vain_is_followed_by_a_rest(clock: FixedClock) -> None:
     """A pooler with too many logins to do is not given another at once; its time doubles."""
     breaker = Breaker(clock)
     breaker.logged_in(4)
@@ -189,7 +181,7 @@ def test_a_slow_login_in_vain_is_followed_by_a_rest(clock: Clock) -> None:
     assert 2 <= breaker.rest <= 8
 
 
-def test_a_quick_login_is_followed_by_no_rest(clock: Clock) -> None:
+def test_a_quick_login_is_followed_by_no_rest(clock: FixedClock) -> None:
     """Of a healthy pooler, whatever it refuses."""
     breaker = Breaker(clock)
     breaker.failed()

@@ -15,7 +15,7 @@ from lambda_pg_cdk.pgbouncer.metrics import (
 )
 from lambda_pg_cdk.pgbouncer.session import Row
 from lambda_pg_cdk.pgbouncer.settings import MetricsSettings
-from tests.unit.embedded_metrics import assert_embedded_metrics
+from tests.support.embedded_metrics import assert_embedded_metrics
 
 SETTINGS = MetricsSettings(60, "LambdaPg", "dev")
 AT = b"2026-11-25 19:09:43.884 UTC [6982] WARNING C-0x5555: app/app_user@10.0.1.2:54496 "

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lambda_pg_cdk.local.processes import wait_until
 from lambda_pg_cdk.pgbouncer.pulse import IDLE_LOOKS, MOST_LOOKS, Usage, Verdict, usage_of
+from tests.support.waiting import wait_until
 
 STOPPED = Usage("T", 100)
 SLEEPING = Usage("S", 100)

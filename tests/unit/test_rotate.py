@@ -10,10 +10,10 @@ from moto import mock_aws
 
 from lambda_pg_cdk.stacks.database import ADMIT, REPORT, ROTATION_OFF
 from lambda_pg_cdk.stacks.pooler.pgbouncer import METRICS
-from tests.integration.functions import load_function
-from tests.integration.layer import Context
-from tests.unit.canary import CANARY, assert_nowhere
-from tests.unit.embedded_metrics import assert_embedded_metrics
+from tests.support.canary import CANARY, assert_nowhere
+from tests.support.context import Context
+from tests.support.embedded_metrics import assert_embedded_metrics
+from tests.support.functions import load_function
 
 MASTER = "arn:aws:secretsmanager:us-east-1:123456789012:secret:master"
 EVENT = {"Step": "createSecret", "SecretId": "arn:aws:app", "ClientRequestToken": "a-token"}

@@ -30,8 +30,9 @@ from lambda_pg._secrets import (
 )
 
 from lambda_pg_cdk.local.servers.certificates import Authority
-from tests.integration.servers import SecretsService
-from tests.unit.canary import CANARY, assert_nowhere
+from tests.support.canary import CANARY, assert_nowhere
+from tests.support.servers import SecretsService
+from tests.support.waiting import wait_until
 
 ARN = "arn:aws:secretsmanager:us-east-1:000000000000:secret:app"
 SECRET = json.dumps({"username": "app", "password": CANARY})
@@ -738,10 +739,7 @@ def test_the_secret_is_fetched_while_psycopg_is_imported(service: Service) -> No
     """The request is out before the import of psycopg begins; one is enough, without boto3."""
 
     def asked() -> str:
-        deadline = time.monotonic() + 20
-        while not service.requests:
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        wait_until(lambda: service.requests, what="a request")
         return "asked\n"
 
     user, modules = run(WHOLE, LAMBDA | {"AWS_ENDPOINT_URL": service.url}, asked)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.integration.tracing import Spans
+from tests.support.tracing import Spans
 
 SUMMARIES = {
     "SELECT * FROM wuser_table WHERE username = %s": "SELECT wuser_table",

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from psycopg import errors
 
-from tests.integration.functions import load_function
-from tests.integration.layer import Context
-from tests.unit.canary import CANARY, assert_nowhere
+from tests.support.canary import CANARY, assert_nowhere
+from tests.support.context import Context
+from tests.support.functions import load_function
 
 SUBJECT = "6f2b1c1e-3f0e-4d5a-9f0b-1a2b3c4d5e6f"
 EVENT = {

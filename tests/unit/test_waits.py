@@ -7,7 +7,7 @@ import pytest
 from lambda_pg._connector import TCP_USER_TIMEOUT
 
 from lambda_pg_cdk.pgbouncer.configuration import login_timeout
-from tests.waits import IN_FLIGHT, RETRANSMISSIONS, SURVIVED, WAITS, survived
+from tests.support.wait_sums import IN_FLIGHT, RETRANSMISSIONS, SURVIVED, WAITS, survived
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "operations.md").read_text()
 TEXT = " ".join(PAGE.split())

@@ -21,7 +21,7 @@ from lambda_pg_cdk.local import processes
 from lambda_pg_cdk.local.install.pgbouncer_discovery import PgBouncerBinary
 from lambda_pg_cdk.local.paths import shareable
 from lambda_pg_cdk.local.servers.pgbouncer import Pooler
-from tests.integration.servers import PoolerFixture
+from tests.support.servers import PoolerFixture
 
 RUN_DIR = "/run/pgbouncer"
 # Started as root; what it starts has no privilege and sees nothing but the image, /proc and /dev.
@@ -29,7 +29,7 @@ ENTER = f"""
 mount --bind "$1" "$1" && mount -o remount,bind,ro "$1"
 mount --bind "$2" "$1{RUN_DIR}"
 mount --rbind /dev "$1/dev" && mount -t proc proc "$1/proc"
-exec "$3" -m tests.integration.image "$1"
+exec "$3" -m tests.support.image "$1"
 """
 # From <linux/prctl.h>.
 PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG = 24, 38, 1

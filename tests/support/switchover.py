@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import operator
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
-from lambda_pg import CommitOutcomeUnknownError, Database, DatabaseUnavailableError, Settings
+from lambda_pg import Settings
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import TupleRow
 
@@ -20,13 +19,34 @@ from lambda_pg_cdk.local import processes
 from lambda_pg_cdk.local.faults.proxy import FaultProxy
 from lambda_pg_cdk.local.install.postgres_discovery import find_postgres
 from lambda_pg_cdk.local.servers.postgres import HBA, Postgres
-from tests.integration.layer import Load, wait_until
-from tests.integration.servers import DATABASE
+from tests.support.load import Ledger
+from tests.support.servers import DATABASE, MAJOR, MASTER
+from tests.support.waiting import wait_until
 
-MAJOR = 17
 NAME = "database.internal"
 """A name that the servers' certificates are for, and that leads nowhere."""
-MASTER = ("master", "canary-of-the-master")
+
+
+def start_with_table(server: Postgres) -> None:
+    """Start a new server, with its master and an empty table `counter`."""
+    server.start()
+    server.create_master(*MASTER, DATABASE)
+    with psycopg.connect(make_conninfo(server.superuser_dsn, dbname=DATABASE)) as admin:
+        admin.execute("CREATE TABLE counter (n int)")
+        admin.execute("GRANT ALL ON counter TO PUBLIC")
+
+
+def copy_server(origin: Postgres, copy: Postgres) -> None:
+    """Stop a server and copy its files."""
+    origin.stop("fast")
+    subprocess.run(["cp", "-a", str(origin.folder), str(copy.folder)], check=True)
+
+
+def mark_standby(server: Postgres) -> None:
+    """Have a stopped server start as a standby."""
+    signal_file = server.folder / "data" / "standby.signal"
+    signal_file.touch()
+    processes.own(signal_file, processes.service_account())
 
 
 class Replicated(Postgres):
@@ -38,9 +58,7 @@ class Replicated(Postgres):
         self.parameters["primary_conninfo"] = make_conninfo(
             host=str(leader.folder / "socket"), port=leader.port, user="postgres", password=password
         )
-        signal_file = self.folder / "data" / "standby.signal"
-        signal_file.touch()
-        processes.own(signal_file, processes.service_account())
+        mark_standby(self)
         self.start()
 
     def _write_settings(self) -> None:
@@ -125,13 +143,8 @@ def running_pair() -> Iterator[Pair]:
         for name in ("a", "b")
     )
     try:
-        first.start()
-        first.create_master(*MASTER, DATABASE)
-        with psycopg.connect(make_conninfo(first.superuser_dsn, dbname=DATABASE)) as admin:
-            admin.execute("CREATE TABLE counter (n int)")
-            admin.execute("GRANT ALL ON counter TO PUBLIC")
-        first.stop("fast")
-        subprocess.run(["cp", "-a", str(first.folder), str(second.folder)], check=True)
+        start_with_table(first)
+        copy_server(first, second)
         first.start()
         second.follow(first)
         with FaultProxy("127.0.0.1", first.port) as address:
@@ -144,45 +157,6 @@ def running_pair() -> Iterator[Pair]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-class Ledger(Load):
-    """Writers that each note which rows were acknowledged, and of which nobody knows."""
-
-    def __init__(
-        self,
-        db: Database[TupleRow],
-        write: Callable[[Database[TupleRow], int], object],
-        first: int,
-    ) -> None:
-        """Begin with no row; numbers count from `first`."""
-        super().__init__(db)
-        self._write = write
-        self._next = first
-        self.acknowledged: list[int] = []
-        self.unknown: list[int] = []
-        self.refused = 0
-
-    def _request(self) -> None:
-        self._next += 1
-        try:
-            self._write(self._db, self._next)
-        except CommitOutcomeUnknownError:
-            self.unknown.append(self._next)
-        except DatabaseUnavailableError:
-            self.refused += 1
-        else:
-            self.acknowledged.append(self._next)
-
-
-def insert_alone(db: Database[TupleRow], number: int) -> None:
-    """Write one row in autocommit."""
-    db.execute("INSERT INTO counter VALUES (%s)", [number])
-
-
-def insert_as_work(db: Database[TupleRow], number: int) -> None:
-    """Write one row as a unit of work."""
-    db.run_transaction(lambda held: held.execute("INSERT INTO counter VALUES (%s)", [number]))
-
-
 def assert_clean(pair: Pair, ledgers: list[Ledger]) -> None:
     """Hold the rows against what the writers were told: none lost, none twice, none hidden."""
     rows = pair.rows()
@@ -193,15 +167,3 @@ def assert_clean(pair: Pair, ledgers: list[Ledger]) -> None:
     assert len(rows) == len(set(rows)), "a row is there twice"
     assert acknowledged <= set(rows), "an acknowledged row is lost"
     assert set(rows) <= acknowledged | unknown, "a row is there that was refused"
-
-
-def wait_for_rows(ledgers: list[Ledger]) -> None:
-    """Wait until every writer has had some more rows acknowledged."""
-    goal = [len(ledger.acknowledged) + 20 for ledger in ledgers]
-    wait_until(lambda: all(map(operator.ge, (len(each.acknowledged) for each in ledgers), goal)))
-
-
-def wait_for_refusals(ledgers: list[Ledger]) -> None:
-    """Wait until every writer was refused once more."""
-    before = [ledger.refused for ledger in ledgers]
-    wait_until(lambda: all(map(operator.gt, (each.refused for each in ledgers), before)))

@@ -1,7 +1,9 @@
 """The CDK command line against a running cloud, as used in another terminal."""
 
 import asyncio
+import json
 from pathlib import Path
+from typing import Any
 
 from lambda_pg_cdk import PROJECT
 from lambda_pg_cdk.local.cloud import LocalCloud
@@ -19,3 +21,17 @@ def cdk(cloud: LocalCloud, folder: Path, *arguments: str, app: Path = PROJECT) -
 def deployed_assembly(cloud: LocalCloud) -> Path:
     """Name the folder of the templates that the cloud has deployed."""
     return cloud.folder / "cdk" / "cdk.out"
+
+
+def application_login(cloud: LocalCloud) -> dict[str, Any]:
+    """Read the application's current user and password."""
+    client = cloud.client("secretsmanager")
+    text = client.get_secret_value(SecretId=secret_arn(cloud))["SecretString"]
+    login: dict[str, Any] = json.loads(text)
+    return login
+
+
+def secret_arn(cloud: LocalCloud) -> str:
+    """Read the application's secret from what the stage publishes."""
+    parameter = cloud.client("ssm").get_parameter(Name="/lambda-pg/local/pooler/secret-arn")
+    return str(parameter["Parameter"]["Value"])

@@ -2,7 +2,6 @@
 
 import select
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -14,7 +13,8 @@ from lambda_pg import Database, Settings
 from psycopg.rows import TupleRow
 
 from lambda_pg_cdk.stage.loading import load_stage
-from tests.integration.servers import DATABASE, PoolerFixture
+from tests.support.servers import DATABASE, PoolerFixture
+from tests.support.waiting import wait_until
 
 PASSWORD = "canary-Pa55word"
 APPLICATION = "layer-test"
@@ -22,37 +22,6 @@ APPLICATION = "layer-test"
 Admin = psycopg.Connection[TupleRow]
 Open = Callable[..., Database[TupleRow]]
 """Makes a database with other settings than the defaults."""
-
-
-class Context:
-    """The part of Lambda's context that the layer reads."""
-
-    def __init__(self, seconds: float, request_id: str = "") -> None:
-        """Start an invocation that may take `seconds`."""
-        self.aws_request_id = request_id
-        self._until = time.monotonic() + seconds
-
-    def get_remaining_time_in_millis(self) -> int:
-        """Return what is left."""
-        return max(0, int((self._until - time.monotonic()) * 1000))
-
-
-class Clock:
-    """The wall's clock, which can be set."""
-
-    def __init__(self) -> None:
-        """Begin with the right time."""
-        self.shift = 0.0
-
-    def __call__(self) -> float:
-        """Tell the time."""
-        return time.time() + self.shift
-
-    def govern(self, db: Database[TupleRow]) -> Database[TupleRow]:
-        """Let a database live by this clock."""
-        for part in (db._pool, db._credentials, db._retry.breaker, db._retry.budget):
-            part._clock = self
-        return db
 
 
 @contextmanager
@@ -98,14 +67,6 @@ def scalar(db: Database[TupleRow], query: str) -> object:
     return row[0] if row else None
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    """Look until it holds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited for {seconds:g} s"
-        time.sleep(0.02)
-
-
 def settings_for(pooler: PoolerFixture) -> Settings:
     """Say what the stacks say to a function: endpoint, CA and the ARN of the secret."""
     return Settings(
@@ -116,46 +77,6 @@ def settings_for(pooler: PoolerFixture) -> Settings:
         profile="pgbouncer",
         ca_pem=pooler.authority.pem,
     )
-
-
-class Load:
-    """Statements one after the other from a thread, until told to stop."""
-
-    def __init__(self, db: Database[TupleRow]) -> None:
-        """Start nothing yet."""
-        self._db = db
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-        self.served = 0
-        self.errors: list[Exception] = []
-
-    def __enter__(self) -> "Load":
-        """Start."""
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Stop and wait."""
-        self._stop.set()
-        self._thread.join()
-
-    def wait_for(self, more: int) -> None:
-        """Wait until so many more statements were served, or one failed."""
-        goal, deadline = self.served + more, time.monotonic() + 20
-        while self.served < goal and not self.errors:
-            assert time.monotonic() < deadline, f"{goal - self.served} statements are missing"
-            time.sleep(0.01)
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            try:
-                self._request()
-                self.served += 1
-            except Exception as error:  # noqa: BLE001 - whatever comes is what the test counts
-                self.errors.append(error)
-
-    def _request(self) -> None:
-        self._db.execute("SELECT 1", claims={"sub": "a"}, idempotent=True)
 
 
 def end_backends(pooler: PoolerFixture) -> None:

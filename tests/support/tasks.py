@@ -19,10 +19,10 @@ import psycopg
 from botocore.config import Config
 
 from lambda_pg_cdk.local.faults.proxy import FaultProxy
-from lambda_pg_cdk.local.processes import wait_until
 from lambda_pg_cdk.local.servers.pgbouncer import Pooler
 from lambda_pg_cdk.pgbouncer.peers import peer_of
-from tests.integration.servers import REGION, PoolerFixture
+from tests.support.servers import REGION, PoolerFixture
+from tests.support.waiting import wait_until
 
 NAMESPACE = "app.internal"
 

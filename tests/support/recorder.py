@@ -18,7 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, Self
 
+from psycopg.conninfo import conninfo_to_dict
+
 from lambda_pg_cdk.local.servers.certificates import Authority
+from lambda_pg_cdk.local.servers.postgres import Postgres
 
 Sender = Literal["client", "server"]
 Profile = Literal["rds-proxy", "pgbouncer"]
@@ -436,3 +439,40 @@ def broken_rules(message: Message) -> Iterator[str]:
 def _statements(query: str) -> list[str]:
     bare = _TEXTS.sub(lambda text: " " if text[0].startswith(("-", "/")) else "''", query)
     return [" ".join(statement.split()).upper() for statement in bare.split(";")]
+
+
+LEAKING_STATEMENTS = [
+    ("SET", "SET statement_timeout = 1000"),
+    ("SET", "set\n  session statement_timeout = 1000"),
+    ("SET", "SELECT 1; RESET ALL"),
+    ("SET", "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"),
+    ("set_config for the session", "SELECT set_config('a.b', '1', false)"),
+    ("SQL PREPARE", "PREPARE p AS SELECT 1"),
+    ("SQL PREPARE", "PREPARE p AS SELECT 1; EXECUTE p"),
+    ("SQL PREPARE", "DEALLOCATE ALL"),
+    ("DISCARD", "DISCARD ALL"),
+    ("LISTEN", "LISTEN news"),
+    ("LISTEN", "/* a /* nested */ comment */ UNLISTEN *"),
+    ("LOAD", "LOAD 'plpgsql'"),
+    ("session advisory lock", "SELECT pg_advisory_lock(1)"),
+    ("session advisory lock", "SELECT pg_try_advisory_lock_shared(1)"),
+    ("session advisory lock", "SELECT 1 WHERE pg_advisory_unlock(1)"),
+    ("temporary object", "CREATE TEMP TABLE t (n int)"),
+    ("temporary object", "CREATE LOCAL TEMPORARY SEQUENCE s"),
+    ("temporary object", "CREATE OR REPLACE TEMP VIEW v AS SELECT 1"),
+    ("temporary object", "SELECT 1 AS n INTO TEMP t"),
+    ("temporary object", "CREATE TABLE pg_temp.t (n int)"),
+    ("cursor WITH HOLD", "DECLARE c CURSOR WITH HOLD FOR SELECT 1"),
+]
+
+PINNING_STATEMENTS = [
+    ("cursor", "BEGIN; DECLARE c NO SCROLL CURSOR FOR SELECT 1; COMMIT"),
+    ("sequence", "SELECT nextval('visits')"),
+    ("statement over 16 KB", f"SELECT '{'x' * 17_000}'"),
+]
+
+
+def socket_of(postgres: Postgres) -> Path:
+    """Return the server's socket."""
+    folder = conninfo_to_dict(postgres.superuser_dsn)["host"]
+    return Path(f"{folder}/.s.PGSQL.{postgres.port}")

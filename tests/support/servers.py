@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import secrets
+import socket
+import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
 import boto3
+import psutil
 import psycopg
 from moto.server import ThreadedMotoServer
 from psycopg import sql
@@ -22,6 +25,8 @@ from lambda_pg_cdk.local.servers.postgres import Postgres
 
 REGION = "us-east-1"
 DATABASE = "app"
+MAJOR = 17
+MASTER = ("master", "canary-of-the-master")
 
 
 class SecretsService:
@@ -206,3 +211,37 @@ def waiting_clients(pooler: PoolerFixture) -> int:
         names = [column.name for column in cursor.description or []]
         rows = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
     return sum(int(row["cl_waiting"]) for row in rows if row["database"] == DATABASE)
+
+
+def answer(connection: psycopg.Connection) -> int:
+    """Ask a trivial question."""
+    row = connection.execute("SELECT 1").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def logs_in(pooler: PoolerFixture) -> bool:
+    """Tell whether a new client gets an answer."""
+    try:
+        with pooler.connect() as connection:
+            return answer(connection) == 1
+    except psycopg.OperationalError:
+        return False
+
+
+def served_certificate(pooler: PoolerFixture) -> bytes:
+    """Ask the pooler for its certificate as a PostgreSQL client does."""
+    context = ssl.create_default_context(cafile=str(pooler.ca_file))
+    with socket.create_connection(("127.0.0.1", pooler.port), timeout=5) as plain:
+        plain.sendall(bytes.fromhex("0000000804d2162f"))  # SSLRequest
+        assert plain.recv(1) == b"S"
+        with context.wrap_socket(plain, server_hostname="127.0.0.1") as wrapped:
+            certificate = wrapped.getpeercert(binary_form=True)
+            assert certificate is not None
+            return certificate
+
+
+def pgbouncer_of(pooler: PoolerFixture) -> psutil.Process:
+    """Find the PgBouncer that the supervisor has started."""
+    (child,) = psutil.Process(pooler.process.pid).children()
+    return child
