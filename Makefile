@@ -48,7 +48,7 @@ help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 .PHONY: demo
-demo: servers setup-local ## deploy the app to a local cloud, call it, storm it, stop it
+demo: servers setup-local ## deploy the app to a local cloud, call it, send it 500 requests at once, stop it
 	@$(RUN) -m benchmarks.demo
 
 # Most tests wait for servers and clouds that they start or break, so four processes run side by

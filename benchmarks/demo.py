@@ -1,4 +1,4 @@
-"""The demo: deploy to a local cloud, call each route, storm it, stop it."""
+"""The demo: deploy to a local cloud, call each route, send it 500 requests at once, stop it."""
 
 import sys
 import time

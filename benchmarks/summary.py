@@ -62,8 +62,8 @@ def cost_summary(overhead: Result, cold_start: Result) -> str:
     )
     cold = _ratio(row for row in cold_start["rows"] if row["name"] == "lambda-pg")
     return (
-        f"Compared with bare psycopg, a warm lookup takes **{warm:.2f}** times as long, and a cold "
-        f"start to the first row {cold:.2f} times."
+        f"Compared with bare psycopg, a warm lookup takes **{warm:.2f}** times as long. A cold "
+        f"start, up to its first row, takes {cold:.2f} times as long."
     )
 
 

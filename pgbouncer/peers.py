@@ -68,8 +68,9 @@ class Peering:
             return
         if own.id == 0:
             raise SettingsError(
-                f"this task's address, {own.address}, cannot be a peer's: the low {PEER_ID_BITS} "
-                "bits are its peer_id, and they are 0. Start the task again: it gets another one."
+                f"this task cannot use its address {own.address}: the last {PEER_ID_BITS} bits are "
+                "the task's peer_id, which must not be 0. Replace the task: the next one has "
+                "another address."
             )
         self._reported.clear()
         self._group = Group(own, (own,))
@@ -97,7 +98,9 @@ class Peering:
         if group is None:
             return None
         if isinstance(found, Exception):
-            self._report_once(kind_of(found), f"{self._where} (keeping the last good set): {found}")
+            self._report_once(
+                kind_of(found), f"{self._where}: {found}; the last valid peers stay in use"
+            )
             return group
         peers, problems = choose(group.own, found)
         for problem in problems:

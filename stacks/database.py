@@ -226,7 +226,7 @@ class DatabaseStack(Stack):
         rule = events.Rule(
             self,
             "RotationReport",
-            description="Have it told whether the application's secret is rotated at all",
+            description="Report whether the application's secret is rotated",
             schedule=events.Schedule.rate(Duration.hours(REPORT_HOURS)),
             targets=[
                 events_targets.LambdaFunction(

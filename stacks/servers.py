@@ -238,7 +238,7 @@ def _suppress_findings(server: Construct, config: Config) -> None:
     suppress_permission(
         keeper,
         aws_policy("AWSLambdaBasicExecutionRole"),
-        "AWS's own policy for writing logs, of CDK's own function.",
+        "CDK creates this function, with AWS's managed policy for writing logs.",
     )
     port = "The port is no secret: security groups decide who may reach it."
     suppress(server, RDS11=port)

@@ -72,7 +72,7 @@ def alarm_problem(config: Config) -> str | None:
     return problem(
         "observability.email",
         None,
-        "be set when termination_protection is true: nobody would receive the alarms. Set an"
+        "be set when termination_protection is true: otherwise nobody receives the alarms. Set an"
         ' address in the stage\'s block of cdk.json: "observability": { "email": "…" }',
     )
 

@@ -346,7 +346,7 @@ POOLER_RESET: Final = Fault(
     "pooler-reset", "functions' connections reset", 0, on_wire("pooler", "reset")
 )
 ANSWERS_LOST: Final = Fault(
-    "answers-lost", f"{RESETS} resets with answers under way", 0, lose_answers
+    "answers-lost", f"{RESETS} connection resets while answers are on their way", 0, lose_answers
 )
 POOL_FULL: Final = Fault("pool-full", "slow queries fill the pool for 1 s", 1, fill_pool)
 POOL_FULL_LONG: Final = Fault("pool-full-long", "slow queries fill the pool for 6 s", 6, fill_pool)

@@ -52,7 +52,7 @@ class RequestReader:
         """Add received bytes; raise UnreadableError."""
         self._received += data
         if len(self._received) > MAX_HEAD_BYTES + self._max_body:
-            raise UnreadableError("more than one request at a time")
+            raise UnreadableError("the client sent a request before the last one was answered")
 
     def next(self) -> Request | None:
         """Return the next request if it is complete; raise UnreadableError."""

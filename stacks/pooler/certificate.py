@@ -134,7 +134,9 @@ class Certificate(Construct):
             schedule=events.Schedule.rate(Duration.days(7)),
             targets=[events_targets.LambdaFunction(self.function, retry_attempts=2)],
         )
-        suppress_serverless(rule, EventBusDLQ="An event that is lost comes again in a week.")
+        suppress_serverless(
+            rule, EventBusDLQ="If an event is lost, the next one comes after a week."
+        )
 
 
 def _close(secret: secretsmanager.Secret, *readers: iam.IGrantable) -> None:

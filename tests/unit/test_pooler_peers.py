@@ -216,7 +216,8 @@ def test_a_failing_look_keeps_the_last_good_set_and_is_told_once(
     for outcome in (down, denied, down, denied, ValueError("?")):
         assert found(outcome) == known
     assert len(reports) == 3
-    assert all("peers of pooler in app.internal (keeping the last good" in one for one in reports)
+    assert all("peers of pooler in app.internal: " in one for one in reports)
+    assert all(one.endswith("; the last valid peers stay in use") for one in reports)
     found(["10.0.0.9"])
     found(down)
     assert len(reports) == 4

@@ -105,7 +105,7 @@ def test_a_copied_url_is_understood(text: str, expected: Url) -> None:
         (f"postgresql://u@h/{CANARY}@h/d", "write / \\? # @ as %2F %3F %23 %40"),
         (f"postgresql://u:{CANARY}/x@h/d", "its port is not a number"),
         (f"postgresql://u:{CANARY}\n@h/d", "cannot be printed"),
-        (f"postgresql://u:{CANARY}%ff@h/d", "a password with %XX that is not UTF-8"),
+        (f"postgresql://u:{CANARY}%ff@h/d", "a password whose percent-encoded bytes are not UTF-8"),
         (f"postgresql://u:{CANARY}%00@h/d", "a password with %00"),
         ("postgresql://u:[YOUR-PASSWORD]@h/d", "put the password there"),
         (f"postgresql://u:{CANARY}@h/d?sslmode={CANARY}", "a value of sslmode that is not one of"),

@@ -359,7 +359,7 @@ class Connection(psycopg.Connection[Row]):
         if "\0" in text:
             raise psycopg.ProgrammingError("the statement holds a NUL character")
         if self.managed and ends_transaction(text):
-            self._refuse_inside("a statement that ends it")
+            self._refuse_inside("a statement that ends the transaction")
         if not (self.strict or self.profile.session):
             return True
         if self.strict:
@@ -539,8 +539,9 @@ class Connection(psycopg.Connection[Row]):
     def _refuse_inside(self, what: str) -> None:
         if self.managed:
             raise psycopg.ProgrammingError(
-                f"{what} inside a transaction that the layer began: leave its block to commit, "
-                "raise to roll back, and use connection.transaction() for a savepoint"
+                f"{what} is not allowed inside a transaction that the layer began: to commit, leave "
+                "the with block; to roll back, raise an exception; for a savepoint, use "
+                "connection.transaction()"
             )
 
     @property

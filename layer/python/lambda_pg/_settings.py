@@ -277,8 +277,9 @@ class _Reader:
         if text == "system":
             self.problems.append(
                 "PGSSLROOTCERT is 'system', which psycopg's wheel cannot find. Unset it: the layer "
-                "has the roots of AWS, Supabase and Neon. For another CA name its file, or the "
-                "system's (in Lambda /etc/pki/tls/certs/ca-bundle.crt)"
+                "has the roots of AWS, Supabase and Neon. To trust another CA, set it to the "
+                "path of that CA's file, or of the system's (in Lambda "
+                "/etc/pki/tls/certs/ca-bundle.crt)"
             )
         elif not _is_file(text):
             self.problems.append(f"PGSSLROOTCERT is {_shown(text)}, which is not a file")

@@ -136,7 +136,7 @@ def _decoded(text: str | None, part: str) -> str | None:
     try:
         decoded = unquote(text, errors="strict") if text else None
     except UnicodeDecodeError:
-        raise ValueError(f"has a {part} with %XX that is not UTF-8") from None
+        raise ValueError(f"has a {part} whose percent-encoded bytes are not UTF-8") from None
     if decoded and "\0" in decoded:
         raise ValueError(f"has a {part} with %00, which PostgreSQL cannot take")
     return decoded
