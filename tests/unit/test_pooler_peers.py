@@ -170,7 +170,7 @@ def test_an_own_address_without_a_number_says_what_to_do(
 ) -> None:
     """PgBouncer takes 0 for "no peering", without a word."""
     metadata.body = task_at("10.0.64.0")
-    with pytest.raises(SettingsError, match=r"10\.0\.64\.0.*peer_id.*Start the task again"):
+    with pytest.raises(SettingsError, match=r"10\.0\.64\.0.*peer_id.*Replace the task"):
         peering.learn_own()
 
 

@@ -97,7 +97,7 @@ def test_a_functions_password_can_be_accepted_by_name() -> None:
         ({"PGHOST": "@abstract"}, "PGHOST names a Unix socket: .*localhost"),
         ({"PGHOST": "db.example", "PGHOSTADDR": "10.0.0.7"}, "PGHOSTADDR is set.* set PGHOST"),
         ({"PGSERVICE": "production"}, "PGSERVICE is set, .* set PGHOST, PGPORT"),
-        ({"PGSSLROOTCERT": "system"}, "PGSSLROOTCERT is 'system', .* Unset it: .*name its file"),
+        ({"PGSSLROOTCERT": "system"}, "PGSSLROOTCERT is 'system', .* Unset it: .*trust another CA"),
     ],
 )
 def test_what_libpq_takes_and_the_layer_does_not_is_refused(
