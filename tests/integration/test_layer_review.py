@@ -335,7 +335,7 @@ def test_a_statement_that_ends_the_transaction_is_refused(
         connection.execute("INSERT INTO counter VALUES (1)")
         connection.execute(end)
 
-    with pytest.raises(psycopg.ProgrammingError, match="leave its block to commit"):
+    with pytest.raises(psycopg.ProgrammingError, match="to commit, leave the with block"):
         db.run_transaction(work)
     assert rows(admin) == []
 

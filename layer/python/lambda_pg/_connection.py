@@ -539,8 +539,8 @@ class Connection(psycopg.Connection[Row]):
     def _refuse_inside(self, what: str) -> None:
         if self.managed:
             raise psycopg.ProgrammingError(
-                f"{what} is not allowed in a transaction that the layer began: to commit, leave the "
-                "with block; to roll back, raise an exception; for a savepoint, use "
+                f"{what} is not allowed in a transaction that the layer began: to commit, leave "
+                "the with block; to roll back, raise an exception; for a savepoint, use "
                 "connection.transaction()"
             )
 
