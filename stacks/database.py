@@ -169,7 +169,7 @@ class DatabaseStack(Stack):
         suppress_zones(bastion)
         suppress(
             bastion,
-            EC28="Nobody waits for its metrics: it only passes a tunnel on.",
+            EC28="The bastion only forwards a tunnel: it needs no detailed monitoring.",
             EC29="It holds nothing, and a new one takes its place.",
         )
         suppress_permission(

@@ -414,8 +414,8 @@ def _pgbouncer(config: Config) -> Iterator[str]:
         yield problem(
             "pgbouncer.maximum_percent",
             settings.maximum_percent,
-            f"be 200 with pgbouncer.tasks {settings.tasks}, or pgbouncer.tasks must be larger: a"
-            " deployment could neither start a new task nor stop an old one",
+            f"be 200 with pgbouncer.tasks {settings.tasks}, or pgbouncer.tasks must be larger:"
+            " otherwise a deployment can neither start a new task nor stop an old one",
         )
 
 

@@ -241,7 +241,9 @@ class Control:
     @property
     def _faults(self) -> Faults:
         if self._parts.servers.faults is None:
-            raise LookupError("this local cloud has no faults: start it with Options(wires=True)")
+            raise LookupError(
+                "this local cloud cannot make faults: start it with Options(wires=True)"
+            )
         return self._parts.servers.faults
 
 

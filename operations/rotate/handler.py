@@ -217,8 +217,8 @@ def create_secret(versions: Versions) -> None:
     if pending == current:
         versions.drop()
         raise RotationError(
-            "AWSPENDING was the same login as AWSCURRENT, left by a trial of the schedule: its "
-            "label has been taken off, so rotate again"
+            "a trial of the schedule had left a version AWSPENDING with AWSCURRENT's login. The "
+            "label AWSPENDING has been removed from it: rotate again"
         )
     if pending is None:
         versions.store({**current, "username": user, "password": versions.make_password()})
@@ -248,8 +248,9 @@ def test_secret(versions: Versions) -> None:
         if versions.pending() != versions.current():
             raise
         raise RotationError(
-            f"{error}. It is AWSCURRENT's login, so this is the trial of a new schedule: before "
-            "the first deployment's migration, which makes the user, it fails and that is all right"
+            f"{error}. The tested login is AWSCURRENT's, so Secrets Manager only tries out a new "
+            "schedule. This test fails until the first deployment's migration has created the "
+            "user. Until then, ignore this error"
         ) from None
     finally:
         tester.close()

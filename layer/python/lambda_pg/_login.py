@@ -202,7 +202,9 @@ def _require_unchanged(connection: Connection[Any]) -> None:
     if connection.lost:
         raise psycopg.OperationalError("the connection was lost")
     if connection.pgconn.transaction_status != pq.TransactionStatus.IDLE:
-        raise psycopg.ProgrammingError("configure left a transaction open on a new connection")
+        raise psycopg.ProgrammingError(
+            "the function `configure` left a transaction open on a new connection"
+        )
     if connection.has_session_state:
         raise psycopg.ProgrammingError(f"configure set session state: {_ONLY_ADAPTERS}")
 
