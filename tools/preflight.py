@@ -203,7 +203,7 @@ def check_roles(config: Config, clients: Clients) -> Iterator[Finding]:
             if error.response["Error"]["Code"] != "NoSuchEntity":
                 raise
             yield Finding(
-                f"the account has no role {role} yet; the first deployment may fail because it is missing",
+                f"the account has no role {role} yet; without it, the first deployment may fail",
                 f"Run: aws iam create-service-linked-role --aws-service-name {service}",
                 blocks=False,
             )

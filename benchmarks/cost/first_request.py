@@ -157,8 +157,8 @@ def shortfalls(result: dict[str, Any]) -> list[str]:
     broken = []
     if found[MEASURED] > result["goal"]:
         broken.append(
-            f"a first request through lambda-pg took {found[MEASURED]} times as long as one through "
-            f"bare psycopg; the limit is {result['goal']}"
+            f"a first request through lambda-pg took {found[MEASURED]} times as long as one "
+            f"through bare psycopg; the limit is {result['goal']}"
         )
     if found[CONTROL] < CONTROL_LOSES:
         broken.append(
