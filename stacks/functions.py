@@ -231,5 +231,5 @@ def _allow_interfaces(function: lambda_.Function) -> None:
     suppress_permission(
         function,
         aws_policy(name),
-        "AWS's own policy for a function's network interfaces, whose ids nobody knows before.",
+        "AWS's own policy for network interfaces; Lambda creates them later, with unknown ids.",
     )

@@ -346,9 +346,9 @@ def _pgbouncer_line(config: Config, _limit: int) -> Line:
     settings = config.pgbouncer
     draining, tasks = settings.max_tasks, most_tasks(config)
     return Line(
-        f"PgBouncer: {tasks - draining} tasks during a deployment ({settings.max_tasks} at "
-        f"{settings.maximum_percent} %) and {draining} still draining from the previous one, "
-        f"x {settings.max_db_connections} for all users",
+        f"PgBouncer: ({tasks - draining} tasks during a deployment ({settings.max_tasks} at "
+        f"{settings.maximum_percent} %) + {draining} tasks of the previous deployment that still "
+        f"drain) x {settings.max_db_connections} connections of a task, all users together",
         tasks * settings.max_db_connections,
     )
 

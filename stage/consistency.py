@@ -460,6 +460,6 @@ def _external(config: Config) -> Iterator[str]:
         yield problem(
             "external.port",
             None,
-            "be set with network.vpc_id, to the port of the secret's `url`: the functions' security"
-            " groups allow that port only",
+            "be set, because network.vpc_id is: to the port of the secret's `url`, since the"
+            " functions' security groups allow that port only",
         )

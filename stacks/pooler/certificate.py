@@ -69,7 +69,10 @@ class Certificate(Construct):
             self.function.add_to_role_policy(
                 iam.PolicyStatement(actions=["secretsmanager:PutSecretValue"], resources=[arn])
             )
-            suppress(secret, SMG4="The certificate function renews what is in it, every week.")
+            suppress(
+                secret,
+                SMG4="The certificate function renews the content of this secret every week.",
+            )
         _close(authority, self.function)
         issued = self._issue(config, names)
         public.write(self, issued.get_att_string("CaCertificate"))
@@ -114,7 +117,7 @@ class Certificate(Construct):
         suppress_permission(
             provider,
             f"Resource::<{function}.Arn>:*",
-            "The CDK's own provider may call this function in any of its versions.",
+            "The CDK's own provider may call every version of this function.",
         )
 
     def _allow_publishing(self, public: Published) -> None:

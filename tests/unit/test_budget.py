@@ -58,7 +58,7 @@ def test_a_deployment_doubles_the_tasks_that_autoscaling_may_have_made() -> None
     """Old and new tasks run side by side, and those of the deployment before may still drain."""
     first = server(budget("dev")).lines[0]
     assert first.connections == (3 * 2 + 3) * 15
-    assert "6 tasks during a deployment (3 at 200 %) and 3 still draining" in first.what
+    assert "6 tasks during a deployment (3 at 200 %) + 3 tasks of the previous" in first.what
 
 
 def test_postgresql_limits_each_user_to_its_part_of_the_pooler_s_line() -> None:
@@ -112,8 +112,8 @@ REFUSALS: dict[str, tuple[dict[str, Any], tuple[Client, ...], str]] = {
         """\
 stage 'dev': the number of server connections that can exist is 194; must be at most 150 \
 (database.max_connections):
-     180  PgBouncer: 6 tasks during a deployment (3 at 200 %) and 3 still draining from the \
-previous one, x 20 for all users
+     180  PgBouncer: (6 tasks during a deployment (3 at 200 %) + 3 tasks of the previous \
+deployment that still drain) x 20 connections of a task, all users together
        2  migrations, over the direct URL
        2  a rotation
        5  administrators
@@ -129,8 +129,8 @@ database.max_connections to 194 (now 150); or set pgbouncer.max_tasks to 2 (now 
         """\
 stage 'dev': the number of server connections that can exist is 149; must be at most 79 (lower \
 bound of RDS's default for t4g.micro):
-     135  PgBouncer: 6 tasks during a deployment (3 at 200 %) and 3 still draining from the \
-previous one, x 15 for all users
+     135  PgBouncer: (6 tasks during a deployment (3 at 200 %) + 3 tasks of the previous \
+deployment that still drain) x 15 connections of a task, all users together
        2  migrations, over the direct URL
        2  a rotation
        5  administrators

@@ -206,7 +206,7 @@ def test_an_external_pooler_in_a_network_needs_its_port() -> None:
     external = {**ELSEWHERE, "database": {"kind": "none"}}
     assert configure("dev", external).external.port is None
     (problem,) = problems({**external, "network": network})
-    assert problem.startswith("external.port is null; must be set with network.vpc_id")
+    assert problem.startswith("external.port is null; must be set, because network.vpc_id is")
     given = {**external, "network": network, "external": {"secret_arn": ARN, "port": 6543}}
     assert configure("dev", given).external.port == 6543
 
