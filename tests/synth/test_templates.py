@@ -15,8 +15,8 @@ from lambda_pg._profiles import FLOW_IDLE
 from lambda_pg_cdk.layer.build import Target
 from lambda_pg_cdk.operations.migration_provider.handler import ANSWERING, STARTING
 from lambda_pg_cdk.pgbouncer.settings import Settings as PoolerSettings
-from lambda_pg_cdk.stacks import assets
 from lambda_pg_cdk.stacks.database import ADMIT
+from lambda_pg_cdk.stage import sources
 from lambda_pg_cdk.stage.budget import BudgetError
 from lambda_pg_cdk.stage.loading import load_stage
 from lambda_pg_cdk.stage.parameters import PARAMETERS
@@ -438,7 +438,7 @@ def test_other_packages_are_another_image(
     """A renewed lock has the next deployment build the image, though no code has changed."""
     files = pooler_context(Target("3.13", "arm64"))
     copy = shutil.copytree(files, tmp_path / "repository")
-    monkeypatch.setattr(assets, "PACKAGE", copy)
+    monkeypatch.setattr(sources, "PACKAGE", copy)
     before = image_hash(tmp_path / "before")
     assert image_hash(tmp_path / "again") == before
     renewed = copy / "pgbouncer" / lock

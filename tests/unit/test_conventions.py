@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.unit.test_import_graph import MODULES, SOURCES, room
+from tests.support.modules import MODULES, SOURCES, room
 
 METHODS, ATTRIBUTES = 20, 12
 """A class with more of them says in its docstring why: "Large because …"."""
