@@ -2,10 +2,12 @@
 
 import os
 import platform
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 
 import psutil
+
+from lambda_pg_cdk.local.install.installed import runtime_folder
 
 
 def machine() -> dict[str, str | int]:
@@ -28,6 +30,17 @@ def others(seconds: float = 3.0) -> float:
 def packages(*names: str) -> dict[str, str]:
     """Name the versions of Python and of distributions."""
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def packages_in_a_function() -> dict[str, str]:
+    """Name the versions of what a function of the local cloud runs."""
+    folder = [str(runtime_folder())]
+    runtime = {
+        name: found.version
+        for name in ("awslambdaric", "boto3")
+        for found in distributions(name=name, path=folder)
+    }
+    return {**packages("psycopg"), **runtime}
 
 
 def _processor() -> str:

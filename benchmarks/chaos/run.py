@@ -32,10 +32,10 @@ from benchmarks.chaos.goals import Effects, Goal, Measures, columns, measure, mi
 from benchmarks.chaos.ledger import WRONG, Request, audit, open_books, read_books
 from benchmarks.chaos.steady import Client, Load
 from benchmarks.conclusion import conclude
-from benchmarks.machine import machine, packages
+from benchmarks.machine import machine, packages_in_a_function
 from benchmarks.servers import versions
 from benchmarks.storm.connections import ConnectionLog, most_within
-from benchmarks.storm.run import RUNS_IN_A_FUNCTION, SHARED_MACHINE
+from benchmarks.storm.run import SHARED_MACHINE
 from benchmarks.tables import chaos_table, for_terminal
 from lambda_pg_cdk.local.cloud import LocalCloud, Options
 from lambda_pg_cdk.local.faults import catalogue as faults
@@ -520,7 +520,7 @@ def run(cloud: LocalCloud, seed: int, count: int, report: Report, command: str) 
     servers = versions(status["postgres"]["dsn"], status["pooler"]["admin_dsn"])
     return {
         "machine": machine(),
-        "versions": {**packages(*RUNS_IN_A_FUNCTION), **servers},
+        "versions": {**packages_in_a_function(), **servers},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
         "caveats": [SHARED_MACHINE, NO_MACHINE_CRASH],

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.conclusion import conclude
-from benchmarks.machine import machine, others, packages
+from benchmarks.machine import machine, others, packages_in_a_function
 from benchmarks.servers import versions
 from benchmarks.storm import second_driver
 from benchmarks.storm.goals import VERDICTS, goals, ratios, shortfalls, unmeasured, verdict
@@ -33,7 +33,6 @@ from lambda_pg_cdk.local.narrator import Narrator
 from lambda_pg_cdk.local.options import Options
 from lambda_pg_cdk.local.paths import another_state_dir
 
-RUNS_IN_A_FUNCTION: Final = ("psycopg", "awslambdaric", "boto3")
 PEERS: Final = ("psycopg_pool", "sqlalchemy")
 """Functions of other packages; the one line of their requirements.in names the package."""
 
@@ -218,7 +217,7 @@ def described(cloud: LocalCloud, command: str) -> dict[str, Any]:
     servers = versions(status["postgres"]["dsn"], status["pooler"]["admin_dsn"])
     return {
         "machine": machine(),
-        "versions": {**packages(*RUNS_IN_A_FUNCTION), **servers},
+        "versions": {**packages_in_a_function(), **servers},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
         "max_connections": status["postgres"]["max_connections"],

@@ -25,6 +25,7 @@ for room in (console, local, tools):
             importlib.import_module(module.name)
 for name in ("benchmarks.demo", "lambda_pg_cdk.layer.build"):
     importlib.import_module(name)
+importlib.import_module("benchmarks.machine").packages_in_a_function()
 """
 """What `make demo`, `make deploy` and the command-line tools run. Some processes of the local cloud
 have separate environments."""
