@@ -5,6 +5,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable
+from typing import cast
 
 from lambda_pg_cdk.local.deployment.deployed import Function, Start
 from lambda_pg_cdk.local.environments.environment import Environment, State
@@ -115,7 +116,7 @@ class Fleet:
         # A separate task: as on AWS it starts even if the caller stops waiting for it.
         task = asyncio.create_task(self._bring_up(environment))
         self._starting.add(task)
-        task.add_done_callback(self._starting.discard)
+        task.add_done_callback(self._starting.discard)  # of a task that is cancelled
         return environment
 
     async def _bring_up(self, environment: Environment) -> None:
@@ -136,7 +137,9 @@ class Fleet:
             environment.give_up(error)
         except Exception as error:  # noqa: BLE001  # the caller gets it
             environment.give_up(error)
-        if self._retired and self._starting == {asyncio.current_task()}:
+        # Not by the task's callback: two that end in one turn of the loop would see each other.
+        self._starting.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+        if self._retired and not self._starting:
             await self._launcher.close()
 
     def _new(self, start: Start) -> Environment:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock, Mock
 
 import psutil
 import pytest
@@ -658,6 +659,23 @@ def test_a_version_that_retires_while_its_template_is_made_answers_what_waits(
         assert [(await outcome).failure for outcome in outcomes] == [None, None]
         assert imported() == 1
         await until(lambda: not len(fleet) and not templates())
+
+    run(fleet, work())
+
+
+def test_two_starts_that_end_at_the_same_time_end_the_template(bench: Bench) -> None:
+    """The second one ends it, though the loop has not yet called back for the first one."""
+    fleet = bench.fleet()
+    launcher = fleet._launcher = AsyncMock()
+    launcher.write_log = Mock()
+    launcher.start.side_effect = OSError("no process")
+
+    async def work() -> None:
+        outcomes = [asyncio.ensure_future(fleet.invoke(b"{}")) for _ in range(2)]
+        await asyncio.sleep(0)  # both have begun to start an environment
+        await fleet.retire()
+        assert [(await outcome).failure for outcome in outcomes] == ["init", "init"]
+        assert launcher.close.await_count == 1
 
     run(fleet, work())
 
