@@ -174,7 +174,9 @@ GOALS: Final[dict[str, Goal]] = {
     "secrets-throttling": Goal(known=True, least=Effects(faulted_calls=1)),
     "pool-full": Goal(known=True),
     "pool-full-long": Goal(known=True, answer_late=QUEUE_LATE),
-    "frozen-in-transaction": Goal(no_failures=True, known=True, least=Effects(held_up=3)),
+    "frozen-in-transaction": Goal(
+        no_failures=True, known=True, held_up_fail=True, least=Effects(held_up=3)
+    ),
     "pooler-blackhole": Goal(answer_late=BLACKHOLE_LATE),
 }
 SILENT: Final = {

@@ -161,6 +161,12 @@ def test_a_row_is_measured_from_its_requests() -> None:
     assert row.times.longest_gap == pytest.approx(2.0)
 
 
+def test_what_a_fault_held_up_may_fail_where_the_goal_says_so() -> None:
+    """A transaction that was frozen for longer than it may be idle is rolled back, and answered."""
+    row = changed(MET, untimed_failed=2, held_up=2)
+    assert misses(row, Goal(held_up_fail=True), CHECKOUT) == []
+
+
 def test_a_bad_answer_to_an_untimed_request_counts() -> None:
     """It must get 503 and Retry-After too."""
     slow = replace(request("transfer", "t", "no answer", untimed=True), status=500)
@@ -260,7 +266,12 @@ def test_a_result_has_every_measure_and_goal_in_one_level() -> None:
         (changed(MET, failed_writes=1, unknown_writes=1), Goal(), "failed 1 writes"),
         (changed(MET, failed_writes=2, unknown_writes=1), Goal(crash=True), "failed 1 writes"),
         (changed(MET, repeated=5, repeats_failed=1), Goal(), "1 of 5 repeats"),
-        (changed(MET, untimed_failed=1), Goal(), "1 slow requests failed"),
+        (changed(MET, untimed_failed=1), Goal(), "1 slow requests failed; at most 0 may"),
+        (
+            changed(MET, untimed_failed=2, held_up=1),
+            Goal(held_up_fail=True),
+            "2 slow requests failed; at most 1 may",
+        ),
         (changed(MET, ended=3.1), Goal(), "lasted 3.1 s instead of 0 s, more than"),
         (LONG, Goal(no_failures=True), "failed 9 reads, 9 writes, 9 notes"),
         (changed(LONG, failed_after=1), Goal(), "1 requests failed that began more than 2 s after"),
