@@ -98,7 +98,7 @@ class Target:
     def marker_environment(self) -> dict[str, str]:
         """Return the values for the markers of a lock file.
 
-        pip uses those of its own interpreter, even with --python-version.
+        pip uses the values of the Python that runs it, even with --python-version.
         """
         if self.native:
             return {}

@@ -45,7 +45,7 @@ def write(name: str, scripts: Path = SCRIPTS) -> Path:
 
 
 def _configure(scripts: Path) -> Config:
-    """Return Alembic's settings: the file's name, and no output of its own."""
+    """Return settings with which Alembic names the file and prints nothing."""
     config = configure(scripts)
     config.cmd_opts = Namespace(quiet=True)
     config.set_main_option("file_template", "%%(rev)s_%%(slug)s")

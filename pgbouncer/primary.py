@@ -1,4 +1,4 @@
-"""Makes PgBouncer leave a server that is no longer the primary.
+"""Makes PgBouncer close its connections to a server that has become a standby.
 
 PgBouncer keeps a server connection for an hour. One that was opened after a failover, while the
 name still led to the old primary, stays with a server that takes no writes. So once a second the

@@ -16,7 +16,7 @@ NOQA = re.compile(r"# noqa(?!: [A-Z]+\d+(, [A-Z]+\d+)* - \S)")
 """A comment that silences the linter in another form than `# noqa: S101 - the reason`."""
 
 RAISES = re.compile(r"(?<![.!?`)] )(?<!^)\bRaises\b|\braises [A-Z`]")
-"""Errors that a docstring names inside a sentence; a sentence of their own begins with Raises."""
+"""A docstring names errors inside another sentence. The sentence should begin with Raises."""
 
 
 def undocumented_constants(tree: ast.Module, lines: list[str]) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """What a failed connect or statement means: the one table that decides about retries.
 
 The SQLSTATE decides where there is one. psycopg's connect errors have none unless the connector
-asks libpq for it (_verbose.py). PgBouncer reports most of its own refusals as 08P01: these are
-distinguished by their text. An error that is not in the table is not retried.
+asks libpq for it (_verbose.py). PgBouncer reports most refusals as 08P01, so the table
+distinguishes these by their text. An error that is not in the table is not retried.
 
 The texts of RDS Proxy are those of its troubleshooting page in the RDS User Guide, Supavisor's
 those of its lib/supavisor/errors and of the versions before, Neon's those of its proxy/src
