@@ -2,8 +2,7 @@
 
 from aws_cdk import App
 
-from lambda_pg_cdk.stacks.app import build
+import lambda_pg_cdk
 
-app = App()
-build(app)
-app.synth()
+stage = lambda_pg_cdk.Stage(App())
+stage.synth()

@@ -1,14 +1,14 @@
 """The functions, the migration and the HTTP API in front of them."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jsii
-from aws_cdk import CfnOutput, Duration, Fn, Stack
+from aws_cdk import CfnOutput, Fn, Stack
 from aws_cdk import aws_apigateway as apigateway
 from aws_cdk import aws_apigatewayv2 as api
-from aws_cdk import aws_apigatewayv2_integrations as integrations
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda as lambda_
@@ -16,7 +16,6 @@ from aws_cdk import aws_logs as logs
 from constructs import Construct
 
 from lambda_pg_cdk.stacks.assets import Assets
-from lambda_pg_cdk.stacks.clients import Cap, Clients
 from lambda_pg_cdk.stacks.database import (
     APPLICATION,
     APPLICATION_SECRET,
@@ -32,22 +31,19 @@ from lambda_pg_cdk.stacks.functions import (
     new_function,
     read_secret,
 )
+from lambda_pg_cdk.stacks.http_routes import HttpRoutes
 from lambda_pg_cdk.stacks.identity import Identity
 from lambda_pg_cdk.stacks.migration import Migration
-from lambda_pg_cdk.stacks.nag_exceptions import suppress
 from lambda_pg_cdk.stacks.published import published
-from lambda_pg_cdk.stacks.releases import describe, release
+from lambda_pg_cdk.stacks.releases import describe
 from lambda_pg_cdk.stacks.servers import MASTER
-from lambda_pg_cdk.stage.budget import HEALTH_CONCURRENCY, login_limit
+from lambda_pg_cdk.stage.budget import login_limit
 from lambda_pg_cdk.stage.capacity import max_connections
 from lambda_pg_cdk.stage.config import Config
-from lambda_pg_cdk.stage.consistency import API_TIMEOUT
 from lambda_pg_cdk.stage.environment import environment
 from lambda_pg_cdk.stage.sources import FUNCTIONS, OPERATIONS
 
-USERS = ["/users", "/users/{id}"]
-HEALTH = ["/health"]
-BASELINE = ["/baseline/users/{id}"]
+BASELINE = "ANY /baseline/users/{id}"
 
 LAYER_ROOTS = "/opt/python/lambda_pg/certs/aws.pem"
 """The layer's root certificates of RDS, in a function."""
@@ -57,9 +53,9 @@ BY_DEPLOYMENT = "The deployment invokes it, waits for it, and rolls back when it
 
 
 class ApiStack(Stack):
-    """Functions, migration and HTTP API. Output: `ApiUrl`.
+    """The migration and the HTTP API; the app adds functions. Output: `ApiUrl`.
 
-    Public: `api`, `authorizer`, `functions`, `migrate`, `route`.
+    Public: `api`, `authorizer`, `migrate`, `migration`, `add_function`, `add_control`, `routes`.
     """
 
     def __init__(
@@ -69,30 +65,24 @@ class ApiStack(Stack):
         *,
         config: Config,
         assets: Assets,
-        clients: Clients,
         database: DatabaseStack | None,
         **options: Any,
     ) -> None:
         super().__init__(scope, id, **options)
-        self._config, self._assets, self._clients = config, assets, clients
-        reserved = config.functions.reserved_concurrency
-        users = self._pooled("users", reserved)
-        health = self._pooled("health", reserved and HEALTH_CONCURRENCY)
-        self.functions = [users, health]
-        live = [
-            release(function, config, clients.version_inputs(function))
-            for function in self.functions
-        ]
-        self.migrate = self._migrate(database, before=[*self.functions, *live])
+        self._config, self._assets, self._database = config, assets, database
+        self.migrate = self._migrate(database)
         self.api = api.HttpApi(
             self, "Http", create_default_stage=False, description=self.stack_name
         )
-        self.authorizer = Identity(self, "Identity", config=config).authorizer
-        self.route("users", live[0], USERS, self.authorizer)
-        self.route("health", live[1], HEALTH, None)
-        if config.baseline and database is not None:
-            self.route("baseline", self._baseline(database), BASELINE, self.authorizer)
+        identity = Identity(self, "Identity", config=config, http_api=self.api)
+        self.authorizer = identity.authorizer
+        self.routes = HttpRoutes(config, self.api, identity)
         self.stage = self._stage()
+        if config.baseline and database is not None:
+            baseline = self.add_control(FUNCTIONS / "baseline")
+            if config.database.ca_file is None:
+                add_variables(baseline, environment(ca_file=LAYER_ROOTS))
+            self.routes.add(BASELINE, baseline, baseline.node.id, public=False)
         CfnOutput(self, "ApiUrl", value=self.stage.url, description="Address of the HTTP API")
 
     def _new(
@@ -108,27 +98,31 @@ class ApiStack(Stack):
             **options,
         )
 
-    def _pooled(self, folder: str, reserved: int | None) -> lambda_.Function:
-        snapshots = lambda_.SnapStartConf.ON_PUBLISHED_VERSIONS
-        function = self._new(
-            FUNCTIONS / folder,
-            self._config.functions.timeout,
-            snap_start=snapshots if self._config.functions.snap_start else None,
-        )
-        self._clients.attach(function, concurrency=reserved or Cap.POOLER_LIMIT)
-        return function
+    def add_function(
+        self, source: Path, timeout: int | None = None, **options: Any
+    ) -> lambda_.Function:
+        """Add a function of the app, which starts from snapshots where the stage says so.
 
-    def _baseline(self, database: DatabaseStack) -> lambda_.Function:
-        """Add the control of the storm: it uses libpq alone, which needs the path of the roots."""
-        function = self._new(FUNCTIONS / "baseline", self._config.functions.timeout)
+        `timeout` is in seconds, by default the setting functions.timeout.
+        """
+        runtime = options.get("runtime")
+        snap_start = None
+        if self._config.functions.snap_start and self._assets.starts_from_snapshots(runtime):
+            snap_start = lambda_.SnapStartConf.ON_PUBLISHED_VERSIONS
+        seconds = timeout or self._config.functions.timeout
+        return self._new(source, seconds, snap_start=snap_start, **options)
+
+    def add_control(self, source: Path, extra: Sequence[str] = ()) -> lambda_.Function:
+        """Add a control of the storm: it connects to the database itself, outside of the budget."""
+        if self._database is None:
+            raise ValueError(f"{source} needs a database, and database.kind is 'none'")
+        function = self._new(source, self._config.functions.timeout, extra=extra)
         add_layer(function, self._config)
-        database.attach(function, APPLICATION_SECRET)
-        if self._config.database.ca_file is None:
-            add_variables(function, environment(ca_file=LAYER_ROOTS))
+        self._database.attach(function, APPLICATION_SECRET)
         return function
 
-    def _migrate(self, database: DatabaseStack | None, before: list[Construct]) -> lambda_.Function:
-        """Run the migration before the functions get their new code; a failure rolls back."""
+    def _migrate(self, database: DatabaseStack | None) -> lambda_.Function:
+        """Add the migration, which functions wait for; a failure rolls the deployment back."""
         timeout = self._config.functions.migration_timeout
         source = OPERATIONS / "migrate"
         function = self._new(source, timeout, BY_DEPLOYMENT, extra=("lambda_pg_cdk/migrations",))
@@ -145,14 +139,10 @@ class ApiStack(Stack):
             server = published(self._config, "database/resource-id").read(self)
             function.add_environment("DATABASE_RESOURCE_ID", server)
         describe(function, self._migration_inputs(database))
-        Migration(
-            self,
-            "Migration",
-            config=self._config,
-            assets=self._assets,
-            migrate=function,
-            before=before,
+        task = Migration(
+            self, "Migration", config=self._config, assets=self._assets, migrate=function
         )
+        self.migration = task.resource
         return function
 
     def _migration_inputs(self, database: DatabaseStack | None) -> str:
@@ -224,30 +214,6 @@ class ApiStack(Stack):
             group.add_egress_rule(
                 ec2.Peer.any_ipv4(), ec2.Port.tcp(external.direct_port), "to the database"
             )
-
-    def route(
-        self,
-        name: str,
-        function: lambda_.IFunction,
-        paths: list[str],
-        authorizer: api.IHttpRouteAuthorizer | None,
-    ) -> None:
-        """Route every method to the function, which answers 405 to those it does not have."""
-        integration = integrations.HttpLambdaIntegration(
-            name.title(),
-            function,
-            payload_format_version=api.PayloadFormatVersion.VERSION_2_0,
-            timeout=Duration.seconds(API_TIMEOUT),
-        )
-        for path in paths:
-            (route,) = self.api.add_routes(
-                path=path,
-                methods=[api.HttpMethod.ANY],
-                integration=integration,
-                authorizer=authorizer,
-            )
-            if authorizer is None:
-                suppress(route, APIG4="Load balancers and monitors ask it, and it says up or down.")
 
     def _stage(self) -> api.HttpStage:
         limits = self._config.api

@@ -1,6 +1,6 @@
 """A function: its code, logs and tag; and the layer and the network for any function."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,15 +31,12 @@ from lambda_pg_cdk.stacks.nag_exceptions import (
 from lambda_pg_cdk.stacks.network import let_in, retention
 from lambda_pg_cdk.stacks.published import published
 from lambda_pg_cdk.stage.config import Config
+from lambda_pg_cdk.stage.sources import CONTAINER, layer_parameter, targets_of
 
 TAG = "lambda-pg:function"
 
 
-class AttachError(ValueError):
-    """A function cannot be attached as it is; the message says what to change."""
-
-
-def new_function(
+def new_function(  # noqa: PLR0913 - what differs between functions, most of it optional
     scope: Construct,
     source: Path,
     *,
@@ -47,34 +44,50 @@ def new_function(
     assets: Assets,
     timeout: int,
     invoked: str,
-    extra: tuple[str, ...] = (),
+    name: str | None = None,
+    runtime: str | None = None,
+    handler: str = "handler.handler",
+    extra: Sequence[str] = (),
     **options: Any,
 ) -> lambda_.Function:
     """Make the function of a folder; the project's folders in `extra` go into its zip as well.
 
     `invoked` is the reason why it needs no dead-letter queue: what invokes it and handles failures.
+    `name` is the folder's by default, `runtime` the stage's Python; 'container' builds the folder's
+    Dockerfile.
     """
-    folder = source.name
-    function = lambda_.Function(
-        scope,
-        folder.title(),
-        runtime=assets.runtime,
-        architecture=assets.architecture,
-        code=assets.function(source, *extra),
-        handler="handler.handler",
-        memory_size=config.functions.memory,
-        timeout=Duration.seconds(timeout),
-        log_group=log_group(scope, f"{folder.title()}Logs", config),
-        logging_format=lambda_.LoggingFormat.JSON,
-        tracing=lambda_.Tracing.ACTIVE,
-        environment={
-            "POWERTOOLS_SERVICE_NAME": folder,
+    name = name or source.name
+    common: dict[str, Any] = {
+        "architecture": assets.architecture,
+        "memory_size": config.functions.memory,
+        "timeout": Duration.seconds(timeout),
+        "log_group": log_group(scope, f"{name.title()}Logs", config),
+        "logging_format": lambda_.LoggingFormat.JSON,
+        "tracing": lambda_.Tracing.ACTIVE,
+        "environment": {
+            "POWERTOOLS_SERVICE_NAME": name,
             "POWERTOOLS_LOG_LEVEL": config.functions.log_level,
         },
         **options,
-    )
-    Tags.of(function).add(TAG, folder)
+    }
+    if runtime == CONTAINER:
+        code = assets.container(source)
+        function: lambda_.Function = lambda_.DockerImageFunction(
+            scope, name.title(), code=code, **common
+        )
+    else:
+        function = lambda_.Function(
+            scope,
+            name.title(),
+            runtime=assets.runtime_of(runtime),
+            code=assets.function(source, *extra, runtime=runtime),
+            handler=handler,
+            **common,
+        )
+    Tags.of(function).add(TAG, name)
     version = "The runtime is a setting; 3.13 is supported until June 2029."
+    if runtime is not None:
+        version = "The app names the runtime."
     suppress(function, L1=version)
     suppress_serverless(function, LambdaLatestVersion=version, LambdaDLQ=invoked)
     suppress_permission(function, "Resource::*", "X-Ray's permissions know no resource.")
@@ -102,15 +115,26 @@ def add_variables(function: lambda_.Function, variables: Mapping[str, str]) -> N
         function.add_environment(name, value)
 
 
+def layer_value(function: lambda_.Function, config: Config) -> str | None:
+    """Name the published layer for the function's runtime; None if it is built for another one."""
+    for target in targets_of(config):
+        if function.runtime.name == f"python{target.python}":
+            return layer_parameter(config, target)
+    return None
+
+
 def add_layer(function: lambda_.Function, config: Config) -> None:
-    """Add the stage's newest layer to those that the function has.
+    """Add the newest layer for the function's runtime, if there is one, to those that it has.
 
     Not by `add_layers`: CDK would put the token, which differs in each synthesis, into the hash
     that names the function's version.
     """
+    value = layer_value(function, config)
+    if value is None:
+        return
     resource = cast(lambda_.CfnFunction, function.node.default_child)
     stack = Stack.of(function)
-    published_arn = Fn.split(":", published(config, "layer/arn").read(stack))
+    published_arn = Fn.split(":", published(config, value).read(stack))
     # Only name and version are read: a published ARN cannot name a layer of another account.
     arn = stack.format_arn(
         service="lambda",
@@ -162,13 +186,7 @@ def join_network(
     """Put a function into the stage's private subnets, with a new group that reaches AWS.
 
     With `endpoints_only` the group reaches the stage's interface endpoints only, if it has them.
-    Raise `AttachError` for a function that is already in a VPC.
     """
-    if function.is_bound_to_vpc:
-        raise AttachError(
-            f"{function.node.path} is already in a VPC: remove vpc, vpc_subnets and"
-            " security_groups; attaching it puts it into the stage's VPC"
-        )
     stack = Stack.of(function)
     vpc = ec2.Vpc.from_vpc_attributes(
         function,

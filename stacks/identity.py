@@ -2,7 +2,6 @@
 
 from aws_cdk import CfnOutput, Duration, RemovalPolicy, Stack
 from aws_cdk import aws_apigatewayv2 as api
-from aws_cdk import aws_apigatewayv2_authorizers as authorizers
 from aws_cdk import aws_cognito as cognito
 from constructs import Construct
 
@@ -11,19 +10,31 @@ from lambda_pg_cdk.stage.config import Config
 
 
 class Identity(Construct):
-    """The authorizer of the API. Public: `authorizer`."""
+    """The authorizer of the API. Public: `authorizer`, `authorizer_id`."""
 
-    def __init__(self, scope: Construct, id: str, *, config: Config) -> None:  # noqa: A002 - CDK's own name
+    def __init__(
+        self,
+        scope: Construct,
+        id: str,  # noqa: A002 - CDK's own name
+        *,
+        config: Config,
+        http_api: api.HttpApi,
+    ) -> None:
         super().__init__(scope, id)
         issuer, audience = config.identity.issuer, list(config.identity.audience)
         if issuer == "cognito":
             issuer, audience = self._user_pool(config)
-        self.authorizer: api.IHttpRouteAuthorizer = authorizers.HttpJwtAuthorizer(
+        token = api.HttpAuthorizer(
+            http_api,
             "Token",
-            issuer,
+            http_api=http_api,
+            type=api.HttpAuthorizerType.JWT,
+            jwt_issuer=issuer,
             jwt_audience=audience,
             identity_source=["$request.header.Authorization"],
         )
+        self.authorizer_id = token.authorizer_id
+        self.authorizer = route_authorizer(self, self.authorizer_id)
 
     def _user_pool(self, config: Config) -> tuple[str, list[str]]:
         pool = cognito.UserPool(
@@ -59,6 +70,13 @@ class Identity(Construct):
         CfnOutput(Stack.of(self), "UserPoolId", value=pool.user_pool_id)
         CfnOutput(Stack.of(self), "UserPoolClientId", value=client.user_pool_client_id)
         return pool.user_pool_provider_url, [client.user_pool_client_id]
+
+
+def route_authorizer(scope: Construct, authorizer_id: str) -> api.IHttpRouteAuthorizer:
+    """Return the authorizer of that id as routes in the scope's stack take it."""
+    return api.HttpAuthorizer.from_http_authorizer_attributes(
+        scope, "Authorizer", authorizer_id=authorizer_id, authorizer_type="JWT"
+    )
 
 
 def _removal(config: Config) -> RemovalPolicy:

@@ -1,4 +1,4 @@
-"""The layer of a stage, published for functions of every stack and every app."""
+"""The layers of a stage, published for functions of every stack and every app."""
 
 from typing import Any, cast
 
@@ -9,10 +9,11 @@ from constructs import Construct
 from lambda_pg_cdk.stacks.assets import Assets
 from lambda_pg_cdk.stacks.published import published
 from lambda_pg_cdk.stage.config import Config
+from lambda_pg_cdk.stage.sources import layer_parameter
 
 
 class LayerStack(Stack):
-    """The newest version of the layer; older ones stay, since functions elsewhere may use them."""
+    """The newest layer for each Python version; old ones stay: other functions may use them."""
 
     def __init__(
         self,
@@ -24,19 +25,22 @@ class LayerStack(Stack):
         **options: Any,
     ) -> None:
         super().__init__(scope, id, **options)
-        version = lambda_.LayerVersion(
-            self,
-            "Layer",
-            code=assets.layer(),
-            compatible_runtimes=[assets.runtime],
-            compatible_architectures=[assets.architecture],
-            description="lambda_pg: PostgreSQL connections that do not run out",
-            removal_policy=RemovalPolicy.RETAIN
-            if config.termination_protection
-            else RemovalPolicy.DESTROY,
-        )
-        # A deployment that rolls back needs the previous version, in every stage.
-        cast(
-            CfnResource, version.node.default_child
-        ).cfn_options.update_replace_policy = CfnDeletionPolicy.RETAIN
-        published(config, "layer/arn").write(self, version.layer_version_arn)
+        for target in assets.targets:
+            first = target == assets.target
+            version = lambda_.LayerVersion(
+                self,
+                "Layer" if first else f"Layer{target.python}",
+                code=assets.layer(target),
+                compatible_runtimes=[assets.runtime_of(f"python{target.python}")],
+                compatible_architectures=[assets.architecture],
+                description="lambda_pg: PostgreSQL connections that do not run out",
+                removal_policy=RemovalPolicy.RETAIN
+                if config.termination_protection
+                else RemovalPolicy.DESTROY,
+            )
+            # A deployment that rolls back needs the previous version, in every stage.
+            cast(
+                CfnResource, version.node.default_child
+            ).cfn_options.update_replace_policy = CfnDeletionPolicy.RETAIN
+            value = layer_parameter(config, target)
+            published(config, value).write(self, version.layer_version_arn)

@@ -45,7 +45,7 @@ class DeploymentTask(Construct):
         resource_type: str,
         invokes: str,
         properties: Mapping[str, Any],
-        before: Sequence[IConstruct],
+        before: Sequence[IConstruct] = (),
     ) -> None:
         super().__init__(scope, id)
         self.provider = self._provider(config, assets, invokes)
@@ -96,7 +96,6 @@ class Migration(DeploymentTask):
         config: Config,
         assets: Assets,
         migrate: lambda_.Function,
-        before: Sequence[IConstruct],
     ) -> None:
         super().__init__(
             scope,
@@ -111,7 +110,6 @@ class Migration(DeploymentTask):
                 "Seconds": config.functions.migration_timeout,
                 "Logs": migrate.log_group.log_group_name,
             },
-            before=before,
         )
         self.resource.node.add_dependency(migrate)
         name = Stack.of(self).get_logical_id(cast(CfnElement, migrate.node.default_child))

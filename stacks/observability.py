@@ -20,8 +20,6 @@ from lambda_pg_cdk.stacks.pooler.pgbouncer import METRICS, supervisor_metric
 from lambda_pg_cdk.stacks.published import published
 from lambda_pg_cdk.stage.capacity import max_connections
 from lambda_pg_cdk.stage.config import Config
-from lambda_pg_cdk.stage.consistency import alarm_problem
-from lambda_pg_cdk.stage.schema import ConfigurationError
 
 MINUTE = Duration.minutes(1)
 ABOVE = cloudwatch.ComparisonOperator.GREATER_THAN_OR_EQUAL_TO_THRESHOLD
@@ -54,10 +52,7 @@ class _Watched:
 
 
 class ObservabilityStack(Stack):
-    """Alarms go to a topic if the stage has an address.
-
-    Raise ConfigurationError for a protected stage without one.
-    """
+    """Alarms go to a topic if the stage has an address. Public: `watch`, `watch_background`."""
 
     def __init__(
         self,
@@ -69,8 +64,6 @@ class ObservabilityStack(Stack):
         **options: Any,
     ) -> None:
         super().__init__(scope, id, **options)
-        if problem := alarm_problem(config):
-            raise ConfigurationError(config.stage, [problem])
         self._config = config
         # Dashboard names are unique in all regions of an account.
         name = f"{config.stack_prefix}-{config.region}"
@@ -91,8 +84,7 @@ class ObservabilityStack(Stack):
         )
         self._watch_pooler()
         self._watch_database()
-        self._watch_functions(api)
-        self._watch_background(api)
+        self._watch_api(api)
 
     def _action(self, email: str | None) -> monitoring.IAlarmActionStrategy:
         if email is None:
@@ -206,30 +198,34 @@ class ObservabilityStack(Stack):
         )
         self._show(f"Database: server connections of {limit}", iter([watched]))
 
-    def _watch_functions(self, api: ApiStack) -> None:
+    def _watch_api(self, api: ApiStack) -> None:
         self._board.monitor_api_gateway_v2_http_api(
             api=api.api,
             human_readable_name="API",
             alarm_friendly_name="Api",
             add5xx_count_alarm={"Warning": self._errors(5, "requests-fail")},
         )
-        seconds = self._config.functions.timeout / 2
-        for function in api.functions:
-            self._board.monitor_lambda_function(
-                lambda_function=function,
-                human_readable_name=f"Function {function.node.id.lower()}",
-                alarm_friendly_name=function.node.id,
-                add_fault_count_alarm={"Warning": self._errors(5, "requests-fail")},
-                add_throttles_count_alarm={"Warning": self._errors(1, "functions-are-throttled")},
-                add_latency_p99_alarm={
-                    "Warning": monitoring.LatencyThreshold(
-                        max_latency=Duration.seconds(seconds),
-                        runbook_link=self._runbook("requests-are-slow"),
-                    )
-                },
-            )
 
-    def _watch_background(self, api: ApiStack) -> None:
+    def watch(self, name: str, timeout: int) -> None:
+        """Watch a function of the app by its published name; `timeout` is in seconds.
+
+        Not by a reference: the export in use would keep the function from being removed.
+        """
+        self._board.monitor_lambda_function(
+            lambda_function=self._function(name.title(), f"functions/{name}"),
+            human_readable_name=f"Function {name}",
+            alarm_friendly_name=name.title(),
+            add_fault_count_alarm={"Warning": self._errors(5, "requests-fail")},
+            add_throttles_count_alarm={"Warning": self._errors(1, "functions-are-throttled")},
+            add_latency_p99_alarm={
+                "Warning": monitoring.LatencyThreshold(
+                    max_latency=Duration.seconds(timeout / 2),
+                    runbook_link=self._runbook("requests-are-slow"),
+                )
+            },
+        )
+
+    def watch_background(self, api: ApiStack) -> None:
         """Watch the scheduled functions: each failure fires the alarm."""
         background: list[tuple[str, str, lambda_.IFunction]] = [
             ("Migrate", "a-migration-failed", api.migrate)

@@ -18,7 +18,7 @@ from aws_cdk import aws_ssm as ssm
 from constructs import Construct
 
 from lambda_pg_cdk.stage.config import Config
-from lambda_pg_cdk.stage.parameters import PARAMETERS, configured_values, parameter_name
+from lambda_pg_cdk.stage.parameters import configured_values, description_of, parameter_name
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,8 @@ class Published:
 
 def published(config: Config, value: str) -> Published:
     """Return one of a stage's parameters."""
-    description = PARAMETERS[value]
     return Published(
-        parameter_name(config, value), description, configured_values(config).get(value)
+        parameter_name(config, value), description_of(value), configured_values(config).get(value)
     )
 
 

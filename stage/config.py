@@ -373,7 +373,7 @@ class Functions:
     )  # fmt: skip
     reserved_concurrency: int | None = setting(
         None,
-        "reserved concurrency of the function 'users'; null: no reservation, and the API"
+        "reserved concurrency of the sample function 'users'; null: no reservation, and the API"
         " answers 503 to requests over the pooler's client limit",
         minimum=1,
         maximum=10000,
@@ -468,9 +468,10 @@ class Config:
         pattern=r"[a-z]{2}(-[a-z]+)+-\d[a-z]",
         shape="zones of the region, as in eu-west-1a",
     )
-    python: str = setting(
+    python: str | tuple[str, ...] = setting(
         "3.13",
-        "Python version of the functions; 'interpreter': the version that runs synth",
+        "Python version of the functions, or a list of versions: the layer is built for each, and"
+        " the first is the default; 'interpreter': the version that runs synth",
         choices=("3.13", "3.14", "interpreter"),
     )
     architecture: str = setting(
@@ -482,6 +483,9 @@ class Config:
         True, "whether the stacks that hold data are protected against deletion"
     )
     log_retention_days: int = setting(30, "days logs are kept", unit="days", choices=RETENTION)
+    sample_api: bool = setting(
+        False, "whether to deploy the sample function 'users' with its route /users"
+    )
     baseline: bool = setting(
         False, "whether to deploy the unpooled function, the control of the storm"
     )

@@ -45,6 +45,8 @@ def inconsistencies(config: Config) -> Iterator[str]:
     """Yield a message for each inconsistency: the setting, its value and what must hold."""
     for check in (
         _names,
+        _python,
+        _sample,
         _timeouts,
         _identity,
         _zones,
@@ -100,6 +102,21 @@ def _names(config: Config) -> Iterator[str]:
             config.pooler_name,
             f"have at most {LONGEST_COMMON_NAME} characters, for its certificate: set a shorter"
             " network.zone, or pgbouncer.endpoint_host",
+        )
+
+
+def _python(config: Config) -> Iterator[str]:
+    versions = config.python
+    if isinstance(versions, tuple) and len(set(versions)) < len(versions):
+        yield problem("python", versions, "have each version once")
+
+
+def _sample(config: Config) -> Iterator[str]:
+    if config.baseline and not config.sample_api:
+        yield problem(
+            "baseline",
+            config.baseline,
+            "be false without sample_api: the unpooled function reads the sample's table",
         )
 
 

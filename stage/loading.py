@@ -35,8 +35,8 @@ def load(context: Callable[[str], object]) -> Config:
 
 def load_stage(stage: str, override: Mapping[str, object] | None = None) -> Config:
     """Read a stage of this project's cdk.json, for any app or program."""
-    context = json.loads(CDK_JSON.read_text())["context"]
-    asked = {"stages": context["stages"], "stage": stage, "override": override}
+    context = json.loads(CDK_JSON.read_text()).get("context", {})
+    asked = {"stages": context.get("stages"), "stage": stage, "override": override}
     return load(asked.get)
 
 

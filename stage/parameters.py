@@ -1,4 +1,8 @@
-"""The SSM parameters in which a stage publishes what others need to connect."""
+"""The SSM parameters in which a stage publishes what others need to connect.
+
+`functions/NAME` (the names of an app's functions) and `layer/pythonX.Y/arn` (the layers of a stage
+with several Python versions) depend on the app and on the settings; all others have a table here.
+"""
 
 from lambda_pg_cdk.stage.config import Config
 
@@ -19,6 +23,12 @@ FOR_CLIENTS = {
 }
 """Values that functions of any app need; the stage's pooler decides which of them exist."""
 
+FOR_THE_APP = {
+    "api/id": "HTTP API of the stage, for routes in other stacks of its app",
+    "api/authorizer-id": "authorizer of these routes",
+}
+"""Values that exist only if a stack of the stage's own app needs them."""
+
 PARAMETERS = {
     **FOR_CLIENTS,
     "database/host": "direct address of the database",
@@ -38,11 +48,23 @@ PARAMETERS = {
     "network/bastion": "instance through which Session Manager reaches the database",
     "network/endpoints": "group of the interface endpoints, where there is no NAT",
 }
-"""All values that a stage may publish. The texts are descriptions in the templates."""
+"""The values that every stage may publish. The texts are descriptions in the templates."""
+
+
+def description_of(value: str) -> str:
+    """Describe a published value: one of the tables, a function's name, or one more layer."""
+    kind, _, rest = value.partition("/")
+    if kind == "functions":
+        return f"function {rest} of the stage's app"
+    if value in FOR_THE_APP:
+        return FOR_THE_APP[value]
+    if value in PARAMETERS:
+        return PARAMETERS[value]
+    return f"newest version of the layer lambda_pg for {rest.partition('/')[0]}"
 
 
 def parameter_name(config: Config, value: str) -> str:
-    """Return the full name of one of `PARAMETERS`."""
+    """Return the full name of a published value."""
     return f"/{config.app}/{config.stage}/{value}"
 
 

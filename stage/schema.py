@@ -61,12 +61,12 @@ class Rule:
 
     def accepts(self, value: object) -> bool:
         """Check one value whose type is right already."""
+        if isinstance(value, tuple):
+            return bool(value) and all(self.accepts(item) for item in value)
         if self.choices:
             return value in self.choices
         if isinstance(value, int | float) and not isinstance(value, bool):
             return self._within(value)
-        if isinstance(value, tuple):
-            return bool(value) and all(self.accepts(item) for item in value)
         return not self.pattern or re.fullmatch(self.pattern, str(value)) is not None
 
     def _within(self, value: float) -> bool:
@@ -167,6 +167,8 @@ def _has_type(value: object, hint: object) -> bool:
 def _must_be(hint: object, rule: Rule) -> str:
     parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     text = rule.must_be(_KINDS.get(parts[0], "a list of text"))
+    if any(typing.get_origin(part) is tuple for part in parts[1:]):
+        text = f"{text}, or a list of these"
     return f"{text}, or null" if types.NoneType in parts and None not in rule.choices else text
 
 

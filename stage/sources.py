@@ -1,28 +1,83 @@
 """The files that functions and the pooler's image are built from, without the CDK."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lambda_pg_cdk import PACKAGE, PROJECT
 from lambda_pg_cdk.layer.build import Recipe, Target, assemble
 from lambda_pg_cdk.stage.config import Config
+from lambda_pg_cdk.stage.messages import problem
 
 FUNCTIONS = PACKAGE / "functions"
 OPERATIONS = PACKAGE / "operations"
 
+CONTAINER = "container"
+"""Runtime of a function whose code is a container image."""
 
-def target_of(config: Config) -> Target:
-    """Return the stage's Python version and architecture; 'interpreter' means those of this one."""
+
+def targets_of(config: Config) -> tuple[Target, ...]:
+    """Return the stage's Python versions, each with its architecture; the first is the default.
+
+    'interpreter' means the version and the architecture of this one.
+    """
     here = Target.interpreter()
-    if config.python == config.architecture == "interpreter":
-        return here
-    python = here.python if config.python == "interpreter" else config.python
+    versions = (config.python,) if isinstance(config.python, str) else config.python
     architecture = (
         here.architecture if config.architecture == "interpreter" else config.architecture
     )
-    return Target(python, architecture)
+    found: dict[str, Target] = {}
+    for version in versions:
+        if version == config.architecture == "interpreter":
+            target = here
+        else:
+            target = Target(here.python if version == "interpreter" else version, architecture)
+        found.setdefault(target.python, target)
+    return tuple(found.values())
 
 
-def function_code(source: Path, extra: tuple[str, ...], target: Target) -> Path:
+def target_of(config: Config) -> Target:
+    """Return the Python version and the architecture of the stage's own functions."""
+    return targets_of(config)[0]
+
+
+def layer_parameter(config: Config, target: Target) -> str:
+    """Name the published value of the layer for one of the stage's Python versions."""
+    return "layer/arn" if target == target_of(config) else f"layer/python{target.python}/arn"
+
+
+SUFFIXES = {"python": (".py", "/__init__.py"), "nodejs": (".js", ".mjs", ".cjs")}
+"""Files that a handler's module can be, by the beginning of the runtime's name."""
+
+
+def folder_problems(
+    name: str, source: Path, runtime: str, handler: str, shared: Sequence[str]
+) -> Iterator[str]:
+    """Yield what a function's folder lacks for its runtime; of other languages less is known."""
+    for folder in (source, *(PROJECT / each for each in shared)):
+        if not folder.exists():
+            yield f"{name}: the folder {folder} does not exist"
+    if not source.exists():
+        return
+    if shared and not runtime.startswith("python"):
+        yield f"{name}: shared folders are for Python only; bundle the code of {runtime} yourself"
+    if runtime == CONTAINER:
+        if not (source / "Dockerfile").is_file():
+            yield f"{name}: {source} has no Dockerfile, which runtime {CONTAINER!r} builds"
+        return
+    suffixes = next((found for kind, found in SUFFIXES.items() if runtime.startswith(kind)), None)
+    if suffixes is None:
+        return
+    module, dot, _ = handler.rpartition(".")
+    file = module.replace(".", "/") if runtime.startswith("python") else module
+    if not dot or not any((source / f"{file}{suffix}").is_file() for suffix in suffixes):
+        yield problem(
+            f"the handler of {name}",
+            handler,
+            f"be FILE.FUNCTION of a file in {source}, which has no {file or handler}{suffixes[0]}",
+        )
+
+
+def function_code(source: Path, extra: Sequence[str], target: Target) -> Path:
     """Assemble a function's folder, its dependencies, and the project's folders in `extra`."""
     lock = source / "requirements.txt"
     recipe = Recipe(

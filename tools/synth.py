@@ -15,15 +15,12 @@ from typing import Any
 from aws_cdk import App
 
 from lambda_pg_cdk import PROJECT
-from lambda_pg_cdk.stacks.app import build
-from lambda_pg_cdk.stacks.clients import Clients
-from lambda_pg_cdk.stage.consistency import alarm_problem
-from lambda_pg_cdk.stage.loading import CDK_JSON, load_stage
+from lambda_pg_cdk.stacks.app import Stage
+from lambda_pg_cdk.stage.loading import CDK_JSON
+from lambda_pg_cdk.tools.context import context_of
 
 OUTPUT = PROJECT / "build" / "cdk.out"
 LINT_RULES = Path(__file__).with_name("cfnlint.yaml")
-NO_ADDRESS = "nobody@example.com"
-"""Address for the alarms of a protected stage that is only synthesised."""
 BASE = "dev"
 """The stage whose settings the combinations change."""
 
@@ -95,26 +92,9 @@ def stages() -> tuple[str, ...]:
     return tuple(json.loads(CDK_JSON.read_text())["context"]["stages"])
 
 
-def new_app(stage: str, folder: Path, override: Mapping[str, Any] | None = None) -> App:
-    """Build a stage's app with cdk.json's context, as the command line does, without synthesis."""
-    app = _app(stage, folder, override)
-    build(app)
-    return app
-
-
-def attached(stage: str, folder: Path) -> Clients:
-    """Build a stage's app and return the functions that it attaches."""
-    return build(_app(stage, folder, None))
-
-
-def _app(stage: str, folder: Path, override: Mapping[str, Any] | None) -> App:
-    context = json.loads(CDK_JSON.read_text())["context"]
-    changed = dict(override or {})
-    # A deployment needs a real address; nothing is deployed from here.
-    if alarm_problem(load_stage(stage, override)):
-        changed["observability"] = {**changed.get("observability", {}), "email": NO_ADDRESS}
-    chosen = {**context, "stage": stage, "override": json.dumps(changed)}
-    return App(outdir=str(folder), context=chosen)
+def new_stage(stage: str, folder: Path, override: Mapping[str, Any] | None = None) -> Stage:
+    """Make a stage of this project as app.py does, for templates in a folder."""
+    return Stage(App(outdir=str(folder), context=context_of(stage, override)))
 
 
 def everything() -> Iterator[tuple[str, str, Mapping[str, Any]]]:
@@ -143,7 +123,7 @@ def main() -> int:
     for name, stage, override in everything():
         began = time.perf_counter()
         folder = OUTPUT / name
-        new_app(stage, folder, override).synth()
+        new_stage(stage, folder, override).synth()
         folders.append(folder)
         print(f"synthesised {name:32} {time.perf_counter() - began:4.1f} s", flush=True)
     print("linting", flush=True)

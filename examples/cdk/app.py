@@ -1,6 +1,6 @@
 """Another app, whose functions connect through a deployed lambda-pg.
 
-Two functions, two ways. `one_call` uses lambda-pg's sources (PYTHONPATH): its call also compares
+Two functions, two ways. `one_call` uses lambda_pg_cdk (by PYTHONPATH here): its call also compares
 the connections with those that the stage keeps for other apps. `by_parameters` needs only the names
 of the parameters, and does itself what the call would do.
 
@@ -16,7 +16,7 @@ from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda as lambda_
 from aws_cdk import aws_ssm as ssm
 
-from lambda_pg_cdk.stacks.clients import Clients
+import lambda_pg_cdk
 
 CONCURRENCY = 5
 EXAMPLES = Path(__file__).resolve().parents[1]
@@ -28,6 +28,7 @@ class Orders(Stack):
     def __init__(self, app: App, name: str) -> None:
         super().__init__(app, name)
         self.stage = app.node.get_context("stage")
+        self.deployed = lambda_pg_cdk.DeployedStage(app, self.stage)
         self.one_call()
         self.by_parameters()
 
@@ -48,8 +49,7 @@ class Orders(Stack):
 
     def one_call(self) -> None:
         """Attach a function by the call."""
-        clients = Clients.of_another_app(self.stage)
-        clients.attach(self.new_function("OneCall"), concurrency=CONCURRENCY)
+        self.deployed.attach(self.new_function("OneCall"), concurrency=CONCURRENCY)
 
     def by_parameters(self) -> None:
         """Attach a function by hand."""
@@ -114,6 +114,4 @@ class Orders(Stack):
 
 
 if __name__ == "__main__":
-    project = App()
-    Orders(project, "Orders")
-    project.synth()
+    Orders(App(), "Orders").deployed.synth()

@@ -33,6 +33,8 @@ FUNCTIONS = {
     (STACKS, "handle_request"): ("method", "path", "headers", "body", "query_params"),
     (SECRETS, "handle_request"): ("method", "path", "headers", "body", "query_params"),
     (f"{STACKS}.handlers", "_resolve_stack"): ("stack_name",),
+    (f"{STACKS}.handlers", "_create_change_set"): ("params",),
+    (f"{STACKS}.changesets", "_find_change_set"): ("cs_name", "stack_name"),
     (PROVISIONERS, "_rds_db_instance_create"): _CREATE,
     (PROVISIONERS, "_rds_db_instance_update"): _UPDATE,
     (PROVISIONERS, "_rds_db_instance_delete"): _DELETE,
@@ -100,6 +102,8 @@ WITH_LOGICAL_ID = (
 )
 WITHOUT_LOGICAL_ID = ("AWS::ECS::Service",)
 STORES = (
+    (STACKS, "_stacks"),
+    (f"{STACKS}.handlers", "_ACTION_HANDLERS"),
     (RDS, "_instances"),
     (RDS, "_clusters"),
     (SECRETS, "_secrets"),

@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,8 @@ from lambda_pg_cdk.local.state import CLOUD_ID_VARIABLE, credentials
 
 STAGE = "local"
 _CONCURRENCY = 4
+ATTACHED = "LAMBDA_PG_STRICT"
+"""A variable that every function has which connects to the stage's pooler."""
 _INHERITED = (
     *("PATH", "HOME", "LANG", "LC_ALL"),
     *("XDG_CACHE_HOME", "LAMBDA_PG_CACHE_DIR", CLOUD_ID_VARIABLE),
@@ -68,6 +70,7 @@ class Cdk:
         context = ["--context", f"stage={STAGE}", "--context", f"override={json.dumps(override)}"]
         command = ["synth", "--quiet", "--app", f"{sys.executable} -m {entry}", *context]
         await self.run([*command, "--output", str(self.assembly)], app, "synth")
+        refuse_other_runtimes(self.assembly)
 
     async def deploy(self, app: Path) -> None:
         """Deploy what has been synthesised."""
@@ -132,6 +135,34 @@ class Cdk:
             "PYTHONPATH": "",
             "TMPDIR": str(temporary),
         }
+
+
+def refuse_other_runtimes(assembly: Path) -> None:
+    """Raise `DeploymentError` if a function that connects has another runtime than Python.
+
+    Functions of the CDK itself may have one: they do not connect.
+    """
+    found = [f"{name} ({runtime})" for name, runtime in _other_runtimes(assembly)]
+    if found:
+        raise DeploymentError(
+            f"the local cloud runs Python only, and these functions have another runtime:"
+            f" {', '.join(sorted(found))}. Add them only if stage.config.stage is not {STAGE!r}"
+        )
+
+
+def _other_runtimes(assembly: Path) -> Iterator[tuple[str, str]]:
+    """Yield the logical id and the runtime of each function that connects without Python."""
+    artifacts = json.loads((assembly / "manifest.json").read_text())["artifacts"].values()
+    for artifact in artifacts:
+        if artifact["type"] != "aws:cloudformation:stack":
+            continue
+        template = json.loads((assembly / artifact["properties"]["templateFile"]).read_text())
+        for name, resource in template.get("Resources", {}).items():
+            properties = resource.get("Properties", {})
+            variables = properties.get("Environment", {}).get("Variables", {})
+            runtime = properties.get("Runtime", "a container image")
+            if ATTACHED in variables and not runtime.startswith("python"):
+                yield name, runtime
 
 
 def _reason(log: Path) -> str:

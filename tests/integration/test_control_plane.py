@@ -136,6 +136,29 @@ def status(client: Any, name: str) -> str:
     return str(client.describe_stacks(StackName=name)["Stacks"][0]["StackStatus"])
 
 
+def test_a_change_of_outputs_alone_is_deployed(plane: ControlPlane) -> None:
+    """An export that the next stack imports is there, though no resource of this one changes."""
+    client = plane.client("cloudformation")
+    queue = {"Queue": {"Type": "AWS::SQS::Queue"}}
+
+    def change(kind: str, outputs: dict[str, Any]) -> str:
+        body = json.dumps({"Resources": queue, "Outputs": outputs})
+        client.create_change_set(
+            StackName="outputs", ChangeSetName="next", ChangeSetType=kind, TemplateBody=body
+        )
+        made = client.describe_change_set(StackName="outputs", ChangeSetName="next")
+        if made["Status"] == "CREATE_COMPLETE":
+            client.execute_change_set(StackName="outputs", ChangeSetName="next")
+            status(client, "outputs")
+        return str(made["Status"])
+
+    exported = {"Name": {"Value": {"Ref": "Queue"}, "Export": {"Name": "outputs:queue"}}}
+    assert change("CREATE", {}) == "CREATE_COMPLETE"
+    assert change("UPDATE", exported) == "CREATE_COMPLETE"
+    assert "outputs:queue" in [each["Name"] for each in client.list_exports()["Exports"]]
+    assert change("UPDATE", exported) == "FAILED"
+
+
 # Databases
 
 MANAGED = {"MasterUsername": "owner", "ManageMasterUserPassword": True}

@@ -13,7 +13,7 @@ from typing import Any
 from lambda_pg_cdk import PROJECT
 from lambda_pg_cdk.local.install.installed import complete
 from lambda_pg_cdk.tools import synth as synthesis
-from lambda_pg_cdk.tools.synth import new_app
+from lambda_pg_cdk.tools.synth import new_stage
 
 STAGES = synthesis.stages()
 SHARED = PROJECT / "build" / "templates"
@@ -59,7 +59,7 @@ def tags(resource: Mapping[str, Any]) -> dict[str, str]:
 
 def synthesise(stage: str, folder: Path, override: Mapping[str, Any] | None = None) -> Stage:
     """Synthesise a stage and read its templates."""
-    new_app(stage, folder, override).synth()
+    new_stage(stage, folder, override).synth()
     return read(stage, folder)
 
 
@@ -89,7 +89,7 @@ def synthesise_once(name: str, stage: str, override: Mapping[str, Any] | None = 
 
 
 def _synthesise(stage: str, override: Mapping[str, Any] | None, folder: Path) -> None:
-    new_app(stage, folder, override).synth()
+    new_stage(stage, folder, override).synth()
 
 
 @cache

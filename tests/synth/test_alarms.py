@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from aws_cdk import App
 
+from lambda_pg_cdk import AppError
+from lambda_pg_cdk import Stage as AppStage
 from lambda_pg_cdk.pgbouncer.metrics import UNITS
-from lambda_pg_cdk.stacks.app import build
 from lambda_pg_cdk.stacks.database import REPORT, ROTATION_OFF
 from lambda_pg_cdk.stage.loading import CDK_JSON
-from lambda_pg_cdk.stage.schema import ConfigurationError
 from tests.support.templates import Stage, synthesise
 
 ALARM = "AWS::CloudWatch::Alarm"
@@ -289,9 +289,9 @@ def test_a_protected_stage_without_an_address_is_refused(tmp_path: Path) -> None
 
     def build_with(stage: str, **override: Any) -> None:
         chosen = {**context, "stage": stage, "override": json.dumps(override)}
-        build(App(outdir=str(tmp_path), context=chosen))
+        AppStage(App(outdir=str(tmp_path), context=chosen)).check()
 
-    with pytest.raises(ConfigurationError) as refused:
+    with pytest.raises(AppError) as refused:
         build_with("prod")
     assert "observability.email is null; must be set when termination_protection" in str(
         refused.value
@@ -299,7 +299,7 @@ def test_a_protected_stage_without_an_address_is_refused(tmp_path: Path) -> None
     assert "Set an address" in str(refused.value)
     build_with("dev")
     build_with("prod", observability={"email": "somebody@example.com"})
-    with pytest.raises(ConfigurationError, match=r"observability\.email is null"):
+    with pytest.raises(AppError, match=r"observability\.email is null"):
         build_with("dev", termination_protection=True)
 
 

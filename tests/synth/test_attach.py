@@ -11,13 +11,12 @@ from aws_cdk import aws_ecr as ecr
 from aws_cdk import aws_lambda as lambda_
 from lambda_pg import Settings
 
-from lambda_pg_cdk.stacks.app import build
-from lambda_pg_cdk.stacks.clients import AttachError, Cap, Clients
-from lambda_pg_cdk.stage.budget import BudgetError
+from lambda_pg_cdk import AppError, Cap, DeployedStage, Stage
 from lambda_pg_cdk.stage.loading import CDK_JSON
 from tests.support.templates import Resources
 
 PYTHON = lambda_.Runtime.PYTHON_3_13
+X86 = lambda_.Architecture.X86_64
 
 
 class Theirs:
@@ -27,7 +26,7 @@ class Theirs:
         context = json.loads(CDK_JSON.read_text())["context"]
         chosen = {**context, "stage": "dev", "override": json.dumps(override or {})}
         self.app = App(outdir=str(folder), context=chosen)
-        self.clients = build(self.app)
+        self.stage = Stage(self.app)
         self.stack = Stack(self.app, "Orders")
 
     def function(self, name: str = "Orders", **options: Any) -> lambda_.Function:
@@ -36,7 +35,7 @@ class Theirs:
 
     def resources(self, kind: str) -> Resources:
         """Synthesise and read the resources of their stack."""
-        template = self.app.synth().get_stack_by_name("Orders").template
+        template = self.stage.synth().get_stack_by_name("Orders").template
         found = template.get("Resources", {}).items()
         return {name: resource for name, resource in found if resource["Type"] == kind}
 
@@ -62,7 +61,7 @@ def theirs(tmp_path: Path) -> Theirs:
 
 def test_one_call_gives_a_function_all_it_needs(theirs: Theirs) -> None:
     """Layer, environment, network, group, secret and reservation."""
-    group = theirs.clients.attach(theirs.function(), concurrency=20)
+    group = theirs.stage.attach(theirs.function(), concurrency=20)
     assert isinstance(group, ec2.SecurityGroup)
     (function,) = theirs.resources("AWS::Lambda::Function").values()
     properties = function["Properties"]
@@ -84,11 +83,11 @@ def test_one_call_gives_a_function_all_it_needs(theirs: Theirs) -> None:
 
 def test_the_rules_belong_to_their_stack(theirs: Theirs) -> None:
     """Into the pooler's group and out of the function's; the pooler's stack knows nothing."""
-    theirs.clients.attach(theirs.function(), concurrency=20)
+    theirs.stage.attach(theirs.function(), concurrency=20)
     (rule,) = theirs.resources("AWS::EC2::SecurityGroupIngress").values()
     assert "poolersecuritygroup" in json.dumps(rule["Properties"]["GroupId"])
     assert rule["Properties"]["FromPort"] == 6432
-    outputs = theirs.app.synth().get_stack_by_name("Orders").template.get("Outputs", {})
+    outputs = theirs.stage.synth().get_stack_by_name("Orders").template.get("Outputs", {})
     assert not outputs
 
 
@@ -99,7 +98,7 @@ def test_layers_of_their_own_stay(theirs: Theirs) -> None:
     one = lambda_.LayerVersion.from_layer_version_arn(theirs.stack, "One", arn.format("one"))
     two = lambda_.LayerVersion.from_layer_version_arn(theirs.stack, "Two", arn.format("two"))
     function.add_layers(one)
-    theirs.clients.attach(function, concurrency=20)
+    theirs.stage.attach(function, concurrency=20)
     function.add_layers(two)
     (resource,) = theirs.resources("AWS::Lambda::Function").values()
     first, second, ours = resource["Properties"]["Layers"]
@@ -113,7 +112,7 @@ def test_a_container_image_gets_everything_but_the_layer(theirs: Theirs) -> None
     function = lambda_.DockerImageFunction(
         theirs.stack, "Image", code=code, timeout=Duration.seconds(10)
     )
-    theirs.clients.attach(function, concurrency=5)
+    theirs.stage.attach(function, concurrency=5)
     (resource,) = theirs.resources("AWS::Lambda::Function").values()
     assert "Layers" not in resource["Properties"]
     assert "PGHOST" in resource["Properties"]["Environment"]["Variables"]
@@ -122,34 +121,36 @@ def test_a_container_image_gets_everything_but_the_layer(theirs: Theirs) -> None
 
 def test_without_a_cap_it_is_refused(theirs: Theirs) -> None:
     """The message names the function and the three ways to give it one."""
-    with pytest.raises(AttachError, match=r"Orders/Orders has no cap.*concurrency=20.*POOLER"):
-        theirs.clients.attach(theirs.function())
-    assert not any(client.name == "Orders/Orders" for client in theirs.clients.budget.clients)
+    theirs.stage.attach(theirs.function())
+    with pytest.raises(AppError, match=r"Orders/Orders has no cap.*concurrency=20.*POOLER"):
+        theirs.stage.check()
+    assert not any(client.name == "Orders/Orders" for client in theirs.stage.budget.clients)
 
 
 def test_its_own_reservation_is_its_cap(theirs: Theirs) -> None:
     """What the function reserves counts, and nothing else may be said of it."""
-    theirs.clients.attach(theirs.function(reserved_concurrent_executions=7))
-    assert theirs.clients.budget.clients[-1].concurrency == 7
+    theirs.stage.attach(theirs.function(reserved_concurrent_executions=7))
+    assert theirs.stage.budget.clients[-1].concurrency == 7
     other = theirs.function("Other", reserved_concurrent_executions=7)
-    with pytest.raises(AttachError, match="reserves 7, but was attached with concurrency=8"):
-        theirs.clients.attach(other, concurrency=8)
+    theirs.stage.attach(other, concurrency=8)
+    with pytest.raises(AppError, match="reserves 7, but was attached with concurrency=8"):
+        theirs.stage.check()
 
 
 def test_the_pooler_s_limit_can_be_the_cap(theirs: Theirs) -> None:
     """For accounts that allow no reservation."""
-    theirs.clients.attach(theirs.function(), concurrency=Cap.POOLER_LIMIT)
+    theirs.stage.attach(theirs.function(), concurrency=Cap.POOLER_LIMIT)
     (function,) = theirs.resources("AWS::Lambda::Function").values()
     assert "ReservedConcurrentExecutions" not in function["Properties"]
 
 
 def test_a_function_too_many_is_refused_at_its_own_line(theirs: Theirs) -> None:
     """The arithmetic names it; slots and processes multiply."""
-    theirs.clients.attach(theirs.function("Fits"), concurrency=100, slots=2, processes=2)
-    with pytest.raises(BudgetError, match=r"Orders/Big: 800 environments x 1 processes"):
-        theirs.clients.attach(theirs.function("Big"), concurrency=800)
-    (fits, *_) = theirs.resources("AWS::Lambda::Function").values()
-    assert fits["Properties"]["Environment"]["Variables"]["LAMBDA_PG_SLOTS"] == "2"
+    theirs.stage.attach(theirs.function("Fits"), concurrency=100, slots=2, processes=2)
+    theirs.stage.check()
+    theirs.stage.attach(theirs.function("Big"), concurrency=800)
+    with pytest.raises(AppError, match=r"Orders/Big: 800 environments x 1 processes"):
+        theirs.stage.check()
 
 
 @pytest.mark.parametrize(
@@ -162,15 +163,15 @@ def test_a_function_too_many_is_refused_at_its_own_line(theirs: Theirs) -> None:
         ({"timeout": None}, r"timeout of .* is 3; must"),
         ({"runtime": lambda_.Runtime.PYTHON_3_12}, r"python3.12 on arm64.*python3.13 on arm64"),
         ({"architecture": lambda_.Architecture.X86_64}, r"python3.13 on x86_64.*on arm64"),
-        ({"runtime": lambda_.Runtime.NODEJS_22_X}, r"runs nodejs22.x"),
     ],
 )
 def test_what_cannot_work_is_refused(
     theirs: Theirs, options: dict[str, Any], expected: str
 ) -> None:
     """At synth, with both values, instead of an import error in the function's log."""
-    with pytest.raises(AttachError, match=expected):
-        theirs.clients.attach(theirs.function(**options), concurrency=5)
+    theirs.stage.attach(theirs.function(**options), concurrency=5)
+    with pytest.raises(AppError, match=expected):
+        theirs.stage.check()
 
 
 @pytest.mark.parametrize(
@@ -178,27 +179,39 @@ def test_what_cannot_work_is_refused(
 )
 def test_a_cap_that_cannot_be_added_up_is_refused(theirs: Theirs, number: Any) -> None:
     """A value that only the deployment knows would count as anything."""
-    with pytest.raises(AttachError, match="must be a whole number of at least 0"):
-        theirs.clients.attach(theirs.function(), concurrency=number)
-    reserved = theirs.function("Reserved", reserved_concurrent_executions=number)
-    with pytest.raises((AttachError, RuntimeError, TypeError)):
-        theirs.clients.attach(reserved)
-    assert len(theirs.clients.budget.clients) == 2
+    theirs.stage.attach(theirs.function(), concurrency=number)
+    with pytest.raises(AppError, match="must be a whole number of at least 0"):
+        theirs.stage.check()
+    assert len(theirs.stage.budget.clients) == 2
+
+
+@pytest.mark.parametrize(
+    "number", [-5, 2.5, Token.as_number({"Ref": "Concurrency"})], ids=["negative", "half", "token"]
+)
+def test_a_reservation_that_cannot_be_added_up_is_refused(theirs: Theirs, number: Any) -> None:
+    """It is the function's cap, too."""
+    reserved = theirs.function("Reserved")
+    resource = reserved.node.default_child
+    assert isinstance(resource, lambda_.CfnFunction)
+    resource.reserved_concurrent_executions = number
+    theirs.stage.attach(reserved)
+    with pytest.raises(AppError, match="must be a whole number of at least 0"):
+        theirs.stage.check()
+    assert len(theirs.stage.budget.clients) == 2
 
 
 @pytest.mark.parametrize("name", ["slots", "processes"])
 def test_a_factor_below_one_is_refused(theirs: Theirs, name: str) -> None:
     """It would take connections of others off the sum."""
-    with pytest.raises(
-        AttachError, match=f"{name} of .* is -1; must be a whole number of at least 1"
-    ):
-        theirs.clients.attach(theirs.function(), concurrency=5, **{name: -1})
+    theirs.stage.attach(theirs.function(), concurrency=5, **{name: -1})
+    with pytest.raises(AppError, match=f"{name} of .* is -1; must be a whole number of at least 1"):
+        theirs.stage.check()
 
 
 def test_slots_are_what_was_counted(theirs: Theirs) -> None:
     """The variable is written always, so that an earlier one does not stay."""
     function = theirs.function(environment={"LAMBDA_PG_SLOTS": "50", "PGHOST": "elsewhere"})
-    theirs.clients.attach(function, concurrency=5, slots=3)
+    theirs.stage.attach(function, concurrency=5, slots=3)
     (resource,) = theirs.resources("AWS::Lambda::Function").values()
     variables = resource["Properties"]["Environment"]["Variables"]
     assert variables["LAMBDA_PG_SLOTS"] == "3"
@@ -209,46 +222,61 @@ def test_an_alias_is_refused(theirs: Theirs) -> None:
     """The function is attached, and its versions follow."""
     function = theirs.function()
     alias = lambda_.Alias(theirs.stack, "Alias", alias_name="x", version=function.current_version)
-    with pytest.raises(AttachError, match="attach the function itself"):
-        theirs.clients.attach(alias, concurrency=5)  # type: ignore[arg-type]  # refused
+    theirs.stage.attach(alias, concurrency=5)  # type: ignore[arg-type]  # refused
+    with pytest.raises(AppError, match="attach the function itself"):
+        theirs.stage.check()
 
 
 def test_a_refused_function_can_be_attached_with_less(theirs: Theirs) -> None:
     """Nothing of the refused attempt stays."""
     function = theirs.function()
-    with pytest.raises(BudgetError):
-        theirs.clients.attach(function, concurrency=5000)
-    theirs.clients.attach(function, concurrency=5)
-    assert theirs.clients.budget.clients[-1].concurrency == 5
+    theirs.stage.attach(function, concurrency=5000)
+    with pytest.raises(AppError):
+        theirs.stage.check()
+    theirs.stage.attach(function, concurrency=5)
+    assert theirs.stage.budget.clients[-1].concurrency == 5
 
 
 def test_twice_is_refused(theirs: Theirs) -> None:
     """It would count twice."""
     function = theirs.function()
-    theirs.clients.attach(function, concurrency=5)
-    with pytest.raises(AttachError, match="is already attached"):
-        theirs.clients.attach(function, concurrency=5)
+    theirs.stage.attach(function, concurrency=5)
+    theirs.stage.attach(function, concurrency=5)
+    with pytest.raises(AppError, match="is already attached"):
+        theirs.stage.check()
 
 
 def test_a_function_in_another_vpc_is_refused(theirs: Theirs) -> None:
     """The pooler is not in there."""
     vpc = ec2.Vpc(theirs.stack, "Vpc", max_azs=2)
-    with pytest.raises(AttachError, match="is already in a VPC"):
-        theirs.clients.attach(theirs.function(vpc=vpc), concurrency=5)
+    theirs.stage.attach(theirs.function(vpc=vpc), concurrency=5)
+    with pytest.raises(AppError, match="is already in a VPC"):
+        theirs.stage.check()
 
 
-def test_their_stack_is_deployed_after_the_pooler(theirs: Theirs) -> None:
-    """What it reads is published by then."""
-    theirs.clients.attach(theirs.function(), concurrency=5)
-    assembly = theirs.app.synth()
+def test_their_stack_is_deployed_after_the_migration(theirs: Theirs) -> None:
+    """What it reads is published by then, and its tables are there."""
+    theirs.stage.attach(theirs.function(), concurrency=5)
+    assembly = theirs.stage.synth()
     dependencies = [each.id for each in assembly.get_stack_by_name("Orders").dependencies]
-    assert "LambdaPg-dev-Pooler" in dependencies
+    assert "LambdaPg-dev-Api" in dependencies
+
+
+def test_a_function_of_another_language_gets_everything_but_the_layer(theirs: Theirs) -> None:
+    """The environment is a contract that any PostgreSQL client can use."""
+    node = theirs.function(runtime=lambda_.Runtime.NODEJS_22_X, architecture=X86)
+    theirs.stage.attach(node, concurrency=5)
+    (resource,) = theirs.resources("AWS::Lambda::Function").values()
+    assert "Layers" not in resource["Properties"]
+    assert "PGHOST" in resource["Properties"]["Environment"]["Variables"]
+    assert "VpcConfig" in resource["Properties"]
+    assert theirs.stage.budget.clients[-1].connections == 10
 
 
 def test_with_tokens_it_may_log_in_as_one_user(tmp_path: Path) -> None:
     """RDS Proxy with end-to-end IAM: no secret, `rds-db:connect` for what the stage published."""
     theirs = Theirs(tmp_path, {"pooler": "rds-proxy"})
-    theirs.clients.attach(theirs.function(), concurrency=5)
+    theirs.stage.attach(theirs.function(), concurrency=5)
     policies = json.dumps(theirs.resources("AWS::IAM::Policy"))
     assert "rds-db:connect" in policies
     assert "secretsmanager" not in policies
@@ -268,8 +296,9 @@ def test_another_app_attaches_within_what_is_kept_for_it(
     monkeypatch.setattr("lambda_pg_cdk.stage.loading.CDK_JSON", tmp_path / "cdk.json")
     app = App(outdir=str(tmp_path / "out"))
     stack = Stack(app, "Elsewhere")
-    clients = Clients.of_another_app("dev")
-    clients.attach(new_function(stack, "Small"), concurrency=10)
-    with pytest.raises(BudgetError, match=r"functions\.other_clients of the stage"):
-        clients.attach(new_function(stack, "More"), concurrency=1)
-    app.synth()
+    stage = DeployedStage(app, "dev")
+    stage.attach(new_function(stack, "Small"), concurrency=10)
+    stage.synth()
+    stage.attach(new_function(stack, "More"), concurrency=1)
+    with pytest.raises(AppError, match=r"functions\.other_clients of the stage"):
+        stage.synth()

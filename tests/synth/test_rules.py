@@ -11,7 +11,7 @@ import pytest
 from aws_cdk import App, Stack, Validations
 from aws_cdk import aws_lambda as lambda_
 
-from lambda_pg_cdk.tools.synth import everything, lint, new_app
+from lambda_pg_cdk.tools.synth import everything, lint, new_stage
 from tests.support.templates import Stage
 
 
@@ -32,7 +32,8 @@ def test_every_finding_is_suppressed_with_a_reason(
     stage: str, override: Mapping[str, Any], tmp_path: Path
 ) -> None:
     """Neither AwsSolutions nor Serverless reports anything that no construct suppresses."""
-    app = new_app(stage, tmp_path, override)
+    app = new_stage(stage, tmp_path, override).api.node.root
+    assert isinstance(app, App)
     assert findings(app, tmp_path) == []
 
 
