@@ -131,7 +131,8 @@ class ApiStack(Stack):
         """Run the migration before the functions get their new code; a failure rolls back."""
         timeout = self._config.functions.migration_timeout
         source = OPERATIONS / "migrate"
-        function = self._new(source, timeout, BY_DEPLOYMENT, extra=("lambda_pg_cdk/migrations",))
+        code = self._assets.migration(sample=True)
+        function = self._new(source, timeout, BY_DEPLOYMENT, code=code)
         add_layer(function, self._config)
         if database is None:
             self._take_direct_url(function)

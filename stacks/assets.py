@@ -8,7 +8,12 @@ from aws_cdk import aws_lambda as lambda_
 
 from lambda_pg_cdk.layer.build import build_layer
 from lambda_pg_cdk.stage.config import Config
-from lambda_pg_cdk.stage.sources import function_code, pooler_context, target_of
+from lambda_pg_cdk.stage.sources import (
+    function_code,
+    migration_code,
+    pooler_context,
+    target_of,
+)
 
 
 class Assets:
@@ -38,3 +43,7 @@ class Assets:
     def function(self, source: Path, *extra: str) -> lambda_.Code:
         """Assemble a function's folder, its dependencies, and the project's folders in `extra`."""
         return lambda_.Code.from_asset(str(function_code(source, extra, self.target)))
+
+    def migration(self, *, sample: bool) -> lambda_.Code:
+        """Assemble the migration with the project's files, and the sample's if it is on."""
+        return lambda_.Code.from_asset(str(migration_code(self.target, sample=sample)))

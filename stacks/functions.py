@@ -48,11 +48,13 @@ def new_function(
     timeout: int,
     invoked: str,
     extra: tuple[str, ...] = (),
+    code: lambda_.Code | None = None,
     **options: Any,
 ) -> lambda_.Function:
     """Make the function of a folder; the project's folders in `extra` go into its zip as well.
 
-    `invoked` is the reason why it needs no dead-letter queue: what invokes it and handles failures.
+    `code` replaces both. `invoked` is the reason why it needs no dead-letter queue: what invokes it
+    and handles failures.
     """
     folder = source.name
     function = lambda_.Function(
@@ -60,7 +62,7 @@ def new_function(
         folder.title(),
         runtime=assets.runtime,
         architecture=assets.architecture,
-        code=assets.function(source, *extra),
+        code=code or assets.function(source, *extra),
         handler="handler.handler",
         memory_size=config.functions.memory,
         timeout=Duration.seconds(timeout),
