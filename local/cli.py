@@ -175,6 +175,6 @@ def deploy(chosen: argparse.Namespace) -> int:
     """Deploy the app again to the running local cloud."""
     began = time.monotonic()
     print("cdk deploy --all …", flush=True)
-    LocalCloud().deploy(override=chosen.override)
+    LocalCloud(report=Narrator()).deploy(override=chosen.override)
     print(f"deployed in {time.monotonic() - began:.1f} s")
     return 0

@@ -17,6 +17,7 @@ from urllib.parse import quote, urlsplit
 
 from lambda_pg_cdk import PROJECT
 from lambda_pg_cdk.local import state
+from lambda_pg_cdk.local.deployment import migration_log
 from lambda_pg_cdk.local.deployment.cdk import DeploymentError
 from lambda_pg_cdk.local.deployment.deployed import Start
 from lambda_pg_cdk.local.http.caller import call
@@ -110,6 +111,7 @@ class LocalCloud:
         os.close(held)
         try:
             self._follow()
+            self._warn(0)
         except BaseException:
             self.stop()
             raise
@@ -317,12 +319,19 @@ class LocalCloud:
     def deploy(self, app: Path | None = None, override: Mapping[str, Any] | None = None) -> None:
         """Deploy again; raise `DeploymentError` with the command line's output."""
         order = {"app": str(app) if app else None, "override": override}
+        told = migration_log.size(self.folder)
         result: dict[str, Any] = {}
         with self._request("POST", "/deploy", order) as response:
             for message in _messages(response):
                 result = message
+        self._warn(told)
         if "error" in result or not result:
             raise DeploymentError(str(result.get("error", "the local cloud has ended")))
+
+    def _warn(self, told: int) -> None:
+        """Report what the migration warned of since its log had `told` bytes."""
+        for warning in migration_log.warnings(self.folder, told):
+            self._report({"note": f"migration: {warning}"})
 
     @contextmanager
     def _request(self, method: str, path: str, body: Any) -> Iterator[http.client.HTTPResponse]:

@@ -1,8 +1,7 @@
 """One deployment's migration: roles, timeouts and schema, under a lock."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -10,7 +9,7 @@ from psycopg import Connection
 from psycopg.errors import LockNotAvailable
 
 from .roles import IAM, LIMITS_TRANSACTIONS, Login, Timeouts, prepare, turn_out
-from .upgrade import SCRIPTS, MigrationError, Outcome, upgrade
+from .upgrade import BRANCHES, Branch, MigrationError, Outcome, upgrade
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def migrate(
     connection: Connection[Any],
     read_login: Callable[[], Login],
     timeouts: Timeouts,
-    scripts: Path = SCRIPTS,
+    branches: Sequence[Branch] = BRANCHES,
     *,
     patience: float,
     shared: bool = False,
@@ -83,7 +82,7 @@ def migrate(
         if newcomer is not None and owner is not None:
             _keep_owner(connection, newcomer, owner)
         _limit_locks(connection, timeouts.lock)
-        return upgrade(connection, scripts)
+        return upgrade(connection, branches, shared=shared)
     finally:
         connection.close()
 

@@ -125,7 +125,8 @@ class ApiStack(Stack):
         """Add the migration, which functions wait for; a failure rolls the deployment back."""
         timeout = self._config.functions.migration_timeout
         source = OPERATIONS / "migrate"
-        function = self._new(source, timeout, BY_DEPLOYMENT, extra=("lambda_pg_cdk/migrations",))
+        code = self._assets.migration(sample=self._config.sample_api)
+        function = self._new(source, timeout, BY_DEPLOYMENT, code=code)
         add_layer(function, self._config)
         if database is None:
             self._take_direct_url(function)

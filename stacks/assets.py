@@ -10,7 +10,13 @@ from aws_cdk import aws_lambda as lambda_
 
 from lambda_pg_cdk.layer.build import Target, build_layer
 from lambda_pg_cdk.stage.config import Config
-from lambda_pg_cdk.stage.sources import CONTAINER, function_code, pooler_context, targets_of
+from lambda_pg_cdk.stage.sources import (
+    CONTAINER,
+    function_code,
+    migration_code,
+    pooler_context,
+    targets_of,
+)
 
 
 class Assets:
@@ -61,6 +67,10 @@ class Assets:
             return lambda_.Code.from_asset(str(source))
         target = self.target if runtime is None else targets[runtime]
         return lambda_.Code.from_asset(str(function_code(source, extra, target)))
+
+    def migration(self, *, sample: bool) -> lambda_.Code:
+        """Assemble the migration with the project's files, and the sample's if it is on."""
+        return lambda_.Code.from_asset(str(migration_code(self.target, sample=sample)))
 
 
 @cache

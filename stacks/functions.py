@@ -48,12 +48,13 @@ def new_function(  # noqa: PLR0913 - what differs between functions, most of it 
     runtime: str | None = None,
     handler: str = "handler.handler",
     extra: Sequence[str] = (),
+    code: lambda_.Code | None = None,
     **options: Any,
 ) -> lambda_.Function:
     """Make the function of a folder; the project's folders in `extra` go into its zip as well.
 
-    `invoked` is the reason why it needs no dead-letter queue: what invokes it and handles failures.
-    `name` is the folder's by default, `runtime` the stage's Python; 'container' builds the folder's
+    `code` replaces both. `invoked` is the reason why it needs no dead-letter queue: what invokes it
+    and handles failures. `name` is the folder's by default, `runtime` the stage's Python; 'container' builds the folder's
     Dockerfile.
     """
     name = name or source.name
@@ -71,16 +72,15 @@ def new_function(  # noqa: PLR0913 - what differs between functions, most of it 
         **options,
     }
     if runtime == CONTAINER:
-        code = assets.container(source)
         function: lambda_.Function = lambda_.DockerImageFunction(
-            scope, name.title(), code=code, **common
+            scope, name.title(), code=assets.container(source), **common
         )
     else:
         function = lambda_.Function(
             scope,
             name.title(),
             runtime=assets.runtime_of(runtime),
-            code=assets.function(source, *extra, runtime=runtime),
+            code=code or assets.function(source, *extra, runtime=runtime),
             handler=handler,
             **common,
         )

@@ -1,10 +1,12 @@
 """The files that functions and the pooler's image are built from, without the CDK."""
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lambda_pg_cdk import PACKAGE, PROJECT
 from lambda_pg_cdk.layer.build import Recipe, Target, assemble
+from lambda_pg_cdk.migrations.revisions import Branch, MigrationError, read
 from lambda_pg_cdk.stage.config import Config
 from lambda_pg_cdk.stage.messages import problem
 
@@ -13,6 +15,9 @@ OPERATIONS = PACKAGE / "operations"
 
 CONTAINER = "container"
 """Runtime of a function whose code is a container image."""
+
+NUMBERED = re.compile(r"[0-9]{4}_.+")
+"""Names of an app's migrations and of the files that they read."""
 
 
 def targets_of(config: Config) -> tuple[Target, ...]:
@@ -99,3 +104,49 @@ def pooler_context(target: Target) -> Path:
         bytecode=False,
     )
     return assemble(recipe, target)
+
+
+def migration_code(target: Target, *, sample: bool, project: Path = PROJECT) -> Path:
+    """Assemble the function `migrate`: its code, the base, the sample, the project's migrations.
+
+    Raise `MigrationError` for a file of the project that would not be applied, and for files that
+    do not follow one another.
+    """
+    source = OPERATIONS / "migrate"
+    recipe = Recipe(
+        name="function-migrate",
+        prefix="/var/task",
+        sources=((source, "."), *migrations(project, sample=sample)),
+        requirements=source / "requirements.txt",
+    )
+    return assemble(recipe, target)
+
+
+def migrations(project: Path, *, sample: bool) -> tuple[tuple[Path, str], ...]:
+    """Return the migration's code and all revisions, and where each goes; raise as above."""
+    read(Branch(project / "migrations"))
+    room, goes = PACKAGE / "migrations", "lambda_pg_cdk/migrations"
+    names = [f"{name}.py" for name in ("plan", "revisions", "roles", "run", "tables", "upgrade")]
+    names += ["base", "sample"] if sample else ["base"]
+    ours = ((room / name, f"{goes}/{name}") for name in names)
+    own = ((path, f"migrations/{path.name}") for path in _numbered(project / "migrations", room))
+    return (*ours, *own)
+
+
+def _numbered(folder: Path, room: Path) -> Iterator[Path]:
+    """List the project's migrations; in a checkout of this package, its room has them too."""
+    if old := sorted(folder.glob("versions/*.py")):
+        raise MigrationError(
+            f"{old[0]} is not read. Move the files of migrations/versions/ to migrations/, give "
+            "the first of them down_revision = None, and leave out 0001_users.py and "
+            "0002_claims_of_this_transaction.py, which lambda-pg has itself"
+        )
+    is_room = folder.resolve() == room.resolve()
+    for path in sorted(folder.glob("*")):
+        if NUMBERED.fullmatch(path.name):
+            yield path
+        elif path.suffix == ".py" and path.name != "__init__.py" and not is_room:
+            raise MigrationError(
+                f"{path} is not read. Rename it: a migration's name begins with four digits and an "
+                "underscore, like 0001_orders.py"
+            )

@@ -10,7 +10,8 @@ import json
 import logging
 import os
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -19,6 +20,7 @@ from lambda_pg import ConfigurationError, CredentialsError, Database, Settings
 
 from lambda_pg_cdk.migrations.roles import Login, LoginError, Timeouts
 from lambda_pg_cdk.migrations.run import Connections, Owner, migrate
+from lambda_pg_cdk.migrations.upgrade import BRANCHES, Branch
 
 ANSWERING = 2.0
 """Seconds left after the wait for another migration, to report which one it was."""
@@ -38,6 +40,9 @@ from the owner, which created the application's user and so is a member of it.""
 MANY_ROUNDS = os.environ.get("MANY_ROUNDS") == "1"
 """Whether the application's password is hashed in more rounds than the layer needs."""
 
+OWN = Branch(Path(__file__).resolve().parent / "migrations")
+"""The app's own migrations: the files of the project's folder, in this function's zip."""
+
 AS_IT_IS = {"LAMBDA_PG_PROFILE": "direct", "LAMBDA_PG_ALLOW_UNVERIFIED_TLS": "1"}
 """Settings that accept every URL that can be read: here it only names the login."""
 
@@ -47,13 +52,14 @@ db = Database(settings)
 
 @db.bind_lambda_context
 def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
-    """Migrate; return the revision that was reached and those that were applied."""
+    """Migrate; return the revisions that were reached, those that were applied, and warnings."""
     patience = context.get_remaining_time_in_millis() / 1000 - ANSWERING
     with ExitStack() as stack:
         outcome = migrate(
             log_in(stack, db),
             read_login,
             read_timeouts(),
+            [*BRANCHES, OWN],
             patience=patience,
             shared=SHARED,
             connections=Connections(
@@ -61,8 +67,10 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
             ),
             owner=Owner(check_owner, OWNER_BY_TOKEN),
         )
-    logger.info("schema is at revision %s, applied %s", outcome.revision, outcome.applied)
-    return {"revision": outcome.revision, "applied": outcome.applied}
+    logger.info("schema is at %s, applied %s", ", ".join(outcome.revisions), outcome.applied)
+    for warning in outcome.warnings:
+        logger.warning("%s", warning)
+    return asdict(outcome)
 
 
 def log_in(stack: ExitStack, database: Database) -> psycopg.Connection[Any]:

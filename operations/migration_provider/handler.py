@@ -171,7 +171,7 @@ def invoke(task: Task, until: float) -> str:
         ) from error
     if "FunctionError" in response:
         raise ProviderError(f"{_cut(_message(text))} (log group {task.logs})")
-    return f"the {task.name} answered {text}"
+    return _cut(f"the {task.name} answered {text}")
 
 
 def patiently(call: Callable[[], Answer], until: float, what: str) -> Answer:

@@ -1,8 +1,10 @@
-"""Deployments to a running cloud: a failed migration, and a changed setting."""
+"""Deployments to a running cloud: a failed migration, a warning, and a changed setting."""
 
 import json
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -17,7 +19,7 @@ RAISING = '''"""Raise, as a migration with a mistake in it does."""
 from alembic import op
 
 revision = "9999"
-down_revision = "0002"
+down_revision = None
 
 
 def upgrade() -> None:
@@ -25,20 +27,35 @@ def upgrade() -> None:
     op.execute("CREATE TABLE half_done (id int)")
     op.execute("DO $$ BEGIN RAISE EXCEPTION 'the canary of the migration'; END $$")
 '''
+FORGETFUL = '''"""Make a table, and forget the grant."""
+
+from alembic import op
+
+revision = "0001"
+down_revision = None
+
+
+def upgrade() -> None:
+    """Make the table."""
+    op.execute("CREATE TABLE orders (id int)")
+'''
 
 
 def test_a_failed_migration_rolls_back_and_a_changed_setting_arrives(
     cloud: LocalCloud, project: Path
 ) -> None:
-    """The failure shows the migration's message, nothing of it stays, and the next deploy works."""
+    """The failure shows the migration's message, nothing of it stays, and the next deploy works.
+
+    What the next one's migration warns of reaches the person who deploys.
+    """
     token = cloud.token(str(uuid.uuid4()))
     assert call(cloud.url, "GET", "/users", token).status == 200
     assert variable_of_running(cloud, "users", "POWERTOOLS_LOG_LEVEL") == "INFO"
-    revision = project / "migrations" / "versions" / "9999_raising.py"
+    revision = project / "migrations" / "9999_raising.py"
     revision.write_text(RAISING)
     with pytest.raises(DeploymentError, match="the canary of the migration") as caught:
         cloud.deploy(app=project)
-    assert "9999" in str(caught.value)
+    assert "migration 9999 (migrations/9999_raising.py, line 12) failed" in str(caught.value)
     assert call(cloud.url, "GET", "/users", token).status == 200
     assert stack_status(cloud, "LambdaPg-local-Api") == "UPDATE_ROLLBACK_COMPLETE"
     provider = (cloud.folder / "logs" / "migration_provider.log").read_text()
@@ -46,7 +63,12 @@ def test_a_failed_migration_rolls_back_and_a_changed_setting_arrives(
 
     revision.unlink()
     change_setting(project / "cdk.json", "log_level", "ERROR")
-    cloud.deploy(app=project)
+    (project / "migrations" / "0001_orders.py").write_text(FORGETFUL)
+    told: list[Mapping[str, Any]] = []
+    LocalCloud(cloud.folder, report=told.append).deploy(app=project)
+    (warning,) = [message["note"] for message in told]
+    assert warning.startswith("migration: table orders: functions may not use it")
+    assert "GRANT SELECT, INSERT, UPDATE, DELETE ON orders TO lambda_pg_app;" in warning
     assert stack_status(cloud, "LambdaPg-local-Api") == "UPDATE_COMPLETE"
     assert call(cloud.url, "GET", "/users", token).status == 200
     assert variable_of_running(cloud, "users", "POWERTOOLS_LOG_LEVEL") == "ERROR"

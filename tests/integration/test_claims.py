@@ -12,17 +12,19 @@ from typing import Any
 
 import psycopg
 import pytest
-from alembic import command
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
+from alembic.util import load_python_file
 from lambda_pg import Database, Settings, StatementRefusedError
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, text
 
 from lambda_pg_cdk.local.servers.postgres import Postgres
 from lambda_pg_cdk.migrations.roles import Login, Timeouts
 from lambda_pg_cdk.migrations.run import migrate
-from lambda_pg_cdk.migrations.upgrade import SCRIPTS, configure
+from lambda_pg_cdk.migrations.upgrade import BASE
 from tests.support.servers import PoolerFixture
 
 TIMEOUTS = Timeouts(statement=7, lock=2, idle_in_transaction=20)
@@ -68,15 +70,18 @@ class Site:
         connection = psycopg.connect(self.owner_dsn, autocommit=True)
         migrate(connection, lambda: self._login, TIMEOUTS, patience=30, shared=True)
 
-    def downgrade(self, revision: str) -> None:
-        """Go back to an older schema."""
-        config = configure(SCRIPTS)
+    def downgrade(self) -> None:
+        """Undo the base's second revision."""
         engine = create_engine(
             "postgresql+psycopg://", creator=lambda: psycopg.connect(self.owner_dsn)
         )
-        with engine.connect() as session:
-            config.attributes.update(connection=session, applied=[])
-            command.downgrade(config, revision)
+        revision = load_python_file(BASE.folder, "0002_claims_of_this_transaction.py")
+        with engine.begin() as session, Operations.context(MigrationContext.configure(session)):
+            revision.downgrade()
+            session.execute(
+                text("UPDATE alembic_version SET version_num = :to WHERE version_num = :old"),
+                {"to": revision.down_revision, "old": revision.revision},
+            )
         engine.dispose()
 
     def leave(self, statement: str) -> object:
@@ -170,7 +175,7 @@ def test_claims_of_a_transaction_hold_over_those_of_its_session(site: Site, left
 
 def test_the_schema_before_showed_the_row(site: Site) -> None:
     """Nothing but the newest revision keeps it back; going forth and back is possible."""
-    site.downgrade("0001")
+    site.downgrade()
     site.leave(LEFT["by SET"])
     with closing(site.open()) as db:
         assert by_execute(db) == (1,)

@@ -16,7 +16,7 @@ import psycopg
 import pytest
 from lambda_pg._connection import SET_CLAIMS
 from psycopg import sql
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import conninfo_to_dict
 
 from lambda_pg_cdk.local.servers.passwords import machine_made_password
 from lambda_pg_cdk.local.servers.postgres import Postgres
@@ -28,83 +28,25 @@ from lambda_pg_cdk.migrations.roles import (
     LoginError,
     NeighbourError,
     OwnerLockedOutError,
-    Timeouts,
     UnboundLoginError,
     admit,
 )
 from lambda_pg_cdk.migrations.roles import LOCK as ROLES_LOCK
-from lambda_pg_cdk.migrations.run import LOCK, Connections, Owner, migrate
-from lambda_pg_cdk.migrations.upgrade import SCRIPTS, MigrationError, Outcome
+from lambda_pg_cdk.migrations.run import LOCK, Connections, Owner
+from lambda_pg_cdk.migrations.upgrade import MigrationError, Outcome
 from tests.support.canary import CANARY, assert_nowhere
 from tests.support.context import Context
 from tests.support.functions import load_function
 from tests.support.servers import SecretsService
-
-TIMEOUTS = Timeouts(statement=7, lock=2, idle_in_transaction=20, transaction=30)
-REVISIONS = ["0001", "0002"]
-HEAD = REVISIONS[-1]
-PASSWORD = "canary-Pa55word"
-
-ENV = (Path(__file__).parents[2] / "migrations" / "env.py").read_text()
-NEXT = """
-from alembic import op
-revision = "{revision}"
-down_revision = {down}
-def upgrade():
-    op.execute("CREATE TABLE made_by_{revision} (n int)")
-    op.execute("{statement}")
-"""
-
-
-class Target:
-    """One database of the server, and its application's login."""
-
-    def __init__(self, dsn: str, name: str) -> None:
-        self.dsn = make_conninfo(dsn, dbname=name)
-        self.login = Login(f"app_{name}", PASSWORD)
-
-    def migrate(
-        self,
-        scripts: Path = SCRIPTS,
-        *,
-        timeouts: Timeouts = TIMEOUTS,
-        patience: float = 60.0,
-        shared: bool = False,
-        connections: Connections | None = None,
-        owner: Owner | None = None,
-        **options: str,
-    ) -> Outcome:
-        """Run the migration as the function does."""
-        connection = psycopg.connect(make_conninfo(self.dsn, **options), autocommit=True)
-        return migrate(
-            connection,
-            lambda: self.login,
-            timeouts,
-            scripts,
-            patience=patience,
-            shared=shared,
-            connections=connections or Connections(),
-            owner=owner,
-        )
-
-    def limits(self) -> dict[object, object]:
-        """Read the limits of connections of the application's users."""
-        with psycopg.connect(self.dsn) as connection:
-            rows = connection.execute(
-                "SELECT rolname, rolconnlimit FROM pg_roles WHERE starts_with(rolname, %s)",
-                [self.login.name],
-            )
-            return dict(rows.fetchall())
-
-    def connect(self) -> psycopg.Connection[tuple[object, ...]]:
-        """Log in as the application."""
-        return psycopg.connect(self.dsn, user=self.login.name, password=self.login.password)
-
-    def tables(self) -> set[object]:
-        """List the tables, as the master user."""
-        with psycopg.connect(self.dsn) as connection:
-            rows = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
-            return {row[0] for row in rows}
+from tests.support.targets import (
+    HEADS,
+    PASSWORD,
+    REVISIONS,
+    TIMEOUTS,
+    Target,
+    add,
+    new_target,
+)
 
 
 @pytest.fixture
@@ -119,20 +61,6 @@ def neighbour(postgres: Postgres) -> Iterator[Target]:
     """Give another database of the same server."""
     with new_target(postgres) as made:
         yield made
-
-
-@contextmanager
-def new_target(postgres: Postgres) -> Iterator[Target]:
-    """Make a database, and remove it with its application's user."""
-    name = f"migrated_{secrets.token_hex(4)}"
-    master = str(conninfo_to_dict(postgres.dsn)["user"])
-    with psycopg.connect(postgres.superuser_dsn, autocommit=True) as admin:
-        create = sql.SQL("CREATE DATABASE {} OWNER {}")
-        admin.execute(create.format(sql.Identifier(name), sql.Identifier(master)))
-        yield Target(postgres.dsn, name)
-        drop = sql.SQL("DROP DATABASE {} WITH (FORCE)")
-        admin.execute(drop.format(sql.Identifier(name)))
-        admin.execute(sql.SQL("DROP ROLE IF EXISTS {}").format(sql.Identifier(f"app_{name}")))
 
 
 @pytest.fixture
@@ -174,22 +102,14 @@ def function(
 
 @pytest.fixture
 def scripts(tmp_path: Path) -> Path:
-    """Give a folder of migrations to which a test adds its own."""
-    (tmp_path / "versions").mkdir()
-    (tmp_path / "env.py").write_text(ENV)
+    """Give the app's folder, to which a test adds its own migrations."""
     return tmp_path
-
-
-def add(scripts: Path, revision: str, down: str | None, statement: str = "SELECT 1") -> None:
-    """Write a revision that creates a table and then runs `statement`."""
-    text = NEXT.format(revision=revision, down=repr(down), statement=statement)
-    (scripts / "versions" / f"{revision}.py").write_text(text)
 
 
 def test_a_second_run_applies_nothing(target: Target) -> None:
     """The first run reaches the newest revision; the next one has nothing to do."""
-    assert target.migrate() == Outcome(HEAD, REVISIONS)
-    assert target.migrate() == Outcome(HEAD, [])
+    assert target.migrate() == Outcome(HEADS, REVISIONS)
+    assert target.migrate() == Outcome(HEADS, [])
 
 
 def test_rows_belong_to_the_claimed_subject(target: Target) -> None:
@@ -323,10 +243,10 @@ def test_a_borrowed_role_keeps_its_limit_of_connections(target: Target) -> None:
 def test_the_database_s_timeouts_are_not_the_migration_s(target: Target, scripts: Path) -> None:
     """A revision may take longer than a request's statement or transaction."""
     timeouts = replace(TIMEOUTS, statement=1, transaction=1)
-    add(scripts, HEAD, None)
+    add(scripts, "0001", None)
     target.migrate(scripts, timeouts=timeouts)
-    add(scripts, "a2", HEAD, "SELECT pg_sleep(1.5)")
-    assert target.migrate(scripts, timeouts=timeouts).applied == ["a2"]
+    add(scripts, "0002", "0001", "SELECT pg_sleep(1.5)")
+    assert target.migrate(scripts, timeouts=timeouts).applied == ["0002"]
 
 
 def test_in_a_shared_database_nothing_changes_for_others(
@@ -557,35 +477,37 @@ def test_a_server_without_iam_is_told_in_the_log(
 
 def test_a_failure_names_the_revision_and_leaves_nothing(target: Target, scripts: Path) -> None:
     """All pending revisions are undone, and the message is PostgreSQL's, without a password."""
-    add(scripts, "a1", None)
-    add(scripts, "a2", "a1", "SELECT 1 / 0")
+    add(scripts, "0001", None)
+    broken = add(scripts, "0002", "0001", "SELECT 1 / 0")
     with pytest.raises(MigrationError) as failed:
         target.migrate(scripts)
-    assert "a2" in str(failed.value)
+    assert f"migration 0002 ({scripts.name}/{broken.name}, line 8) failed" in str(failed.value)
     assert "division by zero" in str(failed.value)
     assert PASSWORD not in str(failed.value)
-    assert not target.tables() & {"made_by_a1", "made_by_a2"}
-    add(scripts, "a2", "a1")
-    assert target.migrate(scripts).applied == ["a1", "a2"]
+    assert not target.tables()
+    add(scripts, "0002", "0001")
+    assert target.migrate(scripts).applied == [*REVISIONS, "0001", "0002"]
 
 
 def test_an_older_deployment_leaves_a_newer_schema(target: Target, scripts: Path) -> None:
     """A deployment that rolls back runs its older migrations, which must not fail."""
-    add(scripts, "a1", None)
-    add(scripts, "a2", "a1")
+    add(scripts, "0001", None)
+    newer = add(scripts, "0002", "0001")
     target.migrate(scripts)
-    (scripts / "versions" / "a2.py").unlink()
-    assert target.migrate(scripts) == Outcome("a2", [])
+    newer.unlink()
+    outcome = target.migrate(scripts)
+    assert (outcome.revisions, outcome.applied) == ([*HEADS, "0002"], [])
+    (note,) = outcome.warnings
+    assert "the migration 0002, and the newest one" in note
 
 
 def test_a_lock_in_use_ends_the_migration_soon(target: Target, scripts: Path) -> None:
     """DDL waits for a table's readers at most as long as the lock timeout."""
     target.migrate()
-    add(scripts, HEAD, None)
-    add(scripts, "a2", HEAD, "ALTER TABLE users ADD COLUMN n int")
+    add(scripts, "0001", None, "ALTER TABLE users ADD COLUMN n int")
     with psycopg.connect(target.dsn) as reader:
         reader.execute("SELECT FROM users")
-        with pytest.raises(MigrationError, match=r"a2.*lock timeout"):
+        with pytest.raises(MigrationError, match=r"migration 0001 .*lock timeout"):
             target.migrate(scripts)
 
 
@@ -873,11 +795,11 @@ def test_an_owner_who_has_a_token_goes_on(
     target.login = Login(target.login.name)
     checks: list[int] = []
     owner = Owner(lambda: checks.append(1), by_token=True)
-    assert target.migrate(owner=owner).revision == HEAD
+    assert target.migrate(owner=owner).revisions == HEADS
     assert is_of_iam(target, postgres)
     assert checks == [1]
     by_token = conninfo_to_dict(postgres.superuser_dsn)["host"]
-    assert target.migrate(owner=owner, host=str(by_token)).revision == HEAD
+    assert target.migrate(owner=owner, host=str(by_token)).revisions == HEADS
     assert checks == [1]
 
 
@@ -892,7 +814,7 @@ def test_a_user_whom_an_administrator_made_is_taken_as_it_is(
         admin.execute(f"CREATE ROLE {name} LOGIN")
         admin.execute(f"GRANT {GROUP}, {IAM} TO {name}")
         admin.execute(sql.SQL("ALTER ROLE {} NOSUPERUSER").format(sql.Identifier(owner)))
-    assert target.migrate(shared=True).revision == HEAD
+    assert target.migrate(shared=True).revisions == HEADS
     assert is_let_in(target)
 
 
@@ -924,10 +846,10 @@ def test_the_function_goes_on_by_token_where_the_password_is_not_taken(
 
     monkeypatch.setattr(function, "with_tokens", ByToken)
     monkeypatch.setattr("lambda_pg._failures.LOGIN_REFUSED", ("pg_hba.conf rejects connection",))
-    assert function.handler({}, Context(30))["revision"] == HEAD
+    assert function.handler({}, Context(30))["revisions"] == HEADS
     assert asked == ["token", "closed"]
     assert not is_let_in(target)
-    assert function.handler({}, Context(30))["revision"] == HEAD
+    assert function.handler({}, Context(30))["revisions"] == HEADS
     assert asked == ["token", "closed"] * 2
 
 
@@ -950,7 +872,11 @@ def test_the_function_lets_a_user_of_iam_in(
 ) -> None:
     """APP_USER stands in the place of a secret."""
     monkeypatch.setenv("APP_USER", target.login.name)
-    assert function.handler({}, Context(30)) == {"revision": HEAD, "applied": REVISIONS}
+    assert function.handler({}, Context(30)) == {
+        "revisions": HEADS,
+        "applied": REVISIONS,
+        "warnings": [],
+    }
     with psycopg.connect(postgres.superuser_dsn) as admin:
         assert groups_of(admin, target.login.name) == {GROUP}
 

@@ -54,6 +54,21 @@ def test_addresses_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve("db.example", 5) == ["::2", *order]
 
 
+@pytest.mark.parametrize("name", ["localhost", "LocalHost", "localhost."])
+def test_localhost_is_this_machine(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Whatever else a resolver returns is left out: the connection may be one without TLS."""
+    monkeypatch.setattr(socket, "getaddrinfo", find("10.0.0.1", "::1", "127.0.0.1", "2001:db8::1"))
+    assert resolve(name, 5) == ["::1", "127.0.0.1"]
+
+
+def test_a_localhost_that_is_another_machine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the address, and with what to write; it is not retried."""
+    monkeypatch.setattr(socket, "getaddrinfo", find("10.0.0.1"))
+    with pytest.raises(psycopg.OperationalError, match=r"10\.0\.0\.1, .*127\.0\.0\.1") as caught:
+        resolve("localhost", 5)
+    assert classify_connect(caught.value) is Failure.FINAL
+
+
 @pytest.mark.parametrize("name", [name for name in RESOLVER if hasattr(socket, name)])
 def test_an_error_of_the_resolver_is_told_by_its_number(
     monkeypatch: pytest.MonkeyPatch, name: str

@@ -9,6 +9,7 @@ from lambda_pg._connection import Connection
 from lambda_pg._connector import Connector
 from lambda_pg._credentials import Credentials
 from lambda_pg._overload import Breaker
+from lambda_pg._url import SslMode
 from psycopg.conninfo import conninfo_to_dict
 
 LOGIN = Credentials("app", "p")
@@ -54,6 +55,16 @@ def test_the_host_decides_what_is_trusted(connect: Connect, host: str, file: str
         assert asked["sslmode"] == "verify-full"
         assert asked["sslrootcert"].endswith(f"/certs/{file}")
         assert Path(asked["sslrootcert"]).exists()
+
+
+@pytest.mark.parametrize("mode", ["disable", "allow", "prefer", "require"])
+def test_without_verification_no_roots_are_passed(
+    connect: Connect, tmp_path: Path, mode: SslMode
+) -> None:
+    """With a file of roots, libpq refuses a server that they do not verify, in every sslmode."""
+    assert "sslrootcert" not in connect.asked(Settings(host="db.internal", sslmode=mode))
+    named = Settings(host="db.internal", sslmode=mode, sslrootcert=tmp_path / "ca.pem")
+    assert connect.asked(named)["sslrootcert"] == str(tmp_path / "ca.pem")
 
 
 def test_named_roots_go_before_those_of_the_host(connect: Connect, tmp_path: Path) -> None:

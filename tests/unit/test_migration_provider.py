@@ -17,7 +17,7 @@ from lambda_pg_cdk.stage.schema import Rule, describe
 
 FUNCTION = "arn:aws:lambda:eu-west-1:111122223333:function:migrate:7"
 STACK = "arn:aws:cloudformation:eu-west-1:111122223333:stack/LambdaPg-dev-Api/guid"
-MIGRATED = {"revision": "0002", "applied": ["0002"]}
+MIGRATED = {"revisions": ["lambda_pg_0002"], "applied": ["lambda_pg_0002"], "warnings": []}
 FAILED = {"errorMessage": "migration 0003 failed and the schema is as it was: no such table"}
 
 
@@ -214,6 +214,16 @@ def test_a_migration_is_run_and_its_answer_told(aws: Aws, kind: str) -> None:
         "RequestId": "request",
         "LogicalResourceId": "MigrationRun",
     }
+
+
+def test_a_long_answer_is_cut(aws: Aws) -> None:
+    """CloudFormation accepts 4,096 bytes; the warnings of many tables are more."""
+    warnings = [f"table t{number}: functions see no row … add a policy" for number in range(99)]
+    aws.invocations = [Reply(body=MIGRATED | {"warnings": warnings})]
+    handle(aws.event())
+    assert aws.answer["Status"] == "SUCCESS"
+    assert aws.answer["Reason"].endswith(" …")
+    assert len(json.dumps(aws.answer)) < 4096
 
 
 LOGIN = {"Step": "admitCurrent", "SecretId": "arn:aws:secretsmanager:eu-west-1:1:secret:app"}

@@ -166,6 +166,68 @@ def test_a_url_that_wants_no_tls_is_refused() -> None:
     assert Settings.from_env(environ).sslmode == "disable"
 
 
+LOOPBACK = ["localhost", "LOCALHOST", "localhost.", "127.0.0.1", "127.8.9.1", "::1", "0:0::1"]
+
+
+@pytest.mark.parametrize("host", LOOPBACK)
+def test_on_a_laptop_the_loopback_needs_no_tls(host: str) -> None:
+    """Outside Lambda TLS is used where the server has it, and any sslmode is taken as it is."""
+    in_url = f"[{host}]" if ":" in host else host
+    urls = {"DATABASE_URL": f"postgresql://me:pw@{in_url}/app"}
+    for environ in (urls, {"PGHOST": host, "PGPASSWORD": "pw"}):
+        assert Settings.from_env(environ).sslmode == "prefer"
+        for mode in ("disable", "allow", "require", "verify-ca", "verify-full"):
+            assert Settings.from_env({**environ, "PGSSLMODE": mode}).sslmode == mode
+    assert Settings.from_env({"DIRECT_URL": urls["DATABASE_URL"]}, direct=True).sslmode == "prefer"
+    for mode in ("disable", "require", "verify-full"):
+        environ = {"DATABASE_URL": f"{urls['DATABASE_URL']}?sslmode={mode}"}
+        assert Settings.from_env(environ).sslmode == mode
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("db.example", "10.0.0.1", "128.0.0.1", "126.255.255.255", "127.1", "127.example"),
+        *("localhost.example", "mylocalhost", "ip6-localhost"),
+        *("::", "::2", "::ffff:127.0.0.1"),
+    ],
+)
+def test_every_other_host_needs_tls(host: str) -> None:
+    """What is not certainly this machine is verified, outside Lambda too."""
+    assert Settings.from_env({"PGHOST": host}).sslmode == "verify-full"
+    with pytest.raises(ConfigurationError, match="LAMBDA_PG_ALLOW_UNVERIFIED_TLS"):
+        Settings.from_env({"PGHOST": host, "PGSSLMODE": "disable"})
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"AWS_LAMBDA_FUNCTION_NAME": "f", "LAMBDA_PG_ALLOW_PASSWORD_IN_ENVIRONMENT": "1"},
+        {"LAMBDA_PG_SECRET_ARN": "arn:aws:secretsmanager:eu-west-1:1:secret:s", "PGHOST": "::1"},
+        {"LAMBDA_PG_RDS_ENDPOINT": "app.c9akciq32.eu-west-1.rds.amazonaws.com"},
+        {
+            "LAMBDA_PG_AUTH": "iam",
+            "AWS_REGION": "eu-west-1",
+            "DATABASE_URL": "postgresql://me@localhost/app",
+        },
+        {"LAMBDA_PG_CA_PEM": "-----BEGIN CERTIFICATE-----"},
+        {"PGSSLROOTCERT": __file__},
+    ],
+    ids=lambda more: next(iter(more)),
+)
+def test_a_loopback_that_may_lead_elsewhere_needs_tls(more: dict[str, str]) -> None:
+    """A function's, a tunnel's to RDS, one for a secret of AWS's; and one whose CA is known."""
+    environ = {"DATABASE_URL": "postgresql://me:pw@localhost/app", **more}
+    assert Settings.from_env(environ).sslmode == "verify-full"
+
+
+@pytest.mark.parametrize(("name", "value"), [("LAMBDA_PG_ALLOW_UNVERIFIED_TLS", "yes")])
+def test_a_switch_is_checked_on_the_loopback_too(name: str, value: str) -> None:
+    """Where it is not needed it may still be wrong."""
+    with pytest.raises(ConfigurationError, match=name):
+        Settings.from_env({"PGHOST": "localhost", name: value})
+
+
 def test_neons_url_keeps_its_channel_binding() -> None:
     """What the URL asks for beyond TLS is kept for the connect."""
     url = (

@@ -84,6 +84,12 @@ def test_a_copied_url_is_understood(text: str, expected: Url) -> None:
     [
         (f"mysql://u:{CANARY}@h/d", "does not begin with postgresql://"),
         (f"u:{CANARY}@h/d", "does not begin with postgresql://"),
+        (
+            f"postgresql+psycopg://u:{CANARY}@h/d",
+            r"postgresql://: drop \+psycopg, which is for SQLA",
+        ),
+        (f"postgres+asyncpg://u:{CANARY}@h/d", r"postgresql://: drop \+asyncpg, which is for SQLA"),
+        (f"jdbc:postgresql://h/d?user=u&password={CANARY}", "drop jdbc:, which is for Java"),
         (f"postgresql://u:{CANARY}@/d", "names no host"),
         (f"postgresql://u:{CANARY}@h!/d", "names a host with a character"),
         (f"postgresql://u:{CANARY}@h1,h2/d", "names several hosts: write one"),

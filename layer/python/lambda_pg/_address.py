@@ -12,12 +12,16 @@ from lambda_pg._overload import NotReachedError
 _NAME: Final = re.compile(r"[\w-]{1,63}(\.[\w-]{1,63})*\.?", re.ASCII)
 """What can be a host's name. libc would call anything else an unknown host."""
 
+_LOOPBACK_6: Final = (1).to_bytes(16, "big")
+"""The address ::1."""
+
 
 def resolve(host: str, timeout: float) -> list[str]:
     """Return the addresses of `host` in the resolver's order; an address is returned as it is.
 
-    The lookup runs in a separate thread, which is left behind if it is too slow. Raises
-    psycopg.OperationalError, with the resolver's error as its cause.
+    The lookup runs in a separate thread, which is left behind if it is too slow. `localhost` has
+    only addresses of the loopback (RFC 6761), whatever else the resolver returns: settings may let
+    it do without TLS. Raises psycopg.OperationalError, with the resolver's error as its cause.
     """
     if _is_address(host):
         return [host]
@@ -32,7 +36,29 @@ def resolve(host: str, timeout: float) -> list[str]:
         raise psycopg.errors.ConnectionTimeout(
             f"the resolver did not answer for {host} within {timeout:.1f} s"
         )
-    return lookup.addresses
+    return _only_loopback(host, lookup.addresses) if _is_localhost(host) else lookup.addresses
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a connection to a host stays on this machine: 127.0.0.0/8, ::1, localhost."""
+    packed = _packed(host)
+    if packed is None:
+        return _is_localhost(host)
+    return packed[0] == 127 if len(packed) == 4 else packed == _LOOPBACK_6
+
+
+def _is_localhost(host: str) -> bool:
+    return host.lower().removesuffix(".") == "localhost"
+
+
+def _only_loopback(host: str, addresses: list[str]) -> list[str]:
+    here = [address for address in addresses if is_loopback(address)]
+    if not here:
+        raise psycopg.OperationalError(
+            f"cannot resolve {host}: the resolver returns {', '.join(addresses)}, which is not "
+            "this machine; write 127.0.0.1, or the name of the other machine"
+        )
+    return here
 
 
 class _Lookup(threading.Thread):
@@ -53,10 +79,14 @@ class _Lookup(threading.Thread):
 
 
 def _is_address(host: str) -> bool:
+    return _packed(host) is not None
+
+
+def _packed(host: str) -> bytes | None:
+    """Return the bytes of an address, None for a name."""
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
-            socket.inet_pton(family, host)
+            return socket.inet_pton(family, host)
         except (OSError, ValueError):
             continue
-        return True
-    return False
+    return None

@@ -12,6 +12,13 @@ from lambda_pg._clock import monotonic
 LOOK: Final = 1.0
 """Seconds that the second check of a certificate may take."""
 
+WAYS_OUT: Final = (
+    "if its CA is your own, set PGSSLROOTCERT to the CA's file, or LAMBDA_PG_CA_PEM to its text; "
+    "or accept a server that is not verified: sslmode=require in the URL or in PGSSLMODE, and "
+    "LAMBDA_PG_ALLOW_UNVERIFIED_TLS=1"
+)
+"""What to do about a certificate that is in date and not trusted."""
+
 _SSL_REQUEST: Final = (8).to_bytes(4, "big") + (80877103).to_bytes(4, "big")
 _NOT_YET, _EXPIRED = 9, 10  # X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED
 
@@ -41,7 +48,7 @@ def why_refused(addresses: Sequence[str], port: int, roots: Path, timeout: float
 
 def _explained(error: ssl.SSLCertVerificationError, context: ssl.SSLContext, roots: Path) -> str:
     if error.verify_code not in {_NOT_YET, _EXPIRED}:
-        return error.verify_message
+        return f"{error.verify_message}; {WAYS_OUT}"
     if not any(_is_valid_now(root) for root in context.get_ca_certs()):
         which = f"it is the CA's certificate in {roots}: install the new one"
     else:

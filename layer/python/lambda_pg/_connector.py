@@ -31,7 +31,8 @@ REFUSED_CERTIFICATE: Final = "certificate verify failed"
 REMEDIES: Final = {
     "server does not support SSL": (
         "switch TLS on there, or accept a connection without it: sslmode=disable in the URL or in "
-        "PGSSLMODE, and LAMBDA_PG_ALLOW_UNVERIFIED_TLS=1"
+        "PGSSLMODE, and LAMBDA_PG_ALLOW_UNVERIFIED_TLS=1. Outside Lambda, a DATABASE_URL whose "
+        "host is localhost, 127.0.0.1 or ::1 needs no TLS"
     ),
     "does not match host name": (
         "connect by a name that the certificate holds; where PGHOST is another name of an RDS "
@@ -42,6 +43,9 @@ REMEDIES: Final = {
     ),
 }
 """Texts of errors that libpq itself decides, and what to do then."""
+
+_VERIFYING: Final = frozenset({"verify-ca", "verify-full"})
+"""Values of sslmode with which the server's certificate is verified."""
 
 
 class _Server(NamedTuple):
@@ -193,7 +197,7 @@ class Connector:
             password=credentials.password,
             options=self._options(credentials, server.profile),
             sslmode=settings.sslmode,
-            sslrootcert=str(self._root_certificate(server)),
+            sslrootcert=self._trusted(server),
             channel_binding=settings.channel_binding or credentials.channel_binding,
             application_name=settings.application_name,
             client_encoding="UTF8",
@@ -211,6 +215,16 @@ class Connector:
             source = "the settings have" if self._settings.options else "the URL in the secret has"
             raise ConfigurationError([f"{source} startup options: {options_refused(profile)}"])
         return options
+
+    def _trusted(self, server: _Server) -> str | None:
+        """Return the file with the roots; with one, libpq verifies the server in every sslmode.
+
+        So there is none for an sslmode that does not verify, unless the settings name one.
+        """
+        settings = self._settings
+        if settings.sslmode in _VERIFYING or settings.sslrootcert or settings.ca_pem:
+            return str(self._root_certificate(server))
+        return None
 
     def _root_certificate(self, server: _Server) -> Path:
         """Return the file with the roots to trust; libpq takes them only from a file."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, cast, get_args
 
+from lambda_pg._address import is_loopback
 from lambda_pg._errors import ConfigurationError
 from lambda_pg._profiles import ProfileName, options_refused, profile_for, region_of
 from lambda_pg._rehearsal import REHEARSAL
@@ -107,6 +108,8 @@ class _Reader:
         url = self._url() if secret_arn is None else Url()
         host = self._host("PGHOST", self._endpoint("PGHOST")) or url.host
         rds_endpoint, rds_port = self._rds_endpoint()
+        auth = cast(Auth, self._choice("LAMBDA_PG_AUTH", get_args(Auth)) or "password")
+        is_own = secret_arn is None and auth == "password" and rds_endpoint is None
         settings = Settings(
             host=host,
             port=self._port("PGPORT", self._endpoint("PGPORT")) or url.port,
@@ -114,14 +117,14 @@ class _Reader:
             user=self._endpoint("PGUSER") or url.user,
             password=(self._password() if secret_arn is None else None) or url.password,
             secret_arn=secret_arn,
-            auth=cast(Auth, self._choice("LAMBDA_PG_AUTH", get_args(Auth)) or "password"),
+            auth=auth,
             region=region_of(rds_endpoint or host or "") or self._text("AWS_REGION"),
             rds_endpoint=rds_endpoint,
             rds_port=rds_port,
             direct=self.direct,
             profile=self._profile(),
             options=self._text("PGOPTIONS") or url.options,
-            sslmode=self._sslmode(url),
+            sslmode=self._sslmode(url, stays_here=is_own and self._stays_here(host)),
             channel_binding=url.channel_binding,
             sslrootcert=self._root_certificate(),
             ca_pem=self._ca_pem(),
@@ -224,12 +227,18 @@ class _Reader:
                 f"and set LAMBDA_PG_SECRET_ARN, or accept it with {PASSWORD_IN_ENVIRONMENT}=1"
             )
 
-    def _sslmode(self, url: Url) -> SslMode:
+    def _stays_here(self, host: str | None) -> bool:
+        """Tell whether a connection cannot leave the machine, and the machine is not Lambda's."""
+        return host is not None and is_loopback(host) and not self._in_lambda()
+
+    def _sslmode(self, url: Url, *, stays_here: bool) -> SslMode:
         """Read PGSSLMODE or the URL's.
 
-        Consoles show URLs with sslmode=require; these get verify-full, which is stricter.
+        Consoles show URLs with sslmode=require; these get verify-full, which is stricter. A
+        connection that stays on this machine gets what is asked for, and without that TLS only if
+        the server has it, unless a CA is set.
         """
-        unverified = self._flag(INSECURE_TLS)
+        unverified = self._flag(INSECURE_TLS) or stays_here
         asked = self._choice("PGSSLMODE", get_args(SslMode))
         name = "PGSSLMODE" if asked else f"the sslmode of {self.url_name}"
         if asked is None and (unverified or url.sslmode == "disable"):
@@ -239,7 +248,9 @@ class _Reader:
                 f"{name} is {asked!r}, which does not verify the server; use 'verify-full', "
                 f"or accept it with {INSECURE_TLS}=1"
             )
-        return cast(SslMode, asked or "verify-full")
+        has_ca = self.environ.get("PGSSLROOTCERT") or self.environ.get("LAMBDA_PG_CA_PEM")
+        default = "prefer" if stays_here and not has_ca else "verify-full"
+        return cast(SslMode, asked or default)
 
     def _profile(self) -> ProfileName | None:
         name = self._choice("LAMBDA_PG_PROFILE", get_args(ProfileName))

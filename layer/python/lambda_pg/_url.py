@@ -77,7 +77,7 @@ class Url:
                 "an unescaped character: write / ? # [ ] as %2F %3F %23 %5B %5D"
             ) from None
         if parts.scheme not in {"postgres", "postgresql"}:
-            raise ValueError("does not begin with postgresql://")
+            raise ValueError(f"does not begin with postgresql://{_drop(parts.scheme)}")
         if parts.fragment or "@" in parts.path + parts.query:
             raise ValueError(
                 "has an unescaped character in its password: write / ? # @ as %2F %3F %23 %40"
@@ -105,6 +105,14 @@ def host_problem(name: str) -> str | None:
     if name.startswith(("/", "@")):
         return f"names a Unix socket: {_NO_SOCKET}"
     return None
+
+
+def _drop(scheme: str) -> str:
+    """Say which part of a scheme to drop: SQLAlchemy's driver, or JDBC's prefix."""
+    database, plus, driver = scheme.partition("+")
+    if plus and database in {"postgres", "postgresql"}:
+        return f": drop +{driver}, which is for SQLAlchemy"
+    return ": drop jdbc:, which is for Java" if scheme == "jdbc" else ""
 
 
 def _check_authority(text: str) -> None:

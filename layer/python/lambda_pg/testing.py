@@ -1,14 +1,15 @@
-"""pytest fixtures for handlers that use the layer: `pytest_plugins = ["lambda_pg.testing"]`.
+"""pytest fixtures for handlers that use the layer; pytest finds them where lambda-pg is installed.
 
-A test that names `lambda_pg_environment` runs its handler against a real PostgreSQL, in strict
-mode: what would pin or leak through a pooler is refused here, too.
+Elsewhere a conftest.py names them: `pytest_plugins = ["lambda_pg.testing"]`. A test that names
+`lambda_pg_environment` runs its handler against a real PostgreSQL, in strict mode: what would pin
+or leak through a pooler is refused here, too.
 
 PYTEST_DONT_REWRITE: it has no assert, so a conftest.py may import from it.
 """
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
@@ -17,6 +18,7 @@ import psycopg
 import pytest
 
 from lambda_pg import ConfigurationError, Database, _secrets
+from lambda_pg._address import is_loopback
 from lambda_pg._clock import monotonic
 from lambda_pg._throwaway import ServerError, running
 from lambda_pg._url import Url
@@ -27,13 +29,16 @@ with suppress(ImportError):
     # psycopg ends a statement at its deadline by time.monotonic(), which stands still otherwise.
     freezegun.configure(extend_ignore_list=["psycopg"])
 
-LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
-"""Hosts that need no TLS: the connection does not leave the machine."""
-
 TLS: Final = (
     "Add ?sslmode=disable to the URL for a server without TLS, ?sslmode=require for one whose "
     "certificate cannot be verified"
 )
+
+TOO_EARLY: Final = (
+    "The handler's module reads its settings when it is imported. Import it inside the test, which "
+    "names the fixture lambda_pg_environment."
+)
+"""What to do where a test file imports a handler at its top."""
 
 ALLOWED: Final = (
     "LAMBDA_PG_STRICT",
@@ -71,6 +76,15 @@ class LambdaContext:
     def get_remaining_time_in_millis(self) -> int:
         """Return the milliseconds that are left; they pass also in a test that freezes time."""
         return max(0, int((self._began + self.seconds - monotonic()) * 1000))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Explain a test file whose import fails for lack of settings."""
+    report = yield
+    if report.failed and "lambda_pg._errors.ConfigurationError" in str(report.longrepr):
+        report.sections.append(("lambda_pg", TOO_EARLY))
+    return report
 
 
 @pytest.fixture(scope="session")
@@ -112,7 +126,7 @@ def _set_environment(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
             monkeypatch.delenv(name)
     for name in ("DATABASE_URL", "DIRECT_URL"):
         monkeypatch.setenv(name, text)
-    if (url.sslmode or ("disable" if url.host in LOOPBACK else None)) == "disable":
+    if (url.sslmode or ("disable" if is_loopback(url.host or "") else None)) == "disable":
         monkeypatch.setenv("PGSSLMODE", "disable")  # for a secret of the test's, too
     for name in ALLOWED:
         monkeypatch.setenv(name, "1")

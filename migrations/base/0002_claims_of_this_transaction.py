@@ -6,8 +6,8 @@ new schema, since it does not say which transaction its claims belong to (docs/d
 
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "lambda_pg_0002"
+down_revision = "lambda_pg_0001"
 
 SUBJECT = """
 CREATE OR REPLACE FUNCTION current_subject() RETURNS uuid
