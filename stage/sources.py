@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lambda_pg_cdk import PACKAGE, PROJECT
+from lambda_pg_cdk import PACKAGE
 from lambda_pg_cdk.layer.build import Recipe, Target, assemble
 from lambda_pg_cdk.stage.config import Config
 
@@ -23,12 +23,12 @@ def target_of(config: Config) -> Target:
 
 
 def function_code(source: Path, extra: tuple[str, ...], target: Target) -> Path:
-    """Assemble a function's folder, its dependencies, and the project's folders in `extra`."""
+    """Assemble a function's folder, its dependencies, and this package's folders in `extra`."""
     lock = source / "requirements.txt"
     recipe = Recipe(
         name=f"function-{source.name}",
         prefix="/var/task",
-        sources=((source, "."), *((PROJECT / name, name) for name in extra)),
+        sources=((source, "."), *((PACKAGE.parent / name, name) for name in extra)),
         requirements=lock if lock.exists() else None,
     )
     return assemble(recipe, target)

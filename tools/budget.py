@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from lambda_pg_cdk.stage.budget import BudgetError
+from lambda_pg_cdk.stage.loading import NoProjectError
 from lambda_pg_cdk.stage.schema import ConfigurationError
 from lambda_pg_cdk.tools.synth import attached
 
@@ -22,7 +23,7 @@ def main() -> int:
     try:
         with tempfile.TemporaryDirectory() as folder:
             print(attached(stage, Path(folder)).budget.explain())
-    except (BudgetError, ConfigurationError) as error:
+    except (BudgetError, ConfigurationError, NoProjectError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

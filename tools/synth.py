@@ -18,7 +18,7 @@ from lambda_pg_cdk import PROJECT
 from lambda_pg_cdk.stacks.app import build
 from lambda_pg_cdk.stacks.clients import Clients
 from lambda_pg_cdk.stage.consistency import alarm_problem
-from lambda_pg_cdk.stage.loading import CDK_JSON, load_stage
+from lambda_pg_cdk.stage.loading import CDK_JSON, load_stage, read_context
 
 OUTPUT = PROJECT / "build" / "cdk.out"
 LINT_RULES = Path(__file__).with_name("cfnlint.yaml")
@@ -92,7 +92,7 @@ COMBINATIONS: Mapping[str, Mapping[str, Any]] = {
 
 def stages() -> tuple[str, ...]:
     """Name the stages of cdk.json."""
-    return tuple(json.loads(CDK_JSON.read_text())["context"]["stages"])
+    return tuple(read_context(CDK_JSON)["stages"])
 
 
 def new_app(stage: str, folder: Path, override: Mapping[str, Any] | None = None) -> App:
@@ -108,7 +108,7 @@ def attached(stage: str, folder: Path) -> Clients:
 
 
 def _app(stage: str, folder: Path, override: Mapping[str, Any] | None) -> App:
-    context = json.loads(CDK_JSON.read_text())["context"]
+    context = read_context(CDK_JSON)
     changed = dict(override or {})
     # A deployment needs a real address; nothing is deployed from here.
     if alarm_problem(load_stage(stage, override)):
