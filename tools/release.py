@@ -9,13 +9,14 @@ The last two ask first, and publish what the first one has written to build/rele
 
 import argparse
 import hashlib
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from email.parser import HeaderParser
 from pathlib import Path
@@ -113,7 +114,7 @@ def build_layer(target: Target, folder: Path) -> tuple[Path, bool]:
     built = layer.build_layer(target)
     if target.compiles:
         return layer.write_release(built, target, folder), True
-    program = shutil.which(f"python{target.python}")
+    program = find_python(target.python)
     if program is None:
         return layer.write_release(built, target, folder), False
     with tempfile.TemporaryDirectory() as scratch:
@@ -121,6 +122,13 @@ def build_layer(target: Target, folder: Path) -> tuple[Path, bool]:
         layer.compile_layer(copy, program)
         compiled = any(copy.rglob("*.pyc"))
         return layer.write_release(copy, target, folder), compiled
+
+
+def find_python(version: str, environment: Mapping[str, str] = os.environ) -> str | None:
+    """Find an interpreter of a version, as 3.13, in PATH or among pyenv's; None without one."""
+    pyenv = Path(environment.get("PYENV_ROOT") or Path.home() / ".pyenv")
+    folders = [environment.get("PATH", ""), *map(str, pyenv.glob(f"versions/{version}.*/bin"))]
+    return shutil.which(f"python{version}", path=os.pathsep.join(folders))
 
 
 def licences(built: Path) -> str:
@@ -162,7 +170,7 @@ def build(root: Path = PROJECT, *, dry_run: bool) -> None:
     for target in targets():
         name, compiled = build_layer(target, folder)
         if not compiled:
-            print(f"{name.name} has no bytecode: there is no python{target.python} in PATH")
+            print(f"{name.name} has no bytecode: there is no python{target.python} here")
     newest = layer.build_layer(Target(PYTHONS[-1], "arm64"))
     (folder / "LICENCES.txt").write_text(licences(newest), encoding="utf-8")
     (folder / "CHANGES.md").write_text(written.text + "\n", encoding="utf-8")

@@ -174,3 +174,14 @@ def test_licences_are_listed_with_their_texts(tmp_path: Path) -> None:
     assert text.startswith(f"lambda-pg {__version__}: Apache-2.0\nthing 1.2: MIT\n")
     assert "the layer's text" in text
     assert "thing: LICENSE.txt\n\nits text" in text
+
+
+def test_another_interpreter_is_found_outside_of_the_path(tmp_path: Path) -> None:
+    """A layer's bytecode needs the Python that it is for; pyenv has several."""
+    program = tmp_path / "versions" / "3.13.2" / "bin" / "python3.13"
+    program.parent.mkdir(parents=True)
+    program.write_text("")
+    program.chmod(0o755)
+    environment = {"PATH": "", "PYENV_ROOT": str(tmp_path)}
+    assert release.find_python("3.13", environment) == str(program)
+    assert release.find_python("3.12", environment) is None
