@@ -169,6 +169,21 @@ migration: setup ## begin a new migration: make migration NAME="add orders"
 layer: setup-local ## build the layer's release zip under build/release and show sizes and import time
 	@$(RUN) -m lambda_pg_cdk.layer.build --release build/release
 
+.PHONY: release
+release: setup ## make a release: build/release/VERSION, and a tag unless DRY_RUN=1
+ifndef DRY_RUN
+	@$(MAKE) --no-print-directory check test
+endif
+	@$(RUN) -m lambda_pg_cdk.tools.release build $(if $(DRY_RUN),--dry-run)
+
+.PHONY: publish
+publish: setup ## publish a release's distributions, after a question: make publish DRY_RUN=1
+	@$(RUN) -m lambda_pg_cdk.tools.release publish $(if $(DRY_RUN),--dry-run)
+
+.PHONY: publish-layer
+publish-layer: setup ## publish a release's layers, after a question: make publish-layer REGIONS=eu-west-1
+	@$(RUN) -m lambda_pg_cdk.tools.release publish-layer $(REGIONS:%=--region=%) $(if $(DRY_RUN),--dry-run)
+
 .PHONY: image
 image: setup-local ## build the pooler's image with docker, finch, podman or buildah
 	@$(RUN) -m lambda_pg_cdk.tools.image build $(ARGS)

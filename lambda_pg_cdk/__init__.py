@@ -21,8 +21,16 @@ __all__ = ["AppError", "Cap", "DeployedStage", "Stage"]
 PACKAGE: Final = Path(__file__).resolve().parent
 """Folder of the rooms: code and the files that it deploys."""
 
-PROJECT: Final = PACKAGE.parent
-"""Folder with cdk.json, node_modules, and `build` for what is generated."""
+IN_CHECKOUT: Final = (PACKAGE.parent / "cdk.json").is_file()
+"""Whether the package lies in a checkout of its repository, not in a virtual environment."""
+
+PROJECT: Final = PACKAGE.parent if IN_CHECKOUT else Path.cwd()
+"""Folder with cdk.json, node_modules, and `build` for what is generated: the checkout that the
+package lies in, or else the current folder."""
+
+_LAYER: Final = PACKAGE / "layer" / "python" / "lambda_pg" / "__init__.py"
+__version__: Final = _LAYER.read_text().partition('__version__ = "')[2].partition('"')[0]
+"""The layer's version too, which is written there, and nowhere else."""
 
 _HOMES: Final = {
     "AppError": "stacks.problems",

@@ -19,7 +19,6 @@ import sys
 import sysconfig
 import tempfile
 import time
-import tomllib
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -28,7 +27,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from lambda_pg_cdk import PACKAGE, PROJECT
+from lambda_pg_cdk import PACKAGE, __version__
 from lambda_pg_cdk.layer.cache import cache_dir, one_at_a_time
 
 BUILD = cache_dir() / "built"
@@ -143,7 +142,7 @@ class Recipe:
 LAYER = Recipe(
     name="layer",
     prefix="/opt",
-    sources=((PACKAGE / "layer" / "python", "python"), (PROJECT / "LICENSE", "LICENSE")),
+    sources=((PACKAGE / "layer" / "python", "python"), (PACKAGE / "layer" / "LICENSE", "LICENSE")),
     requirements=PACKAGE / "layer" / "requirements.txt",
     packages="python",
     patch=PACKAGE / "layer" / "psycopg-3.3.9.patch",
@@ -290,24 +289,31 @@ def _remove(paths: Iterable[Path]) -> None:
 def _require_licences(folder: Path) -> None:
     """Raise BuildError for a package without the text of its licence."""
     for metadata in folder.glob("*.dist-info"):
-        if not any(_is_licence(path) for path in metadata.rglob("*")):
+        if not any(is_licence(path) for path in metadata.rglob("*")):
             raise BuildError(
                 f"{metadata.name} has no licence text: add it to the wheel's metadata, or "
                 "choose another package"
             )
 
 
-def _is_licence(path: Path) -> bool:
+def is_licence(path: Path) -> bool:
+    """Tell whether a file has the text of a licence, by its name."""
     name = path.name.upper()
     return path.is_file() and name.startswith(("LICENSE", "LICENCE", "COPYING", "NOTICE"))
 
 
-def _compile(folder: Path, prefix: str) -> None:
+def compile_layer(folder: Path, program: str) -> None:
+    """Add another interpreter's bytecode to a copy of a layer."""
+    _compile(folder, LAYER.prefix, program)
+    _normalise(folder)
+
+
+def _compile(folder: Path, prefix: str, program: str = sys.executable) -> None:
     """Write bytecode that is never checked against its source: /opt and /var/task are read-only.
 
     In a separate process with a fixed hash seed, since sets are written in order of hashes.
     """
-    command = [sys.executable, "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"]
+    command = [program, "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"]
     subprocess.run(
         [*command, "-s", str(folder), "-p", prefix, str(folder)],
         env={**os.environ, "PYTHONHASHSEED": "0"},
@@ -448,13 +454,15 @@ def write_release(folder: Path, target: Target, releases: Path) -> Path:
 
     Equal layers give equal files, byte by byte. `aws lambda publish-layer-version` accepts them.
     """
-    version = tomllib.loads((PACKAGE / "layer" / "pyproject.toml").read_text())["project"][
-        "version"
-    ]
     releases.mkdir(parents=True, exist_ok=True)
-    name = f"lambda-pg-{version}-python{target.python}-{target.architecture}.zip"
-    (releases / name).write_bytes(zipped(folder))
-    return releases / name
+    file = releases / release_name(target)
+    file.write_bytes(zipped(folder))
+    return file
+
+
+def release_name(target: Target) -> str:
+    """Name a layer's zip file by version, Python and processor."""
+    return f"lambda-pg-{__version__}-python{target.python}-{target.architecture}.zip"
 
 
 def zipped(folder: Path) -> bytes:

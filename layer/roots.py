@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from lambda_pg_cdk import IN_CHECKOUT
+
 CERTIFICATES = Path(__file__).resolve().parent / "python" / "lambda_pg" / "certs"
 SECONDS = 20
 REGION = re.compile(r"[a-z]{2}(-[a-z]+)+-\d")
@@ -97,6 +99,13 @@ def main() -> int:
     """Add a region's roots; return the exit code."""
     parser = argparse.ArgumentParser(description="Take a region's roots of RDS into the layer.")
     parser.add_argument("region", help="as in il-central-1")
+    if not IN_CHECKOUT:
+        print(
+            f"{CERTIFICATES} is in an installed package, which the next installation replaces: set "
+            "database.ca_file in cdk.json to a file that has the roots",
+            file=sys.stderr,
+        )
+        return 1
     try:
         names = take(parser.parse_args().region, _fetch)
     except RootsError as error:

@@ -23,7 +23,7 @@ from lambda_pg_cdk.local.deployment.deployed import Start
 from lambda_pg_cdk.local.http.caller import call
 from lambda_pg_cdk.local.http_api.issuer import AUDIENCE, Issuer
 from lambda_pg_cdk.local.options import Options
-from lambda_pg_cdk.local.paths import state_dir
+from lambda_pg_cdk.local.paths import import_root, state_dir
 from lambda_pg_cdk.local.processes import last_lines, open_log
 from lambda_pg_cdk.local.state import (
     CLOUD_ID_VARIABLE,
@@ -103,7 +103,11 @@ class LocalCloud:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 cwd=PROJECT,
-                env={**os.environ, CLOUD_ID_VARIABLE: cloud_id, "PYTHONPATH": str(PROJECT)},
+                env={
+                    **os.environ,
+                    CLOUD_ID_VARIABLE: cloud_id,
+                    "PYTHONPATH": str(import_root(self.folder)),
+                },
                 pass_fds=[parent_pipe, held],
                 start_new_session=True,
             )

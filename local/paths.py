@@ -3,8 +3,10 @@
 import os
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
+from lambda_pg_cdk import PACKAGE
 from lambda_pg_cdk.layer.cache import NAME
 
 
@@ -27,6 +29,19 @@ def another_state_dir() -> Path:
     It is not in TMPDIR, whose path may be long or closed to the servers' account.
     """
     return Path("/tmp") / f"lpg-{secrets.token_hex(4)}"  # noqa: S108 - its name is random, its mode private
+
+
+def import_root(folder: Path) -> Path:
+    """Return a folder below another one in which Python finds this package, and nothing else.
+
+    The folder that the package lies in may have other packages, which another interpreter than
+    this one, with packages that it was set up with, would take for its own.
+    """
+    root = folder / "import"
+    root.mkdir(mode=0o700, exist_ok=True)
+    with suppress(FileExistsError):
+        (root / PACKAGE.name).symlink_to(PACKAGE)
+    return root
 
 
 def _root_state_parent() -> Path:

@@ -54,8 +54,8 @@ def new_function(  # noqa: PLR0913 - what differs between functions, most of it 
     """Make the function of a folder; the project's folders in `extra` go into its zip as well.
 
     `code` replaces both. `invoked` is the reason why it needs no dead-letter queue: what invokes it
-    and handles failures. `name` is the folder's by default, `runtime` the stage's Python; 'container' builds the folder's
-    Dockerfile.
+    and handles failures. `name` is the folder's by default, `runtime` the stage's Python;
+    'container' builds the folder's Dockerfile.
     """
     name = name or source.name
     common: dict[str, Any] = {

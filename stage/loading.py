@@ -3,6 +3,8 @@
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 from lambda_pg_cdk import PROJECT
 from lambda_pg_cdk.stage.config import Config
@@ -12,6 +14,21 @@ from lambda_pg_cdk.stage.schema import ConfigurationError, read
 
 CDK_JSON = PROJECT / "cdk.json"
 STAGE = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+
+
+class NoProjectError(FileNotFoundError):
+    """A folder is not a project's; the message names it and says how a project is made."""
+
+
+def read_context(file: Path) -> dict[str, Any]:
+    """Return the context of a project's cdk.json. Raises NoProjectError where there is none."""
+    if not file.is_file():
+        raise NoProjectError(
+            f"{file.parent} has no {file.name}: run this in a project's folder, or make a new "
+            "project: python -m lambda_pg_cdk new my-api"
+        )
+    context: dict[str, Any] = json.loads(file.read_text()).get("context", {})
+    return context
 
 
 def load(context: Callable[[str], object]) -> Config:
@@ -35,7 +52,7 @@ def load(context: Callable[[str], object]) -> Config:
 
 def load_stage(stage: str, override: Mapping[str, object] | None = None) -> Config:
     """Read a stage of this project's cdk.json, for any app or program."""
-    context = json.loads(CDK_JSON.read_text()).get("context", {})
+    context = read_context(CDK_JSON)
     asked = {"stages": context.get("stages"), "stage": stage, "override": override}
     return load(asked.get)
 

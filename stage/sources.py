@@ -58,7 +58,7 @@ def folder_problems(
     name: str, source: Path, runtime: str, handler: str, shared: Sequence[str]
 ) -> Iterator[str]:
     """Yield what a function's folder lacks for its runtime; of other languages less is known."""
-    for folder in (source, *(PROJECT / each for each in shared)):
+    for folder in (source, *map(_shared_folder, shared)):
         if not folder.exists():
             yield f"{name}: the folder {folder} does not exist"
     if not source.exists():
@@ -82,13 +82,19 @@ def folder_problems(
         )
 
 
+def _shared_folder(name: str) -> Path:
+    """Find a folder of this package, by its path from there, or of the project."""
+    package = PACKAGE.parent if name.startswith(f"{PACKAGE.name}/") else PROJECT
+    return package / name
+
+
 def function_code(source: Path, extra: Sequence[str], target: Target) -> Path:
-    """Assemble a function's folder, its dependencies, and the project's folders in `extra`."""
+    """Assemble a function's folder, its dependencies, and the folders in `extra`."""
     lock = source / "requirements.txt"
     recipe = Recipe(
         name=f"function-{source.name}",
         prefix="/var/task",
-        sources=((source, "."), *((PROJECT / name, name) for name in extra)),
+        sources=((source, "."), *((PACKAGE.parent / name, name) for name in extra)),
         requirements=lock if lock.exists() else None,
     )
     return assemble(recipe, target)

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 from lambda_pg_cdk import PROJECT
+from lambda_pg_cdk.stage.loading import NoProjectError
 from lambda_pg_cdk.stage.schema import ConfigurationError
 from lambda_pg_cdk.tools.context import context_of
 
@@ -41,7 +42,7 @@ def main() -> int:
     parser.add_argument("--stage", default="dev")
     try:
         print(explained(parser.parse_args().stage, PROJECT / "app.py"))
-    except (ConfigurationError, LookupError) as error:
+    except (ConfigurationError, LookupError, NoProjectError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lambda_pg_cdk.stage.consistency import alarm_problem
-from lambda_pg_cdk.stage.loading import CDK_JSON, load_stage
+from lambda_pg_cdk.stage.loading import CDK_JSON, load_stage, read_context
 
 NO_ADDRESS = "nobody@example.com"
 """Address for the alarms of a protected stage that is only synthesised."""
@@ -17,5 +17,5 @@ def context_of(stage: str, override: Mapping[str, Any] | None = None) -> dict[st
     # A deployment needs a real address; nothing is deployed from here.
     if alarm_problem(load_stage(stage, override)):
         changed["observability"] = {**changed.get("observability", {}), "email": NO_ADDRESS}
-    context = json.loads(CDK_JSON.read_text())["context"]
+    context = read_context(CDK_JSON)
     return {**context, "stage": stage, "override": json.dumps(changed)}

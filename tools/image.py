@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lambda_pg_cdk import PACKAGE
+from lambda_pg_cdk import IN_CHECKOUT, PACKAGE
 from lambda_pg_cdk.layer.build import MACHINES, Target
 from lambda_pg_cdk.stage.sources import pooler_context
 
@@ -104,6 +104,11 @@ def _buildah_base(builder: str, environment: Mapping[str, str]) -> str:
 
 def lock() -> None:
     """Write new locks of Debian's current packages."""
+    if not IN_CHECKOUT:
+        raise ImageError(
+            f"{PACKAGE} is an installed package, which keeps its locks: take the newest version of "
+            "lambda-pg-cdk, or lock in a checkout of its repository"
+        )
     if shutil.which("apt-get") is None:
         raise ImageError(
             "Locking the image's packages needs apt-get, which is not installed. Run it in Debian: "

@@ -6,7 +6,6 @@ It only reads. Every finding says what to do; the exit code is 0 if a deployment
 """
 
 import argparse
-import json
 import os
 import re
 import shutil
@@ -14,17 +13,16 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
-from lambda_pg_cdk import PACKAGE
+from lambda_pg_cdk import IN_CHECKOUT, PACKAGE
 from lambda_pg_cdk.stage.budget import HEALTH_CONCURRENCY, BudgetError, budget_of, rolling_tasks
 from lambda_pg_cdk.stage.config import Config
 from lambda_pg_cdk.stage.consistency import alarm_problem
-from lambda_pg_cdk.stage.loading import load
+from lambda_pg_cdk.stage.loading import NoProjectError, load_stage
 from lambda_pg_cdk.stage.maintenance import maintenance_window
 from lambda_pg_cdk.stage.parameters import parameter_name
 from lambda_pg_cdk.stage.schema import ConfigurationError
@@ -446,13 +444,16 @@ def check_lock(config: Config, now: datetime) -> Iterator[Finding]:
         return
     locked = min(locked_at((PACKAGE / "pgbouncer" / name).read_text()) for name in LOCKS)
     days = (now - locked).days
-    remedy = "Lock today's packages, build the image, and commit the locks: make image-lock image"
+    remedy = RENEW_LOCKS if IN_CHECKOUT else NEWER_LOCKS
     yield Finding(
         f"the pooler's image has packages that were locked on {locked:%Y-%m-%d}, {days} days ago",
         remedy if days > LOCK_DAYS else "",
         blocks=False,
     )
 
+
+RENEW_LOCKS = "Lock today's packages, build the image, and commit the locks: make image-lock image"
+NEWER_LOCKS = "Take the newest version of lambda-pg-cdk, which has newer packages"
 
 ENGINES = {"instance": "postgres", "aurora": "aurora-postgresql"}
 """RDS's names of what a stage may create; a parameter family's name has the major version too."""
@@ -508,11 +509,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Look at what a deployment needs.")
     parser.add_argument("--stage", default="dev", help="a stage of cdk.json")
     stage = parser.parse_args().stage
-    context = json.loads((Path(__file__).parents[1] / "cdk.json").read_text())["context"]
     try:
-        config = load({**context, "stage": stage}.get)
+        config = load_stage(stage)
         budget_of(config).check()
-    except (ConfigurationError, BudgetError) as error:
+    except (ConfigurationError, NoProjectError, BudgetError) as error:
         print(error)
         return 1
     session = boto3.Session(region_name=config.region)

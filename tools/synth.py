@@ -4,7 +4,6 @@ One process does it all, since most of the time of a single `cdk synth` is its s
 """
 
 import hashlib
-import json
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ from aws_cdk import App
 
 from lambda_pg_cdk import PROJECT
 from lambda_pg_cdk.stacks.app import Stage
-from lambda_pg_cdk.stage.loading import CDK_JSON
+from lambda_pg_cdk.stage.loading import CDK_JSON, read_context
 from lambda_pg_cdk.tools.context import context_of
 
 OUTPUT = PROJECT / "build" / "cdk.out"
@@ -89,7 +88,7 @@ COMBINATIONS: Mapping[str, Mapping[str, Any]] = {
 
 def stages() -> tuple[str, ...]:
     """Name the stages of cdk.json."""
-    return tuple(json.loads(CDK_JSON.read_text())["context"]["stages"])
+    return tuple(read_context(CDK_JSON)["stages"])
 
 
 def new_stage(stage: str, folder: Path, override: Mapping[str, Any] | None = None) -> Stage:

@@ -11,8 +11,9 @@ from typing import Any
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
+from lambda_pg_cdk import PACKAGE
 from lambda_pg_cdk.stage.config import Config
-from lambda_pg_cdk.stage.loading import load_stage
+from lambda_pg_cdk.stage.loading import NoProjectError, load_stage
 from lambda_pg_cdk.stage.messages import problem
 from lambda_pg_cdk.stage.parameters import parameter_name
 from lambda_pg_cdk.stage.schema import ConfigurationError
@@ -44,7 +45,7 @@ def commands(config: Config, read: Read) -> str:
             f" `make deploy STAGE={config.stage}`"
         )
     bastion, host, port, secret = values.values()
-    roots = config.database.ca_file or "layer/python/lambda_pg/certs/aws.pem"
+    roots = config.database.ca_file or PACKAGE / "layer/python/lambda_pg/certs/aws.pem"
     return f"""\
 # In one terminal, which stays open (needs AWS's session-manager-plugin):
 aws ssm start-session --region {config.region} --target {bastion} \\
@@ -68,7 +69,7 @@ def main() -> int:
         config = load_stage(parser.parse_args().stage)
         client = boto3.client("ssm", region_name=config.region)
         print(commands(config, lambda name: _parameter(client, name)))
-    except (ConfigurationError, NoTunnelError, BotoCoreError, ClientError) as error:
+    except (ConfigurationError, NoProjectError, NoTunnelError, BotoCoreError, ClientError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

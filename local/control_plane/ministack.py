@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from lambda_pg_cdk import PROJECT
 from lambda_pg_cdk.local import processes
 from lambda_pg_cdk.local.install import installed
+from lambda_pg_cdk.local.paths import import_root
 
 _START_SECONDS = 60.0  # it usually takes 2 s; on a busy machine it has taken ten times as long
 
@@ -18,6 +18,7 @@ class ControlPlane:
 
     def __init__(self, home: Path, port: int, variables: Mapping[str, str]) -> None:
         """Take its folder, its port and its environment; nothing is started yet."""
+        self._home = home
         self._port = port
         self._variables = variables
         self._log = home / "ministack.log"
@@ -29,7 +30,7 @@ class ControlPlane:
         with processes.open_log(self._log, "wb") as output:
             self._process = await asyncio.create_subprocess_exec(
                 str(python), "-m", "lambda_pg_cdk.local.control_plane",
-                cwd=PROJECT, env=self._variables,
+                cwd=import_root(self._home), env=self._variables,
                 stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
                 start_new_session=True,
             )  # fmt: skip

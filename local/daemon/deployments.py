@@ -14,7 +14,7 @@ from lambda_pg_cdk.local.http_api.issuer import AUDIENCE
 from lambda_pg_cdk.local.install import bytecode
 from lambda_pg_cdk.local.options import Options
 from lambda_pg_cdk.stage.config import Config
-from lambda_pg_cdk.stage.loading import load
+from lambda_pg_cdk.stage.loading import load, read_context
 
 
 def own_settings(layout: Layout) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def own_settings(layout: Layout) -> dict[str, Any]:
 
 def stage_settings(app: Path, override: Mapping[str, Any]) -> Config:
     """Read the settings of an app's stage `local`, with an override on top."""
-    context = json.loads((app / "cdk.json").read_text())["context"]
+    context = read_context(app / "cdk.json")
     return load({**context, "stage": STAGE, "override": json.dumps(override)}.get)
 
 

@@ -20,7 +20,9 @@ from pathlib import Path
 from lambda_pg_cdk import PROJECT
 from lambda_pg_cdk.local.install.installed import COMPLETE, cached_folder, made
 
-REQUIREMENTS = PROJECT / "requirements" / "local.txt"
+_REQUIREMENTS = [PROJECT / name for name in ("requirements/local.txt", "requirements.txt")]
+REQUIREMENTS = next(filter(Path.is_file, _REQUIREMENTS), _REQUIREMENTS[-1])
+"""The lock of the checkout, or the pins of a project that has installed this package."""
 NAME = "bytecode"
 _PATTERN = f"*.{sys.implementation.cache_tag}.pyc"
 _HEADER = 16  # bytes: magic number, flags, then time and size, or the hash of the source

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lambda_pg_cdk import PROJECT
+from lambda_pg_cdk import PACKAGE
 from lambda_pg_cdk.local import processes
 
 _ANSWER_SECONDS = 30.0
@@ -73,7 +73,7 @@ class JsonProcess:
         with processes.open_log(self._log) as log:
             return await asyncio.create_subprocess_exec(
                 *self._command,
-                cwd=PROJECT,
+                cwd=PACKAGE.parent,
                 env=processes.base_environment(),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,

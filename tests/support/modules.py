@@ -18,6 +18,7 @@ ROOMS: Mapping[str, frozenset[str]] = {
     "operations": frozenset({"lambda_pg", "migrations"}),
     "stage": frozenset({"layer", "migrations"}),
     "stacks": frozenset({"layer", "stage"}),
+    "template": frozenset({"lambda_pg"}),
     "tools": frozenset({"layer", "stage", "stacks"}),
     "local": frozenset({"layer", "pgbouncer", "stage"}),
     "console": frozenset({"local", "pgbouncer"}),

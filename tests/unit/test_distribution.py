@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from importlib.metadata import Distribution, PathDistribution
 from pathlib import Path
@@ -11,6 +10,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+
+from lambda_pg_cdk import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
 LAYER = ROOT / "layer"
@@ -52,10 +53,9 @@ def sources() -> Iterator[str]:
 
 def test_the_metadata_say_what_it_is(distribution: Distribution) -> None:
     """Name, version, licence and the Python it needs are there for pip and for people."""
-    project = tomllib.loads((LAYER / "pyproject.toml").read_text())["project"]
     metadata = distribution.metadata
     assert metadata["Name"] == "lambda-pg"
-    assert metadata["Version"] == project["version"]
+    assert metadata["Version"] == __version__
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.11"
     readme = metadata.json["description"]
@@ -110,7 +110,7 @@ def test_it_carries_the_licence(distribution: Distribution) -> None:
 def test_it_can_be_imported(installed: Path, tmp_path: Path) -> None:
     """It needs nothing of the repository, and imports no extra of its own accord."""
     probe = (
-        "import lambda_pg, sys; print(lambda_pg.__file__);"
+        "import lambda_pg, sys; print(lambda_pg.__file__, lambda_pg.__version__);"
         "print({'pytest', 'django', 'sqlalchemy', 'boto3'} & set(sys.modules))"
     )
     shown = subprocess.run(
@@ -121,7 +121,9 @@ def test_it_can_be_imported(installed: Path, tmp_path: Path) -> None:
         check=True,
         cwd=tmp_path,
     )
-    place, imported = shown.stdout.splitlines()
+    found, imported = shown.stdout.splitlines()
+    place, version = found.split()
+    assert version == __version__
     assert Path(place).is_relative_to(installed)
     assert imported == "set()"
 

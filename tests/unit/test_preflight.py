@@ -1,6 +1,8 @@
 """What preflight finds in an account, and what it says to do."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,7 +20,8 @@ from lambda_pg_cdk.tools.image import LOCKS
 from lambda_pg_cdk.tools.preflight import Finding
 from lambda_pg_cdk.tools.synth import COMBINATIONS
 
-CONTEXT = json.loads((Path(__file__).parents[2] / "cdk.json").read_text())["context"]
+ROOT = Path(__file__).parents[2]
+CONTEXT = json.loads((ROOT / "cdk.json").read_text())["context"]
 Answer = Callable[[Stubber], None]
 
 
@@ -550,3 +553,11 @@ def test_before_the_first_deployment_no_server_is_behind() -> None:
     assert ask(preflight.check_deployed_version, refused) == []
     external = COMBINATIONS["external"]
     assert not list(preflight.check_deployed_version(load_stage("dev", external), nobody))
+
+
+def test_the_command_reads_the_settings_of_the_project() -> None:
+    """A stage that cdk.json lacks is answered with those that it has."""
+    command = [sys.executable, "-m", "lambda_pg_cdk.tools.preflight", "--stage", "test"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "must be one of local, dev, prod" in done.stdout

@@ -6,6 +6,8 @@ import sys
 
 from lambda_pg._secrets import prefetch
 
+__version__ = "0.1.0"
+
 # A test may still replace Secrets Manager.
 if sys.modules.keys().isdisjoint(("pytest", "moto")):
     prefetch(os.environ)  # the secret comes while psycopg is imported: docs/decisions/0006

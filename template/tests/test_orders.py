@@ -1,0 +1,59 @@
+"""The API of orders, on a real PostgreSQL."""
+
+import importlib
+import json
+from collections.abc import Callable
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from lambda_pg.testing import LambdaContext
+
+Call = Callable[..., tuple[int, Any]]
+
+
+@pytest.fixture
+def call(
+    tables: str,
+    lambda_pg_environment: None,
+    lambda_context: LambdaContext,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Call:
+    """Return what sends one request to the handler, as the API does; it returns status and body."""
+    monkeypatch.setenv("DATABASE_URL", tables)
+    module = importlib.import_module("functions.orders.handler")  # it reads the environment now
+
+    def request(caller: str, method: str, path: str, body: object = None) -> tuple[int, Any]:
+        context = {
+            "stage": "$default",
+            "http": {"method": method, "path": path},
+            "authorizer": {"jwt": {"claims": {"sub": caller}}},
+        }
+        headers = {"content-type": "application/json"}
+        event = {"version": "2.0", "rawPath": path, "requestContext": context, "headers": headers}
+        answer = module.handler({**event, "body": json.dumps(body)}, lambda_context)
+        return answer["statusCode"], json.loads(answer["body"])
+
+    return request
+
+
+def test_an_order_can_be_read(call: Call) -> None:
+    """By the caller who has created it."""
+    ada = str(uuid4())
+    status, order = call(ada, "POST", "/orders", {"item": "a lamp"})
+    assert (status, order["item"]) == (200, "a lamp")
+    assert call(ada, "GET", f"/orders/{order['id']}") == (200, order)
+    assert call(ada, "GET", "/orders") == (200, [order])
+
+
+def test_an_order_is_nobody_elses(call: Call) -> None:
+    """Row-level security hides it."""
+    _, order = call(str(uuid4()), "POST", "/orders", {"item": "a lamp"})
+    bob = str(uuid4())
+    assert call(bob, "GET", "/orders") == (200, [])
+    assert call(bob, "GET", f"/orders/{order['id']}")[0] == 404
+
+
+def test_an_order_without_an_item_is_refused(call: Call) -> None:
+    """Before the database is asked."""
+    assert call(str(uuid4()), "POST", "/orders", {})[0] == 422
