@@ -457,10 +457,10 @@ def write_release(folder: Path, target: Target, releases: Path) -> Path:
     return releases / name
 
 
-def zipped(folder: Path) -> bytes:
+def zipped(folder: Path, level: int = 9) -> bytes:
     """Return the folder as a zip file, without times and owners, which differ between machines."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=level) as archive:
         for path in sorted(folder.rglob("*")):
             if path.is_file():
                 entry = zipfile.ZipInfo(path.relative_to(folder).as_posix())

@@ -31,6 +31,7 @@ from lambda_pg_cdk.stacks.nag_exceptions import (
 from lambda_pg_cdk.stacks.network import let_in, retention
 from lambda_pg_cdk.stacks.published import published
 from lambda_pg_cdk.stage.config import Config
+from lambda_pg_cdk.stage.sources import SOURCE, source_metadata
 
 TAG = "lambda-pg:function"
 
@@ -74,6 +75,8 @@ def new_function(
         **options,
     )
     Tags.of(function).add(TAG, folder)
+    if not extra:
+        function.node.add_metadata(SOURCE, source_metadata(folder, source))
     version = "The runtime is a setting; 3.13 is supported until June 2029."
     suppress(function, L1=version)
     suppress_serverless(function, LambdaLatestVersion=version, LambdaDLQ=invoked)

@@ -1,5 +1,6 @@
 """The files that functions and the pooler's image are built from, without the CDK."""
 
+import os
 from pathlib import Path
 
 from lambda_pg_cdk import PACKAGE, PROJECT
@@ -8,6 +9,9 @@ from lambda_pg_cdk.stage.config import Config
 
 FUNCTIONS = PACKAGE / "functions"
 OPERATIONS = PACKAGE / "operations"
+
+SOURCE = "lambda-pg:source"
+"""Type of the metadata that names a function's folder, in an assembly but not in a template."""
 
 
 def target_of(config: Config) -> Target:
@@ -20,6 +24,11 @@ def target_of(config: Config) -> Target:
         here.architecture if config.architecture == "interpreter" else config.architecture
     )
     return Target(python, architecture)
+
+
+def source_metadata(function: str, source: Path) -> dict[str, str]:
+    """Describe where a function's code comes from: its tag, and its folder in the project."""
+    return {"function": function, "folder": os.path.relpath(source.resolve(), PROJECT.resolve())}
 
 
 def function_code(source: Path, extra: tuple[str, ...], target: Target) -> Path:
