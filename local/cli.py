@@ -247,10 +247,11 @@ def _who(dsn: str) -> str:
 You are {address.username}, the owner of the database {address.path[1:]}.
 Row-level security hides rows from the owner too. Look as a user (here: the one of `token`):
 
-BEGIN; SET LOCAL ROLE lambda_pg_app; SELECT set_config('request.jwt.claims', '{claims}', true), \
+BEGIN; GRANT lambda_pg_app TO CURRENT_USER; SET LOCAL ROLE lambda_pg_app; \
+SELECT set_config('request.jwt.claims', '{claims}', true), \
 set_config('request.jwt.transaction', CURRENT_TIMESTAMP::text, true);
 
-Then select, and end with COMMIT or ROLLBACK. Functions log in as another user, through the pooler.
+Then select, and end with ROLLBACK. Functions log in as another user, through the pooler.
 """
 
 

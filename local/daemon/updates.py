@@ -83,6 +83,9 @@ class Updates:
         Requests run the newest code until then, and also after a deployment that fails.
         """
         await asyncio.to_thread(self._direct.restore)
+        for function in self._account.functions():
+            if self._direct.owns(function.name, function.version):
+                self._superseded |= {function.code, *function.layers}
         try:
             yield
         except BaseException:
