@@ -97,8 +97,24 @@ down: setup-local ## stop the local cloud and remove its data
 status: setup-local ## show what the local cloud runs
 	@$(RUN) -m lambda_pg_cdk.local status
 
+.PHONY: redeploy
+redeploy: setup-local ## deploy the app to the running local cloud again: changed stacks only
+	@$(RUN) -m lambda_pg_cdk.local redeploy
+
+.PHONY: watch
+watch: setup-local ## deploy what is saved to the running local cloud, functions in seconds
+	@$(RUN) -m lambda_pg_cdk.local watch
+
+.PHONY: logs
+logs: setup-local ## show the logs of functions and pooler: make logs ARGS="--follow --request ID"
+	@$(RUN) -m lambda_pg_cdk.local logs $(ARGS)
+
+.PHONY: token
+token: setup-local ## print a token for curl: TOKEN=$$(make --silent token)
+	@$(RUN) -m lambda_pg_cdk.local token $(ARGS)
+
 .PHONY: psql
-psql: setup-local ## open a shell on the local database
+psql: setup-local ## open a shell on the local database, as its owner
 	@$(RUN) -m lambda_pg_cdk.local psql
 
 .PHONY: screenshots
@@ -156,6 +172,10 @@ preflight: setup-local ## check the AWS account of the shell's credentials befor
 .PHONY: deploy
 deploy: preflight ## deploy to the AWS account of the shell's credentials: make deploy STAGE=dev
 	$(CDK) deploy --all --context stage=$(STAGE)
+
+.PHONY: destroy
+destroy: setup-local ## remove a stage from the AWS account of the shell's credentials: make destroy STAGE=dev
+	@$(RUN) -m lambda_pg_cdk.tools.destroy --stage "$(if $(filter file,$(origin STAGE)),,$(STAGE))"
 
 .PHONY: tunnel
 tunnel: setup-local ## show how to reach a deployed database from here: make tunnel STAGE=dev

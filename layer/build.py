@@ -12,6 +12,7 @@ import hashlib
 import io
 import os
 import platform
+import posixpath
 import re
 import shutil
 import subprocess
@@ -23,6 +24,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib.util import cache_from_source
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -180,8 +182,11 @@ def tree_hash(folder: Path) -> str:
 
 
 def _fill(folder: Path, recipe: Recipe, target: Target, inputs: Sequence[tuple[Path, str]]) -> None:
+    compiles = recipe.bytecode and target.compiles
     if recipe.requirements is not None:
         wheels = install(recipe.requirements, target)
+        if compiles and recipe.patch is None:
+            wheels = _compiled(wheels, posixpath.normpath(f"{recipe.prefix}/{recipe.packages}"))
         shutil.copytree(wheels, folder / recipe.packages, dirs_exist_ok=True)
     if recipe.patch is not None:
         apply_patch(recipe.patch, folder / recipe.packages)
@@ -189,7 +194,8 @@ def _fill(folder: Path, recipe: Recipe, target: Target, inputs: Sequence[tuple[P
         place = folder / name
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, place)
-    if recipe.bytecode and target.compiles:
+        _bytecode(place).unlink(missing_ok=True)  # of a wheel's file in the same place
+    if compiles:
         _compile(folder, recipe.prefix)
     _normalise(folder)
 
@@ -204,6 +210,17 @@ def install(requirements: Path, target: Target) -> Path:
             _pip(wanted, folder, target, requirements)
             _prune(folder)
             _require_licences(folder)
+    return destination
+
+
+def _compiled(wheels: Path, prefix: str) -> Path:
+    """Return unpacked wheels with their bytecode, which is made once: it takes a second or more."""
+    key = hashlib.sha256(f"{_builder()}\0{wheels.name}\0{prefix}".encode())
+    destination = BUILD / "compiled" / key.hexdigest()[:16]
+    if not _is_kept(destination):
+        with _new_folder(destination) as folder:
+            shutil.copytree(wheels, folder, dirs_exist_ok=True)
+            _compile(folder, prefix)
     return destination
 
 
@@ -311,15 +328,22 @@ def compile_layer(folder: Path, program: str) -> None:
 def _compile(folder: Path, prefix: str, program: str = sys.executable) -> None:
     """Write bytecode that is never checked against its source: /opt and /var/task are read-only.
 
-    In a separate process with a fixed hash seed, since sets are written in order of hashes.
+    Files that have some keep it. In a separate process with a fixed hash seed, since sets are
+    written in order of hashes.
     """
+    sources = [path for path in sorted(folder.rglob("*.py")) if not _bytecode(path).exists()]
     command = [program, "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"]
     subprocess.run(
-        [*command, "-s", str(folder), "-p", prefix, str(folder)],
+        [*command, "-s", str(folder), "-p", prefix, "-i", "-"],
+        input="".join(f"{path}\n" for path in sources).encode(),
         env={**os.environ, "PYTHONHASHSEED": "0"},
         capture_output=True,
         check=False,  # files that are not Python, such as Alembic's template, stay as source
     )
+
+
+def _bytecode(source: Path) -> Path:
+    return Path(cache_from_source(str(source), optimization=""))
 
 
 def _normalise(folder: Path) -> None:
@@ -465,16 +489,19 @@ def release_name(target: Target) -> str:
     return f"lambda-pg-{__version__}-python{target.python}-{target.architecture}.zip"
 
 
-def zipped(folder: Path) -> bytes:
-    """Return the folder as a zip file, without times and owners, which differ between machines."""
+def zipped(folder: Path, level: int = 6) -> bytes:
+    """Return the folder as a zip file, without times and owners, which differ between machines.
+
+    `level` is zlib's: 0 is fast, 9 is small.
+    """
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in sorted(folder.rglob("*")):
             if path.is_file():
                 entry = zipfile.ZipInfo(path.relative_to(folder).as_posix())
                 entry.compress_type = zipfile.ZIP_DEFLATED
                 entry.external_attr = 0o644 << 16
-                archive.writestr(entry, path.read_bytes())
+                archive.writestr(entry, path.read_bytes(), compresslevel=level)
     return buffer.getvalue()
 
 

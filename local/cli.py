@@ -2,13 +2,19 @@
 
 import argparse
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from urllib.parse import urlsplit
 
+from lambda_pg_cdk import PROJECT
+from lambda_pg_cdk.local import state
 from lambda_pg_cdk.local.cloud import (
     AlreadyRunningError,
     CloudError,
@@ -18,10 +24,16 @@ from lambda_pg_cdk.local.cloud import (
     Options,
     UnhealthyError,
 )
+from lambda_pg_cdk.local.development.log_lines import show
+from lambda_pg_cdk.local.development.logs import Logs
+from lambda_pg_cdk.local.development.watch import Watch
 from lambda_pg_cdk.local.narrator import Narrator
-from lambda_pg_cdk.local.state import sdk_variables
 
 _INTERRUPTED = 130
+_TEST_USER = uuid.UUID("11111111-1111-4111-8111-111111111111")
+"""The user of a token for which no other is named: what one request writes, the next one finds."""
+_SINCE = "10m"
+_SAMPLE = "ANY /users"
 _RUNNING = "`make status` shows what runs, `make down` stops it."
 
 
@@ -41,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted: everything has been stopped", file=sys.stderr)
+        still = state.is_locked(LocalCloud().folder)
+        print("interrupted" + ("" if still else ": everything has been stopped"), file=sys.stderr)
         return _INTERRUPTED
 
 
@@ -65,16 +78,48 @@ def _parser() -> argparse.ArgumentParser:
     add("status", status).add_argument("--json", action="store_true", help="print one JSON object")
     add("credentials", credentials)
     add("psql", psql)
-    deploying = add("deploy", deploy)
+    deploying = add("redeploy", redeploy)
     deploying.add_argument(
         "--override", type=json.loads, help="settings, as JSON, on top of the stage's in cdk.json"
     )
+    add("watch", watch)
+    _add_logs_options(add("logs", logs))
     asking = add("token", token)
     asking.add_argument(
-        "--sub", required=True, type=uuid.UUID, help="the subject, the user of the token"
+        "--sub",
+        default=_TEST_USER,
+        type=uuid.UUID,
+        help="the user of the token (default: %(default)s)",
     )
     asking.add_argument("--scope", default="", help="scopes, separated by spaces")
     return parser
+
+
+def _add_logs_options(reading: argparse.ArgumentParser) -> None:
+    reading.add_argument("--follow", "-f", action="store_true", help="wait for new lines")
+    reading.add_argument(
+        "--since",
+        type=_moment,
+        default=_SINCE,
+        metavar="TIME",
+        help="90s, 10m, 2h, 1d, or a time like 2026-11-30T12:00 (default: %(default)s)",
+    )
+    reading.add_argument(
+        "--request", default="", metavar="ID", help="only one request, by the beginning of its id"
+    )
+
+
+def _moment(text: str) -> datetime:
+    """Read a time, or how long ago it was."""
+    if found := re.fullmatch(r"(\d+)([smhd])", text):
+        unit = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}[found[2]]
+        return datetime.now(UTC) - timedelta(**{unit: int(found[1])})
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a time; write 90s, 10m, 2h, 1d, or a time like 2026-11-30T12:00"
+        ) from None
 
 
 def up(chosen: argparse.Namespace) -> int:
@@ -101,27 +146,45 @@ def up(chosen: argparse.Namespace) -> int:
 
 
 def _welcome(cloud: LocalCloud) -> str:
-    subject = str(uuid.uuid4())
-    bearer = cloud.token(subject)
+    routes = _routes(cloud)
+    lines = [
+        f"The console is at {cloud.state.console_url}: watch, storm, break things.",
+        f"The API is at {cloud.url}, the AWS APIs are at {cloud.state.aws_endpoint_url}.",
+        f"Its routes: {', '.join(routes)}" if routes else "",
+        f"Logs are in {cloud.folder}; `make logs` shows them. {_RUNNING}",
+        "`make watch` deploys what you save.",
+    ]
+    bearer, header = cloud.token(str(_TEST_USER)), '-H "Authorization: Bearer $TOKEN"'
     body = """'{"name": "Ada"}'"""
-    header = '-H "Authorization: Bearer $TOKEN"'
-    return f"""
-The console is at {cloud.state.console_url}: watch, storm, break things.
-The API is at {cloud.url}, the AWS APIs are at {cloud.state.aws_endpoint_url}.
-Logs are in {cloud.folder}. {_RUNNING}
+    tries = [f"TOKEN={bearer}", f"curl -i {cloud.url}/health"]
+    if _SAMPLE in routes:
+        tries += [
+            f"curl -i {header} -H 'Content-Type: application/json' -d {body} {cloud.url}/users",
+            f"curl -i {header} {cloud.url}/users",
+        ]
+    said = "\n".join(filter(None, lines))
+    return f"\n{said}\n\nTry it, as user {_TEST_USER}:\n\n" + "\n".join(tries) + "\n"
 
-Try it, as user {subject}:
 
-TOKEN={bearer}
-curl -i {cloud.url}/health
-curl -i {header} -H 'Content-Type: application/json' -d {body} {cloud.url}/users
-curl -i {header} {cloud.url}/users
-"""
+def _routes(cloud: LocalCloud) -> list[str]:
+    """List the routes of the API in the templates that were deployed."""
+    return sorted(
+        str(resource["Properties"]["RouteKey"])
+        for template in (cloud.folder / "cdk" / "cdk.out").glob("*.template.json")
+        for resource in json.loads(template.read_text()).get("Resources", {}).values()
+        if resource["Type"] == "AWS::ApiGatewayV2::Route"
+    )
 
 
 def down(_: argparse.Namespace) -> int:
     """Stop the local cloud and remove its data."""
-    LocalCloud().stop()
+    cloud = LocalCloud()
+    was_running, was_there = state.is_locked(cloud.folder), cloud.folder.exists()
+    cloud.stop()
+    if was_running:
+        print("stopped; its data is removed")
+    else:
+        print("nothing was running" + ("; what a cloud had left is removed" if was_there else ""))
     return 0
 
 
@@ -148,33 +211,96 @@ def status(chosen: argparse.Namespace) -> int:
 
 
 def token(chosen: argparse.Namespace) -> int:
-    """Print a bearer token of the local issuer."""
+    """Print a bearer token for curl, valid for an hour."""
     print(LocalCloud().token(str(chosen.sub), scope=chosen.scope))
     return 0
 
 
 def credentials(_: argparse.Namespace) -> int:
     """Print the variables for the AWS command line, for `eval` in a shell."""
-    state = LocalCloud().state
-    for name, value in sdk_variables(state.aws_endpoint_url, state.region, state.key).items():
+    found = LocalCloud().state
+    variables = state.sdk_variables(found.aws_endpoint_url, found.region, found.key)
+    for name, value in variables.items():
         print(f"export {name}={value}")
     return 0
 
 
 def psql(_: argparse.Namespace) -> int:
-    """Open a shell on the local database."""
+    """Open a shell on the local database, as its owner."""
+    database = LocalCloud().status()["postgres"]
+    if "dsn" not in database:
+        print("no database is deployed: `make redeploy` deploys the app", file=sys.stderr)
+        return 1
     program = shutil.which("psql")
     if program is None:
         print("psql is missing: install `postgresql-client`", file=sys.stderr)
         return 1
-    database = LocalCloud().status()["postgres"]
+    print(_who(database["dsn"]), flush=True)
     return subprocess.call([program, database["dsn"]])
 
 
-def deploy(chosen: argparse.Namespace) -> int:
-    """Deploy the app again to the running local cloud."""
-    began = time.monotonic()
-    print("cdk deploy --all …", flush=True)
-    LocalCloud(report=Narrator()).deploy(override=chosen.override)
-    print(f"deployed in {time.monotonic() - began:.1f} s")
+def _who(dsn: str) -> str:
+    """Say who is connected, and how to see the rows that row-level security hides."""
+    address = urlsplit(dsn)
+    claims = json.dumps({"sub": str(_TEST_USER)})
+    return f"""\
+You are {address.username}, the owner of the database {address.path[1:]}.
+Row-level security hides rows from the owner too. Look as a user (here: the one of `token`):
+
+BEGIN; GRANT lambda_pg_app TO CURRENT_USER; SET LOCAL ROLE lambda_pg_app; \
+SELECT set_config('request.jwt.claims', '{claims}', true), \
+set_config('request.jwt.transaction', CURRENT_TIMESTAMP::text, true);
+
+Then select, and end with ROLLBACK. Functions log in as another user, through the pooler.
+"""
+
+
+def redeploy(chosen: argparse.Namespace) -> int:
+    """Synthesise and deploy the app again to the running local cloud."""
+    cloud, began = LocalCloud(report=Narrator()), time.monotonic()
+    before = _updates(cloud)
+    print("cdk synth, and cdk deploy --all …", flush=True)
+    cloud.deploy(override=chosen.override)
+    changed = sorted(name for name, update in _updates(cloud).items() if before.get(name) != update)
+    what = f"changed: {', '.join(changed)}" if changed else "no stack has changed"
+    print(f"deployed in {time.monotonic() - began:.1f} s; {what}")
+    return 0
+
+
+def _updates(cloud: LocalCloud) -> dict[str, str]:
+    """Return when each stack was last changed."""
+    pages = cloud.client("cloudformation").get_paginator("describe_stacks").paginate()
+    stacks = [stack for page in pages for stack in page["Stacks"]]
+    return {each["StackName"]: str(each.get("LastUpdatedTime", "")) for each in stacks}
+
+
+def watch(_: argparse.Namespace) -> int:
+    """Deploy what is saved: a function or the layer in seconds, all else by `cdk deploy`."""
+    cloud = LocalCloud()
+    cloud.status()  # raises NotRunningError
+
+    def say(text: str) -> None:
+        print(f"{datetime.now():%H:%M:%S} {text}", flush=True)
+
+    try:
+        Watch(cloud, PROJECT, say).run()
+    except KeyboardInterrupt:
+        print("\nno longer watching; the local cloud runs on")
+    return 0
+
+
+def logs(chosen: argparse.Namespace) -> int:
+    """Print the logs of all functions and of the pooler, in the order of time."""
+    cloud = LocalCloud()
+    state.State.load(cloud.folder)  # raises NotRunningError
+    stream = Logs(cloud.folder)
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    try:
+        for found in stream.follow() if chosen.follow else stream.new_entries():
+            if found.time >= chosen.since and found.concerns(chosen.request):
+                print(show(found, width=stream.width, colour=colour), flush=chosen.follow)
+    except KeyboardInterrupt:
+        print()
+    except BrokenPipeError:  # the reader, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0

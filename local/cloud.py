@@ -37,8 +37,10 @@ from lambda_pg_cdk.local.state import (
 __all__ = [
     "AlreadyRunningError",
     "CloudError",
+    "CodeError",
     "DeploymentError",
     "LocalCloud",
+    "NeedsDeploymentError",
     "NotRunningError",
     "Options",
     "UnhealthyError",
@@ -53,6 +55,14 @@ Report = Callable[[Mapping[str, Any]], None]
 
 class CloudError(RuntimeError):
     """The local cloud did not start, or refused a request."""
+
+
+class CodeError(CloudError):
+    """New code of a function does not start; the text is its traceback."""
+
+
+class NeedsDeploymentError(CloudError):
+    """A function has no alias: only a deployment gives it new code."""
 
 
 class UnhealthyError(CloudError):
@@ -336,6 +346,30 @@ class LocalCloud:
         """Report what the migration warned of since its log had `told` bytes."""
         for warning in migration_log.warnings(self.folder, told):
             self._report({"note": f"migration: {warning}"})
+
+    def update_code(self, function: str, code: Path) -> None:
+        """Run new code, the assembled folder of one function; its stack does not change.
+
+        Raise `CodeError` with the traceback if it does not start: then the code before runs on.
+        Raise `NeedsDeploymentError` for a function without an alias.
+        """
+        self._update(f"/functions/{quote(function, safe='')}/code", {"code": str(code)})
+
+    def update_layer(self, layer: Path) -> list[str]:
+        """Run a new layer, an assembled folder; return the functions that have it.
+
+        Raise `CodeError` with the traceback if one of them does not start with it.
+        """
+        functions: list[str] = self._update("/layer", {"layer": str(layer)})["functions"]
+        return functions
+
+    def _update(self, path: str, order: Mapping[str, str]) -> dict[str, Any]:
+        answer = self._call("POST", path, order)
+        if "refused" in answer:
+            raise CodeError(answer["refused"])
+        if "needs_deployment" in answer:
+            raise NeedsDeploymentError(answer["needs_deployment"])
+        return answer
 
     @contextmanager
     def _request(self, method: str, path: str, body: Any) -> Iterator[http.client.HTTPResponse]:

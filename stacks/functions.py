@@ -31,7 +31,13 @@ from lambda_pg_cdk.stacks.nag_exceptions import (
 from lambda_pg_cdk.stacks.network import let_in, retention
 from lambda_pg_cdk.stacks.published import published
 from lambda_pg_cdk.stage.config import Config
-from lambda_pg_cdk.stage.sources import CONTAINER, layer_parameter, targets_of
+from lambda_pg_cdk.stage.sources import (
+    CONTAINER,
+    SOURCE,
+    layer_parameter,
+    source_metadata,
+    targets_of,
+)
 
 TAG = "lambda-pg:function"
 
@@ -85,6 +91,8 @@ def new_function(  # noqa: PLR0913 - what differs between functions, most of it 
             **common,
         )
     Tags.of(function).add(TAG, name)
+    if not extra and code is None and runtime != CONTAINER:
+        function.node.add_metadata(SOURCE, source_metadata(name, source))
     version = "The runtime is a setting; 3.13 is supported until June 2029."
     if runtime is not None:
         version = "The app names the runtime."

@@ -1,5 +1,6 @@
 """The files that functions and the pooler's image are built from, without the CDK."""
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,9 @@ OPERATIONS = PACKAGE / "operations"
 
 CONTAINER = "container"
 """Runtime of a function whose code is a container image."""
+
+SOURCE = "lambda-pg:source"
+"""Type of the metadata that names a function's folder, in an assembly but not in a template."""
 
 NUMBERED = re.compile(r"[0-9]{4}_.+")
 """Names of an app's migrations and of the files that they read."""
@@ -80,6 +84,11 @@ def folder_problems(
             handler,
             f"be FILE.FUNCTION of a file in {source}, which has no {file or handler}{suffixes[0]}",
         )
+
+
+def source_metadata(function: str, source: Path) -> dict[str, str]:
+    """Describe where a function's code comes from: its tag, and its folder in the project."""
+    return {"function": function, "folder": os.path.relpath(source.resolve(), PROJECT.resolve())}
 
 
 def _shared_folder(name: str) -> Path:

@@ -13,10 +13,11 @@ from aiohttp.typedefs import Middleware
 from botocore.exceptions import BotoCoreError, ClientError
 
 from lambda_pg_cdk.local.daemon.parts import Faults, Parts
+from lambda_pg_cdk.local.daemon.updates import NoAliasError
 from lambda_pg_cdk.local.deployment.cdk import DeploymentError
 from lambda_pg_cdk.local.deployment.deployed import Start
 from lambda_pg_cdk.local.environments.account import UnknownFunctionError
-from lambda_pg_cdk.local.environments.fleet import ThrottledError
+from lambda_pg_cdk.local.environments.fleet import CodeError, ThrottledError
 from lambda_pg_cdk.local.environments.invocation import Outcome
 from lambda_pg_cdk.local.http import guard
 from lambda_pg_cdk.local.pooler_service.task import Task
@@ -41,6 +42,8 @@ def control_application(parts: Parts, key: str) -> web.Application:
             web.post("/invoke/{name}", control.invoke),
             web.post("/reconcile", control.reconcile),
             web.post("/deploy", control.deploy),
+            web.post("/functions/{folder}/code", control.update_code),
+            web.post("/layer", control.update_layer),
             web.post("/pooler/{verb:start|stop|restart}", control.pooler),
             web.get(_METADATA + "{task}", control.container_metadata),
             web.get(_METADATA + "{task}/task", control.task_metadata),
@@ -181,6 +184,26 @@ class Control:
             result = {"error": str(error)}
         await response.write(json.dumps(result).encode() + b"\n")
         return response
+
+    async def update_code(self, request: web.Request) -> web.Response:
+        """Run the code of a folder in one function; say why if it does not start or cannot."""
+        code = Path((await request.json())["code"])
+        try:
+            await self._parts.deployments.update_code(request.match_info["folder"], code)
+        except NoAliasError as error:
+            return web.json_response({"needs_deployment": str(error)})
+        except CodeError as error:
+            return web.json_response({"refused": str(error)})
+        return web.json_response({})
+
+    async def update_layer(self, request: web.Request) -> web.Response:
+        """Run the layer of a folder in all functions that have it."""
+        layer = Path((await request.json())["layer"])
+        try:
+            functions = await self._parts.deployments.update_layer(layer)
+        except CodeError as error:
+            return web.json_response({"refused": str(error)})
+        return web.json_response({"functions": functions})
 
     async def pooler(self, request: web.Request) -> web.Response:
         verb = request.match_info["verb"]

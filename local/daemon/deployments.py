@@ -9,6 +9,7 @@ from typing import Any
 from lambda_pg_cdk.local.daemon.layout import Layout
 from lambda_pg_cdk.local.daemon.progress import Progress
 from lambda_pg_cdk.local.daemon.reconciler import Reconciler
+from lambda_pg_cdk.local.daemon.updates import Updates
 from lambda_pg_cdk.local.deployment.cdk import STAGE, Cdk, merge
 from lambda_pg_cdk.local.http_api.issuer import AUDIENCE
 from lambda_pg_cdk.local.install import bytecode
@@ -42,6 +43,7 @@ class Deployments:
         progress: Progress,
         options: Options,
         own: Mapping[str, Any],
+        updates: Updates,
     ) -> None:
         """Take the app and its settings from the options; `own` are the cloud's own settings."""
         self._cdk = cdk
@@ -51,6 +53,7 @@ class Deployments:
         self._entry = options.entry
         self._override: Mapping[str, Any] = options.override
         self._own = own
+        self._updates = updates
         self._deploying = asyncio.Lock()
 
     @property
@@ -87,9 +90,20 @@ class Deployments:
             self._override = self._override if override is None else override
             await self.synthesise()
             try:
-                await self._deploy()
+                async with self._updates.set_aside():
+                    await self._deploy()
             finally:
                 await self._run()
+
+    async def update_code(self, folder: str, code: Path) -> None:
+        """Run new code of one function, without its stack; raise as `Updates` does."""
+        async with self._deploying:
+            await self._updates.update_code(folder, code)
+
+    async def update_layer(self, layer: Path) -> list[str]:
+        """Run a new layer, without its stack; return the functions that have it."""
+        async with self._deploying:
+            return await self._updates.update_layer(layer)
 
     async def _deploy(self) -> None:
         async with self._progress.step("cdk deploy --all"):

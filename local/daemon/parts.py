@@ -12,7 +12,9 @@ from lambda_pg_cdk.local.daemon.layout import Layout
 from lambda_pg_cdk.local.daemon.progress import Progress
 from lambda_pg_cdk.local.daemon.reconciler import Reconciler
 from lambda_pg_cdk.local.daemon.servers import Database, PoolerFactory, ServerThread
+from lambda_pg_cdk.local.daemon.updates import Updates
 from lambda_pg_cdk.local.deployment.cdk import Cdk, merge
+from lambda_pg_cdk.local.deployment.direct import Direct
 from lambda_pg_cdk.local.deployment.inventory import Inventory
 from lambda_pg_cdk.local.environments.account import Account
 from lambda_pg_cdk.local.environments.launcher import LaunchContext
@@ -27,6 +29,7 @@ from lambda_pg_cdk.local.pooler_service.service import PoolerService
 from lambda_pg_cdk.local.processes.json_process import JsonProcess
 from lambda_pg_cdk.local.state import CLOUD_ID_VARIABLE, State, StateFile
 from lambda_pg_cdk.stage.config import Config
+from lambda_pg_cdk.stage.parameters import parameter_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,9 @@ def make_parts(
     pooler = PoolerService(servers.balancer, names, make_pooler, thread.run)
     inventory = Inventory(layout.endpoint, region, layout.key, layout.make_folder("code"))
     reconciler = Reconciler(inventory, account, api, pooler)
-    deployments = Deployments(_cdk(layout, settings), reconciler, progress, options, own)
+    direct = Direct(layout.endpoint, region, layout.key, parameter_name(settings, "layer/arn"))
+    updates = Updates(direct, account, reconciler)
+    deployments = Deployments(_cdk(layout, settings), reconciler, progress, options, own, updates)
     return Parts(
         account=account,
         api=api,

@@ -1,6 +1,7 @@
 """Run what is deployed: functions, API and pooler."""
 
 import asyncio
+from collections.abc import Callable
 
 from lambda_pg_cdk.local.deployment.deployed import Deployed
 from lambda_pg_cdk.local.deployment.inventory import Inventory
@@ -47,6 +48,24 @@ class Reconciler:
         if signature != self._signature:
             await self.reconcile()
         return True
+
+    def alias(self, name: str) -> str | None:
+        """Return the alias or the version that requests of a function go to, if it has one."""
+        return self._inventory.alias(name)
+
+    async def release(self, name: str, alias: str, version: str, move: Callable[[], None]) -> None:
+        """Start an environment of a version; if it starts, move the alias, and run it.
+
+        Requests run the version before until then. Raise `CodeError` if it does not start.
+        """
+        async with self._reconciling:
+            await self._account.try_out(
+                await asyncio.to_thread(self._inventory.function, name, version)
+            )
+            await asyncio.to_thread(move)
+            await self._account.update(
+                await asyncio.to_thread(self._inventory.function, name, alias)
+            )
 
     async def prepare(self, name: str, version: str) -> str:
         """Load a version of a function as it is now; return the name to invoke it by.

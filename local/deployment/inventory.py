@@ -118,6 +118,10 @@ class Inventory:
                 chosen[name] = qualifier
         return chosen
 
+    def alias(self, name: str) -> str | None:
+        """Return the qualifier of a function that `read` has chosen."""
+        return self._aliases.get(name)
+
     def _version_of(self, name: str, alias: str) -> tuple[str, ...]:
         client = self._clients["lambda"]
         try:
@@ -164,8 +168,9 @@ class Inventory:
 
     def _layer(self, arn: str) -> Path:
         known = self._folder / "layers" / hashlib.sha256(arn.encode()).hexdigest()[:20]
-        if known.is_symlink():
+        if known.exists():
             return known.resolve()
+        known.unlink(missing_ok=True)  # what it led to has been removed
         content = self._clients["lambda"].get_layer_version_by_arn(Arn=arn)["Content"]
         unpacked = self._unpacked(content["CodeSha256"], content["Location"])
         known.parent.mkdir(parents=True, exist_ok=True)
@@ -176,9 +181,7 @@ class Inventory:
         folder = self._folder / hashlib.sha256(digest.encode()).hexdigest()[:20]
         if folder.exists():
             return folder
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(location, timeout=30) as response:
-            archive = zipfile.ZipFile(io.BytesIO(response.read()))
+        archive = zipfile.ZipFile(io.BytesIO(download(location)))
         partial = folder.with_suffix(".partial")
         archive.extractall(partial)  # zipfile refuses paths out of the folder
         partial.rename(folder)
@@ -258,6 +261,15 @@ class Inventory:
             attributes = {each["Key"]: each["Value"] for each in found["Attributes"]}
             delays.append(float(attributes.get("deregistration_delay.timeout_seconds", 300)))
         return max(delays)
+
+
+def download(location: str) -> bytes:
+    """Return the zip file of a function's code or a layer."""
+    # Without a proxy from the shell's environment: the address is on loopback.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(location, timeout=30) as response:
+        content: bytes = response.read()
+    return content
 
 
 def _signature_of(service: Mapping[str, Any]) -> tuple[str, ...]:

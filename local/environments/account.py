@@ -4,6 +4,7 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 
 import psutil
 
@@ -92,6 +93,10 @@ class Account:
                 )
             missing -= PRIVATE_BYTES[fleet.reclaim()]
 
+    def functions(self) -> list[Function]:
+        """Return each function as requests run it."""
+        return [fleet.function for name, fleet in self._fleets.items() if ":" not in name]
+
     def counts(self) -> dict[str, int]:
         """Return how many environments of each function run, by folder."""
         counts: Counter[str] = Counter()
@@ -146,10 +151,35 @@ class Account:
         if old is not None and old.function.fingerprint == function.fingerprint:
             old.update(function)
             return
-        self._fleets[key] = self._new(function)
+        self._fleets[key] = self._tried_out(function) or self._new(function)
         if old is not None:
             self._retired.append(old)
             await old.retire()
+
+    def _tried_out(self, function: Function) -> Fleet | None:
+        """Take the fleet in which this version has been tried out, if there is one."""
+        key = f"{function.name}:{function.version}"
+        fleet = self._fleets.get(key)
+        if fleet is None or fleet.function.fingerprint != function.fingerprint:
+            return None
+        fleet.update(function)
+        return self._fleets.pop(key)
+
+    async def try_out(self, function: Function) -> None:
+        """Start an environment of a version before requests run it; raise `CodeError`."""
+        key = f"{function.name}:{function.version}"
+        self._fleets[key] = fleet = self._new(function)
+        try:
+            await fleet.try_out()
+        except BaseException:
+            del self._fleets[key]
+            await fleet.close()
+            raise
+
+    def folders(self) -> set[Path]:
+        """Return the code and the layers of everything that runs or may start."""
+        functions = [fleet.function for fleet in self._everything()]
+        return {path for each in functions for path in (each.code, *each.layers)}
 
     async def update_version(self, function: Function) -> str:
         """Add a version that is about to be called; return the name to invoke it by.

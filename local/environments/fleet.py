@@ -1,10 +1,13 @@
 """The environments of one function: scale out on demand, throttle, expire, retire."""
 
 import asyncio
+import json
 import os
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import cast
 
 from lambda_pg_cdk.local.deployment.deployed import Function, Start
@@ -27,6 +30,19 @@ _STARTING_AT_ONCE: dict[Start, int] = {"cold": 2 * (os.cpu_count() or 1), "resto
 
 class ThrottledError(Exception):
     """No environment is free and no other may start (Lambda: TooManyRequestsException, 429)."""
+
+
+class CodeError(RuntimeError):
+    """A new version of a function does not start; the text is its traceback."""
+
+    def __init__(self, payload: bytes, code: Path) -> None:
+        """Take the error in Lambda's format, or any text; name files relative to the code."""
+        text = payload.decode(errors="replace")
+        with suppress(ValueError, KeyError, TypeError):
+            error = json.loads(payload)
+            cause = f"{error['errorType']}: {error['errorMessage']}"
+            text = "".join([*error.get("stackTrace", []), cause])
+        super().__init__(text.replace(f"{code}/", ""))
 
 
 class Fleet:
@@ -180,6 +196,19 @@ class Fleet:
                 environment.kill()
             raise RuntimeError(f"{self.function.folder}: {errors.exceptions[0]}") from errors
         return [environment.pid for environment in fresh if environment.pid is not None]
+
+    async def try_out(self) -> None:
+        """Start one environment, which stays; raise `CodeError` if the code does not start."""
+        environment = self._new(self.start)
+        await self._bring_up(environment)
+        if environment.ended and environment.start != self.start:  # it has no snapshot
+            environment = self._new(self.start)
+            await self._bring_up(environment)
+        try:
+            await environment.ready
+        except RuntimeError as error:
+            text = environment.init_error or str(error).encode()
+            raise CodeError(text, self.function.code) from None
 
     async def _open_one(self, environment: Environment) -> None:
         if environment.start == "restored":

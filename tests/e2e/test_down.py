@@ -164,10 +164,10 @@ def test_down_leaves_nothing(place: Place) -> None:
     assert "The console is at http://127.0.0.1:" in said
     assert place.remember() <= place.processes()
     assert place.files()
-    assert place.run("down") == (0, "")
+    assert place.run("down") == (0, "stopped; its data is removed\n")
     assert not place.folder.exists()
     place.settles()
-    assert place.run("down") == (0, "")
+    assert place.run("down") == (0, "nothing was running\n")
 
 
 def test_what_is_left_is_found_among_the_processes_of_the_machine(place: Place) -> None:
@@ -180,7 +180,7 @@ def test_what_is_left_is_found_among_the_processes_of_the_machine(place: Place) 
     cloud_ids, place.cloud_ids = place.cloud_ids, set()
     assert {each.name() for each in place.processes()} >= {"postgres"}
     place.started, place.cloud_ids = by_birth, cloud_ids
-    assert place.run("down") == (0, "")
+    assert place.run("down")[0] == 0
     place.settles()
     (cloud_id,) = cloud_ids
     with subprocess.Popen(["sleep", "60"], env={**os.environ, CLOUD_ID_VARIABLE: cloud_id}) as left:

@@ -1,5 +1,6 @@
 """The control plane: its hooks, and what is added to MiniStack."""
 
+import io
 import json
 import os
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import threading
 import time
 import urllib.request
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -451,6 +453,89 @@ def test_the_alias_that_the_api_names_is_served(plane: ControlPlane) -> None:
     assert (served.version, served.arn.rpartition(":")[2]) == ("1", "zebra")
     assert deployed.api is not None
     assert [route.function for route in deployed.api.routes] == [name]
+
+
+def test_new_code_beside_a_stack_is_served_and_taken_back_by_a_deployment(
+    plane: ControlPlane,
+) -> None:
+    """As the development loop does it: a stack that has not changed serves its own code again."""
+    resources = aliased("one", "V1")
+    name = plane.deploy("loop", resources, Outputs=NAME)["Name"]
+    inventory, direct, client = plane.inventory(), plane.direct(), plane.client("lambda")
+    for code in ("two", "three"):
+        version = direct.publish_code(name, archive_of(code))
+        direct.move(name, "live", version)
+        assert f"'{code}'" in code_of(inventory, name, "live")
+    assert versions_of(client, name) == {"$LATEST", "1", "3"}, "what nothing uses is removed"
+
+    direct.restore()
+    assert "'three'" in code_of(inventory, name, "live"), "requests run on while it deploys"
+    assert "'one'" in code_of(inventory, name)
+    direct.resume()
+    assert "'three'" in code_of(inventory, name), "the deployment has failed"
+    direct.restore()
+    direct.follow_stacks()
+    assert "'one'" in code_of(inventory, name, "live")
+    assert versions_of(client, name) == {"$LATEST", "1"}
+
+
+def test_a_deployment_of_a_setting_does_not_publish_code_that_is_no_longer_there(
+    plane: ControlPlane,
+) -> None:
+    """The file is again what it was when the stack was deployed; only a variable has changed."""
+    name = plane.deploy("drift", aliased("one", "V1"), Outputs=NAME)["Name"]
+    inventory, direct = plane.inventory(), plane.direct()
+    direct.move(name, "live", direct.publish_code(name, archive_of("two")))
+    resources = aliased("one", "V2")
+    resources["Function"]["Properties"]["Timeout"] = 9
+    direct.restore()
+    plane.deploy("drift", resources, Outputs=NAME)
+    direct.follow_stacks()
+    assert "'one'" in code_of(inventory, name, "live")
+    assert inventory.function(name, "live").timeout == 9
+
+
+def test_code_that_does_not_start_is_not_in_the_next_version(plane: ControlPlane) -> None:
+    """A new layer after it comes with the code that runs."""
+    name = plane.deploy("broken", aliased("one", "V1"), Outputs=NAME)["Name"]
+    inventory, direct, client = plane.inventory(), plane.direct(), plane.client("lambda")
+    direct.take_back(name, "live", direct.publish_code(name, archive_of("broken")))
+    assert "'one'" in code_of(inventory, name)
+    assert versions_of(client, name) == {"$LATEST", "1"}
+
+
+def test_a_new_layer_replaces_the_deployed_one(plane: ControlPlane) -> None:
+    """Functions with another layer, or none, keep what they have."""
+    client = plane.client("lambda")
+    old = client.publish_layer_version(LayerName="loop", Content={"ZipFile": archive_of("old")})
+    plane.client("ssm").put_parameter(
+        Name="/loop/layer/arn", Type="String", Value=old["LayerVersionArn"], Overwrite=True
+    )
+    resources = aliased("one", "V1")
+    resources["Function"]["Properties"]["Layers"] = [old["LayerVersionArn"]]
+    told = plane.deploy("layers", resources, Outputs=NAME)
+    inventory, direct = plane.inventory(), plane.direct("/loop/layer/arn")
+    new = direct.publish_layer(archive_of("new"))
+    version = direct.take_layer(told["Name"], new)
+    assert version is not None
+    direct.move(told["Name"], "live", version)
+    (layer,) = inventory.function(told["Name"], "live").layers
+    assert "'new'" in (layer / "index.py").read_text()
+    assert direct.take_layer(told["Other"], new) is None
+
+
+def archive_of(code: str) -> bytes:
+    """Return the zip file of a function's code."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("index.py", f"def handler(event, context): return {code!r}\n")
+    return buffer.getvalue()
+
+
+def versions_of(client: Any, name: str) -> set[str]:
+    """List the versions of a function."""
+    listed = client.list_versions_by_function(FunctionName=name)["Versions"]
+    return {str(each["Version"]) for each in listed}
 
 
 def http_api(target: Any) -> dict[str, Any]:

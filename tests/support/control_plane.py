@@ -20,6 +20,7 @@ from botocore.exceptions import ClientError
 from lambda_pg_cdk import PROJECT
 from lambda_pg_cdk.local import processes
 from lambda_pg_cdk.local.control_plane.ministack import control_plane_variables
+from lambda_pg_cdk.local.deployment.direct import Direct
 from lambda_pg_cdk.local.deployment.inventory import Inventory
 from lambda_pg_cdk.local.install import installed
 from lambda_pg_cdk.local.state import client_keys
@@ -145,6 +146,10 @@ class ControlPlane:
     def inventory(self) -> Inventory:
         """Return the reader of what is deployed."""
         return Inventory(self.url, REGION, KEY, self._folder / "code")
+
+    def direct(self, layer_parameter: str = "") -> Direct:
+        """Return what publishes code beside the stacks."""
+        return Direct(self.url, REGION, KEY, layer_parameter)
 
     def deploy(self, name: str, resources: dict[str, Any], **more: Any) -> dict[str, str]:
         """Create or update a stack; return its outputs."""

@@ -1,11 +1,19 @@
-"""What the command line starts a local cloud with."""
+"""The command line of the local cloud, without a cloud."""
 
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
 
-from lambda_pg_cdk.local import cli
+from lambda_pg_cdk.local import cli, state
+from lambda_pg_cdk.local.cloud import LocalCloud
+from lambda_pg_cdk.local.http_api.issuer import Issuer
 from lambda_pg_cdk.local.options import Options
 
 
@@ -32,3 +40,134 @@ def test_cold_starts_are_asked_for_by_name(
     with pytest.raises(Started) as found:
         cli.main(["up", *given])
     assert found.value.args[0].start == start
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where no cloud is."""
+    folder = tmp_path / "state"
+    monkeypatch.setenv("LAMBDA_PG_STATE_DIR", str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("verb", ["redeploy", "watch", "logs", "token", "psql", "status"])
+def test_a_verb_without_a_cloud_says_how_to_start_one(
+    folder: Path, verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line, no traceback."""
+    assert cli.main([verb]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"no local cloud is running in {folder}: `make up` starts one"
+
+
+def test_down_says_what_it_did(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """There was a cloud, what one had left, or nothing."""
+    monkeypatch.setattr(LocalCloud, "stop", lambda _: None)
+    said = []
+    held = []
+    for change in (lambda: None, folder.mkdir, lambda: held.append(state.lock(folder))):
+        change()
+        assert cli.main(["down"]) == 0
+        said.append(capsys.readouterr().out.strip())
+    assert said == [
+        "nothing was running",
+        "nothing was running; what a cloud had left is removed",
+        "stopped; its data is removed",
+    ]
+    os.close(held[0])
+
+
+@pytest.mark.parametrize("given", ["yesterday", "10", "10w", "2026-13-01"])
+def test_a_time_that_cannot_be_read_is_refused_with_examples(
+    folder: Path, given: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The value, and how to write one."""
+    with pytest.raises(SystemExit):
+        cli.main(["logs", "--since", given])
+    said = capsys.readouterr().err
+    assert f"{given!r} is not a time; write 90s, 10m, 2h, 1d" in said
+
+
+@pytest.fixture
+def running(folder: Path) -> Iterator[Path]:
+    """The folder of a cloud with one log, as far as its files tell."""
+    held = state.lock(folder)
+    url = "http://127.0.0.1:1"
+    state.State("mark", 1, 2, "key", url, url, url, url, "eu-central-1", ready=True).save(folder)
+    Issuer.create(url).save(folder / "issuer.pem")
+    (folder / "logs").mkdir()
+    lines = [
+        {"timestamp": f"{datetime.now(UTC):%FT%TZ}", "message": f"of {name}", "requestId": name}
+        for name in ("aaaa1111", "bbbb2222")
+    ]
+    old = {"timestamp": "2020-01-01T00:00:00Z", "message": "old"}
+    text = "".join(f"{json.dumps(line)}\n" for line in (old, *lines))
+    (folder / "logs" / "orders.log").write_text(text)
+    yield folder
+    os.close(held)
+
+
+@pytest.mark.parametrize(
+    ("given", "messages"),
+    [
+        ([], ["of aaaa1111", "of bbbb2222"]),
+        (["--since", "2019-01-01"], ["old", "of aaaa1111", "of bbbb2222"]),
+        (["--request", "aaaa"], ["of aaaa1111"]),
+        (["--request", "cccc"], []),
+    ],
+)
+def test_logs_shows_what_was_asked_for(
+    running: Path, given: list[str], messages: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last ten minutes, another time, or one request; without colour in a pipe."""
+    assert cli.main(["logs", *given]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert ["old" if "old" in line else line[-11:] for line in lines] == messages
+    assert not any("\x1b" in line for line in lines)
+
+
+def test_following_prints_new_lines_until_the_cloud_ends(
+    running: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also while nothing is written."""
+    log = running / "logs" / "orders.log"
+
+    def write() -> None:
+        with log.open("a") as file:
+            file.write("printed\n")
+
+    steps = iter([write, lambda: None, lambda: shutil.rmtree(running)])
+    monkeypatch.setattr("lambda_pg_cdk.local.development.logs.time.sleep", lambda _: next(steps)())
+    assert cli.main(["logs", "--follow"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("printed")
+
+
+def test_a_token_without_a_user_is_of_the_test_user(
+    running: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Always the same one: what one request writes, the next one finds."""
+    subjects = set()
+    for _ in range(2):
+        assert cli.main(["token"]) == 0
+        token = capsys.readouterr().out.strip()
+        subjects.add(jwt.decode(token, options={"verify_signature": False})["sub"])
+    assert len(subjects) == 1
+
+
+def test_psql_says_who_it_is_and_how_to_look_as_somebody(
+    running: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before the prompt, since an empty table would be taken for a fault."""
+    dsn = "postgresql://owner:secret@127.0.0.1:5/app?sslmode=verify-full"
+    monkeypatch.setattr(LocalCloud, "status", lambda _: {"postgres": {"dsn": dsn}})
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
+    called: list[list[str]] = []
+    monkeypatch.setattr(cli.subprocess, "call", lambda command: called.append(command) or 0)
+    assert cli.main(["psql"]) == 0
+    said = capsys.readouterr().out
+    assert "You are owner, the owner of the database app" in said
+    assert "SET LOCAL ROLE lambda_pg_app" in said
+    assert "secret" not in said
+    assert called == [["/bin/psql", dsn]]

@@ -20,7 +20,7 @@ from lambda_pg_cdk.local.deployment.deployed import Function, Start
 from lambda_pg_cdk.local.environments.account import PRIVATE_BYTES, Account, UnknownFunctionError
 from lambda_pg_cdk.local.environments.bootstrap import connect_patiently
 from lambda_pg_cdk.local.environments.environment import Environment, State
-from lambda_pg_cdk.local.environments.fleet import Fleet, ThrottledError
+from lambda_pg_cdk.local.environments.fleet import CodeError, Fleet, ThrottledError
 from lambda_pg_cdk.local.environments.invocation import Outcome
 from lambda_pg_cdk.local.environments.launcher import LaunchContext
 from lambda_pg_cdk.local.install import installed
@@ -440,6 +440,71 @@ def test_the_version_that_serves_is_called_where_it_runs_already(bench: Bench) -
         same = replace(served, arn=served.arn.replace(":live", ":1"))
         assert await account.update_version(same) == "stack-fn"
         assert read(await account.invoke("fn", b"{}")) == first
+        await account.close()
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("start", ["cold", "restored"])
+def test_a_version_that_was_tried_out_serves_without_another_start(
+    bench: Bench, start: Start
+) -> None:
+    """Requests run the older one until it starts; its environment serves the first of them."""
+    account = Account(bench.context, 60, start)
+
+    async def work() -> None:
+        await account.update(published(bench, "one", "1", "live"))
+        assert read(await account.invoke("fn", b"{}"))[0] == "one"
+        tried = published(bench, "two", "2")
+        await account.try_out(tried)
+        assert read(await account.invoke("fn", b"{}"))[0] == "one"
+        pids = set(account.find("stack-fn:2").pids)
+        await account.update(replace(tried, arn=tried.arn.replace(":2", ":live")))
+        code, version, arn, pid = read(await account.invoke("fn", b"{}"))
+        assert (code, version, arn.rpartition(":")[2]) == ("two", "2", "live")
+        assert pid in pids
+        await until(lambda: account.running() == 1)
+        await account.keep_only(["stack-fn"])
+        assert account.counts() == {"fn": 1}
+        await account.close()
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("start", ["cold", "restored"])
+@pytest.mark.parametrize(
+    ("source", "cause"),
+    [("x = undefined\n", "NameError: name 'undefined'"), ("import os\nos._exit(3)\n", "ended")],
+    ids=["raises", "exits"],
+)
+def test_a_version_that_does_not_start_is_told_and_leaves_nothing(
+    bench: Bench, start: Start, source: str, cause: str
+) -> None:
+    """With its traceback, which names the function's file; the older one serves on."""
+    account = Account(bench.context, 60, start)
+
+    async def work() -> None:
+        await account.update(published(bench, "one", "1", "live"))
+        with pytest.raises(CodeError) as raised:
+            await account.try_out(bench.function(source, version="2"))
+        assert cause in str(raised.value)
+        if "undefined" in source:
+            assert 'File "handler.py", line 1' in str(raised.value)
+        assert read(await account.invoke("fn", b"{}"))[0] == "one"
+        assert account.counts() == {"fn": 1}
+        await account.close()
+
+    asyncio.run(work())
+
+
+def test_a_version_that_no_snapshot_can_hold_is_tried_out_cold(bench: Bench) -> None:
+    """It works on AWS: it is no reason to refuse the code."""
+    account = Account(bench.context, 60)
+
+    async def work() -> None:
+        await account.try_out(bench.function(THREADED, version="2"))
+        (fleet,) = [account.find("stack-fn:2")]
+        assert fleet.held == {"cold": 1, "restored": 0}
         await account.close()
 
     asyncio.run(work())

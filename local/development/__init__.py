@@ -1,0 +1,1 @@
+"""The development loop: watch the project's files, and read all logs as one stream."""
