@@ -128,6 +128,8 @@ class Cdk:
             "AWS_REGION": self.region,
             "CDK_DOCKER": str(PACKAGE / "local" / "deployment" / "image_builder"),
             "CDK_DISABLE_CLI_TELEMETRY": "true",
+            # The CDK's own check of templates, which only warns: half of a synthesis' processor.
+            "CDK_VALIDATION": "false",
             "NO_COLOR": "1",
             "PYTHONPATH": "",
             "TMPDIR": str(temporary),
