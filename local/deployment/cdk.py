@@ -14,10 +14,14 @@ from typing import Any
 
 from lambda_pg_cdk import PACKAGE, PROJECT
 from lambda_pg_cdk.local.processes import last_lines, open_log
-from lambda_pg_cdk.local.state import CLOUD_ID_VARIABLE, credentials
+from lambda_pg_cdk.local.state import CLOUD_ID_VARIABLE, client_keys, credentials
 
 STAGE = "local"
 _CONCURRENCY = 4
+_COMMAND_LINE = PROJECT / "node_modules" / "aws-cdk"
+_TOOLKIT = "CDKToolkit"
+# What `cdk bootstrap` gives to its template without options (aws-cdk, `modernBootstrap`).
+_BOOTSTRAP_PARAMETERS = {"FileAssetsBucketKmsKeyId": "AWS_MANAGED_KEY"}
 _INHERITED = (
     *("PATH", "HOME", "LANG", "LC_ALL"),
     *("XDG_CACHE_HOME", "LAMBDA_PG_CACHE_DIR", CLOUD_ID_VARIABLE),
@@ -59,9 +63,37 @@ class Cdk:
         return self.folder / "cdk.out"
 
     async def bootstrap(self) -> None:
-        """Prepare a new account."""
-        target = f"aws://{self.account}/{self.region}"
-        await self.run(["bootstrap", target], self.folder, "bootstrap")
+        """Prepare a new account, as `cdk bootstrap` does; raise `DeploymentError`.
+
+        The template is the command line's own. Its start alone would take a second of processor.
+        """
+        await asyncio.to_thread(self._bootstrap)
+
+    def _bootstrap(self) -> None:
+        import boto3  # noqa: PLC0415  # 0.1 s that `status` and `token` do not need
+        from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
+
+        client = boto3.client(
+            "cloudformation",
+            endpoint_url=self.endpoint,
+            region_name=self.region,
+            **client_keys(self.key),
+        )
+        template = _COMMAND_LINE / "lib" / "api" / "bootstrap" / "bootstrap-template.yaml"
+        try:
+            client.create_stack(
+                StackName=_TOOLKIT,
+                TemplateBody=template.read_text(),
+                Capabilities=["CAPABILITY_NAMED_IAM"],
+                Parameters=[
+                    {"ParameterKey": name, "ParameterValue": value}
+                    for name, value in _BOOTSTRAP_PARAMETERS.items()
+                ],
+            )
+            waiter = client.get_waiter("stack_create_complete")
+            waiter.wait(StackName=_TOOLKIT, WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+        except (BotoCoreError, ClientError, FileNotFoundError) as error:
+            raise DeploymentError(f"the stack {_TOOLKIT} was not created: {error}") from error
 
     async def synth(self, app: Path, entry: str, override: Mapping[str, Any]) -> None:
         """Synthesise the stacks of the stage `local`, which a module of the app builds."""
@@ -108,7 +140,7 @@ class Cdk:
             raise DeploymentError(
                 "the CDK command line needs Node.js 20 or newer: install `nodejs`"
             )
-        script = PROJECT / "node_modules" / "aws-cdk" / "bin" / "cdk"
+        script = _COMMAND_LINE / "bin" / "cdk"
         if not script.exists():
             raise DeploymentError(f"{script} is missing: run `make setup` in {PROJECT}")
         return [node, str(script)]
