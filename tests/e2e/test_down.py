@@ -118,7 +118,7 @@ def ways_to_know_a_process(place: Place) -> None:
 
 
 def what_is_left_is_found(place: Place) -> None:
-    """Check that a process of an ended cloud would be found: otherwise these tests prove nothing."""
+    """Check that a process of an ended cloud is found: otherwise these tests prove nothing."""
     cloud_id = next(iter(place.cloud_ids))
     with subprocess.Popen(["sleep", "60"], env={**os.environ, CLOUD_ID_VARIABLE: cloud_id}) as left:
         wait_until(lambda: place.processes() == {psutil.Process(left.pid)}, 10, "what is left")
