@@ -33,8 +33,8 @@ LAST_IN_A_CLOUD = (
     "e2e/test_destroy.py",
     "e2e/test_down.py",
 )
-"""They deploy changed copies of the project, destroy what is deployed, and stop the cloud: what comes
-after them would need another cloud."""
+"""They deploy changed copies of the project, destroy what is deployed, and stop the cloud. Tests
+that came after them would need another cloud."""
 
 LONGEST = (
     "integration/test_rotation.py",
