@@ -17,19 +17,26 @@ freezegun.configure(extend_ignore_list=["aws_cdk"])
 
 END_TO_END = ("one cloud", "several clouds")
 SEVERAL_CLOUDS = (
-    "test_destroy.py",
     "test_down.py",
     "test_external.py",
     "test_proxy_login.py",
     "test_second_app.py",
     "test_strangers.py",
 )
-"""End-to-end tests that start clouds, and two that deploy another app. The others share one cloud.
-The two groups run side by side, each in one process: neither changes what the other looks at."""
+"""End-to-end tests of a cloud that the command line starts, and of clouds of their own. The others
+share another cloud. The two groups run side by side, each in one process: neither changes what the
+other looks at."""
 
-LAST_IN_A_CLOUD = ("e2e/test_redeploy.py", "e2e/test_deployment.py", "e2e/test_watch.py")
-"""They deploy changed copies of the project, and need not deploy the project itself afterwards.
-The last one leaves a migration that the project does not have."""
+LAST_IN_A_CLOUD = (
+    "e2e/test_redeploy.py",
+    "e2e/test_deployment.py",
+    "e2e/test_watch.py",
+    "e2e/test_destroy.py",
+    "e2e/test_down.py",
+)
+"""They deploy changed copies of the project, destroy what is deployed, and stop the cloud. Tests
+that came after them would need another cloud. test_watch.py leaves a migration that the project
+does not have."""
 
 LONGEST = (
     "integration/test_rotation.py",

@@ -64,8 +64,7 @@ class Deployments:
     async def synthesise(self) -> None:
         """Synthesise the stacks."""
         async with self._progress.step("cdk synth"):
-            override = merge(self._own, self._override)
-            await self._cdk.synth(self._app, self._entry, override)
+            await self._cdk.synth(self._app, self._entry, self._settings)
         await asyncio.to_thread(bytecode.keep)
 
     async def bootstrap(self) -> None:
@@ -75,7 +74,8 @@ class Deployments:
 
     async def deploy(self) -> None:
         """Deploy what has been synthesised, and run it; raise `DeploymentError`."""
-        await self._deploy()
+        async with self._progress.step("cdk deploy --all"):
+            await self._cdk.deploy(self._app)
         await self._run()
 
     async def repeat(
@@ -88,10 +88,9 @@ class Deployments:
         async with self._deploying:
             self._app = app or self._app
             self._override = self._override if override is None else override
-            await self.synthesise()
             try:
                 async with self._updates.set_aside():
-                    await self._deploy()
+                    await self._cdk.synth_and_deploy(self._app, self._entry, self._settings)
             finally:
                 await self._run()
 
@@ -105,9 +104,10 @@ class Deployments:
         async with self._deploying:
             return await self._updates.update_layer(layer)
 
-    async def _deploy(self) -> None:
-        async with self._progress.step("cdk deploy --all"):
-            await self._cdk.deploy(self._app)
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """What the app gets on top of its settings."""
+        return merge(self._own, self._override)
 
     async def _run(self) -> None:
         async with self._progress.step("functions, API and pooler"):

@@ -6,20 +6,27 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lambda_pg_cdk import PACKAGE, PROJECT
+from lambda_pg_cdk.local.deployment import zips
 from lambda_pg_cdk.local.processes import last_lines, open_log
-from lambda_pg_cdk.local.state import CLOUD_ID_VARIABLE, credentials
+from lambda_pg_cdk.local.state import CLOUD_ID_VARIABLE, client_keys, credentials
 
 STAGE = "local"
-_CONCURRENCY = 4
-ATTACHED = "LAMBDA_PG_STRICT"
-"""A variable that every function has which connects to the stage's pooler."""
+_DEPLOY = (
+    *("deploy", "--all", "--require-approval", "never", "--concurrency", "4"),
+    *("--progress", "events", "--asset-parallelism"),
+)
+_COMMAND_LINE = PROJECT / "node_modules" / "aws-cdk"
+_SYNTHESISE = "lambda_pg_cdk.local.deployment.synthesise"
+_TOOLKIT = "CDKToolkit"
+# What `cdk bootstrap` gives to its template without options (aws-cdk, `modernBootstrap`).
+_BOOTSTRAP_PARAMETERS = {"FileAssetsBucketKmsKeyId": "AWS_MANAGED_KEY"}
 _INHERITED = (
     *("PATH", "HOME", "LANG", "LC_ALL"),
     *("XDG_CACHE_HOME", "LAMBDA_PG_CACHE_DIR", CLOUD_ID_VARIABLE),
@@ -61,23 +68,62 @@ class Cdk:
         return self.folder / "cdk.out"
 
     async def bootstrap(self) -> None:
-        """Prepare a new account."""
-        target = f"aws://{self.account}/{self.region}"
-        await self.run(["bootstrap", target], self.folder, "bootstrap")
+        """Prepare a new account, as `cdk bootstrap` does; raise `DeploymentError`.
+
+        The template is the command line's own. Its start alone would take a second of processor.
+        """
+        await asyncio.to_thread(self._bootstrap)
+
+    def _bootstrap(self) -> None:
+        import boto3  # noqa: PLC0415  # 0.1 s that `status` and `token` do not need
+        from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
+
+        client = boto3.client(
+            "cloudformation",
+            endpoint_url=self.endpoint,
+            region_name=self.region,
+            **client_keys(self.key),
+        )
+        template = _COMMAND_LINE / "lib" / "api" / "bootstrap" / "bootstrap-template.yaml"
+        try:
+            client.create_stack(
+                StackName=_TOOLKIT,
+                TemplateBody=template.read_text(),
+                Capabilities=["CAPABILITY_NAMED_IAM"],
+                Parameters=[
+                    {"ParameterKey": name, "ParameterValue": value}
+                    for name, value in _BOOTSTRAP_PARAMETERS.items()
+                ],
+            )
+            waiter = client.get_waiter("stack_create_complete")
+            waiter.wait(StackName=_TOOLKIT, WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+        except (BotoCoreError, ClientError, FileNotFoundError) as error:
+            raise DeploymentError(f"the stack {_TOOLKIT} was not created: {error}") from error
 
     async def synth(self, app: Path, entry: str, override: Mapping[str, Any]) -> None:
         """Synthesise the stacks of the stage `local`, which a module of the app builds."""
-        context = ["--context", f"stage={STAGE}", "--context", f"override={json.dumps(override)}"]
-        command = ["synth", "--quiet", "--app", f"{sys.executable} -m {entry}", *context]
-        await self.run([*command, "--output", str(self.assembly)], app, "synth")
-        refuse_other_runtimes(self.assembly)
+        await self.run(["synth", "--quiet", *self._stacks_of(entry, override)], app, "synth")
 
     async def deploy(self, app: Path) -> None:
         """Deploy what has been synthesised."""
-        options = ["--require-approval", "never", "--concurrency", str(_CONCURRENCY)]
-        options += ["--progress", "events", "--asset-parallelism"]
-        command = ["deploy", "--all", "--app", str(self.assembly), *options]
-        await self.run(command, app, "deploy")
+        await asyncio.to_thread(zips.restore, self.assembly)
+        await self.run([*_DEPLOY, "--app", str(self.assembly)], app, "deploy")
+        await asyncio.to_thread(zips.keep, self.assembly)
+
+    async def synth_and_deploy(self, app: Path, entry: str, override: Mapping[str, Any]) -> None:
+        """Do both in one process: the command line takes a second of processor to start."""
+        await self.run([*_DEPLOY, *self._stacks_of(entry, override)], app, "deploy")
+
+    def _stacks_of(self, entry: str, override: Mapping[str, Any]) -> list[str]:
+        """Return the options to synthesise the stacks of the stage `local`."""
+        context = ["--context", f"stage={STAGE}", "--context", f"override={json.dumps(override)}"]
+        command = [
+            "--app",
+            f"{sys.executable} -m {_SYNTHESISE} {entry}",
+            "--output",
+            str(self.assembly),
+        ]
+        return [*command, *context]
 
     async def run(self, arguments: list[str], folder: Path, what: str) -> str:
         """Run one command in `folder` and return its output; raise `DeploymentError`."""
@@ -111,7 +157,7 @@ class Cdk:
             raise DeploymentError(
                 "the CDK command line needs Node.js 20 or newer: install `nodejs`"
             )
-        script = PROJECT / "node_modules" / "aws-cdk" / "bin" / "cdk"
+        script = _COMMAND_LINE / "bin" / "cdk"
         if not script.exists():
             raise DeploymentError(f"{script} is missing: run `make setup` in {PROJECT}")
         return [node, str(script)]
@@ -131,38 +177,12 @@ class Cdk:
             "AWS_REGION": self.region,
             "CDK_DOCKER": str(PACKAGE / "local" / "deployment" / "image_builder"),
             "CDK_DISABLE_CLI_TELEMETRY": "true",
+            # The CDK's own check of templates, which only warns: half of a synthesis' processor.
+            "CDK_VALIDATION": "false",
             "NO_COLOR": "1",
             "PYTHONPATH": "",
             "TMPDIR": str(temporary),
         }
-
-
-def refuse_other_runtimes(assembly: Path) -> None:
-    """Raise `DeploymentError` if a function that connects has another runtime than Python.
-
-    Functions of the CDK itself may have one: they do not connect.
-    """
-    found = [f"{name} ({runtime})" for name, runtime in _other_runtimes(assembly)]
-    if found:
-        raise DeploymentError(
-            f"the local cloud runs Python only, and these functions have another runtime:"
-            f" {', '.join(sorted(found))}. Add them only if stage.config.stage is not {STAGE!r}"
-        )
-
-
-def _other_runtimes(assembly: Path) -> Iterator[tuple[str, str]]:
-    """Yield the logical id and the runtime of each function that connects without Python."""
-    artifacts = json.loads((assembly / "manifest.json").read_text())["artifacts"].values()
-    for artifact in artifacts:
-        if artifact["type"] != "aws:cloudformation:stack":
-            continue
-        template = json.loads((assembly / artifact["properties"]["templateFile"]).read_text())
-        for name, resource in template.get("Resources", {}).items():
-            properties = resource.get("Properties", {})
-            variables = properties.get("Environment", {}).get("Variables", {})
-            runtime = properties.get("Runtime", "a container image")
-            if ATTACHED in variables and not runtime.startswith("python"):
-                yield name, runtime
 
 
 def _reason(log: Path) -> str:

@@ -1,4 +1,4 @@
-"""One local cloud for all end-to-end tests: the whole project, deployed."""
+"""The local clouds that end-to-end tests share: the whole project, deployed."""
 
 import shutil
 import subprocess
@@ -10,6 +10,7 @@ import pytest
 from lambda_pg_cdk import PROJECT
 from lambda_pg_cdk.local.cloud import LocalCloud, Options
 from lambda_pg_cdk.local.paths import another_state_dir
+from tests.support.place import Place, state_folder
 
 
 @pytest.fixture(scope="session")
@@ -19,12 +20,24 @@ def cloud() -> Iterator[LocalCloud]:
         yield started
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """A copy of the project that can be deployed."""
+@pytest.fixture(scope="session")
+def whole() -> Iterator[Place]:
+    """Start a local cloud by the command line, as `make up` does: with every part that there is.
+
+    Its owner's umask lets others read. The last test that uses it ends it (tests/conftest.py).
+    """
+    with state_folder() as place:
+        code, place.output = place.run("up", umask=0o022)
+        assert code == 0, place.output
+        yield place
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project that can be changed and deployed; the changes stay."""
     git = ["git", "ls-files", "-z"]
     listed = subprocess.run(git, cwd=PROJECT, check=True, capture_output=True, text=True)
-    folder = tmp_path / "project"
+    folder = tmp_path_factory.mktemp("copy") / "project"
     for name in filter(None, listed.stdout.split("\0")):
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)

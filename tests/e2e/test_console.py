@@ -277,28 +277,27 @@ def test_no_secret_leaves_the_console(cloud: LocalCloud, page_and_seen: tuple[Pa
 
 
 def test_a_cloud_without_a_deployment_is_watched_until_it_has_gone(browser: Browser) -> None:
-    """The daemon's own console: it says that nothing is deployed, and ends with the cloud."""
-    options = Options(bound=True, deploy=False, console=True)
-    with LocalCloud(another_state_dir(), options) as empty:
-        url = str(empty.status()["console_url"])
-        assert empty.state.console_url == url
-        with opened(browser, url) as (page, seen):
-            expect(page.locator("#hint")).to_be_visible(timeout=20_000)
-            expect(page.locator("#hint")).to_contain_text("Nothing is deployed")
-            expect(page.locator(".tile", has_text="PostgreSQL backends")).to_contain_text("of 1")
-            assert not seen.errors
-            empty.stop()
-            expect(page.locator("#cloud")).to_contain_text("retrying", timeout=20_000)
+    """The daemon's own console says that nothing is deployed, and ends with the cloud.
 
-
-def test_a_console_outlives_its_cloud_and_finds_the_next(browser: Browser) -> None:
-    """Started by hand, it waits for a cloud in its folder."""
+    One that was started by hand before waits for a cloud in its folder, and outlives it.
+    """
     folder, away = another_state_dir(), "The cloud does not answer"
-    with console_of(folder) as url, opened(browser, url) as (page, _):
-        expect(page.locator("#cloud")).to_have_text(away)
-        with LocalCloud(folder, Options(bound=True, deploy=False)):
-            expect(page.locator("#cloud")).to_have_text("Running", timeout=20_000)
-        expect(page.locator("#cloud")).to_have_text(away, timeout=20_000)
+    options = Options(bound=True, deploy=False, console=True)
+    with console_of(folder) as by_hand, opened(browser, by_hand) as (waiting, _):
+        expect(waiting.locator("#cloud")).to_have_text(away)
+        with LocalCloud(folder, options) as empty:
+            expect(waiting.locator("#cloud")).to_have_text("Running", timeout=20_000)
+            url = str(empty.status()["console_url"])
+            assert empty.state.console_url == url
+            with opened(browser, url) as (page, seen):
+                expect(page.locator("#hint")).to_be_visible(timeout=20_000)
+                expect(page.locator("#hint")).to_contain_text("Nothing is deployed")
+                backends = page.locator(".tile", has_text="PostgreSQL backends")
+                expect(backends).to_contain_text("of 1")
+                assert not seen.errors
+                empty.stop()
+                expect(page.locator("#cloud")).to_contain_text("retrying", timeout=20_000)
+        expect(waiting.locator("#cloud")).to_have_text(away, timeout=20_000)
 
 
 def test_a_missing_browser_is_named_with_its_remedy(tmp_path: Path) -> None:

@@ -12,8 +12,15 @@ import pytest
 from lambda_pg_cdk.local.cloud import LocalCloud
 from lambda_pg_cdk.local.http_api.issuer import AUDIENCE
 from tests.support.cdk import application_login, cdk
+from tests.support.place import Place
 
 APP = "elsewhere"
+
+
+@pytest.fixture(scope="module")
+def cloud(whole: Place) -> LocalCloud:
+    """The cloud that the command line has started."""
+    return whole.cloud
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +33,14 @@ def functions(
         "app": APP,
         "pooler": "external",
         "database": {"kind": "none"},
-        "external": {"secret_arn": create_secret(cloud), "ca_file": roots(cloud)},
+        "external": {"secret_arn": create_secret(cloud), "ca_file": roots(cloud, folder)},
         "identity": {"issuer": cloud.issuer.url, "audience": [AUDIENCE]},
         "baseline": False,
     }
-    options = ["--all", "--output", str(folder / "cdk.out"), "--context", "stage=local"]
+    assembly = str(folder / "cdk.out")
+    options = ["--output", assembly, "--context", "stage=local"]
     options += ["--context", f"override={json.dumps(override)}"]
-    cdk(cloud, folder, "deploy", "--require-approval", "never", *options)
+    cdk(cloud, folder, "deploy", "--all", "--require-approval", "never", *options)
     cloud.reconcile()
     listed = cloud.client("lambda").list_functions()["Functions"]
     mine = [each["FunctionName"] for each in listed if "Elsewhere-" in each["FunctionName"]]
@@ -40,7 +48,7 @@ def functions(
         folder: next(name for name in mine if f"-{folder.title()}" in name)
         for folder in ("users", "health", "migrate")
     }
-    cdk(cloud, folder, "destroy", "--force", *options)
+    cdk(cloud, folder, "destroy", "--all", "--force", "--app", assembly)
 
 
 def create_secret(cloud: LocalCloud) -> str:
@@ -58,11 +66,11 @@ def create_secret(cloud: LocalCloud) -> str:
     return arn
 
 
-def roots(cloud: LocalCloud) -> str:
+def roots(cloud: LocalCloud, folder: Path) -> str:
     """Write the CAs of both hops into one file that a function can read."""
     client = cloud.client("ssm")
     pooler = client.get_parameter(Name="/lambda-pg/local/pooler/ca")["Parameter"]["Value"]
-    file = cloud.folder / "elsewhere.pem"
+    file = folder / "elsewhere.pem"
     file.write_text((cloud.folder / "postgres" / "ca.pem").read_text() + pooler)
     return str(file)
 

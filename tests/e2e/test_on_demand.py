@@ -19,7 +19,8 @@ pytestmark = pytest.mark.alone  # it measures how fast this machine answers
 API_SECONDS = 29.0
 TRIED = 40
 TELLING = 250
-"""More than cold starts have memory for on a machine with 32 GB."""
+"""More than cold starts have memory for on a machine with 32 GB, and than PostgreSQL has slots for.
+`make storm` sends 1,000; here only the next test needs as many, for the limit of the account."""
 
 
 @pytest.fixture
@@ -49,13 +50,10 @@ def as_many_as_can_be_answered(url: str, token: str, most: int) -> int:
     return count
 
 
-@pytest.mark.parametrize("most", [500, 1000])
-def test_requests_at_the_same_moment_are_served_twice(
-    cloud: LocalCloud, token: str, most: int
-) -> None:
+def test_requests_at_the_same_moment_are_served_twice(cloud: LocalCloud, token: str) -> None:
     """From Locust, which is not ours: the first time each logs in, then all are warm."""
     url = user_url(cloud, token)
-    count = as_many_as_can_be_answered(url, token, most)
+    count = as_many_as_can_be_answered(url, token, TELLING)
     cloud.end_environments("users")
     for _ in range(2):
         summary = locust(url, token, count)

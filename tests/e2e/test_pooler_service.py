@@ -22,6 +22,8 @@ from lambda_pg_cdk.local.http.caller import call
 
 SECONDS = 60.0
 CLIENTS = 4
+REST = 0.02
+"""Seconds between two requests of a client: a load, and no storm."""
 
 
 class Readers:
@@ -40,6 +42,7 @@ class Readers:
     def _read(self) -> None:
         while not self._stop.is_set():
             self._read_once()
+            self._stop.wait(REST)
 
     def _read_once(self) -> None:
         answer = call(self._url, "GET", self._path, self._token)

@@ -12,9 +12,16 @@ from lambda_pg_cdk import PROJECT
 from lambda_pg_cdk.local.cloud import LocalCloud
 from lambda_pg_cdk.local.http.caller import call
 from tests.support.cdk import cdk
+from tests.support.place import Place
 
 EXAMPLE = PROJECT / "examples" / "cdk"
 WAYS = ("OneCall", "ByParameters")
+
+
+@pytest.fixture(scope="module")
+def cloud(whole: Place) -> LocalCloud:
+    """The cloud that the command line has started."""
+    return whole.cloud
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +30,8 @@ def orders(cloud: LocalCloud, tmp_path_factory: pytest.TempPathFactory) -> Itera
     folder = tmp_path_factory.mktemp("orders")
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     context = {"stage": "local", "runtime": version, "architecture": machine()}
-    options = ["--app", f"env PYTHONPATH={PROJECT} {sys.executable} app.py"]
-    options += ["--output", str(folder / "cdk.out")]
+    assembly = str(folder / "cdk.out")
+    options = ["--app", f"env PYTHONPATH={PROJECT} {sys.executable} app.py", "--output", assembly]
     for name, value in context.items():
         options += ["--context", f"{name}={value}"]
     cdk(cloud, folder, "deploy", "--require-approval", "never", *options, app=EXAMPLE)
@@ -32,7 +39,7 @@ def orders(cloud: LocalCloud, tmp_path_factory: pytest.TempPathFactory) -> Itera
     functions = cloud.client("lambda").list_functions()["Functions"]
     names = [function["FunctionName"] for function in functions]
     yield {way: next(name for name in names if f"Orders-{way}" in name) for way in WAYS}
-    cdk(cloud, folder, "destroy", "--force", *options, app=EXAMPLE)
+    cdk(cloud, folder, "destroy", "--all", "--force", "--app", assembly)
 
 
 def machine() -> str:

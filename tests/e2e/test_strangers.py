@@ -16,7 +16,7 @@ import threading
 import uuid
 import zipfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,10 @@ import pytest
 from playwright.sync_api import sync_playwright
 
 from lambda_pg_cdk import PROJECT
-from lambda_pg_cdk.local.cloud import LocalCloud, Options
+from lambda_pg_cdk.local.cloud import LocalCloud
 from lambda_pg_cdk.local.http.caller import call
-from lambda_pg_cdk.local.paths import another_state_dir
 from tests.support.chromium import FLAGS, find_chromium
+from tests.support.place import Place
 
 STRANGER = 54321  # an account without a name, a group or a file
 PUBLIC = {"health: 200", "discovery: 200", "keys: 200"}
@@ -39,18 +39,10 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become ano
 
 
 @pytest.fixture(scope="module")
-def cloud() -> Iterator[LocalCloud]:
-    """Start a cloud with every part that there is, by an owner whose umask lets others read."""
-    with ExitStack() as stack:
-        before = os.umask(0o022)
-        try:
-            options = Options(bound=True, wires=True, console=True)
-            started = stack.enter_context(LocalCloud(another_state_dir(), options))
-        finally:
-            os.umask(before)
-        started.check_health()
-        call(started.url, "GET", "/users", started.token(str(uuid.uuid4())))
-        yield started
+def cloud(whole: Place) -> LocalCloud:
+    """The cloud with every part that there is, an environment too."""
+    call(whole.cloud.url, "GET", "/users", whole.cloud.token(str(uuid.uuid4())))
+    return whole.cloud
 
 
 def processes(cloud: LocalCloud) -> list[psutil.Process]:

@@ -23,6 +23,8 @@ from lambda_pg_cdk.local.cloud import LocalCloud
 from lambda_pg_cdk.local.state import credentials
 
 CLIENTS = 8
+REST = 0.02
+"""Seconds between two rounds of a client: a load, and no storm."""
 KINDS = ("read", "idempotent write", "unit of work", "plain write")
 
 
@@ -97,7 +99,7 @@ def settings_of(cloud: LocalCloud, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 def _serve(db: Database[Any], found: Ledger, stop: threading.Event) -> None:
     verbs: dict[str, Callable[[uuid.UUID], object]] = {
-        "read": lambda _id: db.execute("SELECT count(*) FROM ledger", idempotent=True),
+        "read": lambda new: db.execute("SELECT FROM ledger WHERE id = %s", (new,), idempotent=True),
         "idempotent write": lambda new: db.execute(
             "INSERT INTO ledger (id, kind) VALUES (%s, 'idempotent') ON CONFLICT (id) DO NOTHING",
             (new,),
@@ -123,14 +125,14 @@ def _serve(db: Database[Any], found: Ledger, stop: threading.Event) -> None:
             found.served[kind] += 1
             if kind != "read":
                 found.acknowledged.add(new)
-        time.sleep(0.005)
+        time.sleep(REST)
     db.close()
 
 
 def _unit(new: uuid.UUID) -> Callable[[Connection[Any]], None]:
     def work(connection: Connection[Any]) -> None:
         connection.execute("INSERT INTO ledger (id, kind) VALUES (%s, 'unit')", (new,))
-        connection.execute("SELECT count(*) FROM ledger")
+        connection.execute("SELECT FROM ledger WHERE id = %s", (new,))
 
     return work
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lambda_pg_cdk.local.deployment.cdk import DeploymentError, refuse_other_runtimes
+from lambda_pg_cdk.local.deployment.synthesise import UnknownRuntimeError, refuse_other_runtimes
 
 CONNECTS = {"Environment": {"Variables": {"PGHOST": "pooler", "LAMBDA_PG_STRICT": "1"}}}
 
@@ -29,7 +29,7 @@ def test_node_and_images_are_refused_with_one_sentence(tmp_path: Path) -> None:
     image = {**CONNECTS, "PackageType": "Image"}
     node = {**CONNECTS, "Runtime": "nodejs22.x"}
     python = {**CONNECTS, "Runtime": "python3.13"}
-    with pytest.raises(DeploymentError) as refused:
+    with pytest.raises(UnknownRuntimeError) as refused:
         refuse_other_runtimes(assembly(tmp_path, Node=node, Image=image, Python=python))
     assert str(refused.value) == (
         "the local cloud runs Python only, and these functions have another runtime:"
