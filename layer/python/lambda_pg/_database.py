@@ -111,6 +111,10 @@ class Database(Generic[Row]):
         self._emits = settings.metrics
         self._metrics = MetricLines(os.environ.get("AWS_LAMBDA_FUNCTION_NAME", "local"))
         register_snapshot_hooks(self)
+        if "AWS_LAMBDA_FUNCTION_NAME" not in os.environ:
+            from lambda_pg._reloads import close_replaced  # noqa: PLC0415 - no cold start needs it
+
+            close_replaced(self, settings)
         if _TRACING_API in sys.modules:
             self._trace()
 
