@@ -12,7 +12,7 @@ from unittest.mock import Mock
 import psycopg
 import pytest
 from lambda_pg import _attempts as attempts_module
-from lambda_pg._attempts import KEPT, MOST, PACE, SLOW, Attempt, Attempts
+from lambda_pg._attempts import KEPT, MOST, PACE, SLOW, Attempt, ConnectAttempts
 from lambda_pg._credentials import Credentials
 from lambda_pg._overload import NotReachedError
 from psycopg.waiting import Ready, Wait
@@ -80,7 +80,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(attempts_module, name, getattr(attempts_module, name) / 10)
 
 
-def finish(attempts: Attempts, network: Network, seconds: float) -> Any:
+def finish(attempts: ConnectAttempts, network: Network, seconds: float) -> Any:
     """Drive the connects for some seconds."""
     return attempts.finish(network.begin, time.monotonic() + seconds)
 
@@ -94,14 +94,14 @@ def test_a_connect_that_is_answered_is_finished(network: Network) -> None:
 
     timer = threading.Timer(0.02, answer)
     timer.start()
-    assert finish(Attempts(LOGIN), network, 5) is CONNECTION
+    assert finish(ConnectAttempts(LOGIN), network, 5) is CONNECTION
     timer.join()
     assert len(network.peers) == 1
 
 
 def test_a_login_once_begun_is_finished_by_the_next_request(network: Network) -> None:
     """However long its answers take, no other is begun, and none of its work is lost."""
-    attempts = Attempts(LOGIN)
+    attempts = ConnectAttempts(LOGIN)
     assert finish(attempts, network, 0.02) is None
     network.peers[0].answer()
     for _ in range(3):
@@ -114,7 +114,7 @@ def test_a_login_once_begun_is_finished_by_the_next_request(network: Network) ->
 
 def test_a_connect_without_an_answer_leaves_time_for_others(network: Network) -> None:
     """They stay open beside it; the first that is answered is taken, the others are closed."""
-    attempts = Attempts(LOGIN)
+    attempts = ConnectAttempts(LOGIN)
     while len(attempts.silent) < 2:
         assert finish(attempts, network, 0.02) is None
     answered = network.peers[len(network.peers) - len(attempts.silent)]
@@ -131,7 +131,7 @@ def test_a_slow_login_goes_on_after_a_while(
 ) -> None:
     """Its answer took long: a crowd logs in, and the next step waits, so that it spreads."""
     monkeypatch.setattr(attempts_module, "jitter", SimpleNamespace(uniform=lambda _, most: most))
-    attempts = Attempts(LOGIN)
+    attempts = ConnectAttempts(LOGIN)
     assert finish(attempts, network, 0.02) is None
     network.peers[0].answer()
     assert finish(attempts, network, SLOW + 0.05) is None
@@ -151,7 +151,7 @@ def test_time_between_two_requests_is_not_what_a_login_takes(
     jitter = Mock()
     jitter.uniform.return_value = 0.0
     monkeypatch.setattr(attempts_module, "jitter", jitter)
-    attempts = Attempts(LOGIN)
+    attempts = ConnectAttempts(LOGIN)
     for _ in range(2):
         assert attempts.finish(network.begin, time.monotonic() + passed + 0.02) is None
         network.peers[0].answer()
@@ -164,7 +164,7 @@ def test_time_between_two_requests_is_not_what_a_login_takes(
 
 def test_sockets_are_few_and_waits_grow(network: Network) -> None:
     """An overloaded pooler keeps a connect in sight for longer and longer."""
-    attempts = Attempts(LOGIN)
+    attempts = ConnectAttempts(LOGIN)
     assert finish(attempts, network, 1.3) is None
     assert len(attempts.silent) == MOST
     assert sum(not peer.closed for peer in network.peers) == MOST
@@ -176,7 +176,7 @@ def test_sockets_are_few_and_waits_grow(network: Network) -> None:
 
 def test_a_refusal_beside_a_silence_is_waited_out(network: Network) -> None:
     """Another connect may still succeed; without one, the error is the caller's."""
-    attempts = Attempts(LOGIN)
+    attempts = ConnectAttempts(LOGIN)
     assert finish(attempts, network, 0.02) is None
     network.refuses = True
     assert finish(attempts, network, 0.2) is None
@@ -184,12 +184,12 @@ def test_a_refusal_beside_a_silence_is_waited_out(network: Network) -> None:
         network.peers[0].answer()
     assert finish(attempts, network, 5) is CONNECTION
     with pytest.raises(NotReachedError):
-        finish(Attempts(LOGIN), network, 5)
+        finish(ConnectAttempts(LOGIN), network, 5)
 
 
 def test_an_error_after_an_answer_ends_all(network: Network) -> None:
     """A server has said something: the caller gets it."""
-    attempts = Attempts(LOGIN)
+    attempts = ConnectAttempts(LOGIN)
     assert finish(attempts, network, 0.1) is None
     network.peers[0].end.close()
     with pytest.raises(psycopg.OperationalError, match="closed the connection"):
@@ -200,7 +200,7 @@ def test_what_rests_for_long_or_has_other_credentials_is_not_resumed(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A frozen environment begins again, and so does one whose secret was rotated."""
-    attempts = Attempts(LOGIN)
+    attempts = ConnectAttempts(LOGIN)
     finish(attempts, network, 0.02)
     assert attempts.may_go_on(Credentials("app", "p"))
     assert not attempts.may_go_on(Credentials("app", "rotated"))
@@ -212,7 +212,7 @@ def test_what_rests_for_long_or_has_other_credentials_is_not_resumed(
 
 def test_a_forked_child_leaves_its_parents_connects_alone(network: Network) -> None:
     """It begins its own, and its end tells the parent's server nothing."""
-    attempts = Attempts(LOGIN)
+    attempts = ConnectAttempts(LOGIN)
     finish(attempts, network, 0.02)
     child = os.fork()
     if child == 0:

@@ -137,7 +137,7 @@ class Attempt:
         self._opening.close()
 
 
-class Attempts:
+class ConnectAttempts:
     """The connects of one request, or of several that follow; at most one is answered."""
 
     def __init__(self, credentials: Credentials) -> None:
@@ -249,7 +249,7 @@ class Attempts:
             self._open.pop().close()
 
 
-_ALL: Final[weakref.WeakSet[Attempts]] = weakref.WeakSet()
+_ALL: Final[weakref.WeakSet[ConnectAttempts]] = weakref.WeakSet()
 
 
 def _orphan() -> None:

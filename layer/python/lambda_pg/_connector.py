@@ -10,7 +10,7 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 
 from lambda_pg._address import resolve
-from lambda_pg._attempts import Attempt, Attempts, Opening
+from lambda_pg._attempts import Attempt, ConnectAttempts, Opening
 from lambda_pg._clock import monotonic
 from lambda_pg._connection import Connection
 from lambda_pg._credentials import Credentials
@@ -70,7 +70,7 @@ class Connector:
         self._ca_file: Path | None = None
         self._silent: dict[str, float] = {}
         """Addresses that have not answered, and when: the others come first."""
-        self._kept: list[Attempts] = []
+        self._kept: list[ConnectAttempts] = []
         """Connects that requests have begun and had no time to finish."""
         self._open: Callable[[str, type[Connection[Any]]], Opening] | None = None
         """Replaces psycopg's connect once the SQLSTATE of a refusal is needed."""
@@ -125,7 +125,7 @@ class Connector:
         return _Server(host, port, name, profile_for(settings.profile, name, port))
 
     def _starter(
-        self, server: _Server, attempts: Attempts, kind: type[Connection[Any]], until: float
+        self, server: _Server, attempts: ConnectAttempts, kind: type[Connection[Any]], until: float
     ) -> Callable[[], Attempt]:
         """Return a function that begins a connect; addresses that did not answer come last.
 
@@ -160,16 +160,16 @@ class Connector:
         while self._kept:
             self._kept.pop().close()
 
-    def _kept_for(self, credentials: Credentials) -> Attempts:
+    def _kept_for(self, credentials: Credentials) -> ConnectAttempts:
         """Take what another request has begun with these credentials, or begin with nothing."""
         try:
             kept = self._kept.pop()
         except IndexError:
-            return Attempts(credentials)
+            return ConnectAttempts(credentials)
         if kept.may_go_on(credentials):
             return kept
         kept.close()
-        return Attempts(credentials)
+        return ConnectAttempts(credentials)
 
     def _explain(self, error: psycopg.Error, server: _Server, until: float) -> None:
         """Raise ConnectFailedError, with what to do, where the reason of libpq's error is known."""
