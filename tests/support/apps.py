@@ -28,6 +28,12 @@ class OwnApp:
         self.app = App(outdir=str(folder / "cdk.out"), context=context)
         self.stage = Stage(self.app)
         self.stack = Stack(self.app, "Own")
+        self._count = 0
+
+    def name(self) -> str:
+        """Return a new name for a function."""
+        self._count += 1
+        return f"orders-{self._count}"
 
     def function(self, name: str = "Function", **options: Any) -> lambda_.Function:
         """Make a function in the app's own stack, in the way of the CDK."""
