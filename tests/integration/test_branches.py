@@ -272,8 +272,8 @@ TABLES = [
     ),
     (
         (
-            "CREATE TABLE t (n int) PARTITION BY RANGE (n);"
-            f" GRANT SELECT ON t TO {GROUP};"  # noqa: S608 - a constant
+            "CREATE TABLE t (n int) PARTITION BY RANGE (n);"  # noqa: S608 - a constant
+            f" GRANT SELECT ON t TO {GROUP};"
             " CREATE TABLE t1 PARTITION OF t FOR VALUES FROM (1) TO (2)"
         ),
         ["table t: ", "row-level security is off"],
