@@ -272,7 +272,7 @@ TABLES = [
     ),
     (
         (
-            "CREATE TABLE t (n int) PARTITION BY RANGE (n);"
+            "CREATE TABLE t (n int) PARTITION BY RANGE (n);"  # noqa: S608 - a constant
             f" GRANT SELECT ON t TO {GROUP};"
             " CREATE TABLE t1 PARTITION OF t FOR VALUES FROM (1) TO (2)"
         ),
