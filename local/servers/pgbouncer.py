@@ -110,8 +110,8 @@ class Pooler:
                 f"{processes.last_lines(self.log)}"
             )
         try:
+            self.alive.stat()  # first: it costs nothing, and comes last at a start
             psycopg.connect(self.admin_dsn, connect_timeout=5, autocommit=True).close()
-            self.alive.stat()
         except (FileNotFoundError, psycopg.OperationalError):
             return False
         return True

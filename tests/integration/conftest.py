@@ -23,7 +23,17 @@ from lambda_pg_cdk.local.servers.postgres import Postgres
 from tests.support.clocks import Clock
 from tests.support.control_plane import ControlPlane
 from tests.support.layer import APPLICATION, PASSWORD, Admin, Open
-from tests.support.servers import DATABASE, MAJOR, MASTER, PoolerFixture, SecretsService
+from tests.support.postgres import CopiedPostgres
+from tests.support.servers import (
+    DATABASE,
+    MAJOR,
+    MASTER,
+    PoolerFixture,
+    SecretsService,
+    change_password,
+    hash_once,
+    pooler_in_tmp,
+)
 from tests.support.switchover import Pair, running_pair
 
 
@@ -42,12 +52,13 @@ def postgres(short_folder: Path) -> Iterator[Postgres]:
 
     It is not durable: nothing here asks whether data survives a crash of the machine.
     """
-    server = Postgres(
+    server = CopiedPostgres(
         find_postgres(MAJOR), short_folder / "pg", port=processes.free_port(), durable=False
     )
     try:
         server.start()
         server.create_master(*MASTER, DATABASE)
+        change_password(server, *MASTER)
         yield server
     finally:
         server.stop()
@@ -75,18 +86,18 @@ def new_pooler(
     pgbouncer_binary: PgBouncerBinary,
 ) -> Iterator[PoolerFixture]:
     """A pooler with a login and a certificate of its own that is not started yet."""
-    folder = Path(tempfile.mkdtemp(prefix="lpg-", dir="/tmp"))
-    folder.chmod(0o711)
-    pooler = PoolerFixture(
-        pgbouncer_binary, folder, processes.free_port(), postgres, secrets_service
-    )
-    yield pooler
-    pooler.stop()
-    for log in folder.glob("*/*.log"):
+    with pooler_in_tmp(pgbouncer_binary, postgres, secrets_service) as pooler:
+        yield pooler
+        pooler.stop()
+        report_logs(request, pooler)
+
+
+def report_logs(request: pytest.FixtureRequest, pooler: PoolerFixture) -> None:
+    """Show the logs of a pooler beside a test that fails."""
+    for log in pooler.folder.parent.glob("*/*.log"):
         request.node.add_report_section(
             "teardown", f"log {log.name}", log.read_text(errors="replace")
         )
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
@@ -95,10 +106,33 @@ def pooler(new_pooler: PoolerFixture) -> PoolerFixture:
     return new_pooler.start()
 
 
+@pytest.fixture(scope="module")
+def module_pooler(
+    postgres: Postgres, secrets_service: SecretsService, pgbouncer_binary: PgBouncerBinary
+) -> Iterator[PoolerFixture]:
+    """A pooler for the tests of a module that leave it as it is; a start takes half a second."""
+    with pooler_in_tmp(pgbouncer_binary, postgres, secrets_service) as pooler:
+        yield pooler.start()
+
+
+@pytest.fixture
+def kept_pooler(
+    request: pytest.FixtureRequest, module_pooler: PoolerFixture
+) -> Iterator[PoolerFixture]:
+    """The module's pooler, with server connections on which nobody has left anything yet."""
+    if module_pooler.process.running:
+        module_pooler.renew()
+    else:  # a test has failed before it started the pooler again
+        module_pooler.start()
+    yield module_pooler
+    report_logs(request, module_pooler)
+
+
 @pytest.fixture
 def admin(postgres: Postgres) -> Iterator[Admin]:
     """A superuser's connection, for looking and for killing; one table for the test's rows."""
     with psycopg.connect(postgres.superuser_dsn, autocommit=True) as connection:
+        hash_once(connection)
         connection.execute(f"CREATE ROLE layer_test LOGIN PASSWORD '{PASSWORD}'")
         connection.execute("CREATE TABLE counter (n int)")
         connection.execute("GRANT ALL ON counter TO layer_test")

@@ -32,6 +32,12 @@ WHEN = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
 
 
 @pytest.fixture
+def pooler(kept_pooler: PoolerFixture) -> PoolerFixture:
+    """The pooler of this module; what a test changes of its login ends with `admin`."""
+    return kept_pooler
+
+
+@pytest.fixture
 def admin(pooler: PoolerFixture) -> Iterator[psycopg.Connection[Any]]:
     """A superuser's connection to the project's database; the login has a schema of its own."""
     name = pooler.login.name
@@ -39,6 +45,8 @@ def admin(pooler: PoolerFixture) -> Iterator[psycopg.Connection[Any]]:
         admin.execute(f"CREATE SCHEMA {name} AUTHORIZATION {name}")
         yield admin
         admin.execute(f"DROP SCHEMA {name} CASCADE")
+        admin.execute(f"ALTER ROLE {name} RESET ALL")
+        admin.execute(f"ALTER ROLE {name} NOCREATEDB")
 
 
 @pytest.fixture
@@ -262,8 +270,7 @@ def test_the_servers_other_time_zone_is_refused_through_a_pooler(
 ) -> None:
     """Django would read every timestamp wrongly; the error says what to set, and stays."""
     admin.execute(f"ALTER ROLE {pooler.login.name} SET timezone TO 'Asia/Tokyo'")
-    pooler.stop()
-    pooler.start()  # PgBouncer tells clients what its first server connection had
+    pooler.renew()  # PgBouncer tells clients what its first server connection had
     for _ in range(2):
         with pytest.raises(ImproperlyConfigured, match="SET timezone TO 'UTC'"):
             project.objects.count()

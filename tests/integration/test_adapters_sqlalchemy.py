@@ -87,8 +87,9 @@ def engine(db: Database[Any]) -> Engine:
 
 
 @pytest.fixture
-def pooled(pooler: PoolerFixture, tmp_path: Path) -> Iterator[tuple[Database[Any], Recorder]]:
+def pooled(kept_pooler: PoolerFixture, tmp_path: Path) -> Iterator[tuple[Database[Any], Recorder]]:
     """A strict database through a recorder and PgBouncer, whose login has a schema of its own."""
+    pooler = kept_pooler
     name = pooler.login.name
     with psycopg.connect(pooler.postgres.superuser_dsn, dbname=DATABASE, autocommit=True) as admin:
         admin.execute(f"CREATE SCHEMA {name} AUTHORIZATION {name}")

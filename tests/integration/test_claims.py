@@ -21,11 +21,12 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
 from sqlalchemy import create_engine, text
 
+from lambda_pg_cdk.local.install.pgbouncer_discovery import PgBouncerBinary
 from lambda_pg_cdk.local.servers.postgres import Postgres
 from lambda_pg_cdk.migrations.roles import Login, Timeouts
 from lambda_pg_cdk.migrations.run import migrate
 from lambda_pg_cdk.migrations.upgrade import BASE
-from tests.support.servers import PoolerFixture
+from tests.support.servers import PoolerFixture, SecretsService, pooler_in_tmp
 
 TIMEOUTS = Timeouts(statement=7, lock=2, idle_in_transaction=20)
 MINE, OTHERS = uuid.uuid4(), uuid.uuid4()
@@ -52,6 +53,7 @@ class Site:
     """The sample's schema in a database of the test's own, behind one server connection."""
 
     def __init__(self, pooler: PoolerFixture, postgres: Postgres, database: str) -> None:
+        self.pooler = pooler
         self.owner_dsn = make_conninfo(postgres.dsn, dbname=database)
         self._dsn = make_conninfo(pooler.dsn(), dbname=database)
         self._login = Login(pooler.login.name, pooler.login.password, borrowed=True)
@@ -124,27 +126,41 @@ def by_connection(db: Database[TupleRow]) -> object:
 READERS = [by_execute, by_transaction, by_unit_of_work, by_connection]
 
 
-@pytest.fixture
-def site(new_pooler: PoolerFixture, postgres: Postgres) -> Iterator[Site]:
-    """The deployed sample, with one row of each of two subjects."""
+@pytest.fixture(scope="module")
+def deployed(
+    postgres: Postgres, secrets_service: SecretsService, pgbouncer_binary: PgBouncerBinary
+) -> Iterator[Site]:
+    """The deployed sample."""
     database = f"claims_{secrets.token_hex(4)}"
-    with psycopg.connect(postgres.superuser_dsn, autocommit=True) as admin:
+    with (
+        psycopg.connect(postgres.superuser_dsn, autocommit=True) as admin,
+        pooler_in_tmp(pgbouncer_binary, postgres, secrets_service) as pooler,
+    ):
         owner = sql.Identifier(str(conninfo_to_dict(postgres.dsn)["user"]))
         admin.execute(
             sql.SQL("CREATE DATABASE {} OWNER {}").format(sql.Identifier(database), owner)
         )
-        new_pooler.start(DATABASE_NAME=database, DEFAULT_POOL_SIZE="1", MAX_DB_CONNECTIONS="1")
-        site = Site(new_pooler, postgres, database)
         try:
+            pooler.start(DATABASE_NAME=database, DEFAULT_POOL_SIZE="1", MAX_DB_CONNECTIONS="1")
+            site = Site(pooler, postgres, database)
             site.migrate()
-            with closing(site.open()) as db:
-                for subject in (MINE, OTHERS):
-                    db.execute(INSERT, [subject], claims={"sub": str(subject)})
             yield site
         finally:
-            new_pooler.stop()
+            pooler.stop()
             drop = sql.SQL("DROP DATABASE {} WITH (FORCE)")
             admin.execute(drop.format(sql.Identifier(database)))
+
+
+@pytest.fixture
+def site(deployed: Site) -> Site:
+    """The deployed sample, with one row of each of two subjects, and nothing left in a session."""
+    with psycopg.connect(deployed.owner_dsn) as owner:
+        owner.execute("TRUNCATE users")
+    deployed.pooler.renew()
+    with closing(deployed.open()) as db:
+        for subject in (MINE, OTHERS):
+            db.execute(INSERT, [subject], claims={"sub": str(subject)})
+    return deployed
 
 
 @pytest.mark.parametrize("left", LEFT)

@@ -15,6 +15,7 @@ from lambda_pg_cdk.local.servers.postgres import (
     SUPERUSER_RESERVED,
     Postgres,
 )
+from tests.support.postgres import CopiedPostgres
 from tests.support.servers import MAJOR, PoolerFixture
 
 MOST = 12
@@ -23,7 +24,7 @@ MOST = 12
 @pytest.fixture
 def small(short_folder: Path) -> Postgres:
     """A server of the test's own that is soon full, and not started yet."""
-    return Postgres(
+    return CopiedPostgres(
         find_postgres(MAJOR),
         short_folder / "small",
         port=processes.free_port(),

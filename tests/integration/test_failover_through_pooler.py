@@ -21,6 +21,7 @@ from lambda_pg_cdk.local.install.pgbouncer_discovery import PgBouncerBinary
 from lambda_pg_cdk.local.install.postgres_discovery import find_postgres
 from lambda_pg_cdk.local.servers.postgres import Postgres
 from tests.support.layer import Admin, later, scalar, settings_for
+from tests.support.postgres import CopiedPostgres
 from tests.support.servers import DATABASE, MAJOR, PoolerFixture, SecretsService
 from tests.support.switchover import copy_server, mark_standby, start_with_table
 
@@ -68,7 +69,7 @@ def pair(
     folder.chmod(0o711)
     binaries, port = find_postgres(MAJOR), processes.free_port()
     primary, standby = (
-        Postgres(binaries, folder / name, port=port, durable=False) for name in ("pg", "copy")
+        CopiedPostgres(binaries, folder / name, port=port, durable=False) for name in ("pg", "copy")
     )
     pooler: PoolerFixture | None = None
     try:

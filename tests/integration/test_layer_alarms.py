@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import signal
+import statistics
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -18,7 +20,13 @@ from psycopg.rows import TupleRow
 from tests.support.layer import Admin, Open, kill_backends, scalar, slot_taken
 from tests.support.waiting import wait_until
 
-ALARMS = 2000
+ALARMS = 300
+"""For each kind of request. A third is aimed at its beginning and a third at its end, the steps
+that take a slot and give it back: the eight tests, which share them, aim 800 at each. Spread evenly
+over 0.8 ms, most alarms meet the wait for the server, and each costs a new connection."""
+
+NEW_CONNECTIONS = 100
+UNITS = 500
 
 jitter = random.SystemRandom()
 
@@ -78,11 +86,15 @@ REQUESTS = [by_execute, by_work, by_transaction, by_connection, by_new_connectio
 
 
 def interrupted(
-    db: Database[TupleRow], alarms: Callable[[float], None], request: Request, within: float
+    db: Database[TupleRow],
+    alarms: Callable[[float], None],
+    request: Request,
+    within: float,
+    after: float = 1e-6,
 ) -> bool:
     """Send one request that an alarm may end; tell whether it did."""
     try:
-        alarms(jitter.uniform(1e-6, within))
+        alarms(jitter.uniform(after, within))
         request(db)
         alarms(0)
     except AlarmError:
@@ -97,13 +109,27 @@ def interrupted(
 def test_alarms_take_no_slot_for_good(
     open_database: Open, alarms: Callable[[float], None], request_: Request, slots: int
 ) -> None:
-    """After thousands of alarms in the middle of requests, each slot can be used."""
+    """After hundreds of alarms in the middle of requests, each slot can be used."""
     db = open_database(slots=slots, checkout_timeout=2)
-    number = ALARMS if request_ is not by_new_connection else ALARMS // 10
-    within = 0.0008 if request_ is not by_new_connection else 0.008
-    rung = sum(interrupted(db, alarms, request_, within) for _ in range(number))
-    assert rung > number // 10
+    if request_ is by_new_connection:
+        times = [(1e-6, 0.008)] * NEW_CONNECTIONS
+    else:
+        took = typical_seconds(db, request_)
+        beginning, end = (1e-6, took / 3), (took * 0.75, took * 1.1)
+        times = [beginning, end, (1e-6, 4 * took)] * (ALARMS // 3)
+    rung = sum(interrupted(db, alarms, request_, within, after) for after, within in times)
+    assert rung > len(times) // 10
     assert_all_slots_work(db, slots)
+
+
+def typical_seconds(db: Database[TupleRow], request: Request) -> float:
+    """Return how long a request takes over an open connection."""
+    took = []
+    for _ in range(21):
+        began = time.monotonic()
+        request(db)
+        took.append(time.monotonic() - began)
+    return statistics.median(took)
 
 
 def assert_all_slots_work(db: Database[TupleRow], slots: int) -> None:
@@ -218,9 +244,9 @@ def test_what_alarms_interrupt_is_never_half_done(
 
     rung = sum(
         interrupted(db, alarms, lambda each: each.run_transaction(work), 0.002)
-        for _ in range(ALARMS // 4)
+        for _ in range(UNITS)
     )
-    assert rung > ALARMS // 40
+    assert rung > UNITS // 10
     db.run_transaction(work)  # on a busy machine every one of them may have been interrupted
     row = admin.execute("SELECT coalesce(sum(n), 0), count(*) > 0 FROM counter").fetchone()
     assert row == (0, True)

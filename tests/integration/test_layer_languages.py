@@ -27,6 +27,7 @@ from lambda_pg_cdk.local.install.postgres_discovery import (
 from lambda_pg_cdk.local.servers.postgres import Postgres
 from tests.support.layer import PASSWORD, Admin, Open, end_backends, later, scalar, settings_for
 from tests.support.locales import make_locale
+from tests.support.postgres import CopiedPostgres
 from tests.support.servers import DATABASE, PoolerFixture, SecretsService
 from tests.support.waiting import wait_until
 
@@ -50,7 +51,7 @@ def postgres(request: pytest.FixtureRequest, short_folder: Path) -> Iterator[Pos
     folder = short_folder / language
     folder.mkdir()
     make_locale(folder, language, catalogue=f"postgres-{binaries.major}")
-    server = Postgres(
+    server = CopiedPostgres(
         binaries,
         folder / "pg",
         port=processes.free_port(),

@@ -24,6 +24,7 @@ from lambda_pg_cdk.local import processes
 from lambda_pg_cdk.local.install.postgres_discovery import find_postgres
 from lambda_pg_cdk.local.servers.postgres import Postgres
 from tests.support.layer import Admin, Open, later, scalar
+from tests.support.postgres import CopiedPostgres
 from tests.support.waiting import wait_until
 
 INSERT = "INSERT INTO counter VALUES (1)"
@@ -182,7 +183,7 @@ def standby() -> Iterator[Postgres]:
     folder = Path(tempfile.mkdtemp(prefix="lpg-", dir="/tmp"))
     folder.chmod(0o711)
     port = processes.free_port()
-    server = Postgres(find_postgres(17), folder / "pg", port=port, durable=False)
+    server = CopiedPostgres(find_postgres(17), folder / "pg", port=port, durable=False)
     try:
         server.start()
         server.create_master("layer_test", "canary-Pa55word", "app")

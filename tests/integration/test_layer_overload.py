@@ -23,7 +23,7 @@ from psycopg.rows import TupleRow
 from lambda_pg_cdk.local.faults.proxy import FaultProxy, can_blackhole
 from lambda_pg_cdk.local.servers.postgres import Postgres
 from tests.support.layer import Admin, Open, scalar, settings_for, slot_taken, sockets_to
-from tests.support.load import Load
+from tests.support.load import Load, wait_for_each
 from tests.support.servers import PoolerFixture
 from tests.support.waiting import wait_until
 
@@ -186,15 +186,13 @@ def test_a_short_outage_fails_nothing(target: Target) -> None:
     db = target.make(slots=2)
     loads = Load(db), Work(db)
     with loads[0], loads[1]:
-        for load in loads:
-            load.wait_for(20)
+        wait_for_each(loads, 20)
         target.stop()
         before = [load.served for load in loads]
         time.sleep(0.5)
         during = [load.served - served for load, served in zip(loads, before, strict=True)]
         target.start()
-        for load in loads:
-            load.wait_for(20)
+        wait_for_each(loads, 20)
     assert not [load.errors for load in loads if load.errors]
     # A thread may have had one answer that it had not counted when the outage began.
     assert max(during) <= 1

@@ -24,6 +24,12 @@ from tests.support.waiting import wait_until
 
 
 @pytest.fixture
+def pooler(kept_pooler: PoolerFixture) -> PoolerFixture:
+    """The pooler of this module: a test that ends it starts it again."""
+    return kept_pooler
+
+
+@pytest.fixture
 def db(pooler: PoolerFixture, secrets_environment: None) -> Iterator[Database[TupleRow]]:
     """A database whose credentials come from Secrets Manager."""
     database = Database(settings_for(pooler))

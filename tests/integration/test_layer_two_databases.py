@@ -25,6 +25,12 @@ Handler = Callable[[object, Context], object]
 
 
 @pytest.fixture
+def pooler(kept_pooler: PoolerFixture) -> PoolerFixture:
+    """The pooler of this module: a test that ends it starts it again."""
+    return kept_pooler
+
+
+@pytest.fixture
 def open_pair(pooler: PoolerFixture, secrets_environment: None) -> Iterator[Callable[[], Pair]]:
     """Make one database through the pooler and one past it, with one secret, as a handler does."""
     with ExitStack() as opened:

@@ -17,6 +17,7 @@ from lambda_pg_cdk.local import processes
 from lambda_pg_cdk.local.install.postgres_discovery import find_postgres
 from lambda_pg_cdk.local.servers.postgres import Postgres
 from tests.support.layer import PASSWORD
+from tests.support.postgres import CopiedPostgres
 
 CLAIMS = "SELECT current_setting('request.jwt.claims')::jsonb->>'sub'"
 
@@ -29,7 +30,7 @@ def server(request: pytest.FixtureRequest, short_folder: Path) -> Iterator[Postg
         pytest.skip(f"PostgreSQL {request.param} is pinned for Linux on x86_64 only")
     assert binaries.major == request.param
     folder = short_folder / f"version-{request.param}"
-    server = Postgres(binaries, folder, port=processes.free_port(), durable=False)
+    server = CopiedPostgres(binaries, folder, port=processes.free_port(), durable=False)
     try:
         server.start()
         with psycopg.connect(server.superuser_dsn, autocommit=True) as admin:

@@ -1,7 +1,5 @@
 """Faults that just fit into the checkout timeout fail nobody: docs/operations.md has the sums."""
 
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,12 +14,11 @@ import pytest
 from lambda_pg import Database, DatabaseUnavailableError, Settings
 from psycopg.rows import TupleRow
 
-from lambda_pg_cdk.local import processes
 from lambda_pg_cdk.local.faults.proxy import Fault, FaultProxy, can_blackhole
 from lambda_pg_cdk.local.install.pgbouncer_discovery import PgBouncerBinary
 from lambda_pg_cdk.local.servers.postgres import Postgres
 from tests.support.layer import settings_for
-from tests.support.servers import PoolerFixture, SecretsService
+from tests.support.servers import SecretsService, pooler_in_tmp
 from tests.support.wait_sums import CONNECT, IN_FLIGHT, SURVIVED
 
 STEPS: Final = (-0.2, -0.1, 0.0)
@@ -248,13 +245,11 @@ def test_no_database_behind_the_pooler(
 
     @contextmanager
     def lines() -> Iterator[Line]:
-        folder = Path(tempfile.mkdtemp(prefix="lpg-", dir="/tmp"))
-        folder.chmod(0o711)
-        port = processes.free_port()
-        pooler = PoolerFixture(pgbouncer_binary, folder, port, postgres, secrets_service)
-        with FaultProxy("127.0.0.1", postgres.port) as network, ExitStack() as ended:
-            ended.callback(shutil.rmtree, folder, ignore_errors=True)
-            ended.callback(pooler.stop)
+        with (
+            pooler_in_tmp(pgbouncer_binary, postgres, secrets_service) as pooler,
+            FaultProxy("127.0.0.1", postgres.port) as network,
+            ExitStack() as ended,
+        ):
             pooler.start(DATABASE_PORT=str(network.port), QUERY_WAIT_TIMEOUT="1")
             databases = [Database[TupleRow](settings_for(pooler)) for _ in range(CLIENTS)]
             for db in databases:

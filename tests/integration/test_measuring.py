@@ -28,6 +28,7 @@ from benchmarks.storm.connections import ConnectionLog
 from lambda_pg_cdk.local import processes
 from lambda_pg_cdk.local.install.postgres_discovery import find_postgres
 from lambda_pg_cdk.local.servers.postgres import Postgres
+from tests.support.postgres import CopiedPostgres
 from tests.support.servers import DATABASE, MAJOR, MASTER, PoolerFixture
 from tests.support.waiting import wait_until
 
@@ -176,7 +177,7 @@ def test_every_server_is_accounted_for(postgres: Postgres, pooler: PoolerFixture
 @pytest.fixture(scope="module")
 def quiet(short_folder: Path) -> Iterator[Postgres]:
     """A server for this test only."""
-    server = Postgres(
+    server = CopiedPostgres(
         find_postgres(MAJOR), short_folder / "quiet", port=processes.free_port(), durable=False
     )
     try:

@@ -18,6 +18,7 @@ from lambda_pg_cdk.local.install.postgres_discovery import find_postgres
 from lambda_pg_cdk.local.servers.postgres import Postgres
 from lambda_pg_cdk.migrations.roles import GROUP, Login, Timeouts, UnboundLoginError
 from lambda_pg_cdk.migrations.run import migrate
+from tests.support.postgres import CopiedPostgres
 
 MASTER = "master"
 PASSWORD = "canary-Pa55word"
@@ -96,7 +97,7 @@ def server(request: pytest.FixtureRequest, short_folder: Path) -> Iterator[Postg
     if binaries.major != request.param:
         pytest.skip(f"there is no PostgreSQL {request.param} here")
     folder = short_folder / f"members-{request.param}"
-    server = Postgres(binaries, folder, port=processes.free_port(), durable=False)
+    server = CopiedPostgres(binaries, folder, port=processes.free_port(), durable=False)
     try:
         server.start()
         server.create_master(MASTER, PASSWORD, "app")

@@ -30,7 +30,8 @@ from lambda_pg_cdk.local.faults.proxy import FaultProxy
 from lambda_pg_cdk.local.install.postgres_discovery import PostgresBinaries, find_postgres
 from lambda_pg_cdk.local.servers.postgres import Postgres
 from tests.support.layer import PASSWORD
-from tests.support.load import Load
+from tests.support.load import Load, wait_for_each
+from tests.support.postgres import CopiedPostgres
 from tests.support.waiting import wait_until
 
 PARAMETERS = {"wal_writer_delay": "10s", "checkpoint_timeout": "1h"}
@@ -81,7 +82,7 @@ class Templates:
         """Copy the folder of the server of a version, which was stopped in order."""
         template = self._folder / str(binaries.major)
         if not template.exists():
-            self._make(Postgres(binaries, template, port=processes.free_port()))
+            self._make(CopiedPostgres(binaries, template, port=processes.free_port()))
         subprocess.run(["cp", "-a", str(template), str(target)], check=True)
 
     def _make(self, postgres: Postgres) -> None:
@@ -324,8 +325,7 @@ def test_work_goes_on_after_a_failover_to_a_lagging_standby(server: Server) -> N
     reader, writer = (Database(replace(server.db._settings)) for _ in range(2))
     reads, units = Reads(reader), Units(writer)
     with reads, units:
-        reads.wait_for(10)
-        units.wait_for(10)
+        wait_for_each([reads, units], 10)
         with server.network.refuse():
             server.network.reset()
             promote_the_copy(server)

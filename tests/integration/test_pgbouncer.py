@@ -26,7 +26,7 @@ from lambda_pg_cdk.local.faults.proxy import FaultProxy, can_blackhole
 from lambda_pg_cdk.local.servers.certificates import Authority
 from lambda_pg_cdk.local.servers.passwords import machine_made_password
 from lambda_pg_cdk.local.servers.pgbouncer import PoolerError
-from lambda_pg_cdk.local.servers.postgres import Postgres
+from tests.support.postgres import CopiedPostgres
 from tests.support.servers import (
     DATABASE,
     PoolerFixture,
@@ -49,35 +49,35 @@ def with_program(pooler: PoolerFixture, script: str) -> PoolerFixture:
 # Logins and TLS
 
 
-def test_a_client_logs_in_with_both_hops_verified(pooler: PoolerFixture) -> None:
+def test_a_client_logs_in_with_both_hops_verified(kept_pooler: PoolerFixture) -> None:
     """A verify-full client is served, and the server connection behind it is encrypted too."""
-    with pooler.connect() as connection:
+    with kept_pooler.connect() as connection:
         row = connection.execute(
             "SELECT current_user, ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
         ).fetchone()
-    assert row == (pooler.login.name, True)
+    assert row == (kept_pooler.login.name, True)
 
 
 def test_a_client_that_trusts_another_authority_refuses(
-    pooler: PoolerFixture, tmp_path: Path
+    kept_pooler: PoolerFixture, tmp_path: Path
 ) -> None:
     """A certificate from an unknown CA ends the connection before the password is sent."""
     other = tmp_path / "other.pem"
     other.write_text(Authority.create("other").pem)
     with pytest.raises(psycopg.OperationalError, match="certificate verify failed"):
-        pooler.connect(sslrootcert=str(other))
+        kept_pooler.connect(sslrootcert=str(other))
 
 
-def test_a_client_that_expects_another_name_refuses(pooler: PoolerFixture) -> None:
+def test_a_client_that_expects_another_name_refuses(kept_pooler: PoolerFixture) -> None:
     """A certificate for 127.0.0.1 is not good for localhost."""
     with pytest.raises(psycopg.OperationalError, match='does not match host name "localhost"'):
-        pooler.connect(host="localhost", hostaddr="127.0.0.1")
+        kept_pooler.connect(host="localhost", hostaddr="127.0.0.1")
 
 
-def test_a_client_without_tls_is_refused(pooler: PoolerFixture) -> None:
+def test_a_client_without_tls_is_refused(kept_pooler: PoolerFixture) -> None:
     """TLS is required, not offered."""
     with pytest.raises(psycopg.OperationalError, match="SSL required"):
-        pooler.connect(sslmode="disable")
+        kept_pooler.connect(sslmode="disable")
 
 
 def test_a_server_with_a_certificate_from_elsewhere_is_refused(
@@ -94,7 +94,7 @@ def test_a_server_with_another_name_is_refused(
     new_pooler: PoolerFixture, short_folder: Path
 ) -> None:
     """A certificate of the right CA for another name is not good enough for the server either."""
-    impostor = Postgres(
+    impostor = CopiedPostgres(
         new_pooler.postgres.binaries,
         short_folder / "impostor",
         port=processes.free_port(),
@@ -111,17 +111,17 @@ def test_a_server_with_another_name_is_refused(
     assert "name `127.0.0.1' not present in server certificate" in new_pooler.log
 
 
-def test_a_wrong_password_is_refused(pooler: PoolerFixture) -> None:
+def test_a_wrong_password_is_refused(kept_pooler: PoolerFixture) -> None:
     """SCRAM decides, for every client that comes by TCP."""
     with pytest.raises(psycopg.OperationalError, match="SASL authentication failed"):
-        pooler.connect(password="wrong")
+        kept_pooler.connect(password="wrong")
 
 
-def test_a_stranger_cannot_hold_up_everybody(pooler: PoolerFixture) -> None:
+def test_a_stranger_cannot_hold_up_everybody(kept_pooler: PoolerFixture) -> None:
     """A startup option without a name is refused; others are served meanwhile."""
     with pytest.raises(psycopg.OperationalError):
-        pooler.connect(options="-c=", password="unknown")
-    assert logs_in(pooler)
+        kept_pooler.connect(options="-c=", password="unknown")
+    assert logs_in(kept_pooler)
 
 
 def test_a_password_with_quotes_and_other_characters_works(
@@ -159,34 +159,36 @@ def test_a_password_that_a_machine_made_needs_no_rounds(new_pooler: PoolerFixtur
     wait_until(lambda: logs_in(pooler) and rounds_of(pooler) == 1, 5, "one round")
 
 
-def test_the_console_answers_only_through_the_socket(pooler: PoolerFixture) -> None:
+def test_the_console_answers_only_through_the_socket(kept_pooler: PoolerFixture) -> None:
     """Statistics are for the machine's own; over the network the console does not exist."""
-    with psycopg.connect(pooler.process.admin_dsn, autocommit=True) as console:
+    with psycopg.connect(kept_pooler.process.admin_dsn, autocommit=True) as console:
         assert console.execute("SHOW POOLS").fetchall()
     network = psycopg.conninfo.make_conninfo(
-        pooler.process.admin_dsn, host="127.0.0.1", sslrootcert=str(pooler.ca_file)
+        kept_pooler.process.admin_dsn, host="127.0.0.1", sslrootcert=str(kept_pooler.ca_file)
     )
     with pytest.raises(psycopg.OperationalError, match="no authentication method is found"):
         psycopg.connect(network)
 
 
-def test_no_file_is_readable_for_others(pooler: PoolerFixture) -> None:
+def test_no_file_is_readable_for_others(kept_pooler: PoolerFixture) -> None:
     """Passwords and keys are for their owner only."""
-    modes = {path.name: path.stat().st_mode & 0o777 for path in pooler.process.run_dir.iterdir()}
+    folder = kept_pooler.process.run_dir
+    modes = {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()}
     regular = {name: mode for name, mode in modes.items() if not name.startswith(".s.")}
     assert set(regular.values()) == {0o600}
-    assert pooler.process.run_dir.stat().st_mode & 0o777 == 0o700
+    assert folder.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_thousand_clients_are_accepted(pooler: PoolerFixture) -> None:
+def test_a_thousand_clients_are_accepted(kept_pooler: PoolerFixture) -> None:
     """A thousand clients are connected at once and each is served, with ten server connections."""
     processes.raise_open_files_limit()
     with contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(pooler.connect()) for _ in range(1000)]
+        clients = [stack.enter_context(kept_pooler.connect()) for _ in range(1000)]
         assert sum(answer(client) for client in clients) == 1000
-        with psycopg.connect(pooler.postgres.superuser_dsn) as observer:
+        with psycopg.connect(kept_pooler.postgres.superuser_dsn) as observer:
             row = observer.execute(
-                "SELECT count(*) FROM pg_stat_activity WHERE usename = %s", [pooler.login.name]
+                "SELECT count(*) FROM pg_stat_activity WHERE usename = %s",
+                [kept_pooler.login.name],
             ).fetchone()
     assert row is not None
     assert 1 <= row[0] <= 10
@@ -324,11 +326,11 @@ def test_a_secret_that_changes_while_pgbouncer_starts_does_not_end_it(
 # Settings
 
 
-def test_pgbouncer_takes_every_setting_as_it_is_written(pooler: PoolerFixture) -> None:
+def test_pgbouncer_takes_every_setting_as_it_is_written(kept_pooler: PoolerFixture) -> None:
     """A name that it did not know, or a value that it read otherwise, would show here."""
     parser = ConfigParser(interpolation=None)
-    parser.read(pooler.process.run_dir / "pgbouncer.ini")
-    with psycopg.connect(pooler.process.admin_dsn, autocommit=True) as console:
+    parser.read(kept_pooler.process.run_dir / "pgbouncer.ini")
+    with psycopg.connect(kept_pooler.process.admin_dsn, autocommit=True) as console:
         in_force = {row[0]: row[1] for row in console.execute("SHOW CONFIG").fetchall()}
     written = dict(parser["pgbouncer"])
     written["unix_socket_mode"] = str(int(written["unix_socket_mode"], 8))

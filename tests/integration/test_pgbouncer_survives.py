@@ -87,8 +87,8 @@ def test_a_pgbouncer_that_is_only_busy_is_not_ended(new_pooler: PoolerFixture) -
         psycopg.connect(
             pooler.process.admin_dsn, autocommit=True, prepare_threshold=None
         ) as console,
-        storm_of_logins(pooler, 300),
-        share_of_a_core(pgbouncer_of(pooler), 0.01, 0.4),
+        storm_of_logins(pooler, 150),
+        share_of_a_core(pgbouncer_of(pooler), 0.005, 0.4),
     ):
         silence = longest_silence(console, HUNG_SECONDS)
     assert silence >= HUNG_SECONDS, "the storm was too small to prove anything"

@@ -6,23 +6,19 @@ PgBouncer in transaction mode: it works, or it gets lost, or the next client inh
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from psycopg import sql
 
-from lambda_pg_cdk.local import processes
 from lambda_pg_cdk.local.install.pgbouncer_discovery import PgBouncerBinary
 from lambda_pg_cdk.local.servers.postgres import Postgres
-from tests.support.servers import DATABASE, PoolerFixture, SecretsService
+from tests.support.servers import DATABASE, PoolerFixture, SecretsService, pooler_in_tmp
 from tests.support.waiting import wait_until
 
 Client = psycopg.Connection[Any]
@@ -67,16 +63,8 @@ def shared_pooler(
     postgres: Postgres, secrets_service: SecretsService, pgbouncer_binary: PgBouncerBinary
 ) -> Iterator[PoolerFixture]:
     """A pooler in transaction mode with two server connections, and a login of its own."""
-    folder = Path(tempfile.mkdtemp(prefix="lpg-", dir="/tmp"))
-    folder.chmod(0o711)
-    pooler = PoolerFixture(
-        pgbouncer_binary, folder, processes.free_port(), postgres, secrets_service
-    )
-    try:
+    with pooler_in_tmp(pgbouncer_binary, postgres, secrets_service) as pooler:
         yield pooler.start(DEFAULT_POOL_SIZE="2", MAX_DB_CONNECTIONS="2")
-    finally:
-        pooler.stop()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
@@ -91,9 +79,7 @@ def direct(shared_pooler: PoolerFixture) -> Iterator[Endpoint]:
 @pytest.fixture
 def pooled(shared_pooler: PoolerFixture) -> Iterator[Endpoint]:
     """The pooler, with server connections on which nobody has left anything yet."""
-    with psycopg.connect(shared_pooler.process.admin_dsn, autocommit=True) as console:
-        console.execute("RECONNECT")
-        console.execute("WAIT_CLOSE")
+    shared_pooler.renew()
     with ExitStack() as clients:
         yield Endpoint(shared_pooler.dsn(), clients)
 

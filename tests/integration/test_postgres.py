@@ -15,6 +15,7 @@ from lambda_pg_cdk.local.install.pgbouncer_discovery import find_pgbouncer, has_
 from lambda_pg_cdk.local.install.postgres_discovery import PostgresNotFoundError, find_postgres
 from lambda_pg_cdk.local.servers.certificates import Authority
 from lambda_pg_cdk.local.servers.postgres import Postgres, PostgresError
+from tests.support.postgres import CopiedPostgres
 
 
 def fetch(dsn: str, query: str) -> tuple[object, ...]:
@@ -84,7 +85,7 @@ def test_it_listens_on_loopback_only(postgres: Postgres) -> None:
 def other_postgres(short_folder: Path, postgres: Postgres) -> Postgres:
     """A server of one's own, not started, that a test may stop and kill."""
     folder = short_folder / f"pg-{time.monotonic_ns() % 10**6}"
-    return Postgres(postgres.binaries, folder, port=processes.free_port(), durable=False)
+    return CopiedPostgres(postgres.binaries, folder, port=processes.free_port(), durable=False)
 
 
 @pytest.mark.parametrize("how", ["fast", "immediate"])

@@ -38,7 +38,7 @@ from tests.support.clocks import Clock
 from tests.support.context import Context
 from tests.support.functions import load_function
 from tests.support.layer import Admin, busy_clients, count_served, pool_sizes, settings_for, vanish
-from tests.support.load import Load
+from tests.support.load import Load, wait_for_each
 from tests.support.servers import REGION, PoolerFixture, SecretsService
 from tests.support.waiting import wait_until
 
@@ -805,8 +805,7 @@ class Fleet:
 
     def work(self) -> None:
         """Go on until each has served some more requests, or one failed."""
-        for load in self.loads:
-            load.wait_for(10)
+        wait_for_each(self.loads, 10)
 
     def follow(self, user: str) -> None:
         """Let time pass, as between two rotations, until all have gone over to a user."""

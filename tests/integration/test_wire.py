@@ -87,7 +87,7 @@ def line(request: pytest.FixtureRequest, postgres: Postgres, tmp_path: Path) -> 
             login = create_login(postgres, service, "canary-of-the-wire")
             recorder = Recorder(socket_of(postgres), tmp_path)
         else:
-            pooler: PoolerFixture = request.getfixturevalue("pooler")
+            pooler: PoolerFixture = request.getfixturevalue("kept_pooler")
             login = pooler.login
             address = ("127.0.0.1", pooler.port)
             recorder = Recorder(address, tmp_path, server_ca=pooler.ca_file)
@@ -96,6 +96,7 @@ def line(request: pytest.FixtureRequest, postgres: Postgres, tmp_path: Path) -> 
         admin = stack.enter_context(psycopg.connect(dsn, autocommit=True))
         admin.execute(SCHEMA.format(login.name))
         stack.callback(admin.execute, "DROP TABLE wire; DROP TABLE doctors")
+        stack.callback(admin.execute, f"ALTER ROLE {login.name} RESET ALL".encode())
         settings = Settings(
             host="127.0.0.1",
             port=recorder.port,

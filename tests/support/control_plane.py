@@ -107,6 +107,7 @@ class ControlPlane:
         """Start it, and wait until it answers."""
         self.daemon = Daemon()
         self._folder = folder
+        self._clients: dict[tuple[str, ...], Any] = {}
         ports = port, secrets_port = processes.free_port(), processes.free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.secrets_url = f"http://127.0.0.1:{secrets_port}"
@@ -134,14 +135,11 @@ class ControlPlane:
     def client(
         self, service: str, url: str | None = None, region: str = REGION, user_agent: str = ""
     ) -> Any:
-        """Return a client of one of its services, at the port of all of them or at `url`."""
-        keys = client_keys(KEY)
-        config = Config(
-            retries={"max_attempts": 0}, inject_host_prefix=False, user_agent_extra=user_agent
-        )
-        return boto3.client(
-            service, endpoint_url=url or self.url, region_name=region, config=config, **keys
-        )
+        """Return the client of one of its services, at the port of all of them or at `url`."""
+        options = (service, url or self.url, region, user_agent)
+        if options not in self._clients:
+            self._clients[options] = _new_client(*options)
+        return self._clients[options]
 
     def inventory(self) -> Inventory:
         """Return the reader of what is deployed."""
@@ -200,6 +198,15 @@ class ControlPlane:
         self._process.kill()
         self._process.wait()
         self.daemon.close()
+
+
+def _new_client(service: str, url: str, region: str, user_agent: str) -> Any:
+    config = Config(
+        retries={"max_attempts": 0}, inject_host_prefix=False, user_agent_extra=user_agent
+    )
+    return boto3.client(
+        service, endpoint_url=url, region_name=region, config=config, **client_keys(KEY)
+    )
 
 
 def output(value: Any) -> dict[str, Any]:

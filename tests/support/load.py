@@ -3,16 +3,19 @@
 import operator
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from lambda_pg import CommitOutcomeUnknownError, Database, DatabaseUnavailableError
 from psycopg.rows import TupleRow
 
 from tests.support.waiting import wait_until
 
+REST = 0.01
+"""Seconds between two statements of a load: without it, each load of a test takes a whole core."""
+
 
 class Load:
-    """Statements one after the other from a thread, until told to stop."""
+    """Statements from a thread with a short rest between them, until told to stop."""
 
     def __init__(self, db: Database[TupleRow]) -> None:
         """Start nothing yet."""
@@ -34,10 +37,7 @@ class Load:
 
     def wait_for(self, more: int) -> None:
         """Wait until so many more statements were served, or one failed."""
-        goal, deadline = self.served + more, time.monotonic() + 20
-        while self.served < goal and not self.errors:
-            assert time.monotonic() < deadline, f"{goal - self.served} statements are missing"
-            time.sleep(0.01)
+        wait_for_each([self], more)
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -46,9 +46,22 @@ class Load:
                 self.served += 1
             except Exception as error:  # noqa: BLE001 - whatever comes is what the test counts
                 self.errors.append(error)
+            self._stop.wait(REST)
 
     def _request(self) -> None:
         self._db.execute("SELECT 1", claims={"sub": "a"}, idempotent=True)
+
+
+def wait_for_each(loads: Sequence[Load], more: int) -> None:
+    """Wait until each load has served so many more statements, all at once, or one failed."""
+    goals = [load.served + more for load in loads]
+    deadline = time.monotonic() + 20
+    while any(
+        load.served < goal and not load.errors for load, goal in zip(loads, goals, strict=True)
+    ):
+        missing = [goal - load.served for load, goal in zip(loads, goals, strict=True)]
+        assert time.monotonic() < deadline, f"statements are missing: {missing}"
+        time.sleep(0.01)
 
 
 class Ledger(Load):

@@ -20,7 +20,8 @@ from lambda_pg_cdk.local.faults.proxy import FaultProxy
 from lambda_pg_cdk.local.install.postgres_discovery import find_postgres
 from lambda_pg_cdk.local.servers.postgres import HBA, Postgres
 from tests.support.load import Ledger
-from tests.support.servers import DATABASE, MAJOR, MASTER
+from tests.support.postgres import CopiedPostgres
+from tests.support.servers import DATABASE, MAJOR, MASTER, change_password
 from tests.support.waiting import wait_until
 
 NAME = "database.internal"
@@ -31,6 +32,7 @@ def start_with_table(server: Postgres) -> None:
     """Start a new server, with its master and an empty table `counter`."""
     server.start()
     server.create_master(*MASTER, DATABASE)
+    change_password(server, *MASTER)
     with psycopg.connect(make_conninfo(server.superuser_dsn, dbname=DATABASE)) as admin:
         admin.execute("CREATE TABLE counter (n int)")
         admin.execute("GRANT ALL ON counter TO PUBLIC")
@@ -49,7 +51,7 @@ def mark_standby(server: Postgres) -> None:
     processes.own(signal_file, processes.service_account())
 
 
-class Replicated(Postgres):
+class Replicated(CopiedPostgres):
     """A server that another one may follow, over its socket."""
 
     def follow(self, leader: Postgres) -> None:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-INTERVAL = 0.01
+INTERVAL = 0.02
 """Seconds between two looks."""
 
 
