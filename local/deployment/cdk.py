@@ -18,9 +18,10 @@ from lambda_pg_cdk.local.processes import last_lines, open_log
 from lambda_pg_cdk.local.state import CLOUD_ID_VARIABLE, client_keys, credentials
 
 STAGE = "local"
+# Without a change set, which nobody would look at: the command line compares it with the template.
 _DEPLOY = (
-    *("deploy", "--all", "--require-approval", "never", "--concurrency", "4"),
-    *("--progress", "events", "--asset-parallelism"),
+    *("deploy", "--all", "--require-approval", "never", "--method", "direct"),
+    *("--concurrency", "4", "--progress", "events", "--asset-parallelism"),
 )
 _COMMAND_LINE = PROJECT / "node_modules" / "aws-cdk"
 _SYNTHESISE = "lambda_pg_cdk.local.deployment.synthesise"
