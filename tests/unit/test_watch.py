@@ -179,6 +179,23 @@ def test_code_that_does_not_start_is_shown_with_the_file_that_was_saved(bench: B
     assert f'File "{bench.project}/functions/orders/handler.py", line 1' in shown
 
 
+def test_settings_that_cannot_be_read_do_not_end_the_watch(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """cdk.json is being edited; it is said why nothing was deployed."""
+    monkeypatch.setattr(watch, "load_stage", lambda _: json.loads("{,"))
+    bench.save(orders="x = 2\n")
+    assert bench.cloud.asked == []
+    assert "orders: not deployed, the last version that works keeps running" in bench.said[0]
+
+
+def test_an_assembly_that_is_being_written_does_not_end_the_watch(bench: Bench) -> None:
+    """What it would say of a file is not known: the whole app is deployed."""
+    (bench.cloud.folder / "cdk" / "cdk.out" / "Stack.metadata.json").write_text("{")
+    bench.save(orders="x = 2\n")
+    assert bench.cloud.asked == [DEPLOYMENT]
+
+
 def test_a_function_without_an_alias_is_deployed(bench: Bench) -> None:
     """No alias could move to another version."""
     bench.cloud.refusing["orders"] = NeedsDeploymentError("no alias")
