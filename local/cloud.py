@@ -62,7 +62,7 @@ class CodeError(CloudError):
 
 
 class NeedsDeploymentError(CloudError):
-    """A function has no alias: only a deployment gives it new code."""
+    """A function has no alias, or is not deployed yet: only a deployment gives it new code."""
 
 
 class UnhealthyError(CloudError):
@@ -351,7 +351,7 @@ class LocalCloud:
         """Run new code, the assembled folder of one function; its stack does not change.
 
         Raise `CodeError` with the traceback if it does not start: then the code before runs on.
-        Raise `NeedsDeploymentError` for a function without an alias.
+        Raise `NeedsDeploymentError` for a function without an alias, and for an unknown one.
         """
         self._update(f"/functions/{quote(function, safe='')}/code", {"code": str(code)})
 

@@ -190,7 +190,7 @@ class Control:
         code = Path((await request.json())["code"])
         try:
             await self._parts.deployments.update_code(request.match_info["folder"], code)
-        except NoAliasError as error:
+        except (NoAliasError, UnknownFunctionError) as error:
             return web.json_response({"needs_deployment": str(error)})
         except CodeError as error:
             return web.json_response({"refused": str(error)})

@@ -110,10 +110,8 @@ def _syntax_error(path: Path) -> str | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             compile(source, str(path), "exec", dont_inherit=True)
-    except SyntaxError as error:
+    except (SyntaxError, ValueError) as error:  # ValueError: a NUL byte, until Python 3.11.3
         return "".join(traceback.format_exception_only(error)).rstrip()
-    except ValueError as error:  # a NUL byte, before Python 3.12
-        return f'  File "{path}"\nSyntaxError: {error}'
     return None
 
 

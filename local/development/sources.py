@@ -43,7 +43,11 @@ class Sources:
 
 def _recorded(assembly: Path) -> Iterator[tuple[str, str]]:
     for file in sorted(assembly.glob("*.metadata.json")):
-        for entries in json.loads(file.read_text()).values():
+        try:
+            constructs = json.loads(file.read_text())
+        except (OSError, ValueError):  # another command synthesises right now
+            continue
+        for entries in constructs.values():
             for entry in entries:
                 if entry["type"] == SOURCE:
                     yield entry["data"]["function"], entry["data"]["folder"]

@@ -20,7 +20,6 @@ from lambda_pg_cdk.local.deployment.cdk import STAGE
 from lambda_pg_cdk.local.development import files
 from lambda_pg_cdk.local.development.sources import DEPLOYMENT, Sources, Target
 from lambda_pg_cdk.stage.loading import load_stage
-from lambda_pg_cdk.stage.schema import ConfigurationError
 from lambda_pg_cdk.stage.sources import function_code, target_of
 
 Say = Callable[[str], None]
@@ -106,7 +105,8 @@ class Watch:
         except CodeError as error:
             shown = _RELATIVE.sub(rf"\g<1>{folder}/", str(error)) if folder else str(error)
             said = f"does not start, {_RUNS_ON}:\n{shown}"
-        except (BuildError, CloudError, ConfigurationError, OSError) as error:
+        except (BuildError, CloudError, OSError, ValueError, KeyError) as error:
+            # ValueError and KeyError: cdk.json cannot be read, or is wrong.
             said = f"not deployed, {_RUNS_ON}: {error}"
         del self._waiting[target]
         self._say(f"{target}: {said}")

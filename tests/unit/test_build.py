@@ -1,6 +1,7 @@
 """The layer as it is assembled: complete, reproducible, for any target from any machine."""
 
 import dataclasses
+import marshal
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import threading
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import cache_from_source
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,38 @@ def test_a_change_of_the_source_gives_another_tree(tmp_path: Path, cache: Path) 
     second = assemble(source_of(tmp_path / "source", "two = 2\n"), HERE)
     assert second != first
     assert (second / "handler.py").read_text() == "two = 2\n"
+
+
+def test_wheels_are_compiled_once_and_a_changed_source_each_time(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file has bytecode of its own content, with the path at which Lambda has it."""
+    wheels = tmp_path / "wheels"
+    (wheels / "package").mkdir(parents=True)
+    for name in ("package/module.py", "handler.py"):
+        (wheels / name).write_text("value = 'wheel'\n")
+    lock = tmp_path / "requirements.txt"
+    lock.touch()
+    monkeypatch.setattr(build, "install", lambda *_: wheels)
+    given: list[bytes] = []
+    run = subprocess.run
+
+    def noting(*arguments: Any, **options: Any) -> Any:
+        given.append(options["input"])
+        return run(*arguments, **options)
+
+    monkeypatch.setattr(build.subprocess, "run", noting)  # type: ignore[attr-defined]
+    for text in ("value = 'one'\n", "value = 'two'\n"):
+        folder = assemble(
+            dataclasses.replace(source_of(tmp_path / "source", text), requirements=lock), HERE
+        )
+        for name in ("package/module.py", "handler.py"):
+            compiled = Path(cache_from_source(str(folder / name))).read_bytes()
+            code = marshal.loads(compiled[16:])  # noqa: S302 - made above
+            assert code.co_filename == f"/var/task/{name}"
+            assert code.co_consts[0] == ("wheel" if "module" in name else text[9:12])
+    assert [each.count(b"module.py") for each in given] == [1, 0, 0]
+    assert [each.count(b"handler.py") for each in given] == [1, 1, 1]
 
 
 def test_a_source_that_does_not_exist_is_an_error(tmp_path: Path, cache: Path) -> None:

@@ -102,5 +102,6 @@ def test_nobody_to_ask_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
         raise EOFError
 
     monkeypatch.setattr("builtins.input", ended)
-    monkeypatch.setattr(destroy.subprocess, "call", lambda *_, **__: pytest.fail("it was removed"))
+    called = "lambda_pg_cdk.tools.destroy.subprocess.call"
+    monkeypatch.setattr(called, lambda *_, **__: pytest.fail("it was removed"))
     assert destroy.main(["--stage", "dev"]) == 1

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -66,8 +66,13 @@ def test_down_says_what_it_did(
     """There was a cloud, what one had left, or nothing."""
     monkeypatch.setattr(LocalCloud, "stop", lambda _: None)
     said = []
-    held = []
-    for change in (lambda: None, folder.mkdir, lambda: held.append(state.lock(folder))):
+    held: list[int] = []
+    changes: list[Callable[[], object]] = [
+        lambda: None,
+        folder.mkdir,
+        lambda: held.append(state.lock(folder)),
+    ]
+    for change in changes:
         change()
         assert cli.main(["down"]) == 0
         said.append(capsys.readouterr().out.strip())
@@ -138,7 +143,8 @@ def test_following_prints_new_lines_until_the_cloud_ends(
         with log.open("a") as file:
             file.write("printed\n")
 
-    steps = iter([write, lambda: None, lambda: shutil.rmtree(running)])
+    made: list[Callable[[], object]] = [write, lambda: None, lambda: shutil.rmtree(running)]
+    steps = iter(made)
     monkeypatch.setattr("lambda_pg_cdk.local.development.logs.time.sleep", lambda _: next(steps)())
     assert cli.main(["logs", "--follow"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].endswith("printed")
@@ -164,7 +170,12 @@ def test_psql_says_who_it_is_and_how_to_look_as_somebody(
     monkeypatch.setattr(LocalCloud, "status", lambda _: {"postgres": {"dsn": dsn}})
     monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
     called: list[list[str]] = []
-    monkeypatch.setattr(cli.subprocess, "call", lambda command: called.append(command) or 0)
+
+    def call(command: list[str]) -> int:
+        called.append(command)
+        return 0
+
+    monkeypatch.setattr("lambda_pg_cdk.local.cli.subprocess.call", call)
     assert cli.main(["psql"]) == 0
     said = capsys.readouterr().out
     assert "You are owner, the owner of the database app" in said

@@ -492,6 +492,7 @@ def test_a_version_that_does_not_start_is_told_and_leaves_nothing(
             assert 'File "handler.py", line 1' in str(raised.value)
         assert read(await account.invoke("fn", b"{}"))[0] == "one"
         assert account.counts() == {"fn": 1}
+        assert not account.has("stack-fn:2")
         await account.close()
 
     asyncio.run(work())

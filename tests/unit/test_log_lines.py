@@ -1,6 +1,8 @@
 """The lines of functions and of the pooler, as `logs` shows them."""
 
 import json
+import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -90,11 +92,21 @@ def test_other_forms_have_their_time_and_level(line: str, level: str, text: str)
     assert (entry.time, entry.level, entry.text) == (MOMENT, level, text)
 
 
-def test_the_supervisors_time_is_of_this_machine() -> None:
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine whose clock shows another time than UTC."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "XYZ-3")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+def test_the_supervisors_time_is_of_this_machine(elsewhere: None) -> None:
     """Python's logging writes no zone."""
     entry = parse("pooler", "2026-11-30 12:00:01,250 supervisor: PgBouncer runs")
     assert entry is not None
-    assert entry.time == datetime(2026, 11, 30, 12, 0, 1, 250000).astimezone()
+    assert entry.time == MOMENT.replace(hour=9)
     assert entry.text == "PgBouncer runs"
 
 

@@ -129,13 +129,13 @@ def test_code_that_does_not_compile_is_shown_and_not_deployed(bench: Bench) -> N
 
 def test_another_file_of_a_function_does_not_deploy_its_broken_one(bench: Bench) -> None:
     """All Python files of the function count, not those of the last save only."""
-    bench.save(orders=BROKEN)
+    bench.write("functions/orders/handler.py", BROKEN)
     bench.watch.deploy({bench.write("functions/orders/sizes.py", "x = 1\n")})
     assert bench.cloud.asked == []
 
 
 def test_a_file_with_a_nul_byte_does_not_compile_either(bench: Bench) -> None:
-    """Python 3.11 raises another error for it."""
+    """Python before 3.11.4 raises another error for it."""
     bench.save(orders="x = '\0'\n")
     assert bench.cloud.asked == []
     assert "null bytes" in bench.said[0]
@@ -179,6 +179,23 @@ def test_code_that_does_not_start_is_shown_with_the_file_that_was_saved(bench: B
     assert f'File "{bench.project}/functions/orders/handler.py", line 1' in shown
 
 
+def test_settings_that_cannot_be_read_do_not_end_the_watch(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """cdk.json is being edited; it is said why nothing was deployed."""
+    monkeypatch.setattr(watch, "load_stage", lambda _: json.loads("{,"))
+    bench.save(orders="x = 2\n")
+    assert bench.cloud.asked == []
+    assert "orders: not deployed, the last version that works keeps running" in bench.said[0]
+
+
+def test_an_assembly_that_is_being_written_does_not_end_the_watch(bench: Bench) -> None:
+    """What it would say of a file is not known: the whole app is deployed."""
+    (bench.cloud.folder / "cdk" / "cdk.out" / "Stack.metadata.json").write_text("{")
+    bench.save(orders="x = 2\n")
+    assert bench.cloud.asked == [DEPLOYMENT]
+
+
 def test_a_function_without_an_alias_is_deployed(bench: Bench) -> None:
     """No alias could move to another version."""
     bench.cloud.refusing["orders"] = NeedsDeploymentError("no alias")
@@ -195,14 +212,16 @@ def test_a_file_of_the_layer_is_of_the_layer(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def seen(tmp_path: Path) -> Iterator[Callable[..., set[str]]]:
+def seen(tmp_path: Path) -> Callable[..., set[str]]:
     """Make a change between two looks, more during the wait; return the names that were seen."""
 
-    def see(first: Callable[[], object], *later: Callable[[], object]) -> set[str]:
-        steps = iter([first, *later])
-        looks = files.changes(
-            tmp_path, files.scan(tmp_path), lambda _seconds: next(steps, lambda: None)()
-        )
+    def see(*made: Callable[[], object]) -> set[str]:
+        steps = iter([*made, *[lambda: None] * 9])  # then it would look for ever
+
+        def sleep(_seconds: float) -> None:
+            next(steps)()
+
+        looks = files.changes(tmp_path, files.scan(tmp_path), sleep)
         return {path.name for path in next(looks)}
 
     return see
