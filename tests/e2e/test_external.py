@@ -11,10 +11,12 @@ import pytest
 
 from lambda_pg_cdk.local.cloud import LocalCloud
 from lambda_pg_cdk.local.http_api.issuer import AUDIENCE
-from tests.support.cdk import application_login, cdk
+from tests.support.cdk import application_login, cdk, deploy
 from tests.support.place import Place
 
 APP = "elsewhere"
+
+pytestmark = pytest.mark.timeout(600)  # two deployments, where the machine is busy
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +39,7 @@ def functions(
         "identity": {"issuer": cloud.issuer.url, "audience": [AUDIENCE]},
         "baseline": False,
     }
-    assembly = str(folder / "cdk.out")
-    options = ["--output", assembly, "--context", "stage=local"]
-    options += ["--context", f"override={json.dumps(override)}"]
-    cdk(cloud, folder, "deploy", "--all", "--require-approval", "never", *options)
+    assembly = str(deploy(cloud, folder, override, "--all"))
     cloud.reconcile()
     listed = cloud.client("lambda").list_functions()["Functions"]
     mine = [each["FunctionName"] for each in listed if "Elsewhere-" in each["FunctionName"]]

@@ -1,13 +1,12 @@
 """RDS Proxy with the application's secret: the login is there as soon as the proxy's stack is."""
 
-import json
 from pathlib import Path
 
 import psycopg
 
 from lambda_pg_cdk.local.cloud import LocalCloud, Options
 from lambda_pg_cdk.local.paths import another_state_dir
-from tests.support.cdk import application_login, cdk
+from tests.support.cdk import application_login, bootstrap, deploy
 
 
 def test_the_login_of_a_proxy_comes_with_its_stack(tmp_path: Path) -> None:
@@ -22,10 +21,8 @@ def test_the_login_of_a_proxy_comes_with_its_stack(tmp_path: Path) -> None:
             },
             "baseline": False,
         }
-        options = ["--output", str(tmp_path / "cdk.out"), "--context", "stage=local"]
-        options += ["--context", f"override={json.dumps(override)}", "--require-approval", "never"]
-        cdk(cloud, tmp_path, "bootstrap", f"aws://000000000000/{cloud.state.region}")
-        cdk(cloud, tmp_path, "deploy", "LambdaPg-local-Pooler", *options)
+        bootstrap(cloud, tmp_path)
+        deploy(cloud, tmp_path, override, "LambdaPg-local-Pooler")
         listed = cloud.client("cloudformation").list_stacks()["StackSummaries"]
         assert not [each for each in listed if each["StackName"].endswith("-Api")]
         login = application_login(cloud)

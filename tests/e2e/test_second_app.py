@@ -17,6 +17,8 @@ from tests.support.place import Place
 EXAMPLE = PROJECT / "examples" / "cdk"
 WAYS = ("OneCall", "ByParameters")
 
+pytestmark = pytest.mark.timeout(600)  # two deployments, where the machine is busy
+
 
 @pytest.fixture(scope="module")
 def cloud(whole: Place) -> LocalCloud:

@@ -2,20 +2,41 @@
 
 import asyncio
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lambda_pg_cdk import PROJECT
 from lambda_pg_cdk.local.cloud import LocalCloud
+from lambda_pg_cdk.local.deployment import zips
 from lambda_pg_cdk.local.deployment.cdk import Cdk
 
 
 def cdk(cloud: LocalCloud, folder: Path, *arguments: str, app: Path = PROJECT) -> str:
     """Run a command in the folder of an app; return its output, or raise with it."""
+    return asyncio.run(command_line(cloud, folder).run(list(arguments), app, arguments[0]))
+
+
+def deploy(cloud: LocalCloud, folder: Path, override: Mapping[str, Any], *stacks: str) -> Path:
+    """Deploy stacks of the project with other settings; return the assembly."""
+    used = command_line(cloud, folder)
+    asyncio.run(used.synth(PROJECT, "app", override))
+    zips.restore(used.assembly)
+    options = ["--app", str(used.assembly), "--require-approval", "never", "--method", "direct"]
+    asyncio.run(used.run(["deploy", *stacks, *options], PROJECT, "deploy"))
+    return used.assembly
+
+
+def bootstrap(cloud: LocalCloud, folder: Path) -> None:
+    """Prepare the account of a cloud that has deployed nothing."""
+    asyncio.run(command_line(cloud, folder).bootstrap())
+
+
+def command_line(cloud: LocalCloud, folder: Path) -> Cdk:
+    """Point the command line to a cloud; its output goes to a folder."""
     folder.mkdir(exist_ok=True)
     state = cloud.state
-    command_line = Cdk(folder, state.aws_endpoint_url, "000000000000", state.region, state.key)
-    return asyncio.run(command_line.run(list(arguments), app, arguments[0]))
+    return Cdk(folder, state.aws_endpoint_url, "000000000000", state.region, state.key)
 
 
 def deployed_assembly(cloud: LocalCloud) -> Path:
