@@ -170,22 +170,21 @@ def test_a_change_of_outputs_alone_is_deployed(plane: ControlPlane) -> None:
     client = plane.client("cloudformation")
     queue = {"Queue": {"Type": "AWS::SQS::Queue"}}
 
-    def change(kind: str, outputs: dict[str, Any]) -> str:
+    def change(name: str, kind: str, outputs: dict[str, Any]) -> str:
         body = json.dumps({"Resources": queue, "Outputs": outputs})
-        client.create_change_set(
-            StackName="outputs", ChangeSetName="next", ChangeSetType=kind, TemplateBody=body
-        )
-        made = client.describe_change_set(StackName="outputs", ChangeSetName="next")
+        asked = {"StackName": "outputs", "ChangeSetName": name}
+        client.create_change_set(**asked, ChangeSetType=kind, TemplateBody=body)
+        made = client.describe_change_set(**asked)
         if made["Status"] == "CREATE_COMPLETE":
-            client.execute_change_set(StackName="outputs", ChangeSetName="next")
+            client.execute_change_set(**asked)
             status(client, "outputs")
         return str(made["Status"])
 
     exported = {"Name": {"Value": {"Ref": "Queue"}, "Export": {"Name": "outputs:queue"}}}
-    assert change("CREATE", {}) == "CREATE_COMPLETE"
-    assert change("UPDATE", exported) == "CREATE_COMPLETE"
+    assert change("first", "CREATE", {}) == "CREATE_COMPLETE"
+    assert change("second", "UPDATE", exported) == "CREATE_COMPLETE"
     assert "outputs:queue" in [each["Name"] for each in client.list_exports()["Exports"]]
-    assert change("UPDATE", exported) == "FAILED"
+    assert change("third", "UPDATE", exported) == "FAILED"
 
 
 # Databases
