@@ -22,6 +22,9 @@ from tests.support.waiting import wait_until
 pytest_plugins = ["lambda_pg.testing"]
 
 PATHS = os.pathsep.join(map(str, sys.path))
+ONLY_PYTEST = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+"""The plugins that are installed here (hypothesis, xdist and others) take half of a run's time."""
+
 ONE_TEST = """
 import psycopg
 
@@ -55,7 +58,7 @@ def run_tests(folder: Path, **environment: str) -> str:
     done = subprocess.run(
         command,
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": PATHS} | environment,
+        env=os.environ | ONLY_PYTEST | {"PYTHONPATH": PATHS} | environment,
         capture_output=True,
         text=True,
         check=False,
