@@ -48,6 +48,7 @@ LONGEST = (
     "integration/test_layer_overload.py",
     "integration/test_control_plane.py",
     "integration/test_image.py",
+    "integration/test_distribution.py",
     "unit/test_build.py",
     "integration/test_layer_alarms.py",
     "integration/test_migrations.py",

@@ -125,9 +125,12 @@ def build_layer(target: Target, folder: Path) -> tuple[Path, bool]:
 
 
 def find_python(version: str, environment: Mapping[str, str] = os.environ) -> str | None:
-    """Find an interpreter of a version, as 3.13, in PATH or among pyenv's; None without one."""
+    """Find an interpreter of a version, as 3.13, among pyenv's or in PATH; None without one.
+
+    pyenv's programs in PATH run only the versions that a folder has chosen.
+    """
     pyenv = Path(environment.get("PYENV_ROOT") or Path.home() / ".pyenv")
-    folders = [environment.get("PATH", ""), *map(str, pyenv.glob(f"versions/{version}.*/bin"))]
+    folders = [*map(str, pyenv.glob(f"versions/{version}.*/bin")), environment.get("PATH", "")]
     return shutil.which(f"python{version}", path=os.pathsep.join(folders))
 
 
@@ -170,7 +173,7 @@ def build(root: Path = PROJECT, *, dry_run: bool) -> None:
     for target in targets():
         name, compiled = build_layer(target, folder)
         if not compiled:
-            print(f"{name.name} has no bytecode: there is no python{target.python} here")
+            print(f"{name.name} has no bytecode: no python{target.python} runs here")
     newest = layer.build_layer(Target(PYTHONS[-1], "arm64"))
     (folder / "LICENCES.txt").write_text(licences(newest), encoding="utf-8")
     (folder / "CHANGES.md").write_text(written.text + "\n", encoding="utf-8")

@@ -20,7 +20,7 @@ from lambda_pg_cdk.tools.release import DISTRIBUTIONS, build_distribution
 from tests.pythons import Python, find
 from tests.support.modules import ROOMS
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.timeout(900)]  # its packages are compiled once
 
 UV = str(Path(sys.executable).with_name("uv"))
 REQUIREMENTS = PROJECT / "requirements"
@@ -315,7 +315,9 @@ def pythons() -> list[Python]:
 
 
 VERSIONS = """
-import lambda_pg, lambda_pg_cdk, lambda_pg_cdk.stacks.app
+import importlib.util
+import lambda_pg, lambda_pg_cdk.stage.sources, lambda_pg_cdk.tools.new
+assert importlib.util.find_spec("aws_cdk")  # its import compiles for 20 s
 print(lambda_pg.__version__, lambda_pg_cdk.__version__)
 """
 

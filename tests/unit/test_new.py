@@ -137,7 +137,7 @@ def targets(makefile: Path) -> set[str]:
 
 def test_the_makefile_has_the_verbs(project: Path) -> None:
     """Those of the local cloud, and what leads to AWS and back."""
-    missing = {*VERBS, "setup", "test", "synth", "diff", "preflight", "deploy", "lock"}
+    missing = {*VERBS, "setup", "test", "synth", "diff", "preflight", "deploy", "lock", "migration"}
     assert missing <= targets(project / "Makefile")
 
 

@@ -176,12 +176,15 @@ def test_licences_are_listed_with_their_texts(tmp_path: Path) -> None:
     assert "thing: LICENSE.txt\n\nits text" in text
 
 
-def test_another_interpreter_is_found_outside_of_the_path(tmp_path: Path) -> None:
-    """A layer's bytecode needs the Python that it is for; pyenv has several."""
-    program = tmp_path / "versions" / "3.13.2" / "bin" / "python3.13"
-    program.parent.mkdir(parents=True)
-    program.write_text("")
-    program.chmod(0o755)
-    environment = {"PATH": "", "PYENV_ROOT": str(tmp_path)}
+def test_another_interpreter_is_found_before_a_stand_in_of_pyenv(tmp_path: Path) -> None:
+    """A layer's bytecode needs the Python that it is for; pyenv's own program may refuse to run."""
+    program, stand_in = (
+        tmp_path / folder / "python3.13" for folder in ("versions/3.13.2/bin", "shims")
+    )
+    for file in (program, stand_in):
+        file.parent.mkdir(parents=True)
+        file.write_text("")
+        file.chmod(0o755)
+    environment = {"PATH": str(stand_in.parent), "PYENV_ROOT": str(tmp_path)}
     assert release.find_python("3.13", environment) == str(program)
     assert release.find_python("3.12", environment) is None
