@@ -110,7 +110,7 @@ logs: setup-local ## show the logs of functions and pooler: make logs ARGS="--fo
 	@$(RUN) -m lambda_pg_cdk.local logs $(ARGS)
 
 .PHONY: token
-token: setup-local ## print a token for curl: TOKEN=$$(make --silent token)
+token: setup-local ## print a token for curl: TOKEN=$(make --silent token)
 	@$(RUN) -m lambda_pg_cdk.local token $(ARGS)
 
 .PHONY: psql

@@ -216,7 +216,8 @@ def seen(tmp_path: Path) -> Callable[..., set[str]]:
     """Make a change between two looks, more during the wait; return the names that were seen."""
 
     def see(*made: Callable[[], object]) -> set[str]:
-        steps = iter([*made, *[lambda: None] * 9])  # then it would look for ever
+        nothing: list[Callable[[], object]] = [lambda: None]
+        steps = iter([*made, *nothing * 9])  # then it would look for ever
 
         def sleep(_seconds: float) -> None:
             next(steps)()
