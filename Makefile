@@ -83,6 +83,7 @@ check: setup ## lint, format, types, and the README's numbers
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy .
 	node_modules/.bin/pyright
+	npm --prefix examples/typescript run --silent check
 	$(RUN) -m benchmarks.report --check
 
 .PHONY: up
@@ -243,7 +244,7 @@ servers:
 # command-line tools need less: no linter, no browser, no matplotlib.
 .PHONY: setup
 setup: same-python ## install everything; other targets install what they need
-	@$(call install,.venv/ready node_modules/ready)
+	@$(call install,.venv/ready node_modules/ready examples/typescript/node_modules/ready)
 
 .PHONY: setup-local
 setup-local: same-python
@@ -293,3 +294,8 @@ node_modules/ready: requirements/package-lock.json | $(look)
 	@echo "setting up the AWS CDK command line and a browser (once)"
 	@$(PYTHON) -m lambda_pg_cdk.local.install.checkout node_modules
 	@touch node_modules/ready-local $@
+
+examples/typescript/node_modules/ready: examples/typescript/package-lock.json | $(look)
+	@echo "setting up the packages of the TypeScript example (once)"
+	@$(PYTHON) -m lambda_pg_cdk.local.install.checkout node_modules_of examples/typescript
+	@touch $@

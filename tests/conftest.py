@@ -51,6 +51,7 @@ LONGEST = (
     "integration/test_distribution.py",
     "unit/test_build.py",
     "integration/test_layer_alarms.py",
+    "integration/test_reloads.py",
     "integration/test_migrations.py",
     "integration/test_wire.py",
     "integration/test_failover_through_pooler.py",

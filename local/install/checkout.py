@@ -2,6 +2,7 @@
 
     python -m lambda_pg_cdk.local.install.checkout uv    print the path of uv
     python -m lambda_pg_cdk.local.install.checkout node_modules [--omit=dev]
+    python -m lambda_pg_cdk.local.install.checkout node_modules_of examples/typescript
 
 It imports the standard library only: nothing is installed yet.
 """
@@ -34,12 +35,15 @@ def _make_uv(folder: Path, requirements: Path) -> None:
     _run([python, "-m", "pip", "install", *options, "-r", str(requirements)])
 
 
-def set_up_node_modules(root: Path = PROJECT, *options: str) -> None:
+def set_up_node_modules(
+    root: Path = PROJECT, *options: str, lock: Path = Path("requirements")
+) -> None:
     """Fill node_modules with links into the cache, or with copies if links are not possible.
 
-    `options` are npm's: `--omit=dev` leaves out what only tests and linters need.
+    `options` are npm's: `--omit=dev` leaves out what only tests and linters need. `lock` is the
+    folder in `root` with the lock file.
     """
-    kept = _node_modules(root, options)
+    kept = _node_modules(root / lock, options)
     build = root / "build"
     build.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=build, prefix="node_modules-") as scratch:
@@ -50,9 +54,9 @@ def set_up_node_modules(root: Path = PROJECT, *options: str) -> None:
         filled.rename(root / "node_modules")
 
 
-def _node_modules(root: Path, options: tuple[str, ...]) -> Path:
+def _node_modules(lock: Path, options: tuple[str, ...]) -> Path:
     """Return the folder in the cache; npm fills it on first use."""
-    files = [root / "requirements" / name for name in _NPM_FILES]
+    files = [lock / name for name in _NPM_FILES]
     content = b"\0".join([*(file.read_bytes() for file in files), *map(str.encode, options)])
     machine = f"{sys.platform}-{platform.machine()}"
     name = f"node_modules-{machine}-{hashlib.sha256(content).hexdigest()[:16]}"
@@ -84,6 +88,8 @@ if __name__ == "__main__":
     try:
         if sys.argv[1] == "uv":
             print(uv())
+        elif sys.argv[1] == "node_modules_of":
+            set_up_node_modules(PROJECT / sys.argv[2], lock=Path())
         else:
             set_up_node_modules(PROJECT, *sys.argv[2:])
     except (InstallError, OSError) as error:

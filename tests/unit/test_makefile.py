@@ -54,6 +54,9 @@ class Machine:
         self.log = folder / "installed"
         shutil.copy(ROOT / "Makefile", self.clone)
         shutil.copytree(ROOT / "requirements", self.clone / "requirements")
+        example = Path("examples", "typescript")
+        (self.clone / example / "node_modules").mkdir(parents=True)
+        shutil.copy(ROOT / example / "package-lock.json", self.clone / example)
         for name in TOOLS:
             (self.bin / name).symlink_to(str(shutil.which(name)))
         self.python("python3", "3.12.1")
@@ -132,12 +135,14 @@ def test_a_cloud_does_not_wait_for_the_packages_of_tests(machine: Machine, targe
     assert "requirements/local.txt" in installed
     assert "npm ci node_modules --omit=dev" in installed
     assert "requirements/dev.txt" not in installed
+    assert "typescript" not in installed
     done = machine.make("setup")
     assert (done.returncode, done.stderr) == (0, "")
     added = machine.installed.removeprefix(installed)
     assert "-m venv" not in added
     assert "requirements/dev.txt" in added
     assert "npm ci node_modules\n" in added
+    assert "npm ci node_modules_of examples/typescript\n" in added
     installed = machine.installed
     for again in (target, "setup"):
         assert machine.make(again).returncode == 0
