@@ -1,7 +1,10 @@
 """Synthesise every stage, and every combination of database and pooler.
 
-One process does it all, since most of the time of a single `cdk synth` is its start.
+One process does it all, since most of the time of a single `cdk synth` is its start. What only
+needs the list of combinations imports this module without that start.
 """
+
+from __future__ import annotations
 
 import hashlib
 import json
@@ -10,15 +13,16 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-from aws_cdk import App
+from typing import TYPE_CHECKING, Any
 
 from lambda_pg_cdk import PROJECT
-from lambda_pg_cdk.stacks.app import build
-from lambda_pg_cdk.stacks.clients import Clients
 from lambda_pg_cdk.stage.consistency import alarm_problem
 from lambda_pg_cdk.stage.loading import CDK_JSON, load_stage
+
+if TYPE_CHECKING:
+    from aws_cdk import App
+
+    from lambda_pg_cdk.stacks.clients import Clients
 
 OUTPUT = PROJECT / "build" / "cdk.out"
 LINT_RULES = Path(__file__).with_name("cfnlint.yaml")
@@ -97,6 +101,8 @@ def stages() -> tuple[str, ...]:
 
 def new_app(stage: str, folder: Path, override: Mapping[str, Any] | None = None) -> App:
     """Build a stage's app with cdk.json's context, as the command line does, without synthesis."""
+    from lambda_pg_cdk.stacks.app import build  # noqa: PLC0415 - the CDK starts in seconds
+
     app = _app(stage, folder, override)
     build(app)
     return app
@@ -104,10 +110,14 @@ def new_app(stage: str, folder: Path, override: Mapping[str, Any] | None = None)
 
 def attached(stage: str, folder: Path) -> Clients:
     """Build a stage's app and return the functions that it attaches."""
+    from lambda_pg_cdk.stacks.app import build  # noqa: PLC0415 - the CDK starts in seconds
+
     return build(_app(stage, folder, None))
 
 
 def _app(stage: str, folder: Path, override: Mapping[str, Any] | None) -> App:
+    from aws_cdk import App  # noqa: PLC0415 - the CDK starts in seconds
+
     context = json.loads(CDK_JSON.read_text())["context"]
     changed = dict(override or {})
     # A deployment needs a real address; nothing is deployed from here.

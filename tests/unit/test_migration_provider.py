@@ -11,11 +11,11 @@ from typing import Any, cast
 import pytest
 
 from lambda_pg_cdk.operations.migration_provider import handler as provider
-from lambda_pg_cdk.stacks.migration import LONGEST
-from lambda_pg_cdk.stage.config import Config
-from lambda_pg_cdk.stage.schema import Rule, describe
 
 FUNCTION = "arn:aws:lambda:eu-west-1:111122223333:function:migrate:7"
+
+LONGEST = 900
+"""Lambda's longest timeout of a function, in seconds."""
 STACK = "arn:aws:cloudformation:eu-west-1:111122223333:stack/LambdaPg-dev-Api/guid"
 MIGRATED = {"revision": "0002", "applied": ["0002"]}
 FAILED = {"errorMessage": "migration 0003 failed and the schema is as it was: no such table"}
@@ -390,11 +390,3 @@ def test_an_event_that_makes_no_sense_is_answered(aws: Aws) -> None:
     handle(event)
     assert aws.answer["Status"] == "FAILED"
     assert aws.answer["Reason"] == "the provider failed: KeyError: 'Seconds'"
-
-
-def test_the_longest_migration_leaves_time_to_wake_its_function() -> None:
-    """About a minute, says AWS: https://docs.aws.amazon.com/lambda/latest/dg/functions-states.html."""
-    found: dict[str, Rule] = {name: rule for name, rule, _ in describe(Config)}
-    longest = found["functions.migration_timeout"].maximum
-    assert longest is not None
-    assert longest + provider.STARTING + provider.ANSWERING + 60 <= LONGEST

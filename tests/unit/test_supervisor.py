@@ -40,8 +40,8 @@ from lambda_pg_cdk.pgbouncer.session import (
 )
 from lambda_pg_cdk.pgbouncer.settings import MetricsSettings, PeersSettings, Settings, SettingsError
 from lambda_pg_cdk.pgbouncer.supervisor import open_files
-from lambda_pg_cdk.stacks.pooler.pgbouncer import OPEN_FILES
 from lambda_pg_cdk.stage.config import PgBouncer
+from lambda_pg_cdk.stage.task import OPEN_FILES
 
 USER_ARN = "arn:aws:secretsmanager:eu-west-1:000000000000:secret:user"
 LEAF_ARN = "arn:aws:secretsmanager:eu-west-1:000000000000:secret:leaf"
