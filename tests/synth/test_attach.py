@@ -145,14 +145,16 @@ Attached = Callable[[Callable[[Theirs], None]], Any]
 
 
 @pytest.fixture(scope="module")
-def artifact_of(tmp_path_factory: pytest.TempPathFactory) -> Attached:
+def artifact_of(project: Theirs) -> Attached:
     """Attach all of them, synthesise, and find what one of them has become."""
-    theirs = Theirs(tmp_path_factory.mktemp("attached"))
+    project.forget()
     for attach in ATTACHED:
-        theirs.app.node.try_remove_child("Orders")
-        theirs.new_stack(name_of(attach))
-        attach(theirs)
-    assembly = theirs.app.synth()
+        project.new_stack(name_of(attach))
+        attach(project)
+    assembly = project.app.synth(force=True)
+    for attach in ATTACHED:
+        project.app.node.try_remove_child(name_of(attach))
+    project.forget()
     return lambda attach: assembly.get_stack_by_name(name_of(attach))
 
 
