@@ -20,6 +20,7 @@ from lambda_pg_cdk.local.http_api.events import (
 from lambda_pg_cdk.local.http_api.issuer import Issuer
 from lambda_pg_cdk.local.http_api.routes import Match, find_route
 from lambda_pg_cdk.local.http_api.throttle import Bucket
+from tests.support.issuer import issuer_at
 
 SUBJECT = "6f1c7a52-4f8e-4e0e-9a55-0b1c1a2b3c4d"
 
@@ -169,7 +170,7 @@ def test_a_malformed_result_is_refused(result: dict[str, Any]) -> None:
         read_response(json.dumps(result).encode())
 
 
-ISSUER = Issuer.create("http://127.0.0.1:1")
+ISSUER = issuer_at("http://127.0.0.1:1")
 SETTINGS = JwtAuthorizer(ISSUER.url, ("lambda-pg-local",))
 KEY = jwt.PyJWKSet.from_dict(ISSUER.jwks()).keys[0]
 
