@@ -34,7 +34,7 @@ class Issuer:
     def load(cls, url: str, path: Path) -> "Issuer":
         """Read the key that `save` has written."""
         key = serialization.load_pem_private_key(path.read_bytes(), password=None)
-        assert isinstance(key, rsa.RSAPrivateKey)  # noqa: S101  # it is what `create` makes
+        assert isinstance(key, rsa.RSAPrivateKey)  # noqa: S101 - it is what `create` makes
         return cls(url, key)
 
     def save(self, path: Path) -> None:

@@ -1,7 +1,5 @@
 """The pooler's image: built, and run as ECS runs it, against a real PostgreSQL."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

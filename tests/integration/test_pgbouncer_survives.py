@@ -1,7 +1,5 @@
 """What the supervisor does where PgBouncer hangs, and where log, disk or secrets let it down."""
 
-from __future__ import annotations
-
 import concurrent.futures
 import contextlib
 import os

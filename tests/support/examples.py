@@ -1,4 +1,4 @@
-"""The examples as their tools see them, with values in the place of the published parameters."""
+"""The examples as their tools see them, with values for the published parameters."""
 
 import re
 from collections.abc import Mapping
@@ -91,7 +91,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 
 def filled(template: dict[str, Any], values: Mapping[str, str]) -> dict[str, Any]:
-    """Put the parameters of a template in the place of their references."""
+    """Replace a template's references to parameters by the parameters' values."""
     parameters = template["Parameters"]
     given = {name: item["Default"] for name, item in parameters.items() if not is_published(item)}
     for name, item in parameters.items():

@@ -50,11 +50,17 @@ def name_of(file: Path) -> str:
 
 
 @cache
+def parsed(source: str) -> ast.Module:
+    """Parse a module's source, each once: several checks look at all of them."""
+    return ast.parse(source)
+
+
+@cache
 def imports(name: str, source: str) -> frozenset[tuple[str, str]]:
     """Return what a module imports, wherever in it the import stands: origins and names in them."""
     package = name.split(".") if name in PACKAGES else name.split(".")[:-1]
     found = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parsed(source)):
         if isinstance(node, ast.Import):
             found |= {(alias.name, "") for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

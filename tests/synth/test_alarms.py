@@ -1,4 +1,4 @@
-"""Alarms against what AWS documents: whether their metrics exist, and whether anybody is told."""
+"""Alarms against what AWS documents: their metrics exist, and somebody hears of them."""
 
 import json
 from collections.abc import Iterator, Mapping

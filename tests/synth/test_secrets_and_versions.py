@@ -131,7 +131,7 @@ def test_the_owner_has_a_second_way_in(combinations: dict[str, Stage], name: str
 
 @pytest.mark.parametrize("name", ["existing-rds-proxy", "instance-pgbouncer", "external"])
 def test_nobody_else_may_log_in_as_the_owner(combinations: dict[str, Stage], name: str) -> None:
-    """Of a server that exists nobody here knows the owner; with passwords there is no need."""
+    """The app does not know the owner of an existing server; with passwords it need not."""
     stage = combinations[name]
     assert "migrate" not in statements(stage, "rds-db:connect")
     assert "OWNER_BY_TOKEN" not in stage.functions()["migrate"]["Environment"]["Variables"]

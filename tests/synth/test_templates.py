@@ -346,7 +346,7 @@ def test_the_layer_understands_each_function_s_environment(local: Stage, folder:
 
 
 def resolved(variables: dict[str, Any]) -> dict[str, str]:
-    """Put a value in the place of what CloudFormation fills in at deployment."""
+    """Replace what CloudFormation fills in at deployment by a value."""
     filled = {
         "PGHOST": "db.internal",
         "PGPORT": "5432",
@@ -569,7 +569,7 @@ def admitted(stage: Stage, what: str) -> set[str]:
 
 
 def test_no_group_is_open_to_everybody(stage: Stage, combination: Stage) -> None:
-    """Whoever is let in is a group, or the VPC in front of the interface endpoints."""
+    """Rules let in groups, and the VPC to the interface endpoints."""
     for each in (stage, combination):
         for group in each.all("AWS::EC2::SecurityGroup").values():
             for rule in group["Properties"].get("SecurityGroupIngress", []):
@@ -796,7 +796,7 @@ def test_a_proxy_with_the_secret_waits_for_its_login(
 def test_a_password_is_hashed_often_where_a_proxy_logs_in_with_it(
     combinations: dict[str, Stage], name: str
 ) -> None:
-    """By both who set it. A token is no password, and PgBouncer takes one round."""
+    """Both functions that set the password do so. PgBouncer takes one round, and a token none."""
     functions = combinations[name].functions()
     told = {
         folder

@@ -60,7 +60,7 @@ def test_hashes_stay_with_their_package() -> None:
 @pytest.mark.parametrize("architecture", ["arm64", "x86_64"])
 @pytest.mark.parametrize("python", PYTHONS)
 def test_the_layer_can_be_built_for(python: str, architecture: str) -> None:
-    """Every Python on both architectures gets binaries of its own."""
+    """Every Python on both architectures gets its own binaries."""
     target = Target(python, architecture)
     folder = build_layer(target) / "python"
     tag = f"cpython-{python.replace('.', '')}-{target.machine}"

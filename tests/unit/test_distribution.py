@@ -106,7 +106,7 @@ def test_it_carries_the_licence(distribution: Distribution) -> None:
 
 
 def test_it_can_be_imported(installed: Path, tmp_path: Path) -> None:
-    """It needs nothing of the repository, and imports no extra of its own accord."""
+    """It needs nothing of the repository, and does not import an extra by itself."""
     probe = (
         "import lambda_pg, sys; print(lambda_pg.__file__);"
         "print({'pytest', 'django', 'sqlalchemy', 'boto3'} & set(sys.modules))"

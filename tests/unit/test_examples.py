@@ -42,7 +42,7 @@ def example(read: Read) -> Example:
 
 
 def test_all_examples_deploy_the_same() -> None:
-    """Whoever changes one changes the others."""
+    """A change of one needs the same change of the others."""
     sam, serverless, terraform = (reader() for reader in READERS)
     assert sam == serverless == terraform
 

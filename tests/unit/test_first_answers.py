@@ -101,7 +101,7 @@ def test_an_api_that_is_not_healthy_is_told_with_reason_and_log(
 def test_an_api_that_nobody_serves_is_told_as_well(
     cloud: tuple[LocalCloud, list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A refused connection is no traceback."""
+    """A refused connection is an error with a message, without a traceback."""
     monkeypatch.setattr(LocalCloud, "url", "http://127.0.0.1:1")
     with pytest.raises(UnhealthyError, match=r"health got no answer \(.*refused"):
         cloud[0].check_health()

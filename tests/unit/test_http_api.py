@@ -118,7 +118,7 @@ def test_an_event_leaves_out_what_is_not_there() -> None:
 
 
 def test_a_binary_body_travels_as_base64() -> None:
-    """An image is no text, and neither is JSON that is not UTF-8."""
+    """An image is not text, and JSON that is not UTF-8 is not text either."""
     for kind in ("image/png", "application/json"):
         built = event(request(headers=[("Content-Type", kind)], body=b"\xff\x00"))
         assert (built["body"], built["isBase64Encoded"]) == ("/wA=", True)

@@ -384,7 +384,7 @@ def test_an_answer_that_is_not_taken_is_sent_again(aws: Aws) -> None:
 
 
 def test_an_event_that_makes_no_sense_is_answered(aws: Aws) -> None:
-    """A mistake of ours is told, instead of a stack that hangs."""
+    """Our own mistake is reported; otherwise the stack would hang."""
     event = aws.event()
     del event["ResourceProperties"]["Seconds"]
     handle(event)

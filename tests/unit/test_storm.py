@@ -462,7 +462,7 @@ LOG = """\
 2026-11-29 10:00:02.000 UTC [11] app@app users LOG:  disconnection: session time: 0:00:00.970
 2026-11-29 10:00:03.000 UTC [14] app@app users LOG:  connection authorized: user=app database=app
 2026-11-29 10:00:04.000 UTC [8] LOG:  starting PostgreSQL 17.10 on x86_64
-"""  # noqa: E501
+"""  # noqa: E501 - lines as a log has them
 
 
 def test_a_connection_counts_from_its_login_to_its_end() -> None:

@@ -172,7 +172,7 @@ def _reading(resource: Resource, asked: Asked, row: Metric) -> Iterator[str]:
 
 
 def _own_metric(app: Deployed, resource: Resource, asked: Asked) -> Iterator[str]:
-    """Check a metric of ours against what the supervisor writes and what its task is told."""
+    """Check a metric of ours against what the supervisor writes and what its task is set to."""
     from lambda_pg_cdk.stacks.database import ROTATION_OFF
 
     if asked.name == ROTATION_OFF:
