@@ -77,7 +77,7 @@ def sam(values: Mapping[str, str] = VALUES) -> Example:
     )
 
 
-class WithReferences(yaml.SafeLoader):
+class WithReferences(yaml.SafeLoader):  # type: ignore[misc]  # it has no types
     """Read YAML with the one short form of CloudFormation that the examples use."""
 
 

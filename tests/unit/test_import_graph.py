@@ -1,5 +1,6 @@
 """Which module imports which: no circle between files, and no room imports a room above it."""
 
+import ast
 import subprocess
 import sys
 from collections import defaultdict
@@ -8,7 +9,7 @@ from collections.abc import Mapping
 import pytest
 
 from lambda_pg_cdk import PROJECT
-from tests.support.modules import ROOMS, SOURCES, arrows_up, circle, graph, imports
+from tests.support.modules import ROOMS, SOURCES, arrows_up, circle, graph, imports, parsed
 
 
 def test_no_circle() -> None:
@@ -65,6 +66,7 @@ def test_an_arrow_up_is_found(module: str, other: str) -> None:
         "tools.tunnel",
         "tools.preflight",
         "tools.image",
+        "tools.synth",
     ],
 )
 def test_a_stage_needs_no_cdk(module: str) -> None:
@@ -109,3 +111,41 @@ def test_a_test_that_imports_another_is_found() -> None:
     assert imported_tests({**SOURCES, module: f"{SOURCES[module]}\n{line}\n"}) == [
         f"{module} imports tests.unit.test_budget"
     ]
+
+
+CDK = ("aws_cdk", "benchmarks.app", "cdk_nag", "constructs", "examples.cdk", "lambda_pg_cdk.stacks")
+"""What starts the CDK when it is imported."""
+
+
+def starting_the_cdk(sources: Mapping[str, str]) -> list[str]:
+    """List the modules of tests that start the CDK when they are imported."""
+    return [
+        name
+        for name, source in sorted(sources.items())
+        if name.startswith("tests.")
+        for node in parsed(source).body
+        for origin in _origins(node)
+        if f"{origin}.".startswith(tuple(f"{each}." for each in CDK))
+    ]
+
+
+def _origins(node: ast.stmt) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+
+
+def test_no_test_starts_the_cdk_at_collection() -> None:
+    """Every process of a test run imports every test, and would start the CDK for seconds."""
+    assert starting_the_cdk(SOURCES) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["from aws_cdk import App", "import aws_cdk", "from lambda_pg_cdk.stacks.app import build"],
+)
+def test_a_test_that_starts_the_cdk_is_found(line: str) -> None:
+    """One such import is reported by the module's name."""
+    module = "tests.unit.test_pulse"
+    found = starting_the_cdk({module: f"{SOURCES[module]}\n{line}\n"})
+    assert found == [module]
