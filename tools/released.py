@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lambda_pg_cdk import PROJECT
-from lambda_pg_cdk.tools.synth import BASE, COMBINATIONS, new_app
+from lambda_pg_cdk.tools.synth import BASE, COMBINATIONS, new_stage
 
 FOLDER = PROJECT / "tests" / "synth" / "released"
 APPS = ("prod", "aurora-pgbouncer", "instance-rds-proxy-with-secret")
@@ -115,7 +115,7 @@ def write(release: str) -> None:
     for app in APPS:
         stage, override = (BASE, COMBINATIONS[app]) if app in COMBINATIONS else (app, None)
         with tempfile.TemporaryDirectory() as folder:
-            assembly = new_app(stage, Path(folder), override).synth()
+            assembly = new_stage(stage, Path(folder), override).synth()
             prefix = f"LambdaPg-{stage}-"
             templates = {
                 stack.stack_name.removeprefix(prefix): stack.template for stack in assembly.stacks

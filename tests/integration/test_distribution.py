@@ -247,8 +247,8 @@ def test_every_module_finds_what_it_reads_and_needs(shell: Run, project: Path) -
 
 SYNTH = """
 from pathlib import Path
-from lambda_pg_cdk.tools.synth import new_app
-new_app("dev", Path("cdk.out")).synth()
+from lambda_pg_cdk.tools.synth import new_stage
+new_stage("dev", Path("cdk.out")).synth()
 """
 
 

@@ -7,10 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aws_cdk import Duration
-from aws_cdk import aws_apigatewayv2_integrations as integrations
-from aws_cdk import aws_ecr as ecr
-from aws_cdk import aws_lambda as lambda_
 
 import lambda_pg_cdk
 from lambda_pg_cdk import PROJECT, Cap
@@ -29,6 +25,11 @@ SETTINGS = {
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> OwnApp:
     """Give an app that uses every verb, after its synthesis: each takes seconds."""
+    from aws_cdk import Duration
+    from aws_cdk import aws_apigatewayv2_integrations as integrations
+    from aws_cdk import aws_ecr as ecr
+    from aws_cdk import aws_lambda as lambda_
+
     own = OwnApp(tmp_path_factory.mktemp("own"), SETTINGS)
     stage, folder = own.stage, own.folder
     (folder / "index.mjs").write_text("export const handler = async () => ({})\n")
