@@ -95,6 +95,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Theirs:
 def theirs(project: Theirs) -> Iterator[Theirs]:
     """Give the app with an empty stack `Orders`, and with the project's own functions attached."""
     project.forget()
+    project.stage.check()
     project.new_stack()
     yield project
     project.forget()
