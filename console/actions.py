@@ -108,7 +108,7 @@ class Actions:
     ) -> None:
         try:
             await work(activity)
-        except Exception as error:  # noqa: BLE001  # the page shows it
+        except Exception as error:  # noqa: BLE001 - the page shows it
             activity.state = "failed"
             activity.detail = f"{type(error).__name__}: {error}"[:_SHOWN]
         else:

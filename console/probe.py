@@ -64,7 +64,7 @@ class Probe(Generic[T]):
     def _read(self) -> None:
         try:
             value = self._reader.read()
-        except Exception as error:  # noqa: BLE001  # servers stop and start: retried
+        except Exception as error:  # noqa: BLE001 - servers stop and start: retried
             self._latest = None
             self._note(f"{type(error).__name__}: {error}")
             return

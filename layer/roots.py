@@ -50,9 +50,10 @@ def bundle_url(region: str) -> str:
 
 
 def take(region: str, fetch: Fetch, folder: Path = CERTIFICATES) -> list[str]:
-    """Add a region's roots and return their names; raise `RootsError`, with nothing changed.
+    """Add a region's roots and return their names.
 
-    `fetch` returns the text at a URL, or raises OSError.
+    `fetch` returns the text at a URL. Raises `RootsError`, and changes nothing then; an OSError of
+    `fetch` is its cause.
     """
     if not REGION.fullmatch(region):
         raise RootsError(f"{region!r} is not a region: give one like il-central-1")

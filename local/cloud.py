@@ -72,8 +72,8 @@ class UnhealthyError(CloudError):
 class LocalCloud:
     """One local cloud in a state folder; a context manager that starts and stops it.
 
-    More than 20 methods: it is the one interface for tests, benchmarks and the console, and nearly
-    every method is one request to the control endpoint. They share nothing but the folder.
+    Large because it is the one interface for tests, benchmarks and the console. Nearly every method
+    is one request to the control endpoint, and they share only the folder.
 
     `options.app` deploys another copy of the project, `options.override` is merged into the
     settings of the stage `local`.
@@ -131,8 +131,8 @@ class LocalCloud:
             raise
 
     def _follow(self) -> None:
-        assert self._guardian is not None  # noqa: S101  # just started
-        assert self._guardian.stdout is not None  # noqa: S101  # it is a pipe
+        assert self._guardian is not None  # noqa: S101 - just started
+        assert self._guardian.stdout is not None  # noqa: S101 - it is a pipe
         for message in _messages(self._guardian.stdout):
             self._report(message)
             if message.get("ready"):
@@ -174,7 +174,7 @@ class LocalCloud:
 
     @property
     def state(self) -> State:
-        """Where everything is; raises `NotRunningError`."""
+        """Where everything is. Raises `NotRunningError`."""
         return State.load(self.folder)
 
     @property
@@ -271,8 +271,8 @@ class LocalCloud:
 
     def client(self, service: str) -> Any:
         """Return a boto3 client of a service of the control plane."""
-        import boto3  # noqa: PLC0415  # 0.1 s that `status` and `token` do not need
-        from botocore.config import Config  # noqa: PLC0415
+        import boto3  # noqa: PLC0415 - not for `status` and `token`
+        from botocore.config import Config  # noqa: PLC0415 - not for `status` and `token`
 
         state = self.state
         endpoint, region, keys = state.aws_endpoint_url, state.region, client_keys(state.key)

@@ -58,13 +58,13 @@ def migrate(
     """Migrate over a direct connection in autocommit, which is closed at the end.
 
     `owner.check` is called where the owner's login may have changed. This connection can still undo
-    the change then: where the check fails, it does, and raises `MigrationError`.
+    the change then, and does if the check fails.
 
     The lock lasts as long as the connection; for another one's this waits `patience` seconds. The
     login is read after that, and after a rotation's last step, for which it waits as long: a
-    password that was right before may have been rotated since. Raise `MigrationError` when the
-    server has fewer connections than the budget was made for (`connections.server`), when somebody
-    else keeps the lock, and when a revision fails.
+    password that was right before may have been rotated since. Raises `MigrationError` when the
+    server has fewer connections than the budget was made for (`connections.server`), when another
+    migration keeps the lock, when `owner.check` fails, and when a revision fails.
     """
     try:
         if connections.server is not None:

@@ -1,7 +1,5 @@
 """What the supervisor's one thread does next: events, and duties that are due at a time."""
 
-from __future__ import annotations
-
 import math
 import queue
 import signal

@@ -1,7 +1,5 @@
 """When a certificate ends: the few bytes of X.509 that say so, as Python's ssl does not."""
 
-from __future__ import annotations
-
 import re
 import ssl
 from datetime import UTC, datetime

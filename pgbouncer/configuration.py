@@ -1,7 +1,5 @@
 """PgBouncer's configuration files, as text. Nothing here reads or writes anything."""
 
-from __future__ import annotations
-
 import math
 import re
 import socket

@@ -1,7 +1,5 @@
 """PgBouncer's files on disk: private, always complete, and owned by PgBouncer's account."""
 
-from __future__ import annotations
-
 import pwd
 import secrets
 import ssl

@@ -3,8 +3,6 @@
 They reach CloudWatch with the container's log: no call, no permission, no agent.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import threading

@@ -4,8 +4,6 @@ Without this, a log driver that hangs would stop everything: the pipe to it fill
 PgBouncer, which waits in `write` and serves no client.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

@@ -5,8 +5,6 @@ PgBouncer writes its `peer_id` into the keys that it hands out, and passes a req
 one's number on to that peer (docs/decisions/0010).
 """
 
-from __future__ import annotations
-
 import json
 import os
 import threading

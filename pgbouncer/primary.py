@@ -6,8 +6,6 @@ supervisor resolves the name and looks at the server connections. A server does 
 while it runs: it is asked only when there are new connections (docs/decisions/0030).
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import math

@@ -1,7 +1,5 @@
 """PgBouncer's process: started, signalled, collected; its log is copied."""
 
-from __future__ import annotations
-
 import re
 import signal
 import socket

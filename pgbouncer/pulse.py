@@ -6,8 +6,6 @@ for it, and one that hangs does neither (docs/decisions/0019). Only the console 
 database: a failover must not end a pooler.
 """
 
-from __future__ import annotations
-
 import contextlib
 import threading
 import time

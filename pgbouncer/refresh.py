@@ -1,7 +1,5 @@
 """Reads the secrets in a thread: a silent service must not hide that PgBouncer has ended."""
 
-from __future__ import annotations
-
 import logging
 import math
 import threading

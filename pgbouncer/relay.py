@@ -5,8 +5,6 @@ and goes back to a request that came meanwhile only when yet another one comes: 
 it lost half. A unix socket is connected at once, so none of them waits (docs/decisions/0010).
 """
 
-from __future__ import annotations
-
 import logging
 import socket
 import socketserver

@@ -1,7 +1,5 @@
 """The last good users and certificate that the supervisor has read from Secrets Manager."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -65,8 +63,8 @@ class SecretStore:
     ) -> None:
         """Keep the names; nothing is read yet.
 
-        `read(arn, stage)` answers as GetSecretValue does; `check` raises SecretUnusableError for
-        a certificate that PgBouncer could not use, and OSError where it cannot find that out.
+        `read(arn, stage)` answers as GetSecretValue does. `check` looks at a certificate. Raises
+        SecretUnusableError if PgBouncer could not use it, and OSError if that is not known.
         """
         self._user_arns = user_arns
         self._certificate_arn = certificate_arn

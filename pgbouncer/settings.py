@@ -42,7 +42,10 @@ class MetricsSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the environment variables say; times are in seconds. Long: one attribute a variable."""
+    """What the environment variables say; times are in seconds.
+
+    Large because it has one attribute for each variable.
+    """
 
     listen_addr: str
     listen_port: int

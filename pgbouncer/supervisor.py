@@ -1,7 +1,5 @@
 """Process 1 of the pooler: starts PgBouncer, keeps its files fresh, ends it in order."""
 
-from __future__ import annotations
-
 import logging
 import math
 import resource

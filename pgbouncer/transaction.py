@@ -6,8 +6,6 @@ transaction is open, PgBouncer keeps running and rejects each such statement wit
 start has several at once, so that there are server connections before there are clients.
 """
 
-from __future__ import annotations
-
 import contextlib
 from pathlib import Path
 

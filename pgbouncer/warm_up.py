@@ -6,8 +6,6 @@ many seconds, and statements that wait for them are rejected. The health check s
 this; it does not depend on whether the database is up.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -131,7 +131,10 @@ class Existing:
 
 @dataclass(frozen=True, kw_only=True)
 class Database:
-    """PostgreSQL on RDS, on Aurora, or one that exists already. Long: one attribute a setting."""
+    """PostgreSQL on RDS, on Aurora, or one that exists already.
+
+    Large because it has one attribute for each setting.
+    """
 
     kind: str = setting(
         "instance",
@@ -227,7 +230,10 @@ class Database:
 
 @dataclass(frozen=True, kw_only=True)
 class PgBouncer:
-    """PgBouncer on ECS Fargate, behind a load balancer. Long: one attribute a setting."""
+    """PgBouncer on ECS Fargate, behind a load balancer.
+
+    Large because it has one attribute for each setting.
+    """
 
     tasks: int = setting(2, "tasks that always run; each uses one core", minimum=1, maximum=8)
     max_tasks: int = setting(4, "tasks up to which the service scales", minimum=1, maximum=8)
@@ -443,7 +449,10 @@ class Observability:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """All settings of one stage. Long: one attribute a setting or a group of them."""
+    """All settings of one stage.
+
+    Large because it has one attribute for each setting and each group of settings.
+    """
 
     stage: str
     app: str = setting(

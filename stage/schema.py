@@ -5,6 +5,7 @@ mapping and `describe` lists its settings. Nothing here knows what the settings 
 """
 
 import dataclasses
+import functools
 import re
 import types
 import typing
@@ -107,13 +108,18 @@ def read(
 
 def describe(kind: type, path: str = "") -> Iterator[tuple[str, Rule, object]]:
     """Yield each setting's dotted name, its rule and its default, in order of declaration."""
-    hints = typing.get_type_hints(kind)
+    hints = _hints_of(kind)
     for field in _settings_of(kind):
         name = _join(path, field.name)
         if dataclasses.is_dataclass(hints[field.name]):
             yield from describe(hints[field.name], name)
         else:
             yield name, field.metadata["rule"], field.default
+
+
+@functools.cache
+def _hints_of(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 def _settings_of(kind: type) -> list["dataclasses.Field[Any]"]:
@@ -137,7 +143,7 @@ def _read_field(
     path: str,
 ) -> object:
     name, rule = _join(path, field.name), field.metadata["rule"]
-    hint = typing.get_type_hints(kind)[field.name]
+    hint = _hints_of(kind)[field.name]
     if dataclasses.is_dataclass(hint):
         return read(typing.cast("type[object]", hint), block.get(field.name, {}), problems, name)
     if field.name not in block:

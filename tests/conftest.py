@@ -15,6 +15,9 @@ settings.load_profile("patient")
 # constructs: 28 s, which a deadline does not wait for.
 freezegun.configure(extend_ignore_list=["aws_cdk"])
 
+SYNTHESIS = "synthesis"
+"""The tests of the templates: one process starts the CDK, which takes seconds, and keeps it."""
+
 END_TO_END = ("one cloud", "several clouds")
 SEVERAL_CLOUDS = (
     "test_down.py",
@@ -63,15 +66,19 @@ LONGEST = (
 def group_of(file: str) -> str:
     """Name the group of a test file, by its path: tests of one group run in one process."""
     folder, _, name = file.rpartition("/")
-    return END_TO_END[name in SEVERAL_CLOUDS] if folder.endswith("tests/e2e") else file
+    if folder.endswith("tests/e2e"):
+        return END_TO_END[name in SEVERAL_CLOUDS]
+    return SYNTHESIS if folder.endswith("tests/synth") else file
 
 
 def place_of(item: pytest.Item) -> int:
-    """Tell when a test comes: end-to-end tests, then the longest files, then the others."""
+    """Tell when a test comes: end-to-end tests, then templates, the longest files, the others."""
     folder, name = item.path.parts[-2:]
     file = f"{folder}/{name}"
     if folder == "e2e":
         return LAST_IN_A_CLOUD.index(file) - len(LAST_IN_A_CLOUD) if file in LAST_IN_A_CLOUD else -9
+    if folder == "synth":
+        return -1
     return LONGEST.index(file) if file in LONGEST else len(LONGEST)
 
 

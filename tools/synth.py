@@ -1,7 +1,10 @@
 """Synthesise every stage, and every combination of database and pooler.
 
-One process does it all, since most of the time of a single `cdk synth` is its start.
+One process does it all, since most of the time of a single `cdk synth` is its start. What only
+needs the list of combinations imports this module without that start.
 """
+
+from __future__ import annotations
 
 import hashlib
 import subprocess
@@ -9,14 +12,14 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-from aws_cdk import App
+from typing import TYPE_CHECKING, Any
 
 from lambda_pg_cdk import PROJECT
-from lambda_pg_cdk.stacks.app import Stage
 from lambda_pg_cdk.stage.loading import CDK_JSON, read_context
 from lambda_pg_cdk.tools.context import context_of
+
+if TYPE_CHECKING:
+    from lambda_pg_cdk import Stage
 
 OUTPUT = PROJECT / "build" / "cdk.out"
 LINT_RULES = Path(__file__).with_name("cfnlint.yaml")
@@ -93,6 +96,10 @@ def stages() -> tuple[str, ...]:
 
 def new_stage(stage: str, folder: Path, override: Mapping[str, Any] | None = None) -> Stage:
     """Make a stage of this project as app.py does, for templates in a folder."""
+    from aws_cdk import App  # noqa: PLC0415 - the CDK starts in seconds
+
+    from lambda_pg_cdk import Stage  # noqa: PLC0415 - the CDK starts in seconds
+
     return Stage(App(outdir=str(folder), context=context_of(stage, override)))
 
 

@@ -174,7 +174,7 @@ def crash(servers: Servers, kind: Kind) -> None:
         backends = [pid for (pid,) in found]
     if not backends:
         raise RuntimeError(f"no backend to kill: {USER} has no connection")
-    os.kill(random.choice(backends), signal.SIGKILL)  # noqa: S311  # any will do
+    os.kill(random.choice(backends), signal.SIGKILL)  # noqa: S311 - any will do
 
 
 def row(

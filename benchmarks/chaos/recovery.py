@@ -124,8 +124,8 @@ class Balancer:
 
     def register(self, *addresses: str) -> None:
         """Send new connections to these addresses; reject them if there are none."""
-        assert self._process.stdin is not None  # noqa: S101  # both are pipes
-        assert self._process.stdout is not None  # noqa: S101
+        assert self._process.stdin is not None  # noqa: S101 - both are pipes
+        assert self._process.stdout is not None  # noqa: S101 - both are pipes
         self._process.stdin.write(json.dumps({"registered": addresses}).encode() + b"\n")
         self._process.stdin.flush()
         self._process.stdout.readline()

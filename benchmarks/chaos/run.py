@@ -363,7 +363,7 @@ def _rounded(value: Any) -> Any:
 def draw(seed: int, count: int) -> list[Fault]:
     """Draw short faults, each at most once."""
     short = [fault for fault in FAULTS if fault.seconds < LONGEST_DRAWN]
-    return random.Random(seed).sample(short, count)  # noqa: S311  # it draws faults
+    return random.Random(seed).sample(short, count)  # noqa: S311 - it draws faults
 
 
 @dataclass(frozen=True)

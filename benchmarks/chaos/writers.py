@@ -44,7 +44,7 @@ class Writer(threading.Thread):
             while not self._stop_writing.is_set():
                 self.last += 1
                 self._write(self.last)
-        except Exception as error:  # noqa: BLE001  # the main thread raises it
+        except Exception as error:  # noqa: BLE001 - the main thread raises it
             self.failure = error
         self._db.close()
 

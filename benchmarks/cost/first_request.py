@@ -108,8 +108,8 @@ def template(handler: str, environment: Mapping[str, str]) -> Iterator[Template]
             cwd=ROOT,
         ) as process,
     ):
-        assert process.stdin is not None  # noqa: S101  # it was started with pipes
-        assert process.stdout is not None  # noqa: S101
+        assert process.stdin is not None  # noqa: S101 - it was started with pipes
+        assert process.stdout is not None  # noqa: S101 - it was started with pipes
         yield Template(process, process.stdin, process.stdout)
         process.stdin.close()
 

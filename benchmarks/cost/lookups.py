@@ -93,9 +93,9 @@ def traced(stack: ExitStack) -> Database[Any]:
 
     OpenTelemetry is loaded only here, so tracing is off for the other variants.
     """
-    from opentelemetry import trace  # noqa: PLC0415
-    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
-    from opentelemetry.sdk.trace.export import (  # noqa: PLC0415
+    from opentelemetry import trace  # noqa: PLC0415 - loaded only here
+    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415 - loaded only here
+    from opentelemetry.sdk.trace.export import (  # noqa: PLC0415 - loaded only here
         SimpleSpanProcessor,
         SpanExporter,
         SpanExportResult,

@@ -25,8 +25,8 @@ def accounting() -> ModuleType:
     """Load this version's accounting: that of an older checkout counts in ticks of 10 ms."""
     name = "accounting"
     spec = spec_from_file_location(name, Path(__file__).parents[1] / "storm" / f"{name}.py")
-    assert spec is not None  # noqa: S101  # the file is there
-    assert spec.loader is not None  # noqa: S101
+    assert spec is not None  # noqa: S101 - the file is there
+    assert spec.loader is not None  # noqa: S101 - the file is there
     module = sys.modules[name] = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

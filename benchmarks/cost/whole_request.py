@@ -92,7 +92,7 @@ def cloud(folder: Path, name: str, environments: int) -> Iterator["subprocess.Po
             env={**os.environ, "PYTHONPATH": str(folder)},
         ) as process,
     ):
-        assert process.stdin is not None  # noqa: S101  # it was started with pipes
+        assert process.stdin is not None  # noqa: S101 - it was started with pipes
         answer(process)
         yield process
         process.stdin.close()
@@ -100,7 +100,7 @@ def cloud(folder: Path, name: str, environments: int) -> Iterator["subprocess.Po
 
 def answer(process: "subprocess.Popen[str]") -> str:
     """Read one line."""
-    assert process.stdout is not None  # noqa: S101  # it was started with a pipe
+    assert process.stdout is not None  # noqa: S101 - it was started with a pipe
     line = process.stdout.readline()
     if not line:
         raise SystemExit("a cloud ended; its output is above")
@@ -121,7 +121,7 @@ def measure(turns: int, environments: int) -> dict[str, dict[str, list[float]]]:
         }
         for number in range(turns + 1):
             for name, process in clouds.items():
-                assert process.stdin is not None  # noqa: S101  # it was started with pipes
+                assert process.stdin is not None  # noqa: S101 - it was started with pipes
                 print(file=process.stdin, flush=True)
                 found = json.loads(answer(process))
                 parts = ", ".join(f"{part} {found[part]:.1f} ms" for part in GOALS)

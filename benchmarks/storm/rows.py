@@ -37,7 +37,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Result(Summary):
-    """The result of one row, flat as in the JSON files, therefore so many fields.
+    """The result of one row. Large because it is flat, as in the JSON files.
 
     `cpu` is in seconds. `answered`: the API's count of answers by status. `others`: the share of
     all processors that other programs used (0 to 1), in `seconds`. A row that was measured several

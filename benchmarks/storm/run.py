@@ -83,11 +83,12 @@ def plan(environments: int, cold: int) -> list[Row]:
     ]
 
 
-# The controls come first: the first large fleets of a cloud cost more, because their forks map
-# memory that later ones use again.
 BASELINE: Final = Row("baseline", "baseline", 500, path="/baseline/users")
 OURS: Final = Row("lambda-pg", "lambda_pg", 500, again=True)
 CONTROLS: Final = [BASELINE, Row("cached-direct", "cached_direct", 500)]
+"""They come first: the first large fleets of a cloud cost more, because their forks map memory that
+later ones use again."""
+
 COMPARED: Final = [
     Row("connect-through-pooler", "connect_through_pooler", 500, again=True),
     Row("psycopg_pool", "psycopg_pool", 500, again=True),

@@ -28,7 +28,7 @@ class Cloud:
         return self._post(path, event)
 
     def _post(self, path: str, body: Any) -> dict[str, Any]:
-        request = urllib.request.Request(  # noqa: S310  # the address is the daemon's
+        request = urllib.request.Request(  # noqa: S310 - the address is the daemon's
             self._url + path,
             data=json.dumps(body).encode(),
             headers={"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"},

@@ -19,16 +19,16 @@ def named(
     Ref is the property `name` of the template, if it is set, or a made-up id.
     """
 
-    def create(logical_id: str, props: Properties, stack_name: str) -> Made:  # noqa: ARG001
+    def create(logical_id: str, props: Properties, stack_name: str) -> Made:  # noqa: ARG001 - MiniStack passes it
         given = props.get(name) if name else None
         physical_id = str(given or f"{prefix}-{uuid.uuid4().hex[:17]}")
         return physical_id, attributes(physical_id)
 
     def update(
         physical_id: str,
-        old: Properties,  # noqa: ARG001
+        old: Properties,  # noqa: ARG001 - MiniStack passes it
         new: Properties,
-        stack_name: str,  # noqa: ARG001
+        stack_name: str,  # noqa: ARG001 - MiniStack passes it
     ) -> Made:
         given = str((new.get(name) if name else None) or physical_id)
         return given, attributes(given)

@@ -182,18 +182,18 @@ def _schedules(rotations: _Rotations) -> Handlers:
                 raise ValueError(f"AWS::SecretsManager::RotationSchedule: {body!r}")
         return arn, {"Id": arn}
 
-    def create(logical_id: str, props: Properties, stack_name: str) -> Made:  # noqa: ARG001
+    def create(logical_id: str, props: Properties, stack_name: str) -> Made:  # noqa: ARG001 - MiniStack passes it
         return schedule(props)
 
     def update(
-        physical_id: str,  # noqa: ARG001
-        old: Properties,  # noqa: ARG001
+        physical_id: str,  # noqa: ARG001 - MiniStack passes it
+        old: Properties,  # noqa: ARG001 - MiniStack passes it
         new: Properties,
-        stack_name: str,  # noqa: ARG001
+        stack_name: str,  # noqa: ARG001 - MiniStack passes it
     ) -> Made:
         return schedule(new)
 
-    def delete(physical_id: str, props: Properties) -> None:  # noqa: ARG001
+    def delete(physical_id: str, props: Properties) -> None:  # noqa: ARG001 - MiniStack passes it
         rotations.cancel(physical_id)
 
     return {"create": create, "update": update, "delete": delete}

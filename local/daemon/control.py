@@ -99,7 +99,10 @@ async def explain(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 class Control:
-    """The handlers, one for each route. Each calls the part that it is about."""
+    """The handlers, one for each route. Each calls the part that it is about.
+
+    Large because the local cloud has so many routes, and each handler needs its parts.
+    """
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts

@@ -44,7 +44,7 @@ class Follower:
                 if settled:
                     known = await self._next_change(known)
                 settled = not self._deployments.busy and await self._reconciler.follow()
-            except Exception as error:  # noqa: BLE001  # retried in a second
+            except Exception as error:  # noqa: BLE001 - retried in a second
                 settled = False
                 print(f"reconcile: {error!r}", file=sys.stderr, flush=True)
 

@@ -76,8 +76,8 @@ class Cdk:
         await asyncio.to_thread(self._bootstrap)
 
     def _bootstrap(self) -> None:
-        import boto3  # noqa: PLC0415  # 0.1 s that `status` and `token` do not need
-        from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
+        import boto3  # noqa: PLC0415 - 0.1 s that `status` and `token` do not need
+        from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415 - as boto3
 
         client = boto3.client(
             "cloudformation",

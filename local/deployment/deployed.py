@@ -16,7 +16,7 @@ Start = Literal["cold", "restored"]
 class Function:
     """One deployed function: its unpacked code and layers, and its configuration.
 
-    More than 12 attributes: they are fields of Lambda's configuration.
+    Large because Lambda's configuration has these fields.
     """
 
     name: str

@@ -31,6 +31,9 @@ class Account:
 
     The name of a function means the version that its alias points to, or the newest code without
     an alias. Each other version that is called has a separate fleet, `name:version`.
+
+    Large because the account's limits hold for all fleets together: what starts, ends or replaces
+    environments of one looks at the others.
     """
 
     def __init__(

@@ -33,8 +33,8 @@ _CONNECT_SECONDS = 0.9
 
 def run_cold(handler: str) -> None:
     """Serve invocations with awslambdaric, as AWS's bootstrap does."""
-    from awslambdaric import lambda_runtime_client  # noqa: PLC0415  # a template must not load it
-    from awslambdaric.__main__ import main  # noqa: PLC0415
+    from awslambdaric import lambda_runtime_client  # noqa: PLC0415 - not for templates
+    from awslambdaric.__main__ import main  # noqa: PLC0415 - not for templates
 
     connect_patiently(lambda_runtime_client.runtime_client)
     take_address_with_path(lambda_runtime_client.BaseLambdaRuntimeClient)
@@ -92,7 +92,7 @@ class SnapshotClient:
     """
 
     def __init__(self, answers: int) -> None:
-        from awslambdaric.lambda_runtime_marshaller import LambdaMarshaller  # noqa: PLC0415
+        from awslambdaric.lambda_runtime_marshaller import LambdaMarshaller  # noqa: PLC0415 - not for templates
 
         self.marshaller = LambdaMarshaller()
         self._client: Any = None
@@ -151,9 +151,9 @@ class SnapshotClient:
 def _connectable_client() -> Any:
     """Load the native part of awslambdaric, which `run_template` kept out; make its client."""
     del sys.modules["runtime_client"]
-    import runtime_client  # type: ignore[import-not-found]  # noqa: PLC0415  # awslambdaric's C extension
-    from awslambdaric import lambda_runtime_client  # noqa: PLC0415
-    from awslambdaric.lambda_config import LambdaConfigProvider  # noqa: PLC0415
+    import runtime_client  # type: ignore[import-not-found]  # noqa: PLC0415 - awslambdaric's C extension
+    from awslambdaric import lambda_runtime_client  # noqa: PLC0415 - not for templates
+    from awslambdaric.lambda_config import LambdaConfigProvider  # noqa: PLC0415 - not for templates
 
     runtime_client.initialize_client(lambda_runtime_client._user_agent())
     connect_patiently(runtime_client)
@@ -197,7 +197,7 @@ def run_template(handler: str) -> None:
     """
     # The native part reads its address when it is loaded: it is loaded after the fork.
     sys.modules["runtime_client"] = None  # type: ignore[assignment]
-    from awslambdaric import bootstrap  # noqa: PLC0415
+    from awslambdaric import bootstrap  # noqa: PLC0415 - not for templates
 
     answers = os.dup(1)
     os.dup2(2, 1)

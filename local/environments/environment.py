@@ -135,8 +135,8 @@ class Environment:
 
     def _deliver(self) -> None:
         deliver, invocation = self._waiting, self._invocation
-        assert deliver is not None  # noqa: S101  # the callers look
-        assert invocation is not None  # noqa: S101
+        assert deliver is not None  # noqa: S101 - the callers look
+        assert invocation is not None  # noqa: S101 - the callers look
         self._waiting = None
         invocation.deadline = time.time() + invocation.timeout
         loop = asyncio.get_running_loop()

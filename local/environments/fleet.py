@@ -48,8 +48,10 @@ class CodeError(RuntimeError):
 class Fleet:
     """All environments that run one version of one function.
 
-    `admit` is called before a request starts one, with the way it starts; it raises
-    `ThrottledError`. `start` is that way.
+    `start` is the way an environment starts. `admit` is called with it before a request starts one,
+    and may refuse that by `ThrottledError`.
+
+    Large because an environment changes between starting, idle, busy and ended here only.
     """
 
     def __init__(
@@ -151,7 +153,7 @@ class Fleet:
                 self.start = "cold"
                 self._launcher.write_log(f"starts cold from now on: {error}")
             environment.give_up(error)
-        except Exception as error:  # noqa: BLE001  # the caller gets it
+        except Exception as error:  # noqa: BLE001 - the caller gets it
             environment.give_up(error)
         # Not by the task's callback: two that end in one turn of the loop would see each other.
         self._starting.discard(cast("asyncio.Task[None]", asyncio.current_task()))

@@ -240,7 +240,7 @@ class _Template:
         """
         if self.over:
             raise TemplateLostError("the template process has ended")
-        assert self._process.stdin is not None  # noqa: S101  # it was started with a pipe
+        assert self._process.stdin is not None  # noqa: S101 - it was started with a pipe
         order: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._orders.append(order)
         self._process.stdin.write(json.dumps({"variables": variables}).encode() + b"\n")
@@ -248,7 +248,7 @@ class _Template:
 
     def reap(self, pid: int) -> None:
         """Have the template process collect an environment that has ended."""
-        assert self._process.stdin is not None  # noqa: S101  # it was started with a pipe
+        assert self._process.stdin is not None  # noqa: S101 - it was started with a pipe
         if not self.over and not self._process.stdin.is_closing():
             self._process.stdin.write(json.dumps({"ended": pid}).encode() + b"\n")
 
@@ -277,7 +277,7 @@ class _Template:
             self.reap(pid)
 
     async def _answer(self) -> dict[str, object]:
-        assert self._process.stdout is not None  # noqa: S101  # it was started with a pipe
+        assert self._process.stdout is not None  # noqa: S101 - it was started with a pipe
         line = await self._process.stdout.readline()
         if not line:
             return {"error": "the template process has ended; the function's log has the reason"}
@@ -286,7 +286,7 @@ class _Template:
 
     async def close(self) -> None:
         """Let it finish its orders, and end it."""
-        assert self._process.stdin is not None  # noqa: S101  # it was started with a pipe
+        assert self._process.stdin is not None  # noqa: S101 - it was started with a pipe
         self._process.stdin.close()
         try:
             await asyncio.wait_for(self._process.wait(), _CLOSE_SECONDS)

@@ -29,7 +29,7 @@ class EnvironmentProcess:
 
     def follow(self, on_end: Callable[[], None]) -> None:
         """Call `on_end` when it ends, if this system can tell; raise ProcessLookupError."""
-        assert self.pid is not None  # noqa: S101  # it is attached
+        assert self.pid is not None  # noqa: S101 - it is attached
         try:
             self._pidfd = os.pidfd_open(self.pid)
         except ProcessLookupError:

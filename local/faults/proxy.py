@@ -34,9 +34,10 @@ HELD_LIMIT: Final = 256 * 1024
 """Bytes held back in one direction before its sender has to wait."""
 ANSWER_SECONDS: Final = 10.0
 
-# From <asm-generic/socket.h>: Python's socket module has no names for them.
 SO_ATTACH_FILTER: Final = 26
 SO_DETACH_FILTER: Final = 27
+"""From <asm-generic/socket.h>: Python's socket module has no names for them."""
+
 DROP_EVERYTHING: Final = struct.pack("HBBI", 0x06, 0, 0, 0)  # BPF_RET | BPF_K: keep 0 bytes
 RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
@@ -44,7 +45,7 @@ RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 class FaultProxy:
     """Listen on an address of this machine for one server, in a separate thread.
 
-    More than 20 methods: each fault is one, and all of them act on the same set of links.
+    Large because each fault is a method, and all of them act on the same set of links.
     """
 
     _loop: asyncio.AbstractEventLoop

@@ -37,7 +37,7 @@ class Issuer:
         key = serialization.load_pem_private_key(
             path.read_bytes(), password=None, unsafe_skip_rsa_key_validation=True
         )
-        assert isinstance(key, rsa.RSAPrivateKey)  # noqa: S101  # it is what `create` makes
+        assert isinstance(key, rsa.RSAPrivateKey)  # noqa: S101 - it is what `create` makes
         return cls(url, key)
 
     def save(self, path: Path) -> None:

@@ -5,8 +5,6 @@ signatures as usual, and does not change the machine's packages. It uses the mac
 the name of another release.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess

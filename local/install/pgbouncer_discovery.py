@@ -1,7 +1,5 @@
 """Find a PgBouncer without known faults: an installed one, or Debian's in a cached folder."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

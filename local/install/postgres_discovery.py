@@ -1,7 +1,5 @@
 """Find the programs of a PostgreSQL server: installed ones, or those of npm packages."""
 
-from __future__ import annotations
-
 import json
 import os
 import platform

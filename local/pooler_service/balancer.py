@@ -212,7 +212,7 @@ class Flow:
 
     def _dialled(self, _events: int) -> None:
         dialling = self._dialling
-        assert dialling is not None  # noqa: S101  # it is watched as long as it is there
+        assert dialling is not None  # noqa: S101 - it is watched as long as it is there
         self.balancer.selector.unregister(dialling)
         if dialling.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             self._fail()
@@ -228,7 +228,7 @@ class Flow:
             self.dial()
 
     def _fail(self) -> None:
-        assert self._dialling is not None  # noqa: S101  # the callers have just looked
+        assert self._dialling is not None  # noqa: S101 - the callers have just looked
         self._dialling.close()
         self._dialling = None
         self.balancer.targets.end(self._address)

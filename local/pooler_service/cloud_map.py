@@ -39,5 +39,5 @@ class CloudMap:
     def _do(self, operation: str, registry: str, task: str, **more: Any) -> None:
         try:
             getattr(self._client, operation)(ServiceId=registry, InstanceId=task, **more)
-        except Exception as error:  # noqa: BLE001  # no error may stop the task
+        except Exception as error:  # noqa: BLE001 - no error may stop the task
             print(f"Cloud Map: {operation} of task {task}: {error!r}", file=sys.stderr, flush=True)

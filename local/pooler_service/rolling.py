@@ -1,7 +1,5 @@
 """Decide what an ECS service does next. No I/O: nothing here starts or stops a task."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address

@@ -150,7 +150,7 @@ class PoolerService:
             self._wake.clear()
             try:
                 await self._advance()
-            except Exception as error:  # noqa: BLE001  # retried in a moment
+            except Exception as error:  # noqa: BLE001 - retried in a moment
                 _report("pooler", error)
             if self.settled or self._failed_starts.too_many:
                 self._settled.set()
@@ -216,7 +216,7 @@ class PoolerService:
             async with asyncio.timeout(START_SECONDS):
                 while task.state == "PENDING" and not await asyncio.to_thread(task.healthy):  # noqa: ASYNC110 - another process has no event
                     await asyncio.sleep(0.05)
-        except Exception as error:  # noqa: BLE001  # after any error the task has not started
+        except Exception as error:  # noqa: BLE001 - after any error the task has not started
             if task.state == "PENDING":
                 what = "it does not answer" if isinstance(error, TimeoutError) else error
                 self._failed_starts.add(f"task {task.id} on {task.address} did not start: {what}")

@@ -1,7 +1,5 @@
 """Child processes: their account, their limits, their end, and the ports they listen on."""
 
-from __future__ import annotations
-
 import os
 import pwd
 import random

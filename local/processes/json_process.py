@@ -83,8 +83,8 @@ class JsonProcess:
 
 
 async def _exchange(process: asyncio.subprocess.Process, order: dict[str, Any]) -> bytes:
-    assert process.stdin is not None  # noqa: S101  # it was started with a pipe
-    assert process.stdout is not None  # noqa: S101  # and with another
+    assert process.stdin is not None  # noqa: S101 - it was started with a pipe
+    assert process.stdout is not None  # noqa: S101 - and with another
     with suppress(ConnectionError):
         process.stdin.write(json.dumps(order).encode() + b"\n")
         await process.stdin.drain()

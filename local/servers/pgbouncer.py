@@ -1,7 +1,5 @@
 """PgBouncer under the project's own supervisor, as the deployed task runs it."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import signal

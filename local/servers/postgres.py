@@ -1,7 +1,5 @@
 """A PostgreSQL server of one local cloud, as similar to RDS's as an unmanaged one can be."""
 
-from __future__ import annotations
-
 import secrets
 import signal
 import subprocess

@@ -23,8 +23,8 @@ from lambda_pg_cdk.stacks.pooler.certificate import Certificate
 from lambda_pg_cdk.stacks.published import published
 from lambda_pg_cdk.stage.config import Config
 from lambda_pg_cdk.stage.peers import check_numbers
+from lambda_pg_cdk.stage.task import OPEN_FILES, RUN_DIR, healthy_command
 
-RUN_DIR = "/run/pgbouncer"
 PEERS = "pgbouncer"
 METRICS = "LambdaPg"
 
@@ -48,19 +48,6 @@ def supervisor_metric(config: Config, name: str, statistic: str) -> cloudwatch.M
         statistic=statistic,
         period=Duration.seconds(max(60, config.pgbouncer.metrics_interval)),
     )
-
-
-OPEN_FILES = 65536
-"""Files that a task may have open."""
-
-ALIVE_SECONDS = 10
-"""The health check fails when the supervisor's file is older; it is renewed every second while
-PgBouncer answers or works."""
-
-
-def healthy_command(run_dir: str) -> str:
-    """Return the shell command that succeeds while the supervisor renews its file."""
-    return f"find {run_dir} -name alive -newermt '{ALIVE_SECONDS} seconds ago' | grep -q ."
 
 
 class PgBouncerStack(Stack):

@@ -1,7 +1,5 @@
 """Real servers for the integration tests."""
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The psycopg of the built layer, which is changed: the layer's own tests hold with it, too."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

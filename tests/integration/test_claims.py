@@ -1,7 +1,5 @@
 """Claims that somebody has left in a session show no row to the next client of the pooler."""
 
-from __future__ import annotations
-
 import json
 import secrets
 import uuid

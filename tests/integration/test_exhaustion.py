@@ -1,7 +1,5 @@
 """What clients that vanish, and busy ones, leave of the database for everybody else."""
 
-from __future__ import annotations
-
 import secrets
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor

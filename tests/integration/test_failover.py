@@ -4,8 +4,6 @@ The address leads to the old primary for a while after that has become a standby
 until its time to live ends: connections that were opened then stay there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
@@ -124,7 +122,7 @@ def by_many(db: Database[TupleRow]) -> None:
 
 def by_engine(db: Database[TupleRow]) -> None:
     """Do so by SQLAlchemy, which puts a connection back after any error."""
-    import sqlalchemy as sa  # noqa: PLC0415
+    import sqlalchemy as sa  # noqa: PLC0415 - one test needs it
 
     with suppress(sa.exc.InternalError), create_engine(db).begin() as connection:
         connection.execute(sa.text(INSERT))

@@ -1,7 +1,5 @@
 """A failover behind PgBouncer, whose server connections lead to a standby that takes no writes."""
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """The pooler's image: built, and run as ECS runs it, against a real PostgreSQL."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
@@ -18,7 +16,7 @@ from lambda_pg_cdk.layer.build import Target
 from lambda_pg_cdk.local import processes
 from lambda_pg_cdk.local.install.pgbouncer_discovery import PgBouncerBinary
 from lambda_pg_cdk.local.servers.postgres import Postgres
-from lambda_pg_cdk.stacks.pooler.pgbouncer import RUN_DIR, healthy_command
+from lambda_pg_cdk.stage.task import RUN_DIR, healthy_command
 from lambda_pg_cdk.tools import image as images
 from tests.support.image import Image, ImagePooler
 from tests.support.servers import SecretsService

@@ -1,7 +1,5 @@
 """The packages of the pooler's image: from the mirror, from the snapshots, or newer and signed."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Exceptions from signal handlers, between any two steps: no slot is lost for good."""
 
-from __future__ import annotations
-
 import random
 import signal
 import statistics

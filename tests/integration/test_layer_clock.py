@@ -1,7 +1,5 @@
 """A wall clock that is set forward or back, or begins in 1970: at every moment that looks at it."""
 
-from __future__ import annotations
-
 import datetime
 import json
 import threading

@@ -1,7 +1,5 @@
 """COPY and stream() whose server or pooler goes away in the middle: all of it, or nothing."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time

@@ -383,7 +383,7 @@ def test_no_error_no_log_and_no_metric_holds_a_secret(
     told: list[str] = []
     try:
         disaster(stage)
-    except Exception as error:  # noqa: BLE001  # whatever comes must hold no secret
+    except Exception as error:  # noqa: BLE001 - whatever comes must hold no secret
         told = told_by(error)
     assert told, "nothing went wrong"
     shown = [*told, *capsys.readouterr(), caplog.text]

@@ -1,7 +1,5 @@
 """What a real libpq makes of the connects that the layer asks for."""
 
-from __future__ import annotations
-
 import pytest
 from lambda_pg import ConfigurationError, ConnectFailedError
 

@@ -4,8 +4,6 @@ The way is layer → fault proxy → recorder → server. The recorder reads the
 so knows the moment, the fault proxy is where the network breaks.
 """
 
-from __future__ import annotations
-
 import os
 import random
 import signal
@@ -673,7 +671,7 @@ def test_the_ledger_is_right_after_any_mix_of_faults(line: Line) -> None:
     for thread in writing:
         thread.result()
     for db in [*databases, line.db]:
-        wait_until(lambda: outcome(execute, db, 0) == "acknowledged", 2.0)  # noqa: B023
+        wait_until(lambda: outcome(execute, db, 0) == "acknowledged", 2.0)  # noqa: B023 - called at once
         db.close()
     rows = line.rows()
     wrong = {n: told for n, told in ledger.told.items() if rows[n] not in ROWS[told]}

@@ -1,7 +1,5 @@
 """A server that does not speak English: refused logins and full slots mean the same there."""
 
-from __future__ import annotations
-
 import os
 import secrets
 import time

@@ -248,7 +248,7 @@ def in_child(action: Callable[[], object]) -> str:
         try:
             os.write(write_end, f"{action()}".encode())
             status = 0
-        except BaseException as error:  # noqa: BLE001  # it must not run the rest of the tests
+        except BaseException as error:  # noqa: BLE001 - it must not run the rest of the tests
             os.write(write_end, f"{type(error).__name__}: {error}".encode())
         finally:
             os._exit(status)

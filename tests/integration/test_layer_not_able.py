@@ -1,7 +1,5 @@
 """A server that answers "not now": what is retried, what is answered 503, and what is final."""
 
-from __future__ import annotations
-
 import shutil
 import socket
 import tempfile

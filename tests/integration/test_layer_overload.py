@@ -54,7 +54,7 @@ def ask(db: Database[TupleRow], query: str = "SELECT 1") -> Request:
     error: Exception | None = None
     try:
         db.execute(query, idempotent=True)
-    except Exception as failed:  # noqa: BLE001  # whatever comes is what is looked at
+    except Exception as failed:  # noqa: BLE001 - whatever comes is what is looked at
         error = failed
     return Request(began, time.monotonic(), error)
 

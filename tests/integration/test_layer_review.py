@@ -1,7 +1,5 @@
 """The layer in the hands of hasty callers, threads and clocks: what they must not be able to do."""
 
-from __future__ import annotations
-
 import gc
 import itertools
 import socket

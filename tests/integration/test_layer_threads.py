@@ -1,7 +1,5 @@
 """Threads that a handler leaves behind: the next invocation does not wait for them."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable, Iterator

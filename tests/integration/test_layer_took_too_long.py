@@ -1,7 +1,5 @@
 """Transactions that took too long: the server or PgBouncer ends them, and they are undone."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import closing
 

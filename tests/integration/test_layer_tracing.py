@@ -255,7 +255,7 @@ def test_an_abandoned_stream_ends_its_span(spans: Spans, db: Database[TupleRow])
         rows = connection.cursor().stream("SELECT n FROM generate_series(1, 9) n")
         next(rows)
         rows.close()  # type: ignore[attr-defined]  # a generator
-    from opentelemetry import trace  # noqa: PLC0415  # loaded by the fixture
+    from opentelemetry import trace  # noqa: PLC0415 - loaded by the fixture
 
     assert "SELECT generate_series" in spans.tree()
     assert not trace.get_current_span().get_span_context().is_valid

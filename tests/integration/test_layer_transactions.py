@@ -286,7 +286,7 @@ def test_a_statement_may_be_composed_or_bytes(
 def test_a_template_string_is_bound_not_pasted(db: Database[TupleRow]) -> None:
     """Its values travel as parameters, in transactions too."""
     value = "x'; DROP TABLE counter; --"
-    template = eval('t"SELECT {value}"', {"value": value})  # noqa: S307  # no syntax before 3.14
+    template = eval('t"SELECT {value}"', {"value": value})  # noqa: S307 - no syntax before 3.14
     assert db.run_transaction(lambda c: c.execute(template).fetchone()) == (value,)
     with db.connection() as connection:
         assert connection.execute(template).fetchone() == (value,)

@@ -1,7 +1,5 @@
 """Two Databases in one handler: through the pooler and past it, bound together or one alone."""
 
-from __future__ import annotations
-
 import json
 import logging
 import time

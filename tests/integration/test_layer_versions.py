@@ -1,7 +1,5 @@
 """The layer's verbs on each supported version of PostgreSQL, and the refusal of an older one."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The measurements of benchmarks, checked with known numbers."""
 
-from __future__ import annotations
-
 import os
 import resource
 import signal

@@ -1,7 +1,5 @@
 """A login with a way round row-level security is refused, on each version of PostgreSQL."""
 
-from __future__ import annotations
-
 import re
 import secrets
 from collections.abc import Callable, Iterator

@@ -4,8 +4,6 @@ The backend is stopped before it reads COMMIT, and nothing of its transaction is
 forgets the id, and the next writers get it.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

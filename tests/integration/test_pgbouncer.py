@@ -1,7 +1,5 @@
 """The supervisor with a real PgBouncer and a real PostgreSQL behind it."""
 
-from __future__ import annotations
-
 import concurrent.futures
 import contextlib
 import os

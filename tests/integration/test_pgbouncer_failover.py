@@ -1,7 +1,5 @@
 """A failover between two real servers behind PgBouncer, whose server connections live on."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import tempfile

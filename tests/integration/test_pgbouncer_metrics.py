@@ -1,7 +1,5 @@
 """The pooler's numbers, from a real PgBouncer to lines that CloudWatch understands."""
 
-from __future__ import annotations
-
 import json
 import signal
 import threading

@@ -1,7 +1,5 @@
 """A cancel request reaches its statement through whichever task gets it."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import socket

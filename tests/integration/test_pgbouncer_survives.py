@@ -1,7 +1,5 @@
 """What the supervisor does where PgBouncer hangs, and where log, disk or secrets let it down."""
 
-from __future__ import annotations
-
 import concurrent.futures
 import contextlib
 import os
@@ -26,7 +24,7 @@ from lambda_pg_cdk.pgbouncer.configuration import LISTEN_BACKLOG
 from lambda_pg_cdk.pgbouncer.session import startup_message
 from lambda_pg_cdk.pgbouncer.settings import Settings
 from lambda_pg_cdk.pgbouncer.supervisor import open_files
-from lambda_pg_cdk.stacks.pooler.pgbouncer import healthy_command
+from lambda_pg_cdk.stage.task import healthy_command
 from tests.support.servers import (
     DATABASE,
     PoolerFixture,

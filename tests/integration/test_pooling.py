@@ -4,8 +4,6 @@ Each test shows that a thing works on a connection of one's own, and what become
 PgBouncer in transaction mode: it works, or it gets lost, or the next client inherits it.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

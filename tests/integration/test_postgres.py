@@ -1,7 +1,5 @@
 """The local PostgreSQL: what it allows, what it refuses, and how it starts and stops."""
 
-from __future__ import annotations
-
 import os
 import time
 from pathlib import Path

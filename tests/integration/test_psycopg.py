@@ -3,8 +3,6 @@
 Runs with the installed psycopg, and by test_built_layer.py with the built layer's.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import sys
@@ -101,7 +99,7 @@ def test_an_error_of_a_statement(postgres: Postgres) -> None:
     kept = errors._NO_TRACEBACK
     assert kept == (psycopg.Error, KeyboardInterrupt, asyncio.CancelledError)
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
-        getattr(errors, "Nothing")  # noqa: B009  # the name is no attribute
+        getattr(errors, "Nothing")  # noqa: B009 - the name is no attribute
 
 
 def test_types_with_a_default_can_be_named() -> None:

@@ -4,8 +4,6 @@ PgBouncer up to 1.26.0 let a user's password in as another user where it does no
 (CVE-2026-107350). The access file names the one database there is, so that SCRAM never begins.
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 import socket

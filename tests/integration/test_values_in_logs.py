@@ -1,7 +1,5 @@
 """A value that a client sends shows in no log: of the database, the pooler, or the layer."""
 
-from __future__ import annotations
-
 import logging
 import re
 import secrets

@@ -1,7 +1,5 @@
 """What the layer sends: nothing that pins RDS Proxy, in as few round trips as can be."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace

@@ -1,15 +1,17 @@
 """Apps of somebody else's: a stage of cdk.json and what they add to it."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from aws_cdk import App, Duration, Stack
-from aws_cdk import aws_lambda as lambda_
-
-from lambda_pg_cdk import Stage
 from lambda_pg_cdk.tools.context import context_of
 from tests.support.templates import Resources
+
+if TYPE_CHECKING:
+    from aws_cdk import Stack
+    from aws_cdk import aws_lambda as lambda_
 
 HANDLER = "def handler(event, context):\n    return {'statusCode': 204}\n"
 
@@ -21,6 +23,10 @@ class OwnApp:
         self, folder: Path, override: Mapping[str, Any] | None = None, stage: str = "dev"
     ) -> None:
         """Make the app; `folder` is empty."""
+        from aws_cdk import App, Stack  # noqa: PLC0415 - the CDK starts in seconds
+
+        from lambda_pg_cdk import Stage  # noqa: PLC0415 - the CDK starts in seconds
+
         self.folder = folder / "orders"
         self.folder.mkdir()
         (self.folder / "handler.py").write_text(HANDLER)
@@ -59,6 +65,9 @@ class OwnApp:
 
 def plain_function(scope: Stack, name: str, **options: Any) -> lambda_.Function:
     """Make a function of Python 3.13 on arm64 whose timeout nests."""
+    from aws_cdk import Duration  # noqa: PLC0415 - the CDK starts in seconds
+    from aws_cdk import aws_lambda as lambda_  # noqa: PLC0415 - the CDK starts in seconds
+
     settings: dict[str, Any] = {
         "runtime": lambda_.Runtime.PYTHON_3_13,
         "architecture": lambda_.Architecture.ARM_64,

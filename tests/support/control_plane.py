@@ -1,7 +1,5 @@
 """The control plane by itself, with a daemon that the test plays."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import threading

@@ -1,7 +1,5 @@
 """The rules of CloudWatch's embedded metric format, as far as the pooler's lines touch them."""
 
-from __future__ import annotations
-
 import json
 import re
 from typing import Any

@@ -51,11 +51,17 @@ def name_of(file: Path) -> str:
 
 
 @cache
+def parsed(source: str) -> ast.Module:
+    """Parse a module's source, each once: several checks look at all of them."""
+    return ast.parse(source)
+
+
+@cache
 def imports(name: str, source: str) -> frozenset[tuple[str, str]]:
     """Return what a module imports, wherever in it the import stands: origins and names in them."""
     package = name.split(".") if name in PACKAGES else name.split(".")[:-1]
     found = set()
-    for node in ast.walk(_without_face(ast.parse(source)) if name == FACE else ast.parse(source)):
+    for node in ast.walk(_without_face(parsed(source)) if name == FACE else parsed(source)):
         if isinstance(node, ast.Import):
             found |= {(alias.name, "") for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -71,8 +77,7 @@ FACE = "lambda_pg_cdk"
 
 def _without_face(tree: ast.Module) -> ast.Module:
     """Leave out what only a type checker imports."""
-    tree.body = [each for each in tree.body if not isinstance(each, ast.If)]
-    return tree
+    return ast.Module([each for each in tree.body if not isinstance(each, ast.If)], [])
 
 
 MODULES = modules()

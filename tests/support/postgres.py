@@ -1,7 +1,5 @@
 """PostgreSQL servers whose data folder is a copy: initdb takes half a second of processor."""
 
-from __future__ import annotations
-
 import hashlib
 import subprocess
 import tempfile

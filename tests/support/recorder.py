@@ -1,6 +1,6 @@
 """The wire recorder: it stands before a server, reads the protocol, and judges what crosses.
 
-It decides by rules of its own, from the messages alone: it shares nothing with the layer's, so
+It decides by its own rules, from the messages alone: it shares nothing with the layer's, so
 that each checks the other.
 """
 
@@ -27,7 +27,7 @@ Sender = Literal["client", "server"]
 Profile = Literal["rds-proxy", "pgbouncer"]
 
 CANCEL, TLS, GSS = 80877102, 80877103, 80877104
-"""Codes that stand in the place of the protocol's version."""
+"""Codes that a client sends instead of the protocol's version."""
 
 REQUESTS: Final = {
     b"Q": "Query",
@@ -102,7 +102,10 @@ class Violation:
 
 
 class Recorder:
-    """Listen on 127.0.0.1 and pass everything on to one server, in a thread of its own."""
+    """Listen on 127.0.0.1 and pass everything on to one server, in a separate thread.
+
+    Large because it keeps the state of both sides of a connection.
+    """
 
     _loop: asyncio.AbstractEventLoop
     _thread: threading.Thread
@@ -117,7 +120,7 @@ class Recorder:
     ) -> None:
         """Take the server's socket, reached as it is, or its address, reached by verified TLS.
 
-        A certificate of its own for 127.0.0.1 is put into `folder`, with the `ca_file` to trust.
+        A new certificate for 127.0.0.1 is put into `folder`, with the `ca_file` to trust.
         """
         self.ca_file = folder / "recorder-ca.pem"
         self.port = 0
@@ -131,7 +134,7 @@ class Recorder:
         self._errors: list[Exception] = []
 
     def __enter__(self) -> Self:
-        """Open the recorder, at a port of its own."""
+        """Open the recorder at a free port."""
         self._issue_certificate()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="recorder")
@@ -397,7 +400,6 @@ _TEXTS: Final = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 
-# Each is searched in one statement: capitals, single spaces, no comments, every literal as ''.
 _SQL_RULES: Final = {
     "SET": re.compile(r"^SET (?!LOCAL |TRANSACTION |CONSTRAINTS )|^RESET "),
     "set_config for the session": re.compile(r"\bSET_CONFIG ?\((?!.*, ?TRUE ?\))"),
@@ -414,6 +416,7 @@ _SQL_RULES: Final = {
     "cursor": re.compile(r"^DECLARE .*\bCURSOR\b"),
     "sequence": re.compile(r"\b(NEXTVAL|SETVAL|CURRVAL|LASTVAL) ?\("),
 }
+"""Each is searched in one statement: capitals, single spaces, no comments, every literal as ''."""
 
 LEAKS: Final = frozenset(_SQL_RULES.keys() - {"cursor", "sequence"}) | {"startup options"}
 """The rules that PgBouncer's transaction mode has in common with RDS Proxy."""

@@ -92,7 +92,7 @@ class Login:
 
 
 def create_login(postgres: Postgres, service: SecretsService, password: str) -> Login:
-    """Create a role with a name of its own, and its secret."""
+    """Create a role with a new name, and its secret."""
     name = f"app_{secrets.token_hex(4)}"
     arn = service.create({"username": name, "password": password})
     change_password(postgres, name, password, verb="CREATE")
@@ -117,7 +117,7 @@ def hash_once(connection: psycopg.Connection[Any]) -> None:
 
 
 class PoolerFixture:
-    """A PgBouncer under its supervisor, with a login and a certificate of its own."""
+    """A PgBouncer under its supervisor, with its own login and certificate."""
 
     def __init__(
         self,

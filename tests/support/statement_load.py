@@ -76,7 +76,7 @@ def ledger(cloud: LocalCloud, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ledge
 
 
 def settings_of(cloud: LocalCloud, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """Say what a function of the stage is told."""
+    """Return the settings of a function, as the stage publishes them."""
     for name, value in credentials(cloud.state.key).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_ENDPOINT_URL", cloud.state.aws_endpoint_url)

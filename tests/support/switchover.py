@@ -1,7 +1,5 @@
 """Two real servers, one address that leads to one of them, and a ledger of writers."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import tempfile

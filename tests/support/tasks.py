@@ -1,9 +1,7 @@
 """The pooler as a service of several tasks: ECS, Cloud Map and a load balancer on loopback.
 
-Each task listens on an address of its own (127.0.0.2 …) and on the same port, as on Fargate.
+Each task listens on its own address (127.0.0.2 …) and on the same port, as on Fargate.
 """
-
-from __future__ import annotations
 
 import json
 import threading
@@ -33,7 +31,7 @@ class Metadata(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self) -> None:
-        """Listen on a port of its own; entering it answers."""
+        """Listen on a free port; entering it answers."""
         super().__init__(("127.0.0.1", 0), _MetadataHandler)
 
     def url(self, address: str) -> str:

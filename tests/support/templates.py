@@ -8,16 +8,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lambda_pg_cdk import PROJECT
 from lambda_pg_cdk.local.install.installed import complete
 from lambda_pg_cdk.tools import synth as synthesis
 from lambda_pg_cdk.tools.synth import new_stage
 
+if TYPE_CHECKING:
+    from constructs import IConstruct
+
 STAGES = synthesis.stages()
 SHARED = PROJECT / "build" / "templates"
-"""A folder for each state of the sources, and in it one for each stage and combination."""
+"""A folder for each state of the sources, and in it one for each stage and each override."""
+
+REPORT = "validation-report.json"
+"""The file of findings, which the CDK writes beside the templates."""
 
 WITHOUT_EFFECT = ("benchmarks/results/", "docs/", "tests/")
 
@@ -58,7 +64,7 @@ def tags(resource: Mapping[str, Any]) -> dict[str, str]:
 
 
 def synthesise(stage: str, folder: Path, override: Mapping[str, Any] | None = None) -> Stage:
-    """Synthesise a stage and read its templates."""
+    """Synthesise a stage as `cdk deploy` does, and read its templates."""
     new_stage(stage, folder, override).synth()
     return read(stage, folder)
 
@@ -71,25 +77,54 @@ def read(stage: str, folder: Path) -> Stage:
         for name, artifact in artifacts.items()
         if artifact["type"] == "aws:cloudformation:stack"
     }
-    prefix = f"LambdaPg-{stage}-"
     return Stage(
         stage,
         folder,
         {
-            name.removeprefix(prefix): json.loads((folder / file).read_text())
+            name.rpartition("-")[2]: json.loads((folder / file).read_text())
             for name, file in templates.items()
         },
     )
 
 
-def synthesise_once(name: str, stage: str, override: Mapping[str, Any] | None = None) -> Stage:
+def synthesise_once(stage: str, override: Mapping[str, Any] | None = None) -> Stage:
     """Synthesise what all processes and runs share that have the same sources."""
-    folder = complete(SHARED / sources() / name, partial(_synthesise, stage, override))
-    return read(stage, folder)
+    changes = hashlib.sha256(json.dumps(override or {}).encode()).hexdigest()[:12]
+    folder = SHARED / sources() / (f"{stage}-{changes}" if override else stage)
+    return read(stage, complete(folder, partial(_synthesise, stage, override)))
 
 
 def _synthesise(stage: str, override: Mapping[str, Any] | None, folder: Path) -> None:
-    new_stage(stage, folder, override).synth()
+    made = new_stage(stage, folder, override)
+    made.check()
+    synthesise_with_rules(made.api, folder)
+
+
+def synthesise_with_rules(part: "IConstruct", folder: Path) -> None:
+    """Synthesise an app, and have both rule sets write their findings beside the templates.
+
+    `part` is any construct of the app, and `folder` is where the app is synthesised.
+    They change no template: `test_two_runs_give_the_same_templates` compares with one without them.
+    """
+    import cdk_nag  # noqa: PLC0415 - the CDK starts in seconds
+    from aws_cdk import App, Validations  # noqa: PLC0415 - the CDK starts in seconds
+
+    app = part.node.root
+    assert isinstance(app, App)
+    for pack in (cdk_nag.AwsSolutionsChecks, cdk_nag.ServerlessChecks):
+        Validations.of(app).add_plugins(pack(app))
+    try:
+        app.synth()
+    except RuntimeError:  # that there are findings, too
+        if not (folder / REPORT).exists():
+            raise
+
+
+def findings(folder: Path) -> list[str]:
+    """List the open findings of both rule sets in what was synthesised into a folder."""
+    reports = json.loads((folder / REPORT).read_text())["pluginReports"]
+    assert {report["pluginName"] for report in reports} >= {"AwsSolutions", "Serverless"}
+    return [json.dumps(found) for report in reports for found in report["violations"]]
 
 
 @cache
@@ -102,7 +137,7 @@ def sources() -> str:
         check=True,
         text=True,
     )
-    digest = hashlib.sha256(sys.version.encode())
+    digest = hashlib.sha256(sys.version.encode() + Path(__file__).read_bytes())
     for name in sorted(filter(None, listed.stdout.split("\0"))):
         path = PROJECT / name
         if not name.startswith(WITHOUT_EFFECT) and path.is_file():

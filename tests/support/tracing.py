@@ -29,9 +29,9 @@ class Spans:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Load the API and the SDK until the end of the test."""
         monkeypatch.setitem(sys.modules, API, _loaded())
-        from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
-        from opentelemetry.sdk.trace.export import SimpleSpanProcessor  # noqa: PLC0415
-        from opentelemetry.sdk.trace.export.in_memory_span_exporter import (  # noqa: PLC0415
+        from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415 - loaded only here
+        from opentelemetry.sdk.trace.export import SimpleSpanProcessor  # noqa: PLC0415 - loaded only here
+        from opentelemetry.sdk.trace.export.in_memory_span_exporter import (  # noqa: PLC0415 - loaded only here
             InMemorySpanExporter,
         )
 

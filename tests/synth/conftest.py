@@ -4,24 +4,27 @@ from collections.abc import Mapping
 
 import pytest
 
-from lambda_pg_cdk.tools import synth as synthesis
-from lambda_pg_cdk.tools.synth import COMBINATIONS
+from lambda_pg_cdk.tools.synth import BASE, COMBINATIONS
 from tests.support.templates import STAGES, Stage, Synthesised, synthesise_once
 
 
 @pytest.fixture(scope="session")
 def stages() -> Mapping[str, Stage]:
     """Give all stages."""
-    return Synthesised(STAGES, lambda name: synthesise_once(name, name))
+    return Synthesised(STAGES, synthesise_once)
 
 
 @pytest.fixture(scope="session")
 def combinations() -> Mapping[str, Stage]:
     """Give what a stage can be made of."""
-    return Synthesised(
-        COMBINATIONS,
-        lambda name: synthesise_once(name, synthesis.BASE, COMBINATIONS[name]),
-    )
+    return Synthesised(COMBINATIONS, lambda name: synthesise_once(BASE, COMBINATIONS[name]))
+
+
+@pytest.fixture(scope="session")
+def apps(stages: Mapping[str, Stage], combinations: Mapping[str, Stage]) -> Mapping[str, Stage]:
+    """Give every stage and every combination."""
+    names = (*STAGES, *COMBINATIONS)
+    return Synthesised(names, lambda name: (stages if name in STAGES else combinations)[name])
 
 
 @pytest.fixture(params=sorted(COMBINATIONS))

@@ -1,4 +1,4 @@
-"""Alarms against what AWS documents: whether their metrics exist, and whether anybody is told."""
+"""Alarms against what AWS documents: their metrics exist, and somebody hears of them."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -7,14 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aws_cdk import App
 
-from lambda_pg_cdk import AppError
-from lambda_pg_cdk import Stage as AppStage
 from lambda_pg_cdk.pgbouncer.metrics import UNITS
-from lambda_pg_cdk.stacks.database import REPORT, ROTATION_OFF
 from lambda_pg_cdk.stage.loading import CDK_JSON
-from tests.support.templates import Stage, synthesise
+from lambda_pg_cdk.tools.context import NO_ADDRESS
+from tests.support.templates import Stage
 
 ALARM = "AWS::CloudWatch::Alarm"
 POLICY = "AWS::ApplicationAutoScaling::ScalingPolicy"
@@ -197,6 +194,8 @@ def test_the_pooler_s_own_metrics_are_those_that_its_supervisor_writes(
     every: list[Stage],
 ) -> None:
     """Names, namespace and dimension are the ones in the task's environment and in its code."""
+    from lambda_pg_cdk.stacks.database import ROTATION_OFF
+
     for each in every:
         mine = [
             metric
@@ -216,6 +215,8 @@ def test_the_pooler_s_own_metrics_are_those_that_its_supervisor_writes(
 
 def test_a_rotation_that_is_off_is_watched_wherever_there_is_one(every: list[Stage]) -> None:
     """Of the secret that the rule has the function look at; the metric comes as often as it is."""
+    from lambda_pg_cdk.stacks.database import REPORT, ROTATION_OFF
+
     for each in every:
         rotated = each.all("AWS::SecretsManager::RotationSchedule").values()
         watched = [metric for metric in metrics(each) if metric.name == ROTATION_OFF]
@@ -250,6 +251,9 @@ def test_names_that_rds_stores_in_lower_case_are_sent_so(every: list[Stage]) -> 
             assert given == "lambda-pg-dev-pooler", logical
 
 
+WITH_ADDRESS = ("instance-pgbouncer-bastion-endpoints-email", "prod")
+"""What has an address for its alarms: a combination of the stage `dev`, and `prod`."""
+
 PUBLISHERS = {ALARM: "cloudwatch.amazonaws.com"}
 """Who publishes for a resource that names a topic.
 https://repost.aws/knowledge-center/cloudwatch-receive-sns-for-alarm-trigger"""
@@ -257,13 +261,12 @@ https://repost.aws/knowledge-center/cloudwatch-receive-sns-for-alarm-trigger"""
 NOT_PUBLISHING = {"AWS::SNS::Subscription", "AWS::SNS::TopicPolicy"}
 
 
-@pytest.mark.parametrize("stage_name", ["dev", "prod"])
+@pytest.mark.parametrize("name", WITH_ADDRESS)
 def test_each_service_that_uses_the_topic_may_publish_to_it(
-    stage_name: str, tmp_path: Path
+    apps: Mapping[str, Stage], name: str
 ) -> None:
     """Its policy names the service of each resource that names the topic, for this account only."""
-    address = {"observability": {"email": "somebody@example.com"}}
-    stage = synthesise(stage_name, tmp_path, address)
+    stage = apps[name]
     resources = stage.templates["Observability"]["Resources"]
     (topic,) = stage.resources("Observability", "AWS::SNS::Topic")
     users = {
@@ -278,13 +281,20 @@ def test_each_service_that_uses_the_topic_may_publish_to_it(
         assert condition == {"StringEquals": {"aws:SourceAccount": {"Ref": "AWS::AccountId"}}}, (
             service
         )
-    for name, alarm in stage.resources("Observability", ALARM).items():
-        assert alarm["Properties"]["AlarmActions"] == [{"Ref": topic}], name
-        assert alarm["Properties"]["ActionsEnabled"] is True, name
+    for logical, alarm in stage.resources("Observability", ALARM).items():
+        assert alarm["Properties"]["AlarmActions"] == [{"Ref": topic}], logical
+        assert alarm["Properties"]["ActionsEnabled"] is True, logical
 
 
-def test_a_protected_stage_without_an_address_is_refused(tmp_path: Path) -> None:
+def test_a_protected_stage_without_an_address_is_refused(
+    stages: Mapping[str, Stage], tmp_path: Path
+) -> None:
     """Nobody would learn of its alarms; one that may be removed needs none."""
+    from aws_cdk import App
+
+    from lambda_pg_cdk import AppError
+    from lambda_pg_cdk import Stage as AppStage
+
     context = json.loads(CDK_JSON.read_text())["context"]
 
     def build_with(stage: str, **override: Any) -> None:
@@ -297,10 +307,11 @@ def test_a_protected_stage_without_an_address_is_refused(tmp_path: Path) -> None
         refused.value
     )
     assert "Set an address" in str(refused.value)
-    build_with("dev")
-    build_with("prod", observability={"email": "somebody@example.com"})
     with pytest.raises(AppError, match=r"observability\.email is null"):
         build_with("dev", termination_protection=True)
+    assert not stages["dev"].all("AWS::SNS::Topic")  # it is built without an address
+    (address,) = stages["prod"].all("AWS::SNS::Subscription").values()
+    assert address["Properties"]["Endpoint"] == NO_ADDRESS
 
 
 def publishers(stage: Stage, topic: str) -> dict[str, Any]:
@@ -316,8 +327,10 @@ def publishers(stage: Stage, topic: str) -> dict[str, Any]:
     }
 
 
-def test_a_topic_without_a_key_of_its_own_needs_no_permission_of_a_key(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", WITH_ADDRESS)
+def test_a_topic_without_a_key_of_its_own_needs_no_permission_of_a_key(
+    apps: Mapping[str, Stage], name: str
+) -> None:
     """With a customer's key CloudWatch would have to be allowed to use that, too."""
-    stage = synthesise("dev", tmp_path, {"observability": {"email": "somebody@example.com"}})
-    for topic in stage.all("AWS::SNS::Topic").values():
-        assert "KmsMasterKeyId" not in topic["Properties"]
+    (topic,) = apps[name].all("AWS::SNS::Topic").values()
+    assert "KmsMasterKeyId" not in topic["Properties"]

@@ -7,14 +7,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from aws_cdk import Duration
 
-from lambda_pg_cdk import PROJECT, AppError, DeployedStage
+from lambda_pg_cdk import PROJECT
 from lambda_pg_cdk.tools.context import context_of
 from tests.support.apps import OwnApp
+
+if TYPE_CHECKING:
+    from aws_cdk import aws_lambda as lambda_
 
 HEAD = """from aws_cdk import App, Duration, Stack
 from aws_cdk import aws_lambda as lambda_
@@ -41,11 +43,20 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> OwnApp:
 
 def errors(own: OwnApp) -> list[str]:
     """Return the lines of the app's errors, without their places."""
+    from lambda_pg_cdk import AppError
+
     with pytest.raises(AppError) as caught:
         own.stage.synth()
     first, *lines = str(caught.value).splitlines()
     assert first.startswith("The app has ")
     return lines
+
+
+def function_of(own: OwnApp, seconds: int) -> "lambda_.Function":
+    """Make a function in the app's own stack, with a timeout in seconds."""
+    from aws_cdk import Duration
+
+    return own.function(own.name().title(), timeout=Duration.seconds(seconds))
 
 
 Wrong = Callable[[OwnApp], object]
@@ -145,9 +156,7 @@ WRONG: dict[str, tuple[Wrong, str]] = {
         r"Own/Orders-\d+ has no cap",
     ),
     "timeout of an own function too short": (
-        lambda own: own.stage.attach(
-            own.function(own.name().title(), timeout=Duration.seconds(2)), concurrency=5
-        ),
+        lambda own: own.stage.attach(function_of(own, seconds=2), concurrency=5),
         r"the timeout of Own/Orders-\d+ is 2; must be more than",
     ),
     "a route without a path": (
@@ -225,7 +234,7 @@ def test_a_function_that_does_not_fit_leaves_room_for_others(shared: OwnApp) -> 
 
 
 def test_the_cdk_writes_no_templates_of_an_app_with_errors(own: OwnApp) -> None:
-    """Whoever calls `app.synth()` gets the CDK's traceback, with all errors in it."""
+    """A program that calls `app.synth()` gets the CDK's traceback, with all errors in it."""
     own.stage.new_function("orders", own.folder)
     own.stage.route("GET orders", own.function())
     with pytest.raises(RuntimeError, match=r"(?s)has no cap.*the route is 'GET orders'"):
@@ -240,6 +249,7 @@ def run(folder: Path, text: str, **override: Any) -> subprocess.CompletedProcess
     environment = {
         "CDK_CONTEXT_JSON": json.dumps(context),
         "CDK_OUTDIR": str(folder / "cdk.out"),
+        "CDK_VALIDATION": "false",  # test_rules.py looks at what its rules find: they load slowly
         "PYTHONPATH": str(PROJECT),
         "JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION": "20",
     }
@@ -328,6 +338,8 @@ def test_wheels_that_cannot_be_installed_are_an_error_of_the_function(
 
 def test_another_app_s_errors_are_reported_the_same_way(own: OwnApp) -> None:
     """Its stage is one that somebody else deploys."""
+    from lambda_pg_cdk import AppError, DeployedStage
+
     deployed = DeployedStage(own.app, "no-such-stage")
     deployed.attach(own.function("Other"))
     with pytest.raises(AppError) as caught:

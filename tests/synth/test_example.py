@@ -1,21 +1,21 @@
 """The example of another CDK app: what it attaches by the call and by hand is the same."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
-from aws_cdk import App
-
-from examples.cdk.app import Orders
 
 NAMES = ("OneCall", "ByParameters")
 
 
-@pytest.fixture
-def template(tmp_path: Path) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Synthesise the example."""
-    app = App(outdir=str(tmp_path), context={"stage": "dev"})
+    from aws_cdk import App
+
+    from examples.cdk.app import Orders
+
+    app = App(outdir=str(tmp_path_factory.mktemp("example")), context={"stage": "dev"})
     Orders(app, "Orders")
     found: dict[str, Any] = app.synth().get_stack_by_name("Orders").template
     return found

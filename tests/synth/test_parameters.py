@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from lambda_pg_cdk.stacks.functions import INTERFACES
 from lambda_pg_cdk.stage.parameters import PARAMETERS
 from lambda_pg_cdk.tools.synth import COMBINATIONS
 from tests.support.templates import Stage
@@ -132,6 +131,8 @@ def test_no_code_in_the_network_manages_interfaces(
     combinations: dict[str, Stage], name: str
 ) -> None:
     """Each role that Lambda makes interfaces with denies that to the function's own code."""
+    from lambda_pg_cdk.stacks.functions import INTERFACES
+
     stage = combinations[name]
     inside = [each for each in stage.functions().values() if "VpcConfig" in each]
     assert len(inside) >= 3

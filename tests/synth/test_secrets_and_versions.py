@@ -3,14 +3,12 @@
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lambda_pg_cdk.stacks.servers import MASTER
 from lambda_pg_cdk.tools.synth import COMBINATIONS
-from tests.support.templates import Stage, synthesise
+from tests.support.templates import Stage, synthesise_once
 
 KEY = "arn:aws:kms:eu-west-1:111122223333:key/fedcba98-7654-3210-fedc-ba9876543210"
 
@@ -90,13 +88,11 @@ def via_secrets_manager(key: str) -> dict[str, Any]:
         ("existing-rds-proxy-with-secret", {"migrate", "rotate"}),
     ],
 )
-def test_an_owner_s_secret_under_a_customer_s_key_can_be_read(
-    name: str, readers: set[str], tmp_path: Path
-) -> None:
+def test_an_owner_s_secret_under_a_customer_s_key_can_be_read(name: str, readers: set[str]) -> None:
     """By those who read the secret, through Secrets Manager, and by nobody else."""
     override = json.loads(json.dumps(COMBINATIONS[name]))
     override["database"]["existing"]["kms_key_arn"] = KEY
-    found = statements(synthesise("dev", tmp_path, override), "kms:Decrypt")
+    found = statements(synthesise_once("dev", override), "kms:Decrypt")
     assert found == {reader: [via_secrets_manager(KEY)] for reader in readers}
 
 
@@ -124,6 +120,8 @@ def test_without_a_customer_s_key_nobody_decrypts(combinations: dict[str, Stage]
 @pytest.mark.parametrize("name", ["instance-rds-proxy", "aurora-rds-proxy"])
 def test_the_owner_has_a_second_way_in(combinations: dict[str, Stage], name: str) -> None:
     """Where the application's user is one of IAM's, RDS may refuse its maker's password."""
+    from lambda_pg_cdk.stacks.servers import MASTER
+
     stage = combinations[name]
     (statement,) = statements(stage, "rds-db:connect")["migrate"]
     resource = json.dumps(statement["Resource"])
@@ -133,7 +131,7 @@ def test_the_owner_has_a_second_way_in(combinations: dict[str, Stage], name: str
 
 @pytest.mark.parametrize("name", ["existing-rds-proxy", "instance-pgbouncer", "external"])
 def test_nobody_else_may_log_in_as_the_owner(combinations: dict[str, Stage], name: str) -> None:
-    """Of a server that exists nobody here knows the owner; with passwords there is no need."""
+    """The app does not know the owner of an existing server; with passwords it need not."""
     stage = combinations[name]
     assert "migrate" not in statements(stage, "rds-db:connect")
     assert "OWNER_BY_TOKEN" not in stage.functions()["migrate"]["Environment"]["Variables"]

@@ -1,6 +1,6 @@
 """What a stage deploys, to the letter: a change of any template shows in review.
 
-`python -m tests.synth.test_snapshot` writes the snapshot anew.
+`python -m tests.synth.test_snapshot` writes the snapshot again.
 """
 
 import difflib
@@ -24,7 +24,7 @@ def rendered(stage: Stage) -> dict[str, str]:
 
 
 def masked(text: str) -> str:
-    """Put marks in the place of hashes of assets and of function versions."""
+    """Replace the hashes of assets and of function versions by marks."""
     text = re.sub(r"[0-9a-f]{64}", "ASSET", text)
     return re.sub(r"(CurrentVersion[0-9A-F]{8})[0-9a-f]{32}", r"\1HASH", text)
 

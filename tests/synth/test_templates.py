@@ -7,25 +7,32 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aws_cdk import App, Stack
-from aws_cdk import aws_ecr_assets as ecr_assets
 from lambda_pg import Settings
 from lambda_pg._profiles import FLOW_IDLE
 
-from lambda_pg_cdk import AppError
 from lambda_pg_cdk.layer.build import Target
 from lambda_pg_cdk.operations.migration_provider.handler import ANSWERING, STARTING
 from lambda_pg_cdk.pgbouncer.settings import Settings as PoolerSettings
-from lambda_pg_cdk.stacks.database import ADMIT
 from lambda_pg_cdk.stage import sources
 from lambda_pg_cdk.stage.loading import load_stage
 from lambda_pg_cdk.stage.parameters import PARAMETERS
 from lambda_pg_cdk.stage.sources import pooler_context
 from lambda_pg_cdk.tools.image import LOCKS
 from lambda_pg_cdk.tools.synth import COMBINATIONS, new_stage
-from tests.support.templates import Stage, synthesise
+from tests.support.templates import Stage, synthesise, synthesise_once
 
 SECRET = "AWS::SecretsManager::Secret"
+
+
+@pytest.fixture(scope="session")
+def changed() -> Stage:
+    """The stage `dev` of another app, with an issuer and the longest time for a migration."""
+    override = {
+        "app": "web-shop",
+        "identity": {"issuer": "https://issuer.example", "audience": ["app"]},
+        "functions": {"migration_timeout": 720},
+    }
+    return synthesise_once("dev", override)
 
 
 def test_two_runs_give_the_same_templates(stages: dict[str, Stage], tmp_path: Path) -> None:
@@ -116,13 +123,13 @@ def test_servers_get_security_fixes(stage: Stage, combination: Stage) -> None:
                     assert properties["EngineVersion"] == "17.11", name
 
 
-def test_stacks_with_data_are_protected(tmp_path: Path) -> None:
+def test_stacks_with_data_are_protected(prod: Stage) -> None:
     """In prod, the network and the database refuse to be deleted."""
-    app = new_stage("prod", tmp_path).api.node.root
+    manifest = json.loads((prod.folder / "manifest.json").read_text())
     protected = {
-        child.node.id: child.termination_protection  # type: ignore[attr-defined]
-        for child in app.node.children
-        if child.node.id.startswith("LambdaPg")
+        name: artifact["properties"].get("terminationProtection")
+        for name, artifact in manifest["artifacts"].items()
+        if artifact["type"] == "aws:cloudformation:stack"
     }
     assert protected["LambdaPg-prod-Database"] is True
     assert protected["LambdaPg-prod-Network"] is True
@@ -217,13 +224,11 @@ def test_payloads_have_format_2(stage: Stage) -> None:
         assert integration["Properties"]["TimeoutInMillis"] == 29000
 
 
-def test_an_issuer_of_one_s_own_replaces_cognito(stages: dict[str, Stage], tmp_path: Path) -> None:
+def test_an_issuer_of_one_s_own_replaces_cognito(stages: dict[str, Stage], changed: Stage) -> None:
     """With an issuer given there is no user pool, and its audience is asked for."""
-    identity = {"issuer": "https://issuer.example", "audience": ["app"]}
-    given = synthesise("dev", tmp_path, {"identity": identity})
-    assert not given.all("AWS::Cognito::UserPool")
+    assert not changed.all("AWS::Cognito::UserPool")
     assert stages["dev"].all("AWS::Cognito::UserPool")
-    (authorizer,) = given.all("AWS::ApiGatewayV2::Authorizer").values()
+    (authorizer,) = changed.all("AWS::ApiGatewayV2::Authorizer").values()
     assert authorizer["Properties"]["JwtConfiguration"] == {
         "Issuer": "https://issuer.example",
         "Audience": ["app"],
@@ -256,9 +261,11 @@ def test_each_wait_for_the_migration_is_longer_than_it_runs(
         check_waits(each)
 
 
-def test_each_wait_for_the_longest_migration_is_longer_than_it_runs(tmp_path: Path) -> None:
+def test_each_wait_for_the_longest_migration_is_longer_than_it_runs(changed: Stage) -> None:
     """With as much time as a stage may give it."""
-    check_waits(synthesise("dev", tmp_path, {"functions": {"migration_timeout": 720}}))
+    (run,) = changed.resources("Api", "Custom::Migration").values()
+    assert run["Properties"]["Seconds"] == 720
+    check_waits(changed)
 
 
 def test_no_custom_resource_hangs_for_an_hour(stage: Stage, combination: Stage) -> None:
@@ -338,7 +345,7 @@ def test_the_layer_understands_each_function_s_environment(local: Stage, folder:
 
 
 def resolved(variables: dict[str, Any]) -> dict[str, str]:
-    """Put a value in the place of what CloudFormation fills in at deployment."""
+    """Replace what CloudFormation fills in at deployment by a value."""
     filled = {
         "PGHOST": "db.internal",
         "PGPORT": "5432",
@@ -354,14 +361,14 @@ def resolved(variables: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def test_overrides_reach_functions_and_pooler(tmp_path: Path) -> None:
+def test_overrides_reach_functions_and_pooler() -> None:
     """The local cloud's addresses are in both ends of each connection."""
     override = {
         "pgbouncer": {"endpoint_host": "127.0.0.1", "port": 16432},
         "database": {"ca_file": "/somewhere/ca.pem"},
         "identity": {"issuer": "http://127.0.0.1:8123", "audience": ["lambda-pg-local"]},
     }
-    stage = synthesise("local", tmp_path, override)
+    stage = synthesise_once("local", override)
     functions = stage.functions()
     users = functions["users"]["Environment"]["Variables"]
     pooler = {
@@ -448,6 +455,9 @@ def test_other_packages_are_another_image(
 
 def image_hash(folder: Path) -> str:
     """Return what CDK names the pooler's image by: a known one is not built again."""
+    from aws_cdk import App, Stack
+    from aws_cdk import aws_ecr_assets as ecr_assets
+
     stack = Stack(App(outdir=str(folder)), "Stack")
     context = str(pooler_context(Target("3.13", "arm64")))
     asset = ecr_assets.DockerImageAsset(
@@ -558,7 +568,7 @@ def admitted(stage: Stage, what: str) -> set[str]:
 
 
 def test_no_group_is_open_to_everybody(stage: Stage, combination: Stage) -> None:
-    """Whoever is let in is a group, or the VPC in front of the interface endpoints."""
+    """Rules let in groups, and the VPC to the interface endpoints."""
     for each in (stage, combination):
         for group in each.all("AWS::EC2::SecurityGroup").values():
             for rule in group["Properties"].get("SecurityGroupIngress", []):
@@ -660,10 +670,9 @@ def test_snapshots_are_taken_where_the_stage_says_so(stages: dict[str, Stage]) -
         assert "SnapStart" not in functions["migrate"]
 
 
-def test_two_apps_and_two_stages_share_no_name(stages: dict[str, Stage], tmp_path: Path) -> None:
+def test_two_apps_and_two_stages_share_no_name(stages: dict[str, Stage], changed: Stage) -> None:
     """Stacks, parameters, alarms and dashboards of each are its own."""
-    other = synthesise("dev", tmp_path, {"app": "web-shop"})
-    every = [names_of(stages["dev"]), names_of(stages["prod"]), names_of(other)]
+    every = [names_of(stages["dev"]), names_of(stages["prod"]), names_of(changed)]
     assert all(every)
     assert len(set.union(*every)) == sum(map(len, every))
 
@@ -768,6 +777,8 @@ def test_a_proxy_with_the_secret_waits_for_its_login(
 
     https://github.com/aws-cloudformation/aws-cloudformation-resource-providers-rds-proxy
     """
+    from lambda_pg_cdk.stacks.database import ADMIT
+
     stage = combinations[f"{database}-rds-proxy-with-secret"]
     ((run, login),) = stage.resources("Pooler", "Custom::Login").items()
     for kind in ("AWS::RDS::DBProxy", "AWS::RDS::DBProxyTargetGroup"):
@@ -784,7 +795,7 @@ def test_a_proxy_with_the_secret_waits_for_its_login(
 def test_a_password_is_hashed_often_where_a_proxy_logs_in_with_it(
     combinations: dict[str, Stage], name: str
 ) -> None:
-    """By both who set it. A token is no password, and PgBouncer takes one round."""
+    """Both functions that set the password do so. PgBouncer takes one round, and a token none."""
     functions = combinations[name].functions()
     told = {
         folder
@@ -914,12 +925,13 @@ LEFT = {
 """What the costs page calls that which `cdk destroy` leaves of a resource."""
 
 
-@pytest.mark.parametrize("override", [{}, COMBINATIONS["aurora-pgbouncer"]])
-def test_the_costs_page_names_what_destroy_leaves(override: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("database", ["instance", "aurora"])
+def test_the_costs_page_names_what_destroy_leaves(prod: Stage, database: str) -> None:
     """Snapshots and what is retained go on costing, or are in the way of somebody."""
     page = (Path(__file__).parents[2] / "docs" / "costs.md").read_text()
     section = page.partition("`cdk destroy` leaves")[2].partition("\nNot counted:")[0]
-    stage = synthesise("prod", tmp_path, override)
+    aurora = COMBINATIONS["aurora-pgbouncer"]
+    stage = prod if database == "instance" else synthesise_once("prod", aurora)
     left = {
         resource["Type"]
         for template in stage.templates.values()
@@ -934,9 +946,9 @@ def test_the_costs_page_names_what_destroy_leaves(override: dict[str, Any], tmp_
         assert "automated backups" in section
 
 
-def test_without_nat_the_endpoints_are_there(tmp_path: Path) -> None:
+def test_without_nat_the_endpoints_are_there(combinations: dict[str, Stage]) -> None:
     """Private subnets without NAT reach the registry, the logs and the secrets."""
-    stage = synthesise("dev", tmp_path, {"network": {"egress": "endpoints"}})
+    stage = combinations["instance-pgbouncer-without-nat"]
     assert not stage.all("AWS::EC2::NatGateway")
     endpoints = json.dumps(stage.all("AWS::EC2::VPCEndpoint"))
     for service in ("ecr.api", "ecr.dkr", "logs", "secretsmanager", ".s3"):
@@ -945,12 +957,16 @@ def test_without_nat_the_endpoints_are_there(tmp_path: Path) -> None:
 
 def test_a_stage_over_its_budget_does_not_synthesise(tmp_path: Path) -> None:
     """Synth stops with the arithmetic."""
+    from lambda_pg_cdk import AppError
+
     with pytest.raises(AppError, match="max_db_connections"):
         new_stage("local", tmp_path, {"pgbouncer": {"max_db_connections": 60}}).synth()
 
 
 def test_a_stage_that_cannot_log_everybody_in_does_not_synthesise(tmp_path: Path) -> None:
     """A quarter of a core is too little for the first function of the stage `dev` already."""
+    from lambda_pg_cdk import AppError
+
     with pytest.raises(AppError, match="the time for all logins that can start at once is"):
         new_stage("dev", tmp_path, {"pgbouncer": {"cpu": 256, "memory": 512}}).synth()
 
@@ -959,4 +975,4 @@ def test_app_is_short() -> None:
     """app.py only names the stage: at most 15 lines."""
     text = (Path(__file__).parents[2] / "app.py").read_text()
     assert len(text.splitlines()) <= 15
-    assert App.__name__ in text
+    assert "App" in text

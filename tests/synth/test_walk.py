@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -10,7 +11,7 @@ import boto3
 import pytest
 
 from lambda_pg_cdk.tools.synth import COMBINATIONS
-from tests.support.templates import STAGES, Stage, Synthesised
+from tests.support.templates import STAGES, Stage
 from tests.synth.walk import access, metrics, network, order, pages, width
 from tests.synth.walk.deployed import Deployed
 
@@ -43,12 +44,6 @@ def walks() -> list[Any]:
         for name in NAMES
         for check in CHECKS
     ]
-
-
-@pytest.fixture(scope="session")
-def apps(stages: Mapping[str, Stage], combinations: Mapping[str, Stage]) -> Mapping[str, Stage]:
-    """Give every stage and every combination."""
-    return Synthesised(NAMES, lambda name: (stages if name in STAGES else combinations)[name])
 
 
 @pytest.mark.parametrize(("check", "name"), walks())
@@ -575,12 +570,25 @@ def test_a_topic_that_lets_alarms_in_is_accepted(apps: Mapping[str, Stage]) -> N
 # The tables themselves, against two copies of AWS's own models.
 
 
+@cache
+def service_reference() -> Any:
+    """Read cfn-lint's copy of the Service Authorization Reference: several MB of JSON."""
+    text = files("cfnlint.data.AdditionalSpecs").joinpath("Policies.json").read_text()
+    return json.loads(text)
+
+
+@cache
+def operations(service: str) -> frozenset[str]:
+    """Name the operations of a service's model in the SDK."""
+    model = boto3.session.Session()._session.get_service_model(service)
+    return frozenset(model.operation_names)
+
+
 @pytest.mark.parametrize("name", pages.ACTIONS)
 def test_actions_are_those_of_the_service_reference(name: str) -> None:
     """cfn-lint's copy of the Service Authorization Reference has the action and its resources."""
-    text = files("cfnlint.data.AdditionalSpecs").joinpath("Policies.json").read_text()
     prefix, _, action = name.partition(":")
-    service = json.loads(text)[prefix]
+    service = service_reference()[prefix]
     types = service["Actions"][action.lower()].get("Resources", [])
     arns = [arn for each in types for arn in service["Resources"][each.lower()]["ARNFormats"]]
     row = pages.ACTIONS[name]
@@ -593,5 +601,4 @@ def test_actions_are_those_of_the_service_reference(name: str) -> None:
 def test_actions_are_operations(name: str) -> None:
     """The SDK's own model has an operation of that name; Lambda's is called Invoke."""
     prefix, _, action = name.partition(":")
-    model = boto3.session.Session()._session.get_service_model(prefix)
-    assert {"InvokeFunction": "Invoke"}.get(action, action) in model.operation_names
+    assert {"InvokeFunction": "Invoke"}.get(action, action) in operations(prefix)

@@ -11,9 +11,10 @@ import pytest
 from lambda_pg_cdk.local.deployment.deployed import JwtAuthorizer
 from lambda_pg_cdk.local.http_api import authorizer as module
 from lambda_pg_cdk.local.http_api.authorizer import Authorizer, ForbiddenError, UnauthorizedError
-from lambda_pg_cdk.local.http_api.issuer import AUDIENCE, Issuer
+from lambda_pg_cdk.local.http_api.issuer import AUDIENCE
+from tests.support.issuer import issuer_at
 
-ISSUER = Issuer.create("https://issuer.example")
+ISSUER = issuer_at("https://issuer.example")
 SETTINGS = JwtAuthorizer(ISSUER.url, (AUDIENCE,))
 
 

@@ -430,6 +430,7 @@ LIMITS = (
 SWITCHES = {
     "termination_protection",
     "baseline",
+    "sample_api",
     "network.flow_logs",
     "network.bastion",
     "database.multi_az",

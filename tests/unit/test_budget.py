@@ -1,4 +1,4 @@
-"""The connection budget: what counts, and what a stage over it is told."""
+"""The connection budget: what counts, and the message for a stage over it."""
 
 import random
 from collections import Counter
@@ -248,7 +248,7 @@ external.max_clients to 310 (now 200).""",
 
 @pytest.mark.parametrize("name", REFUSALS)
 def test_the_refusal_shows_the_arithmetic_and_the_smallest_change(name: str) -> None:
-    """Each group on a line of its own, the sum, the limit and what to change."""
+    """Each group on a separate line, the sum, the limit and what to change."""
     override, clients, expected = REFUSALS[name]
     with pytest.raises(BudgetError) as refused:
         budget("dev", *clients, **override).check()

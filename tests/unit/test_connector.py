@@ -86,7 +86,7 @@ def test_a_ca_is_written_where_temporary_files_belong(
     with pytest.raises(psycopg.OperationalError, match="as far as the test goes"):
         connector.connect(LOGIN, 1)
     file = Path(str(conninfo_to_dict(connect.conninfo)["sslrootcert"]))
-    assert file.parent == (tmp_path / "there" if given == "there" else Path("/tmp"))  # noqa: S108
+    assert file.parent == (tmp_path / "there" if given == "there" else Path("/tmp"))  # noqa: S108 - the default
     assert file.read_text() == "the roots"
     assert file.stat().st_mode & 0o777 == 0o600
     del connector
@@ -94,7 +94,7 @@ def test_a_ca_is_written_where_temporary_files_belong(
 
 
 def test_options_come_from_the_settings_or_the_secret(connect: Connect) -> None:
-    """Those of the settings go first; without any libpq is told that there are none."""
+    """Those of the settings go first; without any, libpq gets an empty text."""
     direct = Credentials("app", "p", host=DATABASE, options="-c search_path=y")
     assert connect.asked(Settings(options=OPTIONS), direct)["options"] == OPTIONS
     assert connect.asked(Settings(), direct)["options"] == direct.options

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.support.modules import MODULES, SOURCES, room
+from tests.support.modules import MODULES, SOURCES, parsed
 
 METHODS, ATTRIBUTES = 20, 12
 """A class with more of them says in its docstring why: "Large because …"."""
 
-NOQA = re.compile(r"# noqa(?!: [A-Z]+\d+(, [A-Z]+\d+)* - \S)")
-"""A comment that silences the linter in another form than `# noqa: S101 - the reason`."""
+MARK = "# " + "noqa"
+NOQA = re.compile(rf"{MARK}(?!: [A-Z]+\d+(, [A-Z]+\d+)* - \S)")
+"""A comment that silences the linter in another form than `noqa: S101 - the reason`."""
 
 RAISES = re.compile(r"(?<![.!?`)] )(?<!^)\bRaises\b|\braises [A-Z`]")
 """A docstring names errors inside another sentence. The sentence should begin with Raises."""
@@ -28,7 +29,7 @@ def undocumented_constants(tree: ast.Module, lines: list[str]) -> Iterator[str]:
 
 
 def raises_inside(tree: ast.Module, _: list[str]) -> Iterator[str]:
-    """Find docstrings that name an error otherwise than in a sentence that begins with Raises."""
+    """Find docstrings that name an error in the middle of a sentence."""
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             text = " ".join((ast.get_docstring(node) or "").split())
@@ -124,39 +125,27 @@ def _attributes(node: ast.ClassDef) -> set[str]:
 
 Check = Callable[[ast.Module, list[str]], Iterator[str]]
 
-NOT_YET: dict[Check, frozenset[str]] = {
-    undocumented_constants: frozenset({"benchmarks", "local", "tests"}),
-    raises_inside: frozenset({"functions", "layer", "local", "migrations", "pgbouncer", "tests"}),
-    unexplained: frozenset(
-        {
-            "benchmarks",
-            "console",
-            "functions",
-            "local",
-            "migrations",
-            "pgbouncer",
-            "stacks",
-            "tests",
-        }
-    ),
-    needless_future: frozenset({"local", "pgbouncer", "tests"}),
-    large_classes: frozenset({"benchmarks", "local", "pgbouncer", "stage", "tests"}),
-}
-"""Each convention, and the rooms that do not follow it yet."""
+CHECKS: tuple[Check, ...] = (
+    undocumented_constants,
+    raises_inside,
+    unexplained,
+    needless_future,
+    large_classes,
+)
 
 
 def found(check: Check, source: str) -> list[str]:
     """List what a check finds in a module."""
-    return list(check(ast.parse(source), source.splitlines()))
+    return list(check(parsed(source), source.splitlines()))
 
 
-@pytest.mark.parametrize("check", NOT_YET, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_a_convention_holds(check: Check) -> None:
-    """In every room but those that are named above."""
+    """In every module of the project."""
     wrong = {
         str(MODULES[name]): faults
         for name, source in SOURCES.items()
-        if room(name) not in NOT_YET[check] and (faults := found(check, source))
+        if (faults := found(check, source))
     }
     assert wrong == {}
 
@@ -167,9 +156,9 @@ def test_a_convention_holds(check: Check) -> None:
         (undocumented_constants, "# Seconds.\nWAIT: Final = 1\n"),
         (raises_inside, 'def f():\n    """Read it; raises OSError."""\n'),
         (raises_inside, 'def f():\n    """Read it, and Raises OSError."""\n'),
-        (unexplained, "import os  # noqa: F401\n"),
-        (unexplained, "import os  # noqa\n"),
-        (unexplained, "import os  # noqa: F401  # for its effects\n"),
+        (unexplained, f"import os  {MARK}: F401\n"),
+        (unexplained, f"import os  {MARK}\n"),
+        (unexplained, f"import os  {MARK}: F401  # for its effects\n"),
         (needless_future, "from __future__ import annotations\ndef f(a: int) -> str: ...\n"),
         (large_classes, "class C:\n" + "".join(f"    a{n}: int\n" for n in range(13))),
         (large_classes, "class C:\n" + "".join(f"    def m{n}(self): ...\n" for n in range(21))),
@@ -186,7 +175,7 @@ def test_a_breach_is_found(check: Check, source: str) -> None:
         (undocumented_constants, 'WAIT: Final = 1\n"""Seconds."""\n'),
         (raises_inside, 'def f():\n    """Read it. Raises OSError, and a second error."""\n'),
         (raises_inside, 'def f():\n    """Raises OSError."""\n'),
-        (unexplained, "import os  # noqa: F401, E402 - for its effects\n"),
+        (unexplained, f"import os  {MARK}: F401, E402 - for its effects\n"),
         (needless_future, "from __future__ import annotations\nclass C:\n    a: C\n"),
         (large_classes, "class C:\n" + "".join(f"    a{n}: int\n" for n in range(12))),
     ],

@@ -149,7 +149,7 @@ def test_no_amount_stands_outside_of_the_tables() -> None:
 
 @pytest.mark.parametrize("stage", ["dev", "prod"])
 def test_the_stages_are_those_of_cdk_json(stage: str) -> None:
-    """Whoever changes a stage's size changes what it costs."""
+    """A stage of another size has other costs."""
     context = json.loads((ROOT / "cdk.json").read_text())["context"]
     config = load({**context, "stage": stage}.get)
     (rows,) = [rows for rows in tables() if rows[-1].what == f"**{stage}**"]

@@ -219,7 +219,7 @@ def test_forgetting_is_knowing_nothing(
     fetches: Fetches,
     environment: pytest.MonkeyPatch,
 ) -> None:
-    """After forget() the next get asks anew, and no copy stands in for an outage."""
+    """After forget() the next get asks again, and no copy bridges an outage."""
     cache.get(3)
     service.put(arn, login("second"))
     cache.forget()
@@ -557,7 +557,7 @@ def test_a_secret_may_hold_urls() -> None:
 
 
 def test_a_secrets_url_keeps_its_channel_binding() -> None:
-    """Neon's URL asks for it: whoever sits in between could not answer for the server."""
+    """Neon's URL asks for it: a man in the middle could not answer for the server."""
     url = "postgresql://app:p@ep-a-1-pooler.aws.neon.tech/app?sslmode=require"
     assert read({"url": f"{url}&channel_binding=require"}).channel_binding == "require"
     assert read({"url": url}).channel_binding is None

@@ -229,13 +229,13 @@ def test_no_pattern_is_without_its_message(pattern: str) -> None:
 
 
 def test_one_of_several_addresses_may_answer_later() -> None:
-    """Each address has a line of its own in the text; one that may come back is enough."""
+    """Each address has its own line in the text; one that may come back is enough."""
     text = f"{AT}ERROR:  Control plane request failed\n{AT}ERROR:  something else"
     assert classify_connect(psycopg.OperationalError(text)) is Failure.NOT_RUN
 
 
 def test_a_connect_that_timed_out_may_be_tried_again() -> None:
-    """A timeout is told by its type, whatever its text."""
+    """A timeout is known by its type, whatever its text."""
     assert classify_connect(errors.ConnectionTimeout("late")) is Failure.NOT_RUN
 
 
@@ -322,7 +322,7 @@ STATEMENT = [
 
 @pytest.mark.parametrize(("error", "expected"), STATEMENT, ids=lambda value: str(value)[:60])
 def test_statement_failures(error: psycopg.Error, expected: Failure) -> None:
-    """What certainly did not run is told apart from what may have."""
+    """What certainly did not run differs from what may have run."""
     assert classify_statement(error, broken=True) is expected
 
 

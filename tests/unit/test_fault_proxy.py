@@ -1,4 +1,4 @@
-"""The fault proxy: what passes, what does not, and that each fault ends when it is told to."""
+"""The fault proxy: what passes, what does not, and that each fault ends when it should."""
 
 import select
 import socket

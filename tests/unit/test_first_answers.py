@@ -15,8 +15,8 @@ from benchmarks import demo
 from lambda_pg_cdk.local import cli
 from lambda_pg_cdk.local import cloud as local_cloud
 from lambda_pg_cdk.local.cloud import LocalCloud, UnhealthyError
-from lambda_pg_cdk.local.http_api.issuer import Issuer
 from lambda_pg_cdk.local.state import State, lock
+from tests.support.issuer import issuer_at
 
 REASON = "connection failed: server closed the connection unexpectedly"
 
@@ -70,7 +70,7 @@ def cloud(
     folder = tmp_path / "state"
     held = lock(folder)
     State("mark", 1, 2, "key", url, url, url, url, "eu-central-1", ready=True).save(folder)
-    Issuer.create(url).save(folder / "issuer.pem")
+    issuer_at(url).save(folder / "issuer.pem")
     (folder / "logs").mkdir()
     (folder / "logs" / "health.log").write_text(f"{REASON}\n")
     monkeypatch.setenv("LAMBDA_PG_STATE_DIR", str(folder))
@@ -101,7 +101,7 @@ def test_an_api_that_is_not_healthy_is_told_with_reason_and_log(
 def test_an_api_that_nobody_serves_is_told_as_well(
     cloud: tuple[LocalCloud, list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A refused connection is no traceback."""
+    """A refused connection is an error with a message, without a traceback."""
     monkeypatch.setattr(LocalCloud, "url", "http://127.0.0.1:1")
     with pytest.raises(UnhealthyError, match=r"health got no answer \(.*refused"):
         cloud[0].check_health()

@@ -26,6 +26,12 @@ def test_end_to_end_tests_are_in_two_groups(conftest: ModuleType) -> None:
     assert groups["test_down.py"] != groups["test_api.py"]
 
 
+def test_tests_of_templates_are_a_group(conftest: ModuleType) -> None:
+    """One process starts the CDK, and all of them use its templates."""
+    names = {path.name for path in (TESTS / "synth").glob("test_*.py")}
+    assert {conftest.group_of(f"tests/synth/{name}") for name in names} == {conftest.SYNTHESIS}
+
+
 def test_another_file_is_a_group(conftest: ModuleType) -> None:
     """Its fixtures are made once."""
     assert conftest.group_of("tests/unit/test_groups.py") == "tests/unit/test_groups.py"

@@ -23,7 +23,7 @@ class Server:
     """A server with TLS that has every name, and counts who connects and who asks."""
 
     def __init__(self, folder: Path) -> None:
-        """Listen, with a certificate of an authority of its own."""
+        """Listen, with a certificate of a new authority."""
         self.authority = Authority.create("the server's authority")
         certificate = self.authority.issue([AWS, ELSEWHERE])
         file = folder / "server.pem"
@@ -59,11 +59,11 @@ class Trust:
         self._folder, self._monkeypatch = folder, monkeypatch
 
     def amazons(self, authority: Authority) -> None:
-        """Put an authority in the place of Amazon's roots."""
+        """Trust an authority instead of Amazon's roots."""
         self._monkeypatch.setattr(_http, "AMAZON_ROOTS", self.file("amazon", authority))
 
     def system(self, authority: Authority) -> None:
-        """Put an authority in the place of what the system trusts."""
+        """Trust an authority instead of those that the system trusts."""
 
         def load(context: ssl.SSLContext, _: ssl.Purpose) -> None:
             context.load_verify_locations(cadata=authority.pem)

@@ -20,6 +20,7 @@ from lambda_pg_cdk.local.http_api.events import (
 from lambda_pg_cdk.local.http_api.issuer import Issuer
 from lambda_pg_cdk.local.http_api.routes import Match, find_route
 from lambda_pg_cdk.local.http_api.throttle import Bucket
+from tests.support.issuer import issuer_at
 
 SUBJECT = "6f1c7a52-4f8e-4e0e-9a55-0b1c1a2b3c4d"
 
@@ -117,7 +118,7 @@ def test_an_event_leaves_out_what_is_not_there() -> None:
 
 
 def test_a_binary_body_travels_as_base64() -> None:
-    """An image is no text, and neither is JSON that is not UTF-8."""
+    """An image is not text, and JSON that is not UTF-8 is not text either."""
     for kind in ("image/png", "application/json"):
         built = event(request(headers=[("Content-Type", kind)], body=b"\xff\x00"))
         assert (built["body"], built["isBase64Encoded"]) == ("/wA=", True)
@@ -169,7 +170,7 @@ def test_a_malformed_result_is_refused(result: dict[str, Any]) -> None:
         read_response(json.dumps(result).encode())
 
 
-ISSUER = Issuer.create("http://127.0.0.1:1")
+ISSUER = issuer_at("http://127.0.0.1:1")
 SETTINGS = JwtAuthorizer(ISSUER.url, ("lambda-pg-local",))
 KEY = jwt.PyJWKSet.from_dict(ISSUER.jwks()).keys[0]
 

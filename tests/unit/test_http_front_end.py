@@ -17,6 +17,7 @@ from lambda_pg_cdk.local.environments.invocation import Outcome
 from lambda_pg_cdk.local.http_api.history import History
 from lambda_pg_cdk.local.http_api.issuer import AUDIENCE, Issuer
 from lambda_pg_cdk.local.http_api.server import HttpApi
+from tests.support.issuer import issuer_at
 
 OPEN = Route("ANY /open", "f", "2.0", 5.0)
 Answer = tuple[int, dict[str, str], Any]
@@ -64,8 +65,7 @@ def ask(
                 found = {"openid-configuration": issuer.discovery, "jwks.json": issuer.jwks}
                 return web.json_response(found[asked.path.rpartition("/")[2]]())
 
-            issuer = Issuer.create("")
-            issuer = replace(issuer, url=await listen(web.Server(documents), closing))
+            issuer = issuer_at(await listen(web.Server(documents), closing))
             guard = JwtAuthorizer(issuer.url, (AUDIENCE,)) if token else None
 
             async def invoke(_name: str, event: bytes) -> Outcome:

@@ -1,5 +1,6 @@
 """Which module imports which: no circle between files, and no room imports a room above it."""
 
+import ast
 import subprocess
 import sys
 from collections import defaultdict
@@ -8,7 +9,7 @@ from collections.abc import Mapping
 import pytest
 
 from lambda_pg_cdk import PROJECT
-from tests.support.modules import ROOMS, SOURCES, arrows_up, circle, graph, imports
+from tests.support.modules import ROOMS, SOURCES, arrows_up, circle, graph, imports, parsed
 
 
 def test_no_circle() -> None:
@@ -65,6 +66,7 @@ def test_an_arrow_up_is_found(module: str, other: str) -> None:
         "tools.tunnel",
         "tools.preflight",
         "tools.image",
+        "tools.synth",
     ],
 )
 def test_a_stage_needs_no_cdk(module: str) -> None:
@@ -109,3 +111,52 @@ def test_a_test_that_imports_another_is_found() -> None:
     assert imported_tests({**SOURCES, module: f"{SOURCES[module]}\n{line}\n"}) == [
         f"{module} imports tests.unit.test_budget"
     ]
+
+
+CDK = (
+    *("aws_cdk", "benchmarks.app", "cdk_nag", "constructs", "examples.cdk", "lambda_pg_cdk.stacks"),
+    *("lambda_pg_cdk.AppError", "lambda_pg_cdk.DeployedStage", "lambda_pg_cdk.Stage"),
+)
+"""What starts the CDK when it is imported: modules, and names of the face for apps."""
+
+
+def starting_the_cdk(sources: Mapping[str, str]) -> list[str]:
+    """List the modules of tests that start the CDK when they are imported."""
+    return [
+        name
+        for name, source in sorted(sources.items())
+        if name.startswith("tests.")
+        for node in parsed(source).body
+        if any(f"{each}.".startswith(tuple(f"{start}." for start in CDK)) for each in _named(node))
+    ]
+
+
+def _named(node: ast.stmt) -> list[str]:
+    """Name what a statement imports, as in `aws_cdk` or `aws_cdk.App`."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        return [f"{node.module}.{alias.name}" for alias in node.names]
+    return []
+
+
+def test_no_test_starts_the_cdk_at_collection() -> None:
+    """Every process of a test run imports every test, and would start the CDK for seconds."""
+    assert starting_the_cdk(SOURCES) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from aws_cdk import App",
+        "import aws_cdk",
+        "from lambda_pg_cdk.stacks.app import Stage",
+        "from lambda_pg_cdk import stacks",
+        "from lambda_pg_cdk import Cap, Stage",
+    ],
+)
+def test_a_test_that_starts_the_cdk_is_found(line: str) -> None:
+    """One such import is reported by the module's name."""
+    module = "tests.unit.test_pulse"
+    found = starting_the_cdk({module: f"{SOURCES[module]}\n{line}\n"})
+    assert found == [module]

@@ -27,7 +27,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 def test_checkouts_of_one_interpreter_share_what_is_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: list[Path]
 ) -> None:
-    """Each has a virtual environment of its own, and would install 65 MB for itself."""
+    """Each has its own virtual environment, and would install 65 MB for itself."""
     requirements = tmp_path / "requirements.txt"
     requirements.write_text("moto==1\n")
     interpreter = tmp_path / "usr" / "python3"

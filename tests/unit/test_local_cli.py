@@ -17,7 +17,7 @@ from lambda_pg_cdk.local.http_api.issuer import Issuer
 from lambda_pg_cdk.local.options import Options
 
 
-class Started(Exception):  # noqa: N818  # it ends a command that would wait
+class Started(Exception):  # noqa: N818 - it ends a command that would wait
     """Carries the options."""
 
 

@@ -90,7 +90,7 @@ def _at_task(times: list[float], core: float) -> Iterator[float]:
 def lost(config: Config, clients: Sequence[Client], seed: int = 0) -> int:
     """Count the logins that take longer than the checkout timeout."""
     timeout = config.functions.checkout_timeout
-    chance = random.Random(seed)  # noqa: S311  # repeatable is what it must be
+    chance = random.Random(seed)  # noqa: S311 - repeatable is what it must be
     return sum(each > timeout + 1e-6 for each in waits(config, clients, chance))
 
 
@@ -161,7 +161,7 @@ def test_what_the_budget_accepts_loses_nobody(
 def test_the_last_login_ends_when_the_sum_says(count: int, cpu: int) -> None:
     """To the millisecond, where one task serves."""
     config, clients = stage(pgbouncer={"cpu": cpu}), [Client("users", count)]
-    chance = random.Random(0)  # noqa: S311  # nothing to choose
+    chance = random.Random(0)  # noqa: S311 - nothing to choose
     last = max(waits(config, clients, chance)) * 1000
     assert last <= storm_of(config, clients).milliseconds + 1e-6 < last + 1
 

@@ -15,7 +15,7 @@ BEGIN = datetime(2026, 11, 30, 8, 0, 0, tzinfo=UTC)
 Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 
-def issued(end: datetime, key: Key, name: str = "pooler") -> str:
+def issued(end: datetime, key: Key, name: str = "pooler", filling: int = 0) -> str:
     """Write a certificate that ends at a time."""
     subject = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, name)] * 3)
     builder = (
@@ -27,6 +27,10 @@ def issued(end: datetime, key: Key, name: str = "pooler") -> str:
         .not_valid_before(min(BEGIN, end - timedelta(days=1)))
         .not_valid_after(end)
     )
+    if filling:
+        private = x509.ObjectIdentifier("1.3.6.1.4.1.32473.1")  # of RFC 5612, for examples
+        extension = x509.UnrecognizedExtension(private, bytes(filling))
+        builder = builder.add_extension(extension, critical=False)
     signed = builder.sign(key, hashes.SHA256())
     return signed.public_bytes(serialization.Encoding.PEM).decode()
 
@@ -47,10 +51,11 @@ def test_the_end_is_the_one_that_cryptography_reads(end: datetime) -> None:
 
 
 def test_long_certificates_are_read_too() -> None:
-    """Their lengths take more bytes."""
+    """Their lengths take two and three bytes more; another algorithm has another length, too."""
     end = BEGIN + timedelta(days=90)
-    key = rsa.generate_private_key(65537, 4096)
-    assert end_of(issued(end, key, "n" * 64)) == end
+    key = rsa.generate_private_key(65537, 2048)
+    for filling in (0, 70_000):
+        assert end_of(issued(end, key, "n" * 64, filling)) == end
 
 
 def test_the_first_certificate_of_a_chain_counts() -> None:

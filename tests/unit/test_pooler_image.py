@@ -1,7 +1,5 @@
 """The pooler's image and local mode run the same files."""
 
-from __future__ import annotations
-
 import inspect
 import re
 import shutil

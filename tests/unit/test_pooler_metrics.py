@@ -1,7 +1,5 @@
 """The pooler's numbers without a PgBouncer: what counts, what is compared, how it is written."""
 
-from __future__ import annotations
-
 import pytest
 
 from lambda_pg_cdk.pgbouncer.metrics import (

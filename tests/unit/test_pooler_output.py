@@ -1,7 +1,5 @@
 """The supervisor's output: nothing waits for a reader, and what is missing is counted."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

@@ -1,7 +1,5 @@
 """Peering without a process: numbers, what Cloud Map answers, and what is made of it."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import threading
@@ -29,7 +27,7 @@ class Metadata(HTTPServer):
     """The metadata endpoint of an ECS task, with an answer that can be changed."""
 
     def __init__(self) -> None:
-        """Listen on a port of its own."""
+        """Listen on a free port."""
         self.status, self.body = 200, task_at("10.0.1.2")
         super().__init__(("127.0.0.1", 0), MetadataHandler)
 
@@ -178,7 +176,7 @@ def test_an_own_address_without_a_number_says_what_to_do(
 
 
 def test_tasks_come_in_order_with_this_one_among_them() -> None:
-    """The same tasks give the same lines in each of them, so that order alone is no change."""
+    """The same tasks give the same lines in each of them: another order changes nothing."""
     peers, problems = choose(OWN, ["10.0.2.9", "10.0.0.7", "10.0.2.9"])
     assert peers == (Peer(7, "10.0.0.7"), OWN, Peer(521, "10.0.2.9"))
     assert problems == []

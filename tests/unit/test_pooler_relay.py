@@ -1,6 +1,4 @@
-"""The relay between PgBouncer and its peers, with a socket in the place of each."""
-
-from __future__ import annotations
+"""The relay between PgBouncer and its peers, with a socket for each of them."""
 
 import socket
 import struct

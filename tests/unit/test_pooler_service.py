@@ -23,7 +23,7 @@ FAMILY = "arn:aws:ecs:us-east-1:000000000000:task-definition/pool:7"
 
 
 class Pooler:
-    """A port that listens, with a will of its own."""
+    """A port that listens, and answers as the test says."""
 
     def __init__(self, world: "World", task: str, address: str) -> None:
         """Belong to a test."""
@@ -73,7 +73,10 @@ class Pooler:
 
 
 class World:
-    """What a service is given, which notes what it is asked for."""
+    """What a service is given, which notes what it is asked for.
+
+    Large because a service is given that much.
+    """
 
     def __init__(self) -> None:
         """Begin with everything in order."""
@@ -404,7 +407,7 @@ def test_a_task_that_is_retired_twice_ends_once(capsys: pytest.CaptureFixture[st
 def test_a_task_ends_though_the_balancer_does_not_answer(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """It is told of the targets again later; the task would stay for ever."""
+    """It learns of the targets again later; otherwise the task would stay for ever."""
 
     async def story(world: World) -> None:
         world.service.follow(deployed(desired=2))

@@ -1,7 +1,5 @@
 """docs/pooling.md says what the profiles decide, and each row of its table is a test."""
 
-from __future__ import annotations
-
 import ast
 import re
 from dataclasses import dataclass

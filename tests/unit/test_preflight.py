@@ -66,7 +66,7 @@ def limits(total: int, free: int, held: int = 0) -> Answer:
     functions = [{"FunctionName": "LambdaPg-dev-Api-Users-x"}, {"FunctionName": "theirs"}]
 
     def answer(stubber: Stubber) -> None:
-        # Each call has a client of its own, which is asked for one of the two.
+        # Each call has its own client, which is asked for one of the two.
         stubber.client.meta.events.register(
             "before-call.lambda.*", lambda model, **_: replies[model.name]
         )
@@ -156,7 +156,7 @@ def test_fargate_holds_a_deployment(quota: float, fine: bool, fails: bool) -> No
 
 
 def test_a_quota_that_was_never_changed_has_its_default() -> None:
-    """A new account has no value of its own for it, which is no reason to refuse a deployment."""
+    """A new account has no value for it, and may be deployed to."""
     answers = [
         refusing("get_service_quota", "NoSuchResourceException"),
         answering("get_aws_default_service_quota", {"Quota": {"Value": 6.0}}),

@@ -1,7 +1,5 @@
 """When PgBouncer has to reconnect: by what each look has seen, and by nothing else."""
 
-from __future__ import annotations
-
 import pytest
 
 from lambda_pg_cdk.pgbouncer.primary import (
@@ -46,7 +44,7 @@ def test_a_connection_to_an_address_that_the_name_has_left_is_a_reason() -> None
 
 
 def test_an_address_that_the_name_never_had_is_no_reason() -> None:
-    """PgBouncer has a resolver of its own, which may know more."""
+    """PgBouncer has its own resolver, which may know more."""
     verdict = Verdict()
     verdict.resolved(HERE)
     verdict.resolved(THERE)
@@ -116,7 +114,7 @@ def test_a_standby_after_a_primary_is_a_reason() -> None:
 
 
 def test_a_standby_from_the_beginning_is_meant() -> None:
-    """Its promotion is no reason either: its connections take writes from then on."""
+    """Its promotion does not end them either: its connections take writes from then on."""
     verdict = Verdict()
     verdict.answered(at("10.0.0.1", 1), in_recovery=True)
     assert not verdict.reason(at("10.0.0.1", 1), 0)

@@ -16,7 +16,7 @@ LINUX = 32768
 def test_a_port_that_is_taken_at_any_address_is_not_free(
     monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
-    """Tasks of a pooler listen at addresses of their own."""
+    """Tasks of a pooler listen at different addresses."""
     free = processes.free_port()
     with socket.create_server((address, 0)) as listener:
         taken = listener.getsockname()[1]

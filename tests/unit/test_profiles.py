@@ -73,7 +73,7 @@ def test_a_name_beats_the_host(name: ProfileName, host: str, port: int, expected
 
 
 def test_a_pooler_in_transaction_mode_has_no_session() -> None:
-    """Startup options would change a shared session, so they go with a session of one's own."""
+    """Startup options would change a shared session, so they need a session that is not shared."""
     assert {name for name, profile in PROFILES.items() if not profile.session} == {
         "pgbouncer",
         "rds_proxy",
@@ -231,7 +231,7 @@ def test_a_region_has_its_own_three_roots(file: Path) -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_each_root_is_valid_and_says_until_when(file: Path) -> None:
-    """Whoever opens the file sees when a root has to be replaced; none is overdue."""
+    """A reader of the file sees when a root has to be replaced; none is overdue."""
     roots = roots_in(file)
     assert roots
     for root in roots:

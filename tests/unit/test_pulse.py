@@ -1,7 +1,5 @@
 """When a PgBouncer counts as one that hangs: by what each look has seen, and by nothing else."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

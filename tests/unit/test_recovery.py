@@ -5,8 +5,6 @@ that handles the steps of all logins in order of arrival, as PgBouncer's loop do
 benchmarks/chaos/recovery.py measures the same with a real PgBouncer.
 """
 
-from __future__ import annotations
-
 import heapq
 import itertools
 import random
@@ -121,7 +119,7 @@ class Simulation:
         `keeps`: the layer's policy. `counts_gaps`: its former policy, which counted the time
         between two requests as a wait.
         """
-        chance = random.Random(count)  # noqa: S311  # repeatable is what it must be
+        chance = random.Random(count)  # noqa: S311 - repeatable is what it must be
         self._cores = cores
         self._chance = chance
         self._keeps = keeps
@@ -231,7 +229,7 @@ class Simulation:
 @pytest.fixture(autouse=True)
 def same_chance(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same jitter in every run."""
-    monkeypatch.setattr(_overload, "jitter", random.Random(7))  # noqa: S311  # repeatable
+    monkeypatch.setattr(_overload, "jitter", random.Random(7))  # noqa: S311 - repeatable
 
 
 @pytest.mark.parametrize("between", BETWEEN)

@@ -8,8 +8,6 @@ import pytest
 from botocore.stub import Stubber
 from moto import mock_aws
 
-from lambda_pg_cdk.stacks.database import ADMIT, REPORT, ROTATION_OFF
-from lambda_pg_cdk.stacks.pooler.pgbouncer import METRICS
 from tests.support.canary import CANARY, assert_nowhere
 from tests.support.context import Context
 from tests.support.embedded_metrics import assert_embedded_metrics
@@ -78,12 +76,6 @@ def test_passwords_need_no_quoting(rotate: ModuleType, monkeypatch: pytest.Monke
     assert password.isascii()
     assert password.isalnum()
     assert len(password) == rotate.PASSWORD_LENGTH
-
-
-def test_a_deployment_asks_for_a_step_by_its_name(rotate: ModuleType) -> None:
-    """The stack's word for it is the function's; so is the name of the metric."""
-    assert (rotate.ADMIT, rotate.REPORT) == (ADMIT, REPORT)
-    assert (rotate.METRICS, rotate.ROTATION_OFF) == (METRICS, ROTATION_OFF)
 
 
 @pytest.mark.parametrize(

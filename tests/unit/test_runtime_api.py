@@ -169,7 +169,7 @@ def test_work_that_waited_is_delivered_without_a_freeze() -> None:
 
 @pytest.mark.usefixtures("quiet")
 def test_a_response_of_lambdas_size_is_taken_and_a_larger_one_refused() -> None:
-    """413 for one byte more, on a connection that stays open, and the caller is told."""
+    """413 for one byte more, on a connection that stays open, and the caller gets an error."""
 
     async def work(client: Client) -> None:
         asking = await client.until_idle()

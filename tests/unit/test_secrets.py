@@ -85,7 +85,7 @@ GOOD = reply(200, json.dumps({"SecretString": SECRET}).encode())
 
 
 class Service:
-    """An endpoint that takes whole requests, remembers them, and answers as it is told."""
+    """An endpoint that takes whole requests, remembers them, and gives the answers of the test."""
 
     def __init__(self) -> None:
         """Listen."""
@@ -359,7 +359,7 @@ def test_a_signature_with_another_key_is_final(service: Service, arn: str) -> No
 
 
 def test_a_binary_secret_is_final(service: Service) -> None:
-    """A secret that is no text cannot be used, and is not shown."""
+    """A secret that is not text cannot be used, and is not shown."""
     binary = base64.b64encode(SECRET.encode()).decode()
     service.answer = reply(200, json.dumps({"SecretBinary": binary}).encode())
     error = refused()
@@ -480,7 +480,7 @@ def test_boto3_finds_keys_that_are_elsewhere(
     "partition", ["aws-cn:secretsmanager:cn-north-1", "aws-us-gov:secretsmanager:us-gov-west-1"]
 )
 def test_another_partition_is_left_to_boto3(service: Service, partition: str) -> None:
-    """China and GovCloud have endpoints of their own; the ARN tells the region."""
+    """China and GovCloud have their own endpoints; the ARN has the region."""
     arn = f"arn:{partition}:000000000000:secret:app"
     assert fetch_secret(arn, timeout=3) == SECRET
     request = service.requests[0]
@@ -511,7 +511,7 @@ CHINA = ARN.replace("arn:aws:", "arn:aws-cn:").replace("us-east-1", "cn-north-1"
     ids=["throttled", "500", "hung up", "stall"],
 )
 def test_what_passes_also_passes_through_boto3(service: Service, answer: Answer) -> None:
-    """Its errors are told apart as those of the short way are."""
+    """Its errors are classified as those of the short way are."""
     service.answer = answer
     assert refused(CHINA, timeout=1).passing
 

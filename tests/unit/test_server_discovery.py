@@ -1,7 +1,5 @@
 """Finding servers: versions, apt's configuration, and each way by force."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -275,7 +275,7 @@ def test_what_cannot_be_an_endpoint_is_named(endpoint: str, problem: str) -> Non
 
 
 def test_what_iam_lacks_is_named() -> None:
-    """Each missing part is a problem of its own, and so are a secret and a password."""
+    """Each missing part is a separate problem, and so are a secret and a password."""
     with pytest.raises(ConfigurationError) as caught:
         Settings.from_env({"LAMBDA_PG_AUTH": "iam", **SECRET})
     told = "; ".join(caught.value.problems)

@@ -147,7 +147,7 @@ def test_keys_that_are_elsewhere_come_through_boto3(
 def test_no_keys_are_an_error_of_the_credentials(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, profile: str | None, problem: str
 ) -> None:
-    """Who has no keys anywhere is told what is missing, in the layer's own error."""
+    """Without keys anywhere, the layer's own error says what is missing."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))

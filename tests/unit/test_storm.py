@@ -13,10 +13,8 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from aws_cdk import aws_lambda as lambda_
 
 from benchmarks import demo
-from benchmarks.app import LOOKUP
 from benchmarks.conclusion import NOT_MEASURABLE, conclude
 from benchmarks.storm import open_loop
 from benchmarks.storm.accounting import CpuSeconds, Waits
@@ -54,8 +52,6 @@ from benchmarks.storm.second_driver import outcomes_of
 from benchmarks.tables import STORM_TITLES, storm_table
 from lambda_pg_cdk.local.cloud import LocalCloud
 from lambda_pg_cdk.local.http.load import FunctionLog, Outcome, summarise
-from lambda_pg_cdk.stacks.assets import Assets
-from lambda_pg_cdk.stage.loading import load_stage
 from lambda_pg_cdk.stage.sources import FUNCTIONS
 
 TOKEN = "a-token"
@@ -87,13 +83,6 @@ def test_every_row_has_a_function() -> None:
     """In a folder of the benchmarks or of the project."""
     for row in CONTROLS + COMPARED + OTHER_SIZES:
         assert any((home / row.function / "handler.py").exists() for home in (HOME, FUNCTIONS))
-
-
-def test_a_function_of_the_storm_has_the_code_that_it_imports() -> None:
-    """Its zip has the shared lookup under the name that the handler imports."""
-    code = Assets(load_stage("local")).function(HOME / "lambda_pg", *LOOKUP)
-    assert isinstance(code, lambda_.AssetCode)
-    assert (Path(code.path) / "benchmarks" / "lookup" / "layer.py").exists()
 
 
 def test_peers_are_named_with_the_versions_that_are_deployed() -> None:
@@ -473,7 +462,7 @@ LOG = """\
 2026-11-29 10:00:02.000 UTC [11] app@app users LOG:  disconnection: session time: 0:00:00.970
 2026-11-29 10:00:03.000 UTC [14] app@app users LOG:  connection authorized: user=app database=app
 2026-11-29 10:00:04.000 UTC [8] LOG:  starting PostgreSQL 17.10 on x86_64
-"""  # noqa: E501
+"""  # noqa: E501 - lines as a log has them
 
 
 def test_a_connection_counts_from_its_login_to_its_end() -> None:

@@ -1,7 +1,5 @@
 """The parts of PgBouncer's supervisor that need no process: settings, files, secrets, protocol."""
 
-from __future__ import annotations
-
 import errno
 import json
 import struct
@@ -40,8 +38,8 @@ from lambda_pg_cdk.pgbouncer.session import (
 )
 from lambda_pg_cdk.pgbouncer.settings import MetricsSettings, PeersSettings, Settings, SettingsError
 from lambda_pg_cdk.pgbouncer.supervisor import open_files
-from lambda_pg_cdk.stacks.pooler.pgbouncer import OPEN_FILES
 from lambda_pg_cdk.stage.config import PgBouncer
+from lambda_pg_cdk.stage.task import OPEN_FILES
 
 USER_ARN = "arn:aws:secretsmanager:eu-west-1:000000000000:secret:user"
 LEAF_ARN = "arn:aws:secretsmanager:eu-west-1:000000000000:secret:leaf"
@@ -133,7 +131,7 @@ def test_a_task_alone_that_nobody_measures_has_neither_peers_nor_metrics(
 
 
 def test_peers_and_metrics_are_read_with_their_defaults(environment: dict[str, str]) -> None:
-    """The names turn them on; ECS's own variable tells where the task's address is to be had."""
+    """The names turn them on; ECS's own variable says where to read the task's address."""
     environment |= {
         "PEERS_NAMESPACE": "app.internal",
         "PEERS_SERVICE": "pooler",

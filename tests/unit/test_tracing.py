@@ -27,7 +27,7 @@ SUMMARIES = {
 def test_a_summary_names_operations_and_tables(query: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In their order, as they are written; the first are like the conventions' examples."""
     Spans(monkeypatch)
-    from lambda_pg._tracing import _summary_and_text  # noqa: PLC0415  # it loads OpenTelemetry
+    from lambda_pg._tracing import _summary_and_text  # noqa: PLC0415 - it loads OpenTelemetry
 
     assert _summary_and_text(query, has_parameters=False)[0] == SUMMARIES[query]
 
@@ -52,7 +52,7 @@ def test_a_text_without_parameters_has_no_literal(
 ) -> None:
     """Nor a comment; what has no end reaches to the end."""
     Spans(monkeypatch)
-    from lambda_pg._tracing import _summary_and_text  # noqa: PLC0415  # it loads OpenTelemetry
+    from lambda_pg._tracing import _summary_and_text  # noqa: PLC0415 - it loads OpenTelemetry
 
     assert _summary_and_text(query, has_parameters=False)[1] == TEXTS[query]
 
@@ -60,9 +60,9 @@ def test_a_text_without_parameters_has_no_literal(
 def test_a_text_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """At 8,192 characters, and a summary between two words, at 255."""
     Spans(monkeypatch)
-    from lambda_pg._tracing import _summary_and_text  # noqa: PLC0415  # it loads OpenTelemetry
+    from lambda_pg._tracing import _summary_and_text  # noqa: PLC0415 - it loads OpenTelemetry
 
-    query = " UNION ".join(f"SELECT n FROM table_{n}" for n in range(1000))  # noqa: S608  # names
+    query = " UNION ".join(f"SELECT n FROM table_{n}" for n in range(1000))  # noqa: S608 - names
     summary, text = _summary_and_text(query, has_parameters=True)
     assert text == query[:8192]
     assert 240 < len(summary) <= 255

@@ -178,7 +178,7 @@ SECRETS = st.dictionaries(st.sampled_from(FIELDS), JSON | URLS | st.just(f"{CANA
 
 @given(SECRETS.map(json.dumps) | JSON.map(json.dumps) | st.text(max_size=20), st.booleans())
 def test_any_secret_gives_credentials_or_a_configuration_error(text: str, direct: bool) -> None:
-    """A secret that cannot be used is told by its ARN and its field, never by its content."""
+    """A secret that cannot be used is named by its ARN and its field, never by its content."""
     problems: tuple[str, ...] = ()
     try:
         credentials = Credentials.from_secret(ARN, text, direct=direct)

@@ -46,7 +46,7 @@ def time(monkeypatch: pytest.MonkeyPatch) -> Time:
     time = Time()
     monkeypatch.setattr(window_module, "monotonic", time)
     monkeypatch.setattr(window_module, "time", SimpleNamespace(sleep=time.sleep))
-    monkeypatch.setattr(window_module, "jitter", random.Random(7))  # noqa: S311  # repeatable is what it must be
+    monkeypatch.setattr(window_module, "jitter", random.Random(7))  # noqa: S311 - repeatable is what it must be
     return time
 
 

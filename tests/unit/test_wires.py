@@ -26,7 +26,7 @@ PATIENCE = 0.3
 
 @pytest.fixture
 def server() -> Iterator[int]:
-    """A server that answers with what it is told; its port."""
+    """A server that sends back what it receives; its port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=_echo, args=(listener,), daemon=True)
         thread.start()

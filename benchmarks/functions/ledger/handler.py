@@ -47,7 +47,7 @@ def note(order: dict[str, Any]) -> DictRow | None:
     return {"text": order["text"]}
 
 
-def account(id: int) -> DictRow | None:  # noqa: A002  # the path's own name
+def account(id: int) -> DictRow | None:  # noqa: A002 - the path's own name
     """Read an account."""
     query = "SELECT id, balance FROM ledger.accounts WHERE id = %s"
     return db.execute(query, (id,), idempotent=True).fetchone()

@@ -7,8 +7,6 @@ The numbers are the port of the wire and the port of the server. An order is `{}
 each wire has accepted, or `{"error": …}`. The process ends with its input.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from contextlib import ExitStack

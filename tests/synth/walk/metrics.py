@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lambda_pg_cdk.pgbouncer.metrics import UNITS
-from lambda_pg_cdk.stacks.database import REPORT, ROTATION_OFF
 from tests.synth.walk import pages
 from tests.synth.walk.deployed import Deployed, Resource, labels, matches
 from tests.synth.walk.pages import LOOK_IT_UP, PERIOD, Metric
@@ -173,7 +172,9 @@ def _reading(resource: Resource, asked: Asked, row: Metric) -> Iterator[str]:
 
 
 def _own_metric(app: Deployed, resource: Resource, asked: Asked) -> Iterator[str]:
-    """Check a metric of ours against what the supervisor writes and what its task is told."""
+    """Check a metric of ours against what the supervisor writes and what its task is set to."""
+    from lambda_pg_cdk.stacks.database import ROTATION_OFF
+
     if asked.name == ROTATION_OFF:
         yield from _rotation_metric(app, resource, asked)
         return
@@ -194,6 +195,8 @@ def _own_metric(app: Deployed, resource: Resource, asked: Asked) -> Iterator[str
 
 def _rotation_metric(app: Deployed, resource: Resource, asked: Asked) -> Iterator[str]:
     """Check what the function `rotate` writes against the secret that it is asked to look at."""
+    from lambda_pg_cdk.stacks.database import REPORT
+
     events = [
         json.loads(app.text(rule.stack, target["Input"]))
         for rule in app.of_kind("AWS::Events::Rule")

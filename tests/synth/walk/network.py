@@ -50,7 +50,7 @@ def _rule(app: Deployed, resource: Resource, rule: Mapping[str, Any], peer: str)
 
 
 def reach(app: Deployed) -> Iterator[str]:
-    """Check that what is told a server's port is in a group that reaches a group on that port."""
+    """Check that what knows a server's port is in a group that reaches a group on that port."""
     outs = _rules(app, "Egress")
     for resource, _, name, port in environments(app):
         if name not in ("PGPORT", "DATABASE_PORT"):
