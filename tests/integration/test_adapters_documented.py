@@ -284,13 +284,16 @@ REQUEST = {
 """What API Gateway sends, as far as an adapter to ASGI reads it."""
 
 
-def test_the_rows_as_dictionaries(
-    example: Any, admin: psycopg.Connection[Any], lambda_context: LambdaContext
-) -> None:
-    """A row has the names of its columns."""
-    admin.execute("CREATE TABLE orders (id int, total int)")
-    admin.execute("INSERT INTO orders VALUES (1, 995)")
-    assert example("dict_rows").handler({"id": 1}, lambda_context) == {"id": 1, "total": 995}
+def test_the_rows_as_dictionaries(example: Any) -> None:
+    """A row has the names of its columns, by each verb that reads."""
+    db, query = example("dict_rows").db, "SELECT 1 AS id, 995 AS total"
+    with db.connection() as connection:
+        rows = [connection.execute(query).fetchone()]
+    with db.transaction() as connection:
+        rows.append(connection.execute(query).fetchone())
+    rows.append(db.run_transaction(lambda connection: connection.execute(query).fetchone()))
+    rows.append(db.execute(query).fetchone())
+    assert rows == [{"id": 1, "total": 995}] * 4
 
 
 def test_the_second_database(
@@ -314,15 +317,3 @@ def test_the_second_database(
         assert admin.execute("SELECT to_regclass('totals')").fetchone() == (None,)
     finally:
         admin.execute("DROP DATABASE reports WITH (FORCE)")
-
-
-def test_the_read_replica(
-    example: Any, admin: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It goes to its own address, with the login of the first one."""
-    monkeypatch.setenv("REPLICA_HOST", admin.info.host)
-    monkeypatch.setenv("REPLICA_PORT", str(admin.info.port))
-    monkeypatch.setenv("PGPORT", "1")
-    replica = example("read_replica").replica
-    user = replica.execute("SELECT current_user").fetchone()
-    assert user == (admin.info.user,)
