@@ -1,5 +1,6 @@
 """The examples of docs/integrations.md and docs/how-to.md, run as they stand there."""
 
+import asyncio
 import importlib
 import json
 import logging
@@ -257,8 +258,21 @@ def test_the_shapes(example: Any, admin: psycopg.Connection[Any]) -> None:
     assert example("shapes").outline("here") == Point(1, 2)
 
 
+@pytest.fixture
+def closed_loop() -> Iterator[None]:
+    """Give Mangum the loop that it otherwise makes and leaves open."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    yield
+    asyncio.set_event_loop(None)
+    loop.close()
+
+
 def test_the_fastapi_application(
-    example: Any, admin: psycopg.Connection[Any], lambda_context: LambdaContext
+    example: Any,
+    admin: psycopg.Connection[Any],
+    lambda_context: LambdaContext,
+    closed_loop: None,
 ) -> None:
     """Each invocation is served over one connection, and one past its deadline is told when."""
     admin.execute("CREATE TABLE orders (id int)")
