@@ -1,5 +1,6 @@
-"""The examples of docs/integrations.md, run as they stand there."""
+"""The examples of docs/integrations.md and docs/how-to.md, run as they stand there."""
 
+import asyncio
 import importlib
 import json
 import logging
@@ -48,8 +49,9 @@ def example(lambda_pg_environment: None, monkeypatch: pytest.MonkeyPatch) -> Ite
     yield load
     database().close()
     for module in imported:
-        if isinstance(module.db, Database):
-            module.db.close()
+        for value in vars(module).values():
+            if isinstance(value, Database):
+                value.close()
         del sys.modules[module.__name__]
 
 
@@ -254,3 +256,78 @@ def test_the_shapes(example: Any, admin: psycopg.Connection[Any]) -> None:
     admin.execute("CREATE TABLE places (name text, outline geometry)")
     admin.execute("INSERT INTO places VALUES ('here', %s::text::geometry)", [Point(1, 2).wkb_hex])
     assert example("shapes").outline("here") == Point(1, 2)
+
+
+@pytest.fixture
+def closed_loop() -> Iterator[None]:
+    """Give Mangum the loop that it otherwise makes and leaves open."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    yield
+    asyncio.set_event_loop(None)
+    loop.close()
+
+
+def test_the_fastapi_application(
+    example: Any,
+    admin: psycopg.Connection[Any],
+    lambda_context: LambdaContext,
+    closed_loop: None,
+) -> None:
+    """Each invocation is served over one connection, and one past its deadline is told when."""
+    admin.execute("CREATE TABLE orders (id int)")
+    admin.execute("INSERT INTO orders VALUES (1), (2)")
+    module = example("fastapi_app")
+    for _ in range(3):
+        answer = module.handler(REQUEST, lambda_context)
+        assert (answer["statusCode"], answer["body"]) == (200, "[[1],[2]]")
+    late = module.handler(REQUEST, LambdaContext(seconds=0))
+    assert (late["statusCode"], late["headers"]["retry-after"]) == (503, "1")
+    stats = module.db.stats()
+    assert (stats["connections_num"], stats["leaks"]) == (1, 0)
+
+
+REQUEST = {
+    "version": "2.0",
+    "rawPath": "/orders",
+    "rawQueryString": "",
+    "headers": {},
+    "requestContext": {"http": {"method": "GET", "path": "/orders", "sourceIp": "127.0.0.1"}},
+    "isBase64Encoded": False,
+}
+"""What API Gateway sends, as far as an adapter to ASGI reads it."""
+
+
+def test_the_rows_as_dictionaries(example: Any) -> None:
+    """A row has the names of its columns, by each verb that reads."""
+    db, query = example("dict_rows").db, "SELECT 1 AS id, 995 AS total"
+    with db.connection() as connection:
+        rows = [connection.execute(query).fetchone()]
+    with db.transaction() as connection:
+        rows.append(connection.execute(query).fetchone())
+    rows.append(db.run_transaction(lambda connection: connection.execute(query).fetchone()))
+    rows.append(db.execute(query).fetchone())
+    assert rows == [{"id": 1, "total": 995}] * 4
+
+
+def test_the_second_database(
+    example: Any,
+    admin: psycopg.Connection[Any],
+    lambda_context: LambdaContext,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One is read and the other is written in one invocation."""
+    admin.execute("CREATE DATABASE reports")
+    try:
+        monkeypatch.setenv("REPORTS_HOST", admin.info.host)
+        monkeypatch.setenv("REPORTS_PORT", str(admin.info.port))
+        monkeypatch.setenv("REPORTS_DATABASE", "reports")
+        admin.execute("CREATE TABLE orders (total int)")
+        admin.execute("INSERT INTO orders VALUES (995), (5)")
+        module = example("second_database")
+        module.reports.execute("CREATE TABLE totals (total int)")
+        module.handler({}, lambda_context)
+        assert module.reports.execute("SELECT total FROM totals").fetchall() == [(1000,)]
+        assert admin.execute("SELECT to_regclass('totals')").fetchone() == (None,)
+    finally:
+        admin.execute("DROP DATABASE reports WITH (FORCE)")

@@ -1,16 +1,17 @@
-"""The examples of docs/integrations.md are the files that the tests run."""
+"""The examples of docs/integrations.md and docs/how-to.md are the files that the tests run."""
 
 import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "integrations.md").read_text()
+HOW_TO = (ROOT / "docs" / "how-to.md").read_text()
 FILES = {path: path.read_text() for path in (ROOT / "tests" / "documented").rglob("*.py")}
 
 
 def test_every_example_is_a_file() -> None:
     """What a reader copies has been run."""
-    examples = re.findall(r"(?s)```python\n(.*?)```", PAGE)
+    examples = re.findall(r"(?s)```python\n(.*?)```", PAGE + HOW_TO)
     assert sorted(examples) == sorted(FILES.values())
 
 
