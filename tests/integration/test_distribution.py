@@ -224,7 +224,8 @@ import importlib, pkgutil
 from lambda_pg_cdk import IN_CHECKOUT, PACKAGE
 
 assert not IN_CHECKOUT
-SEPARATE = ("migrations.testing", "local.environments.", "local.control_plane.", "functions.", "template.", "operations.")
+SEPARATE = ("local.environments.", "local.control_plane.", "functions.", "template.", "operations.")
+SEPARATE += ("migrations.testing",)
 for file in sorted(PACKAGE.rglob("*.py")):
     parts = file.relative_to(PACKAGE).with_suffix("").parts
     name = ".".join(parts)
@@ -233,7 +234,7 @@ for file in sorted(PACKAGE.rglob("*.py")):
             importlib.import_module(f"lambda_pg_cdk.{name}")
             print(name)
 """
-"""Some processes have separate environments; revisions are run by Alembic, and fixtures by pytest."""
+"""Some processes have separate environments; Alembic runs revisions, and pytest has fixtures."""
 
 
 def test_every_module_finds_what_it_reads_and_needs(shell: Run, project: Path) -> None:

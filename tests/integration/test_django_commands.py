@@ -49,9 +49,11 @@ class InMany(TransactionTestCase):
 PSQL = """#!{python}
 import sys
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
+asked = conninfo_to_dict(sys.argv[-1])
 with psycopg.connect(sys.argv[-1]) as connection:
     row = connection.execute("SELECT current_database(), inet_server_port(), current_user")
-    print(*row.fetchone(), "verified" if "sslrootcert" in sys.argv[-1] else "", *sys.argv[1:-1])
+    print(*row.fetchone(), asked["sslmode"], *sys.argv[1:-1])
     print("password" in sys.argv[-1])
 """
 
@@ -171,7 +173,7 @@ def test_a_shell_is_the_environment_s_database(
     done = manage(project, "dbshell", f"--database={alias}", "--", "-c", "SELECT 1")
     assert done.returncode == 0, done.stderr
     port = lambda_pg_server.url.partition("127.0.0.1:")[2].partition("/")[0]
-    assert done.stdout.splitlines() == [f"shop {port} postgres verified -c SELECT 1", "False"]
+    assert done.stdout.splitlines() == [f"shop {port} postgres disable -c SELECT 1", "False"]
 
 
 def names_of_geodjango() -> list[str]:
