@@ -149,11 +149,13 @@ def test_make_alone_prints_what_it_can_do(project: Path) -> None:
 
 
 def test_a_stage_is_not_destroyed_by_default(project: Path) -> None:
-    """The stage must be named."""
-    command = ["make", "destroy", "--old-file=setup"]
-    done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
-    assert done.returncode != 0
-    assert "which stage? make destroy STAGE=dev" in done.stderr
+    """The stage must be named: the command refuses an empty name, and asks before it removes."""
+    command = ["make", "--just-print", "--old-file=setup", "destroy"]
+    for arguments, stage in (([], ""), (["STAGE=prod"], "prod")):
+        done = subprocess.run(
+            [*command, *arguments], cwd=project, capture_output=True, text=True, check=True
+        )
+        assert f'lambda_pg_cdk.tools.destroy --stage "{stage}"' in done.stdout
 
 
 IN_CHECKOUT_ONLY = {"image-lock", "image", "publish", "publish-layer", "release"}
