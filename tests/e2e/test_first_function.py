@@ -207,10 +207,13 @@ def test_the_page_is_followed_and_the_next_version_comes(user: User, tree: Path)
         reader.follow(heading, each)
         if heading == "The local cloud":
             total = reader.seconds["A project"] + reader.seconds["The local cloud"]
-            assert "migration:" not in reader.told["make up\n"]  # a warning about the new project
+            said = reader.told["make up\n"]
+            assert "migration:" not in said  # a warning about the new project's table
+            assert re.search(r'curl -i -H "Authorization: Bearer \$TOKEN" \S+/orders\n', said)
             print(f"{total:6.1f} s from the empty folder to the first answer", flush=True)
     check_the_rules(reader)
     upgrade(reader, tree)
+    assert len(user.processes()) > 10  # of which none may stay
     reader.follow(LAST, end)
     assert not (user.home / ".local" / "state" / "lambda-pg").exists()
     assert [*user.temporary.iterdir()] == []
