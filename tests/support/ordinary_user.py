@@ -16,6 +16,7 @@ import psutil
 
 from lambda_pg_cdk.layer.cache import cache_dir
 from lambda_pg_cdk.local.paths import shareable
+from tests.support.waiting import wait_until
 
 AS_ROOT = os.geteuid() == 0
 ACCOUNT = pwd.getpwnam("nobody") if AS_ROOT else pwd.getpwuid(os.geteuid())
@@ -98,17 +99,21 @@ class User:
 
     def close(self) -> None:
         """End by force what a failing test has left, and remove the folders but the caches."""
+        wait_until(lambda: not self._kill(), what="the end of processes that were killed")
         for process in self.started:
+            process.wait()
             for stream in (process.stdin, process.stdout):
                 if stream is not None:
                     with suppress(BrokenPipeError):
                         stream.close()
-        for each in self.processes():
+        shutil.rmtree(self.base)
+
+    def _kill(self) -> list[psutil.Process]:
+        found = self.processes()
+        for each in found:
             with suppress(psutil.Error):
                 each.kill()
-        for process in self.started:
-            process.wait()
-        shutil.rmtree(self.base)
+        return found
 
 
 def _is_open(folder: str) -> bool:
@@ -136,18 +141,25 @@ class Shell:
 
     def __init__(self, user: User) -> None:
         """Start it in the home folder."""
-        self._process = user.start(["bash", "--noprofile", "--norc"], user.home)
+        process = user.start(["bash", "--noprofile", "--norc"], user.home)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._typed, self._said = process.stdin, process.stdout
+        self._done, self._failed = (f"{word}-{secrets.token_hex(8)}" for word in ("done", "failed"))
+        # Not the end of its output: what it has started in the background may keep that open.
+        self._typed.write(f"trap \"printf '\\n%s\\n' {self._failed}\" EXIT\n")
 
     def run(self, typed: str) -> str:
         """Run commands; return what they say. Raise AssertionError where one fails."""
-        end = f"end-{secrets.token_hex(8)}"
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(f"set -e\n{typed}\nset +e; printf '\\n%s\\n' {end}\n")
-        self._process.stdin.flush()
+        self._typed.write(
+            f"set -e\n{{\n{typed}\n}} </dev/null\nset +e; printf '\\n%s\\n' {self._done}\n"
+        )
+        self._typed.flush()
         said: list[str] = []
-        for line in self._process.stdout:
-            if line == f"{end}\n":
+        for line in self._said:
+            if line == f"{self._done}\n":
                 return "".join(said).removesuffix("\n")
+            if line == f"{self._failed}\n":
+                break
             said.append(line)
         raise AssertionError(f"this failed:\n{typed}\n{''.join(said)}")
