@@ -27,8 +27,8 @@ MIGRATION = '''"""Add a table in the middle of a watch."""
 
 from alembic import op
 
-revision = "0003"
-down_revision = "0002"
+revision = "0001"
+down_revision = None
 
 
 def upgrade() -> None:
@@ -200,7 +200,7 @@ def the_middle(loop: Loop, version: int) -> None:
     said = "".join(loop.said)
     assert f'File "{loop.handler}", line' in said.partition("does not start")[2]
     loop.save(version)
-    revision = loop.project / "migrations" / "versions" / "0003_watched.py"
+    revision = loop.project / "migrations" / "0001_watched.py"
     revision.write_text(MIGRATION)
     loop.wait_for("deployed in")
     with psycopg.connect(loop.cloud.status()["postgres"]["dsn"]) as connection:
