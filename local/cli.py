@@ -162,6 +162,10 @@ def _welcome(cloud: LocalCloud) -> str:
             f"curl -i {header} -H 'Content-Type: application/json' -d {body} {cloud.url}/users",
             f"curl -i {header} {cloud.url}/users",
         ]
+    lists = (
+        path for method, _, path in (each.partition(" ") for each in routes) if method == "GET"
+    )
+    tries += [f"curl -i {header} {cloud.url}{path}" for path in lists if "{" not in path]
     said = "\n".join(filter(None, lines))
     return f"\n{said}\n\nTry it, as user {_TEST_USER}:\n\n" + "\n".join(tries) + "\n"
 

@@ -475,13 +475,15 @@ def _limit(connection: Connection[Any], timeouts: Timeouts, whose: sql.Composabl
 def _limit_connections(connection: Connection[Any], limit: int) -> None:
     """Limit the connections of each application user, including both users of a rotation.
 
-    PostgreSQL counts every backend of a user, also those whose client has disconnected.
+    PostgreSQL counts every backend of a user, also those whose client has disconnected. The owner
+    is not such a user: from PostgreSQL 16 on it is a member of the group that it has created.
     """
     members = connection.execute(
         "SELECT member.rolname FROM pg_auth_members"
         " JOIN pg_roles AS member ON member.oid = pg_auth_members.member"
         " JOIN pg_roles AS grouped ON grouped.oid = pg_auth_members.roleid"
         " WHERE grouped.rolname = %s AND member.rolcanlogin AND member.rolconnlimit <> %s"
+        " AND member.rolname <> CURRENT_USER"
         " ORDER BY member.rolname",
         [GROUP, limit],
     )

@@ -22,6 +22,7 @@ END_TO_END = ("one cloud", "several clouds")
 SEVERAL_CLOUDS = (
     "test_down.py",
     "test_external.py",
+    "test_first_function.py",
     "test_proxy_login.py",
     "test_second_app.py",
     "test_strangers.py",

@@ -14,13 +14,10 @@ Call = Callable[..., tuple[int, Any]]
 
 @pytest.fixture
 def call(
-    tables: str,
-    lambda_pg_environment: None,
+    lambda_pg_tables: None,
     lambda_context: LambdaContext,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> Call:
     """Return what sends one request to the handler, as the API does; it returns status and body."""
-    monkeypatch.setenv("DATABASE_URL", tables)
     module = importlib.import_module("functions.orders.handler")  # it reads the environment now
 
     def request(caller: str, method: str, path: str, body: object = None) -> tuple[int, Any]:

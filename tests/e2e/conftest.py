@@ -35,13 +35,24 @@ def whole() -> Iterator[Place]:
 @pytest.fixture(scope="session")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project that can be changed and deployed; the changes stay."""
+    folder = copy_to(tmp_path_factory.mktemp("copy") / "project")
+    (folder / ".venv").symlink_to(PROJECT / ".venv")
+    (folder / "node_modules").symlink_to(PROJECT / "node_modules")
+    return folder
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A copy of the project's files that one test changes."""
+    return copy_to(tmp_path / "tree")
+
+
+def copy_to(folder: Path) -> Path:
+    """Copy the project's files, as Git has them, to a folder."""
     git = ["git", "ls-files", "-z"]
     listed = subprocess.run(git, cwd=PROJECT, check=True, capture_output=True, text=True)
-    folder = tmp_path_factory.mktemp("copy") / "project"
     for name in filter(None, listed.stdout.split("\0")):
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(PROJECT / name, target, follow_symlinks=False)
-    (folder / ".venv").symlink_to(PROJECT / ".venv")
-    (folder / "node_modules").symlink_to(PROJECT / "node_modules")
     return folder

@@ -233,6 +233,14 @@ def test_a_member_of_the_group_whom_another_one_made_keeps_its_limit(
             admin.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(stranger.name)))
 
 
+def test_the_owner_is_no_user_with_a_limit(
+    target: Target, caplog: pytest.LogCaptureFixture
+) -> None:
+    """From PostgreSQL 16 on it is a member of the group that it made, and cannot limit itself."""
+    target.migrate(connections=Connections(login=20))
+    assert "connection limit" not in caplog.text
+
+
 def test_a_borrowed_role_keeps_its_limit_of_connections(target: Target) -> None:
     """Another pooler may have its own idea of how many connections it takes."""
     target.login = replace(target.login, borrowed=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lambda_pg_cdk import PROJECT
+from lambda_pg_cdk.local.paths import import_root
 from lambda_pg_cdk.tools.new import write
 
 
@@ -19,11 +20,18 @@ def project(tmp_path: Path) -> Path:
 
 
 def pytest_in(project: Path) -> subprocess.CompletedProcess[str]:
-    """Run a project's tests, with the layer of this checkout."""
+    """Run a project's tests, with the packages of this checkout.
+
+    Where they are installed, pytest finds their fixtures by itself.
+    """
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    for plugin in ("lambda_pg.testing", "lambda_pg_cdk.migrations.testing"):
+        command += ["-p", plugin]
+    packages = (PROJECT / "layer" / "python", import_root(project.parent))
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist"],
+        command,
         cwd=project,
-        env={**os.environ, "PYTHONPATH": str(PROJECT / "layer" / "python")},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, packages))},
         capture_output=True,
         text=True,
         check=False,
@@ -35,6 +43,15 @@ def test_the_tests_of_a_new_project_pass(project: Path) -> None:
     done = pytest_in(project)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 passed" in done.stdout
+
+
+def test_what_a_synthesis_writes_is_not_tested(project: Path) -> None:
+    """The zip files of functions have packages with tests of theirs."""
+    written = project / "cdk.out" / "asset.0" / "test_package.py"
+    written.parent.mkdir(parents=True)
+    written.write_text("raise RuntimeError")
+    done = pytest_in(project)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(

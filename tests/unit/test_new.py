@@ -86,12 +86,12 @@ def test_it_writes_these_files(project: Path) -> None:
         "README.md",
         "app.py",
         "cdk.json",
-        "conftest.py",
         "functions/orders/handler.py",
         "functions/orders/requirements.in",
         "functions/orders/requirements.txt",
         "migrations/0001_orders.py",
         "package.json",
+        "pytest.ini",
         "requirements.txt",
         "tests/test_orders.py",
     }
