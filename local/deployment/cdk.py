@@ -180,6 +180,8 @@ class Cdk:
             "CDK_DISABLE_CLI_TELEMETRY": "true",
             # The CDK's own check of templates, which only warns: half of a synthesis' processor.
             "CDK_VALIDATION": "false",
+            # A dozen lines about Node.js 20, in which the cause of a failure is hard to find.
+            "JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION": "20",
             "NO_COLOR": "1",
             "PYTHONPATH": "",
             "TMPDIR": str(temporary),
