@@ -16,6 +16,7 @@ from aws_cdk.cx_api import CloudAssembly
 
 from lambda_pg_cdk import PROJECT
 from lambda_pg_cdk.layer.build import BuildError, Target
+from lambda_pg_cdk.migrations.revisions import MigrationError
 from lambda_pg_cdk.stacks.api import ApiStack
 from lambda_pg_cdk.stacks.assets import Assets, runtimes
 from lambda_pg_cdk.stacks.clients import (
@@ -45,7 +46,7 @@ from lambda_pg_cdk.stage.budget import (
 from lambda_pg_cdk.stage.capacity import UnknownClassError
 from lambda_pg_cdk.stage.config import Config
 from lambda_pg_cdk.stage.consistency import API_TIMEOUT, alarm_problem
-from lambda_pg_cdk.stage.loading import load, load_stage
+from lambda_pg_cdk.stage.loading import NoProjectError, load, load_stage
 from lambda_pg_cdk.stage.messages import problem
 from lambda_pg_cdk.stage.schema import ConfigurationError
 from lambda_pg_cdk.stage.sources import CONTAINER, FUNCTIONS, folder_problems, target_of
@@ -96,7 +97,7 @@ class _AnyStage:
         except ConfigurationError as error:
             stage = f"stage {error.stage!r} in cdk.json"
             self._problems.add([f"{stage}: {each}" for each in error.problems])
-        except UnknownClassError as error:
+        except (UnknownClassError, NoProjectError) as error:
             self._problems.add([str(error)])
 
     @property
@@ -192,7 +193,7 @@ class Stage(_AnyStage):
             self._problems.add([text])
         try:
             self._stacks = _build(app, config, self._clients)
-        except BuildError as error:
+        except (BuildError, MigrationError) as error:
             self._problems.add([str(error)])
             return
         self._add_samples(config)

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -336,6 +337,21 @@ def test_wheels_that_cannot_be_installed_are_an_error_of_the_function(
     assert re.search(r"test_app_errors.py:\d+: the wheels of .* could not be installed", first)
 
 
+def test_a_broken_migration_is_an_error_of_the_app(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is named with its file, without a traceback."""
+    from lambda_pg_cdk.stacks import assets
+    from lambda_pg_cdk.stage.sources import migration_code
+
+    (tmp_path / "migrations").mkdir()
+    (tmp_path / "migrations" / "0001_orders.py").write_text("def upgrade(:\n")
+    in_project = partial(migration_code, project=tmp_path)
+    monkeypatch.setattr(assets, "migration_code", in_project)
+    (first,) = errors(OwnApp(tmp_path))
+    assert "0001_orders.py" in first
+
+
 def test_another_app_s_errors_are_reported_the_same_way(own: OwnApp) -> None:
     """Its stage is one that somebody else deploys."""
     from lambda_pg_cdk import AppError, DeployedStage
@@ -347,3 +363,15 @@ def test_another_app_s_errors_are_reported_the_same_way(own: OwnApp) -> None:
     assert re.search(r"test_app_errors.py:\d+: stage 'no-such-stage'.* must be one of local, dev",
                      str(caught.value))  # fmt: skip
     assert "Own/Other has no cap" in str(caught.value)
+
+
+def test_an_app_without_a_cdk_json_says_how_to_make_a_project(
+    own: OwnApp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one line, as for other errors."""
+    from lambda_pg_cdk import AppError, DeployedStage
+    from lambda_pg_cdk.stage import loading
+
+    monkeypatch.setattr(loading, "CDK_JSON", tmp_path / "none" / "cdk.json")
+    with pytest.raises(AppError, match=r"none has no cdk.json: .* lambda_pg_cdk new my-api"):
+        DeployedStage(own.app, "dev").synth()
