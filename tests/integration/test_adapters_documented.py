@@ -274,7 +274,7 @@ def test_the_fastapi_application(
     lambda_context: LambdaContext,
     closed_loop: None,
 ) -> None:
-    """Each invocation is served over one connection, and one past its deadline is told when."""
+    """Each invocation is served over one connection, and one past its deadline is answered when."""
     admin.execute("CREATE TABLE orders (id int)")
     admin.execute("INSERT INTO orders VALUES (1), (2)")
     module = example("fastapi_app")

@@ -651,7 +651,7 @@ class Ledger:
             verb = VERBS[number % len(VERBS)]
             with db.deadline(1.0):
                 self.told[number] = outcome(verb, db, number)
-            # A caller that is told to come back later does. Without a rest, all writers together
+            # A caller that is asked to come back later does. Without a rest, all writers together
             # take both cores of a machine, and no fault meets more of them.
             self.stop.wait(0.05 if self.told[number].startswith("refused") else 0.005)
 

@@ -95,7 +95,7 @@ def reload(module: ModuleType) -> ModuleType:
     return importlib.reload(module)
 
 
-def import_anew(module: ModuleType) -> ModuleType:
+def import_again(module: ModuleType) -> ModuleType:
     """Drop a module and import it, as reloaders do that follow dependencies."""
     del sys.modules[module.__name__]
     return importlib.import_module(module.__name__)
@@ -110,7 +110,7 @@ def uncollected() -> Iterator[None]:
     gc.collect()
 
 
-@pytest.mark.parametrize("again", [reload, import_anew])
+@pytest.mark.parametrize("again", [reload, import_again])
 @pytest.mark.parametrize(
     "source",
     [HANDLER, ENGINE, REGISTERED, TRACED],
