@@ -17,7 +17,7 @@ HANDLER = "def handler(event, context):\n    return {'statusCode': 204}\n"
 
 
 class OwnApp:
-    """An app with a stage, a folder with one function, and a stack of its own."""
+    """An app with a stage, a folder with one function, and another stack."""
 
     def __init__(
         self, folder: Path, override: Mapping[str, Any] | None = None, stage: str = "dev"

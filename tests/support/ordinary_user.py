@@ -128,7 +128,7 @@ def _is_open(folder: str) -> bool:
 
 @contextmanager
 def ordinary_user() -> Iterator[User]:
-    """Give a user in a folder of its own, whose path is short enough for sockets."""
+    """Give a user in a new folder, whose path is short enough for sockets."""
     user = User(Path("/tmp") / f"lpg-{secrets.token_hex(4)}")  # noqa: S108 - a random name
     try:
         yield user

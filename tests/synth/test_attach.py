@@ -101,7 +101,7 @@ def theirs(project: Theirs) -> Iterator[Theirs]:
     project.forget()
 
 
-# What becomes of an attached function: each in a stack of its own, synthesised together.
+# What becomes of an attached function: each has its stack; all are synthesised together.
 
 
 def plain(theirs: Theirs) -> None:

@@ -111,7 +111,7 @@ def test_a_change_of_the_source_gives_another_tree(tmp_path: Path, cache: Path) 
 def test_wheels_are_compiled_once_and_a_changed_source_each_time(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each file has bytecode of its own content, with the path at which Lambda has it."""
+    """Each file has the bytecode of its content, with the path at which Lambda has it."""
     wheels = tmp_path / "wheels"
     (wheels / "package").mkdir(parents=True)
     for name in ("package/module.py", "handler.py"):

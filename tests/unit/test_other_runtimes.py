@@ -39,6 +39,6 @@ def test_node_and_images_are_refused_with_one_sentence(tmp_path: Path) -> None:
 
 
 def test_what_does_not_connect_is_not_refused(tmp_path: Path) -> None:
-    """The CDK has functions of its own in Node, which run in the control plane."""
+    """The CDK adds functions in Node, which run in the control plane."""
     own = {"Runtime": {"Fn::FindInMap": ["Runtimes", "us-east-1", "node"]}}
     refuse_other_runtimes(assembly(tmp_path, Own=own, Python={**CONNECTS, "Runtime": "python3.12"}))
