@@ -27,7 +27,7 @@ SEVERAL_CLOUDS = (
     "test_second_app.py",
     "test_strangers.py",
 )
-"""End-to-end tests of a cloud that the command line starts, and of clouds of their own. The others
+"""End-to-end tests of a cloud that the command line starts, or that one test starts. The others
 share another cloud. The two groups run side by side, each in one process: neither changes what the
 other looks at."""
 

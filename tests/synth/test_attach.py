@@ -12,6 +12,7 @@ from lambda_pg import Settings
 
 from lambda_pg_cdk import Cap
 from lambda_pg_cdk.stage.loading import CDK_JSON
+from tests.support.apps import plain_function
 from tests.support.templates import Resources
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Theirs:
-    """An app of somebody else's: the project's stacks, and stacks of their own."""
+    """Another team's app: the project's stacks, and the team's stacks."""
 
     def __init__(self, folder: Path, override: dict[str, Any] | None = None) -> None:
         from aws_cdk import App
@@ -50,7 +51,7 @@ class Theirs:
 
     def function(self, name: str = "Orders", **options: Any) -> lambda_.Function:
         """Add a function as anybody would."""
-        return new_function(self.stack, name, **options)
+        return plain_function(self.stack, name, **options)
 
     def resources(self, kind: str) -> Resources:
         """Synthesise what is there now, and read the resources of their stack."""
@@ -67,22 +68,6 @@ def of_kind(template: Mapping[str, Any], kind: str) -> Resources:
     """Find a template's resources of one type."""
     found = template.get("Resources", {}).items()
     return {name: resource for name, resource in found if resource["Type"] == kind}
-
-
-def new_function(scope: Stack, name: str, **options: Any) -> lambda_.Function:
-    """Make a zip function with a timeout that nests."""
-    from aws_cdk import Duration
-    from aws_cdk import aws_lambda as lambda_
-
-    settings: dict[str, Any] = {
-        "runtime": lambda_.Runtime.PYTHON_3_13,
-        "architecture": lambda_.Architecture.ARM_64,
-        "handler": "index.handler",
-        "code": lambda_.Code.from_inline("handler = print"),
-        "timeout": Duration.seconds(10),
-        **options,
-    }
-    return lambda_.Function(scope, name, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -445,8 +430,8 @@ def test_another_app_attaches_within_what_is_kept_for_it(
     app = App(outdir=str(tmp_path / "out"))
     stack = Stack(app, "Elsewhere")
     stage = DeployedStage(app, "dev")
-    stage.attach(new_function(stack, "Small"), concurrency=10)
+    stage.attach(plain_function(stack, "Small"), concurrency=10)
     stage.synth()
-    stage.attach(new_function(stack, "More"), concurrency=1)
+    stage.attach(plain_function(stack, "More"), concurrency=1)
     with pytest.raises(AppError, match=r"functions\.other_clients of the stage"):
         stage.synth()
