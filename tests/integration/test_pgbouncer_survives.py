@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import multiprocessing
 import os
 import resource
 import signal
@@ -21,6 +22,7 @@ import pytest
 
 from lambda_pg_cdk.local import processes
 from lambda_pg_cdk.pgbouncer.configuration import LISTEN_BACKLOG
+from lambda_pg_cdk.pgbouncer.pulse import usage_of
 from lambda_pg_cdk.pgbouncer.session import startup_message
 from lambda_pg_cdk.pgbouncer.settings import Settings
 from lambda_pg_cdk.pgbouncer.supervisor import open_files
@@ -115,23 +117,38 @@ def storm_of_logins(pooler: PoolerFixture, clients: int) -> Iterator[None]:
 
 @contextmanager
 def share_of_a_core(process: psutil.Process, run: float, cycle: float) -> Iterator[None]:
-    """Let a process run for some seconds out of each cycle."""
-    stop = threading.Event()
-
-    def starve() -> None:
-        while not stop.is_set():
-            process.suspend()
-            time.sleep(cycle - run)
-            process.resume()
-            time.sleep(run)
-
-    starving = threading.Thread(target=starve)
+    """Let a process run for some seconds out of each cycle, from a process without other threads."""
+    spawn = multiprocessing.get_context("spawn")
+    starving = spawn.Process(target=starve, args=(process.pid, run, cycle), daemon=True)
     starving.start()
     try:
         yield
     finally:
-        stop.set()
+        starving.kill()
         starving.join()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.resume()
+
+
+def starve(pid: int, run: float, cycle: float) -> None:
+    """Stop a process, and let it run for some seconds out of each cycle.
+
+    A stopped process does not count as one that waits for a core, as a throttled one does: where
+    other programs have the core in its seconds, it looks idle. So a process that has used no clock
+    tick for a second runs on until it has used one, or has nothing to do.
+    """
+    used, since = usage_of(pid), time.monotonic()
+    while used:
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(cycle - run)
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(run)
+        while (now := usage_of(pid)) and now.ticks == used.ticks and now.state == "R":
+            if time.monotonic() - since < 1:
+                break
+            time.sleep(0.001)
+        if now and now.ticks != used.ticks:
+            used, since = now, time.monotonic()
 
 
 def longest_silence(console: psycopg.Connection, seconds: float) -> float:
