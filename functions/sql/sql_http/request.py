@@ -119,7 +119,8 @@ def _query(document: Any, *, arrays: bool) -> Query:
     text = document.get("query") if isinstance(document, dict) else None
     if text.__class__ is not str:
         raise RequestError("each query is a JSON object with the text query")
-    params = document.get("params") or []
+    params = document.get("params")
+    params = [] if params is None else params
     mode = document.get("arrayMode")
     if not isinstance(params, list):
         raise RequestError("params is not an array")
