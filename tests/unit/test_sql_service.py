@@ -144,7 +144,7 @@ def test_a_single_query(door: Door) -> None:
     ]
 
 
-BATCH_HEADERS = {
+BATCH_HEADERS: dict[str, Any] = {
     "neon_batch_isolation_level": "RepeatableRead",
     "neon_batch_read_only": "true",
     "neon_batch_deferrable": "true",
@@ -426,7 +426,7 @@ def test_settings_of_the_environment() -> None:
     assert settings.rules.limits == KeyLimits(1000, 5_000_000, 3, 1000)
     assert settings.databases == {"app", "app_sql"}
     assert settings.origins == {"https://a.dev", "https://b.dev"}
-    assert (settings.hosts, settings.gzip, settings.key_lifetime) == (set(), True, 60.0)
+    assert (settings.hosts, settings.gzip, settings.key_lifetime) == (frozenset(), True, 60.0)
 
 
 @pytest.mark.parametrize(
