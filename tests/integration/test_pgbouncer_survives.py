@@ -87,8 +87,8 @@ def test_a_pgbouncer_that_is_only_busy_is_not_ended(new_pooler: PoolerFixture) -
         psycopg.connect(
             pooler.process.admin_dsn, autocommit=True, prepare_threshold=None
         ) as console,
-        storm_of_logins(pooler, 150),
-        share_of_a_core(pgbouncer_of(pooler), 0.005, 0.4),
+        storm_of_logins(pooler, 200),
+        share_of_a_core(pgbouncer_of(pooler), 0.003, 0.5),
     ):
         silence = longest_silence(console, HUNG_SECONDS)
     assert silence >= HUNG_SECONDS, "the storm was too small to prove anything"
@@ -117,7 +117,7 @@ def storm_of_logins(pooler: PoolerFixture, clients: int) -> Iterator[None]:
 
 @contextmanager
 def share_of_a_core(process: psutil.Process, run: float, cycle: float) -> Iterator[None]:
-    """Let a process run for some seconds out of each cycle, from a process without other threads."""
+    """Let a process run for some seconds out of each cycle; a child of this one stops it."""
     spawn = multiprocessing.get_context("spawn")
     starving = spawn.Process(target=starve, args=(process.pid, run, cycle), daemon=True)
     starving.start()
