@@ -113,18 +113,43 @@ def render_ini(
     group: Group | None = None,
 ) -> str:
     """Render the main file; it sets every option whose default does not fit Lambda."""
-    database = (
-        f"host={settings.database_host} port={settings.database_port} "
-        f"dbname={settings.database_name}"
-    )
     sections: dict[str, Mapping[str, object]] = {
-        "databases": {settings.database_name: database},
+        "databases": _databases(settings),
         "pgbouncer": _parameters(settings, files, console, users),
     }
     if group is not None:
         sections["pgbouncer"] = {**sections["pgbouncer"], "peer_id": group.own.id}
         sections["peers"] = _peers(settings, group)
     return "\n".join(f"[{name}]\n{_lines(lines)}" for name, lines in sections.items())
+
+
+def _databases(settings: Settings) -> dict[str, object]:
+    """Render one line for each name of the database.
+
+    `max_db_connections` counts a name's server connections, of all its users, and a user that is
+    never idle keeps all of them. So `/sql` has a name of its own (docs/decisions/0049).
+    """
+    server = (
+        f"host={settings.database_host} port={settings.database_port} "
+        f"dbname={settings.database_name}"
+    )
+    sql = settings.sql
+    if sql is None:
+        return {settings.database_name: server}
+    clients = settings.max_client_conn - sql.max_client_conn
+    # Always by transaction: a session would keep one of these few connections while it is idle.
+    bounds = (
+        f"pool_mode=transaction pool_size={sql.pool_size} "
+        f"max_db_connections={sql.max_db_connections}"
+    )
+    return {
+        settings.database_name: server + _client_bound(clients if sql.max_client_conn else 0),
+        sql.database: f"{server} {bounds}{_client_bound(sql.max_client_conn)}",
+    }
+
+
+def _client_bound(clients: int) -> str:
+    return f" max_db_client_connections={clients + OWN_CLIENTS}" if clients else ""
 
 
 def _lines(parameters: Mapping[str, object]) -> str:
@@ -261,7 +286,12 @@ def _logging() -> dict[str, object]:
     return {"log_connections": 0, "log_disconnections": 0, "log_pooler_errors": 1, "log_stats": 0}
 
 
-def render_access(settings: Settings, console: Console) -> str:
+def render_access(
+    settings: Settings,
+    console: Console,
+    users: Iterable[User] = (),
+    sql_users: Iterable[User] = (),
+) -> str:
     """Render the rules for logins: users by TLS and SCRAM; the console only through the socket.
 
     The socket is in a folder that is closed to other accounts. The supervisor comes through it to
@@ -270,14 +300,31 @@ def render_access(settings: Settings, console: Console) -> str:
 
     Every line names its database, so that SCRAM never begins for another name: there PgBouncer up
     to 1.26.0 takes a user's password for another user's (CVE-2026-107350).
+
+    Where the database has a second name, for `/sql`, the users of each name are rejected at the
+    other one. All the rest has to log in by SCRAM: to a name that it does not know PgBouncer then
+    gives the same answer as to a wrong password, which has clients read their secret once more.
     """
-    database = f'"{settings.database_name}"'
-    return (
+    console_rules = (
         f'local    pgbouncer    "{console.admin}"  password\n'
         f'local    pgbouncer    "{console.observer}"  trust\n'
-        f"local    {database}  all  trust\n"
-        f"hostssl  {database}  all  0.0.0.0/0  scram-sha-256\n"
-        f"hostssl  {database}  all  ::/0  scram-sha-256\n"
+    )
+    if settings.sql is None:
+        return console_rules + _rules(settings.database_name, ())
+    return (
+        console_rules
+        + _rules(settings.database_name, sql_users)
+        + _rules(settings.sql.database, users)
+    )
+
+
+def _rules(database: str, rejected: Iterable[User]) -> str:
+    names = ",".join(_quote(user.name) for user in rejected)
+    methods = ([(names, "reject")] if names else []) + [("all", "scram-sha-256")]
+    return f'local    "{database}"  all  trust\n' + "".join(
+        f'hostssl  "{database}"  {users}  {addresses}  {method}\n'
+        for users, method in methods
+        for addresses in ("0.0.0.0/0", "::/0")
     )
 
 
