@@ -14,9 +14,10 @@ from aiohttp import web
 from lambda_pg_cdk.local.deployment.deployed import Api, Cors, JwtAuthorizer, Route, Throttle
 from lambda_pg_cdk.local.environments.fleet import ThrottledError
 from lambda_pg_cdk.local.environments.invocation import Outcome
+from lambda_pg_cdk.local.http_api.authorizer import Authorizer
 from lambda_pg_cdk.local.http_api.history import History
 from lambda_pg_cdk.local.http_api.issuer import AUDIENCE, Issuer
-from lambda_pg_cdk.local.http_api.server import HttpApi
+from lambda_pg_cdk.local.http_api.server import HttpApi, server
 from tests.support.issuer import issuer_at
 
 OPEN = Route("ANY /open", "f", "2.0", 5.0)
@@ -71,9 +72,9 @@ def ask(
             async def invoke(_name: str, event: bytes) -> Outcome:
                 return await function(json.loads(event))
 
-            api = HttpApi(invoke, session)
+            api = HttpApi(invoke, Authorizer(session), History())
             api.update(Api("a", "$default", (replace(route, authorizer=guard),), cors))
-            url = await listen(api.server(), closing)
+            url = await listen(server(api.handle), closing)
             headers = dict(request.get("headers", {}))
             if token:
                 headers["Authorization"] = f"Bearer {token(issuer)}"
