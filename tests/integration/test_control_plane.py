@@ -829,7 +829,10 @@ def test_apis_and_routes_that_are_not_served_break_nothing(plane: ControlPlane) 
     """An API without a stage, a WebSocket API, and a route that IAM protects or that has no end."""
     resources = {"Function": function(), **http_api(attribute("Function", "Arn"))}
     route = resources["Route"]["Properties"]
-    kinds = {"Iam": {"AuthorizationType": "AWS_IAM"}, "Nowhere": {"Target": None}}
+    kinds: dict[str, dict[str, Any]] = {
+        "Iam": {"AuthorizationType": "AWS_IAM"},
+        "Nowhere": {"Target": None},
+    }
     for name, more in kinds.items():
         given = {**route, "RouteKey": f"GET /{name}", **more}
         properties = {key: value for key, value in given.items() if value is not None}

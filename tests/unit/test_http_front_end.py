@@ -216,7 +216,7 @@ async def by_function(event: dict[str, Any]) -> Outcome:
 def test_an_options_route_answers_beside_a_route_with_an_authorizer(method: str) -> None:
     """A preflight has no token: the function answers it, and the other route wants one."""
     guarded = replace(OPEN, key=f"{method} /open")
-    asked = {"more": (PREFLIGHT,), "headers": PAGE}
+    asked: dict[str, Any] = {"more": (PREFLIGHT,), "headers": PAGE}
     ((status, headers, body),) = ask(
         guarded, by_function, token=lambda _: "", method="OPTIONS", **asked
     )
