@@ -95,6 +95,15 @@ class Api:
     stage: str
     routes: tuple[Route, ...]
     cors: Cors | None = None
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CustomDomain:
+    """A custom domain name, and the id of the API that it leads to."""
+
+    name: str
+    api: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,5 +154,6 @@ class Deployed:
     """Everything that the daemon has to run."""
 
     functions: tuple[Function, ...] = ()
-    api: Api | None = None
+    apis: tuple[Api, ...] = ()  # the oldest is first
+    domains: tuple[CustomDomain, ...] = ()
     pooler: PoolerService | None = None
