@@ -27,6 +27,12 @@ def token_of(role: str) -> str:
     return f"sql/{role}/connect-arn"
 
 
+def secrets_of(scope: Stack, config: Config) -> list[str]:
+    """Return the ARNs of the roles' secrets that the stage makes; none without `/sql`."""
+    roles = config.sql.roles if config.sql.enabled else ()
+    return [published(config, secret_of(role)).read(scope) for role in roles]
+
+
 class SqlLogins:
     """What the function `sql` may read, and which users it may log in as."""
 

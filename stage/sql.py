@@ -1,7 +1,4 @@
-"""The settings of the function `sql`, which answers `POST /sql`.
-
-Large because it has one attribute for each setting.
-"""
+"""The settings of the function `sql`, which answers `POST /sql`."""
 
 from dataclasses import dataclass
 
@@ -23,7 +20,10 @@ _SECRET = {
 
 @dataclass(frozen=True, kw_only=True)
 class Sql:
-    """The function `sql`, its routes, its roles in the database and its limits."""
+    """The function `sql`, its routes, its roles in the database and its limits.
+
+    Large because it has one attribute for each setting.
+    """
 
     enabled: bool = setting(
         False, "whether to deploy the function `sql` with the route `POST /sql`"
@@ -43,8 +43,9 @@ class Sql:
     )
     role_connections: int | None = setting(
         None,
-        "how many of them one role may use; null: an equal share. With database.rotation"
-        " 'alternating' each of the role's two users has half of them",
+        "how many of them one role may use; null: an equal share, and at least one for each user of"
+        " a rotation. With database.rotation 'alternating' each of the role's two users has half of"
+        " them",
         minimum=1,
         maximum=1000,
     )

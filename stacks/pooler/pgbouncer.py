@@ -21,7 +21,7 @@ from lambda_pg_cdk.stacks.nag_exceptions import suppress, suppress_permission
 from lambda_pg_cdk.stacks.network import NetworkStack, closed_group, retention
 from lambda_pg_cdk.stacks.pooler.certificate import Certificate
 from lambda_pg_cdk.stacks.published import published
-from lambda_pg_cdk.stacks.sql_logins import secret_of
+from lambda_pg_cdk.stacks.sql_logins import secrets_of
 from lambda_pg_cdk.stage.config import Config
 from lambda_pg_cdk.stage.peers import check_numbers
 from lambda_pg_cdk.stage.task import OPEN_FILES, RUN_DIR, healthy_command
@@ -68,8 +68,6 @@ class PgBouncerStack(Stack):
         super().__init__(scope, id, **options)
         self._config, self._network, self._database = config, network, database
         self._secret_arn = published(config, APPLICATION_SECRET).read(self)
-        roles = config.sql.roles if config.sql.enabled else ()
-        self._sql_secret_arns = [published(config, secret_of(role)).read(self) for role in roles]
         self.host = config.pooler_name
         self.port = config.pgbouncer.port
         check_numbers(config.stage, network.cidrs)
@@ -115,7 +113,7 @@ class PgBouncerStack(Stack):
             volumes=[ecs.Volume(name="run")],
         )
         self._add_container(task, assets)
-        for arn in (self._secret_arn, *self._sql_secret_arns):
+        for arn in (self._secret_arn, *secrets_of(self, self._config)):
             task.add_to_task_role_policy(may_read(arn))
         self.certificate.let_read(task.task_role)
         suppress(task, ECS2="Addresses, sizes and ARNs only: passwords are read from the secrets.")
@@ -193,9 +191,9 @@ class PgBouncerStack(Stack):
             "METRICS_POOLER": config.stack_prefix,
             "RUN_DIR": RUN_DIR,
         }
-        if self._sql_secret_arns:
+        if config.sql.enabled:
             environment |= {
-                "SQL_SECRET_ARNS": ",".join(self._sql_secret_arns),
+                "SQL_SECRET_ARNS": ",".join(secrets_of(self, config)),
                 "SQL_MAX_DB_CONNECTIONS": config.sql.max_db_connections,
                 "SQL_POOL_SIZE": config.sql_pool_size,
             }
