@@ -16,8 +16,10 @@ from lambda_pg.text import Limits, Statement
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import TupleRow
 
+from lambda_pg_cdk.local.install.pgbouncer_discovery import PgBouncerBinary
+from lambda_pg_cdk.local.servers.postgres import Postgres
 from tests.support.layer import settings_for
-from tests.support.servers import DATABASE, PoolerFixture
+from tests.support.servers import DATABASE, PoolerFixture, SecretsService, pooler_in_tmp
 
 LIMITS: Final = Limits(rows=1000, bytes=1_000_000)
 
@@ -83,6 +85,15 @@ DROPPED: Final = """
 DROP FUNCTION text_has_lastval; DROP TABLE text_late; DROP SEQUENCE text_numbers;
 DROP ROLE text_other; DROP ROLE text_own; ALTER ROLE {login} RESET role
 """
+
+
+@pytest.fixture(scope="module")
+def module_pooler(
+    postgres: Postgres, secrets_service: SecretsService, pgbouncer_binary: PgBouncerBinary
+) -> Iterator[PoolerFixture]:
+    """A pooler with one server connection: the next client gets what the last one left."""
+    with pooler_in_tmp(pgbouncer_binary, postgres, secrets_service) as pooler:
+        yield pooler.start(MAX_DB_CONNECTIONS="1", DEFAULT_POOL_SIZE="1")
 
 
 @pytest.fixture(scope="module", autouse=True)
