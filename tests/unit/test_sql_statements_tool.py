@@ -38,7 +38,8 @@ def test_a_body_that_is_no_json_has_no_text(body: bytes) -> None:
 def test_a_collection_goes_on_where_it_was(tmp_path: Path) -> None:
     """Each text is there once, and a name is the same in each run."""
     file = tmp_path / "new" / "statements.json"
-    assert Collection(file, reads=False).add("SELECT 1")
+    collection = Collection(file, reads=False)
+    assert [collection.add(query) for query in ("SELECT 1", "SELECT 1")] == [True, False]
     first = file.read_text()
     again = Collection(file, reads=True)
     assert not again.add("SELECT 1")
