@@ -271,7 +271,7 @@ def bar(pooler: PoolerFixture) -> None:
 
 def insert_slowly(db: Database[TupleRow], number: int) -> None:
     """Write one row by a statement that is under way most of the time."""
-    db.execute("INSERT INTO counter SELECT %s FROM pg_sleep(0.05)", [number])
+    db.execute("INSERT INTO counter SELECT %s FROM pg_sleep(0.1)", [number])
 
 
 def sql_settings(pooler: PoolerFixture, login: Login, port: int) -> Settings:
