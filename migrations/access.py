@@ -56,7 +56,7 @@ def _apply(
     found = find_tables(connection, grants)
     roles = [*groups, *list_logins(connection, groups)]
     wanted = list_wanted(connection, found, enabled)
-    set_rights(connection, roles, wanted)
+    set_rights(connection, roles, enabled, wanted)
     set_policies(connection, groups, found)
     if enabled:
         if not shared:

@@ -99,7 +99,10 @@ WHERE rolname = ANY (%(roles)s) AND (granted).privilege_type <> 'CONNECT'
 
 
 def set_rights(
-    connection: Connection[Any], roles: Sequence[str], wanted: Collection[Right]
+    connection: Connection[Any],
+    roles: Sequence[str],
+    enabled: Sequence[str],
+    wanted: Collection[Right],
 ) -> None:
     """Grant what is missing, and revoke the rest as far as the owner can.
 
@@ -110,7 +113,7 @@ def set_rights(
         found = Right(*right)
         if found in wanted and not grantable:
             held.add(found)
-        elif found.kind != HARMLESS:
+        elif found.kind != HARMLESS or found.role not in enabled:
             with suppress(InsufficientPrivilege), connection.transaction():
                 connection.execute(found.revoke())
     for missing in sorted(set(wanted) - held):

@@ -307,6 +307,14 @@ def test_a_level_that_is_switched_off_cannot_log_in(site: Site) -> None:
             assert row == (False,)
         policies = owner.execute("SELECT polname::text FROM pg_policy ORDER BY 1").fetchall()
         assert policies == [("lambda_pg_sql_writer",), ("own_rows",)]
+        left = owner.execute(
+            "SELECT pg_describe_object(classid, objid, objsubid) FROM pg_shdepend JOIN pg_database"
+            " ON pg_database.oid = dbid WHERE refobjid = %s::regrole"
+            " AND datname = current_database()",
+            [group_of("reader")],
+        )
+        assert left.fetchall() == []
+        owner.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(clone.name)))
     site.deploy()
     assert may(site, "reader") == {"SELECT"}
 
