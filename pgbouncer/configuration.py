@@ -12,7 +12,8 @@ from .settings import Settings
 # Cancel requests to one peer at the same time. PgBouncer's default is default_pool_size, which may
 # be 1, and a request over the limit is lost.
 PEER_POOL_SIZE = 100
-# The supervisor's own sessions with the console, which count as clients.
+# The supervisor's own sessions, which count as clients: with the console, and with each name of the
+# database whose clients have a bound.
 OWN_CLIENTS = 2
 # Connections that the kernel keeps until PgBouncer accepts them, all at once. A burst of new
 # environments connects at the same time; the default, 128, drops their SYNs.
@@ -113,18 +114,49 @@ def render_ini(
     group: Group | None = None,
 ) -> str:
     """Render the main file; it sets every option whose default does not fit Lambda."""
-    database = (
-        f"host={settings.database_host} port={settings.database_port} "
-        f"dbname={settings.database_name}"
-    )
     sections: dict[str, Mapping[str, object]] = {
-        "databases": {settings.database_name: database},
+        "databases": _databases(settings),
         "pgbouncer": _parameters(settings, files, console, users),
     }
     if group is not None:
         sections["pgbouncer"] = {**sections["pgbouncer"], "peer_id": group.own.id}
         sections["peers"] = _peers(settings, group)
     return "\n".join(f"[{name}]\n{_lines(lines)}" for name, lines in sections.items())
+
+
+def _databases(settings: Settings) -> dict[str, object]:
+    """Render one line for each name of the database.
+
+    `max_db_connections` counts a name's server connections, of all its users, and a user that is
+    never idle keeps all of them. So `/sql` has a name of its own (docs/decisions/0049).
+    """
+    server = (
+        f"host={settings.database_host} port={settings.database_port} "
+        f"dbname={settings.database_name}"
+    )
+    sql = settings.sql
+    if sql is None:
+        return {settings.database_name: server}
+    clients = settings.max_client_conn - sql.max_client_conn
+    # Always by transaction: a session would keep one of these few connections while it is idle.
+    bounds = (
+        f"pool_mode=transaction pool_size={sql.pool_size} "
+        f"max_db_connections={sql.max_db_connections}"
+    )
+    return {
+        settings.database_name: server + _client_bound(clients if sql.max_client_conn else 0),
+        sql.database: f"{server} {bounds}{_client_bound(sql.max_client_conn)}",
+    }
+
+
+def _most_clients(settings: Settings) -> int:
+    """Return the bound of all clients; it is the sum where each name has a bound."""
+    has_bounds = settings.sql is not None and settings.sql.max_client_conn > 0
+    return settings.max_client_conn + OWN_CLIENTS * (3 if has_bounds else 1)
+
+
+def _client_bound(clients: int) -> str:
+    return f" max_db_client_connections={clients + OWN_CLIENTS}" if clients else ""
 
 
 def _lines(parameters: Mapping[str, object]) -> str:
@@ -215,7 +247,7 @@ def is_machine_made(password: str) -> bool:
 def _pooling(settings: Settings) -> dict[str, object]:
     return {
         "pool_mode": settings.pool_mode,
-        "max_client_conn": settings.max_client_conn + OWN_CLIENTS,
+        "max_client_conn": _most_clients(settings),
         # Pools are per user: only max_db_connections bounds what all of them open together. It is
         # shared without fairness, so a user's pool has to be a part of it.
         "default_pool_size": settings.default_pool_size,
@@ -261,7 +293,12 @@ def _logging() -> dict[str, object]:
     return {"log_connections": 0, "log_disconnections": 0, "log_pooler_errors": 1, "log_stats": 0}
 
 
-def render_access(settings: Settings, console: Console) -> str:
+def render_access(
+    settings: Settings,
+    console: Console,
+    users: Iterable[User] = (),
+    sql_users: Iterable[User] = (),
+) -> str:
     """Render the rules for logins: users by TLS and SCRAM; the console only through the socket.
 
     The socket is in a folder that is closed to other accounts. The supervisor comes through it to
@@ -270,14 +307,31 @@ def render_access(settings: Settings, console: Console) -> str:
 
     Every line names its database, so that SCRAM never begins for another name: there PgBouncer up
     to 1.26.0 takes a user's password for another user's (CVE-2026-107350).
+
+    Where the database has a second name, for `/sql`, the users of each name are rejected at the
+    other one. All the rest has to log in by SCRAM: to a name that it does not know PgBouncer then
+    gives the same answer as to a wrong password, which has clients read their secret once more.
     """
-    database = f'"{settings.database_name}"'
-    return (
+    console_rules = (
         f'local    pgbouncer    "{console.admin}"  password\n'
         f'local    pgbouncer    "{console.observer}"  trust\n'
-        f"local    {database}  all  trust\n"
-        f"hostssl  {database}  all  0.0.0.0/0  scram-sha-256\n"
-        f"hostssl  {database}  all  ::/0  scram-sha-256\n"
+    )
+    if settings.sql is None:
+        return console_rules + _rules(settings.database_name, ())
+    return (
+        console_rules
+        + _rules(settings.database_name, sql_users)
+        + _rules(settings.sql.database, users)
+    )
+
+
+def _rules(database: str, rejected: Iterable[User]) -> str:
+    names = ",".join(_quote(user.name) for user in rejected)
+    methods = ([(names, "reject")] if names else []) + [("all", "scram-sha-256")]
+    return f'local    "{database}"  all  trust\n' + "".join(
+        f'hostssl  "{database}"  {users}  {addresses}  {method}\n'
+        for users, method in methods
+        for addresses in ("0.0.0.0/0", "::/0")
     )
 
 

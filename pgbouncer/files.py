@@ -74,10 +74,13 @@ class Folder:
 
         Raise OSError if that fails: all old files stay.
         """
-        self._users = content.users
-        users = [self._admin, self._observer, *content.users]
+        self._users = content.users + content.sql_users
+        users = [self._admin, self._observer, *self._users]
+        access = render_access(self._settings, self.console, content.users, content.sql_users)
+        # The rules first: PgBouncer may read the users before it is asked to.
         return self._write(
-            self._main()
+            {"access.conf": access}
+            | self._main()
             | {"users.txt": render_users(users), "certificate.pem": content.certificate.pem}
         )
 

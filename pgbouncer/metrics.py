@@ -20,14 +20,18 @@ CONTINUED = b"\t"
 # line, so all of it has to fit; only what has no space can be "database/user@address:port".
 REJECTED = rb"^[^\[]*\[\d+\] WARNING C-\w+: \S+ pooler error: "
 COUNTED = {
-    "RefusedConnections": re.compile(REJECTED + rb"no more connections allowed[^:]*$"),
+    "RefusedConnections": re.compile(
+        REJECTED + rb"(no more connections allowed|client connections exceeded)[^:]*$"
+    ),
     "QueueTimeouts": re.compile(REJECTED + rb"query_wait_timeout\s*$"),
     # A client's text may be anywhere: a client that writes this text as its name has not logged in.
     "FailedLogins": re.compile(
         rb"^[^\[]*\[\d+\] WARNING C-\w+: .* pooler error: "
-        rb"(SASL authentication failed|no authentication method is found)\s*$"
+        rb"(SASL authentication failed|no authentication method is found|login rejected)\s*$"
     ),
 }
+# The database in such a line; "(nodb)" before PgBouncer knows it.
+DATABASE = re.compile(rb"^[^\[]*\[\d+\] WARNING C-\w+: ([^/\s]+)/")
 # Server connections that wait for a client; PgBouncer calls those used that it checks before,
 # because they have been idle for long. Both stay until server_idle_timeout.
 IDLE = ("sv_idle", "sv_used")
@@ -53,10 +57,11 @@ Numbers = dict[str, float]
 class Tally:
     """Counts events that are in PgBouncer's log but not in its console. Thread-safe."""
 
-    def __init__(self) -> None:
-        """Start with zero."""
+    def __init__(self, database: str, *others: str) -> None:
+        """Start with zero, for each name of the database; the first has what belongs to none."""
         self._lock = threading.Lock()
-        self._counts: Numbers = dict.fromkeys(COUNTED, 0)
+        self._databases = (database, *others)
+        self._counts = self._zeros()
         self._last = b""
 
     def note(self, line: bytes) -> None:
@@ -68,18 +73,28 @@ class Tally:
                 self._count_last()
                 self._last = line
 
-    def take(self) -> Numbers:
-        """Return the counts since the last time."""
+    def take(self) -> dict[str, Numbers]:
+        """Return the counts of each name of the database since the last time."""
         with self._lock:
             self._count_last()
-            counts, self._counts = self._counts, dict.fromkeys(COUNTED, 0)
+            counts, self._counts = self._counts, self._zeros()
         return counts
 
     def _count_last(self) -> None:
         line, self._last = self._last, b""
+        counts = self._counts.get(database_in(line), self._counts[self._databases[0]])
         for name, pattern in COUNTED.items():
             if pattern.search(line):
-                self._counts[name] += 1
+                counts[name] += 1
+
+    def _zeros(self) -> dict[str, Numbers]:
+        return {database: dict.fromkeys(COUNTED, 0) for database in self._databases}
+
+
+def database_in(line: bytes) -> str:
+    """Return the name of the database in a line of PgBouncer's log; nothing where it has none."""
+    found = DATABASE.search(line)
+    return found[1].decode(errors="replace") if found else ""
 
 
 class Metrics:
@@ -90,36 +105,43 @@ class Metrics:
         self._settings = settings
         self._observer = observer
         self._tally = tally
-        self._totals: Numbers = {}
+        self._totals: dict[str, Numbers] = {}
 
-    def measure(self) -> Numbers:
-        """Return the numbers since the last answer; raise SessionError if there is no answer."""
-        pools, stats = self._ask()
+    def measure(self) -> dict[str, Numbers]:
+        """Return the numbers of each name of the database since the last answer.
+
+        Raise SessionError if there is no answer.
+        """
+        pool_sizes, (pools, stats) = self._settings.pool_sizes, self._ask()
         try:
-            levels = levels_of(pools, self._settings.default_pool_size)
-            totals = totals_of(stats)
+            levels = {
+                name: levels_of(rows_of(name, pools), pool_sizes[name]) for name in pool_sizes
+            }
+            totals = {name: totals_of(rows_of(name, stats)) for name in pool_sizes}
         except (KeyError, TypeError, ValueError) as error:
             raise SessionError(f"the console's answer is unusable: {error!r}") from error
-        rates = rates_of(totals, self._totals)
-        self._totals = totals
-        return levels | rates | self._tally.take()
+        before, self._totals = self._totals, totals
+        counts = self._tally.take()
+        return {
+            name: levels[name] | rates_of(totals[name], before.get(name, {})) | counts[name]
+            for name in pool_sizes
+        }
 
     def _ask(self) -> tuple[list[Row], list[Row]]:
-        """Ask for the rows of the database, without those of the console itself."""
+        """Ask for the rows of all databases."""
         settings = self._settings
         with Session(
             settings.socket, self._observer, "pgbouncer", purpose="metrics", seconds=CONSOLE_SECONDS
         ) as console:
-            pools, stats = console.query("SHOW POOLS"), console.query("SHOW STATS")
-        name = settings.database_name
-        return _rows_of(name, pools), _rows_of(name, stats)
+            return console.query("SHOW POOLS"), console.query("SHOW STATS")
 
 
-def _rows_of(database: str, rows: Iterable[Row]) -> list[Row]:
+def rows_of(database: str, rows: Iterable[Row]) -> list[Row]:
+    """Take the rows of one database, without those of the console itself."""
     return [row for row in rows if row.get("database") == database]
 
 
-def levels_of(pools: Iterable[Row], default_pool_size: int) -> Numbers:
+def levels_of(pools: Iterable[Row], pool_size: int) -> Numbers:
     """Take the numbers of this moment out of SHOW POOLS: one row for each user."""
     clients = waiting = servers = busiest = longest = 0.0
     for row in pools:
@@ -134,7 +156,7 @@ def levels_of(pools: Iterable[Row], default_pool_size: int) -> Numbers:
         "ClientsWaiting": waiting,
         "MaxWait": longest,
         "ServerConnections": servers,
-        "ServerConnectionsUsed": 100 * busiest / default_pool_size,
+        "ServerConnectionsUsed": 100 * busiest / pool_size,
     }
 
 
@@ -161,14 +183,20 @@ def _number(row: Row, name: str) -> float:
     return float(value)
 
 
-def render(numbers: Mapping[str, float], settings: MetricsSettings, moment: float) -> str:
-    """Render one line in CloudWatch's embedded metric format; `moment` is in seconds."""
+def render(
+    numbers: Mapping[str, float], settings: MetricsSettings, moment: float, database: str = ""
+) -> str:
+    """Render one line in CloudWatch's embedded metric format; `moment` is in seconds.
+
+    The numbers of the database's second name have one dimension more, and so are metrics apart.
+    """
+    dimensions = {"Pooler": settings.pooler} | ({"Database": database} if database else {})
     declared = [{"Name": name, "Unit": UNITS[name]} for name in numbers]
     directive = {
         "Namespace": settings.namespace,
-        "Dimensions": [["Pooler"]],
+        "Dimensions": [list(dimensions)],
         "Metrics": declared,
     }
     head = {"Timestamp": int(moment * 1000), "CloudWatchMetrics": [directive]}
     values = {name: round(value, 3) for name, value in numbers.items()}
-    return json.dumps({"_aws": head, "Pooler": settings.pooler} | values, allow_nan=False)
+    return json.dumps({"_aws": head} | dimensions | values, allow_nan=False)

@@ -12,9 +12,11 @@ import math
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from .configuration import User
 from .session import Row, Session, SessionError
 from .settings import Settings
 
@@ -36,11 +38,18 @@ IS_IN_RECOVERY = "SELECT pg_is_in_recovery()"
 log = logging.getLogger("supervisor")
 
 
+class Login(NamedTuple):
+    """A name of the database in PgBouncer, and a user."""
+
+    database: str
+    user: str
+
+
 @dataclass(frozen=True)
 class Connection:
-    """A server connection: its user, the server's address, and what no other connection has."""
+    """A server connection: its login, the server's address, and what no other connection has."""
 
-    user: str
+    login: Login
     address: str
     identity: tuple[str | None, ...]
 
@@ -67,9 +76,9 @@ class Verdict:
             self._left = (self._left | self._addresses) - addresses
             self._addresses = addresses
 
-    def to_ask(self, connections: frozenset[Connection]) -> list[str]:
-        """Return the users whose server has to be asked whether it is in recovery."""
-        return sorted({each.user for each in connections - self._asked})
+    def to_ask(self, connections: frozenset[Connection]) -> list[Login]:
+        """Return the logins whose server has to be asked whether it is in recovery."""
+        return sorted({each.login for each in connections - self._asked})
 
     def answered(self, connections: frozenset[Connection], *, in_recovery: bool) -> None:
         """Take the answer of the server that these connections lead to."""
@@ -114,9 +123,12 @@ class Watch:
         self,
         settings: Settings,
         admin: tuple[str, str],
-        users: Callable[[], Iterable[str]],
+        users: Callable[[], Mapping[str, Collection[User]]],
     ) -> None:
-        """Keep the console's administrator and password, and a function that lists the users."""
+        """Keep the console's administrator and password.
+
+        `users` lists the users of each name of the database.
+        """
         self._settings = settings
         self._admin, self._password = admin
         self._users = users
@@ -154,17 +166,24 @@ class Watch:
                 self._verdict.resolved(addresses_of(self._settings.database_host))
 
     def _look(self, console: Session) -> None:
-        connections = connections_of(self._settings.database_name, console.query("SHOW SERVERS"))
-        current = set(self._users())
-        users = [user for user in self._verdict.to_ask(connections) if user in current]
-        with contextlib.suppress(SessionError):  # no answer: asked again at the next look
-            answers = [self._is_in_recovery(user) for user in users]
-            if answers:
-                self._take_answer(connections, in_recovery=any(answers))
+        current = self._users()
+        connections = connections_of(current, console.query("SHOW SERVERS"))
+        logins = [
+            login
+            for login in self._verdict.to_ask(connections)
+            if login.user in {user.name for user in current[login.database]}
+        ]
+        answers = {login: answer for login in logins if (answer := self._ask(login)) is not None}
+        if answers:
+            # Without an answer, as where one name's queue is full: asked again at the next look.
+            known = frozenset(
+                each for each in connections if each.login in answers or each.login not in logins
+            )
+            self._take_answer(known, in_recovery=any(answers.values()))
         if reason := self._verdict.reason(connections, time.monotonic()):
             log.info("%s: PgBouncer reconnects", reason)
             console.extend(ANSWER_SECONDS)
-            console.query("RECONNECT")
+            console.query("RECONNECT")  # every name of the database
 
     def _take_answer(self, connections: frozenset[Connection], *, in_recovery: bool) -> None:
         self._verdict.answered(connections, in_recovery=in_recovery)
@@ -172,20 +191,29 @@ class Watch:
             log.info("the database is a %s", "standby" if in_recovery else "primary")
         self._was_in_recovery = in_recovery
 
-    def _is_in_recovery(self, user: str) -> bool:
-        settings = self._settings
-        with Session(
-            settings.socket, user, settings.database_name, purpose="watch", seconds=ANSWER_SECONDS
-        ) as session:
+    def _ask(self, login: Login) -> bool | None:
+        """Ask a login's server whether it is in recovery; None where nobody answers."""
+        path = self._settings.socket
+        with (
+            contextlib.suppress(SessionError),
+            Session(
+                path, login.user, login.database, purpose="watch", seconds=ANSWER_SECONDS
+            ) as session,
+        ):
             return session.query(IS_IN_RECOVERY) == [{"pg_is_in_recovery": "t"}]
+        return None
 
 
-def connections_of(database: str, rows: Iterable[Row]) -> frozenset[Connection]:
+def connections_of(databases: Collection[str], rows: Iterable[Row]) -> frozenset[Connection]:
     """Take the server connections that clients may still get out of the rows of SHOW SERVERS."""
     return frozenset(
-        Connection(row["user"] or "", row["addr"] or "", (row["local_port"], row["connect_time"]))
+        Connection(
+            Login(row["database"] or "", row["user"] or ""),
+            row["addr"] or "",
+            (row["local_port"], row["connect_time"]),
+        )
         for row in rows
-        if row["database"] == database
+        if row["database"] in databases
         and row["state"] not in LOGGING_IN
         and row["close_needed"] == "0"
     )

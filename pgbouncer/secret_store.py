@@ -1,7 +1,7 @@
 """The last good users and certificate that the supervisor has read from Secrets Manager."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,10 +38,15 @@ class Certificate:
 
 @dataclass(frozen=True)
 class Content:
-    """Users and certificate, complete."""
+    """Users and certificate, complete; for `/sql` those users whose secrets were read so far."""
 
     users: tuple[User, ...]
     certificate: Certificate
+    sql_users: tuple[User, ...] = ()
+
+    def by_database(self, databases: Iterable[str]) -> dict[str, tuple[User, ...]]:
+        """Return the users of the database's name, and of its second one where it has one."""
+        return dict(zip(databases, (self.users, self.sql_users), strict=False))
 
 
 Read = Callable[[str, str], "dict[str, Any]"]
@@ -56,6 +61,7 @@ class SecretStore:
         self,
         user_arns: tuple[str, ...],
         certificate_arn: str,
+        sql_arns: tuple[str, ...] = (),
         *,
         read: Read,
         check: Check,
@@ -68,6 +74,7 @@ class SecretStore:
         """
         self._user_arns = user_arns
         self._certificate_arn = certificate_arn
+        self._sql_arns = sql_arns
         self._read = read
         self._check = check
         self._report = report
@@ -78,20 +85,32 @@ class SecretStore:
 
     @property
     def content(self) -> Content | None:
-        """The last good content; None until there are a user and a certificate."""
-        if self._certificate is None or not self._logins:
+        """The last good content; None until there are a user and a certificate.
+
+        A name that the application has too is the application's.
+        """
+        users = self._users(self._user_arns)
+        if self._certificate is None or not users:
             return None
-        return Content(self._users(), self._certificate)
+        names = {user.name for user in users}
+        others = tuple(user for user in self._users(self._sql_arns) if user.name not in names)
+        return Content(users, self._certificate, others)
 
     @property
     def unreadable(self) -> int:
         """How many secrets could not be read or used in the last look."""
         return len(self._unreadable)
 
-    def _users(self) -> tuple[User, ...]:
-        """List all users, each once; the current password of a name wins over an older one."""
-        current_first = [user for logins in self._logins.values() for user in logins[:1]]
-        older = [user for logins in self._logins.values() for user in logins[1:]]
+    @property
+    def missing(self) -> list[str]:
+        """List the secrets of users that have not been read yet."""
+        return [arn for arn in (*self._user_arns, *self._sql_arns) if arn not in self._logins]
+
+    def _users(self, arns: tuple[str, ...]) -> tuple[User, ...]:
+        """List users, each once; the current password of a name wins over an older one."""
+        known = [self._logins[arn] for arn in arns if arn in self._logins]
+        current_first = [user for logins in known for user in logins[:1]]
+        older = [user for logins in known for user in logins[1:]]
         found: dict[str, User] = {}
         for user in current_first + older:
             found.setdefault(user.name, user)
@@ -102,9 +121,20 @@ class SecretStore:
 
         The certificate's may be left out. Tell whether it was read and is usable.
         """
-        for arn in self._user_arns:
+        for arn in (*self._user_arns, *self._sql_arns):
             self._attempt(arn, self._take_user)
+        self._report_shared()
         return certificate and self._attempt(self._certificate_arn, self._take_certificate)
+
+    def _report_shared(self) -> None:
+        users, others = (
+            {user.name for user in self._users(arns)} for arns in (self._user_arns, self._sql_arns)
+        )
+        if users & others:
+            self._report(
+                f"{', '.join(sorted(users & others))} is a user of the application and of /sql: "
+                "/sql cannot log in with that name"
+            )
 
     def _attempt(self, arn: str, take: Callable[[str, dict[str, Any]], None]) -> bool:
         try:

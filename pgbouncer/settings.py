@@ -15,6 +15,8 @@ BUNDLED_CA_FILE = HERE.parent / "certs" / "aws.pem"
 POOL_MODES = ("transaction", "session", "statement")
 # The longest path of a unix socket: 108 bytes on Linux, 104 on macOS, with the end mark.
 SOCKET_PATH_LIMIT = 103
+# The longest name of a database in PgBouncer and in PostgreSQL.
+DATABASE_NAME_LIMIT = 63
 
 
 class SettingsError(ValueError):
@@ -41,6 +43,18 @@ class MetricsSettings:
 
 
 @dataclass(frozen=True)
+class SqlSettings:
+    """The second name of the database, for `POST /sql`: its logins and its bounds in this task."""
+
+    database: str
+    secret_arns: tuple[str, ...]
+    pool_size: int
+    max_db_connections: int
+    # How many of MAX_CLIENT_CONN are for this name, and not for the other one. 0: both share them.
+    max_client_conn: int
+
+
+@dataclass(frozen=True)
 class Settings:
     """What the environment variables say; times are in seconds.
 
@@ -64,6 +78,8 @@ class Settings:
     refresh_interval: float
     drain_timeout: float
     run_dir: Path
+    # None: the database has one name.
+    sql: SqlSettings | None
     # None: this task is the only one.
     peers: PeersSettings | None
     # None: no numbers are wanted.
@@ -94,6 +110,7 @@ class Settings:
             "refresh_interval": reader.seconds("REFRESH_INTERVAL", "30"),
             "drain_timeout": reader.seconds("DRAIN_TIMEOUT", "30"),
             "run_dir": Path(environment.get("RUN_DIR") or "/run/pgbouncer"),
+            "sql": _sql(reader),
             "peers": _peers(reader),
             "metrics": _metrics(reader),
             "pgbouncer": tuple(shlex.split(environment.get("PGBOUNCER") or "/usr/sbin/pgbouncer")),
@@ -104,6 +121,12 @@ class Settings:
         return _checked(cls(**settings))
 
     @property
+    def pool_sizes(self) -> dict[str, int]:
+        """The size of one user's pool, by name of the database; the application's name first."""
+        sizes = {self.database_name: self.default_pool_size}
+        return sizes | ({self.sql.database: self.sql.pool_size} if self.sql is not None else {})
+
+    @property
     def socket(self) -> Path:
         """The unix socket that PgBouncer listens on."""
         return self.run_dir / f".s.PGSQL.{self.listen_port}"
@@ -112,6 +135,23 @@ class Settings:
     def relay(self) -> Path:
         """The unix socket that stands for this task's peers, named as PgBouncer looks for it."""
         return self.run_dir / "peers" / self.socket.name
+
+
+def sql_database(name: str) -> str:
+    """Return the second name of a database in PgBouncer, which is for `POST /sql`."""
+    return f"{name}_sql"
+
+
+def _sql(reader: _Reader) -> SqlSettings | None:
+    if not reader.is_set("SQL_SECRET_ARNS"):
+        return None
+    return SqlSettings(
+        sql_database(reader.environment.get("DATABASE_NAME", "").strip()),
+        reader.names("SQL_SECRET_ARNS"),
+        reader.number("SQL_POOL_SIZE", 1, 10_000),
+        reader.number("SQL_MAX_DB_CONNECTIONS", 1, 10_000),
+        reader.number("SQL_MAX_CLIENT_CONN", 0, 100_000, "0"),
+    )
 
 
 def _peers(reader: _Reader) -> PeersSettings | None:
@@ -139,7 +179,27 @@ def _checked(settings: Settings) -> Settings:
             f"RUN_DIR is too long: the socket {longest} has {len(str(longest))} "
             f"characters, and {SOCKET_PATH_LIMIT} is the most"
         )
+    if settings.sql is not None:
+        _check_sql(settings, settings.sql)
     return settings
+
+
+def _check_sql(settings: Settings, sql: SqlSettings) -> None:
+    if len(sql.database) > DATABASE_NAME_LIMIT:
+        raise SettingsError(
+            f"DATABASE_NAME is too long: its second name, {sql.database}, has {len(sql.database)} "
+            f"characters, and {DATABASE_NAME_LIMIT} is the most"
+        )
+    if sql.max_client_conn >= settings.max_client_conn:
+        raise SettingsError(
+            f"SQL_MAX_CLIENT_CONN is {sql.max_client_conn}, but must be less than MAX_CLIENT_CONN "
+            f"({settings.max_client_conn}): the rest is for the application"
+        )
+    if shared := set(sql.secret_arns) & set(settings.user_secret_arns):
+        raise SettingsError(
+            f"SQL_SECRET_ARNS and USER_SECRET_ARNS both have {', '.join(sorted(shared))}: "
+            "each login is for one of the database's two names"
+        )
 
 
 # Nothing that could end a value in PgBouncer's configuration: no space, quote or line break.
@@ -167,12 +227,12 @@ class _Reader:
 
     def optional(self, name: str, allowed: re.Pattern[str]) -> str:
         """Read a text that may be missing."""
-        return self.text(name, allowed) if self._is_set(name) else ""
+        return self.text(name, allowed) if self.is_set(name) else ""
 
     def pair(self, first: str, second: str, allowed: re.Pattern[str]) -> tuple[str, str]:
         """Read two texts of which both or neither must be there."""
         for one, other in ((first, second), (second, first)):
-            if self._is_set(one) and not self._is_set(other):
+            if self.is_set(one) and not self.is_set(other):
                 self.problems.append(f"{one} is set, but not {other}: set both or neither")
         return self.optional(first, allowed), self.optional(second, allowed)
 
@@ -206,7 +266,8 @@ class _Reader:
             self._refuse(name, str(path), "the path of a file that exists")
         return path
 
-    def _is_set(self, name: str) -> bool:
+    def is_set(self, name: str) -> bool:
+        """Tell whether a variable has a value."""
         return bool(self.environment.get(name, "").strip())
 
     def _value(self, name: str, default: str) -> str:

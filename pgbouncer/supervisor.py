@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 from .agenda import Agenda
 from .certificate import end_of
-from .configuration import LISTEN_BACKLOG, PEER_POOL_SIZE
+from .configuration import LISTEN_BACKLOG, PEER_POOL_SIZE, User
 from .files import Folder
 from .metrics import Metrics, Numbers, Tally, render
 from .output import LogHandler, Output
@@ -30,6 +30,9 @@ from .warm_up import warm_up
 
 # Open files of PgBouncer besides its connections: listeners, log, pipes, name resolution.
 OWN_FILES = 64
+# How long to wait for the secrets of all users, once there is one: then the others are served. It
+# is longer than a short outage of Secrets Manager, and shorter than the health check's patience.
+MISSING_SECONDS = 15.0
 # How long to wait before files that could not be written (no space left) are written again.
 STORE_SECONDS = 2.0
 # How long a drain may wait for its own transaction, and how long it keeps it open.
@@ -76,8 +79,9 @@ def raise_open_files(settings: Settings) -> None:
     if hard != resource.RLIM_INFINITY and needed > hard:
         raise SettingsError(
             f"MAX_CLIENT_CONN is {settings.max_client_conn}: PgBouncer may then open {needed} "
-            f"files ({LISTEN_BACKLOG} for a burst of logins, MAX_DB_CONNECTIONS "
-            f"{settings.max_db_connections}, and {PEER_POOL_SIZE + OWN_FILES} for peers and logs), "
+            f"files ({LISTEN_BACKLOG} for a burst of logins, {server_connections(settings)} for "
+            f"MAX_DB_CONNECTIONS and SQL_MAX_DB_CONNECTIONS, and {PEER_POOL_SIZE + OWN_FILES} for "
+            "peers and logs), "
             f"but the limit here is {hard}. Raise the limit (nofile) or lower the number."
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed if hard < 0 else hard, hard))
@@ -90,8 +94,23 @@ def open_files(settings: Settings) -> int:
     all connections that wait before it reads anything: a whole backlog comes on top. A PgBouncer
     without a free descriptor accepts nobody for five seconds, and no setting changes that.
     """
-    connections = settings.max_client_conn + settings.max_db_connections + LISTEN_BACKLOG
+    connections = settings.max_client_conn + server_connections(settings) + LISTEN_BACKLOG
     return connections + PEER_POOL_SIZE + OWN_FILES
+
+
+def server_connections(settings: Settings) -> int:
+    """Count the server connections of all names of the database."""
+    sql = settings.sql
+    return settings.max_db_connections + (sql.max_db_connections if sql is not None else 0)
+
+
+def is_ready(store: SecretStore, impatient: bool) -> bool:
+    """Tell whether a start can go on: with all users, or after a while with some."""
+    if store.content is None or (store.missing and not impatient):
+        return False
+    if store.missing:
+        log.warning("starting without the users of %s", ", ".join(store.missing))
+    return True
 
 
 class Supervisor:
@@ -109,6 +128,7 @@ class Supervisor:
         self._secret_store = SecretStore(
             settings.user_secret_arns,
             settings.certificate_secret_arn,
+            settings.sql.secret_arns if settings.sql is not None else (),
             read=SecretsManager(),
             check=self._folder.check,
             report=log.warning,
@@ -121,7 +141,7 @@ class Supervisor:
         if settings.peers is not None:
             cloud_map = CloudMap(settings.peers, region_of(settings.certificate_secret_arn))
             self._peering = Peering(settings.peers, discover=cloud_map, report=log.warning)
-        tally = Tally()
+        tally = Tally(*settings.pool_sizes)
         self._metrics = Metrics(settings, self._folder.console.observer, tally)
         command = [*settings.pgbouncer, str(self._folder.files.ini)]
         self._process = Process(command, stderr, tally, self._agenda.put)
@@ -176,18 +196,23 @@ class Supervisor:
     # Secrets
 
     def _await_secrets(self) -> bool:
-        """Look until there are a user and a certificate; return False if a signal stops it."""
-        pause = 1.0
+        """Look until there are users and a certificate; return False if a signal stops it.
+
+        One secret that stays unreadable must not stop the traffic of the other users.
+        """
+        pause, patience = 1.0, time.monotonic() + MISSING_SECONDS
         while not self._agenda.stopping:
             self._look()
             while self._refresh.running and not self._agenda.stopping:
                 self._handle(self._agenda.wait(LOOK_GAP))
             if self._agenda.stopping:
                 break
-            if self._secret_store.content is not None and self._write(self._update):
+            if is_ready(self._secret_store, time.monotonic() > patience) and self._write(
+                self._update
+            ):
                 return True
             self._put_metrics({"UnreadableSecrets": self._secret_store.unreadable})
-            log.info("waiting %g s for a user and a certificate", pause)
+            log.info("waiting %g s for users and a certificate", pause)
             self._rest(pause)
             pause = min(2 * pause, max(1.0, self._settings.refresh_interval))
         return False
@@ -263,30 +288,32 @@ class Supervisor:
         """Write PgBouncer's numbers, or say why there are none."""
         self._plan_report(self._agenda.due["report"])
         try:
-            numbers = self._metrics.measure()
+            measured = self._metrics.measure()
         except SessionError as error:
             log.warning("no metrics this time: %s", error)
             return
         left = end_of(self._content.certificate.chain) - datetime.now(UTC)
-        numbers |= {
+        task = {
             "UnreadableSecrets": self._secret_store.unreadable,
             "CertificateDays": left / DAY,
         }
-        self._put_metrics(numbers)
+        self._put_metrics(measured.pop(self._settings.database_name) | task)
+        for database, numbers in measured.items():
+            self._put_metrics(numbers, database)
 
-    def _put_metrics(self, numbers: Numbers) -> None:
+    def _put_metrics(self, numbers: Numbers, database: str = "") -> None:
         if self._settings.metrics is not None:
-            line = render(numbers, self._settings.metrics, time.time())
+            line = render(numbers, self._settings.metrics, time.time(), database)
             self._stdout.put(f"{line}\n".encode())
 
     # PgBouncer
 
     def _start(self) -> None:
-        def users() -> list[str]:
-            return [user.name for user in self._content.users]
+        def users() -> dict[str, tuple[User, ...]]:
+            return self._content.by_database(self._settings.pool_sizes)
 
         def warm() -> None:
-            warm_up(self._settings, self._content.users)
+            warm_up(self._settings, self._content)
             self._agenda.put("pulse")
 
         watch = Watch(self._settings, self._folder.admin, users)
@@ -351,12 +378,16 @@ class Supervisor:
         return 1 if code is None else code
 
     def _hold(self) -> Transaction | None:
-        user, database = self._content.users[0].name, self._settings.database_name
-        try:
-            return Transaction(self._settings.socket, user, database, HOLD_WAIT)
-        except SessionError as error:
-            log.warning("draining without a transaction of our own: %s", error)
-            return None
+        """Open a transaction: one is enough for all names of the database, whichever has room."""
+        everyone = self._content.by_database(self._settings.pool_sizes)
+        logins = [(users[0], database) for database, users in everyone.items() if users]
+        for user, database in logins:
+            try:
+                return Transaction(self._settings.socket, user.name, database, HOLD_WAIT)
+            except SessionError as error:
+                log.warning("no transaction of our own through %s: %s", database, error)
+        log.warning("draining without a transaction of our own")
+        return None
 
     def _wait(self, seconds: float) -> int | None:
         """Wait for PgBouncer's end, at most for some seconds; return its code."""

@@ -14,3 +14,11 @@ PgBouncer answers or works."""
 def healthy_command(run_dir: str) -> str:
     """Return the shell command that succeeds while the supervisor renews its file."""
     return f"find {run_dir} -name alive -newermt '{ALIVE_SECONDS} seconds ago' | grep -q ."
+
+
+def sql_database(name: str) -> str:
+    """Return the second name of a database in PgBouncer, which is for `POST /sql`.
+
+    The supervisor names it alike (pgbouncer/settings.py): nobody tells it.
+    """
+    return f"{name}_sql"

@@ -56,7 +56,12 @@ POOL: Row = {
             + b"pooler error: SASL authentication failed\n",
             "FailedLogins",
         ),
+        (
+            AT + b"pooler error: client connections exceeded (max_db_client_connections)\n",
+            "RefusedConnections",
+        ),
         (NOBODY + b"pooler error: no authentication method is found\n", "FailedLogins"),
+        (AT + b"pooler error: login rejected\n", "FailedLogins"),
         (AT.replace(b"WARNING", b"ERROR") + b"password authentication failed\n", None),
         (
             AT.replace(b"WARNING", b"LOG")
@@ -79,10 +84,10 @@ def test_a_log_line_counts_when_pgbouncer_turned_somebody_away(
     line: bytes, counted: str | None
 ) -> None:
     """The texts are PgBouncer's own, as captured from 1.24.1."""
-    tally = Tally()
+    tally = Tally("app")
     tally.note(line)
     tally.note(line)
-    assert tally.take() == {name: 2 if name == counted else 0 for name in COUNTED}
+    assert tally.take() == {"app": {name: 2 if name == counted else 0 for name in COUNTED}}
 
 
 @pytest.mark.parametrize(
@@ -97,19 +102,31 @@ def test_a_log_line_counts_when_pgbouncer_turned_somebody_away(
 )
 def test_what_a_client_has_broken_into_lines_does_not_count(lines: tuple[bytes, ...]) -> None:
     """PgBouncer puts a tab in front of what follows a line break in a name."""
-    tally = Tally()
+    tally = Tally("app")
     for line in lines:
         tally.note(line)
     tally.note(AT + b"pooler error: query_wait_timeout\n")
-    assert tally.take()["QueueTimeouts"] == 1
+    assert tally.take()["app"]["QueueTimeouts"] == 1
 
 
 def test_a_line_counts_in_one_interval_only() -> None:
     """What was told is forgotten."""
-    tally = Tally()
+    tally = Tally("app")
     tally.note(AT + b"pooler error: query_wait_timeout\n")
-    assert tally.take()["QueueTimeouts"] == 1
-    assert tally.take()["QueueTimeouts"] == 0
+    assert tally.take()["app"]["QueueTimeouts"] == 1
+    assert tally.take()["app"]["QueueTimeouts"] == 0
+
+
+def test_the_two_names_of_a_database_are_counted_apart() -> None:
+    """A busy `/sql` must not look like a busy application; what has no name is the first one's."""
+    tally = Tally("app", "app_sql")
+    message = b"pooler error: query_wait_timeout\n"
+    others = (AT, NOBODY, AT.replace(b"app/", b"app_sqlx/"), AT.replace(b"app/", b"(nodb)/app_sql"))
+    for start in (*others, AT.replace(b"app/", b"app_sql/")):
+        tally.note(start + message)
+    counts = tally.take()
+    assert counts["app"]["QueueTimeouts"] == len(others)
+    assert counts["app_sql"]["QueueTimeouts"] == 1
 
 
 # The console's answers
@@ -190,3 +207,10 @@ def test_a_metric_without_a_value_is_not_declared() -> None:
     root = assert_embedded_metrics(render({"Queries": 0}, SETTINGS, 1))
     assert root["_aws"]["CloudWatchMetrics"][0]["Metrics"] == [{"Name": "Queries", "Unit": "Count"}]
     assert "QueueTime" not in root
+
+
+def test_a_second_name_has_a_dimension_more() -> None:
+    """Alarms on the first name's metrics do not see the second one's."""
+    root = assert_embedded_metrics(render({"Queries": 1}, SETTINGS, 1, "app_sql"))
+    assert root["_aws"]["CloudWatchMetrics"][0]["Dimensions"] == [["Pooler", "Database"]]
+    assert (root["Pooler"], root["Database"]) == ("dev", "app_sql")

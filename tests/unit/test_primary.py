@@ -8,17 +8,22 @@ from lambda_pg_cdk.pgbouncer.primary import (
     PAUSE,
     QUIET_SECONDS,
     Connection,
+    Login,
     Verdict,
     addresses_of,
     connections_of,
 )
 
+ROW: dict[str, str | None] = {
+    "user": "app", "database": "app", "state": "idle", "addr": "10.0.0.1", "port": "5432",
+    "local_port": "40000", "connect_time": "2026-01-01 00:00:00 UTC", "close_needed": "0",
+}  # fmt: skip
 HERE, THERE = frozenset({"10.0.0.1"}), frozenset({"10.0.1.1"})
 
 
 def at(address: str, *numbers: int, user: str = "app") -> frozenset[Connection]:
     """Return connections to an address, each with a number."""
-    return frozenset(Connection(user, address, (str(number),)) for number in numbers)
+    return frozenset(Connection(Login("app", user), address, (str(number),)) for number in numbers)
 
 
 def test_a_name_that_stays_is_no_reason() -> None:
@@ -91,11 +96,11 @@ def test_only_new_connections_are_asked_for() -> None:
     """A server does not become a standby while it runs: a quiet pooler asks nobody."""
     verdict = Verdict()
     assert verdict.to_ask(frozenset()) == []
-    assert verdict.to_ask(at("10.0.0.1", 1)) == ["app"]
+    assert verdict.to_ask(at("10.0.0.1", 1)) == [Login("app", "app")]
     verdict.answered(at("10.0.0.1", 1), in_recovery=False)
     assert verdict.to_ask(at("10.0.0.1", 1)) == []
     both = at("10.0.0.1", 1) | at("10.0.0.1", 2, user="app_clone") | at("10.0.0.1", 3, user="more")
-    assert verdict.to_ask(both) == ["app_clone", "more"]
+    assert verdict.to_ask(both) == [Login("app", "app_clone"), Login("app", "more")]
 
 
 def test_a_standby_after_a_primary_is_a_reason() -> None:
@@ -128,13 +133,17 @@ def test_a_standby_from_the_beginning_is_meant() -> None:
 )
 def test_what_no_client_can_get_does_not_count(other: dict[str, str | None]) -> None:
     """Only what PgBouncer may still hand out is looked at."""
-    row: dict[str, str | None] = {
-        "user": "app", "database": "app", "state": "idle", "addr": "10.0.0.1", "port": "5432",
-        "local_port": "40000", "connect_time": "2026-01-01 00:00:00 UTC", "close_needed": "0",
-    }  # fmt: skip
     identity = ("40000", "2026-01-01 00:00:00 UTC")
-    assert connections_of("app", [row]) == {Connection("app", "10.0.0.1", identity)}
-    assert not connections_of("app", [row | other])
+    found = Connection(Login("app", "app"), "10.0.0.1", identity)
+    assert connections_of(["app"], [ROW]) == {found}
+    assert not connections_of(["app"], [ROW | other])
+
+
+def test_connections_of_both_names_are_looked_at() -> None:
+    """One user's connections under two names of the database are two logins."""
+    second = ROW | {"database": "app_sql", "user": "reader", "local_port": "40001"}
+    found = connections_of(["app", "app_sql"], [ROW, second])
+    assert {each.login for each in found} == {Login("app", "app"), Login("app_sql", "reader")}
 
 
 def test_a_name_is_resolved_or_not() -> None:

@@ -36,14 +36,27 @@ from lambda_pg_cdk.pgbouncer.session import (
     startup_message,
     values,
 )
-from lambda_pg_cdk.pgbouncer.settings import MetricsSettings, PeersSettings, Settings, SettingsError
+from lambda_pg_cdk.pgbouncer.settings import (
+    DATABASE_NAME_LIMIT,
+    MetricsSettings,
+    PeersSettings,
+    Settings,
+    SettingsError,
+    SqlSettings,
+)
 from lambda_pg_cdk.pgbouncer.supervisor import open_files
 from lambda_pg_cdk.stage.config import PgBouncer
-from lambda_pg_cdk.stage.task import OPEN_FILES
+from lambda_pg_cdk.stage.task import OPEN_FILES, sql_database
 
 USER_ARN = "arn:aws:secretsmanager:eu-west-1:000000000000:secret:user"
+SQL_ARN = "arn:aws:secretsmanager:eu-west-1:000000000000:secret:reader"
 LEAF_ARN = "arn:aws:secretsmanager:eu-west-1:000000000000:secret:leaf"
 CONSOLE = Console("admin-1", "observer-1")
+SQL = {
+    "SQL_SECRET_ARNS": f"{SQL_ARN}, {SQL_ARN}-2",
+    "SQL_POOL_SIZE": "3",
+    "SQL_MAX_DB_CONNECTIONS": "4",
+}
 METADATA = "http://169.254.170.2/v4/task"
 
 
@@ -103,6 +116,7 @@ def test_a_task_definition_is_read(environment: dict[str, str]) -> None:
         ("METRICS_INTERVAL", "-1", "METRICS_INTERVAL is '-1', but must be a number of seconds"),
         ("METRICS_NAMESPACE", "AWS/ECS", "METRICS_NAMESPACE is 'AWS/ECS', but must be"),
         ("METRICS_POOLER", 'a"b', "METRICS_POOLER is 'a\"b', but must be"),
+        ("SQL_SECRET_ARNS", SQL_ARN, "SQL_POOL_SIZE is missing; SQL_MAX_DB_CONNECTIONS is missing"),
     ],
 )
 def test_a_wrong_variable_is_named_with_its_value(
@@ -156,6 +170,41 @@ def test_the_way_to_the_peers_needs_room_for_its_path_too(environment: dict[str,
     environment |= {"PEERS_NAMESPACE": "app.internal", "PEERS_SERVICE": "pooler"}
     with pytest.raises(SettingsError, match=r"RUN_DIR is too long: the socket .*/peers/"):
         Settings.from_env(environment)
+
+
+def test_the_second_name_is_read_with_its_bounds(environment: dict[str, str]) -> None:
+    """It is the one that the stage gives the function `sql`; without its secrets there is none."""
+    assert Settings.from_env(environment).sql is None
+    settings = Settings.from_env(environment | SQL)
+    assert settings.sql == SqlSettings("app_sql", (SQL_ARN, f"{SQL_ARN}-2"), 3, 4, 0)
+    assert settings.sql.database == sql_database("app")
+    assert open_files(settings) == open_files(Settings.from_env(environment)) + 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"SQL_MAX_CLIENT_CONN": "2000"},
+            "SQL_MAX_CLIENT_CONN is 2000, but must be less than MAX_CLIENT_CONN (2000)",
+        ),
+        (
+            {"SQL_SECRET_ARNS": f"{SQL_ARN},{USER_ARN}"},
+            f"SQL_SECRET_ARNS and USER_SECRET_ARNS both have {USER_ARN}:",
+        ),
+        (
+            {"DATABASE_NAME": "a" * 60},
+            f"has 64 characters, and {DATABASE_NAME_LIMIT} is the most",
+        ),
+    ],
+)
+def test_a_second_name_that_does_not_fit_is_refused(
+    environment: dict[str, str], changes: dict[str, str], message: str
+) -> None:
+    """The message says with which value."""
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_env(environment | SQL | changes)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("url", ["", "169.254.170.2", "file:///etc/passwd"])
@@ -257,6 +306,43 @@ def test_only_the_socket_reaches_the_console_and_only_tls_the_database(
         ["local", "pgbouncer", '"observer-1"', "trust"],
     ]
     assert {rule[-1] for rule in rules if rule[0] == "hostssl"} == {"scram-sha-256"}
+
+
+def test_the_second_name_has_bounds_of_its_own(environment: dict[str, str]) -> None:
+    """And always pools by transaction: a session would keep one of its few connections."""
+    server = "host=db.example.internal port=5432 dbname=app"
+    bounds = "pool_mode=transaction pool_size=3 max_db_connections=4"
+    ini = ini_of(environment | SQL | {"POOL_MODE": "session"})
+    assert (ini["app"], ini["app_sql"]) == (server, f"{server} {bounds}")
+    assert (ini["pool_mode"], ini["max_db_connections"]) == ("session", "25")
+
+
+def test_the_two_names_share_the_places_of_clients_out(environment: dict[str, str]) -> None:
+    """Each with the supervisor's own two, and so has the console."""
+    ini = ini_of(environment | SQL | {"SQL_MAX_CLIENT_CONN": "100"})
+    assert ini["app"].endswith("dbname=app max_db_client_connections=1902")
+    assert ini["app_sql"].endswith("max_db_connections=4 max_db_client_connections=102")
+    assert ini["max_client_conn"] == str(1902 + 102 + 2)  # none is refused for the other's sake
+
+
+def test_each_name_rejects_the_users_of_the_other_one(environment: dict[str, str]) -> None:
+    """Before the line that lets anybody try; no line leaves the name of its database open."""
+    access = render_access(
+        Settings.from_env(environment | SQL),
+        CONSOLE,
+        [User("app", "x"), User('a"b', "x")],
+        [User("reader", "x")],
+    )
+    rules = [line.split() for line in access.splitlines()]
+    assert [rule[1:] for rule in rules if rule[0] == "hostssl" and rule[3] == "::/0"] == [
+        ['"app"', '"reader"', "::/0", "reject"],
+        ['"app"', "all", "::/0", "scram-sha-256"],
+        ['"app_sql"', '"app","a""b"', "::/0", "reject"],
+        ['"app_sql"', "all", "::/0", "scram-sha-256"],
+    ]
+    assert {rule[1] for rule in rules} == {"pgbouncer", '"app"', '"app_sql"'}
+    names = {rule[1] for rule in rules if rule[:3] == ["local", rule[1], "all"]}
+    assert names == {'"app"', '"app_sql"'}
 
 
 def test_quotes_in_passwords_are_doubled() -> None:
@@ -411,6 +497,59 @@ def test_a_secret_counts_as_unreadable_until_it_was_read(secrets: FakeSecrets) -
     secrets.reachable, secrets.texts[LEAF_ARN, "AWSCURRENT"] = True, good
     store.refresh()
     assert store.unreadable == 0
+
+
+def sql_store(secrets: FakeSecrets, reports: list[str]) -> SecretStore:
+    """Make a store of the application's secret and of one for `/sql`."""
+    return SecretStore(
+        (USER_ARN,),
+        LEAF_ARN,
+        (SQL_ARN,),
+        read=secrets,
+        check=lambda _: None,
+        report=reports.append,
+    )
+
+
+def test_an_unreadable_secret_of_sql_does_not_hold_up_the_application(
+    secrets: FakeSecrets,
+) -> None:
+    """It is missing, reported and counted; its users come with a later look."""
+    reports: list[str] = []
+    store = sql_store(secrets, reports)
+    store.refresh()
+    assert (users_of(store), store.missing, store.unreadable) == (
+        [User("app", "one")],
+        [SQL_ARN],
+        1,
+    )
+    assert "none yet" in reports[0]
+    secrets.texts[SQL_ARN, "AWSCURRENT"] = '{"username": "reader", "password": "two"}'
+    store.refresh()
+    assert store.content is not None
+    assert store.content.sql_users == (User("reader", "two"),)
+    assert (users_of(store), store.missing, store.unreadable) == ([User("app", "one")], [], 0)
+
+
+def test_users_of_sql_alone_are_no_content(secrets: FakeSecrets) -> None:
+    """A task that cannot serve the application does not start."""
+    del secrets.texts[USER_ARN, "AWSCURRENT"]
+    secrets.texts[SQL_ARN, "AWSCURRENT"] = '{"username": "reader", "password": "two"}'
+    store = sql_store(secrets, [])
+    store.refresh()
+    assert store.content is None
+
+
+def test_a_name_in_both_kinds_of_secrets_is_the_applications(secrets: FakeSecrets) -> None:
+    """Else each name of the database would reject it; the report says so."""
+    secrets.texts[SQL_ARN, "AWSCURRENT"] = '{"username": "app", "password": "canary"}'
+    reports: list[str] = []
+    store = sql_store(secrets, reports)
+    store.refresh()
+    assert store.content is not None
+    assert (users_of(store), store.content.sql_users) == ([User("app", "one")], ())
+    (report,) = reports
+    assert report.startswith("app is a user of the application and of /sql")
 
 
 def test_an_unreachable_service_keeps_the_last_good_content(secrets: FakeSecrets) -> None:

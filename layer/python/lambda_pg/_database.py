@@ -6,10 +6,10 @@ import logging
 import math
 import os
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from types import CoroutineType, GeneratorType
-from typing import Any, Final, Generic, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, overload
 
 import psycopg
 from psycopg import IsolationLevel, pq
@@ -36,6 +36,9 @@ from lambda_pg._settings import Settings
 from lambda_pg._snapshot import register_snapshot_hooks
 from lambda_pg._statements import is_short
 from lambda_pg._stats import MetricLines, Stats
+
+if TYPE_CHECKING:
+    from lambda_pg.text import Limits, Result, Statement
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -263,6 +266,54 @@ class Database(Generic[Row]):
                 self._pool.return_lent(connection)
             if committing and attempts.was_committed(connection.transaction_id):
                 return result
+
+    def run_text(
+        self,
+        statements: Iterable["Statement"],
+        *,
+        limits: "Limits",
+        claims: Claims | None = None,
+        isolation_level: IsolationLevel | None = None,
+        read_only: bool | None = None,
+        deferrable: bool | None = None,
+        idempotent: bool = False,
+    ) -> list["Result"]:
+        """Run statements of a foreign client in one transaction and one round trip.
+
+        Parameters go and values come as text, without types. What the statements leave in their
+        session ends with the call, also after an error. Strict mode does not apply. What certainly
+        had no effect is retried, as in execute(); a lost connection only for `idempotent=True`,
+        which also spares the question for the transaction's id. Where that has come, a lost answer
+        to COMMIT is looked up, as in run_transaction().
+
+        Raises DatabaseUnavailableError, CommitOutcomeUnknownError, psycopg's SQL errors,
+        QueryCanceled at the deadline, TooLargeError and CopyRefusedError of lambda_pg.text.
+        """
+        from lambda_pg._flight import Flight, order  # noqa: PLC0415 - no cold start needs it
+
+        modes = _modes(isolation_level, read_only, deferrable)
+        asked = order(statements, limits, _json(claims), modes, idempotent=idempotent)
+        attempts = self._attempts()
+        while True:
+            connection = attempts.take()
+            connection.deadline = attempts.deadline
+            flight = Flight(connection, asked)
+            try:
+                flight.run()
+            except psycopg.Error as error:
+                undone = flight.is_undone
+                attempts.failed(error, connection, in_transaction=undone, idempotent=idempotent)
+                flight.recover()
+                self._pool.release(connection)
+            except BaseException:
+                self._pool.release(connection)  # which closes it, unless nothing was sent
+                raise
+            else:
+                self._retry.answered()
+                self._pool.discard(connection) if connection.closed else self._pool.put(connection)
+                return flight.results
+            if flight.asked and attempts.was_committed(flight.transaction_id):
+                return flight.results
 
     def connection(self) -> AbstractContextManager[psycopg.Connection[Row]]:
         """Hand out a psycopg connection in autocommit, for what execute() cannot express.
