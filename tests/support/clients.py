@@ -1,4 +1,4 @@
-"""The clients of POST /sql: programs of tests/clients, each in its runtime, and what they report."""
+"""The clients of POST /sql: programs of tests/clients, each in its runtime, and their reports."""
 
 import json
 import os
@@ -57,8 +57,8 @@ GRANT EXECUTE ON FUNCTION refuse TO PUBLIC;
 class Door:
     """A deployed POST /sql, and the database behind it.
 
-    `url` is a client's DATABASE_URL, with a key that may write. `names` map hosts to ports of
-    127.0.0.1, where a certificate of `ca_file` serves them.
+    `url` is a client's DATABASE_URL, with a key that may write. Without an `endpoint` the client
+    derives it from `url`. `variables` are what a program needs besides.
     """
 
     url: str = field(repr=False)
