@@ -168,3 +168,19 @@ WITHOUT_ENGINE: Final = {
     "CHECKPOINT_DISABLE": "1",
 }
 """`prisma generate` would download an engine that it does not use, and ask for news."""
+
+
+def prisma_table() -> str:
+    """Write the operations as docs/edge.md prints them: a line for each, with its variants."""
+    operations: dict[str, dict[str, list[str]]] = {}
+    for outcome, names in PRISMA_OPERATIONS.items():
+        for name in names:
+            first, _, variant = name.partition(" ")
+            operation = first.rstrip(",")
+            found = operations.setdefault(operation, {"works": [], "fails": []})
+            found[outcome].append(variant or "alone")
+    lines = ["| operation | works | asks for a transaction, and fails |", "|---|---|---|"]
+    for operation, found in operations.items():
+        cells = [", ".join(found[outcome]) or "-" for outcome in ("works", "fails")]
+        lines.append(f"| `{operation}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
