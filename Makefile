@@ -184,6 +184,12 @@ destroy: setup-local ## remove a stage from the AWS account of the shell's crede
 tunnel: setup-local ## show how to reach a deployed database from here: make tunnel STAGE=dev
 	@$(RUN) -m lambda_pg_cdk.tools.tunnel --stage $(STAGE)
 
+# Keys of the local cloud, unless a stage is named.
+.PHONY: sql-key
+sql-key: setup-local ## list keys of /sql, NAME=web ROLE=reader creates one, REVOKE=web revokes one: STAGE=local
+	@$(RUN) -m lambda_pg_cdk.tools.sql_key --stage "$(if $(filter file,$(origin STAGE)),local,$(STAGE))" \
+	  $(if $(filter command,$(origin NAME)),create "$(NAME)" --role "$(ROLE)",$(if $(REVOKE),revoke "$(REVOKE)",list)) $(ARGS)
+
 .PHONY: migration
 migration: setup ## begin a new migration: make migration NAME="add orders"
 	@$(RUN) -m lambda_pg_cdk.migrations.new "$(NAME)"

@@ -95,7 +95,7 @@ class Api:
     stage: str
     routes: tuple[Route, ...]
     cors: Cors | None = None
-    name: str = ""
+    name: str = ""  # its description, where it has one: the CDK calls every API "Http"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +118,12 @@ class PoolerTask:
     def port(self) -> int:
         """The port that every task listens on."""
         return int(self.variables["LISTEN_PORT"])
+
+    @property
+    def server_connections(self) -> int:
+        """The most server connections of one task, for both names of the database."""
+        names = ("MAX_DB_CONNECTIONS", "SQL_MAX_DB_CONNECTIONS")
+        return sum(int(self.variables.get(name, 0)) for name in names)
 
     @property
     def family(self) -> str:

@@ -64,7 +64,8 @@ class HttpApis:
             if _can_serve(each, integrations)
         ]
         cors = _cors(found["CorsConfiguration"]) if found.get("CorsConfiguration") else None
-        return Api(found["ApiId"], stage["StageName"], tuple(routes), cors, found["Name"])
+        name = found.get("Description") or found["Name"]
+        return Api(found["ApiId"], stage["StageName"], tuple(routes), cors, name)
 
     def _by_id(self, api: Mapping[str, Any], kind: str) -> dict[str, dict[str, Any]]:
         found = self._all(f"get_{kind.lower()}s", ApiId=api["ApiId"])

@@ -74,9 +74,10 @@ def made(service: str, kind: str, properties: dict[str, Any], **more: Any) -> di
 def api(name: str, routes: dict[str, dict[str, Any]], **more: Any) -> dict[str, Any]:
     """Return an HTTP API whose routes lead to the function."""
     of, target = {"ApiId": {"Ref": name}}, {"Fn::GetAtt": ["Function", "Arn"]}
+    named = {"Name": "Http", "Description": name}
     integration = {"IntegrationType": "AWS_PROXY", "PayloadFormatVersion": "2.0"}
     found = {
-        name: made("ApiGatewayV2", "Api", {"Name": name, "ProtocolType": "HTTP"}, **more),
+        name: made("ApiGatewayV2", "Api", {**named, "ProtocolType": "HTTP"}, **more),
         f"{name}Integration": made(
             "ApiGatewayV2", "Integration", {**of, **integration, "IntegrationUri": target}
         ),

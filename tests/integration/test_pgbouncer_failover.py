@@ -5,7 +5,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from tests.support.load import (
     wait_for_refusals,
     wait_for_rows,
 )
-from tests.support.servers import PoolerFixture, SecretsService, waiting_clients
+from tests.support.servers import SQL_DATABASE, PoolerFixture, SecretsService, waiting_clients
 from tests.support.switchover import NAME, Pair, assert_clean
 from tests.support.waiting import wait_until
 
@@ -92,6 +92,43 @@ def test_a_pooler_leaves_the_demoted_server(pair: Pair, pooler: PoolerFixture) -
     assert RECONNECTS in pooler.log
     assert pair.rows() == [1, 1]
     wait_until(lambda: not pair.clients(pair.standby, pooler.login.name))
+
+
+def test_a_pooler_leaves_the_demoted_server_under_the_second_name_too(
+    pair: Pair, new_pooler: PoolerFixture
+) -> None:
+    """Also where only `/sql` has server connections there."""
+    (reader,) = new_pooler.add_sql(1, pool_size=2, most=2)
+    pooler = new_pooler.start()
+    edge = replace(settings_for(pooler), dbname=SQL_DATABASE, secret_arn=reader.arn)
+    with closing(Database(edge)) as db:
+        db.execute(INSERT)
+        await_sight(pooler, "primary")
+        pair.switch_over()
+        wait_until(lambda: reads(db, in_recovery=True))
+        pair.move_address()
+        wait_until(lambda: reads(db, in_recovery=False))
+        db.execute(INSERT)
+    assert pair.rows() == [1, 1]
+    assert not pair.clients(pair.standby, pooler.login.name), "it is not only /sql"
+    wait_until(lambda: not pair.clients(pair.standby, reader.name))
+
+
+def test_a_full_second_name_hides_no_failover(pair: Pair, new_pooler: PoolerFixture) -> None:
+    """The supervisor's question waits in vain there, and the application's server has answered."""
+    (reader,) = new_pooler.add_sql(1, pool_size=1, most=1)
+    pooler = new_pooler.start(QUERY_WAIT_TIMEOUT="1")
+    with closing(Database(settings_for(pooler))) as db, ExitStack() as stack:
+        db.execute(INSERT)
+        await_sight(pooler, "primary")
+        pair.switch_over()
+        wait_until(lambda: reads(db, in_recovery=True))
+        held = stack.enter_context(pooler.connect(reader, SQL_DATABASE))
+        held.execute("BEGIN")
+        held.execute(IN_RECOVERY)
+        pair.move_address()
+        wait_until(lambda: reads(db, in_recovery=False))
+        assert held.execute(IN_RECOVERY).fetchone() == (True,), "it is not full"
 
 
 def test_writers_behind_a_pooler_follow_the_primary_there_and_back(

@@ -13,7 +13,14 @@ from cryptography import x509
 from lambda_pg_cdk.pgbouncer.primary import IS_IN_RECOVERY
 from tests.support.embedded_metrics import assert_embedded_metrics
 from tests.support.layer import Admin
-from tests.support.servers import PoolerFixture, answer, logs_in, pgbouncer_of, served_certificate
+from tests.support.servers import (
+    SQL_DATABASE,
+    PoolerFixture,
+    answer,
+    logs_in,
+    pgbouncer_of,
+    served_certificate,
+)
 from tests.support.waiting import wait_until
 
 
@@ -75,6 +82,29 @@ def test_a_line_tells_of_clients_and_server_connections(measured: PoolerFixture)
         Lines(pooler).await_more()
         last = Lines(pooler).read()[-1]
         assert (last["ServerConnectionsUsed"], last["ServerConnections"]) in {(0, 2), (0, 3)}
+
+
+def test_the_second_name_has_lines_of_its_own(measured: PoolerFixture) -> None:
+    """What is busy there, and who waited there in vain, is not the application's."""
+    (reader,) = measured.add_sql(1, pool_size=1, most=2)
+    pooler, lines = measured.start(QUERY_WAIT_TIMEOUT="1"), Lines(measured)
+    with pooler.connect(reader, SQL_DATABASE) as busy, pooler.connect(reader, SQL_DATABASE) as more:
+        busy.execute("BEGIN")
+        answer(busy)
+        with pytest.raises(psycopg.OperationalError, match="query_wait_timeout"):
+            answer(more)
+
+        def found(database: str | None) -> list[dict[str, Any]]:
+            return [line for line in lines.read() if line.get("Database") == database]
+
+        wait_until(lambda: any(line["QueueTimeouts"] for line in found(SQL_DATABASE)), 10)
+        assert max(line["ServerConnectionsUsed"] for line in found(SQL_DATABASE)) == 100
+        # A third one where the supervisor asks what the database is.
+        assert max(line["ClientConnections"] for line in found(SQL_DATABASE)) in {2, 3}
+        assert sum(line["QueueTimeouts"] for line in found(None)) == 0
+        assert found(None)[-1]["ClientConnections"] <= 1
+        assert all("UnreadableSecrets" in line for line in found(None))
+        assert not any("UnreadableSecrets" in line for line in found(SQL_DATABASE))
 
 
 def test_queries_and_transactions_are_counted_once(measured: PoolerFixture, admin: Admin) -> None:

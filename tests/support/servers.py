@@ -28,9 +28,11 @@ from lambda_pg_cdk.local.servers.certificates import Authority
 from lambda_pg_cdk.local.servers.passwords import machine_made_password
 from lambda_pg_cdk.local.servers.pgbouncer import Pooler
 from lambda_pg_cdk.local.servers.postgres import Postgres
+from lambda_pg_cdk.stage.task import sql_database
 
 REGION = "us-east-1"
 DATABASE = "app"
+SQL_DATABASE = sql_database(DATABASE)
 MAJOR = 17
 MASTER = ("master", "canary-of-the-master")
 
@@ -134,6 +136,7 @@ class PoolerFixture:
         self.ca_file = folder / "ca.pem"
         self.ca_file.write_text(self.authority.pem)
         self.login = create_login(postgres, service, machine_made_password())
+        self.sql_logins: tuple[Login, ...] = ()
         self.certificate_arn = service.create(self.certificate_content("127.0.0.1"))
         self.port = port
         self.environment = service.environment | {
@@ -183,24 +186,41 @@ class PoolerFixture:
             with psycopg.connect(self.postgres.superuser_dsn, autocommit=True) as admin:
                 admin.execute(
                     "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
-                    " WHERE usename = %s",
-                    [self.login.name],
+                    " WHERE usename = ANY(%s)",
+                    [[login.name for login in (self.login, *self.sql_logins)]],
                 )
         return self
 
-    def dsn(self, **options: str) -> str:
-        """Build the address of the login through the pooler, verified unless options differ."""
-        host = options.pop("host", "127.0.0.1")
-        password = options.pop("password", self.login.password)
-        query = {"sslmode": "verify-full", "sslrootcert": str(self.ca_file)} | options
-        login = f"{self.login.name}:{quote(password, safe='')}"
-        return f"postgresql://{login}@{host}:{self.port}/{DATABASE}?{urlencode(query)}"
+    def add_sql(self, users: int, *, pool_size: int, most: int) -> tuple[Login, ...]:
+        """Give the database a second name for so many new logins, before the start.
 
-    def connect(self, **options: str) -> psycopg.Connection[Any]:
-        """Connect through the pooler, in autocommit and without prepared statements."""
-        return psycopg.connect(
-            self.dsn(**options), autocommit=True, prepare_threshold=None, connect_timeout=10
+        One login's pool has `pool_size` server connections, and all of the name `most`.
+        """
+        self.sql_logins = tuple(
+            create_login(self.postgres, self.service, machine_made_password()) for _ in range(users)
         )
+        self.environment |= {
+            "SQL_SECRET_ARNS": ",".join(login.arn for login in self.sql_logins),
+            "SQL_POOL_SIZE": str(pool_size),
+            "SQL_MAX_DB_CONNECTIONS": str(most),
+        }
+        return self.sql_logins
+
+    def dsn(self, login: Login | None = None, database: str = DATABASE, **options: str) -> str:
+        """Build the address of a login through the pooler, verified unless options differ."""
+        login = login or self.login
+        host = options.pop("host", "127.0.0.1")
+        password = options.pop("password", login.password)
+        query = {"sslmode": "verify-full", "sslrootcert": str(self.ca_file)} | options
+        user = f"{login.name}:{quote(password, safe='')}"
+        return f"postgresql://{user}@{host}:{self.port}/{database}?{urlencode(query)}"
+
+    def connect(
+        self, login: Login | None = None, database: str = DATABASE, **options: str
+    ) -> psycopg.Connection[Any]:
+        """Connect through the pooler, in autocommit and without prepared statements."""
+        dsn = self.dsn(login, database, **options)
+        return psycopg.connect(dsn, autocommit=True, prepare_threshold=None, connect_timeout=10)
 
     def rotate_password(self, password: str) -> None:
         """Change the role's password and the secret, as a rotation of one user does."""
