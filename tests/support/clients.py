@@ -94,7 +94,7 @@ class Report:
         return error
 
 
-def run(door: Door, program: Path | str, *arguments: str, newest: bool = False) -> Report:
+def run(door: Door, program: str, *arguments: str, newest: bool = False) -> Report:
     """Run a program of tests/clients by Node.js; `newest`: by npm's package of a newer one."""
     node = new_node() if newest else Path(shutil.which("node") or "node")
     return reported(door, [str(node), str(FOLDER / program), *arguments])
@@ -148,14 +148,6 @@ def copy_of_examples(folder: Path) -> Path:
     (folder / "node_modules").symlink_to(FOLDER / "node_modules")
     succeeded([tool("prisma"), "generate", "--schema", "schema.prisma"], folder, WITHOUT_ENGINE)
     return folder
-
-
-def bundled(source: Path) -> Path:
-    """Bundle a TypeScript program for Node.js."""
-    output = source.with_suffix(".out.mjs")
-    node = shutil.which("node") or "node"
-    succeeded([node, str(FOLDER / "bundle.mjs"), str(source), str(output)], FOLDER, {})
-    return output
 
 
 def tool(name: str) -> str:
