@@ -1,4 +1,4 @@
-"""The clients of POST /sql: programs of tests/clients, each in its runtime, and what they report."""
+"""The clients of POST /sql: programs of tests/clients, each in its runtime, and their reports."""
 
 import json
 import os
@@ -57,8 +57,8 @@ GRANT EXECUTE ON FUNCTION refuse TO PUBLIC;
 class Door:
     """A deployed POST /sql, and the database behind it.
 
-    `url` is a client's DATABASE_URL, with a key that may write. `names` map hosts to ports of
-    127.0.0.1, where a certificate of `ca_file` serves them.
+    `url` is a client's DATABASE_URL, with a key that may write. Without an `endpoint` the client
+    derives it from `url`. `variables` are what a program needs besides.
     """
 
     url: str = field(repr=False)
@@ -94,7 +94,7 @@ class Report:
         return error
 
 
-def run(door: Door, program: Path | str, *arguments: str, newest: bool = False) -> Report:
+def run(door: Door, program: str, *arguments: str, newest: bool = False) -> Report:
     """Run a program of tests/clients by Node.js; `newest`: by npm's package of a newer one."""
     node = new_node() if newest else Path(shutil.which("node") or "node")
     return reported(door, [str(node), str(FOLDER / program), *arguments])
@@ -150,14 +150,6 @@ def copy_of_examples(folder: Path) -> Path:
     return folder
 
 
-def bundled(source: Path) -> Path:
-    """Bundle a TypeScript program for Node.js."""
-    output = source.with_suffix(".out.mjs")
-    node = shutil.which("node") or "node"
-    succeeded([node, str(FOLDER / "bundle.mjs"), str(source), str(output)], FOLDER, {})
-    return output
-
-
 def tool(name: str) -> str:
     """Return the path of a program that npm has installed."""
     return str(FOLDER / "node_modules" / ".bin" / name)
@@ -168,3 +160,19 @@ WITHOUT_ENGINE: Final = {
     "CHECKPOINT_DISABLE": "1",
 }
 """`prisma generate` would download an engine that it does not use, and ask for news."""
+
+
+def prisma_table() -> str:
+    """Write the operations as docs/edge.md prints them: a line for each, with its variants."""
+    operations: dict[str, dict[str, list[str]]] = {}
+    for outcome, names in PRISMA_OPERATIONS.items():
+        for name in names:
+            first, _, variant = name.partition(" ")
+            operation = first.rstrip(",")
+            found = operations.setdefault(operation, {"works": [], "fails": []})
+            found[outcome].append(variant or "alone")
+    lines = ["| operation | works | asks for a transaction, and fails |", "|---|---|---|"]
+    for operation, found in operations.items():
+        cells = [", ".join(found[outcome]) or "-" for outcome in ("works", "fails")]
+        lines.append(f"| `{operation}` | {' | '.join(cells)} |")
+    return "\n".join(lines)

@@ -33,6 +33,7 @@ from lambda_pg._pipeline import Request
 from lambda_pg._pool import Pool
 from lambda_pg._retry import Attempts, Retry, require_invocation
 from lambda_pg._settings import Settings
+from lambda_pg._slots import SharedSlots
 from lambda_pg._snapshot import register_snapshot_hooks
 from lambda_pg._statements import is_short
 from lambda_pg._stats import MetricLines, Stats
@@ -73,8 +74,12 @@ class Database(Generic[Row]):
         *,
         row_factory: RowFactory[Row] = _TUPLES,
         configure: Configure | None = None,
+        slots: SharedSlots | None = None,
     ) -> None:
         """Take settings and psycopg's row factory for the rows of every verb.
+
+        `slots` are those that it shares with other Databases; without them it has as many as the
+        settings say.
 
         `configure(connection)` runs once for each new connection, before its first use, within the
         checkout timeout and the deadline, to register type adapters on it. It may read: the
@@ -95,9 +100,10 @@ class Database(Generic[Row]):
             events=self._events,
             configure=configure,
         )
+        self._slots = slots or SharedSlots(settings.slots)
         self._pool = Pool(
             self._login.connect,
-            slots=settings.slots,
+            slots=self._slots,
             stats=self._stats,
             events=self._events,
             is_current=self._login.is_current,
@@ -480,7 +486,7 @@ class Database(Generic[Row]):
         """
         return {
             "pool_min": 0,
-            "pool_max": self._settings.slots,
+            "pool_max": self._slots.count,
             "pool_size": self._pool.size,
             "pool_available": self._pool.available,
             "requests_waiting": self._pool.waiting,

@@ -57,6 +57,8 @@ MOST_PARAMETERS: Final = 65535
 SLACK: Final = 32 * 1024
 """Bytes on the wire that a piece may have beyond its values: messages and TLS records."""
 
+ROLLBACK: Final = Command(b"ROLLBACK")
+
 READS: Final = frozenset({"select", "values", "table", "show", "explain", ""})
 """First words of statements that rarely write: their flights do not ask for a transaction's id. A
 lost one that called a writing function is reported as unknown, and its outcome is not looked up."""
@@ -65,38 +67,35 @@ PLAIN: Final = READS | {"insert", "update", "delete", "merge", "with"}
 """First words of statements that leave no state in their session, unless a function does."""
 
 UNLOCK: Final = "pg_catalog.pg_advisory_unlock_all()"
-ROLLBACK: Final = Command(b"ROLLBACK")
-BEGIN_RESET: Final = Command(b"BEGIN ISOLATION LEVEL READ COMMITTED")
-"""Not AND CHAIN: a SERIALIZABLE DEFERRABLE transaction waits for others before its first look."""
 
 KEPT_BY_ROLLBACK: Final = (Command(b"DEALLOCATE ALL"), Command(b"DISCARD SEQUENCES"))
-"""Besides the locks of UNLOCK, what a failed COMMIT does not undo: it goes before COMMIT."""
+"""Ends, besides the locks of UNLOCK, what a failed COMMIT does not undo: so it comes before."""
 
-AFTER_COMMIT: Final = (
-    BEGIN_RESET,
-    Command(b"RESET SESSION AUTHORIZATION"),
-    Command(b"RESET ROLE"),
+COMMIT_AND_RESET: Final = Command(b"COMMIT AND CHAIN")
+ROLLBACK_AND_RESET: Final = Command(b"ROLLBACK AND CHAIN")
+"""The next transaction begins at once, so that the reset is in one. Where it fails, the connection
+is closed inside it, and a pooler then closes the server connection."""
+
+RESET: Final = (
+    # Else a SERIALIZABLE READ ONLY DEFERRABLE one would wait for others.
+    Command(b"SET TRANSACTION ISOLATION LEVEL READ COMMITTED"),
+    Command(b"RESET SESSION AUTHORIZATION"),  # and the role
     Command(b"RESET ALL"),
     Command(b"CLOSE ALL"),
     Command(b"UNLISTEN *"),
     Command(b"DISCARD TEMP"),
-    COMMIT,
 )
-"""Ends the state that COMMIT makes last. Before COMMIT, RESET ALL would not reset a value under one
-that SET LOCAL … TO DEFAULT covers. In a transaction: where a reset fails, the connection is closed
-inside it, and a pooler closes the server connection then."""
+"""Ends the state that COMMIT makes last. Before COMMIT, RESET ALL would pass over a value that
+SET LOCAL … TO DEFAULT covers until then."""
 
-AFTER_ERROR: Final = (
-    ROLLBACK,
-    *AFTER_COMMIT[:-1],
-    Command(f"SELECT {UNLOCK}".encode()),
-    *KEPT_BY_ROLLBACK,
-    COMMIT,
+OWN_SETTINGS: Final = (
+    b"SELECT pg_catalog.set_config('application_name', $1, false),"
+    b" pg_catalog.set_config('client_encoding', 'UTF8', false)"
 )
-"""One flight: after a plain ROLLBACK a pooler hands the server connection to another client."""
+"""What this client has asked for at its login, and RESET ALL takes from it behind PgBouncer."""
 
-DISCARD: Final = (Command(b"DISCARD ALL"), Command(b"RESET ROLE"))
-"""RESET ROLE: a login may have a role by ALTER ROLE … SET role, which DISCARD ALL ends too."""
+DISCARD: Final = (Command(b"DISCARD ALL"),)
+"""Possible in a pipeline, as it is the first statement after COMMIT or ROLLBACK."""
 
 COPIES: Final = frozenset({pq.ExecStatus.COPY_IN, pq.ExecStatus.COPY_OUT, pq.ExecStatus.COPY_BOTH})
 
@@ -306,7 +305,8 @@ class Flight:
         commands: Sequence[Command] = ()
         match connection.profile.reset:
             case "flight" if not is_idle:
-                commands = AFTER_ERROR
+                unlock = Command(f"SELECT {UNLOCK}".encode())
+                commands = ROLLBACK_AND_RESET, *self._reset(), unlock, *KEPT_BY_ROLLBACK, COMMIT
             case "discard":
                 commands = DISCARD if is_idle else (ROLLBACK, *DISCARD)
             case "close" if not self._may_be_kept():
@@ -383,8 +383,16 @@ class Flight:
             self._send(*KEPT_BY_ROLLBACK)
         if self._order.asks:
             self._pgconn.send_flush_request()  # the id must have come when COMMIT's answer is lost
-        self._send(COMMIT, take=self._take_commit)
-        self._send(*(AFTER_COMMIT if is_pooled else DISCARD if reset == "discard" else ()))
+        if is_pooled:
+            self._send(COMMIT_AND_RESET, take=self._take_commit)
+            self._send(*self._reset(), COMMIT)
+        else:
+            self._send(COMMIT, take=self._take_commit)
+            self._send(*(DISCARD if reset == "discard" else ()))
+
+    def _reset(self) -> Sequence[Command]:
+        name = self._connection.application_name
+        return (*RESET, Command(OWN_SETTINGS, [name])) if RESET else ()
 
     def _send(self, *commands: Command, take: Callable[[PGresult], None] | None = None) -> None:
         for command in commands:
