@@ -246,11 +246,11 @@ def test_without_any_copy_secrets_manager_is_asked_once_a_second() -> None:
     """Other requests fail at once."""
     bench = Bench(table(web=key()))
     bench.error = PASSING
-    for _ in range(100):
+    for _ in range(55):
         with pytest.raises(KeysUnavailableError):
             bench.knows()
         bench.clock.now += 0.1
-    assert bench.reads <= 11
+    assert 5 <= bench.reads <= 6
     bench.error = None
     bench.clock.now += PAUSE
     assert bench.knows()
@@ -350,7 +350,7 @@ def test_a_key_has_only_the_statements_it_names() -> None:
     )
     allowed = {
         name: [
-            entry.caller.statements is not None and entry.caller.statements.allows(query)
+            entry.caller.statements is None or entry.caller.statements.allows(query)
             for query in ("SELECT 1", "SELECT 2", "SELECT 3")
         ]
         for name, entry in found.entries.items()

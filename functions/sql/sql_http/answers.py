@@ -74,7 +74,7 @@ def _gzip(content: bytes) -> bytes:
 
 def size_in_json(body: str) -> int:
     """Return the bytes of a JSON text inside of JSON, which is how it leaves the function."""
-    if body.isascii():
+    if body.isascii() and "\x7f" not in body:
         return len(body) + body.count('"') + body.count("\\")
     return len(json.dumps(body, ensure_ascii=_ESCAPES_ALL).encode()) - 2
 

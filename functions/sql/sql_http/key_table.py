@@ -102,10 +102,10 @@ def _entry(key_id: str, fields: Mapping[str, Any], rules: StageRules) -> Entry:
     )
 
 
-def _limits(given: Mapping[str, int], most: KeyLimits) -> KeyLimits:
-    return KeyLimits(
-        *(min(given.get(name, most_), most_) for name, most_ in most._asdict().items())
-    )
+def _limits(given: Mapping[str, int], stage: KeyLimits) -> KeyLimits:
+    """Return a key's limits: where it names none, or a higher one, the stage's."""
+    limits = (min(given.get(name, most), most) for name, most in stage._asdict().items())
+    return KeyLimits(*limits)
 
 
 def _statements(given: bool | list[str] | None, registered: Registered) -> Registered | None:

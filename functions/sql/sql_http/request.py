@@ -17,9 +17,6 @@ ISOLATION_LEVEL = "neon-batch-isolation-level"
 READ_ONLY = "neon-batch-read-only"
 DEFERRABLE = "neon-batch-deferrable"
 
-MAX_PARAMETERS = 65_535
-"""The most that the Bind message of PostgreSQL's protocol can count."""
-
 _LEVELS = {
     "ReadUncommitted": IsolationLevel.READ_UNCOMMITTED,
     "ReadCommitted": IsolationLevel.READ_COMMITTED,
@@ -119,27 +116,11 @@ def _query(document: Any, *, arrays: bool) -> Query:
     text = document.get("query") if isinstance(document, dict) else None
     if text.__class__ is not str:
         raise RequestError("each query is a JSON object with the text query")
-    params = document.get("params") or []
+    params = document.get("params")
+    params = [] if params is None else params
     mode = document.get("arrayMode")
     if not isinstance(params, list):
         raise RequestError("params is not an array")
-    if len(params) > MAX_PARAMETERS:
-        message = f"the query has {len(params)} parameters; at most {MAX_PARAMETERS} are allowed"
-        raise RequestError(message, "54023")
     if mode is not None and not isinstance(mode, bool):
         raise RequestError("arrayMode is neither true nor false")
-    texts = as_texts(params)
-    for each in (text, *texts):
-        if each is not None:
-            _require_text(each)
-    return Query(Statement(text, texts), arrays if mode is None else mode)
-
-
-def _require_text(text: str) -> None:
-    """Refuse what PostgreSQL's UTF-8 cannot hold; libpq would cut at NUL."""
-    if "\0" in text:
-        raise RequestError('invalid byte sequence for encoding "UTF8": 0x00', "22021")
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # its arguments hold the text
-        raise RequestError("a text has a lone surrogate, which is not UTF-8", "22021") from None
+    return Query(Statement(text, as_texts(params)), arrays if mode is None else mode)

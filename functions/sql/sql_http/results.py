@@ -46,16 +46,17 @@ def _fields(fields: tuple[Field, ...]) -> str:
 
 
 def _rows(result: Result, arrays: bool, raw: bool, known: Mapping[int, Type]) -> str:
-    """Write the rows; arrays of raw text by one call, others column by column."""
-    rows, names = result.rows, [field.name for field in result.fields]
+    """Write the rows: arrays of raw text by one call, others column by column."""
+    rows, fields = result.rows, result.fields
     if not rows:
         return "[]"
-    if raw:
-        return _encode(rows if arrays else [dict(zip(names, row, strict=True)) for row in rows])
-    kinds = [kind_of(field.type_oid, known) for field in result.fields]
+    if raw and arrays:
+        return _encode(rows)
+    kinds = [quoted if raw else kind_of(field.type_oid, known) for field in fields]
     columns = list(map(_column, kinds, zip(*rows, strict=True)))
     if arrays:
         return _joined("[", columns, "]", len(rows))
+    names = [field.name for field in fields]
     last = dict(zip(names, columns, strict=True))  # of one name's columns, as node-postgres does
     named = [_named(name, column) for name, column in last.items()]
     return _joined("{", named, "}", len(rows))
