@@ -306,10 +306,9 @@ def test_a_rolling_replacement_fails_no_request_under_either_name(
         edge = stack.enter_context(closing(Database(sql_settings(old, reader, address.port))))
         own = replace(settings_for(old), port=address.port)
         application = stack.enter_context(closing(Database(own)))
-        ledgers = [
-            stack.enter_context(Ledger(db, insert_slowly, first))
-            for db, first in ((application, 0), (edge, 1_000_000))
-        ]
+        ledgers = [Ledger(application, insert_slowly, 0), Ledger(edge, insert_slowly, 1_000_000)]
+        for ledger in ledgers:
+            stack.enter_context(ledger)
         wait_for_rows(ledgers)
         following.start()
         address.server = ("127.0.0.1", following.port)
