@@ -40,8 +40,10 @@ define look_first
 	exit $$missing
 endef
 node_advice := Debian 13: apt install nodejs npm. Debian 12 has 18: take a newer one from nodejs.org
-# For packages, the CDK, servers and built layers; measured: 1,300 MB.
-space := 2000
+# For packages, the CDK, servers and built layers; measured: 1,300 MB. The tests' HTTP clients and
+# edge runtimes are 750 MB more.
+space ?= 2000
+setup: export space := 3000
 
 .PHONY: help
 help: ## print this list
@@ -182,6 +184,16 @@ destroy: setup-local ## remove a stage from the AWS account of the shell's crede
 tunnel: setup-local ## show how to reach a deployed database from here: make tunnel STAGE=dev
 	@$(RUN) -m lambda_pg_cdk.tools.tunnel --stage $(STAGE)
 
+# Keys of the local cloud, unless a stage is named.
+.PHONY: sql-key
+sql-key: setup-local ## list keys of /sql, NAME=web ROLE=reader creates one, REVOKE=web revokes one: STAGE=local
+	@$(RUN) -m lambda_pg_cdk.tools.sql_key --stage "$(if $(filter file,$(origin STAGE)),local,$(STAGE))" \
+	  $(if $(filter command,$(origin NAME)),create "$(NAME)" --role "$(ROLE)",$(if $(REVOKE),revoke "$(REVOKE)",list)) $(ARGS)
+
+.PHONY: sql-statements
+sql-statements: setup-local ## collect the statements that a test run sends to /sql of the local cloud
+	@$(RUN) -m lambda_pg_cdk.tools.sql_statements $(ARGS)
+
 .PHONY: migration
 migration: setup ## begin a new migration: make migration NAME="add orders"
 	@$(RUN) -m lambda_pg_cdk.migrations.new "$(NAME)"
@@ -244,7 +256,7 @@ servers:
 # command-line tools need less: no linter, no browser, no matplotlib.
 .PHONY: setup
 setup: same-python ## install everything; other targets install what they need
-	@$(call install,.venv/ready node_modules/ready examples/typescript/node_modules/ready)
+	@$(call install,.venv/ready node_modules/ready examples/typescript/node_modules/ready tests/clients/node_modules/ready)
 
 .PHONY: setup-local
 setup-local: same-python
@@ -298,4 +310,9 @@ node_modules/ready: requirements/package-lock.json | $(look)
 examples/typescript/node_modules/ready: examples/typescript/package-lock.json | $(look)
 	@echo "setting up the packages of the TypeScript example (once)"
 	@$(PYTHON) -m lambda_pg_cdk.local.install.checkout node_modules_of examples/typescript
+	@touch $@
+
+tests/clients/node_modules/ready: tests/clients/package-lock.json | $(look)
+	@echo "setting up the HTTP clients of the tests (once)"
+	@$(PYTHON) -m lambda_pg_cdk.local.install.checkout node_modules_of tests/clients
 	@touch $@

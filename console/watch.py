@@ -87,6 +87,7 @@ class Watch:
             "time": int(time.time() * 1000),
             "running": bool(status),
             "api_url": status.get("api_url"),
+            "more_apis": status.get("apis", [])[1:],
             "environments": status.get("environments"),
             "pooler": _sum([each["pools"] for each in tasks if each["pools"]]),
             "budget": pooler.get("max_server_connections"),

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from urllib.parse import urlsplit
 
 from lambda_pg_cdk import PROJECT
@@ -34,6 +35,8 @@ _TEST_USER = uuid.UUID("11111111-1111-4111-8111-111111111111")
 """The user of a token for which no other is named: what one request writes, the next one finds."""
 _SINCE = "10m"
 _SAMPLE = "ANY /users"
+_SQL = "POST /sql"
+_QUERY = """'{"query": "SELECT 1"}'"""
 _RUNNING = "`make status` shows what runs, `make down` stops it."
 
 
@@ -146,38 +149,46 @@ def up(chosen: argparse.Namespace) -> int:
 
 
 def _welcome(cloud: LocalCloud) -> str:
-    routes = _routes(cloud)
+    found = cloud.status()
+    first = found["apis"][0]["routes"] if found["apis"] else []
     lines = [
         f"The console is at {cloud.state.console_url}: watch, storm, break things.",
         f"The API is at {cloud.url}, the AWS APIs are at {cloud.state.aws_endpoint_url}.",
-        f"Its routes: {', '.join(routes)}" if routes else "",
+        f"Its routes: {', '.join(first)}" if first else "",
+        *_more_addresses(found),
         f"Logs are in {cloud.folder}; `make logs` shows them. {_RUNNING}",
         "`make watch` deploys what you save.",
     ]
     bearer, header = cloud.token(str(_TEST_USER)), '-H "Authorization: Bearer $TOKEN"'
     body = """'{"name": "Ada"}'"""
     tries = [f"TOKEN={bearer}", f"curl -i {cloud.url}/health"]
-    if _SAMPLE in routes:
+    if _SAMPLE in first:
         tries += [
             f"curl -i {header} -H 'Content-Type: application/json' -d {body} {cloud.url}/users",
             f"curl -i {header} {cloud.url}/users",
         ]
-    lists = (
-        path for method, _, path in (each.partition(" ") for each in routes) if method == "GET"
-    )
+    if _SQL in first:
+        tries += [
+            "make sql-key NAME=me ROLE=reader  # prints a DATABASE_URL for /sql",
+            f'curl -i -H "Neon-Connection-String: $DATABASE_URL" -d {_QUERY} {cloud.url}/sql',
+        ]
+    lists = (path for method, _, path in (each.partition(" ") for each in first) if method == "GET")
     tries += [f"curl -i {header} {cloud.url}{path}" for path in lists if "{" not in path]
     said = "\n".join(filter(None, lines))
     return f"\n{said}\n\nTry it, as user {_TEST_USER}:\n\n" + "\n".join(tries) + "\n"
 
 
-def _routes(cloud: LocalCloud) -> list[str]:
-    """List the routes of the API in the templates that were deployed."""
-    return sorted(
-        str(resource["Properties"]["RouteKey"])
-        for template in (cloud.folder / "cdk" / "cdk.out").glob("*.template.json")
-        for resource in json.loads(template.read_text()).get("Resources", {}).values()
-        if resource["Type"] == "AWS::ApiGatewayV2::Route"
-    )
+def _more_addresses(found: dict[str, Any]) -> list[str]:
+    """Say where further APIs and custom domain names are; `found` is the status."""
+    apis = [
+        f"Another API ({each['name']}) is at {each['url']}. Its routes: {', '.join(each['routes'])}"
+        for each in found["apis"][1:]
+    ]
+    names = [
+        f"https://{each['name']} is at 127.0.0.1:{each['port']}; trust {each['ca_file']}."
+        for each in found["domains"]
+    ]
+    return [*apis, *names]
 
 
 def down(_: argparse.Namespace) -> int:
@@ -199,6 +210,10 @@ def status(chosen: argparse.Namespace) -> int:
         print(json.dumps(found))
         return 0
     print(f"API      {found['api_url']}")
+    for each in found["apis"][1:]:
+        print(f"API      {each['url']} ({each['name']})")
+    for each in found["domains"]:
+        print(f"domain   https://{each['name']} at 127.0.0.1:{each['port']}, CA {each['ca_file']}")
     print(f"AWS      {found['aws_endpoint_url']}")
     if console := found.get("console_url"):
         print(f"console  {console}")

@@ -9,7 +9,7 @@ on PostgreSQL 15 and, where the creator of a role gets its ADMIN OPTION, on 16 a
 import logging
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import sleep
 from typing import Any, LiteralString
 
@@ -18,6 +18,9 @@ from psycopg.errors import DuplicateObject, InsufficientPrivilege, InternalError
 
 GROUP = "lambda_pg_app"
 """The role that has the grants and is in the policies; it cannot log in, so logins can change."""
+
+LEVELS = ("reader", "writer", "caller")
+"""The trust levels of `/sql`; each has a group and logins (docs/decisions/0051)."""
 
 IAM = "rds_iam"
 """RDS's role whose members log in with IAM tokens only."""
@@ -78,23 +81,30 @@ class Login:
 
     A `borrowed` login belongs to somebody else: if it exists, its password and its LOGIN do not
     change. With `many_rounds` its password is hashed in as many rounds as RFC 7677 requires, for
-    clients that may reject fewer (docs/decisions/0020).
+    clients that may reject fewer (docs/decisions/0020). `group` is the application's or a trust
+    level's (`group_of`).
     """
 
     name: str
     password: str | None = field(default=None, repr=False)
     borrowed: bool = False
     many_rounds: bool = False
+    group: str = GROUP
 
     def __post_init__(self) -> None:
         """Raise `LoginError`: PostgreSQL treats an empty password as none."""
         if not self.name:
-            raise LoginError("the application's login has no user: write one into its secret")
+            raise LoginError(f"{self.whose} login has no user: write one into its secret")
         if self.password == "":
             raise LoginError(
-                f"the application's user {self.name!r} has an empty password, which PostgreSQL "
+                f"{self.whose} user {self.name!r} has an empty password, which PostgreSQL "
                 "treats as none: write one into its secret"
             )
+
+    @property
+    def whose(self) -> str:
+        """Name its owner in a message."""
+        return "the application's" if self.group == GROUP else f"the group {self.group}'s"
 
 
 @dataclass(frozen=True)
@@ -118,12 +128,21 @@ class UnboundLoginError(LoginError):
     """Row-level security would not restrict the application's user."""
 
 
+class LevelLoginError(LoginError):
+    """A trust level's login has more rights than its level."""
+
+
 class OwnerLockedOutError(LoginError):
     """RDS would reject the owner's password, and the owner has no other way to log in."""
 
 
 class NeighbourError(ValueError):
     """Another database of the server uses the application's group."""
+
+
+def group_of(level: str) -> str:
+    """Name the group of a trust level."""
+    return f"lambda_pg_sql_{level}"
 
 
 def prepare(
@@ -148,20 +167,28 @@ def prepare(
     """
     with connection.transaction():
         hold(connection)
-        _refuse_neighbour(connection)
         login = read_login()
-        known, owner = is_member(connection, login.name, IAM), owner_is_of_iam(connection)
-        admit(connection, login)
-        if not owner_by_token and not owner and owner_is_of_iam(connection):
-            raise OwnerLockedOutError(_locked_out(connection.info.user, login.name))
+        newcomer = admit_safely(connection, login, owner_by_token=owner_by_token)
         if login_limit is not None and not login.borrowed:
             _limit_connections(connection, login_limit)
         _open_database(connection, shared=shared)
         if shared:
             _limit_login(connection, timeouts, login)
         else:
-            _limit(connection, timeouts, _database(connection))
-        return login.name if is_member(connection, login.name, IAM) and not known else None
+            set_timeouts(connection, timeouts, _database(connection))
+        return newcomer
+
+
+def admit_safely(
+    connection: Connection[Any], login: Login, *, owner_by_token: bool = False
+) -> str | None:
+    """Admit a login under the lock; return its name if this made it a member of rds_iam."""
+    refuse_neighbour(connection, login.group)
+    known, owner = is_member(connection, login.name, IAM), owner_is_of_iam(connection)
+    admit(connection, login)
+    if not owner_by_token and not owner and owner_is_of_iam(connection):
+        raise OwnerLockedOutError(_locked_out(connection.info.user, login))
+    return login.name if is_member(connection, login.name, IAM) and not known else None
 
 
 def admit_early(
@@ -178,9 +205,10 @@ def admit_early(
                 "SELECT set_config(%s, %s, true)", [name, f"{round(patience * 1000)}ms"]
             )
         hold(connection)
-        _refuse_neighbour(connection)
-        admit(connection, read_login())
-        _open_database(connection, shared=True)
+        login = read_login()
+        refuse_neighbour(connection, login.group)
+        admit(connection, login)
+        let_connect(connection, login.group)
 
 
 def owner_is_of_iam(connection: Connection[Any]) -> bool:
@@ -205,12 +233,13 @@ SELECT FROM held JOIN pg_roles ON oid = role WHERE rolname = %s AND rolname <> s
 (PostgreSQL, is_member_of_role_nosuper). pg_has_role treats superusers as members of all roles."""
 
 
-def _locked_out(owner: str, user: str) -> str:
+def _locked_out(owner: str, login: Login) -> str:
+    user, group = login.name, login.group
     return (
         f"granting {IAM} to {user} would lock the owner {owner} out: {owner} created that role, so "
         f"it is a member of it, and RDS accepts no password of members of {IAM}. Nothing was "
-        f"changed. Let an administrator other than {owner} create the role: CREATE ROLE {GROUP}; "
-        f"CREATE ROLE {user} LOGIN; GRANT {GROUP}, {IAM} TO {user}. Then deploy again. Or set "
+        f"changed. Let an administrator other than {owner} create the role: CREATE ROLE {group}; "
+        f"CREATE ROLE {user} LOGIN; GRANT {group}, {IAM} TO {user}. Then deploy again. Or set "
         "rds_proxy.auth to 'secret'"
     )
 
@@ -228,14 +257,16 @@ def hold(connection: Connection[Any]) -> None:
 def admit(connection: Connection[Any], login: Login, *, like: str | None = None) -> None:
     """Create or change a login, as a member of the group, in one transaction.
 
-    It gets the connection limit of the user `like`, and the timeouts that `like` itself has, as in
-    a shared database. Raise `LoginError`, before any change, for a role that does not belong to the
-    application.
+    It gets the connection limit of the user `like`, which is of the same group, and the timeouts
+    that `like` itself has, as in a shared database. Raise `LoginError`, before any change, for a
+    role that does not belong to the application or to the trust level.
     """
     for tries_left in reversed(range(TRIES)):
         try:
             with connection.transaction():
                 hold(connection)
+                if like is not None:
+                    _refuse_stranger(connection, replace(login, name=like))
                 _admit(connection, login)
                 if like is not None:
                     _take_over_limits(connection, like, login.name)
@@ -248,49 +279,69 @@ def admit(connection: Connection[Any], login: Login, *, like: str | None = None)
 
 
 def _admit(connection: Connection[Any], login: Login) -> None:
-    _refuse_unbound(connection, login.name)
+    _refuse_unbound(connection, login)
     _refuse_stranger(connection, login)
-    _create(connection, GROUP, can_login=False)
+    _create(connection, login.group, can_login=False)
     if not login.borrowed:
         _let_in(connection, login)
     elif not exists(connection, login.name):
         _lend(connection, login)
-    if not is_member(connection, login.name, GROUP):
-        _run(connection, "GRANT {} TO {}", GROUP, login.name)
+    if not is_member(connection, login.name, login.group):
+        _run(connection, "GRANT {} TO {}", login.group, login.name)
 
 
 def _refuse_stranger(connection: Connection[Any], login: Login) -> None:
     """Raise `LoginError` for an existing role that does not belong to the application."""
     ours = login.borrowed or not exists(connection, login.name)
-    if not ours and not is_member(connection, login.name, GROUP):
+    if not ours and not is_member(connection, login.name, login.group):
         raise LoginError(
             f"the role {login.name!r} exists and does not belong to the application: it is not a "
-            f"member of {GROUP}. Drop it, or name another user in the secret"
+            f"member of {login.group}. Drop it, or name another user in the secret"
         )
 
 
-def _refuse_unbound(connection: Connection[Any], name: str) -> None:
+def _refuse_unbound(connection: Connection[Any], login: Login) -> None:
     """Raise `UnboundLoginError` if row-level security does not bind a login, or it can change that.
+
+    Raise `LevelLoginError` for a trust level's login that has any right but its group's.
 
     The login can use the rights of every role of which it or the group is a member, directly or
     not. A membership without INHERIT and SET (PostgreSQL 16 and newer) is refused too, since its
     ADMIN OPTION gives both.
     """
-    found = connection.execute(UNBOUND, {"login": name, "group": GROUP, "powerful": list(POWERFUL)})
-    row = found.fetchone()
+    row = find_power(connection, login.name, login.group)
     if row is None:
         return
-    path, why = row
+    name, (path, why) = login.name, row
     if path == [name]:
         what, remedy = f"it {why}", "G"
     else:
         shown = " → ".join(path if path[0] == name else [name, *path])
         what = f"it has the rights of {path[-1]} by membership ({shown}), which {why}"
         remedy = f"{_remedy(path)}, or g"
+    if login.group != GROUP:
+        raise LevelLoginError(
+            f"/sql logs in as {name}, which has more rights than its group {login.group}: {what}. "
+            f"{remedy}ive the trust level a separate user"
+        )
     raise UnboundLoginError(
         f"the application logs in as {name}, which row-level security does not bind: {what}. Every "
         f"caller could see everybody's rows. {remedy}ive the application a separate user"
     )
+
+
+def find_power(connection: Connection[Any], name: str, group: str) -> tuple[list[str], str] | None:
+    """Return the path to a role that a login of a group must not have, and the reason; or None."""
+    groups = [GROUP, *map(group_of, LEVELS)]
+    asked = {
+        "login": name,
+        "group": group,
+        "powerful": list(POWERFUL),
+        "others": [each for each in groups if each != group],
+        "only": None if group == GROUP else [name, group, IAM],
+    }
+    path_and_why: tuple[list[str], str] | None = connection.execute(UNBOUND, asked).fetchone()
+    return path_and_why
 
 
 UNBOUND = """
@@ -309,9 +360,13 @@ WITH RECURSIVE held(role, path) AS (
         WHEN rolcreaterole THEN 'has CREATEROLE'
         WHEN rolreplication THEN 'has REPLICATION'
         WHEN rolname = ANY (%(powerful)s) THEN 'reaches past what was granted'
+        WHEN rolname = ANY (%(others)s) THEN 'is the group of other logins'
+        WHEN rolname <> ALL (%(only)s::text[]) THEN 'is not a role of its trust level'
+        WHEN %(only)s::text[] IS NOT NULL AND rolcreatedb THEN 'has CREATEDB'
         WHEN rolname = %(login)s THEN (
             SELECT format('owns the table %%s, whose policies it can switch off', oid::regclass)
-            FROM pg_class WHERE relowner = role AND relrowsecurity LIMIT 1
+            FROM pg_class WHERE relowner = role AND relpersistence <> 't'
+                AND (relrowsecurity OR %(only)s::text[] IS NOT NULL) LIMIT 1
         )
         ELSE (
             SELECT 'owns ' || pg_describe_object(classid, objid, objsubid) FROM pg_shdepend
@@ -331,7 +386,8 @@ SELECT path, why FROM judged WHERE why IS NOT NULL ORDER BY cardinality(path), p
 
 The owner of a table can switch its policies off, the owner of a function that policies call can
 change it, and the owner of a schema can replace its tables. So a role that owns one of these is not
-bound either. Tables that the login itself owns are allowed, unless they have policies.
+bound either. Tables that the application's login itself owns are allowed, unless they have
+policies. A trust level's login (`only`) owns no table and is a member of its group alone.
 """
 
 
@@ -341,21 +397,27 @@ def _remedy(path: list[str]) -> str:
     return f'Revoke the membership (REVOKE "{path[1]}" FROM "{path[0]}")'
 
 
-def _refuse_neighbour(connection: Connection[Any]) -> None:
-    """Raise if the group has rights in another database: its members could log in there too."""
+def refuse_neighbour(connection: Connection[Any], group: str) -> None:
+    """Raise if a group has rights in another database: its members could log in there too."""
+    found = find_neighbour(connection, group)
+    if found is not None:
+        raise NeighbourError(
+            f"the role {group} also has rights in the database {found!r} of this server, so the "
+            "users of each database could log in to the other. Use a separate server for each "
+            f"lambda-pg; if {found!r} is no longer in use: REVOKE ALL ON "
+            f'DATABASE "{found}" FROM {group}'
+        )
+
+
+def find_neighbour(connection: Connection[Any], group: str) -> str | None:
+    """Return the name of another database in which a group has rights, or None."""
     found = connection.execute(
         "SELECT datname FROM pg_database, aclexplode(datacl) AS granted"
         " JOIN pg_roles ON pg_roles.oid = granted.grantee"
         " WHERE rolname = %s AND datname <> current_database() ORDER BY datname",
-        [GROUP],
+        [group],
     ).fetchone()
-    if found is not None:
-        raise NeighbourError(
-            f"the role {GROUP} also has rights in the database {found[0]!r} of this server, so the "
-            "users of each database could log in to the other. Use a separate server for each "
-            f"lambda-pg; if {found[0]!r} is no longer in use: REVOKE ALL ON "
-            f'DATABASE "{found[0]}" FROM {GROUP}'
-        )
+    return None if found is None else str(found[0])
 
 
 def is_member(connection: Connection[Any], name: str, group: str) -> bool:
@@ -453,23 +515,33 @@ def _open_database(connection: Connection[Any], *, shared: bool) -> None:
         _run(connection, "REVOKE ALL ON DATABASE {} FROM PUBLIC", database)
         if exists(connection, PROXY):
             _run(connection, "GRANT CONNECT ON DATABASE {} TO {}", database, PROXY)
-    _run(connection, "GRANT CONNECT ON DATABASE {} TO {}", database, GROUP)
+    let_connect(connection, GROUP)
     _run(connection, "GRANT USAGE ON SCHEMA public TO {}", GROUP)
 
 
-def _limit(connection: Connection[Any], timeouts: Timeouts, whose: sql.Composable) -> None:
+def let_connect(connection: Connection[Any], group: str) -> None:
+    """Let the members of a group connect to the database."""
+    _run(connection, "GRANT CONNECT ON DATABASE {} TO {}", connection.info.dbname, group)
+
+
+def set_timeouts(connection: Connection[Any], timeouts: Timeouts, whose: sql.Composable) -> None:
     """Set timeouts on a database or a role: new sessions have them."""
-    limits = {
-        "statement_timeout": timeouts.statement,
-        "lock_timeout": timeouts.lock,
-        "idle_in_transaction_session_timeout": timeouts.idle_in_transaction,
+    for name, value in settings_of(connection, timeouts).items():
+        _set(connection, whose, name, value)
+
+
+def settings_of(connection: Connection[Any], timeouts: Timeouts) -> dict[str, str]:
+    """Return the server's settings for timeouts, and how often it looks for a client."""
+    settings = {
+        "statement_timeout": f"{timeouts.statement}s",
+        "lock_timeout": f"{timeouts.lock}s",
+        "idle_in_transaction_session_timeout": f"{timeouts.idle_in_transaction}s",
     }
     if connection.info.server_version >= LIMITS_TRANSACTIONS:
-        limits["transaction_timeout"] = timeouts.transaction
-    for name, seconds in limits.items():
-        _set(connection, whose, name, f"{seconds}s")
+        settings["transaction_timeout"] = f"{timeouts.transaction}s"
     if connection.info.server_version >= CHECKS_CLIENTS:
-        _set(connection, whose, *CLIENT_CHECK)
+        settings |= dict([CLIENT_CHECK])
+    return settings
 
 
 def _limit_connections(connection: Connection[Any], limit: int) -> None:
@@ -490,7 +562,7 @@ def _limit_connections(connection: Connection[Any], limit: int) -> None:
     for (name,) in members.fetchall():
         try:
             with connection.transaction():
-                _limit_user(connection, name, limit)
+                limit_user(connection, name, limit)
         except InsufficientPrivilege as error:
             logger.warning(
                 "the role %s keeps its connection limit, as only its creator can change it (%s): "
@@ -502,7 +574,8 @@ def _limit_connections(connection: Connection[Any], limit: int) -> None:
             )
 
 
-def _limit_user(connection: Connection[Any], name: str, limit: int) -> None:
+def limit_user(connection: Connection[Any], name: str, limit: int) -> None:
+    """Set the number of connections that a user may have; -1 is no limit."""
     statement = sql.SQL("ALTER ROLE {} CONNECTION LIMIT {}")
     connection.execute(statement.format(sql.Identifier(name), sql.Literal(limit)))
 
@@ -511,7 +584,7 @@ def _limit_login(connection: Connection[Any], timeouts: Timeouts, login: Login) 
     """Set timeouts for one user; a rotation copies them to the other one."""
     try:
         with connection.transaction():
-            _limit(connection, timeouts, _in_database(connection, login.name))
+            set_timeouts(connection, timeouts, in_database(connection, login.name))
     except InsufficientPrivilege as error:
         if not login.borrowed and login.password is not None:
             raise
@@ -529,7 +602,7 @@ def _take_over_limits(connection: Connection[Any], like: str, name: str) -> None
     """Copy the limits of one user to another, those of the server and of this database."""
     limited = connection.execute("SELECT rolconnlimit FROM pg_roles WHERE rolname = %s", [like])
     for (limit,) in limited.fetchall():
-        _limit_user(connection, name, limit)
+        limit_user(connection, name, limit)
     found = connection.execute(
         "SELECT unnest(setconfig) FROM pg_db_role_setting"
         " JOIN pg_roles ON pg_roles.oid = setrole JOIN pg_database ON pg_database.oid = setdatabase"
@@ -539,14 +612,15 @@ def _take_over_limits(connection: Connection[Any], like: str, name: str) -> None
     for (setting,) in found.fetchall():
         parameter, _, value = setting.partition("=")
         if parameter.endswith("_timeout") or parameter == CLIENT_CHECK[0]:
-            _set(connection, _in_database(connection, name), parameter, value)
+            _set(connection, in_database(connection, name), parameter, value)
 
 
 def _database(connection: Connection[Any]) -> sql.Composed:
     return sql.SQL("DATABASE {}").format(sql.Identifier(connection.info.dbname))
 
 
-def _in_database(connection: Connection[Any], name: str) -> sql.Composed:
+def in_database(connection: Connection[Any], name: str) -> sql.Composed:
+    """Name a role in this database, for ALTER … SET."""
     return sql.SQL("ROLE {} IN {}").format(sql.Identifier(name), _database(connection))
 
 

@@ -8,6 +8,9 @@ import psycopg
 from psycopg import Connection
 from psycopg.errors import LockNotAvailable
 
+from .access import apply_access
+from .declarations import read_access
+from .levels import Levels, prepare_levels
 from .roles import IAM, LIMITS_TRANSACTIONS, Login, Timeouts, prepare, turn_out
 from .upgrade import BRANCHES, Branch, MigrationError, Outcome, upgrade
 
@@ -44,7 +47,7 @@ WHERE locktype = 'advisory' AND granted AND objsubid = 1
 """
 
 
-def migrate(
+def migrate(  # noqa: PLR0913 - what a deployment says of a database, most of it optional
     connection: Connection[Any],
     read_login: Callable[[], Login],
     timeouts: Timeouts,
@@ -54,6 +57,7 @@ def migrate(
     shared: bool = False,
     connections: Connections = Connections(),
     owner: Owner | None = None,
+    levels: Levels | None = None,
 ) -> Outcome:
     """Migrate over a direct connection in autocommit, which is closed at the end.
 
@@ -64,9 +68,12 @@ def migrate(
     login is read after that, and after a rotation's last step, for which it waits as long: a
     password that was right before may have been rotated since. Raises `MigrationError` when the
     server has fewer connections than the budget was made for (`connections.server`), when another
-    migration keeps the lock, when `owner.check` fails, and when a revision fails.
+    migration keeps the lock, when `owner.check` fails, and when a revision or a declaration of
+    `/sql`'s rights fails. Without `levels` the trust levels of `/sql` stay as they are.
     """
+    by_token = owner is not None and owner.by_token
     try:
+        grants = read_access([branch.folder for branch in branches])
         if connections.server is not None:
             _check_budget(connection, connections.server)
         _lift_limits(connection)
@@ -77,12 +84,20 @@ def migrate(
             timeouts,
             shared=shared,
             login_limit=connections.login,
-            owner_by_token=owner is not None and owner.by_token,
+            owner_by_token=by_token,
         )
-        if newcomer is not None and owner is not None:
-            _keep_owner(connection, newcomer, owner)
+        _keep_owner(connection, newcomer, owner)
+        if levels is not None:
+            for newcomer in prepare_levels(connection, levels, owner_by_token=by_token):
+                _keep_owner(connection, newcomer, owner)
         _limit_locks(connection, timeouts.lock)
-        return upgrade(connection, branches, shared=shared)
+        enabled = None if levels is None else set(levels.logins)
+        return upgrade(
+            connection,
+            branches,
+            shared=shared,
+            finish=lambda each: apply_access(each, enabled, grants, shared=shared),
+        )
     finally:
         connection.close()
 
@@ -99,8 +114,10 @@ def _check_budget(connection: Connection[Any], needed: int) -> None:
         )
 
 
-def _keep_owner(connection: Connection[Any], user: str, owner: Owner) -> None:
+def _keep_owner(connection: Connection[Any], user: str | None, owner: Owner | None) -> None:
     """Revoke rds_iam from a user if the owner cannot log in after the grant."""
+    if user is None or owner is None:
+        return
     try:
         owner.check()
     except psycopg.Error as refused:

@@ -1,7 +1,7 @@
 """Bring the schema to the newest revisions over one psycopg connection."""
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -43,14 +43,26 @@ class Outcome:
     warnings: list[str] = field(default_factory=list)
 
 
+Finish = Callable[[Connection[Any]], list[str]]
+"""What ends a migration's transaction: it raises `MigrationError`, or returns warnings."""
+
+
+def _do_nothing(_: Connection[Any]) -> list[str]:
+    return []
+
+
 def upgrade(
-    connection: Connection[Any], branches: Sequence[Branch] = BRANCHES, *, shared: bool = False
+    connection: Connection[Any],
+    branches: Sequence[Branch] = BRANCHES,
+    *,
+    shared: bool = False,
+    finish: Finish = _do_nothing,
 ) -> Outcome:
     """Apply all missing revisions or none; the connection is closed afterwards.
 
     The branches are applied in their order: the base, the sample, the app's. In a database that is
-    `shared`, tables that were there before are not checked for missing grants. Raise
-    `MigrationError`.
+    `shared`, tables that were there before are not checked for missing grants. `finish` is called
+    in the same transaction, after the revisions. Raise `MigrationError`.
 
     A revision that is newer than these files is left as it is: after a rollback the older version
     may be invoked by hand against the newer schema, and must not fail for it.
@@ -63,8 +75,8 @@ def upgrade(
         plan = make_plan(split(rows) if one_line else rows, lines)
         others = list_tables(connection) if shared else frozenset()
         connection.rollback()
-        _apply(session, rows, plan)
-        warnings = [*plan.notes, *find_warnings(connection, others)]
+        finished = _apply(session, rows, plan, lambda: finish(connection))
+        warnings = [*plan.notes, *find_warnings(connection, others), *finished]
         connection.rollback()
     applied = [revision.id for revision in plan.pending]
     reached = [
@@ -75,15 +87,16 @@ def upgrade(
     return Outcome(reached, applied, warnings)
 
 
-def _apply(session: engine.Connection, rows: Sequence[str], plan: Plan) -> None:
-    """Run what is pending, in one transaction; raise `MigrationError`."""
-    if not plan.pending and plan.rows == set(rows):
-        return
+def _apply(
+    session: engine.Connection, rows: Sequence[str], plan: Plan, finish: Callable[[], list[str]]
+) -> list[str]:
+    """Run what is pending and `finish`, in one transaction; raise `MigrationError`."""
     context = MigrationContext.configure(session)
     running = plan.pending[0] if plan.pending else None
     try:
         with context.begin_transaction(), Operations.context(context):
-            session.execute(VERSIONS)
+            if plan.pending or plan.rows != set(rows):
+                session.execute(VERSIONS)
             for row in set(rows) - plan.rows:
                 session.execute(REMOVE, {"revision": row})
             for row in plan.rows - set(rows):
@@ -92,6 +105,9 @@ def _apply(session: engine.Connection, rows: Sequence[str], plan: Plan) -> None:
                 _load(running.path).upgrade()
                 session.execute(REMOVE, {"revision": running.follows})
                 session.execute(ADD, {"revision": running.id})
+            return finish()
+    except MigrationError:
+        raise
     except Exception as error:
         raise MigrationError(_explain(running, error)) from error
 

@@ -1,18 +1,14 @@
 """The functions, the migration and the HTTP API in front of them."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jsii
 from aws_cdk import CfnOutput, Fn, Stack
-from aws_cdk import aws_apigateway as apigateway
 from aws_cdk import aws_apigatewayv2 as api
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda as lambda_
-from aws_cdk import aws_logs as logs
 from constructs import Construct
 
 from lambda_pg_cdk.stacks.assets import Assets
@@ -27,16 +23,17 @@ from lambda_pg_cdk.stacks.functions import (
     add_layer,
     add_variables,
     join_network,
-    log_group,
     new_function,
     read_secret,
 )
 from lambda_pg_cdk.stacks.http_routes import HttpRoutes
+from lambda_pg_cdk.stacks.http_stage import new_stage
 from lambda_pg_cdk.stacks.identity import Identity
 from lambda_pg_cdk.stacks.migration import Migration
 from lambda_pg_cdk.stacks.published import published
 from lambda_pg_cdk.stacks.releases import describe
 from lambda_pg_cdk.stacks.servers import MASTER
+from lambda_pg_cdk.stacks.sql_logins import name_roles
 from lambda_pg_cdk.stage.budget import login_limit
 from lambda_pg_cdk.stage.capacity import max_connections
 from lambda_pg_cdk.stage.config import Config
@@ -55,7 +52,8 @@ BY_DEPLOYMENT = "The deployment invokes it, waits for it, and rolls back when it
 class ApiStack(Stack):
     """The migration and the HTTP API; the app adds functions. Output: `ApiUrl`.
 
-    Public: `api`, `authorizer`, `migrate`, `migration`, `add_function`, `add_control`, `routes`.
+    Public: `api`, `authorizer`, `identity`, `migrate`, `migration`, `routes`, `stage`,
+    `add_function`, `add_control`.
     """
 
     def __init__(
@@ -74,10 +72,13 @@ class ApiStack(Stack):
         self.api = api.HttpApi(
             self, "Http", create_default_stage=False, description=self.stack_name
         )
-        identity = Identity(self, "Identity", config=config, http_api=self.api)
-        self.authorizer = identity.authorizer
-        self.routes = HttpRoutes(config, self.api, identity)
-        self.stage = self._stage()
+        self.identity = Identity(self, "Identity", config=config, http_api=self.api)
+        self.authorizer = self.identity.authorizer
+        self.routes = HttpRoutes(config, self.api, self.identity)
+        limits = config.api
+        self.stage = new_stage(
+            self, config, self.api, rate=limits.rate_limit, burst=limits.burst_limit
+        )
         if config.baseline and database is not None:
             baseline = self.add_control(FUNCTIONS / "baseline")
             if config.database.ca_file is None:
@@ -134,6 +135,8 @@ class ApiStack(Stack):
             database.attach(function)
             self._name_login(function)
         add_variables(function, self._limits())
+        if self._config.sql.enabled:
+            name_roles(function, self._config)
         if database is not None and database.server.resource_id:
             # A database restored under the same name differs in its id only. A new version of the
             # function is published only if its own configuration has changed.
@@ -215,48 +218,3 @@ class ApiStack(Stack):
             group.add_egress_rule(
                 ec2.Peer.any_ipv4(), ec2.Port.tcp(external.direct_port), "to the database"
             )
-
-    def _stage(self) -> api.HttpStage:
-        limits = self._config.api
-        return api.HttpStage(
-            self,
-            "Default",
-            http_api=self.api,
-            stage_name="$default",
-            auto_deploy=True,
-            detailed_metrics_enabled=True,
-            throttle=api.ThrottleSettings(
-                rate_limit=limits.rate_limit, burst_limit=limits.burst_limit
-            ),
-            access_log_settings=_AccessLog(log_group(self, "AccessLogs", self._config)),
-        )
-
-
-ACCESS_LOG = {
-    "requestId": "$context.requestId",
-    "time": "$context.requestTime",
-    "ip": "$context.identity.sourceIp",
-    "route": "$context.routeKey",
-    "status": "$context.status",
-    "latency": "$context.responseLatency",
-    "error": "$context.integrationErrorMessage",
-}
-"""The fields of the access log: the client, the route and the result; no token and no body."""
-
-
-@jsii.implements(api.IAccessLogSettings)
-class _AccessLog:
-    """The log group and the format of the access log, one line for each request."""
-
-    def __init__(self, group: logs.LogGroup) -> None:
-        self._group = group
-
-    @property
-    def destination(self) -> api.IAccessLogDestination:
-        """Name the log group."""
-        return api.LogGroupLogDestination(self._group)
-
-    @property
-    def format(self) -> apigateway.AccessLogFormat:
-        """Name the fields."""
-        return apigateway.AccessLogFormat.custom(json.dumps(ACCESS_LOG))

@@ -29,12 +29,16 @@ from lambda_pg_cdk.stacks.clients import (
 from lambda_pg_cdk.stacks.database import DatabaseStack
 from lambda_pg_cdk.stacks.http_routes import route_problems, same_requests
 from lambda_pg_cdk.stacks.layer import LayerStack
+from lambda_pg_cdk.stacks.logins import Login
 from lambda_pg_cdk.stacks.network import NetworkStack
 from lambda_pg_cdk.stacks.observability import ObservabilityStack
 from lambda_pg_cdk.stacks.pooler import new_pooler
 from lambda_pg_cdk.stacks.problems import Problems, calling_line
 from lambda_pg_cdk.stacks.published import published
 from lambda_pg_cdk.stacks.releases import release
+from lambda_pg_cdk.stacks.sql import ROUTES as SQL_ROUTES
+from lambda_pg_cdk.stacks.sql import SqlFront
+from lambda_pg_cdk.stacks.sql_logins import SqlLogins
 from lambda_pg_cdk.stage.budget import (
     HEALTH_CONCURRENCY,
     Budget,
@@ -64,6 +68,9 @@ LONGEST_TIMEOUT = 900
 """Seconds that Lambda allows a function."""
 
 DEFAULT_HANDLER = "handler.handler"
+
+SQL = "sql"
+"""Name and folder of the function that answers `/sql`."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +183,8 @@ class DeployedStage(_AnyStage):
 class Stage(_AnyStage):
     """A stage of cdk.json with its stacks; the context `stage` chooses it (default: dev).
 
-    Public, besides what every stage has: `api`, `authorizer`, `new_function`, `route`.
+    Public, besides what every stage has: `api`, `authorizer`, `new_function`, `route`,
+    `sql_token_api`.
     """
 
     def __init__(self, app: App) -> None:
@@ -186,6 +194,7 @@ class Stage(_AnyStage):
         self._routes: dict[str, str] = {}
         self._aliases: dict[str, lambda_.Alias] = {}
         self._stacks: _Stacks | None = None
+        self._sql_token_api: apigatewayv2.HttpApi | None = None
         if self._clients is None:
             return
         config = self._clients.config
@@ -197,6 +206,8 @@ class Stage(_AnyStage):
             self._problems.add([str(error)])
             return
         self._add_samples(config)
+        if config.sql.enabled:
+            self._add_sql(self._stacks, config)
         self._stacks.watch.watch_background(self._stacks.api)
 
     @property
@@ -230,7 +241,31 @@ class Stage(_AnyStage):
         deployed as it is. `shared` are folders, relative to cdk.json too, that go into a Python
         function's zip under the same path.
         """
-        source = PROJECT / folder
+        return self._new_function(
+            name,
+            PROJECT / folder,
+            concurrency=concurrency,
+            slots=slots,
+            timeout=timeout,
+            runtime=runtime,
+            handler=handler,
+            shared=shared,
+        )
+
+    def _new_function(  # noqa: PLR0913 - as many as `new_function` has, and the login
+        self,
+        name: str,
+        source: Path,
+        *,
+        concurrency: int | Cap | None,
+        slots: int = 1,
+        timeout: int | None = None,
+        runtime: str | None = None,
+        handler: str = DEFAULT_HANDLER,
+        shared: Sequence[str] = (),
+        login: Login | None = None,
+    ) -> lambda_.Function:
+        """Add a function as `new_function` does; `login` is the application's by default."""
         asked = Attachment(
             path=f"{self._stacks.api.node.path}/{name.title()}" if self._stacks else name,
             runtime=runtime or f"python{self._target.python}",
@@ -256,7 +291,7 @@ class Stage(_AnyStage):
         except BuildError as error:
             self._problems.add([str(error)])
             return _stand_in()
-        self._join(self._stacks, name, function, asked)
+        self._join(self._stacks, name, function, asked, login)
         return function
 
     def route(self, route: str, function: lambda_.IFunction, *, public: bool = False) -> None:
@@ -274,6 +309,11 @@ class Stage(_AnyStage):
             return
         alias = self._aliases.get(function.node.path)
         self._stacks.api.routes.add(route, alias or function, function.node.id, public=public)
+
+    @property
+    def sql_token_api(self) -> apigatewayv2.HttpApi | None:
+        """The HTTP API of `/sql` for callers with a token, if sql.jwt is true."""
+        return self._sql_token_api
 
     @property
     def _built(self) -> _Stacks:
@@ -308,6 +348,27 @@ class Stage(_AnyStage):
                 # Observability of earlier versions imports it, until it is deployed again.
                 Stack.of(function).export_value(function.function_name)
 
+    def _add_sql(self, stacks: _Stacks, config: Config) -> None:
+        """Add the function that answers `/sql`, its routes, and what else it needs."""
+        sql, found = config.sql, list(_statements_problems(config))
+        function = self._new_function(
+            SQL,
+            FUNCTIONS / SQL,
+            concurrency=sql.reserved_concurrency,
+            slots=sql.slots,
+            timeout=sql.timeout,
+            shared=[] if found or sql.statements is None else [sql.statements],
+            login=SqlLogins(config),
+        )
+        if self._problems.add(found) or _is_stand_in(function):
+            return
+        for route in SQL_ROUTES:
+            self._routes[same_requests(route)] = f"{route!r}, which is the stage's own"
+        alias = self._aliases[function.node.path]
+        front = SqlFront(stacks.api, "SqlFront", config=config, function=function, alias=alias)
+        self._sql_token_api = front.token_api
+        stacks.watch.watch_sql()
+
     def _name_problems(self, name: str) -> Iterator[str]:
         if re.fullmatch(NAME, name) is None:
             must = "be up to 40 lower-case letters and digits, with single - or _ between"
@@ -318,12 +379,17 @@ class Stage(_AnyStage):
             yield problem("the name of a function", name, "be another one: the stage has it")
 
     def _join(
-        self, stacks: _Stacks, name: str, function: lambda_.Function, asked: Attachment
+        self,
+        stacks: _Stacks,
+        name: str,
+        function: lambda_.Function,
+        asked: Attachment,
+        login: Login | None,
     ) -> None:
         """Attach a new function, release its versions behind an alias, and watch it."""
         clients = self._counted
-        clients.attach(function, asked)
-        inputs = clients.version_inputs(function)
+        clients.attach(function, asked, login)
+        inputs = clients.version_inputs(function, login)
         self._aliases[function.node.path] = release(function, clients.config, inputs)
         published(clients.config, f"functions/{name}").write(stacks.api, function.function_name)
         stacks.watch.watch(name, round(asked.timeout))
@@ -364,6 +430,14 @@ def _value_problems(name: str, timeout: int | None, runtime: str) -> Iterator[st
     if runtime != CONTAINER and runtime not in runtimes():
         must = f"be Lambda's name of one, as in 'nodejs22.x' or 'python3.13', or {CONTAINER!r}"
         yield problem(f"the runtime of {name}", runtime, must)
+
+
+def _statements_problems(config: Config) -> Iterator[str]:
+    """Yield that the file with the registered statements is not there."""
+    file = config.sql.statements
+    if file is not None and not (PROJECT / file).is_file():
+        must = f"be a file below {PROJECT}, as `make sql-statements` writes it"
+        yield problem("sql.statements", file, must)
 
 
 def _late_problems(function: lambda_.IFunction) -> Iterator[str]:

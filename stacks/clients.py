@@ -6,7 +6,6 @@ from typing import Any, cast
 
 from aws_cdk import Fn, Stack, Token
 from aws_cdk import aws_ec2 as ec2
-from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda as lambda_
 from constructs import IConstruct
 
@@ -15,8 +14,8 @@ from lambda_pg_cdk.stacks.functions import (
     add_variables,
     join_network,
     layer_value,
-    read_secret,
 )
+from lambda_pg_cdk.stacks.logins import ApplicationLogin, Login
 from lambda_pg_cdk.stacks.network import let_in
 from lambda_pg_cdk.stacks.published import published
 from lambda_pg_cdk.stage.budget import Budget, BudgetError, Cap, Client, budget_of
@@ -125,33 +124,37 @@ class Clients:
         if not uncounted and self.budget.fits:
             yield from excess(self._add_up(self.config, [*self._clients, _client(asked)]))
 
-    def attach(self, function: lambda_.Function, asked: Attachment) -> ec2.SecurityGroup | None:
+    def attach(
+        self, function: lambda_.Function, asked: Attachment, login: Login | None = None
+    ) -> ec2.SecurityGroup | None:
         """Give a function without problems all that it needs to connect, and count it.
 
-        Return its security group; None if the pooler is on the internet.
+        `login` is the application's by default. Return the function's security group; None if the
+        pooler is on the internet.
         """
+        login = login or ApplicationLogin(self.config)
         resource = cast(lambda_.CfnFunction, function.node.default_child)
         self._clients.append(_client(asked))
         if not isinstance(asked.cap, Cap):
             resource.reserved_concurrent_executions = asked.cap
         self._follow(function)
         add_layer(function, self.config)
-        self._allow(function)
-        add_variables(function, self._environment(function, asked.slots))
+        login.allow(function)
+        variables = self._environment(function, asked.slots, login.variables(function))
+        add_variables(function, variables)
         return self._connect(function) if self.config.in_network else None
 
-    def version_inputs(self, function: lambda_.Function) -> str:
+    def version_inputs(self, function: lambda_.Function, login: Login | None = None) -> str:
         """Describe the values that a version of the function gets from other stacks.
 
         CDK publishes a new version when the template of its function changes. Published values do
         not change the template; as the version's description, they do.
         """
-        words = []
+        login, words = login or ApplicationLogin(self.config), []
         if (value := layer_value(function, self.config)) is not None:
             layer = Fn.split(":", self._read(function, value))
             words += [Fn.select(6, layer), Fn.select(7, layer)]
-        if not self.config.by_token:
-            words.append(Fn.select(6, Fn.split(":", self._read(function, "pooler/secret-arn"))))
+        words += login.words(function)
         if self.config.pooler != "external":
             host = Fn.split(".", self._read(function, "pooler/host"))
             words += [Fn.select(0, host), self._read(function, "pooler/port")]
@@ -197,19 +200,9 @@ class Clients:
     def _read(self, function: lambda_.Function, value: str) -> str:
         return published(self.config, value).read(Stack.of(function))
 
-    def _allow(self, function: lambda_.Function) -> None:
-        """Let the function log in: read one secret, or get tokens for one user."""
-        if self.config.by_token:
-            user = self._read(function, "pooler/connect-arn")
-            function.add_to_role_policy(
-                iam.PolicyStatement(actions=["rds-db:connect"], resources=[user])
-            )
-            return
-        external = self.config.external if self.config.pooler == "external" else None
-        arn = self._read(function, "pooler/secret-arn")
-        read_secret(function, arn, external.kms_key_arn if external else None)
-
-    def _environment(self, function: lambda_.Function, slots: int) -> dict[str, str]:
+    def _environment(
+        self, function: lambda_.Function, slots: int, login: dict[str, Any]
+    ) -> dict[str, str]:
         """Write the variables; a published value is read only where the function needs it."""
         config, external = self.config, self.config.external
         common: dict[str, Any] = {
@@ -218,25 +211,16 @@ class Clients:
             # Always written: the budget has counted them.
             "slots": slots,
             "strict": True,
+            **login,
         }
         if config.pooler == "external":
-            return environment(
-                **common,
-                secret_arn=self._read(function, "pooler/secret-arn"),
-                profile=external.profile,
-                ca_file=external.ca_file,
-            )
-        if config.by_token:
-            common["token_user"] = self._read(function, "pooler/user")
-        else:
-            common["secret_arn"] = self._read(function, "pooler/secret-arn")
+            return environment(**common, profile=external.profile, ca_file=external.ca_file)
         if config.pooler == "pgbouncer":
             common["ca_pem"] = self._read(function, "pooler/ca")
         return environment(
             **common,
             host=self._read(function, "pooler/host"),
             port=self._read(function, "pooler/port"),
-            database=config.database.name,
             profile=config.pooler,
         )
 

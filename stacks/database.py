@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from aws_cdk import Arn, ArnComponents, ArnFormat, Duration, RemovalPolicy, Stack
+from aws_cdk import Arn, ArnComponents, ArnFormat, Duration, Stack
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_events as events
 from aws_cdk import aws_events_targets as events_targets
@@ -28,13 +28,13 @@ from lambda_pg_cdk.stacks.nag_exceptions import (
 from lambda_pg_cdk.stacks.network import NetworkStack, let_in
 from lambda_pg_cdk.stacks.published import published
 from lambda_pg_cdk.stacks.servers import new_server
+from lambda_pg_cdk.stacks.sql_logins import secret_of
+from lambda_pg_cdk.stacks.sql_secrets import add_secrets, login_secret, report_rotations
 from lambda_pg_cdk.stage.config import Config
 from lambda_pg_cdk.stage.environment import environment
 from lambda_pg_cdk.stage.sources import OPERATIONS
 
 APPLICATION = "lambda_pg_user"
-NO_QUOTING = " %+~`#$&*()|[]{}:;<>?!'/@\"\\,=^-"
-"""Characters that passwords do not contain, so that they never need quoting."""
 
 ROTATION_SECONDS = 60
 ADMIT = "admitCurrent"
@@ -180,10 +180,19 @@ class DatabaseStack(Stack):
         published(self._config, "network/bastion").write(self, bastion.instance_id)
 
     def _add_login(self, assets: Assets) -> None:
-        secret = self._secret()
+        description = "Name and password that functions log in with"
+        secret = login_secret(self, "ApplicationSecret", APPLICATION, description)
         function = self._rotate(secret, assets)
         self._values["database/application-secret-arn"] = secret.secret_arn
         self._values["database/rotation-function"] = function.function_name
+        if self._config.sql.enabled:
+            self._add_sql_logins(function)
+
+    def _add_sql_logins(self, rotate: lambda_.Function) -> None:
+        secrets = add_secrets(self, self._config, rotate)
+        report_rotations(self, rotate, secrets, step=REPORT, every=Duration.hours(REPORT_HOURS))
+        for role, secret in secrets.items():
+            self._values[secret_of(role)] = secret.secret_arn
 
     def _rotate(self, secret: secretsmanager.Secret, assets: Assets) -> lambda_.Function:
         """Rotate with this project's function, which uses the direct URL and verifies TLS."""
@@ -239,17 +248,3 @@ class DatabaseStack(Stack):
             ],
         )
         suppress_serverless(rule, EventBusDLQ="An event that is lost comes again in an hour.")
-
-    def _secret(self) -> secretsmanager.Secret:
-        return secretsmanager.Secret(
-            self,
-            "ApplicationSecret",
-            description="Name and password that functions log in with",
-            generate_secret_string=secretsmanager.SecretStringGenerator(
-                secret_string_template=self.to_json_string({"username": APPLICATION}),
-                generate_string_key="password",
-                password_length=40,
-                exclude_characters=NO_QUOTING,
-            ),
-            removal_policy=RemovalPolicy.DESTROY,
-        )

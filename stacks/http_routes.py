@@ -68,7 +68,9 @@ class HttpRoutes:
         self._places = {self._stack.node.path: _Place(http_api, http_api, identity.authorizer)}
         self._integrations: dict[str, integrations.HttpLambdaIntegration] = {}
 
-    def add(self, route: str, function: lambda_.IFunction, name: str, *, public: bool) -> None:
+    def add(
+        self, route: str, function: lambda_.IFunction, name: str, *, public: bool
+    ) -> api.HttpRoute:
         """Add a route that has no problems; `name` is the integration's id."""
         place = self._place(Stack.of(function))
         method, _, path = route.partition(" ")
@@ -82,6 +84,7 @@ class HttpRoutes:
         )
         if public:
             suppress(added, APIG4="It is public on purpose: the app says so in its call.")
+        return added
 
     def _integration(
         self, function: lambda_.IFunction, name: str

@@ -10,7 +10,7 @@ from lambda_pg_cdk.stage.config import Config
 
 
 class Identity(Construct):
-    """The authorizer of the API. Public: `authorizer`, `authorizer_id`."""
+    """The authorizer of the API. Public: `authorizer`, `authorizer_id`, `new_authorizer`."""
 
     def __init__(
         self,
@@ -24,17 +24,22 @@ class Identity(Construct):
         issuer, audience = config.identity.issuer, list(config.identity.audience)
         if issuer == "cognito":
             issuer, audience = self._user_pool(config)
-        token = api.HttpAuthorizer(
-            http_api,
+        self._issuer, self._audience = issuer, audience
+        token = self.new_authorizer(http_api, http_api)
+        self.authorizer_id = token.authorizer_id
+        self.authorizer = route_authorizer(self, self.authorizer_id)
+
+    def new_authorizer(self, scope: Construct, http_api: api.HttpApi) -> api.HttpAuthorizer:
+        """Add an authorizer for the same tokens to an API."""
+        return api.HttpAuthorizer(
+            scope,
             "Token",
             http_api=http_api,
             type=api.HttpAuthorizerType.JWT,
-            jwt_issuer=issuer,
-            jwt_audience=audience,
+            jwt_issuer=self._issuer,
+            jwt_audience=self._audience,
             identity_source=["$request.header.Authorization"],
         )
-        self.authorizer_id = token.authorizer_id
-        self.authorizer = route_authorizer(self, self.authorizer_id)
 
     def _user_pool(self, config: Config) -> tuple[str, list[str]]:
         pool = cognito.UserPool(

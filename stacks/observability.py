@@ -6,6 +6,7 @@ from typing import Any
 
 import cdk_monitoring_constructs as monitoring
 from aws_cdk import Duration, Stack
+from aws_cdk import aws_apigatewayv2 as apigatewayv2
 from aws_cdk import aws_cloudwatch as cloudwatch
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda as lambda_
@@ -18,6 +19,8 @@ from lambda_pg_cdk.stacks.database import REPORT_HOURS, ROTATION_OFF
 from lambda_pg_cdk.stacks.nag_exceptions import suppress_serverless
 from lambda_pg_cdk.stacks.pooler.pgbouncer import METRICS, supervisor_metric
 from lambda_pg_cdk.stacks.published import published
+from lambda_pg_cdk.stacks.sql import REFUSED_KEYS, UNAVAILABLE, metrics_of
+from lambda_pg_cdk.stacks.sql_logins import secret_of
 from lambda_pg_cdk.stage.capacity import max_connections
 from lambda_pg_cdk.stage.config import Config
 
@@ -32,6 +35,9 @@ NEARLY_ALL = 0.9
 CERTIFICATE_DAYS = 21
 """Remaining days of the pooler's certificate at which an alarm fires: its renewal, at 30 days by a
 weekly function, has then failed."""
+
+REFUSED_A_MINUTE = 60
+"""Requests to `/sql` with a wrong key in a minute: one client with an old key, or guesses."""
 
 FAILED_LOGINS = 20
 """In a minute, for all tasks; the rotation of a single user makes some logins fail for a second."""
@@ -52,7 +58,10 @@ class _Watched:
 
 
 class ObservabilityStack(Stack):
-    """Alarms go to a topic if the stage has an address. Public: `watch`, `watch_background`."""
+    """Alarms go to a topic if the stage has an address.
+
+    Public: `watch`, `watch_sql`, `watch_background`.
+    """
 
     def __init__(
         self,
@@ -224,6 +233,36 @@ class ObservabilityStack(Stack):
                 )
             },
         )
+
+    def watch_sql(self) -> None:
+        """Watch what only `/sql` has: keys, its errors by route, and the API for tokens."""
+        self._show("SQL over HTTP", self._sql())
+        if self._config.sql.jwt:
+            api = apigatewayv2.HttpApi.from_http_api_attributes(
+                self, "SqlTokens", http_api_id=self._value("sql/token-api-id")
+            )
+            self._board.monitor_api_gateway_v2_http_api(
+                api=api,
+                human_readable_name="API of /sql for tokens",
+                alarm_friendly_name="SqlTokens",
+                add5xx_count_alarm={"Warning": self._errors(5, "requests-fail")},
+            )
+        if self._config.database.kind != "none" and not self._config.by_token:
+            self._show("Rotation of /sql's roles", self._sql_rotation_off())
+
+    def _sql(self) -> Iterator[_Watched]:
+        namespace = metrics_of(self._config)
+        refused = _metric(namespace, REFUSED_KEYS, {}, "Sum")
+        unavailable = _metric(namespace, UNAVAILABLE, {}, "Sum")
+        yield _Watched("SqlRefusedKeys", refused, REFUSED_A_MINUTE, "keys-are-refused")
+        yield _Watched("SqlUnavailable", unavailable, 5, "sql-answers-503")
+
+    def _sql_rotation_off(self) -> Iterator[_Watched]:
+        for role in self._config.sql.roles:
+            secret = {"Secret": self._value(secret_of(role))}
+            off = _metric(METRICS, ROTATION_OFF, secret, "Maximum", Duration.hours(REPORT_HOURS))
+            name = f"Sql{role.title()}RotationOff"
+            yield _Watched(name, off, 1, "the-rotation-is-off", periods=1)
 
     def watch_background(self, api: ApiStack) -> None:
         """Watch the scheduled functions: each failure fires the alarm."""

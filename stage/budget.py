@@ -314,8 +314,9 @@ def _server_sums(config: Config) -> Iterator[Sum]:
     pooler = _pgbouncer_line if config.pooler == "pgbouncer" else _proxy_line
     lines = [
         pooler(config, limit),
+        *_sql_lines(config),
         Line("migrations, over the direct URL", MIGRATIONS),
-        *([] if config.by_token else [Line("a rotation", ROTATION)]),
+        *_rotation_lines(config),
         *([Line("RDS Proxy itself", PROXY)] if config.pooler == "rds-proxy" else []),
         Line("administrators", config.database.other_connections),
         Line("reserved by PostgreSQL and RDS for superusers", RESERVED),
@@ -342,6 +343,21 @@ def login_limit(config: Config) -> int:
     return most_tasks(config) * config.pool_size
 
 
+def _rotation_lines(config: Config) -> Iterator[Line]:
+    """Count the rotations that can run at the same time: one for each secret."""
+    if config.by_token:
+        return
+    yield Line("a rotation", ROTATION)
+    if config.sql.enabled:
+        roles = len(config.sql.roles)
+        yield Line(f"rotations of /sql's roles: {roles} x {ROTATION}", roles * ROTATION)
+
+
+def sql_login_limit(config: Config) -> int:
+    """Return the CONNECTION LIMIT of each user of `/sql`, as `login_limit`; -1 is no limit."""
+    return most_tasks(config) * config.sql_pool_size if config.pooler == "pgbouncer" else -1
+
+
 def _pgbouncer_line(config: Config, _limit: int) -> Line:
     settings = config.pgbouncer
     draining, tasks = settings.max_tasks, most_tasks(config)
@@ -350,6 +366,18 @@ def _pgbouncer_line(config: Config, _limit: int) -> Line:
         f"{settings.maximum_percent} %) + {draining} tasks of the previous deployment that still "
         f"drain) x {settings.max_db_connections} connections of a task, all users together",
         tasks * settings.max_db_connections,
+    )
+
+
+def _sql_lines(config: Config) -> Iterator[Line]:
+    """Count what PgBouncer's second name of the database adds; other poolers have no second one."""
+    if not config.sql.enabled or config.pooler != "pgbouncer":
+        return
+    tasks, each = most_tasks(config), config.sql.max_db_connections
+    yield Line(
+        f"PgBouncer for /sql: the same {tasks} tasks x {each} connections of a task, all roles"
+        " together",
+        tasks * each,
     )
 
 
@@ -457,6 +485,9 @@ def _settings_of(config: Config) -> Iterator[tuple[str, str, int]]:
         yield "rds_proxy", "max_connections_percent", 1
         return
     yield "pgbouncer", "max_db_connections", 2
+    if config.sql.enabled:
+        least = config.sql.least_connections(config.users_of_a_login)
+        yield "sql", "max_db_connections", least
     yield "pgbouncer", "max_tasks", config.pgbouncer.tasks
     # Only upwards: PgBouncer rejects a client after the TLS handshake, 90 % of a login's cost.
     yield "pgbouncer", "max_client_conn", 55_000

@@ -10,18 +10,17 @@ each attribute is one setting.
 from dataclasses import dataclass
 
 from lambda_pg_cdk.stage.limits import LONGEST_CHECKOUT, TASK_MEMORY
+from lambda_pg_cdk.stage.patterns import HOST, SECRET_ARN
 from lambda_pg_cdk.stage.schema import REQUIRED, section, setting
+from lambda_pg_cdk.stage.sql import Sql
+from lambda_pg_cdk.stage.task import sql_database
 
 RETENTION = (1, 3, 5, 7, 14, 30, 60, 90, 180, 365, 731, 1827, 3653)
 """Days that CloudWatch Logs can keep events, up to ten years."""
 
-LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
-HOST = rf"(?=.{{1,253}}\Z){LABEL}(\.{LABEL})*"
 CIDR = r"\d{1,3}(\.\d{1,3}){3}/(1[6-9]|2[0-8])"
 """Addresses of a subnet; `consistency` checks the numbers."""
 IDENTIFIER = r"(?=.{1,63}\Z)[a-z](-?[a-z0-9])*"
-SECRET_ARN = r"arn:[a-z-]+:secretsmanager:[a-z0-9-]+:\d{12}:secret:\S+-[A-Za-z0-9]{6}"  # noqa: S105 - a pattern
-"""With the six characters at its end: IAM compares the complete ARN."""
 DB_CLASS = (
     r"t(3|4g)\.(micro|small|medium|(2?x)?large)"
     r"|([mr]([5-9]|\d\d)|x[2-9])[a-z]*\.(large|(2|4|8|12|16|24|32|48|96)?xlarge)"
@@ -511,6 +510,7 @@ class Config:
     functions: Functions = section(Functions, "the functions")
     identity: Identity = section(Identity, "which callers the API accepts")
     api: Api = section(Api, "the HTTP API")
+    sql: Sql = section(Sql, "the function `sql`")
     observability: Observability = section(Observability, "alarms")
 
     @property
@@ -546,8 +546,23 @@ class Config:
         PgBouncer does not share `max_db_connections` fairly: busy clients of one user would keep
         all of them from a rotation's second user. So each user has its own part.
         """
-        users = 2 if self.database.rotation == "alternating" else 1
-        return self.pgbouncer.max_db_connections // users
+        return self.pgbouncer.max_db_connections // self.users_of_a_login
+
+    @property
+    def users_of_a_login(self) -> int:
+        """Users that a login has in PostgreSQL: a rotation between two of them needs two."""
+        return 2 if self.database.rotation == "alternating" else 1
+
+    @property
+    def sql_pool_size(self) -> int:
+        """Server connections of one user of `/sql` in a task of PgBouncer; as `pool_size`."""
+        return self.sql.part_of_a_role(self.users_of_a_login) // self.users_of_a_login
+
+    @property
+    def sql_database(self) -> str:
+        """Name of the database that `/sql` connects to; only PgBouncer has a second one."""
+        name = self.database.name
+        return sql_database(name) if self.pooler == "pgbouncer" else name
 
     @property
     def pooler_name(self) -> str:

@@ -10,6 +10,7 @@ from lambda_pg_cdk.stage.capacity import most_connections
 from lambda_pg_cdk.stage.config import Config
 from lambda_pg_cdk.stage.limits import LONGEST_CHECKOUT, TASK_MEMORY
 from lambda_pg_cdk.stage.messages import problem, shown
+from lambda_pg_cdk.stage.sql_consistency import sql_inconsistencies
 
 API_TIMEOUT = 29
 """Seconds after which the API gives up on a function; an HTTP API's own limit is 30."""
@@ -60,6 +61,7 @@ def inconsistencies(config: Config) -> Iterator[str]:
         _pgbouncer,
         _rds_proxy,
         _external,
+        sql_inconsistencies,
     ):
         yield from check(config)
 

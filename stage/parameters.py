@@ -5,6 +5,7 @@ with several Python versions) depend on the app and on the settings; all others 
 """
 
 from lambda_pg_cdk.stage.config import Config
+from lambda_pg_cdk.stage.sql import ROLES
 
 FOR_CLIENTS = {
     "layer/arn": "newest version of the layer lambda_pg",
@@ -22,6 +23,20 @@ FOR_CLIENTS = {
     "network/subnets": "private subnets for functions",
 }
 """Values that functions of any app need; the stage's pooler decides which of them exist."""
+
+FOR_SQL = {
+    "sql/keys-secret-arn": "secret with the table of /sql's keys",
+    "sql/token-api-id": "HTTP API of /sql for callers with a token",
+    **{
+        f"sql/{role}/{value}": text.format(role)
+        for role in ROLES
+        for value, text in (
+            ("secret-arn", "secret of /sql's {}"),
+            ("connect-arn", "what rds-db:connect has to allow for /sql's {}"),
+        )
+    },
+}
+"""Values that exist only where the settings have sql.enabled."""
 
 FOR_THE_APP = {
     "api/id": "HTTP API of the stage, for routes in other stacks of its app",
@@ -56,8 +71,9 @@ def description_of(value: str) -> str:
     kind, _, rest = value.partition("/")
     if kind == "functions":
         return f"function {rest} of the stage's app"
-    if value in FOR_THE_APP:
-        return FOR_THE_APP[value]
+    for table in (FOR_THE_APP, FOR_SQL):
+        if value in table:
+            return table[value]
     if value in PARAMETERS:
         return PARAMETERS[value]
     return f"newest version of the layer lambda_pg for {rest.partition('/')[0]}"

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from lambda_pg_cdk import PACKAGE, PROJECT
 from lambda_pg_cdk.layer.build import Recipe, Target, assemble
+from lambda_pg_cdk.migrations.declarations import FILE as SQL_ACCESS
+from lambda_pg_cdk.migrations.declarations import read_access
 from lambda_pg_cdk.migrations.revisions import Branch, MigrationError, read
 from lambda_pg_cdk.stage.config import Config
 from lambda_pg_cdk.stage.messages import problem
@@ -22,6 +24,12 @@ SOURCE = "lambda-pg:source"
 
 NUMBERED = re.compile(r"[0-9]{4}_.+")
 """Names of an app's migrations and of the files that they read."""
+
+MODULES = (
+    *("access", "declarations", "declared_tables", "levels", "plan", "policies", "public_rights"),
+    *("revisions", "rights", "roles", "run", "tables", "upgrade"),
+)
+"""The room's modules that the function `migrate` imports."""
 
 
 def targets_of(config: Config) -> tuple[Target, ...]:
@@ -139,12 +147,14 @@ def migration_code(target: Target, *, sample: bool, project: Path = PROJECT) -> 
 
 def migrations(project: Path, *, sample: bool) -> tuple[tuple[Path, str], ...]:
     """Return the migration's code and all revisions, and where each goes; raise as above."""
-    read(Branch(project / "migrations"))
+    folder = project / "migrations"
+    read(Branch(folder))
+    read_access([folder])
     room, goes = PACKAGE / "migrations", "lambda_pg_cdk/migrations"
-    names = [f"{name}.py" for name in ("plan", "revisions", "roles", "run", "tables", "upgrade")]
-    names += ["base", "sample"] if sample else ["base"]
+    names = [f"{name}.py" for name in MODULES] + (["base", "sample"] if sample else ["base"])
     ours = ((room / name, f"{goes}/{name}") for name in names)
-    own = ((path, f"migrations/{path.name}") for path in _numbered(project / "migrations", room))
+    files = [*_numbered(folder, room), *folder.glob(SQL_ACCESS)]
+    own = ((path, f"migrations/{path.name}") for path in files)
     return (*ours, *own)
 
 

@@ -121,15 +121,9 @@ def check_concurrency(config: Config, clients: Clients) -> Iterator[Finding]:
     total = limits["ConcurrentExecutions"]
     # The stage's own reservations can be used again.
     free = limits["UnreservedConcurrentExecutions"] + _held(config, clients)
-    users = config.functions.reserved_concurrency or 0
-    reserved = users + (HEALTH_CONCURRENCY if users else 0)
+    reserved = sum(_reserved(config).values())
     if reserved and free - reserved < LEFT_UNRESERVED:
-        yield Finding(
-            f"functions.reserved_concurrency is {users}, with {HEALTH_CONCURRENCY} more for health;"
-            f" must be at most {max(free - LEFT_UNRESERVED - HEALTH_CONCURRENCY, 0)}: {free} of"
-            f" {total} concurrent executions are unreserved, and Lambda keeps {LEFT_UNRESERVED}",
-            f"Ask for more: {_increase(config, 'lambda', LAMBDA_CONCURRENCY)}, or set it to null.",
-        )
+        yield _too_many(config, free, total)
     elif total < USEFUL_CONCURRENCY:
         yield Finding(
             f"Lambda runs {total} requests at once here, as in a new account",
@@ -138,6 +132,32 @@ def check_concurrency(config: Config, clients: Clients) -> Iterator[Finding]:
         )
     else:
         yield Finding(f"Lambda runs {total} requests at once, {free} of them unreserved")
+
+
+def _reserved(config: Config) -> dict[str, int]:
+    """Return what each setting reserves; `users` reserves for `health` too."""
+    users = config.functions.reserved_concurrency
+    found = {} if users is None else {"functions.reserved_concurrency": users}
+    if users is not None:
+        found["health"] = HEALTH_CONCURRENCY
+    if config.sql.enabled:
+        found["sql.reserved_concurrency"] = config.sql.reserved_concurrency
+    return found
+
+
+def _too_many(config: Config, free: int, total: int) -> Finding:
+    """Name the reservation to change: the first setting, which is the sample's if it has one."""
+    reserved = _reserved(config)
+    name, others = next(iter(reserved)), dict(list(reserved.items())[1:])
+    more = "".join(f", with {count} more for {other}" for other, count in others.items())
+    most = max(free - LEFT_UNRESERVED - sum(others.values()), 0)
+    remedy = f"Ask for more: {_increase(config, 'lambda', LAMBDA_CONCURRENCY)}"
+    other = ", or set it to null" if name.startswith("functions") else ", or reserve less"
+    return Finding(
+        f"{name} is {reserved[name]}{more}; must be at most {most}: {free} of {total} concurrent"
+        f" executions are unreserved, and Lambda keeps {LEFT_UNRESERVED}",
+        f"{remedy}{other}.",
+    )
 
 
 def _held(config: Config, clients: Clients) -> int:

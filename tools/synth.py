@@ -63,6 +63,13 @@ _EXTERNAL: dict[str, Any] = {
     "external": {"secret_arn": f"{_ACCOUNT}:supabase-AbCdEf", "profile": "supabase", "port": 6543},
 }
 
+_SQL = {
+    "enabled": True,
+    "roles": ["reader", "writer", "caller"],
+    "jwt": True,
+    "statements": "sql/statements.json",
+}
+
 COMBINATIONS: Mapping[str, Mapping[str, Any]] = {
     **{
         f"{database}-{pooler}": {
@@ -73,7 +80,36 @@ COMBINATIONS: Mapping[str, Mapping[str, Any]] = {
         for database, of_database in _DATABASES.items()
         for pooler, of_pooler in _POOLERS.items()
     },
+    **{
+        f"{database}-{pooler}-with-sql": {
+            **_DATABASES[database],
+            **_POOLERS[pooler],
+            "database": {
+                **_DATABASES[database].get("database", {}),
+                **_POOLERS[pooler].get("database", {}),
+                "max_connections": 200,
+            },
+            "sql": of_sql,
+        }
+        for database, pooler, of_sql in (
+            ("instance", "pgbouncer", _SQL),
+            ("aurora", "pgbouncer", {"enabled": True}),
+            ("existing", "pgbouncer", _SQL),
+            ("aurora", "rds-proxy", _SQL),
+            ("instance", "rds-proxy-with-secret", {**_SQL, "gzip": False}),
+        )
+    },
     "external": _EXTERNAL,
+    "external-with-sql": {
+        **_EXTERNAL,
+        "sql": {
+            **_SQL,
+            **{
+                f"{role}_secret_arn": f"{_ACCOUNT}:{role}-AbCdEf"
+                for role in ("reader", "writer", "caller")
+            },
+        },
+    },
     "external-in-network": {
         **_EXTERNAL,
         "network": _NETWORK,

@@ -203,7 +203,8 @@ function showTables(sample) {
 function showState(sample) {
   const deployed = Object.keys(sample.environments ?? {}).length > 0;
   say("cloud", sample.running ? "Running" : "The cloud does not answer", sample.running ? "running" : "away");
-  $("api").textContent = sample.api_url ? `API ${sample.api_url}` : "";
+  const more = (sample.more_apis ?? []).map(({ name, url }) => `${url} (${name})`);
+  $("api").textContent = sample.api_url ? [`API ${sample.api_url}`, ...more].join(", ") : "";
   $("hint").hidden = !sample.running || deployed;
   $("hint").textContent = "Nothing is deployed: `.venv/bin/python -m lambda_pg_cdk.local deploy` deploys the app.";
 }

@@ -110,10 +110,11 @@ class Control:
     async def status(self, _request: web.Request) -> web.Response:
         parts = self._parts
         state = parts.state.state
-        answered = parts.api.history.answered.items()
+        answered = parts.history.answered.items()
         return web.json_response(
             {
                 "api_url": state.api_url,
+                **parts.apis.status(),
                 "aws_endpoint_url": state.aws_endpoint_url,
                 "console_url": state.console_url,
                 "postgres": parts.servers.database.status(),
@@ -126,7 +127,7 @@ class Control:
 
     async def requests(self, _request: web.Request) -> web.Response:
         """Return what the API has answered in each of the last seconds."""
-        return web.json_response({"seconds": self._parts.api.history.seconds()})
+        return web.json_response({"seconds": self._parts.history.seconds()})
 
     async def open(self, request: web.Request) -> web.Response:
         order = await request.json()

@@ -1,5 +1,6 @@
 """The HTTP servers of the daemon: how each is served, and the one of the issuer."""
 
+import ssl
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,15 +16,22 @@ _BACKLOG = 4096  # a storm's connections come at once
 class FrontEnd:
     """One HTTP server on a port that is bound already."""
 
-    def __init__(self, listener: Listener, runner: web.ServerRunner | web.AppRunner) -> None:
+    def __init__(
+        self,
+        listener: Listener,
+        runner: web.ServerRunner | web.AppRunner,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         """Take the port and what answers there; nothing is served yet."""
         self._listener = listener
         self._runner = runner
+        self._tls = tls
 
     async def start(self) -> None:
         """Begin to serve."""
         await self._runner.setup()
-        await web.SockSite(self._runner, self._listener.socket, backlog=_BACKLOG).start()
+        sock, tls = self._listener.socket, self._tls
+        await web.SockSite(self._runner, sock, ssl_context=tls, backlog=_BACKLOG).start()
 
     async def close(self) -> None:
         """Serve no more."""

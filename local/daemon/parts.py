@@ -2,10 +2,12 @@
 
 import os
 from dataclasses import dataclass
+from functools import partial
 
 import aiohttp
 
 from lambda_pg_cdk.local.control_plane.ministack import ControlPlane, control_plane_variables
+from lambda_pg_cdk.local.daemon.api_ports import ApiPorts
 from lambda_pg_cdk.local.daemon.deployments import Deployments, own_settings, stage_settings
 from lambda_pg_cdk.local.daemon.follower import Follower
 from lambda_pg_cdk.local.daemon.layout import Layout
@@ -20,6 +22,8 @@ from lambda_pg_cdk.local.environments.account import Account
 from lambda_pg_cdk.local.environments.launcher import LaunchContext
 from lambda_pg_cdk.local.faults.secrets_front import SecretsFront
 from lambda_pg_cdk.local.faults.wires import Wires
+from lambda_pg_cdk.local.http_api.authorizer import Authorizer
+from lambda_pg_cdk.local.http_api.history import History
 from lambda_pg_cdk.local.http_api.issuer import Issuer
 from lambda_pg_cdk.local.http_api.server import HttpApi
 from lambda_pg_cdk.local.options import Options
@@ -57,10 +61,11 @@ class Parts:
     """All parts of a cloud."""
 
     account: Account
-    api: HttpApi
+    apis: ApiPorts
     console: JsonProcess
     deployments: Deployments
     follower: Follower
+    history: History
     issuer: Issuer
     pooler: PoolerService
     reconciler: Reconciler
@@ -80,21 +85,24 @@ def make_parts(
     state = StateFile(folder, _state(layout, region))
     servers = _make_servers(layout, settings, progress, session)
     account = Account(_launch_context(layout, region), options.idle_seconds, options.start)
-    api = HttpApi(account.invoke, session)
+    history = History()
+    make_api = partial(HttpApi, account.invoke, Authorizer(session), history)
+    apis = ApiPorts(layout.api, make_api, layout.make_folder("domains"))
     names = CloudMap(layout.endpoint, region, layout.key)
     make_pooler, thread = servers.pooler_factory.make, servers.thread
     pooler = PoolerService(servers.balancer, names, make_pooler, thread.run)
     inventory = Inventory(layout.endpoint, region, layout.key, layout.make_folder("code"))
-    reconciler = Reconciler(inventory, account, api, pooler)
+    reconciler = Reconciler(inventory, account, apis, pooler)
     direct = Direct(layout.endpoint, region, layout.key, parameter_name(settings, "layer/arn"))
     updates = Updates(direct, account, reconciler)
     deployments = Deployments(_cdk(layout, settings), reconciler, progress, options, own, updates)
     return Parts(
         account=account,
-        api=api,
+        apis=apis,
         console=JsonProcess("lambda_pg_cdk.console", [str(folder)], folder / "console.log"),
         deployments=deployments,
         follower=Follower(layout, region, session, deployments, reconciler),
+        history=history,
         issuer=issuer,
         pooler=pooler,
         reconciler=reconciler,

@@ -1,24 +1,24 @@
-"""Run what is deployed: functions, API and pooler."""
+"""Run what is deployed: functions, APIs and pooler."""
 
 import asyncio
 from collections.abc import Callable
 
+from lambda_pg_cdk.local.daemon.api_ports import ApiPorts
 from lambda_pg_cdk.local.deployment.deployed import Deployed
 from lambda_pg_cdk.local.deployment.inventory import Inventory
 from lambda_pg_cdk.local.environments.account import Account
-from lambda_pg_cdk.local.http_api.server import HttpApi
 from lambda_pg_cdk.local.pooler_service.service import PoolerService
 
 
 class Reconciler:
-    """Makes functions, API and pooler what the control plane says is deployed."""
+    """Makes functions, APIs and pooler what the control plane says is deployed."""
 
     def __init__(
-        self, inventory: Inventory, account: Account, api: HttpApi, pooler: PoolerService
+        self, inventory: Inventory, account: Account, apis: ApiPorts, pooler: PoolerService
     ) -> None:
         self._inventory = inventory
         self._account = account
-        self._api = api
+        self._apis = apis
         self._pooler = pooler
         self._reconciling = asyncio.Lock()
         self._signature = ""
@@ -29,14 +29,14 @@ class Reconciler:
         await self._pooler.settle()
 
     async def reconcile(self) -> None:
-        """Run what is deployed now: functions and API at once, the pooler's tasks soon after."""
+        """Run what is deployed now: functions and APIs at once, the pooler's tasks soon after."""
         async with self._reconciling:
             signature = await asyncio.to_thread(self._inventory.signature)
             deployed: Deployed = await asyncio.to_thread(self._inventory.read)
             for function in deployed.functions:
                 await self._account.update(function)
             await self._account.keep_only(function.name for function in deployed.functions)
-            self._api.update(deployed.api)
+            await self._apis.follow(deployed.apis, deployed.domains)
             self._pooler.follow(deployed.pooler)
             self._signature = signature
 

@@ -128,7 +128,7 @@ async def _find_runtime(layout: Layout, progress: Progress) -> None:
 async def _start_front_ends(ends: AsyncExitStack, parts: Parts, layout: Layout) -> None:
     control = web.AppRunner(control_application(parts, layout.key), access_log=None)
     await _begin(ends, FrontEnd(layout.issuer, web.ServerRunner(issuer_server(parts.issuer))))
-    await _begin(ends, FrontEnd(layout.api, web.ServerRunner(parts.api.server())))
+    await _begin(ends, parts.apis)
     await _begin(ends, FrontEnd(layout.control, control))
 
 

@@ -95,6 +95,15 @@ class Api:
     stage: str
     routes: tuple[Route, ...]
     cors: Cors | None = None
+    name: str = ""  # its description, where it has one: the CDK calls every API "Http"
+
+
+@dataclass(frozen=True, slots=True)
+class CustomDomain:
+    """A custom domain name, and the id of the API that it leads to."""
+
+    name: str
+    api: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +118,12 @@ class PoolerTask:
     def port(self) -> int:
         """The port that every task listens on."""
         return int(self.variables["LISTEN_PORT"])
+
+    @property
+    def server_connections(self) -> int:
+        """The most server connections of one task, for both names of the database."""
+        names = ("MAX_DB_CONNECTIONS", "SQL_MAX_DB_CONNECTIONS")
+        return sum(int(self.variables.get(name, 0)) for name in names)
 
     @property
     def family(self) -> str:
@@ -145,5 +160,6 @@ class Deployed:
     """Everything that the daemon has to run."""
 
     functions: tuple[Function, ...] = ()
-    api: Api | None = None
+    apis: tuple[Api, ...] = ()  # the oldest is first
+    domains: tuple[CustomDomain, ...] = ()
     pooler: PoolerService | None = None

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import re
 import urllib.request
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,16 +15,12 @@ from botocore.config import Config
 from lambda_pg_cdk.local.control_plane.changes import OWN_REQUESTS
 from lambda_pg_cdk.local.deployment.deployed import (
     FOLDER_TAG,
-    Api,
-    Cors,
     Deployed,
     Function,
-    JwtAuthorizer,
     PoolerService,
     PoolerTask,
-    Route,
-    Throttle,
 )
+from lambda_pg_cdk.local.deployment.http_apis import FUNCTION, HttpApis
 from lambda_pg_cdk.local.state import client_keys
 
 _CHANGING = "_IN_PROGRESS"
@@ -35,10 +30,10 @@ _SERVICES_AT_ONCE = 10  # the limit of DescribeServices
 
 
 class Inventory:
-    """The deployed functions, API and pooler; code and layers are unpacked into a folder.
+    """The deployed functions, APIs and pooler; code and layers are unpacked into a folder.
 
-    One cloud may have several apps. It runs all their functions, but only the first API, and only
-    the first service that is a pooler of this project.
+    One cloud may have several apps. It runs all their functions and APIs, but only the first
+    service that is a pooler of this project.
     """
 
     def __init__(self, endpoint: str, region: str, key: str, folder: Path) -> None:
@@ -55,6 +50,7 @@ class Inventory:
         self._clients = {
             name: session.client(name, endpoint_url=endpoint, config=config) for name in names
         }
+        self._apis = HttpApis(self._clients["apigatewayv2"])
         # What `signature` includes besides stacks and functions; `read` sets it.
         self._aliases: dict[str, str] = {}
         self._pooler_arn: str | None = None
@@ -84,7 +80,7 @@ class Inventory:
 
     def read(self) -> Deployed:
         """Return everything that the cloud runs."""
-        api, qualifiers = self._api()
+        apis, qualifiers = self._apis.read()
         names = [
             each["FunctionName"]
             for each in self._functions()
@@ -92,7 +88,7 @@ class Inventory:
         ]
         self._aliases = self._choose_aliases(names, qualifiers)
         functions = [self.function(name, self._aliases.get(name)) for name in names]
-        return Deployed(tuple(functions), api, self._pooler())
+        return Deployed(tuple(functions), apis, self._apis.domains(apis), self._pooler())
 
     def _stacks(self) -> list[dict[str, Any]]:
         return self._all("cloudformation", "describe_stacks", "Stacks")
@@ -187,35 +183,6 @@ class Inventory:
         partial.rename(folder)
         return folder
 
-    # API
-
-    def _api(self) -> tuple[Api | None, dict[str, str]]:
-        """Return the API, and the qualifiers that it calls functions with."""
-        client = self._clients["apigatewayv2"]
-        found = self._all("apigatewayv2", "get_apis", "Items")
-        apis = [api for api in found if api["ProtocolType"] == "HTTP"]
-        for first in sorted(apis, key=lambda api: str(api.get("CreatedDate", "")))[:1]:
-            api_id = first["ApiId"]
-            stages = client.get_stages(ApiId=api_id)["Items"]
-            if not stages:
-                break
-            integrations = {
-                each["IntegrationId"]: each
-                for each in self._all("apigatewayv2", "get_integrations", "Items", ApiId=api_id)
-            }
-            authorizers = {
-                each["AuthorizerId"]: _authorizer(each)
-                for each in self._all("apigatewayv2", "get_authorizers", "Items", ApiId=api_id)
-            }
-            routes = [
-                _route(each, integrations, authorizers, stages[0])
-                for each in self._all("apigatewayv2", "get_routes", "Items", ApiId=api_id)
-            ]
-            cors = _cors(first["CorsConfiguration"]) if first.get("CorsConfiguration") else None
-            api = Api(api_id, stages[0]["StageName"], tuple(routes), cors)
-            return api, _qualifiers(integrations.values())
-        return None, {}
-
     # Pooler
 
     def _pooler(self) -> PoolerService | None:
@@ -298,65 +265,9 @@ def _pooler_service(service: Mapping[str, Any], task: PoolerTask, delay: float) 
     )
 
 
-_FUNCTION = re.compile(r":function:([A-Za-z0-9_-]+)(?::([A-Za-z0-9_-]+|\$LATEST))?")
-
-
-def function_name(uri: str) -> str:
-    """Return the function's name from its ARN, or from the URI of an integration."""
-    found = _FUNCTION.search(uri)
-    return found[1] if found else uri
-
-
 def _qualified(arn: str, qualifier: str | None) -> str:
     """Return the ARN to call a function by: with the alias, not its version."""
-    found = _FUNCTION.search(arn)
+    found = FUNCTION.search(arn)
     if found is None or qualifier is None:
         return arn
     return f"{arn[: found.end(1)]}:{qualifier}"
-
-
-def _qualifiers(integrations: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Return the alias or version of each function that an integration calls with one."""
-    found = [_FUNCTION.search(each.get("IntegrationUri", "")) for each in integrations]
-    return {each[1]: each[2] for each in found if each and each[2]}
-
-
-def _authorizer(found: Mapping[str, Any]) -> JwtAuthorizer:
-    settings = found["JwtConfiguration"]
-    return JwtAuthorizer(settings["Issuer"], tuple(settings["Audience"]))
-
-
-def _route(
-    found: Mapping[str, Any],
-    integrations: Mapping[str, Mapping[str, Any]],
-    authorizers: Mapping[str, JwtAuthorizer],
-    stage: Mapping[str, Any],
-) -> Route:
-    integration = integrations[found["Target"].removeprefix("integrations/")]
-    guarded = found.get("AuthorizationType") == "JWT"
-    limits = {
-        **stage.get("DefaultRouteSettings", {}),
-        **stage.get("RouteSettings", {}).get(found["RouteKey"], {}),
-    }
-    return Route(
-        key=found["RouteKey"],
-        function=function_name(integration["IntegrationUri"]),
-        payload_format=integration.get("PayloadFormatVersion", "2.0"),
-        timeout=integration.get("TimeoutInMillis", 30_000) / 1000,
-        authorizer=authorizers[found["AuthorizerId"]] if guarded else None,
-        scopes=tuple(found.get("AuthorizationScopes") or ()),
-        throttle=Throttle(
-            float(limits.get("ThrottlingRateLimit", 0)), int(limits.get("ThrottlingBurstLimit", 0))
-        ),
-    )
-
-
-def _cors(found: Mapping[str, Any]) -> Cors:
-    return Cors(
-        origins=tuple(found.get("AllowOrigins", ())),
-        methods=tuple(found.get("AllowMethods", ())),
-        headers=tuple(found.get("AllowHeaders", ())),
-        exposed=tuple(found.get("ExposeHeaders", ())),
-        max_age=found.get("MaxAge"),
-        credentials=bool(found.get("AllowCredentials", False)),
-    )

@@ -149,11 +149,11 @@ def _login_at(cloud: LocalCloud, address: str, login: dict[str, Any]) -> psycopg
 
 @contextmanager
 def kill_backends(cloud: LocalCloud) -> Iterator[None]:
-    """Terminate all backends of the application, as a failover does."""
+    """Terminate all backends of functions, as a failover does."""
     with psycopg.connect(cloud.status()["postgres"]["dsn"], autocommit=True) as admin:
         admin.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE usename LIKE 'lambda_pg_user%'"
+            " WHERE usename ~ '^(lambda_pg_user|sql_)'"
         )
     yield
 

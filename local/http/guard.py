@@ -23,14 +23,22 @@ def refusal(
     The names of `headers` are in lower case, or their case does not matter. `ports` are those that
     the request may name; `trusts` tells whether another origin is allowed.
     """
+    own = [f"http://{name}:{port}" for port in ports for name in ("127.0.0.1", "localhost")]
+    return refusal_at(own, headers, trusts)
+
+
+def refusal_at(
+    own: Collection[str], headers: Mapping[str, str], trusts: Callable[[str], bool]
+) -> str | None:
+    """Do as `refusal` does, for a server that is at these URLs."""
     host = headers.get("host", "")
-    own = [f"{name}:{port}" for port in ports for name in ("127.0.0.1", "localhost")]
-    if host not in own:
-        return f"Host is {host!r}; must be {' or '.join(own)}. Ask by that address."
+    origins = {url.partition("://")[2]: url for url in own}
+    if host not in origins:
+        return f"Host is {host!r}; must be {' or '.join(origins)}. Ask by that address."
     origin = headers.get("origin")
     if origin is not None and trusts(origin):
         return None
-    if origin not in {None, f"http://{host}"}:
+    if origin not in {None, origins[host]}:
         return _from_page("Origin", origin)
     site = headers.get("sec-fetch-site")
     return None if site in _OWN_SITES else _from_page("Sec-Fetch-Site", site)

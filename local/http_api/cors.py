@@ -1,6 +1,7 @@
 """Answer preflight requests and add CORS headers, from the API's configuration alone."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from lambda_pg_cdk.local.deployment.deployed import Cors
 from lambda_pg_cdk.local.http_api.events import HttpResponse
@@ -9,6 +10,12 @@ from lambda_pg_cdk.local.http_api.events import HttpResponse
 def preflight(cors: Cors, headers: Mapping[str, str]) -> HttpResponse:
     """Answer an OPTIONS request, as API Gateway does if CORS is configured."""
     return HttpResponse(204, allowed_headers(cors, headers, is_preflight=True), b"")
+
+
+def applied(cors: Cors, headers: Mapping[str, str], response: HttpResponse) -> HttpResponse:
+    """Replace the CORS headers of a function's response by the API's, as API Gateway does."""
+    kept = [each for each in response.headers if not each[0].startswith("access-control-")]
+    return replace(response, headers=[*kept, *allowed_headers(cors, headers)])
 
 
 def allowed_headers(

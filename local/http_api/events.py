@@ -80,7 +80,7 @@ def _context(
     claims: Mapping[str, Any] | None,
     headers: Mapping[str, str],
 ) -> dict[str, Any]:
-    host = headers.get("host", "")
+    host = headers.get("host", "").partition(":")[0]
     context: dict[str, Any] = {
         "accountId": ACCOUNT,
         "apiId": api.id,

@@ -1,4 +1,4 @@
-"""Serve the deployed API on loopback."""
+"""Serve one deployed API on loopback."""
 
 import asyncio
 import json
@@ -7,7 +7,6 @@ import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import aiohttp
 from aiohttp import web
 
 from lambda_pg_cdk.local.deployment.deployed import Api, Throttle
@@ -27,8 +26,12 @@ from lambda_pg_cdk.local.http_api.history import History
 from lambda_pg_cdk.local.http_api.routes import Match, find_route
 from lambda_pg_cdk.local.http_api.throttle import Bucket
 
+MAX_HEAD_BYTES = 10_240
+"""Of the request line and all headers, names and values: a quota of HTTP APIs."""
 MAX_REQUEST_BYTES = 10 * 1024 * 1024
 MAX_EVENT_BYTES = 6 * 1024 * 1024
+_READ_BYTES = 1024 * 1024  # of one header or line: more is no HTTP for aiohttp, which answers 400
+_READ_HEADERS = 10_000
 _HOP_HEADERS = {"connection", "keep-alive", "content-length", "transfer-encoding", "upgrade"}
 
 Invoke = Callable[[str, bytes], Awaitable[Outcome]]
@@ -37,11 +40,12 @@ Invoke = Callable[[str, bytes], Awaitable[Outcome]]
 class HttpApi:
     """The front end: routes, authorizer, throttle and CORS of one deployed API."""
 
-    def __init__(self, invoke: Invoke, session: aiohttp.ClientSession) -> None:
+    def __init__(self, invoke: Invoke, authorizer: Authorizer, history: History) -> None:
+        """Take what calls functions, checks tokens and counts answers; no API is deployed yet."""
         self._invoke = invoke
-        self._authorizer = Authorizer(session)
+        self._authorizer = authorizer
+        self._history = history
         self._api: Api | None = None
-        self.history = History()
         self._buckets: dict[tuple[str, Throttle], Bucket] = {}
 
     def update(self, api: Api | None) -> None:
@@ -50,43 +54,59 @@ class HttpApi:
         wanted = {(route.key, route.throttle) for route in (api.routes if api else ())}
         self._buckets = {key: self._buckets.get(key) or Bucket(key[1]) for key in wanted}
 
-    def server(self) -> web.Server:
-        """Return the handler of connections, for `create_server`."""
-        return web.Server(self.handle, request_factory=_request, access_log=None)
-
     async def handle(self, received: web.BaseRequest) -> web.Response:
-        """Answer one request; this is aiohttp's handler."""
+        """Answer one request to the API's own port; this is aiohttp's handler."""
+        if reason := guard.refusal_of(received, self.trusts(received)):
+            return refused(reason)
+        return await self.answer(received)
+
+    async def answer(self, received: web.BaseRequest) -> web.Response:
+        """Answer one request that the guard has let through."""
         began = time.monotonic()
-        if reason := guard.refusal_of(received, self._trusts):
-            return web.json_response({"message": reason}, status=403)
         headers = {name.lower(): value for name, value in received.headers.items()}
-        response = await self._answer(received, headers)
-        self.history.add(response.status, time.monotonic() - began)
-        extra = (
-            cors.allowed_headers(self._api.cors, headers) if self._api and self._api.cors else []
-        )
+        response = await self._respond(received, headers)
+        self._history.add(response.status, time.monotonic() - began)
         answer = web.Response(status=response.status, body=response.body)
         answer.headers.popall("Content-Type", None)
-        for name, value in [*response.headers, *extra]:
+        for name, value in response.headers:
             if name not in _HOP_HEADERS:
                 answer.headers.add(name, value)
         return answer
 
-    def _trusts(self, origin: str) -> bool:
-        """Tell whether the deployed API allows requests of pages of an origin."""
-        return (
-            self._api is not None
-            and self._api.cors is not None
-            and (cors.allows(self._api.cors, origin))
-        )
+    def trusts(self, received: web.BaseRequest) -> Callable[[str], bool]:
+        """Return what tells whether pages of an origin may send this request.
 
-    async def _answer(self, received: web.BaseRequest, headers: dict[str, str]) -> HttpResponse:
+        The API's CORS configuration decides. Without one, the function behind a route
+        `OPTIONS /path` answers preflight requests for that path, so it decides.
+        """
+        api, path = self._api, received.raw_path.partition("?")[0]
+
+        def allowed(origin: str) -> bool:
+            if api is None:
+                return False
+            if api.cors is not None:
+                return cors.allows(api.cors, origin)
+            match = find_route(api.routes, "OPTIONS", path)
+            return match is not None and match.route.key.startswith("OPTIONS ")
+
+        return allowed
+
+    async def _respond(self, received: web.BaseRequest, headers: dict[str, str]) -> HttpResponse:
         api = self._api
-        path, _, query = received.raw_path.partition("?")
+        if _head_bytes(received) > MAX_HEAD_BYTES:
+            return HttpResponse.message(431, "Request Header Fields Too Large")
         if api is None:
             return HttpResponse.message(404, "Not Found")
-        if received.method == "OPTIONS" and api.cors and "origin" in headers:
+        if api.cors is None:
+            return await self._follow_route(received, api, headers)
+        if received.method == "OPTIONS" and "origin" in headers:
             return cors.preflight(api.cors, headers)
+        return cors.applied(api.cors, headers, await self._follow_route(received, api, headers))
+
+    async def _follow_route(
+        self, received: web.BaseRequest, api: Api, headers: dict[str, str]
+    ) -> HttpResponse:
+        path, _, query = received.raw_path.partition("?")
         match = find_route(api.routes, received.method, path)
         if match is None:
             return HttpResponse.message(404, "Not Found")
@@ -121,7 +141,8 @@ class HttpApi:
                 return HttpResponse.message(401, "Unauthorized", _one_line(plain))
             except ForbiddenError:
                 return HttpResponse.message(403, "Forbidden")
-        if not self._buckets[route.key, route.throttle].take():
+        bucket = self._buckets.get((route.key, route.throttle))  # none: a deployment removed it
+        if bucket is not None and not bucket.take():
             return HttpResponse.message(429, "Too Many Requests")
         event = json.dumps(build_event(request, api, match, claims)).encode()
         if len(event) > MAX_EVENT_BYTES:
@@ -146,6 +167,35 @@ class HttpApi:
             return read_response(outcome.payload)
         except MalformedResponseError:
             return HttpResponse.message(500, "Internal Server Error")
+
+
+def server(handle: Callable[[web.BaseRequest], Awaitable[web.Response]]) -> web.Server:
+    """Return the handler of connections, for `create_server`.
+
+    Bodies stay as they arrive, also compressed ones. The limits are far above API Gateway's, so
+    that its own answer is sent.
+    """
+    return web.Server(
+        handle,
+        request_factory=_request,
+        access_log=None,
+        auto_decompress=False,
+        max_line_size=_READ_BYTES,
+        max_field_size=_READ_BYTES,
+        max_headers=_READ_HEADERS,
+    )
+
+
+def refused(reason: str) -> web.Response:
+    """Return the answer to a request that the guard refuses."""
+    return web.json_response({"message": reason}, status=403)
+
+
+def _head_bytes(received: web.BaseRequest) -> int:
+    """Count the request line and the headers as they arrived, without the ends of lines."""
+    line = f"{received.method} {received.raw_path} HTTP/1.1"
+    headers = received.raw_headers
+    return len(line) + sum(len(name) + len(b": ") + len(value) for name, value in headers)
 
 
 def _request(

@@ -129,12 +129,11 @@ class PoolerService:
         with suppress(RuntimeError, TimeoutError):
             flows = await self._front.flows()
         tasks = [task.status(flows.get(task.address, 0)) for task in self._tasks]
-        each = int(deployed.task.variables["MAX_DB_CONNECTIONS"])
         return {
             "host": "127.0.0.1",
             "port": deployed.task.port,
             "admin_dsn": next((t["admin_dsn"] for t in tasks if t["state"] == "RUNNING"), None),
-            "max_server_connections": each * deployed.desired,
+            "max_server_connections": deployed.task.server_connections * deployed.desired,
             "service": deployed.arn,
             "desired": deployed.desired,
             "stable": self.settled,

@@ -11,6 +11,7 @@ import logging
 import os
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import boto3
 import psycopg
 from lambda_pg import ConfigurationError, CredentialsError, Database, Settings
 
+from lambda_pg_cdk.migrations.levels import Levels, group_of
 from lambda_pg_cdk.migrations.roles import Login, LoginError, Timeouts
 from lambda_pg_cdk.migrations.run import Connections, Owner, migrate
 from lambda_pg_cdk.migrations.upgrade import BRANCHES, Branch
@@ -46,6 +48,9 @@ OWN = Branch(Path(__file__).resolve().parent / "migrations")
 AS_IT_IS = {"LAMBDA_PG_PROFILE": "direct", "LAMBDA_PG_ALLOW_UNVERIFIED_TLS": "1"}
 """Settings that accept every URL that can be read: here it only names the login."""
 
+NO_TIMEOUTS = Timeouts(statement=0, lock=0, idle_in_transaction=0)
+"""For a stage without /sql: no login has them."""
+
 settings = Settings.from_env(direct=EXTERNAL)
 db = Database(settings)
 
@@ -66,6 +71,7 @@ def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
                 server=read_number("MAX_CONNECTIONS"), login=read_number("LOGIN_LIMIT")
             ),
             owner=Owner(check_owner, OWNER_BY_TOKEN),
+            levels=read_levels(),
         )
     logger.info("schema is at %s, applied %s", ", ".join(outcome.revisions), outcome.applied)
     for warning in outcome.warnings:
@@ -107,17 +113,46 @@ def read_login() -> Login:
         return Login(user)
     if EXTERNAL:
         return login_of(read_secret("LAMBDA_PG_SECRET_ARN").get("url"))
-    fields = read_secret("APP_SECRET_ARN")
+    return user_of(read_secret("APP_SECRET_ARN"))
+
+
+def read_levels() -> Levels:
+    """Return /sql's trust levels: SQL_ROLES has each one's secret, or its user with IAM tokens.
+
+    Without SQL_ROLES all levels are off.
+    """
+    roles: dict[str, str] = json.loads(os.environ.get("SQL_ROLES") or "{}")
+    timeouts = Timeouts(**json.loads(os.environ["SQL_TIMEOUTS"])) if roles else NO_TIMEOUTS
+    readers = {level: partial(read_level, level, place) for level, place in roles.items()}
+    return Levels(readers, timeouts, read_number("SQL_LOGIN_LIMIT") or -1)
+
+
+def read_level(level: str, place: str) -> Login:
+    """Return the login of a trust level, by its secret's ARN or its user's name."""
+    group = group_of(level)
+    if not place.startswith("arn:"):
+        return Login(place, group=group)
+    fields = read_fields(place)
+    if "url" in fields:
+        return replace(login_of(fields["url"]), group=group)
+    return replace(user_of(fields), group=group)
+
+
+def user_of(fields: dict[str, Any]) -> Login:
+    """Return the user and the password of a secret's fields."""
     user, password = fields.get("username") or "", fields.get("password") or ""
     return Login(user, password, many_rounds=MANY_ROUNDS)
 
 
 def read_secret(variable: str) -> dict[str, Any]:
+    """Read the secret whose ARN is in a variable."""
+    return read_fields(os.environ[variable])
+
+
+def read_fields(arn: str) -> dict[str, Any]:
     """Read a secret as JSON."""
     secrets = boto3.client("secretsmanager")
-    fields: dict[str, Any] = json.loads(
-        secrets.get_secret_value(SecretId=os.environ[variable])["SecretString"]
-    )
+    fields: dict[str, Any] = json.loads(secrets.get_secret_value(SecretId=arn)["SecretString"])
     return fields
 
 

@@ -6,6 +6,9 @@ if a step in between fails).
 
 A step that fails leaves AWSCURRENT as it was and is retried; every step may be repeated.
 
+One function rotates the secrets of all logins: SQL_ROLES names those of /sql's trust levels, whose
+users are in the level's group. An event cannot choose the group.
+
 There are two more steps. A deployment runs admitCurrent before it makes an RDS Proxy: this creates
 the login of AWSCURRENT, which the migration does only after the proxy. A schedule runs
 reportSchedule every hour, which tells CloudWatch whether the secret is rotated.
@@ -33,6 +36,7 @@ from lambda_pg_cdk.migrations.roles import (
     NeighbourError,
     admit,
     admit_early,
+    group_of,
     hold,
 )
 
@@ -40,6 +44,9 @@ ROTATION: Final = os.environ.get("ROTATION") or "alternating"
 
 MANY_ROUNDS: Final = os.environ.get("MANY_ROUNDS") == "1"
 """Whether the application's password is hashed in more rounds than the layer needs."""
+
+SQL_ROLES: Final[dict[str, str]] = json.loads(os.environ.get("SQL_ROLES") or "{}")
+"""ARNs of the secrets of /sql's logins, by trust level; other secrets are the application's."""
 
 SUFFIX: Final = "_clone"
 """End of the second user's name in an alternating rotation, after the first user's name."""
@@ -243,7 +250,7 @@ def test_secret(versions: Versions) -> None:
     tester = Database(replace(settings, secret_arn=None, user=login.name, password=login.password))
     try:
         with acting_as(f"{login.name!r}, by AWSPENDING"), tester.deadline(TEST_TIMEOUT):
-            row = tester.execute("SELECT pg_has_role(%s, 'USAGE')", [GROUP]).fetchone()
+            row = tester.execute("SELECT pg_has_role(%s, 'USAGE')", [login.group]).fetchone()
     except RotationError as error:
         if versions.pending() != versions.current():
             raise
@@ -255,7 +262,9 @@ def test_secret(versions: Versions) -> None:
     finally:
         tester.close()
     if row != (True,):
-        raise RotationError(f"{login.name!r} lacks the rights of {GROUP}: deploy, or GRANT them")
+        raise RotationError(
+            f"{login.name!r} lacks the rights of {login.group}: deploy, or GRANT them"
+        )
 
 
 def finish_secret(versions: Versions) -> None:
@@ -273,7 +282,7 @@ def finish_secret(versions: Versions) -> None:
 def admit_current(versions: Versions) -> None:
     """Create the current login before the first migration; it can connect and nothing else."""
     with acting_as(MASTER), db.connection() as connection:
-        admit_early(connection, lambda: login_of(versions.current()), PATIENCE)
+        admit_early(connection, lambda: login_of(versions, versions.current()), PATIENCE)
 
 
 def report_schedule(versions: Versions) -> None:
@@ -296,12 +305,19 @@ def next_login(versions: Versions) -> Login:
     content = versions.pending()
     if content is None:
         raise RotationError("AWSPENDING is empty: createSecret comes first")
-    return login_of(content)
+    return login_of(versions, content)
 
 
-def login_of(content: dict[str, Any]) -> Login:
-    """Return the login of a version."""
-    return Login(content["username"], content["password"], many_rounds=MANY_ROUNDS)
+def login_of(versions: Versions, content: dict[str, Any]) -> Login:
+    """Return the login of a version, in the group of its secret."""
+    group = group_of_secret(versions.arn)
+    return Login(content["username"], content["password"], many_rounds=MANY_ROUNDS, group=group)
+
+
+def group_of_secret(arn: str) -> str:
+    """Return the group of a secret's users."""
+    levels = [level for level, secret in SQL_ROLES.items() if secret == arn]
+    return group_of(levels[0]) if levels else GROUP
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from lambda_pg_cdk.stacks.nag_exceptions import suppress, suppress_permission
 from lambda_pg_cdk.stacks.network import NetworkStack, closed_group, retention
 from lambda_pg_cdk.stacks.pooler.certificate import Certificate
 from lambda_pg_cdk.stacks.published import published
+from lambda_pg_cdk.stacks.sql_logins import secrets_of
 from lambda_pg_cdk.stage.config import Config
 from lambda_pg_cdk.stage.peers import check_numbers
 from lambda_pg_cdk.stage.task import OPEN_FILES, RUN_DIR, healthy_command
@@ -112,7 +113,8 @@ class PgBouncerStack(Stack):
             volumes=[ecs.Volume(name="run")],
         )
         self._add_container(task, assets)
-        task.add_to_task_role_policy(may_read(self._secret_arn))
+        for arn in (self._secret_arn, *secrets_of(self, self._config)):
+            task.add_to_task_role_policy(may_read(arn))
         self.certificate.let_read(task.task_role)
         suppress(task, ECS2="Addresses, sizes and ARNs only: passwords are read from the secrets.")
         task.add_to_task_role_policy(self._find_peers())
@@ -189,6 +191,12 @@ class PgBouncerStack(Stack):
             "METRICS_POOLER": config.stack_prefix,
             "RUN_DIR": RUN_DIR,
         }
+        if config.sql.enabled:
+            environment |= {
+                "SQL_SECRET_ARNS": ",".join(secrets_of(self, config)),
+                "SQL_MAX_DB_CONNECTIONS": config.sql.max_db_connections,
+                "SQL_POOL_SIZE": config.sql_pool_size,
+            }
         if config.database.ca_file:
             environment["SERVER_TLS_CA_FILE"] = config.database.ca_file
         return {name: str(value) for name, value in environment.items()}

@@ -22,6 +22,7 @@ from lambda_pg_cdk.stacks.migration import DeploymentTask
 from lambda_pg_cdk.stacks.network import NetworkStack, closed_group
 from lambda_pg_cdk.stacks.published import published
 from lambda_pg_cdk.stacks.servers import cluster_engine, instance_engine
+from lambda_pg_cdk.stacks.sql_logins import secret_of, token_of, user_of
 from lambda_pg_cdk.stage.config import Config
 
 
@@ -49,14 +50,15 @@ class RdsProxyStack(Stack):
         database.admit(self._group)
         self.proxy = self._proxy(network)
         if not config.by_token:
-            self._create_login(assets)
+            self._create_logins(assets)
         self._publish()
 
     def _proxy(self, network: NetworkStack) -> rds.DatabaseProxy:
         config, settings = self._config, self._config.rds_proxy
-        secret = self._secret()
+        secrets = self._secrets()
         role = iam.Role(self, "Role", assumed_by=iam.ServicePrincipal("rds.amazonaws.com"))
-        role.add_to_policy(self._log_in() if secret is None else may_read(secret.secret_arn))
+        for statement in [may_read(each.secret_arn) for each in secrets] or [self._log_in()]:
+            role.add_to_policy(statement)
         proxy = rds.DatabaseProxy(
             self,
             "Proxy",
@@ -70,10 +72,10 @@ class RdsProxyStack(Stack):
             # Without CDK's own grant, which allows DescribeSecret too; the proxy only reads:
             # https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/rds-proxy-iam-setup.html
             role=role.without_policy_updates(),
-            secrets=[] if secret is None else [secret],
-            default_auth_scheme=rds.DefaultAuthScheme.IAM_AUTH
-            if secret is None
-            else rds.DefaultAuthScheme.NONE,
+            secrets=secrets,
+            default_auth_scheme=rds.DefaultAuthScheme.NONE
+            if secrets
+            else rds.DefaultAuthScheme.IAM_AUTH,
             iam_auth=config.by_token,
             require_tls=True,
             borrow_timeout=Duration.seconds(settings.borrow_timeout),
@@ -82,29 +84,45 @@ class RdsProxyStack(Stack):
             max_idle_connections_percent=settings.max_idle_percent,
         )
         proxy.node.add_dependency(role)
-        if secret is None:
+        if not secrets:
             # CDK writes an empty list, of which CloudFormation wants one entry or nothing at all.
             cast(CfnResource, proxy.node.default_child).add_property_deletion_override("Auth")
         return proxy
 
-    def _secret(self) -> secretsmanager.ISecret | None:
-        """Describe the application's secret, where there is one."""
+    def _secrets(self) -> list[secretsmanager.ISecret]:
+        """Describe the secrets of the application and of `/sql`'s roles, where there are any."""
         if self._config.by_token:
-            return None
-        arn = published(self._config, APPLICATION_SECRET).read(self)
-        return secretsmanager.Secret.from_secret_complete_arn(self, "ApplicationSecret", arn)
+            return []
+        values = {"ApplicationSecret": APPLICATION_SECRET}
+        values |= {f"Sql{role.title()}": secret_of(role) for role in self._sql_roles}
+        return [
+            secretsmanager.Secret.from_secret_complete_arn(
+                self, name, published(self._config, value).read(self)
+            )
+            for name, value in values.items()
+        ]
 
-    def _create_login(self, assets: Assets) -> None:
+    @property
+    def _sql_roles(self) -> tuple[str, ...]:
+        return self._config.sql.roles if self._config.sql.enabled else ()
+
+    def _create_logins(self, assets: Assets) -> None:
+        """Make the login of each secret before the proxy, which may try any of them."""
+        self._create_login(assets, "Login", APPLICATION_SECRET)
+        for role in self._sql_roles:
+            self._create_login(assets, f"Sql{role.title()}Login", secret_of(role))
+
+    def _create_login(self, assets: Assets, name: str, secret: str) -> None:
         """Make the login before the proxy, whose target may wait for it: docs/decisions/0035.
 
         The migration makes it, too, but only after the proxy, in the stack `Api`.
         """
-        name = published(self._config, "database/rotation-function").read(self)
+        rotate = published(self._config, "database/rotation-function").read(self)
         function = Arn.format(
             ArnComponents(
                 service="lambda",
                 resource="function",
-                resource_name=name,
+                resource_name=rotate,
                 arn_format=ArnFormat.COLON_RESOURCE_NAME,
             ),
             self,
@@ -113,7 +131,7 @@ class RdsProxyStack(Stack):
         server = ["host", *(["resource-id"] if self._database.server.resource_id else [])]
         DeploymentTask(
             self,
-            "Login",
+            name,
             config=self._config,
             assets=assets,
             resource_type="Custom::Login",
@@ -123,10 +141,10 @@ class RdsProxyStack(Stack):
                 "Function": function,
                 "Event": {
                     "Step": ADMIT,
-                    "SecretId": published(self._config, APPLICATION_SECRET).read(self),
+                    "SecretId": published(self._config, secret).read(self),
                 },
                 "Seconds": ROTATION_SECONDS,
-                "Logs": f"of the function {name}",
+                "Logs": f"of the function {rotate}",
                 "Server": [
                     published(self._config, f"database/{each}").read(self) for each in server
                 ],
@@ -162,10 +180,11 @@ class RdsProxyStack(Stack):
         return rds.ProxyTarget.from_instance(instance)
 
     def _log_in(self) -> iam.PolicyStatement:
-        """Let the proxy log in at the database as the application, with a token."""
+        """Let the proxy log in at the database as the application and as `/sql`'s users."""
         identifier = published(self._config, "database/resource-id").read(self)
-        user = token_user_arn(self, identifier, APPLICATION)
-        return iam.PolicyStatement(actions=["rds-db:connect"], resources=[user])
+        users = [APPLICATION, *(user_of(role) for role in self._sql_roles)]
+        arns = [token_user_arn(self, identifier, user) for user in users]
+        return iam.PolicyStatement(actions=["rds-db:connect"], resources=arns)
 
     def _publish(self) -> None:
         values = {
@@ -180,6 +199,8 @@ class RdsProxyStack(Stack):
             identifier = Fn.select(6, Fn.split(":", self.proxy.db_proxy_arn))
             values["pooler/user"] = APPLICATION
             values["pooler/connect-arn"] = token_user_arn(self, identifier, APPLICATION)
+            for role in self._sql_roles:
+                values[token_of(role)] = token_user_arn(self, identifier, user_of(role))
         else:
             values["pooler/secret-arn"] = published(self._config, APPLICATION_SECRET).read(self)
         for name, value in values.items():

@@ -80,7 +80,7 @@ def test_status_is_one_json_object_that_scripts_can_use(cloud: LocalCloud) -> No
     done = run(cloud, "status", "--json")
     found = json.loads(done.stdout)
     addresses = {"api_url", "aws_endpoint_url", "console_url"}
-    parts = {"postgres", "pooler", "functions", "environments", "requests"}
+    parts = {"apis", "domains", "postgres", "pooler", "functions", "environments", "requests"}
     assert set(found) == addresses | parts
     assert found["console_url"] is None
     assert found["postgres"]["max_connections"] == 100

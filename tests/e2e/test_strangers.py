@@ -117,7 +117,8 @@ def test_another_account_gets_nothing_from_any_listener(cloud: LocalCloud) -> No
     # PostgreSQL, balancer, two tasks, two wires.
     assert len(kinds["postgres"]) >= 6, seen
     assert len(kinds["unix"]) >= 2, seen
-    public = {urlsplit(url).port for url in (cloud.state.api_url, cloud.state.issuer_url)}
+    apis = [each["url"] for each in cloud.status()["apis"]]
+    public = {urlsplit(url).port for url in (*apis, cloud.state.issuer_url)}
     for listener, each in seen.items():
         allowed = PUBLIC if listener[1] in public else set()
         assert set(each["let_in"]) <= allowed, (listener, each)

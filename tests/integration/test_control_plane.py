@@ -17,6 +17,7 @@ import pytest
 
 from lambda_pg_cdk import PROJECT
 from lambda_pg_cdk.local.control_plane.stacks import HELD_SECONDS
+from lambda_pg_cdk.local.deployment.deployed import CustomDomain, Throttle
 from lambda_pg_cdk.local.deployment.inventory import Inventory
 from lambda_pg_cdk.local.install import installed
 from lambda_pg_cdk.local.pooler_service.cloud_map import CloudMap
@@ -477,8 +478,8 @@ def test_the_alias_that_the_api_names_is_served(plane: ControlPlane) -> None:
     deployed = plane.inventory().read()
     served = {each.name: each for each in deployed.functions}[name]
     assert (served.version, served.arn.rpartition(":")[2]) == ("1", "zebra")
-    assert deployed.api is not None
-    assert [route.function for route in deployed.api.routes] == [name]
+    (api,) = deployed.apis
+    assert [route.function for route in api.routes] == [name]
 
 
 def test_new_code_beside_a_stack_is_served_and_taken_back_by_a_deployment(
@@ -757,16 +758,91 @@ def discovered(plane: ControlPlane) -> set[str]:
     return set(done.stdout.split())
 
 
-def test_the_first_api_is_served_and_the_functions_of_all_apps(plane: ControlPlane) -> None:
-    """A second app brings functions, and does not take the address of the first."""
+def test_the_apis_and_the_functions_of_all_apps_are_served(plane: ControlPlane) -> None:
+    """A second app does not take the address of the first: the oldest API is the first one."""
     first = {"Function": function(), **http_api(attribute("Function", "Arn"))}
     name = plane.deploy("a", first, Outputs={"Name": output({"Ref": "Function"})})["Name"]
     before = plane.inventory().read()
     other = plane.deploy("b", first, Outputs={"Name": output({"Ref": "Function"})})["Name"]
     after = plane.inventory().read()
-    assert before.api is not None
-    assert before.api == after.api
+    assert before.apis == after.apis[:1]
+    assert [api.routes[0].function for api in after.apis] == [name, other]
     assert {each.name for each in after.functions} == {name, other}
+
+
+def test_the_limits_of_one_route_beat_those_of_its_stage(plane: ControlPlane) -> None:
+    """The settings of the stage are for the routes that have none of their own."""
+    resources = {"Function": function(), **http_api(attribute("Function", "Arn"))}
+    route = resources["Route"]["Properties"]
+    resources["Other"] = {**resources["Route"], "Properties": {**route, "RouteKey": "POST /sql"}}
+    resources["Stage"]["DependsOn"] = ["Other"]
+    resources["Stage"]["Properties"] |= {
+        "DefaultRouteSettings": {"ThrottlingRateLimit": 50, "ThrottlingBurstLimit": 100},
+        "RouteSettings": {"POST /sql": {"ThrottlingRateLimit": 5, "ThrottlingBurstLimit": 10}},
+    }
+    plane.deploy("limits", resources)
+    (api,) = plane.inventory().read().apis
+    limits = {route.key: route.throttle for route in api.routes}
+    assert limits == {"GET /": Throttle(50.0, 100), "POST /sql": Throttle(5.0, 10)}
+
+
+def test_custom_domain_names_lead_to_their_apis(plane: ControlPlane) -> None:
+    """A mapping to the paths below a key is not served, and one that goes is noticed."""
+    first = {"Function": function(), **http_api(attribute("Function", "Arn"))}
+    api = plane.deploy("a", first, Outputs={"Id": output({"Ref": "Api"})})["Id"]
+    names = {
+        **domain("One", "API.example.test"),
+        **domain("Two", "below.example.test", ApiMappingKey="v1"),
+    }
+    plane.deploy("b", first)
+    plane.deploy("a", first | names, Outputs={"Id": output({"Ref": "Api"})})
+    inventory = plane.inventory()
+    assert inventory.read().domains == (CustomDomain("api.example.test", api),)
+    seen = inventory.signature()
+    plane.deploy("a", first, Outputs={"Id": output({"Ref": "Api"})})
+    assert inventory.signature() != seen
+    assert inventory.read().domains == ()
+
+
+def domain(name: str, text: str, **mapping: Any) -> dict[str, Any]:
+    """Return a custom domain name of the API, with its certificate."""
+    certificate = {"DomainName": text, "ValidationMethod": "DNS"}
+    configuration = {"CertificateArn": {"Ref": f"{name}Certificate"}, "EndpointType": "REGIONAL"}
+    leads = {"ApiId": {"Ref": "Api"}, "DomainName": {"Ref": name}, "Stage": {"Ref": "Stage"}}
+    return {
+        f"{name}Certificate": {
+            "Type": "AWS::CertificateManager::Certificate",
+            "Properties": certificate,
+        },
+        name: {
+            "Type": "AWS::ApiGatewayV2::DomainName",
+            "Properties": {"DomainName": text, "DomainNameConfigurations": [configuration]},
+        },
+        f"{name}Mapping": {
+            "Type": "AWS::ApiGatewayV2::ApiMapping",
+            "Properties": leads | mapping,
+        },
+    }
+
+
+def test_apis_and_routes_that_are_not_served_break_nothing(plane: ControlPlane) -> None:
+    """An API without a stage, a WebSocket API, and a route that IAM protects or that has no end."""
+    resources = {"Function": function(), **http_api(attribute("Function", "Arn"))}
+    route = resources["Route"]["Properties"]
+    kinds: dict[str, dict[str, Any]] = {
+        "Iam": {"AuthorizationType": "AWS_IAM"},
+        "Nowhere": {"Target": None},
+    }
+    for name, more in kinds.items():
+        given = {**route, "RouteKey": f"GET /{name}", **more}
+        properties = {key: value for key, value in given.items() if value is not None}
+        resources[name] = {**resources["Route"], "Properties": properties}
+    for name, protocol in {"Bare": "HTTP", "Sockets": "WEBSOCKET"}.items():
+        properties = {"Name": name, "ProtocolType": protocol}
+        resources[name] = {**resources["Api"], "Properties": properties}
+    plane.deploy("odd", resources)
+    (api,) = plane.inventory().read().apis
+    assert [route.key for route in api.routes] == ["GET /"]
 
 
 def test_code_of_another_version_is_not_taken_from_the_cache(

@@ -3,8 +3,6 @@
 import gc
 import multiprocessing
 import os
-import select
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -23,7 +21,7 @@ from psycopg.rows import TupleRow
 from lambda_pg_cdk.local.servers.postgres import Postgres
 from tests.support.clocks import Clock
 from tests.support.context import Context
-from tests.support.layer import APPLICATION, PASSWORD, Admin, Open, kill_backends, scalar
+from tests.support.layer import APPLICATION, PASSWORD, Admin, Open, in_child, kill_backends, scalar
 from tests.support.recorder import Recorder, socket_of
 from tests.support.servers import SecretsService
 from tests.support.waiting import wait_until
@@ -237,28 +235,6 @@ def test_a_snapshot_has_no_connection_and_no_secret(
 
 
 # Forks
-
-
-def in_child(action: Callable[[], object]) -> str:
-    """Fork, let the child act, and return what came out of it, as text."""
-    read_end, write_end = os.pipe()
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            os.write(write_end, f"{action()}".encode())
-            status = 0
-        except BaseException as error:  # noqa: BLE001 - it must not run the rest of the tests
-            os.write(write_end, f"{type(error).__name__}: {error}".encode())
-        finally:
-            os._exit(status)
-    os.close(write_end)
-    with os.fdopen(read_end) as pipe:
-        if not select.select([pipe], [], [], 20)[0]:
-            os.kill(child, signal.SIGKILL)
-        result = pipe.read()
-    os.waitpid(child, 0)
-    return result
 
 
 def test_a_child_has_connections_of_its_own(db: Database[TupleRow], admin: Admin) -> None:

@@ -171,7 +171,7 @@ def test_a_wait_ends_with_a_last_look(
         db.putconn(held)
         return False
 
-    monkeypatch.setattr(pool._slots._freed, "wait", too_late)
+    monkeypatch.setattr(pool._slots.shared.freed, "wait", too_late)
     taken: list[object] = []
     thread = threading.Thread(target=lambda: taken.append(pool.checkout(1.0)))
     thread.start()

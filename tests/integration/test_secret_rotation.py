@@ -1,7 +1,9 @@
 """Secrets Manager of the control plane: versions, stages, and rotations by a function."""
 
 import secrets
+import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -190,6 +192,11 @@ def wait_for(plane: ControlPlane, condition: Callable[[], bool], what: str) -> N
     processes.wait_until(condition, 20, f"{what}: {plane.daemon.invocations}")
 
 
+def has_rotated(secret: Secret) -> bool:
+    """Tell whether a rotation has ended."""
+    return "LastRotatedDate" in secret.described()
+
+
 def test_a_rotation_calls_the_function_four_times(
     plane: ControlPlane, secret: Secret, rotator: str
 ) -> None:
@@ -203,6 +210,29 @@ def test_a_rotation_calls_the_function_four_times(
     assert secret.value() == "new"
     assert (secret.version_of("AWSCURRENT"), secret.version_of("AWSPREVIOUS")) == (asked, old)
     assert secret.described()["RotationEnabled"] is True
+
+
+def test_one_function_rotates_several_secrets_at_the_same_time(
+    plane: ControlPlane, rotator: str
+) -> None:
+    """Each has its own version and its own four calls; none waits for another one."""
+    rotated = [Secret(plane) for _ in range(3)]
+    steps = {each.arn: Rotator(each) for each in rotated}
+    all_begun = threading.Barrier(len(rotated), timeout=20)
+
+    def rotate(invocation: Invocation) -> None:
+        if invocation.event["Step"] == "createSecret":
+            all_begun.wait()
+        steps[invocation.event["SecretId"]](invocation)
+
+    plane.daemon.function = rotate
+    versions = [each.rotate(rotator) for each in rotated]
+    for each, version in zip(rotated, versions, strict=True):
+        wait_for(plane, partial(has_rotated, each), "the end of a rotation")
+        assert [step for step, _ in steps[each.arn].seen] == STEPS
+        assert (each.value(), each.version_of("AWSCURRENT")) == ("new", version)
+        each.client.delete_secret(SecretId=each.arn, ForceDeleteWithoutRecovery=True)
+    assert len(set(versions)) == len(rotated)
 
 
 def test_it_answers_before_the_first_step_has_ended(

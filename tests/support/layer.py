@@ -1,6 +1,8 @@
 """What the tests of the layer share: an invocation's context, and a few questions."""
 
+import os
 import select
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -53,6 +55,28 @@ def kill_backends(admin: Admin) -> int:
         [APPLICATION],
     ).fetchall()
     return len(ended)
+
+
+def in_child(action: Callable[[], object]) -> str:
+    """Fork, let the child act, and return what came out of it, as text."""
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.write(write_end, f"{action()}".encode())
+            status = 0
+        except BaseException as error:  # noqa: BLE001 - it must not run the rest of the tests
+            os.write(write_end, f"{type(error).__name__}: {error}".encode())
+        finally:
+            os._exit(status)
+    os.close(write_end)
+    with os.fdopen(read_end) as pipe:
+        if not select.select([pipe], [], [], 20)[0]:
+            os.kill(child, signal.SIGKILL)
+        result = pipe.read()
+    os.waitpid(child, 0)
+    return result
 
 
 def sockets_to(port: int) -> list[object]:

@@ -19,7 +19,7 @@ ROOMS: Mapping[str, frozenset[str]] = {
     "stage": frozenset({"layer", "migrations"}),
     "stacks": frozenset({"layer", "migrations", "stage"}),
     "template": frozenset({"lambda_pg"}),
-    "tools": frozenset({"layer", "stage", "stacks"}),
+    "tools": frozenset({"functions", "layer", "local", "stage", "stacks"}),
     "local": frozenset({"layer", "pgbouncer", "stage"}),
     "console": frozenset({"local", "pgbouncer"}),
 }

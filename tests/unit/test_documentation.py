@@ -28,7 +28,7 @@ def row(name: str, rule: Rule, default: object) -> str:
 def _json(value: object) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return "[]" if value == () else str(value)
+    return json.dumps(value) if isinstance(value, tuple) else str(value)
 
 
 def test_every_stage_setting_is_documented() -> None:

@@ -14,9 +14,11 @@ from aiohttp import web
 from lambda_pg_cdk.local.deployment.deployed import Api, Cors, JwtAuthorizer, Route, Throttle
 from lambda_pg_cdk.local.environments.fleet import ThrottledError
 from lambda_pg_cdk.local.environments.invocation import Outcome
+from lambda_pg_cdk.local.http_api.authorizer import Authorizer
 from lambda_pg_cdk.local.http_api.history import History
 from lambda_pg_cdk.local.http_api.issuer import AUDIENCE, Issuer
-from lambda_pg_cdk.local.http_api.server import HttpApi
+from lambda_pg_cdk.local.http_api.server import HttpApi, server
+from tests.support.front_end import serving
 from tests.support.issuer import issuer_at
 
 OPEN = Route("ANY /open", "f", "2.0", 5.0)
@@ -53,9 +55,10 @@ def ask(
     token: Callable[[Issuer], str] | None = None,
     times: int = 1,
     cors: Cors | None = None,
+    more: tuple[Route, ...] = (),
     **request: Any,
 ) -> list[Answer]:
-    """Deploy one route and send it requests; a route with scopes gets an authorizer."""
+    """Deploy a route, and more without an authorizer; send requests one after the other."""
 
     async def work() -> list[Answer]:
         closing: list[web.ServerRunner] = []
@@ -71,9 +74,10 @@ def ask(
             async def invoke(_name: str, event: bytes) -> Outcome:
                 return await function(json.loads(event))
 
-            api = HttpApi(invoke, session)
-            api.update(Api("a", "$default", (replace(route, authorizer=guard),), cors))
-            url = await listen(api.server(), closing)
+            api = HttpApi(invoke, Authorizer(session), History())
+            routes = (replace(route, authorizer=guard), *more)
+            api.update(Api("a", "$default", routes, cors))
+            url = await listen(server(api.handle), closing)
             headers = dict(request.get("headers", {}))
             if token:
                 headers["Authorization"] = f"Bearer {token(issuer)}"
@@ -172,6 +176,70 @@ def test_cors_is_answered_by_the_api_itself() -> None:
     assert (status, headers["access-control-allow-methods"]) == (204, "GET")
     ((_, headers, _),) = ask(cors=cors, headers=origin)
     assert headers["access-control-allow-origin"] == "https://a.example"
+
+
+def test_an_api_with_cors_ignores_the_functions_cors_headers() -> None:
+    """Each header is sent once, and it is the API's: browsers reject two."""
+    cors = Cors(origins=("https://a.example",), methods=("GET",), headers=("x",))
+    own = {"access-control-allow-origin": "*", "access-control-max-age": "9", "x-own": "1"}
+
+    async def function(_event: dict[str, Any]) -> dict[str, Any]:
+        return {"statusCode": 200, "headers": own}
+
+    async def found(method: str, headers: dict[str, str]) -> dict[str, list[str]]:
+        async with serving(OPEN, function=function, cors=cors) as served:
+            url = f"{served.url}/open"
+            async with served.session.request(method, url, headers=headers) as response:
+                names = {name.lower() for name in response.headers}
+                return {name: response.headers.getall(name) for name in names}
+
+    origin = {"Origin": "https://a.example"}
+    for method in ("GET", "OPTIONS"):
+        headers = asyncio.run(found(method, origin))
+        assert headers["access-control-allow-origin"] == ["https://a.example"]
+        assert "access-control-max-age" not in headers
+        assert ("x-own" in headers) == (method == "GET")
+    assert not any(name.startswith("access-") for name in asyncio.run(found("GET", {})))
+
+
+PREFLIGHT = Route("OPTIONS /open", "preflight", "2.0", 5.0)
+PAGE = {"Origin": "https://a.example", "Sec-Fetch-Site": "cross-site"}
+
+
+async def by_function(event: dict[str, Any]) -> Outcome:
+    """Answer the preflight as a function with CORS headers does."""
+    headers = {"access-control-allow-origin": "https://a.example"}
+    return Outcome(json.dumps({"statusCode": 200, "headers": headers, "body": '"f"'}).encode())
+
+
+@pytest.mark.parametrize("method", ["POST", "ANY"])
+def test_an_options_route_answers_beside_a_route_with_an_authorizer(method: str) -> None:
+    """A preflight has no token: the function answers it, and the other route wants one."""
+    guarded = replace(OPEN, key=f"{method} /open")
+    asked: dict[str, Any] = {"more": (PREFLIGHT,), "headers": PAGE}
+    ((status, headers, body),) = ask(
+        guarded, by_function, token=lambda _: "", method="OPTIONS", **asked
+    )
+    assert (status, body) == (200, "f")
+    assert headers["access-control-allow-origin"] == "https://a.example"
+    ((status, _, _),) = ask(guarded, token=lambda _: "", method="POST", **asked)
+    assert status == 401
+    ((status, _, _),) = ask(
+        guarded, by_function, token=lambda issuer: issuer.token("s"), method="POST", **asked
+    )
+    assert status == 200
+
+
+def test_pages_may_ask_only_where_a_function_or_the_api_decides() -> None:
+    """ANY matches OPTIONS too, but nothing says that its function knows of pages."""
+    ((status, _, body),) = ask(OPEN, by_function, method="POST", headers=PAGE)
+    assert (status, "Origin" in body["message"]) == (403, True)
+    elsewhere = replace(PREFLIGHT, key="OPTIONS /other")
+    ((status, _, _),) = ask(OPEN, by_function, more=(elsewhere,), method="POST", headers=PAGE)
+    assert status == 403
+    foreign = {**PAGE, "Host": "evil.example"}
+    ((status, _, _),) = ask(OPEN, by_function, more=(PREFLIGHT,), method="POST", headers=foreign)
+    assert status == 403
 
 
 @pytest.mark.parametrize(

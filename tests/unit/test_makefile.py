@@ -54,9 +54,9 @@ class Machine:
         self.log = folder / "installed"
         shutil.copy(ROOT / "Makefile", self.clone)
         shutil.copytree(ROOT / "requirements", self.clone / "requirements")
-        example = Path("examples", "typescript")
-        (self.clone / example / "node_modules").mkdir(parents=True)
-        shutil.copy(ROOT / example / "package-lock.json", self.clone / example)
+        for packages in (Path("examples", "typescript"), Path("tests", "clients")):
+            (self.clone / packages / "node_modules").mkdir(parents=True)
+            shutil.copy(ROOT / packages / "package-lock.json", self.clone / packages)
         for name in TOOLS:
             (self.bin / name).symlink_to(str(shutil.which(name)))
         self.python("python3", "3.12.1")
@@ -135,7 +135,7 @@ def test_a_cloud_does_not_wait_for_the_packages_of_tests(machine: Machine, targe
     assert "requirements/local.txt" in installed
     assert "npm ci node_modules --omit=dev" in installed
     assert "requirements/dev.txt" not in installed
-    assert "typescript" not in installed
+    assert "npm ci node_modules_of" not in installed
     done = machine.make("setup")
     assert (done.returncode, done.stderr) == (0, "")
     added = machine.installed.removeprefix(installed)
@@ -143,6 +143,7 @@ def test_a_cloud_does_not_wait_for_the_packages_of_tests(machine: Machine, targe
     assert "requirements/dev.txt" in added
     assert "npm ci node_modules\n" in added
     assert "npm ci node_modules_of examples/typescript\n" in added
+    assert "npm ci node_modules_of tests/clients\n" in added
     installed = machine.installed
     for again in (target, "setup"):
         assert machine.make(again).returncode == 0
@@ -189,9 +190,10 @@ def test_a_python_without_venv_is_told(machine: Machine) -> None:
 def test_a_full_disk_is_told(machine: Machine) -> None:
     """With what is needed, and what is there."""
     machine.add("df", DF.format(free=150_000))
-    said = refused(machine, "setup")
-    assert "2000 MB of disk space" in said
-    assert "146 MB are free" in said
+    for target, needed in (("setup", 3000), ("setup-local", 2000)):
+        said = refused(machine, target)
+        assert f"{needed} MB of disk space" in said
+        assert "146 MB are free" in said
 
 
 def test_all_that_is_missing_is_told_at_once(machine: Machine) -> None:

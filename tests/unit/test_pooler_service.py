@@ -187,6 +187,14 @@ def with_world(story: Callable[[World], Awaitable[None]]) -> None:
     asyncio.run(play())
 
 
+def test_the_server_connections_of_both_names_of_the_database_count() -> None:
+    """`/sql` has bounds of its own, which come in addition."""
+    service = deployed()
+    assert service.task.server_connections == 20
+    variables = {**service.task.variables, "SQL_MAX_DB_CONNECTIONS": "4"}
+    assert replace(service.task, variables=variables).server_connections == 24
+
+
 def test_flows_come_only_to_healthy_tasks() -> None:
     """Until a task answers it is known to nobody; then the balancer and Cloud Map have it."""
 

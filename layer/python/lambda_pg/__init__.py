@@ -30,6 +30,7 @@ try:
     )
     from lambda_pg._rehearsal import rehearse
     from lambda_pg._settings import Settings
+    from lambda_pg._slots import SharedSlots
 
     rehearse(os.environ)  # docs/decisions/0022
 except ImportError as error:
@@ -52,5 +53,6 @@ __all__ = [
     "DatabaseUnavailableError",
     "DeadlineExceededError",
     "Settings",
+    "SharedSlots",
     "StatementRefusedError",
 ]

@@ -91,6 +91,9 @@ class Connection(psycopg.Connection[Row]):
     profile: Profile
     """What may be sent over it."""
 
+    application_name: bytes = b""
+    """The name with which it has logged in."""
+
     strict: bool = False
     """Whether statements that pin or leak are refused before they are sent."""
 
@@ -142,6 +145,7 @@ class Connection(psycopg.Connection[Row]):
     def equip(self, profile: Profile, *, strict: bool) -> None:
         """Make a connection that was just opened one of the layer's."""
         self.profile = profile
+        self.application_name = self.pgconn.parameter_status(b"application_name") or b""
         self.strict = strict
         self.lease = Lease()
         self.harmless = set()

@@ -6,10 +6,10 @@ import logging
 import math
 import os
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from types import CoroutineType, GeneratorType
-from typing import Any, Final, Generic, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, overload
 
 import psycopg
 from psycopg import IsolationLevel, pq
@@ -33,9 +33,13 @@ from lambda_pg._pipeline import Request
 from lambda_pg._pool import Pool
 from lambda_pg._retry import Attempts, Retry, require_invocation
 from lambda_pg._settings import Settings
+from lambda_pg._slots import SharedSlots
 from lambda_pg._snapshot import register_snapshot_hooks
 from lambda_pg._statements import is_short
 from lambda_pg._stats import MetricLines, Stats
+
+if TYPE_CHECKING:
+    from lambda_pg.text import Limits, Result, Statement
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -70,8 +74,12 @@ class Database(Generic[Row]):
         *,
         row_factory: RowFactory[Row] = _TUPLES,
         configure: Configure | None = None,
+        slots: SharedSlots | None = None,
     ) -> None:
         """Take settings and psycopg's row factory for the rows of every verb.
+
+        `slots` are those that it shares with other Databases; without them it has as many as the
+        settings say.
 
         `configure(connection)` runs once for each new connection, before its first use, within the
         checkout timeout and the deadline, to register type adapters on it. It may read: the
@@ -92,9 +100,10 @@ class Database(Generic[Row]):
             events=self._events,
             configure=configure,
         )
+        self._slots = slots or SharedSlots(settings.slots)
         self._pool = Pool(
             self._login.connect,
-            slots=settings.slots,
+            slots=self._slots,
             stats=self._stats,
             events=self._events,
             is_current=self._login.is_current,
@@ -264,6 +273,54 @@ class Database(Generic[Row]):
             if committing and attempts.was_committed(connection.transaction_id):
                 return result
 
+    def run_text(
+        self,
+        statements: Iterable["Statement"],
+        *,
+        limits: "Limits",
+        claims: Claims | None = None,
+        isolation_level: IsolationLevel | None = None,
+        read_only: bool | None = None,
+        deferrable: bool | None = None,
+        idempotent: bool = False,
+    ) -> list["Result"]:
+        """Run statements of a foreign client in one transaction and one round trip.
+
+        Parameters go and values come as text, without types. What the statements leave in their
+        session ends with the call, also after an error. Strict mode does not apply. What certainly
+        had no effect is retried, as in execute(); a lost connection only for `idempotent=True`,
+        which also spares the question for the transaction's id. Where that has come, a lost answer
+        to COMMIT is looked up, as in run_transaction().
+
+        Raises DatabaseUnavailableError, CommitOutcomeUnknownError, psycopg's SQL errors,
+        QueryCanceled at the deadline, TooLargeError and CopyRefusedError of lambda_pg.text.
+        """
+        from lambda_pg._flight import Flight, order  # noqa: PLC0415 - no cold start needs it
+
+        modes = _modes(isolation_level, read_only, deferrable)
+        asked = order(statements, limits, _json(claims), modes, idempotent=idempotent)
+        attempts = self._attempts()
+        while True:
+            connection = attempts.take()
+            connection.deadline = attempts.deadline
+            flight = Flight(connection, asked)
+            try:
+                flight.run()
+            except psycopg.Error as error:
+                undone = flight.is_undone
+                attempts.failed(error, connection, in_transaction=undone, idempotent=idempotent)
+                flight.recover()
+                self._pool.release(connection)
+            except BaseException:
+                self._pool.release(connection)  # which closes it, unless nothing was sent
+                raise
+            else:
+                self._retry.answered()
+                self._pool.discard(connection) if connection.closed else self._pool.put(connection)
+                return flight.results
+            if flight.asked and attempts.was_committed(flight.transaction_id):
+                return flight.results
+
     def connection(self) -> AbstractContextManager[psycopg.Connection[Row]]:
         """Hand out a psycopg connection in autocommit, for what execute() cannot express.
 
@@ -429,7 +486,7 @@ class Database(Generic[Row]):
         """
         return {
             "pool_min": 0,
-            "pool_max": self._settings.slots,
+            "pool_max": self._slots.count,
             "pool_size": self._pool.size,
             "pool_available": self._pool.available,
             "requests_waiting": self._pool.waiting,

@@ -20,8 +20,11 @@ SOUND: Final = range(15, 19)
 test_outcome.py shows for each. 13 and 14 do so too, but read them from a file: 0.1 ms for each
 transaction, and sometimes 15 ms (measured). A newer version may keep its statistics."""
 
-_MOMENTS: Final = "pg_postmaster_start_time(), pg_stat_get_bgwriter_stat_reset_time()"
-_ID: Final = "SELECT pg_current_xact_id_if_assigned()"
+_MOMENTS: Final = (
+    "pg_catalog.pg_postmaster_start_time(), pg_catalog.pg_stat_get_bgwriter_stat_reset_time()"
+)
+_ID: Final = "SELECT pg_catalog.pg_current_xact_id_if_assigned()"
+"""A statement before it may have set search_path."""
 _WITH_MOMENTS: Final = Command(f"{_ID}, {_MOMENTS}".encode(), binary=True)
 _ALONE: Final = Command(_ID.encode(), binary=True)
 
@@ -73,7 +76,7 @@ def transaction_id(answer: PGresult) -> TransactionId | None:
     number = answer.get_value(0, 0)
     if number is None:
         return None
-    moments = (answer.get_value(0, 1), answer.get_value(0, 2)) if answer.nfields == 3 else ()
+    moments = (answer.get_value(0, 1), answer.get_value(0, 2)) if answer.nfields >= 3 else ()
     return TransactionId(number, moments)
 
 

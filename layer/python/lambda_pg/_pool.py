@@ -6,6 +6,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final
 
 import psycopg
@@ -16,7 +17,7 @@ from lambda_pg._connection import Connection
 from lambda_pg._denial import why_denied
 from lambda_pg._errors import ConfigurationError
 from lambda_pg._events import Events
-from lambda_pg._slots import Slot, Slots, pop
+from lambda_pg._slots import SharedSlots, Slot, Slots, pop
 from lambda_pg._stats import Stats
 
 AnyConnection = Connection[Any]
@@ -33,7 +34,7 @@ _NESTED: Final = (
 
 
 class Pool:
-    """Hand out at most `slots` connections; connects happen in the calling thread.
+    """Hand out connections within `slots`; connects happen in the calling thread.
 
     Large because a connection changes between idle, lent and reclaimed here, and nowhere else.
     """
@@ -42,7 +43,7 @@ class Pool:
         self,
         connect: Callable[[float], AnyConnection],
         *,
-        slots: int,
+        slots: SharedSlots,
         stats: Stats,
         events: Events,
         is_current: Callable[[AnyConnection, float], bool] = lambda _connection, _timeout: True,
@@ -56,11 +57,13 @@ class Pool:
         """
         self._connect = connect
         self._slots = Slots(slots, stats, events)
+        self._shared = slots
         self._stats = stats
         self._events = events
         self._is_current = is_current
         self._clock = clock
         self._forget()
+        slots.join(self)
         _POOLS.add(self)
 
     def _forget(self) -> None:
@@ -91,7 +94,22 @@ class Pool:
     @property
     def waiting(self) -> int:
         """Threads that wait for a slot."""
-        return self._slots.waiting
+        return self._shared.waiting
+
+    @property
+    def idle_since(self) -> float | None:
+        """The wall clock's time since which it has an idle connection; None if it has none."""
+        oldest = self._idle[:1]  # another thread may take it now
+        return oldest[0].lease.idle_since if oldest else None
+
+    def close_oldest(self) -> None:
+        """Close the connection that has been idle for longest, if there is still one."""
+        with suppress(IndexError):
+            self.discard(self._idle.pop(0))
+
+    def held_by(self, thread: int) -> int:
+        """Count the connections that a thread has."""
+        return list(self.lent.values()).count(thread)
 
     def take(self) -> AnyConnection | None:
         """Take an idle connection that one poll() of its socket shows to be alive; else None.
@@ -99,7 +117,7 @@ class Pool:
         The usual path: a pop, the clock, one poll(), and no lock. Not while threads wait for a
         slot: a busy thread would let them wait for ever.
         """
-        if self._slots.waiting:
+        if self._shared.waiting:
             return None
         try:
             connection = self._idle.pop()
@@ -109,8 +127,8 @@ class Pool:
         if lease.idle_since <= now < lease.fresh_until and not connection.poll(0):
             return connection
         self._idle.append(connection)
-        if self._slots.waiting:
-            self._slots.notify()
+        if self._shared.waiting:
+            self._shared.notify()
         return None
 
     def put(self, connection: AnyConnection) -> None:
@@ -135,8 +153,8 @@ class Pool:
         if connection.has_session_state:
             lease.fresh_until = 0.0
         self._idle.append(connection)
-        if self._slots.waiting:
-            self._slots.notify()
+        if self._shared.waiting:
+            self._shared.notify()
 
     def checkout(self, timeout: float, invocation: int | None = None) -> AnyConnection:
         """Take a living connection within `timeout` seconds.
@@ -295,12 +313,12 @@ class Pool:
 
     def _take_slot(self, until: float, timeout: float) -> tuple[AnyConnection | None, Slot | None]:
         """Return an idle connection, or a slot to open one in."""
-        if not self._slots.waiting and (connection := self._next_idle()) is not None:
+        if not self._shared.waiting and (connection := self._next_idle()) is not None:
             return connection, None
         if (slot := self._slots.take()) is not None:
             return None, slot
-        if list(self.lent.values()).count(threading.get_ident()) == self._slots.count:
-            raise ConfigurationError([_NESTED.format(self._slots.count)])
+        if self._shared.held_by(threading.get_ident()) == self._shared.count:
+            raise ConfigurationError([_NESTED.format(self._shared.count)])
         return self._slots.wait(self._idle, until, timeout)
 
 
@@ -333,6 +351,7 @@ def _reset_in_child() -> None:
         idle = pool._idle
         for slot in pool._slots.taken:
             slot.is_free = True
+        pool._shared.reset()
         pool._forget()
         for connection in idle:
             connection.close()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 ProfileName = Literal["direct", "pgbouncer", "rds-proxy", "supabase", "neon"]
+Reset = Literal["discard", "flight", "close"]
 
 _CERTS: Final = Path(__file__).parent / "certs"
 AWS_ROOTS: Final = _CERTS / "aws.pem"
@@ -64,6 +65,9 @@ class Profile:
     startup_options: `options=` may be sent on connecting.
     max_lifetime: age at which a connection is replaced at its next checkout.
     max_idle: idle time after which it is replaced without a check.
+    reset: how `Database.run_text` ends what statements leave in the session: by DISCARD ALL after
+        COMMIT, by statements in a transaction of the same flight, or by closing a connection whose
+        statements are not plainly harmless.
     roots: file of the TLS roots that are trusted where neither a setting names others nor the
         host shows which of them are enough (`roots_for`).
     """
@@ -75,6 +79,7 @@ class Profile:
     startup_options: bool
     max_lifetime: float
     max_idle: float
+    reset: Reset
     roots: Path
 
 
@@ -86,6 +91,7 @@ DIRECT: Final = Profile(
     startup_options=True,
     max_lifetime=RENEW,
     max_idle=FLOW_IDLE,
+    reset="discard",
     roots=AWS_ROOTS,
 )
 PGBOUNCER: Final = Profile(
@@ -96,6 +102,7 @@ PGBOUNCER: Final = Profile(
     startup_options=False,
     max_lifetime=FOLLOW,
     max_idle=FLOW_IDLE,
+    reset="flight",
     roots=AWS_ROOTS,
 )
 RDS_PROXY: Final = Profile(
@@ -106,15 +113,20 @@ RDS_PROXY: Final = Profile(
     startup_options=False,
     max_lifetime=RENEW,
     max_idle=RDS_PROXY_IDLE,
+    reset="close",
     roots=AMAZON_ROOTS,
 )
 SUPABASE_DIRECT: Final = replace(DIRECT, name="supabase", roots=SUPABASE_ROOTS)
 SUPABASE_SESSION: Final = replace(
     SUPABASE_DIRECT, startup_options=False, max_lifetime=FOLLOW, roots=SUPABASE_ROOTS
 )
-SUPABASE_TRANSACTION: Final = replace(SUPABASE_SESSION, session=False, prepared=False)
+SUPABASE_TRANSACTION: Final = replace(
+    SUPABASE_SESSION, session=False, prepared=False, reset="flight"
+)
 NEON_DIRECT: Final = replace(DIRECT, name="neon", max_idle=NEON_IDLE, roots=LETSENCRYPT_ROOTS)
-NEON_POOLED: Final = replace(NEON_DIRECT, session=False, startup_options=False, max_lifetime=FOLLOW)
+NEON_POOLED: Final = replace(
+    NEON_DIRECT, session=False, startup_options=False, max_lifetime=FOLLOW, reset="flight"
+)
 
 _RDS_HOST: Final = re.compile(
     r".+\.(?:([0-9a-z-]+)\.rds\.amazonaws\.com|rds\.([0-9a-z-]+)\.amazonaws\.com\.cn)"

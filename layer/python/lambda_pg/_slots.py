@@ -1,8 +1,8 @@
-"""The slots of a pool, which bound its connections, and the threads that wait for one."""
+"""The slots of pools, which bound their connections, and the threads that wait for one."""
 
 import threading
 import weakref
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from lambda_pg._clock import monotonic
 from lambda_pg._errors import CheckoutTimeoutError
@@ -10,6 +10,75 @@ from lambda_pg._events import Events
 from lambda_pg._stats import Stats
 
 Idle = TypeVar("Idle")
+
+
+class Sharer(Protocol):
+    """A pool, as the others that share its slots see it."""
+
+    @property
+    def size(self) -> int:
+        """Connections that are open or being opened."""
+
+    @property
+    def idle_since(self) -> float | None:
+        """The wall clock's time since which it has an idle connection; None if it has none."""
+
+    def close_oldest(self) -> None:
+        """Close the connection that has been idle for longest, if there is still one."""
+
+    def held_by(self, thread: int) -> int:
+        """Count the connections that a thread has."""
+
+
+class SharedSlots:
+    """The slots of one Database, or of several, which then keep within `count` together.
+
+    Several Databases in one environment, one for each login, take `slots=SharedSlots(2)`. Where all
+    slots are taken, the connection that has been idle for longest is closed, whichever Database
+    has it.
+    """
+
+    def __init__(self, count: int) -> None:
+        """Have `count` free slots. Raises ValueError if there is none."""
+        if count < 1:
+            raise ValueError(f"SharedSlots({count}): there must be at least one slot")
+        self.count = count
+        self._pools: weakref.WeakSet[Sharer] = weakref.WeakSet()
+        self.reset()
+
+    def reset(self) -> None:
+        """Have no thread waiting, as at the start and in a forked child."""
+        # Entered itself, not by the condition: no signal handler can come between lock and block.
+        self.lock = threading.RLock()
+        self.freed = threading.Condition(self.lock)
+        self.waiting = 0
+        """Threads that wait for a slot."""
+
+    def join(self, pool: Sharer) -> None:
+        """Let a pool share them."""
+        self._pools.add(pool)
+
+    def has_room(self) -> bool:
+        """Tell whether a slot is free; free one that only an idle connection has."""
+        while sum(pool.size for pool in self._pools) >= self.count:
+            idle = {since: pool for pool in self._pools if (since := pool.idle_since) is not None}
+            if not idle:
+                return False
+            idle[min(idle)].close_oldest()
+        return True
+
+    def has_idle(self) -> bool:
+        """Tell whether any pool has an idle connection."""
+        return any(pool.idle_since is not None for pool in self._pools)
+
+    def held_by(self, thread: int) -> int:
+        """Count the connections that a thread has."""
+        return sum(pool.held_by(thread) for pool in self._pools)
+
+    def notify(self) -> None:
+        """Wake a thread that waits."""
+        with self.lock:
+            self.freed.notify()
 
 
 class Slot:
@@ -32,22 +101,17 @@ class Slot:
 
 
 class Slots:
-    """Bound the connections of one pool; threads that find none free wait in their order."""
+    """The slots that one pool has taken; threads that find none free wait in their order."""
 
-    def __init__(self, count: int, stats: Stats, events: Events) -> None:
-        """Have `count` free slots."""
-        self.count = count
+    def __init__(self, shared: SharedSlots, stats: Stats, events: Events) -> None:
+        """Have taken none of the shared ones."""
+        self.shared = shared
         self._stats = stats
         self._events = events
         self.reset()
 
     def reset(self) -> None:
-        """Have every slot free and no thread waiting, as at the start and in a forked child."""
-        # Entered itself, not by the condition: no signal handler can come between lock and block.
-        self._lock = threading.RLock()
-        self._freed = threading.Condition(self._lock)
-        self.waiting = 0
-        """Threads that wait for a slot."""
+        """Have taken none, as at the start and in a forked child."""
         # No WeakSet: an exception in its own callback would leave the dead ones counted.
         self._taken: list[weakref.ref[Slot]] = []
         self.abandoned = 0
@@ -61,8 +125,8 @@ class Slots:
 
     def take(self) -> Slot | None:
         """Take a slot, if one is free and no thread waits for it."""
-        with self._lock:
-            return None if self.waiting else self._take_free()
+        with self.shared.lock:
+            return None if self.shared.waiting else self._take_free()
 
     def wait(
         self, idle: list[Idle], until: float, timeout: float
@@ -72,11 +136,12 @@ class Slots:
         Raises CheckoutTimeoutError, which names the `timeout` in seconds.
         """
         began = monotonic()
-        with self._lock:
-            in_time, is_first = True, not self.waiting  # the others wait in their order
+        shared = self.shared
+        with shared.lock:
+            in_time, is_first = True, not shared.waiting  # the others wait in their order
             self._stats.requests_queued += 1
             self._events.mark("wait_for_slot")
-            self.waiting += 1  # before the look: a return appends first, and then looks at this
+            shared.waiting += 1  # before the look: a return appends first, and then looks at this
             try:
                 while True:
                     if is_first and (found := pop(idle)) is not None:
@@ -85,41 +150,35 @@ class Slots:
                         return None, slot
                     if not in_time:  # after a last look: a notice may have come too late to wake
                         raise CheckoutTimeoutError(
-                            f"all {self.count} slots of the pool stayed taken for {timeout:.1f} s"
+                            f"all {shared.count} slots of the pool stayed taken for {timeout:.1f} s"
                         )
-                    in_time = self._freed.wait(max(0.0, until - monotonic()))
+                    in_time = shared.freed.wait(max(0.0, until - monotonic()))
                     is_first = True
             finally:
-                self.waiting -= 1
-                if self.waiting and idle:  # the thread that was woken has not taken it
-                    self._freed.notify()
+                shared.waiting -= 1
+                if shared.waiting and shared.has_idle():
+                    shared.freed.notify()  # the thread that was woken has not taken it
                 self._stats.requests_wait_ms += (monotonic() - began) * 1000
 
     def _take_free(self) -> Slot | None:
-        taken = self.taken
-        if len(taken) >= self.count:
+        if not self.shared.has_room():
             return None
         slot = Slot(self)
-        self._taken = [*map(weakref.ref, taken), weakref.ref(slot)]
+        self._taken = [*map(weakref.ref, self.taken), weakref.ref(slot)]
         return slot
 
     def free(self, slot: object) -> None:
         """Free a slot, where it is one."""
         if isinstance(slot, Slot):
-            with self._lock:
+            with self.shared.lock:
                 slot.is_free = True
-                self._freed.notify()
+                self.shared.freed.notify()
 
     def note_abandoned(self) -> None:
         """Note that a slot became free by itself."""
         self.abandoned += 1
-        if self.waiting:
-            self.notify()
-
-    def notify(self) -> None:
-        """Wake a thread that waits."""
-        with self._lock:
-            self._freed.notify()
+        if self.shared.waiting:
+            self.shared.notify()
 
 
 def pop(idle: list[Idle]) -> Idle | None:

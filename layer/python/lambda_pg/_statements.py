@@ -123,6 +123,11 @@ def ends_transaction(query: str) -> bool:
     return re.search(_END, query) is not None and any(map(_ends, _statements(query)))
 
 
+def first_word(query: str) -> str:
+    """Return the first word of a query in lower case, or "" where there is none."""
+    return next((piece for piece in _tokens(query) if piece not in {"(", ";"}), "")
+
+
 def _ends(tokens: Sequence[str]) -> bool:
     if tokens[0] == "prepare":
         return tokens[1:2] == ["transaction"]

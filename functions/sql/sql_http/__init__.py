@@ -1,0 +1,1 @@
+"""PostgreSQL over HTTP, by the protocol that Neon's serverless driver speaks."""

@@ -1,0 +1,58 @@
+"""The line in the log for each request: no header, no parameter, no text of a statement."""
+
+import json
+import time
+import traceback
+from dataclasses import dataclass, field
+from pathlib import PurePath
+
+from .statements import digest
+
+SHOWN = 20
+"""Hashes of a batch's statements in one line."""
+
+
+@dataclass(slots=True)
+class Record:
+    """What is known of a request so far."""
+
+    began: float = field(default_factory=time.perf_counter)
+    key: str | None = None
+    statements: list[str] = field(default_factory=list)
+    rows: int = 0
+    bytes: int = 0
+    status: int = 200
+    sqlstate: str | None = None
+    reason: str | None = None
+
+    def note_statements(self, texts: list[str]) -> None:
+        """Keep hashes of the first texts, as the file of registered statements has them."""
+        self.statements = [digest(text) for text in texts[:SHOWN]]
+
+    def note_failure(self, status: int, sqlstate: str | None) -> None:
+        """Keep how the request failed."""
+        self.status, self.sqlstate = status, sqlstate
+
+    def note_reason(self, error: BaseException) -> None:
+        """Keep the kind of an unexpected error and where it arose; its text may hold values."""
+        frames = traceback.extract_tb(error.__traceback__)[-5:]
+        places = [f"{PurePath(each.filename).name}:{each.lineno}" for each in frames]
+        self.reason = f"{type(error).__name__} at {' < '.join(reversed(places))}"
+
+    def line(self) -> str:
+        """Return the line."""
+        level = "ERROR" if self.status == 500 else "WARNING" if self.status > 500 else "INFO"
+        return json.dumps(
+            {
+                "level": level,
+                "message": "sql",
+                "key": self.key,
+                "statements": self.statements,
+                "rows": self.rows,
+                "bytes": self.bytes,
+                "milliseconds": round((time.perf_counter() - self.began) * 1000, 2),
+                "sqlstate": self.sqlstate,
+                "status": self.status,
+                "reason": self.reason,
+            }
+        )

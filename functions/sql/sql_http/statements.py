@@ -1,0 +1,126 @@
+"""Registered statements: exact texts, known by their SHA-256.
+
+The file is one JSON object:
+
+    {"orders-by-user": {"sql": "SELECT …", "reads": true}, "touch": "UPDATE …"}
+
+A text is compared as it is: one more space makes another statement.
+"""
+
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Self
+
+_FIELDS: Final = {"sql", "reads"}
+_SETTERS: Final = ("set_config", "pg_settings")
+"""By these names a statement changes a setting whose name and value are parameters."""
+
+
+class StatementsError(ValueError):
+    """The file of registered statements cannot be used; the message has every problem."""
+
+
+class Statement(NamedTuple):
+    """One registered text, by its digest."""
+
+    digest: str
+    reads: bool
+    """Whether it only reads, so that it may be retried."""
+    sets: bool
+    """Whether it may set any setting, claims too."""
+
+
+def digest(query: str) -> str:
+    """Return the SHA-256 of a statement's text, in hexadecimal digits."""
+    return hashlib.sha256(query.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class Registered:
+    """The statements that a caller may send."""
+
+    def __init__(self, statements: Mapping[str, Statement]) -> None:
+        """Take the statements by their names."""
+        self._named = dict(statements)
+        self._known = {each.digest: each for each in statements.values()}
+
+    def allows(self, query: str) -> bool:
+        """Tell whether this text is registered."""
+        return digest(query) in self._known
+
+    def reads(self, query: str) -> bool:
+        """Tell whether this text is registered as one that only reads."""
+        found = self._known.get(digest(query))
+        return found is not None and found.reads
+
+    def missing(self, names: Collection[str]) -> list[str]:
+        """List the names that no statement has."""
+        return [name for name in names if name not in self._named]
+
+    def only(self, names: Collection[str]) -> Self:
+        """Return the statements of these names; a name that no statement has adds none."""
+        return type(self)({name: self._named[name] for name in names if name in self._named})
+
+    def for_tokens(self) -> Self:
+        """Return the statements that cannot set claims, whatever their parameters are."""
+        return type(self)({name: each for name, each in self._named.items() if not each.sets})
+
+
+NONE: Final = Registered({})
+"""No statement at all."""
+
+
+def load_statements(path: Path) -> Registered:
+    """Read the stage's file. Raises StatementsError, and OSError."""
+    return read_statements(path.read_text("utf-8"), str(path))
+
+
+def read_statements(text: str, source: str) -> Registered:
+    """Read the text of a file; `source` names it in messages. Raises StatementsError."""
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise StatementsError(f"{source} is not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise StatementsError(
+            f"{source} is a JSON {type(document).__name__}; must be an object of names and texts"
+        )
+    if problems := list(_problems(document)):
+        raise StatementsError(f"{source}: {'; '.join(problems)}")
+    return Registered({name: _statement(entry) for name, entry in document.items()})
+
+
+def _problems(document: Mapping[str, Any]) -> Iterator[str]:
+    first: dict[str, str] = {}
+    for name, entry in document.items():
+        if problem := _problem(entry):
+            yield f"statement {name!r} {problem}"
+            continue
+        other = first.setdefault(_statement(entry).digest, name)
+        if _statement(entry).reads != _statement(document[other]).reads:
+            yield f"statements {other!r} and {name!r} have one text, but only one of them reads"
+
+
+def _problem(entry: object) -> str:
+    fields = _fields(entry)
+    sql, reads = fields.get("sql"), fields.get("reads", False)
+    if not fields.keys() <= _FIELDS:
+        return f"has the unknown fields {sorted(fields.keys() - _FIELDS)}; may have sql and reads"
+    if not isinstance(sql, str) or not sql.strip():
+        return "has no text in its field 'sql'"
+    if not isinstance(reads, bool):
+        return "has a field 'reads' that is not true or false"
+    return ""
+
+
+def _fields(entry: object) -> dict[str, Any]:
+    """Return the fields of an entry; a text alone is its SQL."""
+    return entry if isinstance(entry, dict) else {"sql": entry}
+
+
+def _statement(entry: object) -> Statement:
+    fields = _fields(entry)
+    sql: str = fields["sql"]
+    sets = any(name in sql.lower() for name in _SETTERS)
+    return Statement(digest(sql), fields.get("reads", False), sets)

@@ -1,0 +1,595 @@
+"""Run the statements of a foreign client: BEGIN, statements, COMMIT and reset in one round trip.
+
+A statement may leave state in its session: a setting, an advisory lock, a temporary table. Behind a
+pooler the next client would get it, so the same write brings what ends it (docs/decisions/0048).
+"""
+
+import fcntl
+import math
+import os
+import socket
+import sys
+import termios
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from functools import partial
+from itertools import chain
+from typing import Any, Final, NamedTuple, NoReturn
+
+import psycopg
+from psycopg import generators, pq
+from psycopg.abc import PQGen
+from psycopg.adapt import AdaptersMap, Transformer
+from psycopg.pq.abc import PGconn, PGresult
+from psycopg.types.string import TextLoader
+from psycopg.waiting import Wait
+
+from lambda_pg._connection import CANCEL_TIMEOUT, COMMIT, SET_CLAIMS, Connection, Modes
+from lambda_pg._outcome import TransactionId, asking, transaction_id
+from lambda_pg._pipeline import PARTS, Command
+from lambda_pg._profiles import Profile
+from lambda_pg._retry import outcome_unknown
+from lambda_pg._statements import ends_transaction, first_word, refusal
+from lambda_pg.text import (
+    FIELD_BYTES,
+    VALUE_BYTES,
+    CopyRefusedError,
+    Field,
+    Limits,
+    Result,
+    Statement,
+    TooLargeError,
+)
+
+CHUNK: Final = 100
+"""Rows that come in one piece; single rows take nearly twice the time (measured)."""
+
+DRAIN_TIMEOUT: Final = 1.0
+"""Seconds in which the answers to a cancelled flight must have come."""
+
+LATE_DRAIN_TIMEOUT: Final = 0.1
+"""The same after the deadline; they come out of the reserve."""
+
+MOST_PARAMETERS: Final = 65535
+"""PostgreSQL's limit of the parameters of one statement."""
+
+SLACK: Final = 32 * 1024
+"""Bytes on the wire that a piece may have beyond its values: messages and TLS records."""
+
+ROLLBACK: Final = Command(b"ROLLBACK")
+
+READS: Final = frozenset({"select", "values", "table", "show", "explain", ""})
+"""First words of statements that rarely write: their flights do not ask for a transaction's id. A
+lost one that called a writing function is reported as unknown, and its outcome is not looked up."""
+
+PLAIN: Final = READS | {"insert", "update", "delete", "merge", "with"}
+"""First words of statements that leave no state in their session, unless a function does."""
+
+UNLOCK: Final = "pg_catalog.pg_advisory_unlock_all()"
+
+KEPT_BY_ROLLBACK: Final = (Command(b"DEALLOCATE ALL"), Command(b"DISCARD SEQUENCES"))
+"""Ends, besides the locks of UNLOCK, what a failed COMMIT does not undo: so it comes before."""
+
+COMMIT_AND_RESET: Final = Command(b"COMMIT AND CHAIN")
+ROLLBACK_AND_RESET: Final = Command(b"ROLLBACK AND CHAIN")
+"""The next transaction begins at once, so that the reset is in one. Where it fails, the connection
+is closed inside it, and a pooler then closes the server connection."""
+
+RESET: Final = (
+    # Else a SERIALIZABLE READ ONLY DEFERRABLE one would wait for others.
+    Command(b"SET TRANSACTION ISOLATION LEVEL READ COMMITTED"),
+    Command(b"RESET SESSION AUTHORIZATION"),  # and the role
+    Command(b"RESET ALL"),
+    Command(b"CLOSE ALL"),
+    Command(b"UNLISTEN *"),
+    Command(b"DISCARD TEMP"),
+)
+"""Ends the state that COMMIT makes last. Before COMMIT, RESET ALL would pass over a value that
+SET LOCAL … TO DEFAULT covers until then."""
+
+OWN_SETTINGS: Final = (
+    b"SELECT pg_catalog.set_config('application_name', $1, false),"
+    b" pg_catalog.set_config('client_encoding', 'UTF8', false)"
+)
+"""What this client has asked for at its login, and RESET ALL takes from it behind PgBouncer."""
+
+DISCARD: Final = (Command(b"DISCARD ALL"),)
+"""Possible in a pipeline, as it is the first statement after COMMIT or ROLLBACK."""
+
+COPIES: Final = frozenset({pq.ExecStatus.COPY_IN, pq.ExecStatus.COPY_OUT, pq.ExecStatus.COPY_BOTH})
+
+_TEXT: Final = 25
+"""The OID of text."""
+
+_BYTES_RECEIVED: Final = 128
+"""Where Linux has the bytes that came over a connection in its struct tcp_info: eight bytes."""
+
+
+class _Context(NamedTuple):
+    """Where psycopg looks for the adapters of types; without a connection texts are UTF-8."""
+
+    adapters: AdaptersMap
+    connection: psycopg.Connection[Any] | None = None
+
+
+_ADAPTERS: Final = AdaptersMap(types=psycopg.adapters.types)
+_ADAPTERS.register_loader(_TEXT, TextLoader)
+
+
+class _StoppedError(Exception):
+    """Ends the wait for answers that the caller will not get."""
+
+
+class Prepared(NamedTuple):
+    """A statement as it is sent."""
+
+    query: bytes
+    params: list[bytes | None]
+    is_savepoint: bool
+    """Whether it is a ROLLBACK TO, whose tag is the same as ROLLBACK's."""
+
+
+class Order(NamedTuple):
+    """What one call asks for."""
+
+    begin: Command
+    claims: str | None
+    statements: Sequence[Prepared]
+    limits: Limits
+    asks: bool
+    """Whether a lost COMMIT is looked up by the transaction's id."""
+    idempotent: bool
+    texts: Sequence[str]
+
+    def is_plain(self, profile: Profile) -> bool:
+        """Tell whether its statements leave no state, as far as their texts show."""
+        return all(
+            first_word(text) in PLAIN and refusal(text, profile) is None for text in self.texts
+        )
+
+
+def order(
+    statements: Iterable[Statement],
+    limits: Limits,
+    claims: str | None,
+    modes: Modes,
+    *,
+    idempotent: bool,
+) -> Order:
+    """Check the statements and make them ready to be sent.
+
+    Raises psycopg's errors for a COPY, for the end of the transaction, and for texts and
+    parameters that cannot be sent.
+    """
+    asked = list(statements)
+    asks = not (idempotent or modes.read_only)
+    ready = [_prepared(*each) for each in asked]
+    return Order(
+        _begin(modes),
+        claims,
+        ready,
+        limits,
+        asks and any(first_word(each.query) not in READS for each in asked),
+        idempotent,
+        [each.query for each in asked],
+    )
+
+
+def _prepared(query: str, params: Sequence[str | None]) -> Prepared:
+    if len(params) > MOST_PARAMETERS:
+        raise psycopg.errors.TooManyArguments(
+            f"the statement has {len(params)} parameters; PostgreSQL takes {MOST_PARAMETERS}"
+        )
+    encoded = _encoded(query, "the statement")
+    values = [None if each is None else _encoded(each, "a parameter") for each in params]
+    word = first_word(query)
+    if word == "copy":
+        raise CopyRefusedError("COPY is not supported here: use a connection of PostgreSQL's own")
+    if ends_transaction(query):
+        raise psycopg.errors.InvalidTransactionTermination(
+            "the statements run in one transaction, which none of them may end: remove COMMIT, "
+            "ROLLBACK or PREPARE TRANSACTION"
+        )
+    return Prepared(encoded, values, word == "rollback")
+
+
+def _encoded(text: str, what: str) -> bytes:
+    """Encode as UTF-8. Raises what PostgreSQL would, if the character could be sent."""
+    if "\0" in text:
+        raise psycopg.errors.CharacterNotInRepertoire(f"{what} contains a NUL character")
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise psycopg.errors.CharacterNotInRepertoire(
+            f"{what} contains a lone surrogate, which UTF-8 cannot represent"
+        ) from None
+
+
+def _begin(modes: Modes) -> Command:
+    words = ["BEGIN"]
+    if modes.isolation_level is not None:
+        words.append(f"ISOLATION LEVEL {modes.isolation_level.name.replace('_', ' ')}")
+    if modes.read_only is not None:
+        words.append("READ ONLY" if modes.read_only else "READ WRITE")
+    if modes.deferrable is not None:
+        words.append("DEFERRABLE" if modes.deferrable else "NOT DEFERRABLE")
+    return Command(" ".join(words).encode())
+
+
+class Flight:
+    """One attempt of an order, over one connection."""
+
+    def __init__(self, connection: Connection[Any], order: Order) -> None:
+        """Send nothing yet."""
+        self._connection = connection
+        self._pgconn = connection.pgconn
+        self._order = order
+        self._received = _Received(order, connection)
+        self._take_rows = self._received.take
+        self._awaited: deque[Callable[[PGresult], None]] = deque()
+        """What takes each answer that has not come completely."""
+        self._is_cut = False
+        """Whether libpq was asked for the rows of the next answer in pieces."""
+        self._failure: psycopg.Error | None = None
+        self._committed = False
+        self.asked = False
+        """Whether the answer about the transaction's id has come."""
+        self.transaction_id: TransactionId | None = None
+        """None for a transaction that has written nothing."""
+
+    @property
+    def results(self) -> list[Result]:
+        """The results of all statements, once it has run."""
+        return self._received.results
+
+    @property
+    def is_undone(self) -> bool:
+        """Whether the server has told that it ended the connection before COMMIT.
+
+        The answers come in order, so nothing was committed. A pooler's own error proves nothing;
+        it does not name a function of PostgreSQL's source.
+        """
+        error = self._failure
+        return (
+            error is not None
+            and not self._committed
+            and error.diag.severity_nonlocalized in {"FATAL", "PANIC"}
+            and error.diag.source_function is not None
+        )
+
+    def run(self) -> None:
+        """Run it. Raises psycopg.Error, after which `recover` must follow."""
+        connection = self._connection
+        left = None if connection.deadline == math.inf else connection._left()
+        try:
+            connection._await(self._fly(), left, asked=True)
+        except _StoppedError:
+            self._end_stopped()
+        except psycopg.errors._WaitTimeout as timeout:
+            self._end_overdue(timeout)
+        except CopyRefusedError:
+            connection.close()
+            raise
+        except psycopg.OperationalError as lost:
+            if not self._committed:
+                raise self._failure or lost from None
+            connection.close()
+        else:
+            self._settle()
+        if self._received.has_ended:
+            raise psycopg.errors.InvalidTransactionTermination(
+                "a statement has ended the transaction: what came before it may be committed"
+            )
+
+    def _settle(self) -> None:
+        """Look at the answers, which are complete. Raises what was not committed."""
+        self._pgconn.exit_pipeline_mode()
+        if not self._committed:
+            raise self._failure or psycopg.errors.InFailedSqlTransaction(
+                "an error inside the transaction was not reported: nothing was committed"
+            )
+        if self._failure is not None or not self._may_be_kept():
+            self._connection.close()
+
+    def _may_be_kept(self) -> bool:
+        profile = self._connection.profile
+        return profile.reset != "close" or self._order.is_plain(profile)
+
+    def recover(self) -> None:
+        """After an error, roll back and reset in one flight; where that fails, close."""
+        connection = self._connection
+        if connection.lost:
+            return
+        is_idle = self._pgconn.transaction_status == pq.TransactionStatus.IDLE
+        commands: Sequence[Command] = ()
+        match connection.profile.reset:
+            case "flight" if not is_idle:
+                unlock = Command(f"SELECT {UNLOCK}".encode())
+                commands = ROLLBACK_AND_RESET, *self._reset(), unlock, *KEPT_BY_ROLLBACK, COMMIT
+            case "discard":
+                commands = DISCARD if is_idle else (ROLLBACK, *DISCARD)
+            case "close" if not self._may_be_kept():
+                connection.close()
+        try:
+            if commands:
+                connection.send_batch(commands)
+        except psycopg.Error:
+            connection.close()
+
+    def _end_stopped(self) -> None:
+        """Cancel what the caller will not get. Raises TooLargeError, which tells the outcome."""
+        if self._cancel(DRAIN_TIMEOUT):
+            with suppress(psycopg.Error):  # what was cancelled
+                self._settle()
+            committed: bool | None = self._committed
+        else:
+            committed = True if self._committed else None
+        raise self._received.refusal(committed)
+
+    def _end_overdue(self, timeout: Exception) -> None:
+        """Cancel what runs at the deadline. Raises, unless it was committed in time."""
+        ended = self._cancel(LATE_DRAIN_TIMEOUT)
+        self._connection.close()
+        if ended and self._committed:
+            return
+        if not (ended or self._order.idempotent):
+            raise outcome_unknown(
+                "the deadline passed, and there was no answer to the cancel", self.transaction_id
+            ) from timeout
+        raise psycopg.errors.QueryCanceled(
+            "canceling statement because the deadline of the invocation has passed"
+        ) from timeout
+
+    def _cancel(self, seconds: float) -> bool:
+        """Cancel, and wait for the answers; tell whether they are complete. Else close."""
+        connection = self._connection
+        try:
+            if connection.profile.cancel:
+                connection.cancel_safe(timeout=CANCEL_TIMEOUT)
+                self._received.drain()
+                connection._await(self._land(), seconds, asked=True)
+                return True
+        except (psycopg.Error, psycopg.errors._WaitTimeout, _StoppedError):
+            pass
+        connection.close()
+        return False
+
+    def _fly(self) -> PQGen[None]:
+        """Send everything in one write, and take the answers."""
+        pgconn, order, take = self._pgconn, self._order, self._take_rows
+        pgconn.enter_pipeline_mode()
+        self._send(order.begin)
+        if order.claims is not None:
+            self._send(Command(SET_CLAIMS, [order.claims.encode()]))
+        for statement in order.statements:
+            pgconn.send_query_params(statement.query, statement.params)
+            self._awaited.append(take)
+        self._send_end(self._connection.profile.reset)
+        pgconn.pipeline_sync()
+        yield from generators.send(pgconn)
+        yield from self._land()
+
+    def _send_end(self, reset: str) -> None:
+        """Send what follows the statements: the question for the id, COMMIT and the reset."""
+        is_pooled = reset == "flight"
+        question = asking(self._pgconn.server_version)
+        if self._order.asks:
+            text = question.text + f", {UNLOCK}".encode() if is_pooled else question.text
+            self._send(Command(text, binary=True), take=self._take_id)
+        elif is_pooled:
+            self._send(Command(f"SELECT {UNLOCK}".encode()))
+        if is_pooled:
+            self._send(*KEPT_BY_ROLLBACK)
+        if self._order.asks:
+            self._pgconn.send_flush_request()  # the id must have come when COMMIT's answer is lost
+        if is_pooled:
+            self._send(COMMIT_AND_RESET, take=self._take_commit)
+            self._send(*self._reset(), COMMIT)
+        else:
+            self._send(COMMIT, take=self._take_commit)
+            self._send(*(DISCARD if reset == "discard" else ()))
+
+    def _reset(self) -> Sequence[Command]:
+        name = self._connection.application_name
+        return (*RESET, Command(OWN_SETTINGS, [name])) if RESET else ()
+
+    def _send(self, *commands: Command, take: Callable[[PGresult], None] | None = None) -> None:
+        for command in commands:
+            command.send(self._pgconn)
+            self._awaited.append(take or _pass)
+
+    def _take_id(self, result: PGresult) -> None:
+        self.transaction_id = transaction_id(result)
+        self.asked = True
+
+    def _take_commit(self, result: PGresult) -> None:
+        self._committed = result.command_status == b"COMMIT"
+
+    def _land(self) -> PQGen[None]:
+        """Take the answers that have not come yet, and that of the Sync.
+
+        Raises CopyRefusedError at the first sign of a COPY: libpq would repeat it for ever.
+        """
+        pgconn, awaited = self._pgconn, self._awaited
+        while True:
+            if not self._is_cut and awaited and awaited[0] is self._take_rows:
+                self._is_cut = True
+                _cut(pgconn)
+            if pgconn.is_busy():
+                yield from self._wait_for_answer()
+            result = pgconn.get_result()
+            if result is None:
+                awaited.popleft()
+                self._is_cut = False
+                continue
+            status = result.status
+            if status == pq.ExecStatus.PIPELINE_SYNC:
+                return
+            if status == pq.ExecStatus.FATAL_ERROR:
+                self._note(result)
+            elif status in COPIES:
+                raise CopyRefusedError("COPY is not supported here")
+            elif status != pq.ExecStatus.PIPELINE_ABORTED:
+                awaited[0](result)
+
+    def _wait_for_answer(self) -> PQGen[None]:
+        pgconn = self._pgconn
+        while True:
+            if not (yield Wait.R):
+                continue
+            pgconn.consume_input()
+            if not pgconn.is_busy():
+                break
+            self._received.watch()
+        while pgconn.notifies():
+            pass  # its listener is another flight's
+
+    def _note(self, result: PGresult) -> None:
+        """Keep the first error: the later ones follow from it."""
+        if self._failure is None:
+            self._failure = psycopg.errors.error_from_result(result, encoding="utf-8")
+
+
+def _pass(_: PGresult) -> None:
+    """Take the answer to one of the layer's own commands."""
+
+
+class _Received:
+    """The results of one flight, within its limits."""
+
+    def __init__(self, order: Order, connection: Connection[Any]) -> None:
+        """Have none."""
+        self.results: list[Result] = []
+        self.has_ended = False
+        """Whether a statement has ended the transaction."""
+        self._limits = order.limits
+        self._rows_left, self._bytes_left = order.limits
+        self._statements = iter(order.statements)
+        self._pgconn = connection.pgconn
+        self._transformer = Transformer(_Context(_ADAPTERS))
+        self._rows: list[tuple[str | None, ...]] = []
+        self._tag = b""
+        self._refusal: Callable[[bool | None], psycopg.Error] | None = None
+        self._unread: int | None = None
+        """What came over the connection, in bytes, before the piece that is awaited."""
+
+    def drain(self) -> None:
+        """Take no more results, only their ends."""
+        self._refusal = self._refusal or self._too_large("cancelled")
+        self._rows, self._unread, self._bytes_left = [], None, self._limits.bytes
+
+    def refusal(self, committed: bool | None) -> psycopg.Error:
+        """Return why the caller does not get the results."""
+        return (self._refusal or self._too_large("no end"))(committed)
+
+    def take(self, result: PGresult) -> None:
+        """Take some rows, or the end of an answer."""
+        self._unread = None
+        self._tag = result.command_status or self._tag  # libpq 18 puts it on the last piece
+        if self._refusal is None and result.ntuples:
+            self._take_rows(result)
+        if result.status not in PARTS:
+            self._take_end(result)
+
+    def _take_rows(self, result: PGresult) -> None:
+        count, width = result.ntuples, result.nfields
+        self._rows_left -= count
+        if self._rows_left < 0:
+            self._refuse(self._too_large(f"more than {self._limits.rows} rows"))
+        transformer = self._transformer
+        transformer.set_pgresult(result, set_loaders=False)
+        transformer.set_loader_types([_TEXT] * width, pq.Format.TEXT)
+        try:
+            rows = transformer.load_rows(0, count, tuple)
+        except UnicodeDecodeError:
+            self._refuse(_not_utf8)
+        texts = "".join(filter(None, chain.from_iterable(rows)))
+        self._count(len(texts.encode()) + VALUE_BYTES * count * width)
+        self._rows += rows
+
+    def _take_end(self, result: PGresult) -> None:
+        statement = next(self._statements)
+        tag, self._tag = self._tag.decode(), b""
+        if tag in {"COMMIT", "PREPARE TRANSACTION"} or (
+            tag == "ROLLBACK" and not statement.is_savepoint
+        ):
+            self.has_ended = True
+        if self._refusal is None:
+            fields = tuple(map(partial(_field, result), range(result.nfields)))
+            self._count(sum(FIELD_BYTES + len(each.name) for each in fields))
+            self.results.append(Result(fields, self._rows, tag))
+            self._rows = []
+
+    def _count(self, size: int) -> None:
+        self._bytes_left -= size
+        if self._bytes_left < 0:
+            self._refuse(self._too_large(f"more than {self._limits.bytes} bytes"))
+
+    def watch(self) -> None:
+        """Refuse a piece that is too large before all of it has come: libpq keeps it in memory."""
+        received = _received(self._pgconn.socket)
+        if self._unread is None:
+            self._unread = received
+        elif received - self._unread > self._bytes_left + self._bytes_left // 64 + SLACK:
+            self._refuse(self._too_large(f"more than {self._limits.bytes} bytes"))
+
+    def _refuse(self, refusal: Callable[[bool | None], psycopg.Error]) -> NoReturn:
+        self._refusal = self._refusal or refusal
+        raise _StoppedError
+
+    def _too_large(self, what: str) -> Callable[[bool | None], psycopg.Error]:
+        return lambda committed: TooLargeError(
+            f"the results have {what}; the statements were {_OUTCOME[committed]}",
+            committed=committed,
+        )
+
+
+_OUTCOME: Final = {
+    True: "committed",
+    False: "rolled back",
+    None: "cut off, and may have been committed",
+}
+
+
+def _not_utf8(committed: bool | None) -> psycopg.Error:
+    return psycopg.errors.CharacterNotInRepertoire(
+        "a value is not in UTF-8: leave client_encoding as it is; the statements were "
+        f"{_OUTCOME[committed]}"
+    )
+
+
+def _field(result: PGresult, column: int) -> Field:
+    return Field(
+        (result.fname(column) or b"").decode(errors="replace"),
+        result.ftype(column),
+        result.ftable(column),
+        result.ftablecol(column),
+        result.fsize(column),
+        result.fmod(column),
+    )
+
+
+def _cut(pgconn: PGconn) -> None:
+    """Ask libpq for the rows of the next answer in pieces; before libpq 17 for one at a time."""
+    if _HAS_CHUNKS:
+        pgconn.set_chunked_rows_mode(CHUNK)
+    else:
+        pgconn.set_single_row_mode()
+
+
+_HAS_CHUNKS: Final = min(pq.version(), pq.__build_version__) >= 170000
+
+
+def _received(descriptor: int) -> int:
+    """Return how many bytes libpq has read from a socket; 0 where the system does not tell."""
+    if sys.platform != "linux":
+        return 0
+    with socket.socket(fileno=os.dup(descriptor)) as twin:
+        if twin.family == socket.AF_UNIX:
+            return 0
+        information = twin.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED + 8)
+    waiting = fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4))
+    return int.from_bytes(information[_BYTES_RECEIVED:], sys.byteorder) - int.from_bytes(
+        waiting, sys.byteorder
+    )
