@@ -190,6 +190,10 @@ sql-key: setup-local ## list keys of /sql, NAME=web ROLE=reader creates one, REV
 	@$(RUN) -m lambda_pg_cdk.tools.sql_key --stage "$(if $(filter file,$(origin STAGE)),local,$(STAGE))" \
 	  $(if $(filter command,$(origin NAME)),create "$(NAME)" --role "$(ROLE)",$(if $(REVOKE),revoke "$(REVOKE)",list)) $(ARGS)
 
+.PHONY: sql-statements
+sql-statements: setup-local ## collect the statements that a test run sends to /sql of the local cloud
+	@$(RUN) -m lambda_pg_cdk.tools.sql_statements $(ARGS)
+
 .PHONY: migration
 migration: setup ## begin a new migration: make migration NAME="add orders"
 	@$(RUN) -m lambda_pg_cdk.migrations.new "$(NAME)"

@@ -35,6 +35,8 @@ _TEST_USER = uuid.UUID("11111111-1111-4111-8111-111111111111")
 """The user of a token for which no other is named: what one request writes, the next one finds."""
 _SINCE = "10m"
 _SAMPLE = "ANY /users"
+_SQL = "POST /sql"
+_QUERY = """'{"query": "SELECT 1"}'"""
 _RUNNING = "`make status` shows what runs, `make down` stops it."
 
 
@@ -165,6 +167,11 @@ def _welcome(cloud: LocalCloud) -> str:
             f"curl -i {header} -H 'Content-Type: application/json' -d {body} {cloud.url}/users",
             f"curl -i {header} {cloud.url}/users",
         ]
+    if _SQL in first:
+        tries += [
+            "make sql-key NAME=me ROLE=reader  # prints a DATABASE_URL for /sql",
+            f'curl -i -H "Neon-Connection-String: $DATABASE_URL" -d {_QUERY} {cloud.url}/sql',
+        ]
     lists = (path for method, _, path in (each.partition(" ") for each in first) if method == "GET")
     tries += [f"curl -i {header} {cloud.url}{path}" for path in lists if "{" not in path]
     said = "\n".join(filter(None, lines))
@@ -174,7 +181,7 @@ def _welcome(cloud: LocalCloud) -> str:
 def _more_addresses(found: dict[str, Any]) -> list[str]:
     """Say where further APIs and custom domain names are; `found` is the status."""
     apis = [
-        f"The API {each['name']} is at {each['url']}. Its routes: {', '.join(each['routes'])}"
+        f"Another API ({each['name']}) is at {each['url']}. Its routes: {', '.join(each['routes'])}"
         for each in found["apis"][1:]
     ]
     names = [

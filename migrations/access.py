@@ -16,7 +16,7 @@ from .public_rights import (
     describe_large_objects,
     describe_open,
 )
-from .rights import list_wanted, refuse_others, revoke_others
+from .rights import list_wanted, refuse_others, set_rights
 from .roles import exists
 
 
@@ -56,9 +56,7 @@ def _apply(
     found = find_tables(connection, grants)
     roles = [*groups, *list_logins(connection, groups)]
     wanted = list_wanted(connection, found, enabled)
-    revoke_others(connection, roles, wanted)
-    for right in sorted(wanted):
-        connection.execute(right.statement("GRANT", "TO"))
+    set_rights(connection, roles, enabled, wanted)
     set_policies(connection, groups, found)
     if enabled:
         if not shared:

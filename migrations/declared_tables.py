@@ -43,7 +43,8 @@ SELECT c.oid::int8 AS oid, format('%%I.%%I', n.nspname, c.relname) AS name,
             AND (role = 0 OR role = (SELECT oid FROM pg_roles WHERE rolname = %(group)s))
     ) AS has_policy,
     ARRAY (
-        SELECT s.oid::regclass::text FROM pg_depend JOIN pg_class AS s ON s.oid = objid
+        SELECT format('%%s.%%I', s.relnamespace::regnamespace, s.relname)
+        FROM pg_depend JOIN pg_class AS s ON s.oid = objid
         WHERE classid = 'pg_class'::regclass AND refclassid = 'pg_class'::regclass
             AND refobjid = c.oid AND deptype = 'a' AND s.relkind = 'S'
         ORDER BY 1

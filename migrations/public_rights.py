@@ -24,7 +24,7 @@ def close_functions(connection: Connection[Any]) -> Iterator[str]:
     """Revoke EXECUTE on SECURITY DEFINER functions from PUBLIC; the application keeps it."""
     names = [str(name) for (name,) in connection.execute(CLOSABLE)]
     for name in names:
-        connection.execute(Right(GROUP, "ROUTINE", name, "EXECUTE").statement("GRANT", "TO"))
+        connection.execute(Right(GROUP, "ROUTINE", name, "EXECUTE").grant())
         revoke = sql.SQL("REVOKE EXECUTE ON ROUTINE {} FROM PUBLIC")
         connection.execute(revoke.format(sql.SQL(name)))
     if names:

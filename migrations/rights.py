@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, LiteralString, NamedTuple
 
 from psycopg import Connection, sql
 from psycopg.errors import InsufficientPrivilege
@@ -21,18 +21,24 @@ OF_EXTENSION = EXTENDED.format("'pg_class'::regclass", "c.oid")
 
 
 class Right(NamedTuple):
-    """One right of one role: on TABLE, SEQUENCE, SCHEMA, ROUTINE or DATABASE."""
+    """One right of one role on an object, whose name is quoted as SQL needs it."""
 
     role: str
     kind: str
     name: str
     privilege: str
 
-    def statement(self, verb: str, preposition: str) -> sql.Composed:
-        """Return the GRANT or REVOKE; the name is quoted already."""
-        text = "{} {} ON {} {} {} {}"
-        parts = [verb, self.privilege, self.kind, self.name, preposition]
-        return sql.SQL(text).format(*map(sql.SQL, parts), sql.Identifier(self.role))
+    def grant(self) -> sql.Composed:
+        """Return the statement that grants it."""
+        return self._statement("GRANT {} ON {} {} TO {}")
+
+    def revoke(self) -> sql.Composed:
+        """Return the statement that revokes it, with what the role has granted further."""
+        return self._statement("REVOKE {} ON {} {} FROM {} CASCADE")
+
+    def _statement(self, text: LiteralString) -> sql.Composed:
+        parts = map(sql.SQL, (self.privilege, self.kind, self.name))  # quoted already
+        return sql.SQL(text).format(*parts, sql.Identifier(self.role))
 
 
 def list_wanted(
@@ -49,9 +55,12 @@ def list_wanted(
             wanted |= {Right(group, "SEQUENCE", name, "USAGE") for name in table.sequences}
     row = connection.execute("SELECT to_regprocedure('current_subject()')::text").fetchone()
     if row is not None and row[0] is not None:
-        wanted |= {Right(group, "ROUTINE", row[0], "EXECUTE") for group in enabled}
+        wanted |= {Right(group, HARMLESS, row[0], "EXECUTE") for group in enabled}
     return wanted
 
+
+HARMLESS = "FUNCTION"
+"""Functions that have their caller's rights; a SECURITY DEFINER one is a ROUTINE here."""
 
 HELD = """
 WITH held AS (
@@ -68,7 +77,12 @@ WITH held AS (
     UNION ALL
     SELECT 'SCHEMA', quote_ident(nspname), aclexplode(nspacl), '' FROM pg_namespace
     UNION ALL
-    SELECT 'ROUTINE', oid::regprocedure::text, aclexplode(proacl), '' FROM pg_proc WHERE prosecdef
+    SELECT CASE WHEN prosecdef THEN 'ROUTINE' ELSE 'FUNCTION' END, oid::regprocedure::text,
+        aclexplode(proacl), ''
+    FROM pg_proc
+    UNION ALL
+    SELECT 'FOREIGN DATA WRAPPER', quote_ident(fdwname), aclexplode(fdwacl), ''
+    FROM pg_foreign_data_wrapper
     UNION ALL
     SELECT 'FOREIGN SERVER', quote_ident(srvname), aclexplode(srvacl), '' FROM pg_foreign_server
     UNION ALL
@@ -77,22 +91,33 @@ WITH held AS (
     SELECT 'DATABASE', quote_ident(datname), aclexplode(datacl), '' FROM pg_database
     WHERE datname = current_database()
 )
-SELECT rolname, kind, name, (granted).privilege_type || columns FROM held
+SELECT rolname, kind, name, (granted).privilege_type || columns, (granted).is_grantable FROM held
 JOIN pg_roles ON pg_roles.oid = (granted).grantee
 WHERE rolname = ANY (%(roles)s) AND (granted).privilege_type <> 'CONNECT'
 """
-"""What was granted to roles themselves. Functions with their caller's rights give none."""
+"""What was granted to roles themselves."""
 
 
-def revoke_others(
-    connection: Connection[Any], roles: Sequence[str], wanted: Collection[Right]
+def set_rights(
+    connection: Connection[Any],
+    roles: Sequence[str],
+    enabled: Sequence[str],
+    wanted: Collection[Right],
 ) -> None:
-    """Revoke what is not wanted, as far as the owner can: `refuse_others` finds the rest."""
-    for row in connection.execute(HELD, {"roles": list(roles)}).fetchall():
-        right = Right(*row)
-        if right not in wanted:
+    """Grant what is missing, and revoke the rest as far as the owner can.
+
+    What is as it should be is left: `refuse_others` finds what could not be revoked.
+    """
+    held = set()
+    for *right, grantable in connection.execute(HELD, {"roles": list(roles)}).fetchall():
+        found = Right(*right)
+        if found in wanted and not grantable:
+            held.add(found)
+        elif found.kind != HARMLESS or found.role not in enabled:
             with suppress(InsufficientPrivilege), connection.transaction():
-                connection.execute(right.statement("REVOKE", "FROM"))
+                connection.execute(found.revoke())
+    for missing in sorted(set(wanted) - held):
+        connection.execute(missing.grant())
 
 
 EFFECTIVE = f"""
@@ -127,10 +152,11 @@ def refuse_others(
     wanted: Collection[Right],
 ) -> None:
     """Raise `AccessError` if a level's role can do more than is declared."""
-    asked = {"roles": [*enabled, *(set(roles) - set(enabled))]}
+    asked = {"roles": list(roles)}
     declared = {(right.role, right.name, right.privilege) for right in wanted}
     groups = {name: group for group in enabled for name in list_logins(connection, [group])}
-    for role, table, privilege in connection.execute(EFFECTIVE, asked).fetchall():
+    found = connection.execute(EFFECTIVE, asked).fetchall()
+    for role, table, privilege in sorted(found, key=lambda row: row[0] not in enabled):
         if (groups.get(role, role), table, privilege) not in declared:
             raise AccessError(
                 f"the role {role} has {privilege} on the table {table}, which no file declares, "

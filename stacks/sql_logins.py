@@ -49,9 +49,10 @@ class SqlLogins:
                 read_role(function, self._config, role)
 
     def variables(self, _function: lambda_.Function) -> dict[str, Any]:
-        """Name the database alone: the function has a client for each role."""
-        external = self._config.pooler == "external"
-        return {} if external else {"database": self._config.sql_database}
+        """Name the database, but no login: the function has a client for each role."""
+        if self._config.pooler == "external":
+            return {}
+        return {"database": self._config.sql_database, "by_token": self._config.by_token}
 
     def words(self, function: lambda_.Function) -> list[str]:
         """Name the secrets."""

@@ -14,6 +14,7 @@ def environment(  # noqa: PLR0913 - one for each variable, all optional
     profile: str | None = None,
     secret_arn: str | None = None,
     token_user: str | None = None,
+    by_token: bool = False,
     ca_pem: str | None = None,
     ca_file: str | None = None,
     slots: int | None = None,
@@ -22,8 +23,9 @@ def environment(  # noqa: PLR0913 - one for each variable, all optional
     """Return the variables for what is given; the layer has defaults for the others.
 
     `application` is any name, and is written in lower case. `checkout_timeout` is in seconds. With
-    `token_user` the function logs in with a token of its role, without it by `secret_arn`. Where
-    the secret has a URL, the URL says the endpoint.
+    `token_user` the function logs in with a token of its role, without it by `secret_arn`; with
+    `by_token` it has several users and says which itself. Where the secret has a URL, the URL says
+    the endpoint.
     """
     values = {
         "PGAPPNAME": application and application.lower(),
@@ -33,7 +35,7 @@ def environment(  # noqa: PLR0913 - one for each variable, all optional
         "PGSSLMODE": host and "verify-full",
         "PGSSLROOTCERT": ca_file,
         "PGUSER": token_user,
-        "LAMBDA_PG_AUTH": token_user and "iam",
+        "LAMBDA_PG_AUTH": "iam" if token_user or by_token else None,
         "LAMBDA_PG_SECRET_ARN": secret_arn,
         "LAMBDA_PG_CA_PEM": ca_pem,
         "LAMBDA_PG_PROFILE": profile,

@@ -81,7 +81,8 @@ def texts_of(body: bytes) -> Iterator[str]:
     except (ValueError, RecursionError):
         return
     document = document if isinstance(document, dict) else {}
-    for each in document.get("queries", [document]):
+    queries = document.get("queries", [document])
+    for each in queries if isinstance(queries, list) else ():
         if isinstance(each, dict) and isinstance(each.get("query"), str):
             yield each["query"]
 

@@ -73,6 +73,7 @@ SETTINGS: Final[dict[str, Any]] = {
     "functions": {"checkout_timeout": CHECKOUT_TIMEOUT, "timeout": 25},
     "database": {"max_connections": 150},
     "pgbouncer": {"query_wait_timeout": 1, "max_db_connections": 20},
+    "sql": {"enabled": False},
 }
 """Queue and checkout timeouts are the product's; a storm's are longer. The function timeout is
 longer, so that a function that was frozen for PgBouncer's idle_transaction_timeout can end. A user

@@ -68,6 +68,7 @@ NO_NODE: Final = (
 SMALL: Final[dict[str, dict[str, Any]]] = {
     "database": {"max_connections": 25, "other_connections": 4, "rotation": "single"},
     "pgbouncer": {"max_db_connections": 2},
+    "sql": {"enabled": False},
 }
 """A server with 25 connections; the budget leaves 4 of them to the pooler."""
 

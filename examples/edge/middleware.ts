@@ -8,19 +8,15 @@
 import { neon, neonConfig } from "@neondatabase/serverless";
 
 // The line that a custom domain makes unnecessary (docs/edge.md).
-if (process.env.SQL_ENDPOINT)
-  neonConfig.fetchEndpoint = process.env.SQL_ENDPOINT;
+if (process.env.SQL_ENDPOINT) neonConfig.fetchEndpoint = process.env.SQL_ENDPOINT;
 const sql = neon(process.env.DATABASE_URL ?? "");
 
 export const config = { matcher: "/old/:path*" };
 
-export async function middleware(
-  request: Request,
-): Promise<Response | undefined> {
+export async function middleware(request: Request): Promise<Response | undefined> {
   const { pathname } = new URL(request.url);
   try {
-    const [row] =
-      await sql`SELECT target FROM redirects WHERE path = ${pathname}`;
+    const [row] = await sql`SELECT target FROM redirects WHERE path = ${pathname}`;
     return row && Response.redirect(new URL(row.target, request.url), 308);
   } catch (error) {
     console.error("no redirect could be looked up:", error);

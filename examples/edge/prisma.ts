@@ -1,4 +1,4 @@
-// Prisma over HTTP, with the models of schema.prisma. Generate the client first:
+// Prisma in an edge runtime, with the models of schema.prisma. Generate the client first:
 //
 //   npx prisma generate --schema schema.prisma
 //
@@ -9,13 +9,19 @@ import { neonConfig } from "@neondatabase/serverless";
 import { PrismaNeonHttp } from "@prisma/adapter-neon";
 import { PrismaClient, type Book } from "./generated/client.ts";
 
-// The line that a custom domain makes unnecessary (docs/edge.md).
-if (process.env.SQL_ENDPOINT)
-  neonConfig.fetchEndpoint = process.env.SQL_ENDPOINT;
-const adapter = new PrismaNeonHttp(process.env.DATABASE_URL ?? "", {});
-const prisma = new PrismaClient({ adapter });
+export interface Environment {
+  DATABASE_URL: string;
+  SQL_ENDPOINT?: string;
+}
 
-export async function booksOf(author: string): Promise<Book[]> {
+// A Worker has its variables in each request's `env`; elsewhere pass process.env.
+export function clientOf(env: Environment): PrismaClient {
+  // The line that a custom domain makes unnecessary (docs/edge.md).
+  if (env.SQL_ENDPOINT) neonConfig.fetchEndpoint = env.SQL_ENDPOINT;
+  return new PrismaClient({ adapter: new PrismaNeonHttp(env.DATABASE_URL, {}) });
+}
+
+export async function booksOf(prisma: PrismaClient, author: string): Promise<Book[]> {
   const found = await prisma.author.findUnique({
     where: { name: author },
     include: { books: { orderBy: { id: "asc" } } },
@@ -23,8 +29,8 @@ export async function booksOf(author: string): Promise<Book[]> {
   return found?.books ?? [];
 }
 
-// One statement: it is atomic as it is.
-export async function addAuthor(name: string): Promise<number> {
+// One statement, INSERT … ON CONFLICT: by its id, an author's upsert would ask for a transaction.
+export async function addAuthor(prisma: PrismaClient, name: string): Promise<number> {
   const { id } = await prisma.author.upsert({
     where: { name },
     create: { name },
@@ -34,11 +40,11 @@ export async function addAuthor(name: string): Promise<number> {
 }
 
 export async function addBook(
+  prisma: PrismaClient,
   author: string,
   title: string,
   pages: number,
 ): Promise<Book> {
-  return prisma.book.create({
-    data: { title, pages, authorId: await addAuthor(author) },
-  });
+  const authorId = await addAuthor(prisma, author);
+  return prisma.book.create({ data: { title, pages, authorId } });
 }

@@ -20,13 +20,10 @@ export default {
     // The line that a custom domain makes unnecessary (docs/edge.md).
     if (env.SQL_ENDPOINT) neonConfig.fetchEndpoint = env.SQL_ENDPOINT;
     const sql = neon(env.DATABASE_URL);
-    if (new URL(request.url).pathname !== "/books")
-      return new Response(null, { status: 404 });
+    if (new URL(request.url).pathname !== "/books") return new Response(null, { status: 404 });
     try {
       if (request.method !== "POST") {
-        return Response.json(
-          await sql`SELECT id, title, pages FROM books ORDER BY id LIMIT 100`,
-        );
+        return Response.json(await sql`SELECT id, title, pages FROM books ORDER BY id LIMIT 100`);
       }
       const { title, pages, authorId } = (await request.json()) as NewBook;
       const [book] = await sql`INSERT INTO books (title, pages, author_id)

@@ -4,7 +4,7 @@ const LEVELS = ["ReadUncommitted", "ReadCommitted", "RepeatableRead", "Serializa
 
 export function checks(driver, settings) {
   const { neon, neonConfig, Pool } = driver;
-  const { DATABASE_URL, SQL_ENDPOINT, TOKEN, TOKEN_ENDPOINT, REGISTERED } = settings;
+  const { DATABASE_URL, SQL_ENDPOINT, TOKEN_ENDPOINT } = settings;
   neonConfig.disableWarningInBrowsers = true;
   if (SQL_ENDPOINT)
     neonConfig.fetchEndpoint = (_host, _port, { jwtAuth } = {}) =>
@@ -15,7 +15,7 @@ export function checks(driver, settings) {
     ...transactions(neon, sql, DATABASE_URL),
     ...errors(neon, sql, DATABASE_URL),
     ...pools(driver, neonConfig, Pool, DATABASE_URL),
-    ...(TOKEN && tokens(neon, DATABASE_URL, TOKEN, REGISTERED)),
+    ...(settings.TOKEN && tokens(neon, DATABASE_URL, settings)),
   };
 }
 
@@ -167,14 +167,15 @@ function pools(driver, neonConfig, Pool, url) {
   };
 }
 
-function tokens(neon, url, token, registered) {
+// A caller with a token may run registered statements only; rows are those of the token's subject.
+function tokens(neon, url, { TOKEN, REGISTERED, USER_ID }) {
   const without = new URL(url);
   without.password = "";
+  const ask = (authToken) => neon(without.href, { authToken }).query(REGISTERED, [USER_ID]);
   return {
-    "auth token": () => neon(without.href, { authToken: token }).query(registered),
-    "auth token of a function": () =>
-      neon(without.href, { authToken: async () => token }).query(registered),
-    "auth token, a free statement": () => neon(without.href, { authToken: token })`SELECT 1 AS one`,
-    "a wrong auth token": () => neon(without.href, { authToken: `${token}x` }).query(registered),
+    "auth token": () => ask(TOKEN),
+    "auth token of a function": () => ask(async () => TOKEN),
+    "auth token, a free statement": () => neon(without.href, { authToken: TOKEN })`SELECT 1 AS one`,
+    "a wrong auth token": () => ask(`${TOKEN}x`),
   };
 }

@@ -1,19 +1,20 @@
 // What each operation of Prisma's client does over POST /sql with PrismaNeonHttp.
-import { neonConfig } from "@neondatabase/serverless";
-import { PrismaNeonHttp } from "@prisma/adapter-neon";
-import { Prisma, PrismaClient } from "./generated/client.ts";
+import { Prisma, type PrismaClient } from "./generated/client.ts";
+import { clientOf, type Environment } from "./prisma.ts";
 import { report } from "./report.mjs";
 
-const { DATABASE_URL, SQL_ENDPOINT } = process.env;
-if (SQL_ENDPOINT) neonConfig.fetchEndpoint = SQL_ENDPOINT;
+export default {
+  async fetch(_request: Request, env: Environment): Promise<Response> {
+    return new Response(await report(checks(clientOf(env))));
+  },
+};
 
-const prisma = new PrismaClient({ adapter: new PrismaNeonHttp(DATABASE_URL as string, {}) });
-const { author, book } = prisma;
 const sketch = { title: "Sketch", pages: 12, authorId: 2 };
 const made = { where: { title: "Sketch" } };
 
-console.log(
-  await report({
+function checks(prisma: PrismaClient) {
+  const { author, book } = prisma;
+  return {
     findUnique: () => author.findUnique({ where: { id: 1 } }),
     findUniqueOrThrow: () => author.findUniqueOrThrow({ where: { name: "Ada" } }),
     findFirst: () => book.findFirst({ where: { pages: { gt: 100 } }, orderBy: { id: "asc" } }),
@@ -135,5 +136,5 @@ console.log(
 
     "failed statement": () => author.create({ data: { name: "Ada" } }),
     "failed raw statement": () => prisma.$queryRaw`SELECT 1/0`,
-  }),
-);
+  };
+}

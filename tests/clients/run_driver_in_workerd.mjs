@@ -10,7 +10,7 @@ const program = `
   };
 `;
 const source = { stdin: { contents: program, resolveDir: import.meta.dirname } };
-const names = ["DATABASE_URL", "SQL_ENDPOINT", "TOKEN", "TOKEN_ENDPOINT", "REGISTERED"];
+const names = ["DATABASE_URL", "SQL_ENDPOINT", "TOKEN", "TOKEN_ENDPOINT", "REGISTERED", "USER_ID"];
 const variables = Object.fromEntries(
   names.filter((name) => process.env[name]).map((name) => [name, process.env[name]]),
 );

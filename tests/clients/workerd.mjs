@@ -1,8 +1,8 @@
 // Cloudflare's workerd with one Worker, as a bundle of its source.
 import { spawn } from "node:child_process";
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { copyFile, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import { createInterface } from "node:readline";
 import { build } from "esbuild";
 import workerd from "workerd";
@@ -12,16 +12,19 @@ const CONTROL = 3; // the descriptor where workerd writes the ports that it list
 // Start a Worker whose `env` has these variables; call `use` with its URL, and stop it.
 export async function withWorker(source, variables, use) {
   const folder = await mkdtemp(join(tmpdir(), "worker-"));
+  const compiled = [];
   const options = {
     bundle: true,
     format: "esm",
+    plugins: [webAssembly(folder, compiled)],
+    external: ["node:*"],
     platform: "browser",
     conditions: ["workerd", "worker"],
     nodePaths: [`${import.meta.dirname}/node_modules`],
     logLevel: "error",
   };
   await build({ ...source, ...options, outfile: join(folder, "worker.js") });
-  await writeFile(join(folder, "config.capnp"), configuration(Object.keys(variables)));
+  await writeFile(join(folder, "config.capnp"), configuration(Object.keys(variables), compiled));
   const serve = ["serve", join(folder, "config.capnp"), `--control-fd=${CONTROL}`];
   const program = spawn(workerd.default ?? workerd, serve, {
     env: { ...process.env, ...variables },
@@ -35,14 +38,29 @@ export async function withWorker(source, variables, use) {
   }
 }
 
-function configuration(names) {
+// Workers import WebAssembly as modules of their own, which stay outside of the bundle.
+function webAssembly(folder, compiled) {
+  const resolve = async ({ path, resolveDir }) => {
+    const name = basename(path, "?module");
+    await copyFile(join(resolveDir, path.replace("?module", "")), join(folder, name));
+    compiled.push(name);
+    return { path: `./${name}`, external: true };
+  };
+  return {
+    name: "wasm",
+    setup: (building) => building.onResolve({ filter: /\.wasm\?module$/ }, resolve),
+  };
+}
+
+function configuration(names, compiled) {
+  const modules = compiled.map((name) => `, (name = "${name}", wasm = embed "${name}")`);
   const bindings = names.map((name) => `(name = "${name}", fromEnvironment = "${name}")`);
   return `
     using Workerd = import "/workerd/workerd.capnp";
     const config :Workerd.Config = (
       services = [
         (name = "worker", worker = (
-          modules = [(name = "worker", esModule = embed "worker.js")],
+          modules = [(name = "worker", esModule = embed "worker.js")${modules.join("")}],
           compatibilityDate = "2026-11-01",
           bindings = [${bindings.join(", ")}],
           globalOutbound = "network")),

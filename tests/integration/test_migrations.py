@@ -5,7 +5,7 @@ import logging
 import secrets
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,7 +16,7 @@ import psycopg
 import pytest
 from lambda_pg._connection import SET_CLAIMS
 from psycopg import sql
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from lambda_pg_cdk.local.servers.passwords import machine_made_password
 from lambda_pg_cdk.local.servers.postgres import Postgres
@@ -663,6 +663,105 @@ def test_the_function_takes_the_budget_from_its_environment(
     monkeypatch.setenv("LOGIN_LIMIT", "20")
     assert function.handler({}, Context(30))["applied"] == REVISIONS
     assert target.limits() == {target.login.name: 20}
+
+
+@pytest.fixture
+def sql_roles(
+    target: Target, secrets_service: SecretsService, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, str]:
+    """Give the function the logins of two trust levels; return their users."""
+    users = {level: f"app_{level}_{target.login.name}" for level in ("reader", "caller")}
+    secret = secrets_service.create({"username": users["reader"], "password": PASSWORD})
+    url = f"postgresql://{users['caller']}:{PASSWORD}@127.0.0.1/app"
+    arns = {"reader": secret, "caller": secrets_service.create({"url": url})}
+    timeouts = {"statement": 5, "lock": 1, "idle_in_transaction": 3, "transaction": 6}
+    monkeypatch.setenv("APP_USER", target.login.name)
+    monkeypatch.setenv("SQL_ROLES", json.dumps(arns))
+    monkeypatch.setenv("SQL_TIMEOUTS", json.dumps(timeouts))
+    monkeypatch.setenv("SQL_LOGIN_LIMIT", "4")
+    return users
+
+
+def test_the_function_takes_the_trust_levels_from_its_environment(
+    target: Target,
+    function: ModuleType,
+    sql_roles: dict[str, str],
+    postgres: Postgres,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """SQL_ROLES with secrets or users, SQL_TIMEOUTS, SQL_LOGIN_LIMIT; without them all are off."""
+    seen = "SELECT count(*) FROM users"
+    try:
+        assert function.handler({}, Context(30))["revisions"] == HEADS
+        for user in sql_roles.values():
+            with psycopg.connect(target.dsn, user=user, password=PASSWORD) as connection:
+                assert connection.execute(seen).fetchone() == (0,)
+                assert connection.execute("SHOW statement_timeout").fetchone() == ("5s",)
+                limit = "SELECT rolconnlimit FROM pg_roles WHERE rolname = current_user"
+                assert connection.execute(limit).fetchone() == (4,)
+        monkeypatch.delenv("SQL_ROLES")
+        monkeypatch.delenv("SQL_TIMEOUTS")
+        assert function.handler({}, Context(30))["revisions"] == HEADS
+        for user in sql_roles.values():
+            with pytest.raises(psycopg.OperationalError, match="not permitted to log in"):
+                psycopg.connect(target.dsn, user=user, password=PASSWORD)
+    finally:
+        drop_users(postgres, target, sql_roles.values())
+
+
+def test_a_trust_level_by_tokens_is_a_member_of_rds_iam(
+    target: Target,
+    function: ModuleType,
+    iam: None,
+    sql_roles: dict[str, str],
+    postgres: Postgres,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """SQL_ROLES has its user then, and no secret."""
+    user = sql_roles["reader"]
+    monkeypatch.setenv("SQL_ROLES", json.dumps({"reader": user}))
+    try:
+        assert function.handler({}, Context(30))["revisions"] == HEADS
+        with psycopg.connect(postgres.superuser_dsn) as admin:
+            assert groups_of(admin, user) == {"lambda_pg_sql_reader", IAM}
+    finally:
+        drop_users(postgres, target, [user])
+
+
+@pytest.fixture
+def deployed_levels(
+    target: Target, function: ModuleType, sql_roles: dict[str, str], postgres: Postgres
+) -> Iterator[dict[str, str]]:
+    """Deploy two trust levels; return their users, which the owner has created."""
+    function.handler({}, Context(30))
+    yield sql_roles
+    drop_users(postgres, target, sql_roles.values())
+
+
+def test_a_trust_level_that_would_lock_the_owner_out_is_refused(
+    target: Target,
+    function: ModuleType,
+    deployed_levels: dict[str, str],
+    iam_only: None,
+    postgres: Postgres,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As the application's user is: the owner becomes a member of what it creates."""
+    user = deployed_levels["reader"]
+    monkeypatch.setattr(function, "read_login", lambda: target.login)
+    monkeypatch.setenv("SQL_ROLES", json.dumps({"reader": user}))
+    with pytest.raises(OwnerLockedOutError, match=f"CREATE ROLE {user} LOGIN; GRANT lambda_pg_sql"):
+        function.handler({}, Context(30))
+    with psycopg.connect(postgres.superuser_dsn) as admin:
+        assert groups_of(admin, user) == {"lambda_pg_sql_reader"}
+
+
+def drop_users(postgres: Postgres, target: Target, users: Iterable[str]) -> None:
+    """Drop the users of trust levels with all that they have in the target's database."""
+    dsn = make_conninfo(postgres.superuser_dsn, dbname=str(conninfo_to_dict(target.dsn)["dbname"]))
+    with psycopg.connect(dsn, autocommit=True) as admin:
+        for user in users:
+            admin.execute(sql.SQL("DROP ROLE IF EXISTS {}").format(sql.Identifier(user)))
 
 
 @pytest.mark.parametrize("password", [{}, {"password": ""}, {"password": None}])

@@ -30,7 +30,16 @@ from psycopg.rows import TupleRow
 from lambda_pg_cdk.local import processes
 from lambda_pg_cdk.local.servers.certificates import Authority
 from lambda_pg_cdk.local.servers.postgres import Postgres
-from lambda_pg_cdk.migrations.roles import CLIENT_CHECK, GROUP, LOCK, Login, Timeouts
+from lambda_pg_cdk.migrations.levels import Levels
+from lambda_pg_cdk.migrations.roles import (
+    CLIENT_CHECK,
+    GROUP,
+    LEVELS,
+    LOCK,
+    Login,
+    Timeouts,
+    group_of,
+)
 from lambda_pg_cdk.migrations.run import Connections, migrate
 from lambda_pg_cdk.stage.budget import login_limit, most_tasks
 from lambda_pg_cdk.stage.loading import load_stage
@@ -50,15 +59,18 @@ ACCOUNT: Final = "123456789012"
 RECONNECTING: Final = 0.05
 """Lifetime in seconds of connections that put every change to the test."""
 
+Level = pytest.mark.parametrize("level", LEVELS, indirect=True)
 Strategy = pytest.mark.parametrize("strategy", ["alternating", "single"], indirect=True)
 
 
 class Application:
     """A database, its application's secret, and the function that rotates it."""
 
-    def __init__(self, postgres: Postgres, service: SecretsService, strategy: str) -> None:
-        """Create the secret; `deploy` migrates the database."""
-        self.strategy = strategy
+    def __init__(
+        self, postgres: Postgres, service: SecretsService, strategy: str, level: str = ""
+    ) -> None:
+        """Create the secret, the application's or a trust level's; `deploy` migrates."""
+        self.strategy, self.level = strategy, level
         self.database = f"rotated_{secrets.token_hex(4)}"
         self.user = f"app_{self.database}"
         self.master_dsn = make_conninfo(postgres.dsn, dbname=self.database)
@@ -71,16 +83,23 @@ class Application:
         """The users that take turns, the first one first."""
         return self.user, f"{self.user}_clone"
 
+    @property
+    def all_users(self) -> tuple[str, ...]:
+        """Every user of the database."""
+        return *self.users, f"other_{self.database}"
+
     def deploy(self, *, shared: bool = False, login_limit: int = -1) -> None:
         """Migrate, as each deployment does; others may use the database too."""
         connection = psycopg.connect(self.master_dsn, autocommit=True)
+        other = Login(self.all_users[-1], FIRST)
         migrate(
             connection,
-            self._login,
+            (lambda: other) if self.level else self._login,
             TIMEOUTS,
             patience=60.0,
             shared=shared,
             connections=Connections(login=login_limit),
+            levels=Levels({self.level: self._login}, TIMEOUTS) if self.level else None,
         )
 
     def rotate(self, token: str | None = None) -> str:
@@ -120,6 +139,10 @@ class Application:
         content: dict[str, str] = json.loads(answer["SecretString"])
         return content
 
+    def put(self, content: str) -> None:
+        """Write the secret by hand."""
+        self._service.client.put_secret_value(SecretId=self.arn, SecretString=content)
+
     def stages(self) -> dict[str, list[str]]:
         """List the versions with their labels."""
         described = self._service.client.describe_secret(SecretId=self.arn)
@@ -137,7 +160,8 @@ class Application:
 
     def _login(self) -> Login:
         content = self.content()
-        return Login(content["username"], content["password"])
+        group = group_of(self.level) if self.level else GROUP
+        return Login(content["username"], content["password"], group=group)
 
 
 @pytest.fixture(autouse=True)
@@ -171,15 +195,22 @@ def strategy(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
+def level(request: pytest.FixtureRequest) -> str:
+    """The trust level whose secret is rotated, or nothing for the application's."""
+    return str(getattr(request, "param", ""))
+
+
+@pytest.fixture
 def application(
     strategy: str,
+    level: str,
     postgres: Postgres,
     secrets_service: SecretsService,
     secrets_environment: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Application]:
     """An application whose first deployment is still to come; nothing of it stays."""
-    made = Application(postgres, secrets_service, strategy)
+    made = Application(postgres, secrets_service, strategy, level)
     master = conninfo_to_dict(postgres.dsn)
     secret = {"username": str(master["user"]), "password": str(master["password"])}
     for name, value in {
@@ -191,6 +222,7 @@ def application(
         "LAMBDA_PG_PROFILE": "direct",
         "LAMBDA_PG_SECRET_ARN": secrets_service.create(secret),
         "ROTATION": strategy,
+        "SQL_ROLES": json.dumps({level: made.arn} if level else {}),
         "AWS_DEFAULT_REGION": REGION,
     }.items():
         monkeypatch.setenv(name, value)
@@ -200,7 +232,7 @@ def application(
         made.function = load_function("operations/rotate")
         yield made
         admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(database))
-        for user in made.users:
+        for user in made.all_users:
             admin.execute(sql.SQL("DROP ROLE IF EXISTS {}").format(sql.Identifier(user)))
 
 
@@ -365,6 +397,57 @@ def test_in_a_shared_database_both_users_have_the_timeouts(application: Applicat
         use(application, application.content("AWSPREVIOUS"))
     with application.master() as master:
         assert master.execute("SHOW statement_timeout").fetchone() == ("0",)
+
+
+# The secrets of trust levels
+
+
+@Level
+def test_a_level_s_users_alternate_in_its_group(app: Application) -> None:
+    """The second user has the group and the timeouts of the first one, and no other group."""
+    for user in (app.users[1], app.users[0]):
+        app.rotate()
+        assert app.content()["username"] == user
+        with app.connect(app.content()) as connection:
+            groups = connection.execute(
+                "SELECT rolname::text FROM pg_roles WHERE pg_has_role(oid, 'MEMBER')"
+                " AND rolname <> current_user"
+            )
+            assert groups.fetchall() == [(group_of(app.level),)]
+            assert connection.execute("SHOW statement_timeout").fetchone() == ("7s",)
+            connection.execute("SELECT count(*) FROM users")
+
+
+@pytest.mark.parametrize("level", ["reader"], indirect=True)
+@pytest.mark.parametrize("changes", [{}, {"group": "lambda_pg_app"}, {"Group": "lambda_pg_app"}])
+def test_a_caller_does_not_choose_the_group(app: Application, changes: dict[str, str]) -> None:
+    """The group comes from the function's variables, whatever event and secret say."""
+    content = json.dumps({**app.content(), **changes})
+    app.put(content)
+    token = app.begin()
+    for step in STEPS:
+        event = {"Step": step, "SecretId": app.arn, "ClientRequestToken": token, **changes}
+        app.function.handler(event, Context(30))
+    with app.connect(app.content()) as connection:
+        for group, held in ((GROUP, False), (group_of("reader"), True)):
+            row = connection.execute("SELECT pg_has_role(%s, 'USAGE')", [group]).fetchone()
+            assert row == (held,)
+
+
+@pytest.mark.parametrize("level", ["reader"], indirect=True)
+def test_a_level_s_secret_that_the_function_does_not_know_gets_no_rights(
+    app: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its second user would be made in the application's group."""
+    monkeypatch.setenv("SQL_ROLES", "{}")
+    app.function = load_function("operations/rotate")
+    token = app.begin()
+    app.take("createSecret", token)
+    with pytest.raises(app.function.RotationError, match="it is not a member of lambda_pg_app"):
+        app.take("setSecret", token)
+    with app.master() as master:
+        row = master.execute("SELECT FROM pg_roles WHERE rolname = %s", [app.users[1]]).fetchone()
+        assert row is None
 
 
 # What can go wrong
@@ -763,6 +846,13 @@ class Work(Load):
         connection.execute("INSERT INTO users (name) VALUES ('x')")
 
 
+class Reading(Load):
+    """What a reader does."""
+
+    def _request(self) -> None:
+        self._db.execute("SELECT count(*) FROM users", idempotent=True)
+
+
 class Fleet:
     """Several environments at work: some keep their connection, some open one after the other."""
 
@@ -773,7 +863,8 @@ class Fleet:
         self._databases = [
             self._database(pooler, each) for each in (None, None, *2 * (RECONNECTING,))
         ]
-        self.loads = [Work(database) for database in self._databases]
+        work = Reading if app.level == "reader" else Work
+        self.loads: list[Work | Reading] = [work(each) for each in self._databases]
         self._stack = ExitStack()
 
     def _database(self, pooler: PoolerFixture, lifetime: float | None) -> Database[TupleRow]:
@@ -822,7 +913,8 @@ class Fleet:
         dsn = make_conninfo(postgres.superuser_dsn, dbname=self._app.database)
         with psycopg.connect(dsn) as admin:
             rows = admin.execute("SELECT owner, count(*) FROM users GROUP BY owner").fetchall()
-        return dict(rows) == {load.owner: load.served for load in self.loads}
+        works = [load for load in self.loads if isinstance(load, Work)]
+        return dict(rows) == {load.owner: load.served for load in works}
 
 
 def log_in_again(pooler: PoolerFixture) -> None:
@@ -844,6 +936,7 @@ def refusals(postgres: Postgres, app: Application) -> int:
     return sum(log.count(f'authentication failed for user "{user}"') for user in app.users)
 
 
+@pytest.mark.parametrize("level", ["", *LEVELS], indirect=True)
 def test_no_request_fails_while_two_users_take_turns(
     app: Application, new_pooler: PoolerFixture, postgres: Postgres, clock: Clock
 ) -> None:

@@ -1,4 +1,4 @@
-"""The clients of POST /sql: programs of tests/clients, each in its runtime, and what they report."""
+"""The clients of POST /sql: programs of tests/clients, each in its runtime, and their reports."""
 
 import json
 import os
@@ -41,24 +41,26 @@ INSERT INTO authors (name) VALUES ('Ada'), ('Grace');
 INSERT INTO books (title, author_id, pages)
     VALUES ('Notes', 1, 50), ('Compilers', 2, 200), ('Letters', 1, 120);
 INSERT INTO redirects VALUES ('/old/a', '/new/a');
-GRANT SELECT, INSERT, UPDATE, DELETE ON authors, books, redirects TO PUBLIC;
-GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO PUBLIC;
+GRANT SELECT, INSERT, UPDATE, DELETE ON authors, books, redirects TO lambda_pg_sql_writer;
+GRANT USAGE ON SEQUENCE authors_id_seq, books_id_seq TO lambda_pg_sql_writer;
 CREATE OR REPLACE FUNCTION refuse(reason text) RETURNS void LANGUAGE plpgsql AS $$ BEGIN
     RAISE EXCEPTION 'refused: %', reason USING ERRCODE = 'P0042', DETAIL = 'a detail',
         HINT = 'a hint', SCHEMA = 'public', TABLE = 'books', COLUMN = 'title',
         DATATYPE = 'text', CONSTRAINT = 'a_rule';
 END $$;
-GRANT EXECUTE ON FUNCTION refuse TO PUBLIC;
 """
-"""What the programs find, each time: they may change it."""
+"""What the programs find, each time: they may change it. No deployment may find it: it would
+revoke what is not declared, and refuse what it cannot revoke."""
+
+NO_TABLES: Final = "DROP TABLE IF EXISTS redirects, books, authors; DROP FUNCTION IF EXISTS refuse"
 
 
 @dataclass(frozen=True)
 class Door:
     """A deployed POST /sql, and the database behind it.
 
-    `url` is a client's DATABASE_URL, with a key that may write. `names` map hosts to ports of
-    127.0.0.1, where a certificate of `ca_file` serves them.
+    `url` is a client's DATABASE_URL, with a key that may write. Without an `endpoint` the client
+    derives it from `url`. `variables` are what a program needs besides.
     """
 
     url: str = field(repr=False)
@@ -94,7 +96,7 @@ class Report:
         return error
 
 
-def run(door: Door, program: Path | str, *arguments: str, newest: bool = False) -> Report:
+def run(door: Door, program: str, *arguments: str, newest: bool = False) -> Report:
     """Run a program of tests/clients by Node.js; `newest`: by npm's package of a newer one."""
     node = new_node() if newest else Path(shutil.which("node") or "node")
     return reported(door, [str(node), str(FOLDER / program), *arguments])
@@ -108,9 +110,14 @@ def run_python(door: Door, *arguments: str) -> Report:
 
 def reported(door: Door, command: list[str]) -> Report:
     """Fill the tables, and run a command to its end."""
-    with psycopg.connect(door.superuser_dsn, autocommit=True) as admin:
-        admin.execute(TABLES)
+    execute(door, TABLES)
     return Report(succeeded(command, FOLDER, door.environment))
+
+
+def execute(door: Door, statements: str) -> None:
+    """Run statements as the superuser."""
+    with psycopg.connect(door.superuser_dsn, autocommit=True) as admin:
+        admin.execute(statements)
 
 
 def succeeded(command: list[str], folder: Path, variables: Mapping[str, str]) -> str:
@@ -150,14 +157,6 @@ def copy_of_examples(folder: Path) -> Path:
     return folder
 
 
-def bundled(source: Path) -> Path:
-    """Bundle a TypeScript program for Node.js."""
-    output = source.with_suffix(".out.mjs")
-    node = shutil.which("node") or "node"
-    succeeded([node, str(FOLDER / "bundle.mjs"), str(source), str(output)], FOLDER, {})
-    return output
-
-
 def tool(name: str) -> str:
     """Return the path of a program that npm has installed."""
     return str(FOLDER / "node_modules" / ".bin" / name)
@@ -168,3 +167,19 @@ WITHOUT_ENGINE: Final = {
     "CHECKPOINT_DISABLE": "1",
 }
 """`prisma generate` would download an engine that it does not use, and ask for news."""
+
+
+def prisma_table() -> str:
+    """Write the operations as docs/edge.md prints them: a line for each, with its variants."""
+    operations: dict[str, dict[str, list[str]]] = {}
+    for outcome, names in PRISMA_OPERATIONS.items():
+        for name in names:
+            first, _, variant = name.partition(" ")
+            operation = first.rstrip(",")
+            found = operations.setdefault(operation, {"works": [], "fails": []})
+            found[outcome].append(variant or "alone")
+    lines = ["| operation | works | asks for a transaction, and fails |", "|---|---|---|"]
+    for operation, found in operations.items():
+        cells = [", ".join(found[outcome]) or "-" for outcome in ("works", "fails")]
+        lines.append(f"| `{operation}` | {' | '.join(cells)} |")
+    return "\n".join(lines)

@@ -1,8 +1,9 @@
 """A deployed database with `/sql`'s trust levels, by a master user with RDS's rights."""
 
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,9 @@ class Site:
         timeouts: Timeouts = SQL_TIMEOUTS,
         limit: int = 5,
     ) -> Outcome:
-        """Migrate as the master does, with these levels; None is a deployment that knows of none."""
-        read = {level: (lambda level=level: self.logins[level]) for level in levels or ()}
+        """Migrate as the master does, with these levels; None leaves all as they are."""
+        read = {level: partial(self.logins.__getitem__, level) for level in levels or ()}
+        given = None if levels is None else Levels(read, timeouts, limit)
         return migrate(
             psycopg.connect(self.dsn, autocommit=True),
             lambda: self.app,
@@ -57,7 +59,7 @@ class Site:
             [*BRANCHES, Branch(self.folder)],
             patience=60,
             shared=shared,
-            levels=None if levels is None else Levels(read, timeouts, limit),
+            levels=given,
         )
 
     def declare(self, text: str) -> None:
@@ -106,9 +108,3 @@ def new_site(postgres: Postgres, folder: Path) -> Iterator[Site]:
             ).fetchall()
             for (user,) in users:
                 admin.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(user)))
-
-
-def answers(connection: psycopg.Connection[Any], statement: str) -> Mapping[str, Any] | list[Any]:
-    """Run a statement; return its rows."""
-    cursor = connection.execute(statement.encode())
-    return cursor.fetchall() if cursor.description else []

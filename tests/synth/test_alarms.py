@@ -119,7 +119,7 @@ def metrics(stage: Stage) -> Iterator[Metric]:
 
 
 def _metric(owner: str, stack: str, stated: Mapping[str, Any], statistic: str) -> Metric:
-    dimensions = {each["Name"]: each["Value"] for each in stated["Dimensions"]}
+    dimensions = {each["Name"]: each["Value"] for each in stated.get("Dimensions", [])}
     return Metric(owner, stack, stated["Namespace"], stated["MetricName"], dimensions, statistic)
 
 
@@ -135,8 +135,8 @@ def test_every_alarm_s_metric_is_one_that_its_service_documents(every: list[Stag
         found = list(metrics(each))
         assert found
         for metric in found:
-            if metric.namespace == "LambdaPg":
-                continue
+            if metric.namespace.startswith("LambdaPg"):
+                continue  # ours: `walk/metrics.py` looks for what writes it
             assert metric.key in DOCUMENTED, (metric.owner, metric.key)
             useful, page = DOCUMENTED[metric.key]
             assert metric.statistic in useful, (metric.owner, metric.statistic, page)
@@ -219,22 +219,26 @@ def test_a_rotation_that_is_off_is_watched_wherever_there_is_one(every: list[Sta
 
     for each in every:
         rotated = each.all("AWS::SecretsManager::RotationSchedule").values()
+        secrets = [json.dumps(schedule["Properties"]["SecretId"]) for schedule in rotated]
         watched = [metric for metric in metrics(each) if metric.name == ROTATION_OFF]
-        assert len(watched) == len(rotated)
+        assert len(watched) == len(secrets)
+        rules = each.resources("Database", "AWS::Events::Rule").values() if secrets else ()
+        events = [
+            json.dumps(target["Input"])
+            for rule in rules
+            for target in rule["Properties"]["Targets"]
+        ]
+        assert {rule["Properties"]["ScheduleExpression"] for rule in rules} <= {"rate(1 hour)"}
         for metric in watched:
             assert set(metric.dimensions) == {"Secret"}
-            secret = published(each, metric.stack, metric.dimensions["Secret"])
-            (schedule,) = rotated
-            assert schedule["Properties"]["SecretId"] == secret
-            (rule,) = each.resources("Database", "AWS::Events::Rule").values()
-            (target,) = rule["Properties"]["Targets"]
-            event = json.dumps(target["Input"])
-            assert json.dumps(secret) in event
+            secret = json.dumps(published(each, metric.stack, metric.dimensions["Secret"]))
+            secrets.remove(secret)
+            (event,) = (one for one in events if secret in one)
             assert REPORT in event
             alarm = each.templates[metric.stack]["Resources"][metric.owner]["Properties"]
             seconds = alarm.get("Period") or alarm["Metrics"][0]["MetricStat"]["Period"]
-            assert rule["Properties"]["ScheduleExpression"] == "rate(1 hour)"
             assert (seconds, alarm["EvaluationPeriods"]) == (3600, 1)
+        assert not secrets
 
 
 def test_names_that_rds_stores_in_lower_case_are_sent_so(every: list[Stage]) -> None:

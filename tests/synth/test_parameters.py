@@ -15,7 +15,7 @@ from tests.synth.walk import pages
 from tests.synth.walk.deployed import Deployed, as_list, labels, statements
 
 EVIL = "arn:aws:lambda:eu-west-1:666677778888:layer:evil:7"
-IN_NETWORK = sorted(set(COMBINATIONS) - {"external"})
+IN_NETWORK = sorted(set(COMBINATIONS) - {"external", "external-with-sql"})
 
 
 def attacked(stage: Stage) -> Deployed:

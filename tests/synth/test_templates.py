@@ -15,7 +15,7 @@ from lambda_pg_cdk.operations.migration_provider.handler import ANSWERING, START
 from lambda_pg_cdk.pgbouncer.settings import Settings as PoolerSettings
 from lambda_pg_cdk.stage import sources
 from lambda_pg_cdk.stage.loading import load_stage
-from lambda_pg_cdk.stage.parameters import PARAMETERS
+from lambda_pg_cdk.stage.parameters import FOR_SQL, PARAMETERS
 from lambda_pg_cdk.stage.sources import pooler_context
 from lambda_pg_cdk.tools.image import LOCKS
 from lambda_pg_cdk.tools.synth import COMBINATIONS, new_stage
@@ -529,7 +529,7 @@ def test_nobody_else_reaches_any_database(combinations: dict[str, Stage], name: 
     """Its pooler, migration, rotation where there is a password, and the bastion where one is."""
     pooler = "Group" if "rds-proxy" in name else "TaskGroup"
     expected = {pooler, "Migrate"}
-    if not name.endswith("rds-proxy"):
+    if not name.removesuffix("-with-sql").endswith("rds-proxy"):
         expected.add("Rotate")
     if "bastion" in name:
         expected.add("BastionGroup")
@@ -561,7 +561,7 @@ def admitted(stage: Stage, what: str) -> set[str]:
     ]
     names = (
         *("TaskGroup", "Group", "BastionGroup", "Rotate", "Migrate", "Baseline"),
-        *("Users", "Health"),
+        *("Users", "Health", "Sql"),
     )
     assert all(any(source.startswith(name) for name in names) for source in sources)
     return {name for name in names for source in sources if source.startswith(name)}
@@ -709,7 +709,8 @@ def test_what_is_published_is_what_the_page_promises(combinations: dict[str, Sta
         for parameter in each.all("AWS::SSM::Parameter").values()
         if "/" in (name := str(parameter["Properties"]["Name"]))
     }
-    assert found == {*PARAMETERS, "functions/users", "functions/health"}
+    functions = {"functions/users", "functions/health", "functions/sql"}
+    assert found == {*PARAMETERS, *FOR_SQL, *functions}
 
 
 def test_an_external_pooler_provisions_no_database_and_no_network(
@@ -802,7 +803,7 @@ def test_a_password_is_hashed_often_where_a_proxy_logs_in_with_it(
         for folder, function in functions.items()
         if function["Environment"]["Variables"].get("MANY_ROUNDS") == "1"
     }
-    with_secret = name.endswith("rds-proxy-with-secret")
+    with_secret = "rds-proxy-with-secret" in name
     assert told == ({"migrate", "rotate"} if with_secret else set())
 
 

@@ -28,6 +28,7 @@ TASKS = (
     *("instance", "migration", "table", "Delete a stage", "Restore a backup", "laptop"),
     *("slow queries", "Trace a request", "Cognito", "FastAPI", "SQLAlchemy", "Django"),
     *("row_factory", "second database", "read replica", "several apps", "costs"),
+    "edge runtime",
 )
 
 

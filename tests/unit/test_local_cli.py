@@ -6,7 +6,8 @@ import shutil
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import jwt
 import pytest
@@ -82,6 +83,57 @@ def test_down_says_what_it_did(
         "stopped; its data is removed",
     ]
     os.close(held[0])
+
+
+API = {"name": "app", "url": "http://127.0.0.1:1", "routes": ["GET /orders", "GET /orders/{id}"]}
+SQL = {"name": "app: /sql", "url": "http://127.0.0.1:2", "routes": ["OPTIONS /sql", "POST /sql"]}
+DOMAIN = {"name": "api.example.test", "port": 3, "ca_file": "/ca.pem"}
+
+
+class Welcoming:
+    """A cloud that has started, with the APIs and the names of a test."""
+
+    url, folder = "http://127.0.0.1:1", "/folder"
+    state = SimpleNamespace(console_url="http://console", aws_endpoint_url="http://aws")
+
+    def __init__(self, *apis: dict[str, Any], domains: tuple[dict[str, Any], ...] = ()) -> None:
+        self._status = {"apis": apis, "domains": domains}
+
+    def status(self) -> dict[str, Any]:
+        """Return what is deployed."""
+        return self._status
+
+    def token(self, _subject: str) -> str:
+        """Return a token."""
+        return "the token"
+
+
+def welcome(cloud: Welcoming) -> list[str]:
+    """Return what `up` says at its end."""
+    return cli._welcome(cast(LocalCloud, cloud)).splitlines()
+
+
+def test_up_says_where_every_api_and_every_name_is() -> None:
+    """Each with its routes; a name with its port and its CA. Only the first API is tried."""
+    said = welcome(Welcoming(API, SQL, domains=(DOMAIN,)))
+    assert "Its routes: GET /orders, GET /orders/{id}" in said
+    other = "Another API (app: /sql) is at http://127.0.0.1:2. Its routes: OPTIONS /sql, POST /sql"
+    assert other in said
+    assert "https://api.example.test is at 127.0.0.1:3; trust /ca.pem." in said
+    tries = [line for line in said if line.startswith(("curl", "make"))]
+    assert [line.rpartition("http://127.0.0.1:1")[2] for line in tries] == ["/health", "/orders"]
+
+
+def test_up_says_how_to_try_sql_where_the_first_api_has_it() -> None:
+    """A key first, then a statement."""
+    key, tried = welcome(Welcoming(SQL))[-2:]
+    assert key.startswith("make sql-key NAME=me ROLE=reader")
+    assert tried.endswith("""-d '{"query": "SELECT 1"}' http://127.0.0.1:1/sql""")
+
+
+def test_up_without_an_app_names_no_route() -> None:
+    """Nothing is deployed yet."""
+    assert not any("routes" in line for line in welcome(Welcoming()))
 
 
 @pytest.mark.parametrize("given", ["yesterday", "10", "10w", "2026-13-01"])

@@ -54,6 +54,17 @@ def test_this_repository_s_are_taken_once() -> None:
     ]
 
 
+def test_the_zip_has_what_the_project_declares_for_sql(project: Path) -> None:
+    """The sample's file lies in its folder; a mistake is found at synthesis."""
+    declared = project / "migrations" / "sql_access.toml"
+    declared.write_text('[reader.orders]\nverbs = ["SELECT"]')
+    assert "migrations/sql_access.toml" in places(project, sample=False)
+    assert (PACKAGE / "migrations" / "sample" / "sql_access.toml").is_file()
+    declared.write_text('[reader.orders]\nverbs = ["INSERT"]')
+    with pytest.raises(MigrationError, match=r"sql_access\.toml, \[reader\.orders\]"):
+        places(project, sample=False)
+
+
 def test_a_changed_migration_changes_the_zip(project: Path) -> None:
     """So the function's version changes, and the migration runs again."""
     target = Target("3.13", "arm64")

@@ -1,5 +1,6 @@
 """Who may do what: actions, the roles that allow them, and the services that call something."""
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
@@ -195,9 +196,9 @@ def _variables(app: Deployed) -> Iterator[str]:
             if matches("arn:*:secretsmanager:*", value):
                 yield f"{resource}: the use of the secret in {name} is not known: {LOOK_IT_UP}"
             continue
-        thing = row.arn.replace("${Value}", value)
+        things = [row.arn.replace("${Value}", part) for part in value.split(",")]
         for role in roles_at(app, resource, role_path):
-            for action in row.actions:
+            for action, thing in itertools.product(row.actions, things):
                 if not _allows(app, role, action, thing):
                     yield _missing(resource, role, action, thing, row.page)
 

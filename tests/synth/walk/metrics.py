@@ -16,6 +16,10 @@ OWN = "LambdaPg"
 """Namespace of the metrics that the supervisors write; their page is `pgbouncer/metrics.py`."""
 
 
+COUNTED = "LambdaPg/"
+"""Beginning of the namespaces of metrics that CloudWatch counts in a log."""
+
+
 def metrics(app: Deployed) -> Iterator[str]:
     """Check each metric that something acts on: name, dimensions, statistic and period."""
     for resource, asked in _asked(app):
@@ -113,9 +117,28 @@ def _asked(app: Deployed) -> Iterator[tuple[Resource, Asked]]:
             yield policy, Asked(app, policy.stack, tracked["CustomizedMetricSpecification"])
 
 
+def _counted(app: Deployed, resource: Resource, asked: Asked) -> Iterator[str]:
+    """Check a metric that a filter of the same app counts, without dimensions."""
+    counted = {
+        (
+            app.text(each.stack, metric["MetricNamespace"]),
+            app.text(each.stack, metric["MetricName"]),
+        )
+        for each in app.of_kind("AWS::Logs::MetricFilter")
+        for metric in each.properties["MetricTransformations"]
+    }
+    if (asked.namespace, asked.name) not in counted or asked.dimensions:
+        yield f"{resource}: no metric filter counts {asked}"
+    elif asked.statistic != "Sum":
+        yield f"{resource}: {asked} is counted, so its statistic is Sum, not {asked.statistic}"
+
+
 def _metric(app: Deployed, resource: Resource, asked: Asked) -> Iterator[str]:
     if asked.namespace == OWN:
         yield from _own_metric(app, resource, asked)
+        return
+    if asked.namespace.startswith(COUNTED):
+        yield from _counted(app, resource, asked)
         return
     rows = [
         each
@@ -137,6 +160,9 @@ def _metric(app: Deployed, resource: Resource, asked: Asked) -> Iterator[str]:
 def _line(app: Deployed, board: Resource, asked: Asked) -> Iterator[str]:
     if asked.namespace == OWN:
         yield from _own_metric(app, board, asked)
+        return
+    if asked.namespace.startswith(COUNTED):
+        yield from _counted(app, board, asked)
         return
     key = (asked.namespace, asked.name, frozenset(asked.dimensions))
     rows = {

@@ -666,6 +666,7 @@ class Variable:
 VARIABLES = {
     ("AWS::Lambda::Function", "LAMBDA_PG_SECRET_ARN"): Variable(_READ_SECRET, SECRETS),
     ("AWS::Lambda::Function", "APP_SECRET_ARN"): Variable(_READ_SECRET, SECRETS),
+    ("AWS::Lambda::Function", "SQL_KEYS_SECRET_ARN"): Variable(_READ_SECRET, SECRETS),
     ("AWS::Lambda::Function", "AUTHORITY_SECRET_ARN"): Variable(
         ("secretsmanager:GetSecretValue", "secretsmanager:PutSecretValue"), SECRETS
     ),
@@ -680,6 +681,7 @@ VARIABLES = {
     ),
     ("AWS::Lambda::Function", "LAMBDA_PG_AUTH"): Variable(("rds-db:connect",), RDS_DB, "*"),
     ("AWS::ECS::TaskDefinition", "USER_SECRET_ARNS"): Variable(_READ_SECRET, SECRETS),
+    ("AWS::ECS::TaskDefinition", "SQL_SECRET_ARNS"): Variable(_READ_SECRET, SECRETS),
     ("AWS::ECS::TaskDefinition", "CERTIFICATE_SECRET_ARN"): Variable(_READ_SECRET, SECRETS),
     ("AWS::ECS::TaskDefinition", "PEERS_NAMESPACE"): Variable(
         ("servicediscovery:DiscoverInstances",), MAP, "*"

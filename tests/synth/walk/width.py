@@ -43,7 +43,8 @@ _INTERFACES = (
     " ec2:UnassignPrivateIpAddresses"
 )
 
-IN_VPC = ("users", "health", "baseline", "migrate", "rotate")
+IN_VPC = ("users", "health", "sql", "baseline", "migrate", "rotate")
+SQL_ROLES = ("reader", "writer", "caller")
 FUNCTIONS = (*IN_VPC, "certificate", "migration_provider")
 
 _ONE = "one secret, by its whole ARN"
@@ -68,6 +69,7 @@ ROWS = [
         for each, on in (
             *((each, _SECRET) for each in (*IN_VPC, "certificate", "task", "proxy")),
             *((each, _GIVEN.format("supabase")) for each in ("users", "health", "migrate")),
+            *((each, _GIVEN.format(role)) for each in ("sql", "migrate") for role in SQL_ROLES),
             *((each, on) for each in ("migrate", "rotate")
               for on in (_OWNER, _GIVEN.format("owner"))),
         )
@@ -96,6 +98,8 @@ ROWS = [
               for each, user in (("migrate", "lambda_pg_owner"), ("proxy", "lambda_pg_user"))
               for server in ("db-{RDS.DBInstance}", "cluster-{RDS.DBCluster}")),
             ("proxy", "db-ABCDEFGHIJKLMNOPQRSTUVWXY/lambda_pg_user"),
+            *(("sql", f"prx-{{RDS.DBProxy}}/sql_{role}") for role in SQL_ROLES),
+            *(("proxy", f"cluster-{{RDS.DBCluster}}/sql_{role}") for role in SQL_ROLES),
         )
     ),
     # What a deployment needs.

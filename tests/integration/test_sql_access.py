@@ -1,0 +1,420 @@
+"""The project's declarations of what `/sql`'s trust levels may do, as deployments apply them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.errors import InsufficientPrivilege
+
+from lambda_pg_cdk.local.servers.postgres import Postgres
+from lambda_pg_cdk.migrations.declarations import AccessError
+from lambda_pg_cdk.migrations.levels import LEVELS, group_of
+from lambda_pg_cdk.migrations.roles import (
+    LevelLoginError,
+    Login,
+    LoginError,
+    NeighbourError,
+    UnboundLoginError,
+    admit,
+)
+from lambda_pg_cdk.migrations.upgrade import MigrationError
+from tests.support.sql_levels import PASSWORD, Site, new_site
+
+ORDERS = "CREATE TABLE orders (id serial PRIMARY KEY, owner uuid, n int)"
+NOT_FOR_FUNCTIONS = "REVOKE ALL ON orders FROM lambda_pg_app"
+
+READ = """
+[reader.orders]
+verbs = ["SELECT"]
+"""
+
+
+@pytest.fixture
+def site(postgres: Postgres, tmp_path: Path) -> Iterator[Site]:
+    """A database that is not deployed yet; its project has one table."""
+    with new_site(postgres, tmp_path) as made:
+        made.add(ORDERS)
+        made.add(NOT_FOR_FUNCTIONS)
+        yield made
+
+
+def may(site: Site, level: str, table: str = "orders") -> set[str]:
+    """List what a level's login may do with a table."""
+    with site.connect(level) as connection:
+        rows = connection.execute(
+            "SELECT privilege FROM unnest(%s::text[]) AS privilege"
+            " WHERE has_table_privilege(%s, privilege)",
+            [["SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE"], table],
+        )
+        return {str(row[0]) for row in rows}
+
+
+def test_rights_are_given_changed_and_taken(site: Site) -> None:
+    """As the file says at each deployment."""
+    site.declare('[writer.orders]\nverbs = ["SELECT", "INSERT"]')
+    site.deploy()
+    assert may(site, "writer") == {"SELECT", "INSERT"}
+    assert may(site, "reader") == may(site, "caller") == set()
+    with site.connect("writer") as writer:
+        writer.execute("INSERT INTO orders (n) VALUES (1)")  # with its sequence
+    site.declare('[writer.orders]\nverbs = ["UPDATE"]' + READ)
+    site.deploy()
+    assert may(site, "writer") == {"UPDATE"}
+    assert may(site, "reader") == {"SELECT"}
+    with site.connect("writer") as writer, pytest.raises(InsufficientPrivilege):
+        writer.execute("SELECT nextval('orders_id_seq')")
+    site.declare("")
+    site.deploy()
+    assert may(site, "writer") == may(site, "reader") == set()
+    assert may(site, "reader", "users") == {"SELECT"}  # the sample's file
+
+
+def test_what_was_granted_by_hand_is_revoked(site: Site) -> None:
+    """To a group or to a login: on tables, columns, schemas, functions, sequences, the database."""
+    site.declare(READ)
+    site.deploy()
+    login = site.logins["reader"].name
+    site.run(
+        "CREATE SCHEMA other",
+        "CREATE TABLE other.things (n int, m int)",
+        f"GRANT ALL ON orders TO {login}",
+        "GRANT SELECT ON orders TO lambda_pg_sql_reader WITH GRANT OPTION",
+        "GRANT ALL ON other.things TO lambda_pg_sql_reader",
+        "GRANT UPDATE (n) ON other.things TO lambda_pg_sql_reader WITH GRANT OPTION",
+        "GRANT ALL ON SCHEMA other TO lambda_pg_sql_reader",
+        f"GRANT ALL ON SEQUENCE orders_id_seq TO {login}",
+        f"GRANT ALL ON DATABASE {site.database} TO {login}",
+        "CREATE FUNCTION powerful() RETURNS int LANGUAGE sql SECURITY DEFINER RETURN 1",
+        "GRANT EXECUTE ON FUNCTION powerful TO lambda_pg_sql_reader",
+    )
+    site.deploy()
+    assert may(site, "reader") == {"SELECT"}
+    with site.connect("reader", autocommit=True) as reader:
+        passed_on = "SELECT has_table_privilege('orders', 'SELECT WITH GRANT OPTION')"
+        assert reader.execute(passed_on).fetchone() == (False,)
+        for attack in (
+            "SELECT * FROM other.things",
+            "UPDATE other.things SET n = 1",
+            "SELECT nextval('orders_id_seq')",
+            "CREATE TABLE other.mine (n int)",
+            "CREATE TEMP TABLE mine (n int)",
+            "CREATE SCHEMA mine",
+            "SELECT powerful()",
+        ):
+            with pytest.raises(InsufficientPrivilege):
+                reader.execute(attack.encode())
+
+
+def test_a_second_deployment_changes_nothing(site: Site) -> None:
+    """No table is locked for a policy or a right that is as declared."""
+    site.declare(READ)
+    site.deploy()
+    reader = site.connect("reader")
+    with reader:
+        reader.execute("SELECT * FROM users, orders")  # a lock that a new policy would wait for
+        before = catalogue(site)
+        site.deploy()
+        assert catalogue(site) == before
+
+
+def catalogue(site: Site) -> list[Any]:
+    """Read the versions of rows that rights and policies are in; public is every deployment's."""
+    with site.superuser() as admin:
+        return admin.execute(
+            "SELECT 'table', oid, xmin FROM pg_class UNION ALL SELECT 'policy', oid, xmin"
+            " FROM pg_policy UNION ALL SELECT 'schema', oid, xmin FROM pg_namespace"
+            " WHERE nspname !~ '^(pg_|public$)' UNION ALL SELECT 'function', oid, xmin FROM pg_proc"
+            " ORDER BY 1, 2"
+        ).fetchall()
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('[reader.nothing]\nverbs = ["SELECT"]', "the table nothing, which does not exist"),
+        ('[reader."other.orders"]\nverbs = ["SELECT"]', "other.orders, which does not exist"),
+        ('[reader.pg_class]\nverbs = ["SELECT"]', "the table pg_class, which does not exist"),
+        (READ + 'rows = "true"', "no row-level security"),
+        ('[reader.users]\nverbs = ["SELECT"]\nrows = "no_column = 1"', "PostgreSQL rejects it"),
+    ],
+)
+def test_a_declaration_that_cannot_be_applied_changes_nothing(
+    site: Site, text: str, told: str
+) -> None:
+    """Neither rights nor schema: revisions and rights are one transaction."""
+    site.declare(READ)
+    site.deploy()
+    site.add("CREATE TABLE later (n int)")
+    site.declare('[writer.orders]\nverbs = ["SELECT"]\n' + text)
+    with pytest.raises(AccessError) as caught:
+        site.deploy()
+    for part in (told, "sql_access.toml, [reader.", "reader", "othing was changed"):
+        assert part in str(caught.value)
+    assert may(site, "reader") == {"SELECT"}
+    assert may(site, "writer") == set()
+    with psycopg.connect(site.dsn) as owner:
+        assert owner.execute("SELECT to_regclass('later')").fetchone() == (None,)
+
+
+def test_a_table_of_another_owner_is_refused(site: Site) -> None:
+    """The migration could not grant it."""
+    site.deploy()
+    with site.superuser() as admin:
+        admin.execute("ALTER TABLE orders OWNER TO CURRENT_USER")
+    site.declare(READ)
+    with pytest.raises(AccessError, match=r"orders belongs to .* it to the level reader"):
+        site.deploy()
+
+
+@pytest.mark.parametrize("column", ["", " (n)"])
+def test_what_public_may_do_with_a_table_must_be_declared(site: Site, column: str) -> None:
+    """Every level would have it; the migration takes nothing from others."""
+    site.declare(READ)
+    site.deploy()
+    site.run(f"GRANT UPDATE{column} ON orders TO PUBLIC")
+    with pytest.raises(AccessError, match=r"has UPDATE on the table public\.orders.*REVOKE ALL ON"):
+        site.deploy()
+    site.deploy(())  # without levels nobody is in danger
+
+
+def test_what_another_role_has_granted_is_refused(site: Site) -> None:
+    """The owner cannot revoke it."""
+    site.declare(READ)
+    site.deploy()
+    with site.superuser() as admin:
+        admin.execute("CREATE TABLE foreign_table (n int)")
+        admin.execute("GRANT SELECT ON foreign_table TO lambda_pg_sql_caller")
+    with pytest.raises(AccessError, match=r"lambda_pg_sql_caller has SELECT on .*foreign_table"):
+        site.deploy()
+
+
+def test_public_creates_nothing_in_the_schema_of_an_old_database(site: Site) -> None:
+    """PostgreSQL 14 and older let it; an upgrade keeps that."""
+    with site.superuser() as admin:
+        admin.execute("GRANT CREATE ON SCHEMA public TO PUBLIC")
+    site.deploy()
+    with site.connect("reader") as reader, pytest.raises(InsufficientPrivilege):
+        reader.execute("CREATE TABLE mine (n int)")
+    with site.superuser() as admin:
+        admin.execute("CREATE SCHEMA foreign_schema")
+        admin.execute("GRANT CREATE ON SCHEMA foreign_schema TO PUBLIC")
+    with pytest.raises(AccessError, match="can create objects in the schema foreign_schema"):
+        site.deploy()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_security_definer_function_is_the_application_s(site: Site, shared: bool) -> None:
+    """New ones too, at the next deployment; in a shared database the warning alone says so."""
+    site.deploy(shared=shared)
+    site.add(
+        "CREATE FUNCTION powerful() RETURNS int LANGUAGE sql SECURITY DEFINER RETURN 1;"
+        "CREATE PROCEDURE doing() LANGUAGE sql SECURITY DEFINER BEGIN ATOMIC SELECT 1; END"
+    )
+    told = "\n".join(site.deploy(shared=shared).warnings)
+    for name in ("powerful()", "doing()"):
+        assert name in told
+    assert ("was revoked from PUBLIC" in told) is not shared
+    with site.connect("app") as app:
+        assert app.execute("SELECT powerful()").fetchone() == (1,)
+    with site.connect("reader") as reader:
+        if shared:
+            assert reader.execute("SELECT powerful()").fetchone() == (1,)
+        else:
+            for statement in ("SELECT powerful()", "CALL doing()"):
+                with pytest.raises(InsufficientPrivilege), reader.transaction():
+                    reader.execute(statement)
+            assert "powerful" not in "".join(site.deploy().warnings)
+
+
+def test_in_a_shared_database_public_keeps_its_rights(site: Site) -> None:
+    """They are told, since the levels have them."""
+    told = "\n".join(site.deploy(shared=True).warnings)
+    assert "has TEMP on the database" in told
+    with psycopg.connect(site.dsn) as owner:
+        public = "SELECT has_database_privilege('public', current_database(), 'TEMP')"
+        assert owner.execute(public).fetchone() == (True,)
+
+
+# Rows
+
+
+def test_a_level_sees_the_rows_that_are_declared(site: Site) -> None:
+    """Nothing without a policy; a changed condition changes it; one that is gone is dropped."""
+    site.add("ALTER TABLE orders ENABLE ROW LEVEL SECURITY")
+    site.declare(READ)
+    warnings = site.deploy().warnings
+    assert any("[reader.orders]" in each and "sees no row" in each for each in warnings)
+    site.run("INSERT INTO orders (n) SELECT generate_series(1, 10)")
+    for rows, seen in (("n > 4", 6), ("n > 8", 2), (None, 0), ("true", 10)):
+        site.declare(READ + (f'rows = "{rows}"' if rows else ""))
+        site.deploy()
+        with site.connect("reader") as reader:
+            assert reader.execute("SELECT count(*) FROM orders").fetchone() == (seen,)
+
+
+def test_a_policy_that_was_changed_by_hand_is_made_again(site: Site) -> None:
+    """Its comment alone does not say that it is as declared."""
+    site.add("ALTER TABLE orders ENABLE ROW LEVEL SECURITY")
+    site.declare(READ + 'rows = "n > 8"')
+    site.deploy()
+    site.run(
+        "INSERT INTO orders (n) SELECT generate_series(1, 10)",
+        "ALTER POLICY lambda_pg_sql_reader ON orders USING (true)",
+    )
+    site.deploy()
+    with site.connect("reader") as reader:
+        assert reader.execute("SELECT count(*) FROM orders").fetchone() == (2,)
+
+
+def test_a_caller_s_table_without_row_level_security_is_told(site: Site) -> None:
+    """And a view, which has its owner's rights unless it says otherwise."""
+    site.add("CREATE VIEW view AS SELECT * FROM orders")
+    site.declare('[caller.orders]\nverbs = ["SELECT"]\n[caller.view]\nverbs = ["SELECT"]' + READ)
+    told = site.deploy().warnings
+    assert any("[caller.orders]" in each and "row-level security is off" in each for each in told)
+    assert any("[caller.view]" in each and "security_invoker" in each for each in told)
+    assert not any("[reader.orders]" in each for each in told)
+
+
+# Levels that are off
+
+
+def test_a_level_that_is_switched_off_cannot_log_in(site: Site) -> None:
+    """Neither user of its rotation; its group has nothing; on again, everything is as before."""
+    site.declare(READ)
+    site.deploy()
+    reader = site.logins["reader"]
+    clone = Login(f"{reader.name}_clone", PASSWORD, group=reader.group)
+    with psycopg.connect(site.dsn, autocommit=True) as master:
+        admit(master, clone, like=reader.name)
+    site.deploy(["writer"])
+    for login in (reader, clone):
+        with pytest.raises(psycopg.OperationalError, match="not permitted to log in"):
+            psycopg.connect(site.dsn, user=login.name, password=login.password)
+    site.connect("writer").close()
+    with psycopg.connect(site.dsn) as owner:
+        for right in (
+            "has_table_privilege(%s, 'orders', 'SELECT')",
+            "has_database_privilege(%s, current_database(), 'CONNECT')",
+        ):
+            row = owner.execute(f"SELECT {right}".encode(), [group_of("reader")]).fetchone()
+            assert row == (False,)
+        policies = owner.execute("SELECT polname::text FROM pg_policy ORDER BY 1").fetchall()
+        assert policies == [("lambda_pg_sql_writer",), ("own_rows",)]
+        left = owner.execute(
+            "SELECT pg_describe_object(classid, objid, objsubid) FROM pg_shdepend JOIN pg_database"
+            " ON pg_database.oid = dbid WHERE refobjid = %s::regrole"
+            " AND datname = current_database()",
+            [group_of("reader")],
+        )
+        assert left.fetchall() == []
+        owner.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(clone.name)))
+    site.deploy()
+    assert may(site, "reader") == {"SELECT"}
+
+
+def test_a_deployment_without_sql_makes_nothing(site: Site) -> None:
+    """No role, no right and no warning."""
+    site.declare(READ)
+    with psycopg.connect(site.dsn) as owner:
+        count = "SELECT count(*) FROM pg_roles WHERE rolname LIKE 'lambda_pg_sql%'"
+        before = owner.execute(count).fetchone()
+        assert site.deploy(()).warnings == []
+        assert owner.execute(count).fetchone() == before
+
+
+def test_a_deployment_that_knows_no_levels_leaves_them(site: Site) -> None:
+    """As lambda_pg_tables, the fixture for tests of apps."""
+    site.declare(READ)
+    site.deploy()
+    site.declare("")
+    site.deploy(None)
+    assert may(site, "reader") == {"SELECT"}
+
+
+# Logins
+
+
+def test_a_login_of_one_level_is_not_let_into_another(site: Site) -> None:
+    """Nor is the application's user."""
+    site.deploy()
+    for user in (site.logins["writer"].name, site.app.name):
+        site.logins["reader"] = Login(user, PASSWORD, group=group_of("reader"))
+        with pytest.raises(LoginError):
+            site.deploy()
+
+
+POWERS = {
+    "another level": "GRANT lambda_pg_sql_writer TO {user}",
+    "another level by its login": "GRANT {writer} TO {user}",
+    "another level by its group": "GRANT lambda_pg_sql_writer TO lambda_pg_sql_reader",
+    "the application": "GRANT lambda_pg_app TO {user}",
+    "a predefined role": "GRANT pg_monitor TO {user}",
+    "CREATEDB": "ALTER ROLE {user} CREATEDB",
+    "BYPASSRLS": "ALTER ROLE {user} BYPASSRLS",
+    "a table": "ALTER TABLE orders OWNER TO {user}",
+}
+
+
+@pytest.mark.parametrize("power", POWERS)
+def test_a_level_s_login_has_its_group_and_nothing_else(site: Site, power: str) -> None:
+    """A deployment and a rotation refuse it."""
+    site.deploy()
+    names = {"user": site.logins["reader"].name, "writer": site.logins["writer"].name}
+    with site.superuser() as admin:
+        admin.execute(POWERS[power].format(**names).encode())
+        try:
+            with pytest.raises(LevelLoginError, match="has more rights than its group"):
+                site.deploy()
+            with (
+                psycopg.connect(site.dsn, autocommit=True) as master,
+                pytest.raises(LevelLoginError),
+            ):
+                admit(master, site.logins["reader"])
+        finally:
+            admin.execute("REVOKE lambda_pg_sql_writer FROM lambda_pg_sql_reader")
+
+
+def test_the_application_is_no_member_of_a_level(site: Site) -> None:
+    """What a level may do would be the application's, too."""
+    site.deploy()
+    with site.superuser() as admin:
+        admin.execute(f"GRANT lambda_pg_sql_writer TO {site.app.name}".encode())
+    with pytest.raises(UnboundLoginError, match="is the group of other logins"):
+        site.deploy()
+
+
+def test_another_database_of_the_server_keeps_its_levels(
+    site: Site, postgres: Postgres, tmp_path: Path
+) -> None:
+    """Two lambda-pg on one server are refused; one without /sql shuts nobody out."""
+    site.deploy()
+    with new_site(postgres, tmp_path) as other:
+        with pytest.raises(NeighbourError):
+            other.deploy()
+        with site.superuser() as admin:
+            revoke = sql.SQL("REVOKE ALL ON DATABASE {} FROM lambda_pg_app")
+            admin.execute(revoke.format(sql.Identifier(site.database)))
+        other.deploy(())
+        with pytest.raises(NeighbourError, match="lambda_pg_sql_reader also has rights"):
+            other.deploy()
+    for level in LEVELS:
+        site.connect(level).close()
+
+
+def test_an_unknown_level_is_refused(site: Site) -> None:
+    """With those that there are."""
+    site.logins["admin"] = Login("admin", PASSWORD)
+    with pytest.raises(LoginError, match="'admin'; must be one of reader, writer, caller"):
+        site.deploy(["admin"])
+
+
+def test_errors_are_a_migration_s() -> None:
+    """The function and the tools catch them as such."""
+    assert issubclass(AccessError, MigrationError)
