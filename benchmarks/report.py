@@ -55,6 +55,7 @@ PARTS = (
     Part(PAGE, "first-request", tables.first_request_table, ("first_request",)),
     Part(PAGE, "whole-request", tables.whole_request_table, ("whole_request",)),
     Part(PAGE, "logins", tables.logins_table, ("logins",)),
+    Part(PAGE, "sql", tables.sql_table, ("sql",)),
 )
 PICTURES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "storm.svg": ("storm", plots.storm_plot),

@@ -92,12 +92,16 @@ class Servers:
 
 @contextmanager
 def running(
-    core: int | None = None, *, parameters: Mapping[str, str] | None = None, **task: str
+    core: int | None = None,
+    *,
+    parameters: Mapping[str, str] | None = None,
+    secrets: Mapping[str, Any] | None = None,
+    **task: str,
 ) -> Iterator[Servers]:
     """Start the servers, with a table of ROWS users, and stop them at the end.
 
-    `core` keeps them on one core; `parameters` go into PostgreSQL's settings, `task` changes the
-    environment of the pooler's task.
+    `core` keeps them on one core; `parameters` go into PostgreSQL's settings, `secrets` into the
+    secrets service by their ARNs, `task` changes the environment of the pooler's task.
     """
     folder = Path(tempfile.mkdtemp(prefix="lpg-", dir="/tmp"))
     folder.chmod(0o711)
@@ -113,9 +117,9 @@ def running(
             postgres.create_master(USER, password, DATABASE)
             _fill(postgres.dsn)
             authority = Authority.create("benchmark CA")
-            secrets = _secrets(password, authority)
+            known = {**_secrets(password, authority), **(secrets or {})}
             service_port = processes.free_port()
-            service = _start_service(service_port, secrets, folder)
+            service = _start_service(service_port, known, folder)
             pooler = _pooler(folder, postgres, service_port, task)
             pooler.start()
         (folder / "ca.pem").write_text(authority.pem)

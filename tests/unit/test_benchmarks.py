@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from benchmarks import plots, summary, tables
-from benchmarks.cost import cold_start, first_request, logins, overhead, ratios, whole_request
+from benchmarks.cost import cold_start, first_request, logins, overhead, ratios, sql, whole_request
 from benchmarks.cost.secrets_service import GET, answer
 from benchmarks.report import PARTS, PICTURES, README, RESULTS, between
 from benchmarks.storm.accounting import MODULES
@@ -120,6 +120,50 @@ def test_a_result_from_a_busy_machine_is_refused() -> None:
     result = overhead_result()
     result["unrest"]["pgbouncer"] = 3.0
     assert "another program uses this machine" in overhead.shortfalls(result)[0]
+
+
+def sql_result(**changes: Any) -> dict[str, Any]:
+    """Make a result of `POST /sql` that meets every goal, but for the ratios of some rows."""
+    wanted = dict.fromkeys(sql.BASES.values(), 1.0) | dict.fromkeys(sql.GOALS["direct"], 1.4)
+    wanted |= {sql.SAME: 1.0, sql.CONTROL: 9.0} | changes
+    run = {"times": {name: [50 * each] * 3 for name, each in wanted.items()}, "refused_bytes": 0}
+    cold = {"ratio": 1.05, "sql_ms": 105, "health_ms": 100, "starts": 40}
+    runs = [run] * 5
+    found = sql.result_of({"direct": runs, "pgbouncer": runs})
+    return ORIGIN | {"runs": 5, "cold_start": cold} | found
+
+
+def test_a_result_of_sql_within_its_goals_breaks_no_promise() -> None:
+    """No shortfall means that every promise was kept."""
+    assert sql.shortfalls(sql_result()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "ratio", "complaint"),
+    [
+        ("lookup: POST /sql", 2.1, "pgbouncer: lookup: POST /sql took 2.1 times its base"),
+        ("batch: POST /sql", 1.6, "direct: batch: POST /sql took 1.6 times its base"),
+        ("rows: POST /sql", 2.1, "direct: rows: POST /sql took 2.1 times its base"),
+        (sql.CONTROL, 2.0, f"direct: {sql.CONTROL} took only 2.0 times raw"),
+        (sql.SAME, 1.05, "direct: raw took 1.05 times raw: the machine is too noisy"),
+    ],
+)
+def test_a_broken_promise_of_sql_is_named(name: str, ratio: float, complaint: str) -> None:
+    """A slow call, a control that is not slower, and a noisy base all fail."""
+    broken = sql.shortfalls(sql_result(**{name: ratio}))
+    assert any(promise.startswith(complaint) for promise in broken)
+
+
+def test_memory_and_cold_start_of_sql_have_limits() -> None:
+    """They are no rows, but are promised too."""
+    result = sql_result()
+    result["refused"]["direct"], result["cold_start"]["ratio"] = 4.5, 1.2
+    result["unrest"]["pgbouncer"] = 2.0
+    assert [promise.partition(" took")[0] for promise in sql.shortfalls(result)] == [
+        "direct: a refused result",
+        "pgbouncer: raw",
+        "the cold start",
+    ]
 
 
 COLD: dict[str, Any] = {

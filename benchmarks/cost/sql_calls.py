@@ -1,0 +1,218 @@
+"""One run of the calls of `POST /sql`, interleaved with what each is compared with.
+
+benchmarks.cost.sql starts it as a process with the function's environment. It reads a plan as JSON
+from stdin and prints, as JSON, the time of each variant in each round and the memory of a refusal.
+"""
+
+import json
+import os
+import random
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from typing import Any, Final
+
+import psycopg
+from awslambdaric.lambda_context import LambdaContext
+from lambda_pg import Database, Settings
+from lambda_pg.text import Limits, Statement
+from psycopg import generators, waiting
+from psycopg.abc import PQGen
+from psycopg.conninfo import make_conninfo
+from sql_http.environment import open_service
+from sql_http.service import Service
+
+LOOKUP: Final = "SELECT id, name FROM users WHERE id = $1"
+ROWS: Final = "SELECT id, name FROM users ORDER BY id LIMIT 10000"
+GIGABYTE: Final = "SELECT repeat('x', 100000) FROM generate_series(1, 10000)"
+BATCH: Final = 10
+FUNCTION_SECONDS: Final = 25
+INTERVAL: Final = 0.1
+"""Seconds for which psycopg waits at once, as its connections do; with 0 it would not sleep."""
+
+LIMITS: Final = Limits(rows=10_000, bytes=5_000_000)
+
+RAW: Final = "lookup: raw"
+PIPELINE: Final = "batch: ten lookups in a pipeline"
+FETCH: Final = "rows: fetch and json.dumps"
+
+Call = Callable[[int], object]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure: `calls` lookups in a round, and a tenth and a hundredth of the others."""
+
+    key: str
+    rounds: int
+    calls: int
+    seed: int
+    rows: int
+
+
+class Raw:
+    """An open connection as libpq has it, without any protection."""
+
+    def __init__(self, conninfo: str) -> None:
+        self._connection = psycopg.connect(conninfo, autocommit=True, prepare_threshold=None)
+        self._pgconn = self._connection.pgconn
+
+    def lookup(self, user: int) -> object:
+        """Send one statement and wait for its row."""
+        pgconn = self._pgconn
+        pgconn.send_query_params(LOOKUP.encode(), [b"%d" % user])
+        (result,) = waiting.wait(generators.execute(pgconn), pgconn.socket, INTERVAL)
+        return result.get_value(0, 1)
+
+    def pipeline(self, user: int) -> object:
+        """Send ten statements in one write and wait for all rows."""
+        return waiting.wait(self._ten(user), self._pgconn.socket, INTERVAL)
+
+    def _ten(self, user: int) -> PQGen[list[bytes | None]]:
+        pgconn = self._pgconn
+        pgconn.enter_pipeline_mode()
+        for number in range(BATCH):
+            pgconn.send_query_params(LOOKUP.encode(), [b"%d" % (user + number)])
+        pgconn.pipeline_sync()
+        yield from generators.send(pgconn)
+        found = []
+        for _ in range(BATCH):
+            (result,) = yield from generators.fetch_many(pgconn)
+            found.append(result.get_value(0, 1))
+        yield from generators.fetch_many(pgconn)
+        pgconn.exit_pipeline_mode()
+        return found
+
+    def rows(self, _: int) -> object:
+        """Fetch the rows and write them as JSON."""
+        return json.dumps(self._connection.execute(ROWS).fetchall())
+
+
+class Handler:
+    """`POST /sql` of one environment, called as API Gateway's events call it."""
+
+    def __init__(self, service: Service, key: str) -> None:
+        self._service = service
+        self._event = {
+            "headers": {
+                "neon-connection-string": key,
+                "neon-raw-text-output": "true",
+                "neon-array-mode": "true",
+            },
+            "requestContext": {"domainName": "127.0.0.1", "http": {"method": "POST"}},
+        }
+        deadline = int((time.time() + 10 * FUNCTION_SECONDS) * 1000)
+        self._context = LambdaContext("benchmark", None, None, deadline)
+
+    def post(self, body: object, status: int = 200) -> Any:
+        """Answer a request."""
+        event = {**self._event, "body": json.dumps(body)}
+        response = self._service.answer(event, self._context)
+        if response["statusCode"] != status:
+            raise SystemExit(f"POST /sql answered {response['statusCode']}: {response['body']}")
+        return response
+
+    def lookup(self, user: int) -> object:
+        """Look up one user."""
+        return self.post({"query": LOOKUP, "params": [str(user)]})
+
+    def batch(self, user: int) -> object:
+        """Look up ten users in one transaction."""
+        queries = [{"query": LOOKUP, "params": [str(user + each)]} for each in range(BATCH)]
+        return self.post({"queries": queries})
+
+    def rows(self, _: int) -> object:
+        """Read the rows."""
+        return self.post({"query": ROWS})
+
+
+def variants(service: Service, plan: Plan) -> dict[str, tuple[Call, int]]:
+    """Make every variant, with its calls in a round."""
+    db = Database(Settings.from_env())
+    with db.connection() as connection:
+        info = connection.info
+        conninfo = make_conninfo("", password=info.password, **info.get_parameters())
+    raw, again, handler = Raw(conninfo), Raw(conninfo), Handler(service, plan.key)
+
+    def flight(user: int) -> object:
+        return db.run_text([Statement(LOOKUP, [str(user)])], limits=LIMITS)
+
+    def connecting(user: int) -> object:
+        return Raw(conninfo).lookup(user)
+
+    one, ten, many = plan.calls, plan.calls // 10, max(1, plan.calls // 100)
+    return {
+        RAW: (raw.lookup, one),
+        "lookup: raw again": (again.lookup, one),
+        "lookup: run_text": (flight, one),
+        "lookup: POST /sql": (handler.lookup, one),
+        "lookup: a connection per request": (connecting, max(2, one // 50)),
+        PIPELINE: (raw.pipeline, ten),
+        "batch: POST /sql": (handler.batch, ten),
+        FETCH: (raw.rows, many),
+        "rows: POST /sql": (handler.rows, many),
+    }
+
+
+def measure(calls: Mapping[str, tuple[Call, int]], plan: Plan) -> dict[str, list[float]]:
+    """Time every variant in each round, in random order; return microseconds per call.
+
+    The first round warms up and does not count. All variants of a round look up the same rows.
+    """
+    chance = random.Random(plan.seed)  # noqa: S311 - an order, not a secret
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(plan.rounds + 1):
+        users = [chance.randint(1, plan.rows - BATCH) for _ in range(plan.calls)]
+        for name in chance.sample(list(calls), len(calls)):
+            call, count = calls[name]
+            taken = per_call(call, users[:count])
+            if number:
+                times[name].append(taken)
+    return times
+
+
+def per_call(call: Call, users: Sequence[int]) -> float:
+    """Call with each user; return the microseconds for each."""
+    started = time.perf_counter_ns()
+    for user in users:
+        call(user)
+    return (time.perf_counter_ns() - started) / len(users) / 1000
+
+
+def refused_memory(service: Service, key: str) -> int:
+    """Return by how many bytes the peak grows while a result of 1 GB is refused."""
+    handler = Handler(service, key)
+    handler.rows(0)
+    before = peak()
+    handler.post({"query": GIGABYTE}, status=507)
+    handler.lookup(7)
+    return peak() - before
+
+
+def peak() -> int:
+    """Return the most memory that this process has had, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Discard the log, which Lambda would take from a pipe."""
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):  # noqa: PTH123 - a device
+        yield
+
+
+def main() -> None:
+    """Run the plan from stdin."""
+    plan = Plan(**json.load(sys.stdin))
+    service = open_service(os.environ)
+    with silent():
+        memory = refused_memory(service, plan.key)
+        times = measure(variants(service, plan), plan)
+    json.dump({"times": times, "refused_bytes": memory}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
