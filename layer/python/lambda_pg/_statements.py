@@ -9,6 +9,7 @@ import functools
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Final
 
 from lambda_pg._profiles import Profile
@@ -123,9 +124,9 @@ def ends_transaction(query: str) -> bool:
     return re.search(_END, query) is not None and any(map(_ends, _statements(query)))
 
 
-def first_word(query: str) -> str:
-    """Return the first word of a query in lower case, or "" where there is none."""
-    return next((piece for piece in _tokens(query) if piece not in {"(", ";"}), "")
+def first_words(query: str) -> list[str]:
+    """Return the first words of a query in lower case, three at most."""
+    return list(islice((piece for piece in _tokens(query) if piece not in {"(", ";"}), 3))
 
 
 def _ends(tokens: Sequence[str]) -> bool:
