@@ -1,7 +1,13 @@
 """`POST /sql`: the database over HTTP, for clients without TCP sockets."""
 
+import json
 import os
 from typing import Any
+
+if os.environ.get("LAMBDA_PG_AUTH") != "iam":
+    # The first role's secret comes while psycopg is imported: docs/decisions/0006.
+    secrets = json.loads(os.environ["SQL_ROLES"])
+    os.environ.setdefault("LAMBDA_PG_SECRET_ARN", next(iter(secrets.values())))
 
 from sql_http.environment import open_service
 

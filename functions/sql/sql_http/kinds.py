@@ -104,18 +104,16 @@ def kind_of(oid: int, known: Mapping[int, Type]) -> Kind:
 def array_of(element: Kind, delimiter: str) -> Kind:
     """Return how arrays of elements are written, with all of their dimensions."""
     token = re.compile(rf'"(?:[^"\\]++|\\.)*+"|[{{}}{delimiter}]|[^{{}}{delimiter}"]++', re.DOTALL)
+    escaped = re.compile(r"\\(.)", re.DOTALL)
     signs = {"{": "[", "}": "]", delimiter: ",", "NULL": "null"}
 
     def translated(match: re.Match[str]) -> str:
         text = match.group()
         if text in signs:
             return signs[text]
-        return element(_ESCAPED.sub(r"\1", text[1:-1]) if text[0] == '"' else text)
+        return element(escaped.sub(r"\1", text[1:-1]) if text[0] == '"' else text)
 
     def array(text: str) -> str:
         return token.sub(translated, text[text.index("{") :])  # [1:2]= may come first
 
     return array
-
-
-_ESCAPED = re.compile(r"\\(.)", re.DOTALL)

@@ -5,6 +5,7 @@ pooler the next client would get it, so the same write brings what ends it (docs
 """
 
 import fcntl
+import functools
 import math
 import os
 import socket
@@ -13,7 +14,6 @@ import termios
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from functools import partial
 from itertools import chain
 from typing import Any, Final, NamedTuple, NoReturn
 
@@ -25,12 +25,13 @@ from psycopg.pq.abc import PGconn, PGresult
 from psycopg.types.string import TextLoader
 from psycopg.waiting import Wait
 
+from lambda_pg._clock import monotonic
 from lambda_pg._connection import CANCEL_TIMEOUT, COMMIT, SET_CLAIMS, Connection, Modes
 from lambda_pg._outcome import TransactionId, asking, transaction_id
 from lambda_pg._pipeline import PARTS, Command
 from lambda_pg._profiles import Profile
 from lambda_pg._retry import outcome_unknown
-from lambda_pg._statements import ends_transaction, first_word, refusal
+from lambda_pg._statements import ends_transaction, first_words, is_short, refusal
 from lambda_pg.text import (
     FIELD_BYTES,
     VALUE_BYTES,
@@ -45,8 +46,8 @@ from lambda_pg.text import (
 CHUNK: Final = 100
 """Rows that come in one piece; single rows take nearly twice the time (measured)."""
 
-DRAIN_TIMEOUT: Final = 1.0
-"""Seconds in which the answers to a cancelled flight must have come."""
+DRAIN_TIMEOUT: Final = 5.0
+"""Seconds in which the answers to a cancelled flight must have come, before the deadline too."""
 
 LATE_DRAIN_TIMEOUT: Final = 0.1
 """The same after the deadline; they come out of the reserve."""
@@ -88,16 +89,18 @@ RESET: Final = (
 """Ends the state that COMMIT makes last. Before COMMIT, RESET ALL would pass over a value that
 SET LOCAL … TO DEFAULT covers until then."""
 
-OWN_SETTINGS: Final = (
-    b"SELECT pg_catalog.set_config('application_name', $1, false),"
-    b" pg_catalog.set_config('client_encoding', 'UTF8', false)"
-)
-"""What this client has asked for at its login, and RESET ALL takes from it behind PgBouncer."""
+UTF8: Final = Command(b"SET client_encoding TO 'UTF8'")
 
 DISCARD: Final = (Command(b"DISCARD ALL"),)
 """Possible in a pipeline, as it is the first statement after COMMIT or ROLLBACK."""
 
+ENDS: Final = frozenset({"COMMIT", "ROLLBACK", "PREPARE TRANSACTION"})
+"""Command tags of statements that end a transaction."""
+
 COPIES: Final = frozenset({pq.ExecStatus.COPY_IN, pq.ExecStatus.COPY_OUT, pq.ExecStatus.COPY_BOTH})
+_SYNC: Final = pq.ExecStatus.PIPELINE_SYNC
+_ERROR: Final = pq.ExecStatus.FATAL_ERROR
+_ABORTED: Final = pq.ExecStatus.PIPELINE_ABORTED
 
 _TEXT: Final = 25
 """The OID of text."""
@@ -126,8 +129,8 @@ class Prepared(NamedTuple):
 
     query: bytes
     params: list[bytes | None]
-    is_savepoint: bool
-    """Whether it is a ROLLBACK TO, whose tag is the same as ROLLBACK's."""
+    word: str
+    """Its first word, or "rollback to"."""
 
 
 class Order(NamedTuple):
@@ -145,7 +148,8 @@ class Order(NamedTuple):
     def is_plain(self, profile: Profile) -> bool:
         """Tell whether its statements leave no state, as far as their texts show."""
         return all(
-            first_word(text) in PLAIN and refusal(text, profile) is None for text in self.texts
+            statement.word in PLAIN and refusal(text, profile) is None
+            for statement, text in zip(self.statements, self.texts, strict=True)
         )
 
 
@@ -163,35 +167,47 @@ def order(
     parameters that cannot be sent.
     """
     asked = list(statements)
-    asks = not (idempotent or modes.read_only)
     ready = [_prepared(*each) for each in asked]
+    may_write = not (idempotent or modes.read_only)
     return Order(
         _begin(modes),
         claims,
         ready,
         limits,
-        asks and any(first_word(each.query) not in READS for each in asked),
+        may_write and any(each.word not in READS for each in ready),
         idempotent,
         [each.query for each in asked],
     )
 
 
-def _prepared(query: str, params: Sequence[str | None]) -> Prepared:
+def _prepared(query: str, params: Sequence[str | None] = ()) -> Prepared:
     if len(params) > MOST_PARAMETERS:
         raise psycopg.errors.TooManyArguments(
             f"the statement has {len(params)} parameters; PostgreSQL takes {MOST_PARAMETERS}"
         )
-    encoded = _encoded(query, "the statement")
+    encoded, word = _known(query) if is_short(query) else _checked(query)
+    if not params:
+        return Prepared(encoded, [], word)
     values = [None if each is None else _encoded(each, "a parameter") for each in params]
-    word = first_word(query)
+    return Prepared(encoded, values, word)
+
+
+def _checked(query: str) -> tuple[bytes, str]:
+    """Return a statement that may be sent, encoded, and its first word or words."""
+    encoded, (word, *others) = _encoded(query, "the statement"), first_words(query) or [""]
     if word == "copy":
-        raise CopyRefusedError("COPY is not supported here: use a connection of PostgreSQL's own")
+        raise CopyRefusedError("COPY is not supported: nothing was sent")
     if ends_transaction(query):
         raise psycopg.errors.InvalidTransactionTermination(
             "the statements run in one transaction, which none of them may end: remove COMMIT, "
             "ROLLBACK or PREPARE TRANSACTION"
         )
-    return Prepared(encoded, values, word == "rollback")
+    is_savepoints = word == "rollback" and "to" in others
+    return encoded, "rollback to" if is_savepoints else word
+
+
+_known: Final = functools.lru_cache(maxsize=512)(_checked)
+"""The statements of an ORM repeat: reading one takes longer than sending it."""
 
 
 def _encoded(text: str, what: str) -> bytes:
@@ -319,7 +335,7 @@ class Flight:
 
     def _end_stopped(self) -> None:
         """Cancel what the caller will not get. Raises TooLargeError, which tells the outcome."""
-        if self._cancel(DRAIN_TIMEOUT):
+        if self._cancel(min(DRAIN_TIMEOUT, self._connection.deadline - monotonic())):
             with suppress(psycopg.Error):  # what was cancelled
                 self._settle()
             committed: bool | None = self._committed
@@ -391,8 +407,9 @@ class Flight:
             self._send(*(DISCARD if reset == "discard" else ()))
 
     def _reset(self) -> Sequence[Command]:
-        name = self._connection.application_name
-        return (*RESET, Command(OWN_SETTINGS, [name])) if RESET else ()
+        """Return what resets the session, and then restores what this client asked for at login."""
+        name = pq.Escaping(self._pgconn).escape_literal(self._connection.application_name)
+        return (*RESET, Command(b"SET application_name TO " + name), UTF8)
 
     def _send(self, *commands: Command, take: Callable[[PGresult], None] | None = None) -> None:
         for command in commands:
@@ -411,26 +428,25 @@ class Flight:
 
         Raises CopyRefusedError at the first sign of a COPY: libpq would repeat it for ever.
         """
-        pgconn, awaited = self._pgconn, self._awaited
+        pgconn, awaited, take_rows = self._pgconn, self._awaited, self._take_rows
+        is_busy, get_result = pgconn.is_busy, pgconn.get_result
         while True:
-            if not self._is_cut and awaited and awaited[0] is self._take_rows:
+            if not self._is_cut and awaited and awaited[0] is take_rows:
                 self._is_cut = True
                 _cut(pgconn)
-            if pgconn.is_busy():
+            if is_busy():
                 yield from self._wait_for_answer()
-            result = pgconn.get_result()
+            result = get_result()
             if result is None:
                 awaited.popleft()
                 self._is_cut = False
-                continue
-            status = result.status
-            if status == pq.ExecStatus.PIPELINE_SYNC:
-                return
-            if status == pq.ExecStatus.FATAL_ERROR:
+            elif (status := result.status) == _ERROR:
                 self._note(result)
+            elif status == _SYNC:
+                return
             elif status in COPIES:
-                raise CopyRefusedError("COPY is not supported here")
-            elif status != pq.ExecStatus.PIPELINE_ABORTED:
+                raise CopyRefusedError("COPY is not supported")
+            elif status != _ABORTED:
                 awaited[0](result)
 
     def _wait_for_answer(self) -> PQGen[None]:
@@ -511,12 +527,10 @@ class _Received:
     def _take_end(self, result: PGresult) -> None:
         statement = next(self._statements)
         tag, self._tag = self._tag.decode(), b""
-        if tag in {"COMMIT", "PREPARE TRANSACTION"} or (
-            tag == "ROLLBACK" and not statement.is_savepoint
-        ):
+        if tag in ENDS and statement.word != "rollback to":
             self.has_ended = True
         if self._refusal is None:
-            fields = tuple(map(partial(_field, result), range(result.nfields)))
+            fields = tuple(map(functools.partial(_field, result), range(result.nfields)))
             self._count(sum(FIELD_BYTES + len(each.name) for each in fields))
             self.results.append(Result(fields, self._rows, tag))
             self._rows = []

