@@ -12,8 +12,7 @@ from .settings import Settings
 # Cancel requests to one peer at the same time. PgBouncer's default is default_pool_size, which may
 # be 1, and a request over the limit is lost.
 PEER_POOL_SIZE = 100
-# The supervisor's own sessions, which count as clients: with the console, and with each name of the
-# database whose clients have a bound.
+# The supervisor's own sessions with the console, which count as clients.
 OWN_CLIENTS = 2
 # Connections that the kernel keeps until PgBouncer accepts them, all at once. A burst of new
 # environments connects at the same time; the default, 128, drops their SYNs.
@@ -149,14 +148,8 @@ def _databases(settings: Settings) -> dict[str, object]:
     }
 
 
-def _most_clients(settings: Settings) -> int:
-    """Return the bound of all clients; it is the sum where each name has a bound."""
-    has_bounds = settings.sql is not None and settings.sql.max_client_conn > 0
-    return settings.max_client_conn + OWN_CLIENTS * (3 if has_bounds else 1)
-
-
 def _client_bound(clients: int) -> str:
-    return f" max_db_client_connections={clients + OWN_CLIENTS}" if clients else ""
+    return f" max_db_client_connections={clients}" if clients else ""
 
 
 def _lines(parameters: Mapping[str, object]) -> str:
@@ -247,7 +240,7 @@ def is_machine_made(password: str) -> bool:
 def _pooling(settings: Settings) -> dict[str, object]:
     return {
         "pool_mode": settings.pool_mode,
-        "max_client_conn": _most_clients(settings),
+        "max_client_conn": settings.max_client_conn + OWN_CLIENTS,
         # Pools are per user: only max_db_connections bounds what all of them open together. It is
         # shared without fairness, so a user's pool has to be a part of it.
         "default_pool_size": settings.default_pool_size,

@@ -318,11 +318,11 @@ def test_the_second_name_has_bounds_of_its_own(environment: dict[str, str]) -> N
 
 
 def test_the_two_names_share_the_places_of_clients_out(environment: dict[str, str]) -> None:
-    """Each with the supervisor's own two, and so has the console."""
+    """Those that one name may have are none of the other one's."""
     ini = ini_of(environment | SQL | {"SQL_MAX_CLIENT_CONN": "100"})
-    assert ini["app"].endswith("dbname=app max_db_client_connections=1902")
-    assert ini["app_sql"].endswith("max_db_connections=4 max_db_client_connections=102")
-    assert ini["max_client_conn"] == str(1902 + 102 + 2)  # none is refused for the other's sake
+    assert ini["app"].endswith("dbname=app max_db_client_connections=1900")
+    assert ini["app_sql"].endswith("max_db_connections=4 max_db_client_connections=100")
+    assert ini["max_client_conn"] == "2002"  # with the supervisor's own two
 
 
 def test_each_name_rejects_the_users_of_the_other_one(environment: dict[str, str]) -> None:
