@@ -167,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ) as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"Requests to http://127.0.0.1:{chosen.port}/sql go to {to}.")
+    print(f"Requests to http://127.0.0.1:{listening.server_address[1]}/sql go to {to}.")
     print(f"Their statements are added to {file}. Run your tests; Ctrl-C ends it.", flush=True)
     with listening:
         try:
