@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .level_names import LEVELS
 from .revisions import MigrationError, place
-from .roles import LEVELS
 
 FILE = "sql_access.toml"
 """The file's name, in the folder of the migrations."""

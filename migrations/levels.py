@@ -10,9 +10,9 @@ from typing import Any
 from psycopg import Connection, sql
 from psycopg.errors import InsufficientPrivilege
 
+from .level_names import LEVELS
 from .roles import (
     IAM,
-    LEVELS,
     Login,
     LoginError,
     Timeouts,

@@ -123,8 +123,7 @@ def set_rights(
 EFFECTIVE = f"""
 SELECT role.rolname, format('%%I.%%I', n.nspname, c.relname), privilege
 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace,
-    pg_roles AS role,
-    unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'TRIGGER']) AS privilege
+    pg_roles AS role, unnest(%(privileges)s::text[]) AS privilege
 WHERE {USERS} AND role.rolname = ANY (%(roles)s)
     AND (privilege <> 'SELECT' OR NOT {OF_EXTENSION})
     AND (
@@ -132,9 +131,21 @@ WHERE {USERS} AND role.rolname = ANY (%(roles)s)
         OR privilege IN ('SELECT', 'INSERT', 'UPDATE')
             AND has_any_column_privilege(role.oid, c.oid, privilege)
     )
+UNION ALL
+SELECT role.rolname, format('%%I.%%I', n.nspname, c.relname), privilege
+FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace,
+    pg_roles AS role, unnest(ARRAY['USAGE', 'UPDATE']) AS privilege
+WHERE NOT n.nspname ~ '^(pg_|information_schema$)' AND role.rolname = ANY (%(roles)s)
+    AND CASE WHEN c.relkind = 'S' THEN has_sequence_privilege(role.oid, c.oid, privilege) END
 ORDER BY 2, 1, 3
 """  # noqa: S608 - constants of this module
-"""What roles can do with tables, by PUBLIC and by any path. Extensions open what they have to."""
+"""What roles can do with tables and sequences, by PUBLIC and by any path. Extensions open tables
+for reading that have to be read."""
+
+PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "TRIGGER")
+
+MAINTAINS = 170000
+"""The first server version that has MAINTAIN: to lock, vacuum and refresh."""
 
 CREATING = """
 SELECT role.rolname, quote_ident(nspname), pg_get_userbyid(nspowner)
@@ -152,17 +163,19 @@ def refuse_others(
     wanted: Collection[Right],
 ) -> None:
     """Raise `AccessError` if a level's role can do more than is declared."""
-    asked = {"roles": list(roles)}
+    maintain = connection.info.server_version >= MAINTAINS
+    privileges = [*PRIVILEGES, *["MAINTAIN"] * maintain]
+    asked = {"roles": list(roles), "privileges": privileges}
     declared = {(right.role, right.name, right.privilege) for right in wanted}
     groups = {name: group for group in enabled for name in list_logins(connection, [group])}
     found = connection.execute(EFFECTIVE, asked).fetchall()
     for role, table, privilege in sorted(found, key=lambda row: row[0] not in enabled):
         if (groups.get(role, role), table, privilege) not in declared:
             raise AccessError(
-                f"the role {role} has {privilege} on the table {table}, which no file declares, "
-                "and the migration cannot revoke it: PUBLIC has it, or another role than the "
-                "table's owner has granted it. Declare it, or add to a new migration: REVOKE ALL "
-                f"ON {table} FROM PUBLIC, {role}; GRANT {privilege} ON {table} TO {GROUP}"
+                f"the role {role} has {privilege} on {table}, which no file declares, and the "
+                "migration cannot revoke it: PUBLIC has it, or another role than the owner has "
+                f"granted it. Declare it, or add to a new migration: REVOKE ALL ON {table} FROM "
+                f"PUBLIC, {role}; GRANT {privilege} ON {table} TO {GROUP} (ON SEQUENCE for one)"
             )
     for role, schema, owner in connection.execute(CREATING, asked).fetchall():
         raise AccessError(

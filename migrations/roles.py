@@ -16,11 +16,10 @@ from typing import Any, LiteralString
 from psycopg import Connection, sql
 from psycopg.errors import DuplicateObject, InsufficientPrivilege, InternalError_, UniqueViolation
 
+from .level_names import LEVELS
+
 GROUP = "lambda_pg_app"
 """The role that has the grants and is in the policies; it cannot log in, so logins can change."""
-
-LEVELS = ("reader", "writer", "caller")
-"""The trust levels of `/sql`; each has a group and logins (docs/decisions/0051)."""
 
 IAM = "rds_iam"
 """RDS's role whose members log in with IAM tokens only."""

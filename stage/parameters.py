@@ -4,8 +4,8 @@
 with several Python versions) depend on the app and on the settings; all others have a table here.
 """
 
+from lambda_pg_cdk.migrations.level_names import LEVELS
 from lambda_pg_cdk.stage.config import Config
-from lambda_pg_cdk.stage.sql import ROLES
 
 FOR_CLIENTS = {
     "layer/arn": "newest version of the layer lambda_pg",
@@ -29,7 +29,7 @@ FOR_SQL = {
     "sql/token-api-id": "HTTP API of /sql for callers with a token",
     **{
         f"sql/{role}/{value}": text.format(role)
-        for role in ROLES
+        for role in LEVELS
         for value, text in (
             ("secret-arn", "secret of /sql's {}"),
             ("connect-arn", "what rds-db:connect has to allow for /sql's {}"),

@@ -26,8 +26,8 @@ NUMBERED = re.compile(r"[0-9]{4}_.+")
 """Names of an app's migrations and of the files that they read."""
 
 MODULES = (
-    *("access", "declarations", "declared_tables", "levels", "plan", "policies", "public_rights"),
-    *("revisions", "rights", "roles", "run", "tables", "upgrade"),
+    *("access", "declarations", "declared_tables", "level_names", "levels", "plan", "policies"),
+    *("public_rights", "revisions", "rights", "roles", "run", "tables", "upgrade"),
 )
 """The room's modules that the function `migrate` imports."""
 

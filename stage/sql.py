@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass
 
+from lambda_pg_cdk.migrations.level_names import LEVELS
 from lambda_pg_cdk.stage.patterns import HOST, SECRET_ARN
 from lambda_pg_cdk.stage.schema import setting
-
-ROLES = ("reader", "writer", "caller")
-"""The trust levels; each is a role of its own in PostgreSQL."""
 
 ORIGIN = rf"\*|https?://{HOST}(:\d{{1,5}})?"
 FILE = r"(?!.*(^|/)\.{1,2}(/|$))[\w.-]+(/[\w.-]+)*"
@@ -32,7 +30,7 @@ class Sql:
         ("reader",),
         "roles that keys can have: 'reader' may SELECT, 'writer' may SELECT, INSERT, UPDATE and"
         " DELETE, 'caller' is for sql.jwt",
-        choices=ROLES,
+        choices=LEVELS,
     )
     max_db_connections: int = setting(
         4,

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
+from lambda_pg_cdk.migrations.level_names import LEVELS
 from lambda_pg_cdk.stage.config import Config
 from lambda_pg_cdk.stage.messages import problem, shown
-from lambda_pg_cdk.stage.sql import ROLES
 
 LARGEST_PLAIN = 5_000_000
 """Bytes of the largest answer that is not compressed: Lambda allows 6 MB, in which the answer is
@@ -124,7 +124,7 @@ def _sizes(config: Config) -> Iterator[str]:
 def _secrets(config: Config) -> Iterator[str]:
     """Check the roles' secrets, which only an external pooler's stage names."""
     external = config.pooler == "external"
-    for role in ROLES:
+    for role in LEVELS:
         name, arn = f"sql.{role}_secret_arn", config.sql.secret_of(role)
         needed = external and role in config.sql.roles
         if needed and arn is None:

@@ -30,11 +30,10 @@ from psycopg.rows import TupleRow
 from lambda_pg_cdk.local import processes
 from lambda_pg_cdk.local.servers.certificates import Authority
 from lambda_pg_cdk.local.servers.postgres import Postgres
-from lambda_pg_cdk.migrations.levels import Levels
+from lambda_pg_cdk.migrations.levels import LEVELS, Levels
 from lambda_pg_cdk.migrations.roles import (
     CLIENT_CHECK,
     GROUP,
-    LEVELS,
     LOCK,
     Login,
     Timeouts,

@@ -205,15 +205,18 @@ def test_the_api_routes(local: Stage, prod: Stage) -> None:
         "ANY /health": "NONE",
     }
     assert routes(prod) == expected
-    assert routes(local) == {**expected, "ANY /baseline/users/{id}": "JWT"}
+    keys = {"POST /sql": "NONE", "OPTIONS /sql": "NONE"}
+    assert routes(local) == {**expected, **keys, "ANY /baseline/users/{id}": "JWT"}
 
 
 def routes(stage: Stage) -> dict[str, str]:
-    """Read each route's kind of authorization."""
-    found = stage.all("AWS::ApiGatewayV2::Route").values()
+    """Read the kind of authorization of each route of the stage's own API."""
+    found = [each["Properties"] for each in stage.all("AWS::ApiGatewayV2::Route").values()]
+    (own,) = {json.dumps(each["ApiId"]) for each in found if each["RouteKey"] == "ANY /health"}
     return {
-        route["Properties"]["RouteKey"]: route["Properties"].get("AuthorizationType", "NONE")
-        for route in found
+        each["RouteKey"]: each.get("AuthorizationType", "NONE")
+        for each in found
+        if json.dumps(each["ApiId"]) == own
     }
 
 
@@ -240,7 +243,7 @@ def test_the_migration_runs_before_the_functions_change(stage: Stage) -> None:
     (run,) = stage.resources("Api", "Custom::Migration")
     for resource in stage.resources("Api", "AWS::Lambda::Function").values():
         waits = run in resource.get("DependsOn", [])
-        assert waits == (tags_of(resource) in {"users", "health"})
+        assert waits == (tags_of(resource) in {"users", "health", "sql"})
     for resource in stage.resources("Api", "AWS::Lambda::Alias").values():
         assert run in resource["DependsOn"]
 
@@ -351,6 +354,7 @@ def resolved(variables: dict[str, Any]) -> dict[str, str]:
         "PGPORT": "5432",
         "LAMBDA_PG_SECRET_ARN": "arn:aws:secretsmanager:us-east-1:000000000000:secret:x",
         "APP_SECRET_ARN": "arn:aws:secretsmanager:us-east-1:000000000000:secret:y",
+        "SQL_ROLES": "{}",
         "LAMBDA_PG_CA_PEM": "-----BEGIN CERTIFICATE-----",
         "DATABASE_RESOURCE_ID": "db-ABCDEFGHIJKL",
     }
@@ -402,15 +406,20 @@ def test_the_supervisor_understands_the_task_s_environment(
         "DATABASE_HOST": "db.internal",
         "DATABASE_PORT": "5432",
         "USER_SECRET_ARNS": "arn:aws:secretsmanager:eu-west-1:000000000000:secret:x",
+        "SQL_SECRET_ARNS": "arn:aws:secretsmanager:eu-west-1:000000000000:secret:z",
         "CERTIFICATE_SECRET_ARN": "arn:aws:secretsmanager:eu-west-1:000000000000:secret:y",
         "SERVER_TLS_CA_FILE": str(Path(__file__)),
         "ECS_CONTAINER_METADATA_URI_V4": "http://169.254.170.2/v4/x",
     }
-    for each in (stage, combinations["aurora-pgbouncer"], combinations["existing-pgbouncer"]):
+    names = ("aurora-pgbouncer", "existing-pgbouncer", "existing-pgbouncer-with-sql")
+    for each in (stage, *(combinations[name] for name in names)):
         environment = pooler_environment(each)
         told = {name: value for name, value in environment.items() if isinstance(value, str)}
         assert set(environment) - set(told) <= set(given)
-        settings = PoolerSettings.from_env({**told, **given})
+        sql = {"SQL_SECRET_ARNS"} - set(environment)
+        here = {name: value for name, value in given.items() if name not in sql}
+        settings = PoolerSettings.from_env({**told, **here})
+        assert (settings.sql is None) == bool(sql)
         assert settings.peers is not None
         assert settings.metrics is not None
 
@@ -537,8 +546,9 @@ def test_nobody_else_reaches_any_database(combinations: dict[str, Stage], name: 
 
 
 def test_only_attached_functions_reach_the_pooler(stage: Stage) -> None:
-    """The balancer's group lets in the groups of users and health; its tasks the balancer's."""
-    assert admitted(stage, "the pooler") == {"Users", "Health"}
+    """The balancer's group lets in the groups of these functions; its tasks the balancer's."""
+    attached = {"Users", "Health", "Sql"} & {name.title() for name in stage.functions()}
+    assert admitted(stage, "the pooler") == attached
     rules = stage.resources("Pooler", "AWS::EC2::SecurityGroupIngress").values()
     inner = [
         each["Properties"]
@@ -642,7 +652,9 @@ def test_the_api_calls_the_published_version(stage: Stage) -> None:
     """Routes lead to the alias, and the alias to a version."""
     integrations = stage.all("AWS::ApiGatewayV2::Integration").values()
     targets = [json.dumps(each["Properties"]["IntegrationUri"]) for each in integrations]
-    assert sum("Live" in target for target in targets) == 2
+    # The function of /sql has two APIs.
+    with_sql = 2 if "sql" in stage.functions() else 0
+    assert sum("Live" in target for target in targets) == 2 + with_sql
     for alias in stage.all("AWS::Lambda::Alias").values():
         assert alias["Properties"]["Name"] == "live"
         assert "CurrentVersion" in json.dumps(alias["Properties"]["FunctionVersion"])
