@@ -15,6 +15,7 @@ from aws_cdk import aws_lambda as lambda_
 from aws_cdk.cx_api import CloudAssembly
 
 from lambda_pg_cdk import PROJECT
+from lambda_pg_cdk.functions.sql.sql_http.statements import StatementsError, load_statements
 from lambda_pg_cdk.layer.build import BuildError, Target
 from lambda_pg_cdk.migrations.revisions import MigrationError
 from lambda_pg_cdk.stacks.api import ApiStack
@@ -433,9 +434,15 @@ def _value_problems(name: str, timeout: int | None, runtime: str) -> Iterator[st
 
 
 def _statements_problems(config: Config) -> Iterator[str]:
-    """Yield that the file with the registered statements is not there."""
+    """Yield what is wrong with the file of registered statements: its function would not start."""
     file = config.sql.statements
-    if file is not None and not (PROJECT / file).is_file():
+    if file is None:
+        return
+    try:
+        load_statements(PROJECT / file)
+    except StatementsError as error:
+        yield f"sql.statements: {error}"
+    except OSError:
         must = f"be a file below {PROJECT}, as `make sql-statements` writes it"
         yield problem("sql.statements", file, must)
 

@@ -80,11 +80,12 @@ def _shares(config: Config) -> Iterator[str]:
             f" login has {users} users, and each needs a server connection",
         )
     elif sql.max_db_connections < least:
+        part, others = sql.part_of_a_role(users), len(sql.roles) > 1
         yield problem(
             "sql.max_db_connections",
             sql.max_db_connections,
-            f"be at least {least}: one role may use {sql.part_of_a_role(users)} (each of the"
-            f" {users} users of its login has a part), and must leave one for other roles",
+            f"be at least {least}: a role may use {part}, for the {users} user(s) of its login"
+            + (", and must leave one for the other roles" if others else ""),
         )
 
 

@@ -25,7 +25,6 @@ SEVERAL_CLOUDS = (
     "test_first_function.py",
     "test_proxy_login.py",
     "test_second_app.py",
-    "test_sql_clients.py",
     "test_strangers.py",
 )
 """End-to-end tests of a cloud that the command line starts, or that one test starts. The others

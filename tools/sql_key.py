@@ -106,7 +106,7 @@ def _created(deployed: Deployed, config: Config, key_id: str, secret: str) -> st
     ]
     if not config.sql.hosts:
         lines += [
-            "The stage has no domain of its own (sql.hosts), so clients need one line more:",
+            "The stage has no custom domain name (sql.hosts), so clients need one more line:",
             "",
             f"neonConfig.fetchEndpoint = '{deployed.url}'",
             "",

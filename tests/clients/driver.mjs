@@ -14,7 +14,7 @@ export function checks(driver, settings) {
     ...queries(neon, sql, DATABASE_URL),
     ...transactions(neon, sql, DATABASE_URL),
     ...errors(neon, sql, DATABASE_URL),
-    ...pools(driver, neonConfig, Pool, DATABASE_URL),
+    ...pools(neon, neonConfig, Pool, DATABASE_URL),
     ...(settings.TOKEN && tokens(neon, DATABASE_URL, settings)),
   };
 }
@@ -61,6 +61,11 @@ function queries(neon, sql, url) {
         rows: done.rows,
       };
     },
+    "large answer": async () => {
+      const rows = await sql`SELECT repeat(${"ä"}, 100) AS text FROM generate_series(1, 5000)`;
+      return rows.filter(({ text }) => text === "ä".repeat(100)).length;
+    },
+    "too large an answer": () => sql`SELECT repeat('x', 1000000) FROM generate_series(1, 10)`,
     "empty query": async () => (await sql.query("-- nothing", [], { fullResults: true })).command,
   };
 }
@@ -143,7 +148,7 @@ function errors(neon, sql, url) {
   };
 }
 
-function pools(driver, neonConfig, Pool, url) {
+function pools(neon, neonConfig, Pool, url) {
   const pooled = (use) => async () => {
     neonConfig.poolQueryViaFetch = true;
     const pool = new Pool({ connectionString: url });
@@ -153,17 +158,14 @@ function pools(driver, neonConfig, Pool, url) {
   return {
     "pool by fetch": pooled((pool) => pool.query("SELECT $1::int AS n", [7])),
     "pool by fetch, a failed statement": pooled((pool) => pool.query("SELECT 1/0")),
-    // From 1.2.0 on the password may come from a function, at each query.
-    ...(driver.parseIntoClientConfig && {
-      "password function": () => {
-        const { password } = new URL(url);
-        const without = new URL(url);
-        without.password = "";
-        return driver.neon(without.href, {
-          password: async () => decodeURIComponent(password),
-        })`SELECT 1 AS one`;
-      },
-    }),
+    // Only from 1.2.0 on the password may come from a function, at each query.
+    "password function": () => {
+      const { password } = new URL(url);
+      const without = new URL(url);
+      without.password = "";
+      const sql = neon(without.href, { password: async () => decodeURIComponent(password) });
+      return sql`SELECT 1 AS one`;
+    },
   };
 }
 

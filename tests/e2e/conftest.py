@@ -11,20 +11,12 @@ from lambda_pg_cdk import PROJECT
 from lambda_pg_cdk.local.cloud import LocalCloud, Options
 from lambda_pg_cdk.local.paths import another_state_dir
 from tests.support.place import Place, state_folder
-from tests.support.sql_cloud import SETTINGS
 
 
 @pytest.fixture(scope="session")
 def cloud() -> Iterator[LocalCloud]:
     """Start a local cloud with everything deployed; it ends with the tests."""
     with LocalCloud(another_state_dir(), Options(bound=True)) as started:
-        yield started
-
-
-@pytest.fixture(scope="session")
-def sql_cloud() -> Iterator[LocalCloud]:
-    """Start a local cloud whose API has POST /sql for keys and for tokens."""
-    with LocalCloud(another_state_dir(), Options(bound=True, override=SETTINGS)) as started:
         yield started
 
 

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives import serialization
 from lambda_pg_cdk import PROJECT
 from lambda_pg_cdk.local import cloud as local_cloud
 from lambda_pg_cdk.local.cloud import AlreadyRunningError, LocalCloud, UnhealthyError
+from lambda_pg_cdk.local.daemon.deployments import stage_settings
 from lambda_pg_cdk.local.http.caller import Answer, call
 from lambda_pg_cdk.local.http_api.issuer import AUDIENCE, Issuer
 
@@ -84,9 +85,14 @@ def test_status_is_one_json_object_that_scripts_can_use(cloud: LocalCloud) -> No
     assert set(found) == addresses | parts
     assert found["console_url"] is None
     assert found["postgres"]["max_connections"] == 100
-    assert found["pooler"]["max_server_connections"] == 28
-    deployed = {"users", "health", "baseline", "migrate", "migration_provider", "rotate"}
+    stage = stage_settings(PROJECT, {})
+    each = stage.pgbouncer.max_db_connections + stage.sql.max_db_connections
+    assert found["pooler"]["max_server_connections"] == stage.pgbouncer.tasks * each
+    deployed = {"users", "health", "baseline", "migrate", "migration_provider", "rotate", "sql"}
     assert {*deployed, "certificate"} == set(found["functions"])
+    first, by_token = found["apis"]
+    assert first["url"] == found["api_url"] == cloud.url
+    assert by_token["routes"] == ["OPTIONS /sql", "POST /sql"]
     with psycopg.connect(found["postgres"]["dsn"]) as connection:
         assert connection.execute("SHOW max_connections").fetchone() == ("100",)
     with psycopg.connect(found["pooler"]["admin_dsn"], autocommit=True) as console:

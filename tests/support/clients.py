@@ -41,16 +41,18 @@ INSERT INTO authors (name) VALUES ('Ada'), ('Grace');
 INSERT INTO books (title, author_id, pages)
     VALUES ('Notes', 1, 50), ('Compilers', 2, 200), ('Letters', 1, 120);
 INSERT INTO redirects VALUES ('/old/a', '/new/a');
-GRANT SELECT, INSERT, UPDATE, DELETE ON authors, books, redirects TO PUBLIC;
-GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO PUBLIC;
+GRANT SELECT, INSERT, UPDATE, DELETE ON authors, books, redirects TO lambda_pg_sql_writer;
+GRANT USAGE ON SEQUENCE authors_id_seq, books_id_seq TO lambda_pg_sql_writer;
 CREATE OR REPLACE FUNCTION refuse(reason text) RETURNS void LANGUAGE plpgsql AS $$ BEGIN
     RAISE EXCEPTION 'refused: %', reason USING ERRCODE = 'P0042', DETAIL = 'a detail',
         HINT = 'a hint', SCHEMA = 'public', TABLE = 'books', COLUMN = 'title',
         DATATYPE = 'text', CONSTRAINT = 'a_rule';
 END $$;
-GRANT EXECUTE ON FUNCTION refuse TO PUBLIC;
 """
-"""What the programs find, each time: they may change it."""
+"""What the programs find, each time: they may change it. No deployment may find it: it would
+revoke what is not declared, and refuse what it cannot revoke."""
+
+NO_TABLES: Final = "DROP TABLE IF EXISTS redirects, books, authors; DROP FUNCTION IF EXISTS refuse"
 
 
 @dataclass(frozen=True)
@@ -108,9 +110,14 @@ def run_python(door: Door, *arguments: str) -> Report:
 
 def reported(door: Door, command: list[str]) -> Report:
     """Fill the tables, and run a command to its end."""
-    with psycopg.connect(door.superuser_dsn, autocommit=True) as admin:
-        admin.execute(TABLES)
+    execute(door, TABLES)
     return Report(succeeded(command, FOLDER, door.environment))
+
+
+def execute(door: Door, statements: str) -> None:
+    """Run statements as the superuser."""
+    with psycopg.connect(door.superuser_dsn, autocommit=True) as admin:
+        admin.execute(statements)
 
 
 def succeeded(command: list[str], folder: Path, variables: Mapping[str, str]) -> str:

@@ -17,7 +17,7 @@ ROOMS: Mapping[str, frozenset[str]] = {
     "functions": frozenset({"lambda_pg"}),
     "operations": frozenset({"lambda_pg", "migrations"}),
     "stage": frozenset({"layer", "migrations"}),
-    "stacks": frozenset({"layer", "migrations", "stage"}),
+    "stacks": frozenset({"functions", "layer", "migrations", "stage"}),
     "template": frozenset({"lambda_pg"}),
     "tools": frozenset({"functions", "layer", "local", "stage", "stacks"}),
     "local": frozenset({"layer", "pgbouncer", "stage"}),

@@ -1,10 +1,11 @@
-"""A local cloud with POST /sql: its settings, its keys, and how a client reaches it."""
+"""POST /sql of a local cloud: its keys, and how a client reaches it."""
 
 import hashlib
 import json
 import secrets
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -18,18 +19,6 @@ from tests.support.clients import FOLDER, Door
 
 DOMAIN: Final = "db.example.com"
 """`pool.` before it is in DATABASE_URL; `api.` and `apiauth.` are custom domain names."""
-
-SETTINGS: Final[Mapping[str, Any]] = {
-    "pgbouncer": {"max_db_connections": 7},
-    "sql": {
-        "enabled": True,
-        "roles": ["reader", "writer", "caller"],
-        "max_db_connections": 6,
-        "statements": "sql/statements.json",
-        "jwt": True,
-    },
-}
-"""What is merged into the stage: both of PgBouncer's bounds have to fit into the budget."""
 
 
 def output(cloud: LocalCloud, name: str) -> str:
@@ -64,15 +53,19 @@ def token_api(cloud: LocalCloud) -> dict[str, Any]:
     return dict(found)
 
 
-def add_domains(cloud: LocalCloud) -> None:
-    """Give both APIs their custom domain names, as docs/edge.md says."""
-    gateway, apis = cloud.client("apigatewayv2"), cloud.status()["apis"]
-    tokens = token_api(cloud)["id"]
-    (main,) = [api["id"] for api in apis if api["id"] != tokens]
-    for label, api in (("api", main), ("apiauth", tokens)):
-        name = f"{label}.{DOMAIN}"
+@contextmanager
+def domains(cloud: LocalCloud) -> Iterator[list[dict[str, Any]]]:
+    """Give both APIs their custom domain names, as docs/edge.md says; give what `status` shows."""
+    gateway, tokens = cloud.client("apigatewayv2"), token_api(cloud)["id"]
+    (main,) = [api["id"] for api in cloud.status()["apis"] if api["id"] != tokens]
+    names = {f"api.{DOMAIN}": main, f"apiauth.{DOMAIN}": tokens}
+    for name, api in names.items():
         gateway.create_domain_name(DomainName=name)
         gateway.create_api_mapping(DomainName=name, ApiId=api, Stage="$default")
+    cloud.reconcile()
+    yield cloud.status()["domains"]
+    for name in names:
+        gateway.delete_domain_name(DomainName=name)
     cloud.reconcile()
 
 
@@ -95,15 +88,15 @@ def door_of(cloud: LocalCloud) -> Door:
     return Door(create_key(cloud, "writer"), endpoint, superuser(cloud), variables)
 
 
-def door_of_domains(cloud: LocalCloud) -> Door:
-    """Return the door at custom domain names: a client has nothing but a DATABASE_URL."""
-    add_domains(cloud)
-    domains = cloud.status()["domains"]
-    (ca_file,) = {each["ca_file"] for each in domains}
-    resolved = {
-        "NAMES": json.dumps({each["name"]: each["port"] for each in domains}),
-        "NODE_OPTIONS": f"--import {FOLDER / 'names.mjs'}",
-        "NODE_EXTRA_CA_CERTS": ca_file,
-    }
-    url = create_key(cloud, "writer", host=f"pool.{DOMAIN}")
-    return Door(url, None, superuser(cloud), token_variables(cloud) | resolved)
+@contextmanager
+def door_of_domains(cloud: LocalCloud) -> Iterator[Door]:
+    """Give the door at custom domain names: a client has nothing but a DATABASE_URL."""
+    with domains(cloud) as found:
+        (ca_file,) = {each["ca_file"] for each in found}
+        resolved = {
+            "NAMES": json.dumps({each["name"]: each["port"] for each in found}),
+            "NODE_OPTIONS": f"--import {FOLDER / 'names.mjs'}",
+            "NODE_EXTRA_CA_CERTS": ca_file,
+        }
+        url = create_key(cloud, "writer", host=f"pool.{DOMAIN}")
+        yield Door(url, None, superuser(cloud), token_variables(cloud) | resolved)

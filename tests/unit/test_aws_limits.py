@@ -35,6 +35,11 @@ CONTAINER = API.format("AmazonECS", "ContainerDefinition")
 ALARM = API.format("AmazonCloudWatch", "PutMetricAlarm")
 POSTGRES = "https://www.postgresql.org/docs/17/runtime-config-client.html"
 
+LAMBDA_QUOTAS = "https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html"
+SECRET_VALUES = API.format("secretsmanager", "GetSecretValue")
+THROTTLING = "https://docs.aws.amazon.com/apigateway/latest/developerguide/http-api-throttling.html"
+CORS = "https://docs.aws.amazon.com/apigateway/latest/developerguide/http-api-cors.html"
+
 SECRET = "arn:aws:secretsmanager:eu-west-1:111122223333:secret:owner-AbCdEf"
 KEY = "arn:aws:kms:eu-west-1:111122223333:key/01234567-89ab-cdef"
 NETWORK = {
@@ -417,6 +422,33 @@ LIMITS = (
         (0, 100001),
         (1, 100000),
     ),
+    # Of /sql: what has no page of AWS has our own edges.
+    *(
+        Limit(f"sql.{name}", page, refused, taken, {"sql": {"enabled": True}})
+        for name, page, refused, taken in (
+            ("roles", POSTGRES, (["owner"],), (["reader"], ["reader", "writer"])),
+            ("max_db_connections", POSTGRES, (0, 1, 1001), (2, 4)),
+            ("role_connections", POSTGRES, (0, 1, 1001), (2, 4, None)),
+            ("reserved_concurrency", LAMBDA, (0, 10001), (1, 10000)),
+            ("timeout", LAMBDA, (1, 3, 26), (16, 25)),
+            ("rate_limit", THROTTLING, (0, 100001), (1, 100000)),
+            ("burst_limit", THROTTLING, (0, 100001), (1, 100000)),
+            ("statement_timeout", POSTGRES, (0, 901), (1, 15)),
+            ("lock_timeout", POSTGRES, (0, 901), (1, 900)),
+            ("transaction_timeout", POSTGRES, (0, 9, 20, 901), (10, 19)),
+            ("key_lifetime", SECRET_VALUES, (0, 3601), (1, 3600)),
+            ("max_rows", LAMBDA_QUOTAS, (0, 1_000_001), (1, 1_000_000)),
+            ("max_bytes", LAMBDA_QUOTAS, (999, 50_000_001), (1000, 50_000_000)),
+            ("max_statements", LAMBDA_QUOTAS, (0, 10_001), (1, 10_000)),
+            ("max_request_bytes", LAMBDA_QUOTAS, (999, 5_000_001), (1000, 5_000_000)),
+            ("origins", CORS, (["example.com"], ["https://a b"]), (["https://a.example"], ["*"])),
+            ("hosts", ZONES, (["https://a.example"], ["a b"]), (["pool.example.com"],)),
+            ("statements", LAMBDA_QUOTAS, ("/a.json", "../a.json"), ("sql/a.json", None)),
+            ("reader_secret_arn", ARNS, ("x", SECRET), (None,)),
+            ("writer_secret_arn", ARNS, ("x", SECRET), (None,)),
+            ("caller_secret_arn", ARNS, ("x", SECRET), (None,)),
+        )
+    ),
     Limit("observability.email", API.format("sns", "Subscribe"), ("nobody", "a b@c"), ("a@b.c",)),
     # An alarm's description has 1,024 characters at the most, and a link is a part of it.
     Limit(
@@ -437,6 +469,9 @@ SWITCHES = {
     "database.deletion_protection",
     "database.existing.cluster",
     "functions.snap_start",
+    "sql.enabled",
+    "sql.gzip",
+    "sql.jwt",
 }
 """True or false, of which AWS takes both."""
 

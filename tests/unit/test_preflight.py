@@ -104,6 +104,25 @@ def test_a_reservation_leaves_a_hundred() -> None:
     assert finding.is_fine
 
 
+def test_what_sql_reserves_counts_too() -> None:
+    """With and without a reservation of the sample."""
+    sql = {"enabled": True, "reserved_concurrency": 901}
+    (finding,) = ask(preflight.check_concurrency, limits(1000, 1000), sql=sql)
+    assert finding.fails
+    assert "sql.reserved_concurrency is 901; must be at most 900" in finding.what
+    functions, sql = {"reserved_concurrency": 800}, {"enabled": True, "reserved_concurrency": 96}
+    (finding,) = ask(preflight.check_concurrency, limits(1000, 1000), functions=functions, sql=sql)
+    assert finding.fails
+    assert (
+        "functions.reserved_concurrency is 800, with 5 more for health, with 96 more for sql"
+        in (finding.what)
+    )
+    assert "must be at most 799" in finding.what
+    sql = {"enabled": True, "reserved_concurrency": 95}
+    (finding,) = ask(preflight.check_concurrency, limits(1000, 1000), functions=functions, sql=sql)
+    assert finding.is_fine
+
+
 def test_what_the_stage_has_reserved_already_it_has() -> None:
     """A second deployment is not refused for what the first one took."""
     functions = {"reserved_concurrency": 500}

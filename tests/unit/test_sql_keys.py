@@ -5,6 +5,8 @@ import hmac
 import json
 import random
 import re
+import subprocess
+import sys
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,6 +18,7 @@ import pytest
 from lambda_pg._secrets import SecretError
 from moto import mock_aws
 
+from lambda_pg_cdk import PROJECT
 from lambda_pg_cdk.functions.sql.sql_http.callers import KeyLimits, StageRules
 from lambda_pg_cdk.functions.sql.sql_http.key_table import (
     LONGEST_ID,
@@ -416,6 +419,18 @@ def test_the_table_is_read_from_secrets_manager() -> None:
         gone = Keys(lambda: read_secret(arn.replace("keys", "none")), RULES, lifetime=LIFETIME)
         with pytest.raises(KeysUnavailableError, match="none"):
             gone.find("web", SECRET)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems name sha256sum differently")
+def test_a_key_can_be_made_by_the_documented_commands() -> None:
+    """The page's commands give a secret of 256 bits in the characters of a URL, and its hash."""
+    page = (PROJECT / "docs" / "operations.md").read_text()
+    (commands,) = re.findall(r"(?m)^    (SECRET=.*)\n    (printf .*sha256sum)$", page)
+    script = "\n".join([*commands, 'echo "$SECRET"'])
+    run = subprocess.run(["bash", "-c", script], capture_output=True, check=True, text=True)
+    digest, _, secret = run.stdout.split()
+    assert re.fullmatch(r"[\w-]{43}", secret)
+    assert Bench(table(web=key() | {"hash": digest})).knows("web", secret)
 
 
 def test_200_keys_fit_into_one_secret() -> None:

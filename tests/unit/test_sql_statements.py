@@ -1,6 +1,7 @@
 """Registered statements, and the callers of tokens that may send nothing else."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,7 @@ from lambda_pg_cdk.functions.sql.sql_http.statements import (
     NONE,
     StatementsError,
     digest,
+    load_statements,
     read_statements,
 )
 from lambda_pg_cdk.functions.sql.sql_http.tokens import (
@@ -81,6 +83,16 @@ def test_every_problem_of_a_file_is_said_at_once() -> None:
     """Each with the name of its statement."""
     with pytest.raises(StatementsError, match=r"'a' has no text.*'b' has the unknown"):
         read_statements('{"a": 1, "b": {"sql": "x", "to": 1}}', "file.json")
+
+
+def test_a_file_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    """A text would have another hash than the one that clients send."""
+    file = tmp_path / "file.json"
+    file.write_bytes('{"a": "SELECT \'é\'"}'.encode("latin-1"))
+    with pytest.raises(StatementsError, match=r"file\.json is not UTF-8"):
+        load_statements(file)
+    file.write_text('{"a": "SELECT \'é\'"}', "utf-8")
+    assert load_statements(file).allows("SELECT 'é'")
 
 
 def test_a_token_may_run_registered_statements_only() -> None:

@@ -1,9 +1,9 @@
 """The line in the log for each request: no header, no parameter, no text of a statement."""
 
-import json
 import time
 import traceback
 from dataclasses import dataclass, field
+from json.encoder import encode_basestring_ascii
 from pathlib import PurePath
 
 from .statements import digest
@@ -40,19 +40,18 @@ class Record:
         self.reason = f"{type(error).__name__} at {' < '.join(reversed(places))}"
 
     def line(self) -> str:
-        """Return the line."""
+        """Return the line: JSON, written without an encoder's cost in each request."""
         level = "ERROR" if self.status == 500 else "WARNING" if self.status > 500 else "INFO"
-        return json.dumps(
-            {
-                "level": level,
-                "message": "sql",
-                "key": self.key,
-                "statements": self.statements,
-                "rows": self.rows,
-                "bytes": self.bytes,
-                "milliseconds": round((time.perf_counter() - self.began) * 1000, 2),
-                "sqlstate": self.sqlstate,
-                "status": self.status,
-                "reason": self.reason,
-            }
+        hashes = ", ".join([f'"{each}"' for each in self.statements])
+        return (
+            f'{{"level": "{level}", "message": "sql", "key": {_text(self.key)}, '
+            f'"statements": [{hashes}], "rows": {self.rows}, '
+            f'"bytes": {self.bytes}, '
+            f'"milliseconds": {(time.perf_counter() - self.began) * 1000:.2f}, '
+            f'"sqlstate": {_text(self.sqlstate)}, "status": {self.status}, '
+            f'"reason": {_text(self.reason)}}}'
         )
+
+
+def _text(value: str | None) -> str:
+    return "null" if value is None else encode_basestring_ascii(value)

@@ -73,7 +73,11 @@ NONE: Final = Registered({})
 
 def load_statements(path: Path) -> Registered:
     """Read the stage's file. Raises StatementsError, and OSError."""
-    return read_statements(path.read_text("utf-8"), str(path))
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise StatementsError(f"{path} is not UTF-8: {error.reason}") from error
+    return read_statements(text, str(path))
 
 
 def read_statements(text: str, source: str) -> Registered:
