@@ -408,12 +408,25 @@ def _client_limit(config: Config) -> tuple[int, str] | None:
         return None
     if config.pooler == "external":
         return config.external.max_clients, "external.max_clients"
-    settings = config.pgbouncer
+    settings, kept = config.pgbouncer, sql_clients(config)
     tasks = remaining_tasks(settings.tasks)
-    return (
-        tasks * settings.max_client_conn,
-        f"pgbouncer.max_client_conn x {tasks} tasks, while one is down",
+    if not kept:
+        name = f"pgbouncer.max_client_conn x {tasks} tasks, while one is down"
+        return tasks * settings.max_client_conn, name
+    name = (
+        f"(pgbouncer.max_client_conn - {kept} kept for /sql) x {tasks} tasks, while one is down, "
+        f"+ {kept} of /sql"
     )
+    return tasks * (settings.max_client_conn - kept) + kept, name
+
+
+def sql_clients(config: Config) -> int:
+    """Count the client connections of `/sql`; each task of PgBouncer keeps as many for it.
+
+    All of them may reach the same task: a load balancer chooses one for each.
+    """
+    sql = config.sql
+    return Client("sql", sql.reserved_concurrency, sql.slots).connections if sql.enabled else 0
 
 
 def _session_pooling(config: Config) -> bool:

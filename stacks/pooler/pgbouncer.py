@@ -22,6 +22,7 @@ from lambda_pg_cdk.stacks.network import NetworkStack, closed_group, retention
 from lambda_pg_cdk.stacks.pooler.certificate import Certificate
 from lambda_pg_cdk.stacks.published import published
 from lambda_pg_cdk.stacks.sql_logins import secrets_of
+from lambda_pg_cdk.stage.budget import sql_clients
 from lambda_pg_cdk.stage.config import Config
 from lambda_pg_cdk.stage.peers import check_numbers
 from lambda_pg_cdk.stage.task import OPEN_FILES, RUN_DIR, healthy_command
@@ -196,6 +197,7 @@ class PgBouncerStack(Stack):
                 "SQL_SECRET_ARNS": ",".join(secrets_of(self, config)),
                 "SQL_MAX_DB_CONNECTIONS": config.sql.max_db_connections,
                 "SQL_POOL_SIZE": config.sql_pool_size,
+                "SQL_MAX_CLIENT_CONN": sql_clients(config),
             }
         if config.database.ca_file:
             environment["SERVER_TLS_CA_FILE"] = config.database.ca_file

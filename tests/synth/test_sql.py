@@ -229,6 +229,8 @@ def test_pgbouncer_has_bounds_for_it_alone(combinations: dict[str, Stage], name:
     told = {each["Name"]: each["Value"] for each in container["Environment"]}
     assert told["SQL_MAX_DB_CONNECTIONS"] == str(config.sql.max_db_connections)
     assert told["SQL_POOL_SIZE"] == str(config.sql_pool_size)
+    environments = 2 * config.sql.reserved_concurrency  # during a deployment
+    assert told["SQL_MAX_CLIENT_CONN"] == str(environments * config.sql.slots)
     assert told["MAX_DB_CONNECTIONS"] == str(config.pgbouncer.max_db_connections)
     text = json.dumps(told["SQL_SECRET_ARNS"])
     assert all(f"sql{role}secretarn" in text for role in config.sql.roles)

@@ -24,6 +24,7 @@ from lambda_pg_cdk.stage.budget import (
     budget_of,
     login_limit,
     rolling_tasks,
+    sql_clients,
 )
 from lambda_pg_cdk.stage.capacity import RESERVED, max_connections
 from lambda_pg_cdk.stage.config import Config
@@ -343,6 +344,20 @@ def test_one_task_may_be_away() -> None:
     budget("dev", Client("users", 100), **override).check()
     with pytest.raises(BudgetError, match="x 2 tasks, while one is down"):
         budget("dev", Client("users", 101), **override).check()
+
+
+def test_each_task_keeps_places_for_the_clients_of_sql() -> None:
+    """All of them may reach one task, and the others must fit beside them at every task."""
+    override = {
+        "pgbouncer": {"tasks": 3, "max_client_conn": 100, "max_db_connections": 8},
+        "functions": {"other_clients": 0},
+        "sql": {"enabled": True, "reserved_concurrency": 10},
+    }
+    sql = Client("sql", 10)
+    assert sql_clients(load_stage("dev", override)) == sql.connections == 20
+    budget("dev", Client("users", 80), sql, **override).check()
+    with pytest.raises(BudgetError, match=r"- 20 kept for /sql\) x 2 tasks, while one is down"):
+        budget("dev", Client("users", 81), sql, **override).check()
 
 
 def test_other_apps_get_what_the_stage_keeps_for_them() -> None:
