@@ -61,7 +61,7 @@ def _apply(
     if enabled:
         if not shared:
             yield from close_functions(connection)
-            close_schemas(connection)
+            yield from close_schemas(connection)
         roles = [role for role in roles if role not in groups or role in enabled]
         refuse_others(connection, roles, enabled, wanted)
         yield from describe_open(connection, enabled, shared=shared)

@@ -35,16 +35,20 @@ def close_functions(connection: Connection[Any]) -> Iterator[str]:
         )
 
 
-def close_schemas(connection: Connection[Any]) -> None:
+def close_schemas(connection: Connection[Any]) -> Iterator[str]:
     """Revoke CREATE from PUBLIC: a database that comes from PostgreSQL 14 has it on public."""
     rows = connection.execute(
-        "SELECT nspname FROM pg_namespace, aclexplode(nspacl) AS granted"
+        "SELECT quote_ident(nspname) FROM pg_namespace, aclexplode(nspacl) AS granted"
         " WHERE granted.grantee = 0 AND granted.privilege_type = 'CREATE'"
         " AND pg_has_role(nspowner, 'USAGE')"
     )
     for (name,) in rows.fetchall():
         revoke = sql.SQL("REVOKE CREATE ON SCHEMA {} FROM PUBLIC")
-        connection.execute(revoke.format(sql.Identifier(name)))
+        connection.execute(revoke.format(sql.SQL(name)))
+        yield (
+            f"CREATE on the schema {name} was revoked from PUBLIC, since /sql's callers must not "
+            "have it. Grant it to the roles that need it"
+        )
 
 
 OPEN = """
