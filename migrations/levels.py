@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -25,6 +25,7 @@ from .roles import (
     in_database,
     let_connect,
     limit_user,
+    refuse_unbound,
     set_timeouts,
     settings_of,
 )
@@ -68,6 +69,7 @@ def prepare_levels(
             if level in levels.logins:
                 login = levels.logins[level]()
                 newcomers.append(admit_safely(connection, login, owner_by_token=owner_by_token))
+                _refuse_powers(connection, login)
                 let_connect(connection, login.group)
                 _limit_logins(connection, login.group, levels)
             elif exists(connection, group_of(level)):
@@ -76,21 +78,41 @@ def prepare_levels(
 
 
 def list_logins(connection: Connection[Any], groups: Sequence[str]) -> list[str]:
-    """List the logins of groups: roles that are members of one group, of nothing else."""
-    found = connection.execute(MEMBERS, {"groups": list(groups), "iam": IAM})
-    pairs = [(str(name), str(group)) for name, group in found]
-    return [name for name, group in pairs if find_power(connection, name, group) is None]
+    """List the logins of groups: roles that are members of one group, and of nothing else."""
+    return [
+        name
+        for name, group, _ in _members(connection, groups)
+        if find_power(connection, name, group) is None
+    ]
+
+
+def _refuse_powers(connection: Connection[Any], login: Login) -> None:
+    """Raise `LevelLoginError` if a member of the login's group has other rights, too."""
+    for name, _, can_login in _members(connection, [login.group]):
+        if can_login:
+            refuse_unbound(connection, replace(login, name=name))
+
+
+def _members(connection: Connection[Any], groups: Sequence[str]) -> list[tuple[str, str, bool]]:
+    """List members with their groups, and whether they can log in."""
+    return connection.execute(MEMBERS, [list(groups), IAM]).fetchall()
 
 
 MEMBERS = """
-SELECT member.rolname, grouped.rolname FROM pg_auth_members
+SELECT member.rolname, grouped.rolname, member.rolcanlogin FROM pg_auth_members
 JOIN pg_roles AS member ON member.oid = pg_auth_members.member
 JOIN pg_roles AS grouped ON grouped.oid = pg_auth_members.roleid
-WHERE grouped.rolname = ANY (%(groups)s) AND member.rolname NOT IN (current_user, %(iam)s)
-    AND NOT member.rolsuper
+WHERE grouped.rolname = ANY (%s) AND member.rolname NOT IN (current_user, %s)
+    AND NOT member.rolsuper AND (
+        member.rolcanlogin OR NOT EXISTS (
+            SELECT FROM pg_auth_members AS below JOIN pg_roles AS lower ON lower.oid = below.member
+            WHERE below.roleid = member.oid AND lower.rolname <> current_user
+        )
+    )
 ORDER BY 2, 1
 """
-"""From PostgreSQL 16 on, the owner is a member of each group that it has created."""
+"""Logins, also those that were shut out: a role that cannot log in and has members is a group. From
+PostgreSQL 16 on, the owner is a member of each role that it has created."""
 
 
 def _limit_logins(connection: Connection[Any], group: str, levels: Levels) -> None:

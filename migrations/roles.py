@@ -279,7 +279,7 @@ def admit(connection: Connection[Any], login: Login, *, like: str | None = None)
 
 
 def _admit(connection: Connection[Any], login: Login) -> None:
-    _refuse_unbound(connection, login)
+    refuse_unbound(connection, login)
     _refuse_stranger(connection, login)
     _create(connection, login.group, can_login=False)
     if not login.borrowed:
@@ -300,7 +300,7 @@ def _refuse_stranger(connection: Connection[Any], login: Login) -> None:
         )
 
 
-def _refuse_unbound(connection: Connection[Any], login: Login) -> None:
+def refuse_unbound(connection: Connection[Any], login: Login) -> None:
     """Raise `UnboundLoginError` if row-level security does not bind a login, or it can change that.
 
     Raise `LevelLoginError` for a trust level's login that has any right but its group's.

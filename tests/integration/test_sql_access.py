@@ -1,6 +1,7 @@
 """The project's declarations of what `/sql`'s trust levels may do, as deployments apply them."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,11 @@ def test_what_was_granted_by_hand_is_revoked(site: Site) -> None:
         "CREATE FUNCTION powerful() RETURNS int LANGUAGE sql SECURITY DEFINER RETURN 1",
         "GRANT EXECUTE ON FUNCTION powerful TO lambda_pg_sql_reader",
     )
+    with site.connect("reader") as reader:
+        writer = sql.Identifier(site.logins["writer"].name)
+        reader.execute(sql.SQL("GRANT SELECT ON orders TO {}").format(writer))
     site.deploy()
+    assert may(site, "writer") == set()
     assert may(site, "reader") == {"SELECT"}
     with site.connect("reader", autocommit=True) as reader:
         passed_on = "SELECT has_table_privilege('orders', 'SELECT WITH GRANT OPTION')"
@@ -106,6 +111,22 @@ def test_what_was_granted_by_hand_is_revoked(site: Site) -> None:
         ):
             with pytest.raises(InsufficientPrivilege):
                 reader.execute(attack.encode())
+
+
+def test_a_project_may_grant_functions_that_have_their_caller_s_rights(site: Site) -> None:
+    """They can do nothing that the level cannot, and policies need them."""
+    site.deploy()
+    site.add(
+        "CREATE FUNCTION mine() RETURNS int LANGUAGE sql RETURN 1;"
+        "REVOKE EXECUTE ON FUNCTION mine FROM PUBLIC;"
+        "GRANT EXECUTE ON FUNCTION mine TO lambda_pg_sql_caller"
+    )
+    for _ in range(2):
+        site.deploy()
+        with site.connect("caller") as caller:
+            assert caller.execute("SELECT mine()").fetchone() == (1,)
+    with site.connect("reader") as reader, pytest.raises(InsufficientPrivilege):
+        reader.execute("SELECT mine()")
 
 
 def test_a_second_deployment_changes_nothing(site: Site) -> None:
@@ -379,6 +400,36 @@ def test_a_level_s_login_has_its_group_and_nothing_else(site: Site, power: str) 
                 admit(master, site.logins["reader"])
         finally:
             admin.execute("REVOKE lambda_pg_sql_writer FROM lambda_pg_sql_reader")
+
+
+def test_the_second_user_of_a_rotation_has_its_group_and_nothing_else(site: Site) -> None:
+    """A deployment checks it, too, though the secret does not name it."""
+    site.deploy()
+    reader = site.logins["reader"]
+    with psycopg.connect(site.dsn, autocommit=True) as master:
+        admit(master, replace(reader, name=f"{reader.name}_clone"), like=reader.name)
+    with site.superuser() as admin:
+        admin.execute(f"GRANT lambda_pg_sql_writer TO {reader.name}_clone".encode())
+    with pytest.raises(LevelLoginError, match=f"logs in as {reader.name}_clone, which has more"):
+        site.deploy()
+
+
+def test_a_group_in_a_level_keeps_its_own_rights(site: Site) -> None:
+    """It is nobody's login: people may read as a level does, and more."""
+    site.declare(READ)
+    site.deploy()
+    group, person = f"group_{site.database}", f"person_{site.database}"
+    with site.superuser() as admin:
+        for statement in (
+            f"CREATE ROLE {group}",
+            f"CREATE ROLE {person} LOGIN IN ROLE {group}",
+            f"GRANT lambda_pg_sql_reader TO {group}",
+            f"GRANT DELETE ON orders TO {group}",
+        ):
+            admin.execute(statement.encode())
+        site.deploy()
+        right = "SELECT has_table_privilege(%s, 'orders', 'DELETE')"
+        assert admin.execute(right, [person]).fetchone() == (True,)
 
 
 def test_the_application_is_no_member_of_a_level(site: Site) -> None:

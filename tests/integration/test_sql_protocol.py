@@ -2,7 +2,7 @@
 
 import gzip
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import psycopg
@@ -11,8 +11,9 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from lambda_pg_cdk.local.servers.postgres import Postgres
-from tests.support.servers import DATABASE, PoolerFixture, SecretsService, create_login
+from tests.support.servers import DATABASE, Login, PoolerFixture, SecretsService, create_login
 from tests.support.sql_server import Answer, Key, SqlServer, direct, sql_server, through
+from tests.support.waiting import wait_until
 
 RAW = {"Neon-Raw-Text-Output": "true", "Neon-Array-Mode": "true"}
 """What the JavaScript client always sends."""
@@ -285,3 +286,28 @@ def test_a_database_that_is_down(
     assert answer.status == 503
     assert int(answer.headers["retry-after"]) >= 1
     assert "127.0.0.1" not in answer.content.decode()
+
+
+def test_roles_share_the_connections_of_an_environment(
+    secrets_service: SecretsService, postgres: Postgres, client: Client
+) -> None:
+    """Two logins in alternation have one connection together, as the budget counts."""
+    logins = {
+        role: create_login(postgres, secrets_service, "canary-of-roles")
+        for role in ("reader", "writer")
+    }
+    with sql_server(direct(postgres), secrets_service, logins) as server:
+        keys = {role: server.create_key(role) for role in logins}
+        for role in ("reader", "writer", "reader", "writer"):
+            answer = server.post({"query": "SELECT current_user"}, keys[role])
+            assert answer.body["rows"] == [{"current_user": logins[role].name}]
+            wait_until(lambda: backends(client.admin, logins.values()) == 1)
+
+
+def backends(admin: psycopg.Connection[Any], logins: Iterable[Login]) -> int:
+    """Count the server's sessions of some logins."""
+    names = [login.name for login in logins]
+    query = "SELECT count(*) FROM pg_stat_activity WHERE usename = ANY(%s)"
+    row = admin.execute(query, [names]).fetchone()
+    assert row is not None
+    return int(row[0])

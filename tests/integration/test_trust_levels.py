@@ -225,8 +225,10 @@ def test_a_statement_ends_at_the_level_s_timeout(deployed: Site) -> None:
     """Where the session has left it as it is."""
     deployed.deploy(timeouts=replace(SQL_TIMEOUTS, statement=1))
     try:
-        with deployed.connect("reader") as reader, pytest.raises(QueryCanceled):
-            reader.execute("SELECT pg_sleep(60)")
+        with deployed.connect("reader") as reader:
+            assert reader.execute("SHOW statement_timeout").fetchone() == ("1s",)
+            with pytest.raises(QueryCanceled):
+                reader.execute("SELECT pg_sleep(60)")
     finally:
         deployed.deploy()
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from lambda_pg import Database
+from lambda_pg import Database, SharedSlots
 
 from .keys import Keys, read_secret
 from .service import Service
@@ -12,12 +12,17 @@ from .settings import SqlSettings, login_of
 
 
 def open_service(environ: Mapping[str, str]) -> Service:
-    """Read the settings; nothing else is read or opened before a request needs it."""
+    """Read the settings; nothing is fetched or opened before a request needs it.
+
+    The roles share the environment's slots, which are what the budget counts.
+    """
     settings = SqlSettings.from_env(environ)
+    logins = {role: login_of(environ, value) for role, value in settings.roles.items()}
+    slots = SharedSlots(min(login.slots for login in logins.values()))
+
+    def open_role(role: str) -> Database[Any]:
+        return Database(logins[role], slots=slots)
+
     read: Callable[[], str] = partial(read_secret, settings.keys_arn)
     keys = Keys(read, settings.rules, lifetime=settings.key_lifetime)
-    return Service(settings, keys, partial(_open_role, environ, settings.roles))
-
-
-def _open_role(environ: Mapping[str, str], roles: Mapping[str, str], role: str) -> Database[Any]:
-    return Database(login_of(environ, roles[role]))
+    return Service(settings, keys, open_role)
