@@ -86,6 +86,7 @@ check: setup ## lint, format, types, and the README's numbers
 	$(RUN) -m mypy .
 	node_modules/.bin/pyright
 	npm --prefix examples/typescript run --silent check
+	examples/typescript/node_modules/.bin/prettier --check --print-width 100 '{examples/edge,tests/clients}/*.{ts,mjs,json}' '!**/package-lock.json'
 	$(RUN) -m benchmarks.report --check
 
 .PHONY: up

@@ -134,6 +134,7 @@ function checks(prisma: PrismaClient) {
     "$transaction of two operations": () => prisma.$transaction([book.count(), author.count()]),
     "$transaction, interactive": () => prisma.$transaction((tx) => tx.book.count()),
 
+    "failed operations wrote": () => author.count({ where: { name: "Nested" } }),
     "failed statement": () => author.create({ data: { name: "Ada" } }),
     "failed raw statement": () => prisma.$queryRaw`SELECT 1/0`,
   };

@@ -292,6 +292,7 @@ def test_every_operation_of_prisma(prisma: Report) -> None:
     assert {prisma.error(name)["code"] for name in not_there} == {"P2025"}
     for name in set(PRISMA_OPERATIONS["works"]) - not_there:
         prisma.value(name)
+    assert prisma.value("failed operations wrote") == 0
 
 
 def asks_for_a_transaction(check: dict[str, Any]) -> bool:
