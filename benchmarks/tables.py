@@ -179,6 +179,91 @@ def growth_table(result: Result) -> str:
         ]
         for size, growth in zip(loop["sizes"], loop["growth"], strict=True)
     ]
+    facts = (
+        (
+            f"Load: {loop['offered_rps']} requests/s at random moments (seed {loop['seed']}), half "
+            f"of what {loop['sizes'][0]['environments']} environments answer at most."
+        ),
+        f"Medians over {len(loop['measures']) // len(loop['sizes'])} rounds of all sizes.",
+    )
+    drawn = table([*head, "p95, ms", "p99, ms", *_cpu_head(parts)], rows, texts=0)
+    return "\n".join([drawn, "", *(f"- {fact}" for fact in facts)])
+
+
+def second_driver_table(result: Result) -> str:
+    """Draw the same storms as two load generators saw them."""
+    drivers = result["second_driver"]
+    names = {"ours": "ours", "locust": f"{drivers['name']} {drivers['version']}"}
+    rows = [
+        [STORM_TITLES[row["name"]], name, run["served"], run["failed"], *_times(run)]
+        for row in drivers["rows"]
+        for key, name in names.items()
+        for run in row["runs"][key]
+    ]
+    return table(["", "driver", "served", "failed", *TIMES], rows, texts=2)
+
+
+def goals_table(result: Result) -> str:
+    """Draw what was promised, and what was found."""
+    rows = [[goal["text"], goal["found"], _verdict(goal)] for goal in result["goals"]]
+    return table(["goal", "found", "verdict"], rows, texts=3)
+
+
+def _verdict(goal: Result) -> str:
+    if goal["held"]:
+        return "met"
+    why = goal.get("unmeasured")
+    return f"not measurable: {why}" if why else "**missed**"
+
+
+def _cpu_parts(cpu: Mapping[str, float]) -> list[str]:
+    return [part for part in CPU_TITLES if part in cpu]
+
+
+def _cpu_head(parts: Sequence[str]) -> list[str]:
+    """Name the columns of processor time."""
+    first, *others = (CPU_TITLES[part] for part in parts)
+    return [f"CPU ms per request: {first}", *others]
+
+
+def _title(row: Result, result: Result) -> str:
+    title, limit = STORM_TITLES[row["name"]], row["max_connections"]
+    return title if limit == result["max_connections"] else f"{title}, `max_connections` {limit}"
+
+
+def _second_request(row: Result) -> str:
+    """Write the median of second requests, and how many failed."""
+    again = row["again"]
+    if again is None:
+        return ""
+    return _seconds(again["p50_ms"]) + (f", {again['failed']} failed" if again["failed"] else "")
+
+
+def _times(row: Result) -> list[str]:
+    return [_seconds(row[f"{name}_ms"]) for name in TIMES]
+
+
+def _seconds(milliseconds: float) -> str:
+    return f"{milliseconds / 1000:.2f} s"
+
+
+# Costs
+
+
+def overhead_table(result: Result) -> str:
+    """Draw the ways of a warm lookup that have a title, with both paths side by side."""
+    head = ["a warm lookup by primary key", "direct, µs", "to raw", "PgBouncer, µs", "to raw"]
+    medians = f"Medians of {result['runs']} runs."
+    drawn = table(head, _of_both_paths(result, OVERHEAD_TITLES))
+    return f"{drawn}\n\n{notes(result, medians, *method(result))}"
+
+
+def sql_table(result: Result) -> str:
+    """Draw the calls of `POST /sql` and their bases, with both paths side by side."""
+    names = {row["name"]: row["name"] for row in result["rows"]}
+    head = ["a call", "direct, µs", "to its base", "PgBouncer, µs", "to its base"]
+    cold, refused = result["cold_start"], result["refused"]
+    medians = f"Medians of {result['runs']} runs."
     start = (
         f"A cold start: `sql` {cold['sql_ms']:.0f} ms, `health` {cold['health_ms']:.0f} ms, ratio "
         f"{cold['ratio']:.2f}, medians of {cold['starts']} starts."
@@ -188,9 +273,8 @@ def growth_table(result: Result) -> str:
         f"{refused['direct']:.2f} (direct) and {refused['pgbouncer']:.2f} (PgBouncer) times the "
         "limit of an answer as additional memory."
     )
-    facts = (f"Medians of {result['runs']} runs.", start, memory)
     drawn = table(head, _of_both_paths(result, names))
-    return f"{drawn}\n\n{notes(result, *facts, *method(result))}"
+    return f"{drawn}\n\n{notes(result, medians, start, memory, *method(result))}"
 
 
 def _of_both_paths(result: Result, titles: Mapping[str, str]) -> list[list[str]]:
