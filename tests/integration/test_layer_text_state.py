@@ -222,9 +222,7 @@ def test_a_reset_before_commit_would_not_be_enough(
     kept_pooler: PoolerFixture, secrets_environment: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """RESET ALL passes over a value that SET LOCAL … TO DEFAULT covers until COMMIT."""
-    monkeypatch.setattr(
-        _flight, "KEPT_BY_ROLLBACK", (*_flight.KEPT_BY_ROLLBACK, *_flight.RESET[1:])
-    )
+    monkeypatch.setattr(_flight, "KEPT_BY_ROLLBACK", (*_flight.KEPT_BY_ROLLBACK, *_flight.RESET))
     monkeypatch.setattr(_flight, "RESET", ())
     settings = settings_for(kept_pooler)
     with closing(Database(settings)) as db:
@@ -282,3 +280,18 @@ def test_the_name_and_the_encoding_of_the_client_stay(
     assert db.execute(query).fetchone() == before == (settings.application_name, "UTF8")
     fail(db, "SELECT 1/0", "SELECT 1")
     assert db.execute(query).fetchone() == before
+
+
+def test_a_deferrable_transaction_is_reset_too(settings: Settings, db: Database[TupleRow]) -> None:
+    """The reset begins with another isolation level, which only its first statement can choose."""
+    for last in ("SELECT 1", "SELECT 1/0"):
+        with suppress(psycopg.errors.DivisionByZero):
+            db.run_text(
+                [Statement("SET lock_timeout = 7777"), Statement(last)],
+                limits=LIMITS,
+                isolation_level=psycopg.IsolationLevel.SERIALIZABLE,
+                read_only=True,
+                deferrable=True,
+            )
+        assert there(settings, db, STATES["SET"][1])[0] is False
+    assert db.stats()["connections_num"] == 1

@@ -77,9 +77,10 @@ ROLLBACK_AND_RESET: Final = Command(b"ROLLBACK AND CHAIN")
 """The next transaction begins at once, so that the reset is in one. Where it fails, the connection
 is closed inside it, and a pooler then closes the server connection."""
 
+NO_WAIT: Final = Command(b"SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+"""The reset after a SERIALIZABLE READ ONLY DEFERRABLE transaction would wait for others again."""
+
 RESET: Final = (
-    # Else a SERIALIZABLE READ ONLY DEFERRABLE one would wait for others.
-    Command(b"SET TRANSACTION ISOLATION LEVEL READ COMMITTED"),
     Command(b"RESET SESSION AUTHORIZATION"),  # and the role
     Command(b"RESET ALL"),
     Command(b"CLOSE ALL"),
@@ -143,6 +144,7 @@ class Order(NamedTuple):
     asks: bool
     """Whether a lost COMMIT is looked up by the transaction's id."""
     idempotent: bool
+    is_deferrable: bool
     texts: Sequence[str]
 
     def is_plain(self, profile: Profile) -> bool:
@@ -176,6 +178,7 @@ def order(
         limits,
         may_write and any(each.word not in READS for each in ready),
         idempotent,
+        bool(modes.deferrable),
         [each.query for each in asked],
     )
 
@@ -415,12 +418,14 @@ class Flight:
     def _reset_commands(self) -> Sequence[Command]:
         """Return what resets the session, and then restores what this client asked for at login."""
         name = pq.Escaping(self._libpq).escape_literal(self._connection.application_name)
-        return (*RESET, Command(b"SET application_name TO " + name), UTF8)
+        commands = (*RESET, Command(b"SET application_name TO " + name), UTF8)
+        return (NO_WAIT, *commands) if self._order.is_deferrable else commands
 
     def _send(self, *commands: Command, take: Callable[[PGresult], None] | None = None) -> None:
-        for command in commands:
-            command.send(self._libpq)
-            self._awaited.append(take or _pass)
+        send, await_ = self._libpq.send_query_params, self._awaited.append
+        for text, params, is_binary in commands:
+            send(text, params, result_format=is_binary)
+            await_(take or _pass)
 
     def _take_id(self, result: PGresult) -> None:
         self.transaction_id = transaction_id(result)
