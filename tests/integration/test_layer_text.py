@@ -421,6 +421,22 @@ def test_a_lost_answer_to_a_commit_is_looked_up(
 
 
 @pytest.mark.usefixtures("slow")
+def test_without_a_flush_before_commit_the_outcome_would_be_unknown(
+    far: Database[TupleRow], network: FaultProxy, admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control of the test above: the server keeps the id until it answers the Sync."""
+    monkeypatch.setattr(_flight, "READS", _flight.READS | {"insert"})
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(run, far, "INSERT INTO slow VALUES (1) RETURNING n")
+        wait_for(admin, "COMMIT")
+        with network.stall("to_client", connections="open"):
+            wait_until(lambda: rows(admin) == 1)
+            network.reset()
+        with pytest.raises(CommitOutcomeUnknownError):
+            running.result()
+
+
+@pytest.mark.usefixtures("slow")
 def test_a_commit_that_was_cut_short_is_repeated(
     far: Database[TupleRow], network: FaultProxy, admin: Admin
 ) -> None:
