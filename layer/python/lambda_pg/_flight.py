@@ -69,7 +69,11 @@ PLAIN: Final = READS | {"insert", "update", "delete", "merge", "with"}
 
 UNLOCK: Final = "pg_catalog.pg_advisory_unlock_all()"
 
-KEPT_BY_ROLLBACK: Final = (Command(b"DEALLOCATE ALL"), Command(b"DISCARD SEQUENCES"))
+KEPT_BY_ROLLBACK: Final = (
+    Command(b"CLOSE ALL"),  # COMMIT would run the queries of cursors WITH HOLD
+    Command(b"DEALLOCATE ALL"),
+    Command(b"DISCARD SEQUENCES"),
+)
 """Ends, besides the locks of UNLOCK, what a failed COMMIT does not undo: so it comes before."""
 
 COMMIT_AND_RESET: Final = Command(b"COMMIT AND CHAIN")
@@ -82,7 +86,6 @@ RESET: Final = (
     Command(b"SET TRANSACTION ISOLATION LEVEL READ COMMITTED"),
     Command(b"RESET SESSION AUTHORIZATION"),  # and the role
     Command(b"RESET ALL"),
-    Command(b"CLOSE ALL"),
     Command(b"UNLISTEN *"),
     Command(b"DISCARD TEMP"),
 )
