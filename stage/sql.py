@@ -79,7 +79,8 @@ class Sql:
     )
     max_bytes: int = setting(
         5_000_000,
-        "size of an answer before compression; a key can have less",
+        "size of an answer: of its values as they come, and of the whole as it leaves, compressed"
+        " where the client accepts it (Lambda allows 6,000,000); a key can have less",
         unit="bytes",
         minimum=1000,
         maximum=50_000_000,

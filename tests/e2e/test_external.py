@@ -38,6 +38,7 @@ def functions(
         "external": {"secret_arn": create_secret(cloud), "ca_file": roots(cloud, folder)},
         "identity": {"issuer": cloud.issuer.url, "audience": [AUDIENCE]},
         "baseline": False,
+        "sql": {"enabled": False},
     }
     assembly = str(deploy(cloud, folder, override, "--all"))
     cloud.reconcile()

@@ -10,7 +10,7 @@ from tests.support.cdk import application_login, bootstrap, deploy
 
 
 def test_the_login_of_a_proxy_comes_with_its_stack(tmp_path: Path) -> None:
-    """The provider and the rotation's function make it, deployed and without any migration."""
+    """The provider and the rotation's function make it, and those of `/sql`'s roles."""
     with LocalCloud(another_state_dir(), Options(bound=True, deploy=False)) as cloud:
         override = {
             "pooler": "rds-proxy",
@@ -25,8 +25,13 @@ def test_the_login_of_a_proxy_comes_with_its_stack(tmp_path: Path) -> None:
         deploy(cloud, tmp_path, override, "LambdaPg-local-Pooler")
         listed = cloud.client("cloudformation").list_stacks()["StackSummaries"]
         assert not [each for each in listed if each["StackName"].endswith("-Api")]
-        login = application_login(cloud)
         dsn = cloud.status()["postgres"]["dsn"]
+        for role in ("reader", "writer", "caller"):
+            of_sql = application_login(cloud, f"sql/{role}/secret-arn")
+            user, password = of_sql["username"], of_sql["password"]
+            with psycopg.connect(dsn, user=user, password=password) as connection:
+                assert connection.info.user == f"sql_{role}"
+        login = application_login(cloud)
         with psycopg.connect(dsn, user=login["username"], password=login["password"]) as connection:
             row = connection.execute("SELECT to_regclass('users')").fetchone()
         assert row == (None,), "the migration has made the table: this test shows nothing then"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import psycopg
 import pytest
 from lambda_pg import ConfigurationError, Database, Settings
 from lambda_pg._connector import OLDEST_SERVER
+from lambda_pg._profiles import ProfileName
+from lambda_pg.text import Limits, Statement
 from psycopg.rows import TupleRow
 
 from lambda_pg_cdk.local import processes
@@ -17,6 +20,7 @@ from lambda_pg_cdk.local.servers.postgres import Postgres
 from tests.support.layer import PASSWORD
 from tests.support.postgres import CopiedPostgres
 
+LIMITS = Limits(rows=1000, bytes=1_000_000)
 CLAIMS = "SELECT current_setting('request.jwt.claims')::jsonb->>'sub'"
 
 
@@ -71,6 +75,40 @@ def test_every_verb_on_every_version(db: Database[TupleRow]) -> None:
     with db.connection() as lent:
         lent.cursor().executemany("INSERT INTO counter VALUES (%s)", [(2,), (3,)])
     assert db.execute("SELECT count(*) FROM counter").fetchone() == (4,)
+
+
+LEFT = [
+    *("SET lock_timeout = 7777", "SET LOCAL lock_timeout TO DEFAULT", "SET search_path = pg_temp"),
+    *("CREATE TEMP TABLE mine (n int)", "LISTEN news", "PREPARE mine AS SELECT 1"),
+    *("DECLARE mine CURSOR WITH HOLD FOR SELECT 1", "SELECT pg_advisory_lock(7)"),
+]
+THERE = """SELECT current_setting('lock_timeout'), to_regclass('pg_temp.mine'),
+ current_setting('search_path'), (SELECT count(*) FROM pg_listening_channels()),
+ (SELECT count(*) FROM pg_prepared_statements), (SELECT count(*) FROM pg_cursors WHERE is_holdable),
+ (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()),
+ pg_backend_pid()::text"""
+
+
+@pytest.mark.parametrize("server", range(OLDEST_SERVER, 19), indirect=True)
+@pytest.mark.parametrize("profile", ["direct", "pgbouncer"])
+def test_no_state_of_foreign_statements_stays_on_any_version(
+    db: Database[TupleRow], profile: ProfileName
+) -> None:
+    """By either way to end it, after a success and after an error."""
+    with closing(Database(replace(db._settings, profile=profile))) as other:
+        process = other.execute("SELECT pg_backend_pid()::text").fetchone()
+        assert process is not None
+        clean = ("0", None, '"$user", public', 0, 0, 0, 0, *process)
+        assert other.execute(THERE).fetchone() == clean
+        statements = [Statement(each) for each in [*LEFT, "SELECT pg_backend_pid()"]]
+        (*_, last) = other.run_text(statements, limits=LIMITS)
+        assert last.rows == [process]
+        assert other.execute(THERE).fetchone() == clean
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            other.run_text([*statements, Statement("SELECT 1/0")], limits=LIMITS)
+        assert other.execute(THERE).fetchone() == clean
+        (written,) = other.run_text([Statement("INSERT INTO counter VALUES (1)")], limits=LIMITS)
+        assert written.tag == "INSERT 0 1"
 
 
 @pytest.mark.parametrize("server", [OLDEST_SERVER - 1], indirect=True)

@@ -19,7 +19,8 @@ from lambda_pg_cdk.local.install.postgres_discovery import find_postgres
 from lambda_pg_cdk.local.servers.passwords import machine_made_password
 from lambda_pg_cdk.local.servers.pgbouncer import Pooler
 from lambda_pg_cdk.local.servers.postgres import Postgres
-from lambda_pg_cdk.stage.budget import RESERVED, Budget, budget_of, most_tasks
+from lambda_pg_cdk.stage.budget import Budget, budget_of, most_tasks
+from lambda_pg_cdk.stage.capacity import RESERVED
 from lambda_pg_cdk.stage.config import Config
 from lambda_pg_cdk.stage.loading import load_stage
 from tests.support.layer import settings_for

@@ -10,10 +10,12 @@ from urllib.parse import urlsplit
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from lambda_pg_cdk.functions.sql.sql_http.statements import load_statements
 from lambda_pg_cdk.local.servers.postgres import Postgres
 from lambda_pg_cdk.tools.sql_statements import Collection, server
+from tests.support import clients
 from tests.support.clients import Door, run
 from tests.support.servers import DATABASE, Login, SecretsService, create_login
 from tests.support.sql_server import Key, direct, sql_server
@@ -28,6 +30,21 @@ def login(postgres: Postgres, secrets_service: SecretsService) -> Login:
     return create_login(postgres, secrets_service, "canary-of-statements")
 
 
+@pytest.fixture
+def tables(postgres: Postgres, login: Login, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Give the tables that programs fill to the login, and remove them."""
+    filled = clients.TABLES.replace("lambda_pg_sql_writer", login.name)
+    monkeypatch.setattr(clients, "TABLES", filled)
+    yield
+    with psycopg.connect(database_of(postgres), autocommit=True) as admin:
+        admin.execute(clients.NO_TABLES)
+
+
+def database_of(postgres: Postgres) -> str:
+    """Return the address of the superuser in the application's database."""
+    return make_conninfo(postgres.superuser_dsn, dbname=DATABASE)
+
+
 @contextmanager
 def collecting(to: str, file: Path, *, reads: bool = False) -> Iterator[str]:
     """Pass requests on to a URL while the file collects them; yield the URL for clients."""
@@ -39,12 +56,15 @@ def collecting(to: str, file: Path, *, reads: bool = False) -> Iterator[str]:
 
 def door(key: Key, endpoint: str, postgres: Postgres) -> Door:
     """Lead a client's program to an endpoint."""
-    admin = psycopg.conninfo.make_conninfo(postgres.superuser_dsn, dbname=DATABASE)
-    return Door(key.connection_string, endpoint, admin)
+    return Door(key.connection_string, endpoint, database_of(postgres))
 
 
 def test_what_was_collected_suffices_for_the_same_client(
-    postgres: Postgres, secrets_service: SecretsService, login: Login, tmp_path: Path
+    postgres: Postgres,
+    secrets_service: SecretsService,
+    login: Login,
+    tables: None,
+    tmp_path: Path,
 ) -> None:
     """With a key for the collected texts only, the driver gets every value that it got before."""
     file = tmp_path / "folder" / "statements.json"

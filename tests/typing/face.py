@@ -18,10 +18,12 @@ from lambda_pg import (
     DatabaseUnavailableError,
     DeadlineExceededError,
     Settings,
+    SharedSlots,
     StatementRefusedError,
 )
 from lambda_pg.django import database
 from lambda_pg.sqlalchemy import create_engine
+from lambda_pg.text import Limits, Result, Statement, TooLargeError
 from psycopg.rows import DictRow, TupleRow, class_row, dict_row
 from psycopg.types.json import set_json_loads
 from sqlalchemy import Engine
@@ -50,6 +52,7 @@ def register(connection: psycopg.Connection[Any]) -> None:
 
 
 assert_type(Database.from_env(configure=register), Database[TupleRow])
+assert_type(Database(Settings(), slots=SharedSlots(2)), Database[TupleRow])
 assert_type(Database(Settings(), row_factory=dict_row, configure=register), Database[DictRow])
 
 tuples = Database.from_env()
@@ -88,6 +91,18 @@ def run_transaction_returns_what_its_work_returns() -> None:
         users.run_transaction(lambda connection: connection.execute("SELECT 1").fetchone()),
         User | None,
     )
+
+
+def run_text_returns_a_result_for_each_statement() -> None:
+    """Its values are text, whatever the rows of the database are."""
+    limits = Limits(rows=100, bytes=1000)
+    try:
+        results = users.run_text([Statement("SELECT $1", ["a"])], limits=limits, idempotent=True)
+    except TooLargeError as error:
+        assert_type(error.committed, bool | None)
+    else:
+        assert_type(results, list[Result])
+        assert_type(results[0].rows, list[tuple[str | None, ...]])
 
 
 def blocks_hand_out_psycopg_s_connection() -> None:

@@ -76,6 +76,7 @@ def cloud(
     monkeypatch.setenv("LAMBDA_PG_STATE_DIR", str(folder))
     monkeypatch.setattr(LocalCloud, "start", lambda _: None)
     monkeypatch.setattr(LocalCloud, "stop", lambda _: shutil.rmtree(folder))
+    monkeypatch.setattr(LocalCloud, "status", lambda _: {"apis": [], "domains": []})
     monkeypatch.setattr(local_cloud, "_HEALTH_SECONDS", 0.0)
     reports: list[Any] = []
     yield LocalCloud(report=reports.append), reports

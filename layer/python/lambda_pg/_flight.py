@@ -170,7 +170,7 @@ def order(
     parameters that cannot be sent.
     """
     asked = list(statements)
-    ready = [_prepared(*each) for each in asked]
+    ready = [_ready(*each) for each in asked]
     may_write = not (idempotent or modes.read_only)
     return Order(
         _begin(modes),
@@ -183,7 +183,7 @@ def order(
     )
 
 
-def _prepared(query: str, params: Sequence[str | None] = ()) -> Prepared:
+def _ready(query: str, params: Sequence[str | None] = ()) -> Prepared:
     if len(params) > MOST_PARAMETERS:
         raise psycopg.errors.TooManyArguments(
             f"the statement has {len(params)} parameters; PostgreSQL takes {MOST_PARAMETERS}"
@@ -242,7 +242,7 @@ class Flight:
     def __init__(self, connection: Connection[Any], order: Order) -> None:
         """Send nothing yet."""
         self._connection = connection
-        self._pgconn = connection.pgconn
+        self._libpq = connection.pgconn
         self._order = order
         self._received = _Received(order, connection)
         self._take_rows = self._received.take
@@ -303,7 +303,7 @@ class Flight:
 
     def _settle(self) -> None:
         """Look at the answers, which are complete. Raises what was not committed."""
-        self._pgconn.exit_pipeline_mode()
+        self._libpq.exit_pipeline_mode()
         if not self._committed:
             raise self._failure or psycopg.errors.InFailedSqlTransaction(
                 "an error inside the transaction was not reported: nothing was committed"
@@ -320,12 +320,18 @@ class Flight:
         connection = self._connection
         if connection.lost:
             return
-        is_idle = self._pgconn.transaction_status == pq.TransactionStatus.IDLE
+        is_idle = self._libpq.transaction_status == pq.TransactionStatus.IDLE
         commands: Sequence[Command] = ()
         match connection.profile.reset:
             case "flight" if not is_idle:
                 unlock = Command(f"SELECT {UNLOCK}".encode())
-                commands = ROLLBACK_AND_RESET, *self._reset(), unlock, *KEPT_BY_ROLLBACK, COMMIT
+                commands = (
+                    ROLLBACK_AND_RESET,
+                    *self._reset_commands(),
+                    unlock,
+                    *KEPT_BY_ROLLBACK,
+                    COMMIT,
+                )
             case "discard":
                 commands = DISCARD if is_idle else (ROLLBACK, *DISCARD)
             case "close" if not self._may_be_kept():
@@ -376,7 +382,7 @@ class Flight:
 
     def _fly(self) -> PQGen[None]:
         """Send everything in one write, and take the answers."""
-        pgconn, order, take = self._pgconn, self._order, self._take_rows
+        pgconn, order, take = self._libpq, self._order, self._take_rows
         pgconn.enter_pipeline_mode()
         self._send(order.begin)
         if order.claims is not None:
@@ -392,7 +398,7 @@ class Flight:
     def _send_end(self, reset: str) -> None:
         """Send what follows the statements: the question for the id, COMMIT and the reset."""
         is_pooled = reset == "flight"
-        question = asking(self._pgconn.server_version)
+        question = asking(self._libpq.server_version)
         if self._order.asks:
             text = question.text + f", {UNLOCK}".encode() if is_pooled else question.text
             self._send(Command(text, binary=True), take=self._take_id)
@@ -401,22 +407,22 @@ class Flight:
         if is_pooled:
             self._send(*KEPT_BY_ROLLBACK)
         if self._order.asks:
-            self._pgconn.send_flush_request()  # the id must have come when COMMIT's answer is lost
+            self._libpq.send_flush_request()  # the id must have come when COMMIT's answer is lost
         if is_pooled:
             self._send(COMMIT_AND_RESET, take=self._take_commit)
-            self._send(*self._reset(), COMMIT)
+            self._send(*self._reset_commands(), COMMIT)
         else:
             self._send(COMMIT, take=self._take_commit)
             self._send(*(DISCARD if reset == "discard" else ()))
 
-    def _reset(self) -> Sequence[Command]:
+    def _reset_commands(self) -> Sequence[Command]:
         """Return what resets the session, and then restores what this client asked for at login."""
-        name = pq.Escaping(self._pgconn).escape_literal(self._connection.application_name)
+        name = pq.Escaping(self._libpq).escape_literal(self._connection.application_name)
         return (*RESET, Command(b"SET application_name TO " + name), UTF8)
 
     def _send(self, *commands: Command, take: Callable[[PGresult], None] | None = None) -> None:
         for command in commands:
-            command.send(self._pgconn)
+            command.send(self._libpq)
             self._awaited.append(take or _pass)
 
     def _take_id(self, result: PGresult) -> None:
@@ -431,7 +437,7 @@ class Flight:
 
         Raises CopyRefusedError at the first sign of a COPY: libpq would repeat it for ever.
         """
-        pgconn, awaited, take_rows = self._pgconn, self._awaited, self._take_rows
+        pgconn, awaited, take_rows = self._libpq, self._awaited, self._take_rows
         is_busy, get_result = pgconn.is_busy, pgconn.get_result
         while True:
             if not self._is_cut and awaited and awaited[0] is take_rows:
@@ -453,7 +459,7 @@ class Flight:
                 awaited[0](result)
 
     def _wait_for_answer(self) -> PQGen[None]:
-        pgconn = self._pgconn
+        pgconn = self._libpq
         while True:
             if not (yield Wait.R):
                 continue
@@ -485,7 +491,7 @@ class _Received:
         self._limits = order.limits
         self._rows_left, self._bytes_left = order.limits
         self._statements = iter(order.statements)
-        self._pgconn = connection.pgconn
+        self._libpq = connection.pgconn
         self._transformer = Transformer(_Context(_ADAPTERS))
         self._rows: list[tuple[str | None, ...]] = []
         self._tag = b""
@@ -545,7 +551,7 @@ class _Received:
 
     def watch(self) -> None:
         """Refuse a piece that is too large before all of it has come: libpq keeps it in memory."""
-        received = _received(self._pgconn.socket)
+        received = _received(self._libpq.socket)
         if self._unread is None:
             self._unread = received
         elif received - self._unread > self._bytes_left + self._bytes_left // 64 + SLACK:
