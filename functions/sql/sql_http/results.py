@@ -33,6 +33,11 @@ def render(
     )
 
 
+def bytes_of_names(result: Result) -> int:
+    """Return the bytes that the columns' names take if each row is an object."""
+    return len(result.rows) * sum(len(field.name.encode()) for field in result.fields)
+
+
 @lru_cache(200)
 def _fields(fields: tuple[Field, ...]) -> str:
     return _encode(
