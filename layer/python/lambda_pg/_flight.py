@@ -18,12 +18,12 @@ from itertools import chain
 from typing import Any, Final, NamedTuple, NoReturn
 
 import psycopg
-from psycopg import generators, pq
+from psycopg import pq
 from psycopg.abc import PQGen
 from psycopg.adapt import AdaptersMap, Transformer
 from psycopg.pq.abc import PGconn, PGresult
 from psycopg.types.string import TextLoader
-from psycopg.waiting import Wait
+from psycopg.waiting import Ready, Wait
 
 from lambda_pg._clock import monotonic
 from lambda_pg._connection import CANCEL_TIMEOUT, COMMIT, SET_CLAIMS, Connection, Modes
@@ -57,6 +57,9 @@ MOST_PARAMETERS: Final = 65535
 
 SLACK: Final = 32 * 1024
 """Bytes on the wire that a piece may have beyond its values: messages and TLS records."""
+
+ROW_BYTES: Final = 8
+"""Bytes on the wire that a row has beyond its values."""
 
 ROLLBACK: Final = Command(b"ROLLBACK")
 
@@ -356,11 +359,11 @@ class Flight:
         """Cancel what runs at the deadline. Raises, unless it was committed in time."""
         ended = self._cancel(LATE_DRAIN_TIMEOUT)
         self._connection.close()
-        if ended and self._committed:
+        if self._committed and len(self.results) == len(self._order.statements):
             return
-        if not (ended or self._order.idempotent):
+        if not self._order.idempotent and (self._committed or not ended):
             raise outcome_unknown(
-                "the deadline passed, and there was no answer to the cancel", self.transaction_id
+                "the deadline passed before all answers had come", self.transaction_id
             ) from timeout
         raise psycopg.errors.QueryCanceled(
             "canceling statement because the deadline of the invocation has passed"
@@ -392,7 +395,6 @@ class Flight:
             self._awaited.append(take)
         self._send_end(self._connection.profile.reset)
         pgconn.pipeline_sync()
-        yield from generators.send(pgconn)
         yield from self._land()
 
     def _send_end(self, reset: str) -> None:
@@ -433,12 +435,14 @@ class Flight:
         self._committed = result.command_status == b"COMMIT"
 
     def _land(self) -> PQGen[None]:
-        """Take the answers that have not come yet, and that of the Sync.
+        """Send the rest; take the answers that have not come yet, and that of the Sync.
 
         Raises CopyRefusedError at the first sign of a COPY: libpq would repeat it for ever.
         """
         pgconn, awaited, take_rows = self._libpq, self._awaited, self._take_rows
         is_busy, get_result = pgconn.is_busy, pgconn.get_result
+        if pgconn.flush():
+            yield from self._send_rest()
         while True:
             if not self._is_cut and awaited and awaited[0] is take_rows:
                 self._is_cut = True
@@ -457,6 +461,14 @@ class Flight:
                 raise CopyRefusedError("COPY is not supported")
             elif status != _ABORTED:
                 awaited[0](result)
+
+    def _send_rest(self) -> PQGen[None]:
+        """Send it, and read what comes meanwhile: while a server writes, it does not read."""
+        pgconn = self._libpq
+        while pgconn.flush():
+            if (yield Wait.RW) & Ready.R:
+                pgconn.consume_input()
+                self._received.watch()
 
     def _wait_for_answer(self) -> PQGen[None]:
         pgconn = self._libpq
@@ -552,9 +564,10 @@ class _Received:
     def watch(self) -> None:
         """Refuse a piece that is too large before all of it has come: libpq keeps it in memory."""
         received = _received(self._libpq.socket)
+        most = self._bytes_left + self._bytes_left // 64 + SLACK + ROW_BYTES * self._rows_left
         if self._unread is None:
             self._unread = received
-        elif received - self._unread > self._bytes_left + self._bytes_left // 64 + SLACK:
+        elif received - self._unread > most:
             self._refuse(self._too_large(f"more than {self._limits.bytes} bytes"))
 
     def _refuse(self, refusal: Callable[[bool | None], psycopg.Error]) -> NoReturn:
