@@ -114,6 +114,15 @@ def test_a_long_statement_of_blanks_is_read_in_no_time(blank: str) -> None:
     assert time.perf_counter() - began < 5.0
 
 
+def test_a_long_statement_is_not_looked_at() -> None:
+    """RDS Proxy pins on it anyway; 100 KB of calls that nest took 20 s."""
+    count = 5_000
+    nested = "SELECT " + "set_config('a.b'," * count + "''" + ",true)" * count
+    began = time.perf_counter()
+    assert not ordered(nested).is_plain(RDS_PROXY)
+    assert time.perf_counter() - began < 5.0
+
+
 def test_a_refused_statement_stays_refused() -> None:
     """Although its text is remembered."""
     for _ in range(2):
