@@ -67,6 +67,9 @@ lost one that called a writing function is reported as unknown, and its outcome 
 PLAIN: Final = READS | {"insert", "update", "delete", "merge", "with"}
 """First words of statements that leave no state in their session, unless a function does."""
 
+CURSORS: Final = (Command(b"CLOSE ALL"),)
+"""Comes before UNLOCK: a cursor WITH HOLD runs its query at COMMIT, where it could lock again."""
+
 UNLOCK: Final = "pg_catalog.pg_advisory_unlock_all()"
 
 KEPT_BY_ROLLBACK: Final = (Command(b"DEALLOCATE ALL"), Command(b"DISCARD SEQUENCES"))
@@ -83,7 +86,6 @@ NO_WAIT: Final = Command(b"SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
 RESET: Final = (
     Command(b"RESET SESSION AUTHORIZATION"),  # and the role
     Command(b"RESET ALL"),
-    Command(b"CLOSE ALL"),
     Command(b"UNLISTEN *"),
     Command(b"DISCARD TEMP"),
 )
@@ -328,6 +330,7 @@ class Flight:
                 commands = (
                     ROLLBACK_AND_RESET,
                     *self._reset_commands(),
+                    *CURSORS,
                     unlock,
                     *KEPT_BY_ROLLBACK,
                     COMMIT,
@@ -376,7 +379,7 @@ class Flight:
                 connection._await(self._land(), seconds, asked=True)
                 return True
         except (psycopg.Error, psycopg.errors._WaitTimeout, _StoppedError):
-            pass
+            self._send(*CURSORS)
         connection.close()
         return False
 
@@ -398,6 +401,8 @@ class Flight:
     def _send_end(self, reset: str) -> None:
         """Send what follows the statements: the question for the id, COMMIT and the reset."""
         is_pooled = reset == "flight"
+        if is_pooled:
+            self._send(*CURSORS)
         question = asking(self._libpq.server_version)
         if self._order.asks:
             text = question.text + f", {UNLOCK}".encode() if is_pooled else question.text
