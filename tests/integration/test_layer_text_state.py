@@ -52,6 +52,10 @@ STATES: Final = {
         ["DECLARE mine CURSOR WITH HOLD FOR SELECT 1"],
         "EXISTS (SELECT FROM pg_cursors WHERE is_holdable)",
     ),
+    "a lock by a cursor WITH HOLD": (
+        ["DECLARE mine CURSOR WITH HOLD FOR SELECT pg_advisory_lock(7)"],
+        "EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid())",
+    ),
     "an advisory lock": (
         ["SELECT pg_advisory_lock(7)"],
         "EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid())",
@@ -172,6 +176,7 @@ def there(settings: Settings, db: Database[TupleRow], condition: str) -> tuple[o
 @pytest.fixture
 def without_reset(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out what ends the state."""
+    monkeypatch.setattr(_flight, "CURSORS", ())
     monkeypatch.setattr(_flight, "RESET", ())
     monkeypatch.setattr(_flight, "KEPT_BY_ROLLBACK", ())
     monkeypatch.setattr(_flight, "UNLOCK", "NULL")
