@@ -549,9 +549,7 @@ class _Received:
         if self._rows_left < 0:
             self._refuse(self._too_large(f"more than {self._limits.rows} rows"))
         try:
-            rows, size = (
-                _few(result) if count * width <= FEW else self._many(result, count, width)
-            )
+            rows, size = _few(result) if count * width <= FEW else self._many(result, count, width)
         except UnicodeDecodeError:
             self._refuse(_not_utf8)
         self._count(size + VALUE_BYTES * count * width)
