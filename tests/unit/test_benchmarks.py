@@ -126,7 +126,8 @@ def sql_result(**changes: Any) -> dict[str, Any]:
     """Make a result of `POST /sql` that meets every goal, but for the ratios of some rows."""
     wanted = dict.fromkeys(sql.BASES.values(), 1.0) | dict.fromkeys(sql.GOALS["direct"], 1.4)
     wanted |= {sql.SAME: 1.0, sql.CONTROL: 9.0} | changes
-    run = {"times": {name: [50 * each] * 3 for name, each in wanted.items()}, "refused_bytes": 0}
+    times = {name: [50 * each] * 3 for name, each in wanted.items()}
+    run = {"times": times, "refused_bytes": 0, "accepted_bytes": 50_000_000}
     cold = {"ratio": 1.05, "sql_ms": 105, "health_ms": 100, "starts": 40}
     runs = [run] * 5
     found = sql.result_of({"direct": runs, "pgbouncer": runs})
@@ -158,10 +159,11 @@ def test_memory_and_cold_start_of_sql_have_limits() -> None:
     """They are no rows, but are promised too."""
     result = sql_result()
     result["refused"]["direct"], result["cold_start"]["ratio"] = 4.5, 1.2
-    result["unrest"]["pgbouncer"] = 2.0
+    result["unrest"]["pgbouncer"], result["accepted"]["pgbouncer"] = 2.0, 0.0
     assert [promise.partition(" took")[0] for promise in sql.shortfalls(result)] == [
         "direct: a refused result",
         "pgbouncer: raw",
+        "pgbouncer: psycopg",
         "the cold start",
     ]
 

@@ -17,6 +17,9 @@ _encode: Callable[[object], str] = json.JSONEncoder(
 REMEMBERED_FIELDS = 100
 """Fields of an answer up to which their text is kept: of 1,664 it has 300 KB."""
 
+FEW = 10
+"""Rows that are written one by one; to set up json's encoder takes longer than they do."""
+
 
 def render(
     result: Result, *, arrays: bool, raw: bool, known: Mapping[int, Type] | None = None
@@ -62,7 +65,7 @@ def _rows(result: Result, arrays: bool, raw: bool, known: Mapping[int, Type]) ->
     if not rows:
         return "[]"
     if raw and arrays:
-        return _encode(rows)
+        return _encode(rows) if len(rows) > FEW else f"[{','.join(map(_array, rows))}]"
     kinds = [quoted if raw else kind_of(field.type_oid, known) for field in fields]
     columns = list(map(_column, kinds, zip(*rows, strict=True)))
     if arrays:
@@ -71,6 +74,11 @@ def _rows(result: Result, arrays: bool, raw: bool, known: Mapping[int, Type]) ->
     last = dict(zip(names, columns, strict=True))  # of one name's columns, as node-postgres does
     named = [_named(name, column) for name, column in last.items()]
     return _joined("{", named, "}", len(rows))
+
+
+def _array(row: Sequence[str | None]) -> str:
+    texts = ["null" if value is None else encode_basestring(value) for value in row]
+    return f"[{','.join(texts)}]"
 
 
 def _joined(opening: str, columns: list[list[str]], closing: str, count: int) -> str:

@@ -34,6 +34,7 @@ from .request import (
 )
 from .results import bytes_of_names, render
 from .settings import SqlSettings
+from .statements import Registered
 from .tokens import caller_of_token, verified_claims
 
 REFUSED = "the key of the connection string is not valid"
@@ -76,7 +77,7 @@ class Service:
         shared = cors(headers.get("origin"), self._settings.origins)
         if method == "OPTIONS":
             return preflight(shared)
-        record = Record()
+        record = Record(getattr(context, "aws_request_id", None))
         try:
             _require_post(method)
             response = self._serve(event, headers, context, record)
@@ -148,7 +149,7 @@ class Service:
 
         @db.bind_lambda_context
         def run(work: Work, _context: object) -> list[Result]:
-            results = _in_one_flight(db, work)
+            results = _in_one_flight(db, work, self._settings.rules.statements)
             if not work.modes.raw:
                 self._learn_types(db, results)
             return results
@@ -180,7 +181,7 @@ def _require_post(method: str) -> None:
         raise RequestError("use POST", status=405)
 
 
-def _in_one_flight(db: Database[Any], work: Work) -> list[Result]:
+def _in_one_flight(db: Database[Any], work: Work, registered: Registered) -> list[Result]:
     request, modes, caller = work
     statements: list[Statement] = [query.statement for query in request.queries]
     batch = request.is_batch
@@ -191,15 +192,13 @@ def _in_one_flight(db: Database[Any], work: Work) -> list[Result]:
         isolation_level=modes.isolation_level if batch else None,
         read_only=True if batch and modes.read_only else None,
         deferrable=True if batch and modes.deferrable else None,
-        idempotent=_may_retry(caller, statements),
+        idempotent=_may_retry(caller, statements, registered),
     )
 
 
-def _may_retry(caller: Caller, statements: list[Statement]) -> bool:
-    registered = caller.statements
-    return caller.retries or (
-        registered is not None and all(registered.reads(each.query) for each in statements)
-    )
+def _may_retry(caller: Caller, statements: list[Statement], registered: Registered) -> bool:
+    """Tell whether a lost call may run twice; `registered` are all statements of the stage."""
+    return caller.retries or all(registered.reads(each.query) for each in statements)
 
 
 def _require_registered(caller: Caller, texts: list[str]) -> None:

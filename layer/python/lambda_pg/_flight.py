@@ -113,7 +113,19 @@ ENDS: Final = frozenset({"COMMIT", "ROLLBACK", "PREPARE TRANSACTION"})
 COPIES: Final = frozenset({pq.ExecStatus.COPY_IN, pq.ExecStatus.COPY_OUT, pq.ExecStatus.COPY_BOTH})
 _SYNC: Final = pq.ExecStatus.PIPELINE_SYNC
 _ERROR: Final = pq.ExecStatus.FATAL_ERROR
-_ABORTED: Final = pq.ExecStatus.PIPELINE_ABORTED
+_DONE: Final = frozenset(
+    map(
+        int,  # an int is found faster than a member of an enumeration
+        {pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK, pq.ExecStatus.EMPTY_QUERY, *PARTS},
+    )
+)
+"""The status of answers, and parts of answers, to what has run."""
+
+FEW: Final = 64
+"""Values that are read one by one: psycopg's loaders take longer to set up than to read those."""
+
+_REMEMBERED_COLUMNS: Final = 32
+"""Columns of the descriptions that are kept, so that 512 of them stay small."""
 
 _TEXT: Final = 25
 """The OID of text."""
@@ -131,6 +143,11 @@ class _Context(NamedTuple):
 
 _ADAPTERS: Final = AdaptersMap(types=psycopg.adapters.types)
 _ADAPTERS.register_loader(_TEXT, TextLoader)
+
+
+_Row = tuple[str | None, ...]
+_Column = tuple[bytes | None, int, int, int, int, int]
+"""The description of a column in libpq's values."""
 
 
 class _StoppedError(Exception):
@@ -185,22 +202,24 @@ def order(
     Raises psycopg's errors for a COPY, for the end of the transaction, and for texts and
     parameters that cannot be sent.
     """
-    asked = list(statements)
-    ready = [_ready(*each) for each in asked]
+    ready, texts = [], []
+    for query, params in statements:
+        ready.append(_ready(query, params))
+        texts.append(query)
     may_write = not (idempotent or modes.read_only)
     return Order(
         _begin(modes),
         claims,
         ready,
         limits,
-        may_write and any(each.word not in READS for each in ready),
+        may_write and not READS.issuperset([each.word for each in ready]),
         idempotent,
         bool(modes.deferrable),
-        [each.query for each in asked],
+        texts,
     )
 
 
-def _ready(query: str, params: Sequence[str | None] = ()) -> Prepared:
+def _ready(query: str, params: Sequence[str | None]) -> Prepared:
     if len(params) > MOST_PARAMETERS:
         raise psycopg.errors.TooManyArguments(
             f"the statement has {len(params)} parameters; PostgreSQL takes {MOST_PARAMETERS}"
@@ -242,6 +261,7 @@ def _encoded(text: str, what: str) -> bytes:
         ) from None
 
 
+@functools.cache
 def _begin(modes: Modes) -> Command:
     words = ["BEGIN"]
     if modes.isolation_level is not None:
@@ -256,6 +276,18 @@ def _begin(modes: Modes) -> Command:
 class Flight:
     """One attempt of an order, over one connection."""
 
+    _is_cut = False
+    """Whether libpq was asked for the rows of the next answer in pieces."""
+
+    _failure: psycopg.Error | None = None
+    _committed = False
+
+    asked = False
+    """Whether the answer about the transaction's id has come."""
+
+    transaction_id: TransactionId | None = None
+    """None for a transaction that has written nothing."""
+
     def __init__(self, connection: Connection[Any], order: Order) -> None:
         """Send nothing yet."""
         self._connection = connection
@@ -263,16 +295,8 @@ class Flight:
         self._order = order
         self._received = _Received(order, connection)
         self._take_rows = self._received.take
-        self._awaited: deque[Callable[[PGresult], None]] = deque()
-        """What takes each answer that has not come completely."""
-        self._is_cut = False
-        """Whether libpq was asked for the rows of the next answer in pieces."""
-        self._failure: psycopg.Error | None = None
-        self._committed = False
-        self.asked = False
-        """Whether the answer about the transaction's id has come."""
-        self.transaction_id: TransactionId | None = None
-        """None for a transaction that has written nothing."""
+        self._awaited: deque[Callable[[PGresult], None] | None] = deque()
+        """What takes each answer that has not come completely; None for what only must succeed."""
 
     @property
     def results(self) -> list[Result]:
@@ -399,16 +423,17 @@ class Flight:
 
     def _fly(self) -> PQGen[None]:
         """Send everything in one write, and take the answers."""
-        pgconn, order, take = self._libpq, self._order, self._take_rows
+        pgconn, order = self._libpq, self._order
         pgconn.enter_pipeline_mode()
         self._send(order.begin)
         if order.claims is not None:
             self._send(Command(SET_CLAIMS, [order.claims.encode()]))
         for statement in order.statements:
             pgconn.send_query_params(statement.query, statement.params)
-            self._awaited.append(take)
+        self._awaited += [self._take_rows] * len(order.statements)
         self._send_end(self._connection.profile.reset)
         pgconn.pipeline_sync()
+        self._awaited.append(None)
         yield from self._land()
 
     def _send_end(self, reset: str) -> None:
@@ -433,15 +458,14 @@ class Flight:
 
     def _reset_commands(self) -> Sequence[Command]:
         """Return what resets the session, and then restores what this client asked for at login."""
-        name = pq.Escaping(self._libpq).escape_literal(self._connection.application_name)
-        commands = (*RESET, Command(b"SET application_name TO " + name), UTF8)
+        commands = (*RESET, self._connection.naming, UTF8)
         return (NO_WAIT, *commands) if self._order.is_deferrable else commands
 
     def _send(self, *commands: Command, take: Callable[[PGresult], None] | None = None) -> None:
-        send, await_ = self._libpq.send_query_params, self._awaited.append
+        send = self._libpq.send_query_params
         for text, params, is_binary in commands:
-            send(text, params, result_format=is_binary)
-            await_(take or _pass)
+            send(text, params, None, None, is_binary)
+        self._awaited += [take] * len(commands)
 
     def _take_id(self, result: PGresult) -> None:
         self.transaction_id = transaction_id(result)
@@ -457,10 +481,9 @@ class Flight:
         """
         pgconn, awaited, take_rows = self._libpq, self._awaited, self._take_rows
         is_busy, get_result = pgconn.is_busy, pgconn.get_result
-        if pgconn.flush():
-            yield from self._send_rest()
+        yield from self._send_rest()
         while True:
-            if not self._is_cut and awaited and awaited[0] is take_rows:
+            if awaited[0] is take_rows and not self._is_cut:
                 self._is_cut = True
                 _cut(pgconn)
             if is_busy():
@@ -469,14 +492,15 @@ class Flight:
             if result is None:
                 awaited.popleft()
                 self._is_cut = False
-            elif (status := result.status) == _ERROR:
-                self._note(result)
+            elif (status := result.status) in _DONE:
+                if take := awaited[0]:
+                    take(result)
             elif status == _SYNC:
                 return
+            elif status == _ERROR:
+                self._note(result)
             elif status in COPIES:
                 raise CopyRefusedError("COPY is not supported")
-            elif status != _ABORTED:
-                awaited[0](result)
 
     def _send_rest(self) -> PQGen[None]:
         """Send it, and read what comes meanwhile: while a server writes, it does not read."""
@@ -504,28 +528,27 @@ class Flight:
             self._failure = psycopg.errors.error_from_result(result, encoding="utf-8")
 
 
-def _pass(_: PGresult) -> None:
-    """Take the answer to one of the layer's own commands."""
-
-
 class _Received:
     """The results of one flight, within its limits."""
+
+    has_ended = False
+    """Whether a statement has ended the transaction."""
+
+    _tag = b""
+    _transformer: Transformer | None = None
+    _refusal: Callable[[bool | None], psycopg.Error] | None = None
+
+    _unread: int | None = None
+    """What came over the connection, in bytes, before the piece that is awaited."""
 
     def __init__(self, order: Order, connection: Connection[Any]) -> None:
         """Have none."""
         self.results: list[Result] = []
-        self.has_ended = False
-        """Whether a statement has ended the transaction."""
         self._limits = order.limits
         self._rows_left, self._bytes_left = order.limits
         self._statements = iter(order.statements)
         self._libpq = connection.pgconn
-        self._transformer = Transformer(_Context(_ADAPTERS))
         self._rows: list[tuple[str | None, ...]] = []
-        self._tag = b""
-        self._refusal: Callable[[bool | None], psycopg.Error] | None = None
-        self._unread: int | None = None
-        """What came over the connection, in bytes, before the piece that is awaited."""
 
     def drain(self) -> None:
         """Take no more results, only their ends."""
@@ -550,16 +573,21 @@ class _Received:
         self._rows_left -= count
         if self._rows_left < 0:
             self._refuse(self._too_large(f"more than {self._limits.rows} rows"))
-        transformer = self._transformer
-        transformer.set_pgresult(result, set_loaders=False)
-        transformer.set_loader_types([_TEXT] * width, pq.Format.TEXT)
         try:
-            rows = transformer.load_rows(0, count, tuple)
+            rows, size = _few(result) if count * width <= FEW else self._many(result, count, width)
         except UnicodeDecodeError:
             self._refuse(_not_utf8)
-        texts = "".join(filter(None, chain.from_iterable(rows)))
-        self._count(len(texts.encode()) + VALUE_BYTES * count * width)
+        self._count(size + VALUE_BYTES * count * width)
         self._rows += rows
+
+    def _many(self, result: PGresult, count: int, width: int) -> tuple[list[_Row], int]:
+        """Return the rows, and the bytes of their values. Raises UnicodeDecodeError."""
+        transformer = self._transformer = self._transformer or Transformer(_Context(_ADAPTERS))
+        transformer.set_pgresult(result, set_loaders=False)
+        transformer.set_loader_types([_TEXT] * width, pq.Format.TEXT)
+        rows = transformer.load_rows(0, count, tuple)
+        texts = "".join(filter(None, chain.from_iterable(rows)))
+        return rows, len(texts.encode())
 
     def _take_end(self, result: PGresult) -> None:
         statement = next(self._statements)
@@ -567,8 +595,8 @@ class _Received:
         if tag in ENDS and statement.word != "rollback to":
             self.has_ended = True
         if self._refusal is None:
-            fields = tuple(map(functools.partial(_field, result), range(result.nfields)))
-            self._count(sum(FIELD_BYTES + len(each.name) for each in fields))
+            fields, size = _described(result)
+            self._count(size)
             self.results.append(Result(fields, self._rows, tag))
             self._rows = []
 
@@ -611,15 +639,38 @@ def _not_utf8(committed: bool | None) -> psycopg.Error:
     )
 
 
-def _field(result: PGresult, column: int) -> Field:
-    return Field(
-        (result.fname(column) or b"").decode(errors="replace"),
-        result.ftype(column),
-        result.ftable(column),
-        result.ftablecol(column),
-        result.fsize(column),
-        result.fmod(column),
+def _few(result: PGresult) -> tuple[list[_Row], int]:
+    """Return a few rows, and the bytes of their values. Raises UnicodeDecodeError."""
+    get, columns, rows, size = result.get_value, range(result.nfields), [], 0
+    for row in range(result.ntuples):
+        values = [get(row, column) for column in columns]
+        size += len(b"".join(filter(None, values)))
+        rows.append(tuple([None if each is None else each.decode() for each in values]))
+    return rows, size
+
+
+def _described(result: PGresult) -> tuple[tuple[Field, ...], int]:
+    """Return the descriptions of the columns, and the bytes that they count."""
+    name, type_oid, table_oid = result.fname, result.ftype, result.ftable
+    column, size, modifier = result.ftablecol, result.fsize, result.fmod
+    columns = tuple(
+        [
+            (name(at), type_oid(at), table_oid(at), column(at), size(at), modifier(at))
+            for at in range(result.nfields)
+        ]
     )
+    return _known_fields(columns) if len(columns) <= _REMEMBERED_COLUMNS else _fields(columns)
+
+
+def _fields(columns: tuple[_Column, ...]) -> tuple[tuple[Field, ...], int]:
+    fields = tuple(
+        Field((name or b"").decode(errors="replace"), *numbers) for name, *numbers in columns
+    )
+    return fields, sum(FIELD_BYTES + len(each.name) for each in fields)
+
+
+_known_fields: Final = functools.lru_cache(maxsize=512)(_fields)
+"""Descriptions repeat, and are compared in full: making the values takes longer."""
 
 
 def _cut(pgconn: PGconn) -> None:
