@@ -169,8 +169,8 @@ def main() -> int:
     """Measure; exit code 0 if the machine was quiet enough."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, help="where to write the result as JSON")
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--calls", type=int, default=50, help="requests of each row in a round")
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--calls", type=int, default=10, help="requests of each row in a round")
     arguments = parser.parse_args()
     with LocalCloud(another_state_dir(), report=Narrator()) as cloud:
         result = run(cloud, arguments)
