@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -12,6 +12,7 @@ from typing import Final
 import psycopg
 import pytest
 from lambda_pg import CommitOutcomeUnknownError, Database, Settings, _flight
+from lambda_pg._connection import Connection
 from lambda_pg.text import CopyRefusedError, Field, Limits, Result, Statement, TooLargeError
 from psycopg import IsolationLevel
 from psycopg.rows import TupleRow
@@ -267,17 +268,27 @@ from lambda_pg.text import Limits, Statement, TooLargeError
 db = Database.from_env()
 limits = Limits(rows=10_000, bytes=5_000_000)
 db.run_text([Statement("SELECT repeat('x', 10000)")] * 2, limits=limits)
+unsent = [Statement("SELECT length($1)", ["y" * int(sys.argv[2])])]
+db.run_text(unsent, limits=limits)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
-    db.run_text([Statement(sys.argv[1])], limits=limits)
+    db.run_text([Statement(sys.argv[1]), *unsent], limits=limits)
 except TooLargeError:
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
-@pytest.mark.parametrize("size", [1000, 100_000, 1_000_000])
-def test_a_result_of_a_gigabyte_takes_little_memory(settings: Settings, size: int) -> None:
-    """Four times the limit at most, with many rows or large ones."""
+@pytest.mark.parametrize(
+    ("size", "unsent"),
+    [(100, 0), (1000, 0), (100_000, 0), (1_000_000, 0), (100_000, 16_000_000)],
+)
+def test_a_result_of_a_gigabyte_takes_little_memory(
+    settings: Settings, size: int, unsent: int
+) -> None:
+    """Four times the limit at most, with many rows or large ones.
+
+    Also while the server does not read the statement behind it, which then takes memory itself.
+    """
     count = 1_000_000_000 // size
     query = f"SELECT repeat('x', {size}) FROM generate_series(1, {count})"  # noqa: S608 - numbers
     environment = {
@@ -286,13 +297,13 @@ def test_a_result_of_a_gigabyte_takes_little_memory(settings: Settings, size: in
         "PGSSLROOTCERT": str(settings.sslrootcert),
     }
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, query],
+        [sys.executable, "-c", SCRIPT, query, str(unsent)],
         env=environment,
         stdout=subprocess.PIPE,
         check=True,
         text=True,
     )
-    assert int(done.stdout) * 1024 <= 4 * 5_000_000
+    assert int(done.stdout) * 1024 <= 4 * 5_000_000 + 4 * unsent
 
 
 @pytest.mark.parametrize("query", ["COPY counter TO STDOUT", "COPY counter FROM STDIN"])
@@ -337,6 +348,24 @@ def test_without_an_answer_to_the_cancel_the_outcome_is_unknown(open_database: O
         db.run_text(sleep, limits=LIMITS)
     with db.deadline(0.5), pytest.raises(psycopg.errors.QueryCanceled):
         db.run_text(sleep, limits=LIMITS, idempotent=True)
+
+
+def test_results_that_the_deadline_has_cut_are_not_returned(
+    db: Database[TupleRow], admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were committed, but the caller would get fewer results than statements."""
+    backend(db)
+    await_answers = Connection._await
+
+    def overdue(_: object, flight: Generator[object], *__: object, **___: object) -> None:
+        monkeypatch.setattr(Connection, "_await", await_answers)
+        next(flight)  # sends it
+        wait_until(lambda: admin.execute("SELECT 1 FROM counter").fetchone())
+        raise psycopg.errors._WaitTimeout
+
+    monkeypatch.setattr(Connection, "_await", overdue)
+    with pytest.raises(CommitOutcomeUnknownError, match="deadline"):
+        run(db, "INSERT INTO counter VALUES (1) RETURNING n")
 
 
 # Lost connections

@@ -188,6 +188,16 @@ def test_a_protected_stage_keeps_its_keys(tmp_path: Any) -> None:
     assert keys["DeletionPolicy"] == "Retain"
 
 
+@pytest.mark.parametrize("jwt", [True, False])
+def test_an_app_can_map_a_domain_name_to_each_api(tmp_path: Any, jwt: bool) -> None:
+    """The face has both; without tokens there is no second one."""
+    own = OwnApp(tmp_path, COMBINATIONS["instance-pgbouncer-with-sql"] if jwt else {})
+    own.stage.check()
+    found = own.stage.sql_token_api
+    assert (found is not None) == jwt
+    assert found is None or found.node.path != own.stage.api.node.path
+
+
 @pytest.mark.parametrize("name", WITH_SQL)
 def test_migration_and_rotation_know_the_same_secrets(
     combinations: dict[str, Stage], name: str

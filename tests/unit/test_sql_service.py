@@ -288,6 +288,15 @@ def test_limits_of_a_key(door: Door) -> None:
     assert door.databases["reader"].calls[0]["limits"] == Limits(5, 100)
 
 
+def test_names_that_every_row_repeats(door: Door) -> None:
+    """The limit of bytes counts values; rows that are objects have the names, too."""
+    fields = tuple(Field(f"{number:060}", 23, 0, 0, 4, -1) for number in range(100))
+    wide = Result(fields, [(None,) * 100] * 4_000, "SELECT 4000")
+    door.databases["reader"].answers = lambda _: [wide]
+    assert door.fails({"query": "SELECT 1"}, accept_encoding="gzip") == (507, "54000")
+    assert door.send({"query": "SELECT 1", "arrayMode": True})["statusCode"] == 200
+
+
 def test_types_of_users_are_asked_for_once(door: Door) -> None:
     """Only for an answer that is not raw, and once in an environment."""
     listed = Result((Field("c", 90002, 0, 0, -1, -1),), [("{red,NULL}",)], "SELECT 1")

@@ -14,17 +14,28 @@ _encode: Callable[[object], str] = json.JSONEncoder(
 ).encode
 
 
+REMEMBERED_FIELDS = 100
+"""Fields of an answer up to which their text is kept: of 1,664 it has 300 KB."""
+
+
 def render(
     result: Result, *, arrays: bool, raw: bool, known: Mapping[int, Type] | None = None
 ) -> str:
     """Write one result; `known` are the types that psycopg does not know."""
     command, _, rest = result.tag.partition(" ")
     count = rest.rpartition(" ")[2]
+    is_short = len(result.fields) <= REMEMBERED_FIELDS
+    fields = (_fields if is_short else _fields.__wrapped__)(result.fields)
     return (
-        f'{{"fields":{_fields(result.fields)},"rows":{_rows(result, arrays, raw, known or {})},'
+        f'{{"fields":{fields},"rows":{_rows(result, arrays, raw, known or {})},'
         f'"command":{quoted(command)},"rowCount":{count if count.isdigit() else "null"},'
         f'"rowAsArray":{"true" if arrays else "false"}}}'
     )
+
+
+def bytes_of_names(result: Result) -> int:
+    """Return the bytes that the columns' names take if each row is an object."""
+    return len(result.rows) * sum(len(field.name.encode()) for field in result.fields)
 
 
 @lru_cache(200)

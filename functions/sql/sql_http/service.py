@@ -20,7 +20,7 @@ from .answers import (
 )
 from .callers import Caller
 from .connection_string import FORM, ConnectionString, is_allowed, parse
-from .errors import Failure, RequestError, encode, failure_of
+from .errors import LIMIT, Failure, RequestError, encode, failure_of
 from .keys import Keys
 from .record import Record
 from .request import (
@@ -32,7 +32,7 @@ from .request import (
     read_modes,
     read_request,
 )
-from .results import render
+from .results import bytes_of_names, render
 from .settings import SqlSettings
 from .tokens import caller_of_token, verified_claims
 
@@ -41,6 +41,11 @@ REFUSED = "the key of the connection string is not valid"
 
 TYPES_LIMITS = Limits(rows=10_000, bytes=1_000_000)
 """Of the answer about the types of an answer's fields."""
+
+
+NAMES = 4
+"""How often the limit of bytes the columns' names may take in rows that are objects. Each row
+repeats them: without a bound, 5 MB of NULLs became an answer of 90 MB."""
 
 
 class Work(NamedTuple):
@@ -94,6 +99,7 @@ class Service:
         _require_registered(caller, texts)
         results = self._run(Work(request, modes, caller), context)
         record.rows = sum(len(result.rows) for result in results)
+        _require_short_names(request, results, NAMES * caller.limits.bytes)
         response = respond(200, self._body(request, modes, results), _echo(request, modes))
         response = packed(
             response,
@@ -200,6 +206,15 @@ def _require_registered(caller: Caller, texts: list[str]) -> None:
     registered = caller.statements
     if registered is not None and not all(map(registered.allows, texts)):
         raise RequestError("the statement is not registered for this caller", "42501")
+
+
+def _require_short_names(request: Request, results: list[Result], most: int) -> None:
+    pairs = zip(request.queries, results, strict=True)
+    size = sum(bytes_of_names(result) for query, result in pairs if not query.arrays)
+    if size > most:
+        message = f"the columns' names would take {size} bytes; at most {most} are allowed"
+        hint = "ask for rows that are arrays. The statements were run and committed"
+        raise RequestError(f"{message}: {hint}", LIMIT, 507)
 
 
 def _echo(request: Request, modes: Modes) -> dict[str, str]:

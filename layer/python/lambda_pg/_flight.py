@@ -18,12 +18,12 @@ from itertools import chain
 from typing import Any, Final, NamedTuple, NoReturn
 
 import psycopg
-from psycopg import generators, pq
+from psycopg import pq
 from psycopg.abc import PQGen
 from psycopg.adapt import AdaptersMap, Transformer
 from psycopg.pq.abc import PGconn, PGresult
 from psycopg.types.string import TextLoader
-from psycopg.waiting import Wait
+from psycopg.waiting import Ready, Wait
 
 from lambda_pg._clock import monotonic
 from lambda_pg._connection import CANCEL_TIMEOUT, COMMIT, SET_CLAIMS, Connection, Modes
@@ -31,7 +31,13 @@ from lambda_pg._outcome import TransactionId, asking, transaction_id
 from lambda_pg._pipeline import PARTS, Command
 from lambda_pg._profiles import Profile
 from lambda_pg._retry import outcome_unknown
-from lambda_pg._statements import ends_transaction, first_words, is_short, refusal
+from lambda_pg._statements import (
+    PINNING_SIZE,
+    ends_transaction,
+    first_words,
+    is_short,
+    refusal,
+)
 from lambda_pg.text import (
     FIELD_BYTES,
     VALUE_BYTES,
@@ -58,6 +64,9 @@ MOST_PARAMETERS: Final = 65535
 SLACK: Final = 32 * 1024
 """Bytes on the wire that a piece may have beyond its values: messages and TLS records."""
 
+ROW_BYTES: Final = 8
+"""Bytes on the wire that a row has beyond its values."""
+
 ROLLBACK: Final = Command(b"ROLLBACK")
 
 READS: Final = frozenset({"select", "values", "table", "show", "explain", ""})
@@ -69,7 +78,11 @@ PLAIN: Final = READS | {"insert", "update", "delete", "merge", "with"}
 
 UNLOCK: Final = "pg_catalog.pg_advisory_unlock_all()"
 
-KEPT_BY_ROLLBACK: Final = (Command(b"DEALLOCATE ALL"), Command(b"DISCARD SEQUENCES"))
+KEPT_BY_ROLLBACK: Final = (
+    Command(b"CLOSE ALL"),  # COMMIT would run the queries of cursors WITH HOLD
+    Command(b"DEALLOCATE ALL"),
+    Command(b"DISCARD SEQUENCES"),
+)
 """Ends, besides the locks of UNLOCK, what a failed COMMIT does not undo: so it comes before."""
 
 COMMIT_AND_RESET: Final = Command(b"COMMIT AND CHAIN")
@@ -83,7 +96,6 @@ NO_WAIT: Final = Command(b"SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
 RESET: Final = (
     Command(b"RESET SESSION AUTHORIZATION"),  # and the role
     Command(b"RESET ALL"),
-    Command(b"CLOSE ALL"),
     Command(b"UNLISTEN *"),
     Command(b"DISCARD TEMP"),
 )
@@ -148,9 +160,14 @@ class Order(NamedTuple):
     texts: Sequence[str]
 
     def is_plain(self, profile: Profile) -> bool:
-        """Tell whether its statements leave no state, as far as their texts show."""
+        """Tell whether its statements leave no state, as far as their texts show.
+
+        A long one pins, and need not be looked at: calls that nest take a second in 25 KB.
+        """
         return all(
-            statement.word in PLAIN and refusal(text, profile) is None
+            len(statement.query) <= PINNING_SIZE
+            and statement.word in PLAIN
+            and refusal(text, profile) is None
             for statement, text in zip(self.statements, self.texts, strict=True)
         )
 
@@ -318,7 +335,7 @@ class Flight:
     def recover(self) -> None:
         """After an error, roll back and reset in one flight; where that fails, close."""
         connection = self._connection
-        if connection.lost:
+        if connection.lost or connection.closed:
             return
         is_idle = self._libpq.transaction_status == pq.TransactionStatus.IDLE
         commands: Sequence[Command] = ()
@@ -356,11 +373,11 @@ class Flight:
         """Cancel what runs at the deadline. Raises, unless it was committed in time."""
         ended = self._cancel(LATE_DRAIN_TIMEOUT)
         self._connection.close()
-        if ended and self._committed:
+        if self._committed and len(self.results) == len(self._order.statements):
             return
-        if not (ended or self._order.idempotent):
+        if not self._order.idempotent and (self._committed or not ended):
             raise outcome_unknown(
-                "the deadline passed, and there was no answer to the cancel", self.transaction_id
+                "the deadline passed before all answers had come", self.transaction_id
             ) from timeout
         raise psycopg.errors.QueryCanceled(
             "canceling statement because the deadline of the invocation has passed"
@@ -392,7 +409,6 @@ class Flight:
             self._awaited.append(take)
         self._send_end(self._connection.profile.reset)
         pgconn.pipeline_sync()
-        yield from generators.send(pgconn)
         yield from self._land()
 
     def _send_end(self, reset: str) -> None:
@@ -435,12 +451,14 @@ class Flight:
         self._committed = result.command_status == b"COMMIT"
 
     def _land(self) -> PQGen[None]:
-        """Take the answers that have not come yet, and that of the Sync.
+        """Send the rest; take the answers that have not come yet, and that of the Sync.
 
         Raises CopyRefusedError at the first sign of a COPY: libpq would repeat it for ever.
         """
         pgconn, awaited, take_rows = self._libpq, self._awaited, self._take_rows
         is_busy, get_result = pgconn.is_busy, pgconn.get_result
+        if pgconn.flush():
+            yield from self._send_rest()
         while True:
             if not self._is_cut and awaited and awaited[0] is take_rows:
                 self._is_cut = True
@@ -459,6 +477,14 @@ class Flight:
                 raise CopyRefusedError("COPY is not supported")
             elif status != _ABORTED:
                 awaited[0](result)
+
+    def _send_rest(self) -> PQGen[None]:
+        """Send it, and read what comes meanwhile: while a server writes, it does not read."""
+        pgconn = self._libpq
+        while pgconn.flush():
+            if (yield Wait.RW) & Ready.R:
+                pgconn.consume_input()
+                self._received.watch()
 
     def _wait_for_answer(self) -> PQGen[None]:
         pgconn = self._libpq
@@ -554,9 +580,10 @@ class _Received:
     def watch(self) -> None:
         """Refuse a piece that is too large before all of it has come: libpq keeps it in memory."""
         received = _received(self._libpq.socket)
+        most = self._bytes_left + self._bytes_left // 64 + SLACK + ROW_BYTES * self._rows_left
         if self._unread is None:
             self._unread = received
-        elif received - self._unread > self._bytes_left + self._bytes_left // 64 + SLACK:
+        elif received - self._unread > most:
             self._refuse(self._too_large(f"more than {self._limits.bytes} bytes"))
 
     def _refuse(self, refusal: Callable[[bool | None], psycopg.Error]) -> NoReturn:
