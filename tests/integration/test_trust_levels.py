@@ -22,6 +22,8 @@ from lambda_pg_cdk.migrations.levels import LEVELS, group_of
 from tests.support.postgres import CopiedPostgres
 from tests.support.sql_levels import SQL_TIMEOUTS, Site, new_site
 
+pytestmark = pytest.mark.once
+
 MASTER = ("master", "canary-of-the-master")
 
 
@@ -99,17 +101,19 @@ def go_around(connection: psycopg.Connection[Any], way: str, write: str) -> None
 @pytest.mark.parametrize("way", WAYS)
 def test_a_reader_does_not_write_around_read_only(deployed: Site, way: str) -> None:
     """The right is missing, whatever the transaction says. A writer gets through (the control)."""
-    for write in WRITES:
-        with (
-            deployed.connect("reader", autocommit=True) as reader,
-            deployed.connect("writer", autocommit=True) as writer,
-        ):
+    with (
+        deployed.connect("reader", autocommit=True) as reader,
+        deployed.connect("writer", autocommit=True) as writer,
+    ):
+        for write in WRITES:
             if way in CLOSED and reader.info.server_version >= 160000:
                 with pytest.raises(FeatureNotSupported, match="cannot be reset"):
                     go_around(reader, way, write)
+                reader.execute("ROLLBACK")
                 continue
             with pytest.raises(InsufficientPrivilege, match="denied for table users"):
                 go_around(reader, way, write)
+            reader.execute("ROLLBACK")
             go_around(writer, way, write)
             writer.execute("ROLLBACK")
             writer.execute("DELETE FROM users WHERE name = 'eve'")
@@ -150,16 +154,20 @@ FORBIDDEN = {
 }
 
 
-@pytest.mark.parametrize("attack", FORBIDDEN)
-def test_a_reader_does_nothing_but_read_what_is_declared(deployed: Site, attack: str) -> None:
+def test_a_reader_does_nothing_but_read_what_is_declared(
+    deployed: Site, subtests: pytest.Subtests
+) -> None:
     """Everything else is refused by PostgreSQL itself."""
     with (
         psycopg.connect(deployed.dsn) as _,  # the owner's backend, which one attack is about
         deployed.connect("reader", autocommit=True) as reader,
     ):
-        assert reader.execute("SELECT count(*) FROM users").fetchone() == (2,)
-        with pytest.raises(InsufficientPrivilege):
-            reader.execute(FORBIDDEN[attack].encode())
+        for attack, statement in FORBIDDEN.items():
+            with subtests.test(attack):
+                assert reader.execute("SELECT count(*) FROM users").fetchone() == (2,)
+                with pytest.raises(InsufficientPrivilege):
+                    reader.execute(statement.encode())
+            reader.execute("ROLLBACK")  # one attack begins a transaction
 
 
 def test_levels_are_members_of_their_own_group_only(deployed: Site) -> None:
