@@ -31,8 +31,11 @@ def render(
     )
 
 
-@lru_cache(200)
 def _fields(fields: tuple[Field, ...]) -> str:
+    return _known_fields(fields) if len(fields) <= REMEMBERED_FIELDS else _written(fields)
+
+
+def _written(fields: tuple[Field, ...]) -> str:
     return _encode(
         [
             {
@@ -47,6 +50,12 @@ def _fields(fields: tuple[Field, ...]) -> str:
             for field in fields
         ]
     )
+
+
+REMEMBERED_FIELDS = 32
+"""Fields of the descriptions that are kept, so that 200 of them stay small."""
+
+_known_fields = lru_cache(200)(_written)
 
 
 def _rows(result: Result, arrays: bool, raw: bool, known: Mapping[int, Type]) -> str:
