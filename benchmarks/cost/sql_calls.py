@@ -27,6 +27,10 @@ from sql_http.environment import open_service
 from sql_http.service import Service
 
 LOOKUP: Final = "SELECT id, name FROM users WHERE id = $1"
+LOOKUP_BODY: Final = f'{{"query": {json.dumps(LOOKUP)}, "params": ["'
+END: Final = '"]}'
+"""A body is text when it comes to the function: writing it as JSON is the client's time."""
+
 ROWS: Final = "SELECT id, name FROM users ORDER BY id LIMIT 10000"
 GIGABYTE: Final = "SELECT repeat('x', 100000) FROM generate_series(1, 10000)"
 PART: Final = "SELECT repeat('x', 100000) FROM generate_series(1, 500)"
@@ -131,9 +135,9 @@ class Handler:
         deadline = int((time.time() + 10 * FUNCTION_SECONDS) * 1000)
         self._context = LambdaContext("benchmark", None, None, deadline)
 
-    def post(self, body: object, status: int = 200) -> Any:
+    def post(self, body: str, status: int = 200) -> Any:
         """Answer a request."""
-        event = {**self._event, "body": json.dumps(body)}
+        event = {**self._event, "body": body}
         response = self._service.answer(event, self._context)
         if response["statusCode"] != status:
             raise SystemExit(f"POST /sql answered {response['statusCode']}: {response['body']}")
@@ -141,16 +145,16 @@ class Handler:
 
     def lookup(self, user: int) -> object:
         """Look up one user."""
-        return self.post({"query": LOOKUP, "params": [str(user)]})
+        return self.post(f"{LOOKUP_BODY}{user}{END}")
 
     def batch(self, user: int) -> object:
         """Look up ten users in one transaction."""
-        queries = [{"query": LOOKUP, "params": [str(user + each)]} for each in range(BATCH)]
-        return self.post({"queries": queries})
+        queries = [f"{LOOKUP_BODY}{user + each}{END}" for each in range(BATCH)]
+        return self.post(f'{{"queries": [{",".join(queries)}]}}')
 
     def rows(self, _: int) -> object:
         """Read the rows."""
-        return self.post({"query": ROWS})
+        return self.post(json.dumps({"query": ROWS}))
 
 
 def variants(service: Service, plan: Plan) -> dict[str, tuple[Call, int]]:
@@ -236,7 +240,7 @@ def refused_memory(service: Service, key: str) -> int:
     handler = Handler(service, key)
     handler.lookup(7)
     before = peak()
-    handler.post({"query": GIGABYTE}, status=507)
+    handler.post(json.dumps({"query": GIGABYTE}), status=507)
     return peak() - before
 
 

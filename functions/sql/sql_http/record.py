@@ -2,6 +2,7 @@
 
 import time
 import traceback
+from functools import lru_cache
 from json.encoder import encode_basestring_ascii
 from pathlib import PurePath
 
@@ -57,8 +58,13 @@ class Record:
 
 def _timestamp(seconds: float) -> str:
     """Write a time as Lambda's own lines have it, in UTC."""
-    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
-    return f"{moment}.{int(seconds % 1 * 1000):03}Z"
+    whole = int(seconds)
+    return f"{_second(whole)}.{int((seconds - whole) * 1000):03}Z"
+
+
+@lru_cache(1)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def _text(value: str | None) -> str:

@@ -14,9 +14,6 @@ _encode: Callable[[object], str] = json.JSONEncoder(
 ).encode
 
 
-REMEMBERED_FIELDS = 100
-"""Fields of an answer up to which their text is kept: of 1,664 it has 300 KB."""
-
 FEW = 10
 """Rows that are written one by one; to set up json's encoder takes longer than they do."""
 
@@ -27,10 +24,8 @@ def render(
     """Write one result; `known` are the types that psycopg does not know."""
     command, _, rest = result.tag.partition(" ")
     count = rest.rpartition(" ")[2]
-    is_short = len(result.fields) <= REMEMBERED_FIELDS
-    fields = (_fields if is_short else _fields.__wrapped__)(result.fields)
     return (
-        f'{{"fields":{fields},"rows":{_rows(result, arrays, raw, known or {})},'
+        f'{{"fields":{_fields(result.fields)},"rows":{_rows(result, arrays, raw, known or {})},'
         f'"command":{quoted(command)},"rowCount":{count if count.isdigit() else "null"},'
         f'"rowAsArray":{"true" if arrays else "false"}}}'
     )
@@ -41,8 +36,11 @@ def bytes_of_names(result: Result) -> int:
     return len(result.rows) * sum(len(field.name.encode()) for field in result.fields)
 
 
-@lru_cache(200)
 def _fields(fields: tuple[Field, ...]) -> str:
+    return _known_fields(fields) if len(fields) <= REMEMBERED_FIELDS else _written(fields)
+
+
+def _written(fields: tuple[Field, ...]) -> str:
     return _encode(
         [
             {
@@ -57,6 +55,12 @@ def _fields(fields: tuple[Field, ...]) -> str:
             for field in fields
         ]
     )
+
+
+REMEMBERED_FIELDS = 32
+"""Fields of an answer up to which their text is kept: of 1,664 it has 300 KB."""
+
+_known_fields = lru_cache(200)(_written)
 
 
 def _rows(result: Result, arrays: bool, raw: bool, known: Mapping[int, Type]) -> str:

@@ -198,7 +198,7 @@ def _in_one_flight(db: Database[Any], work: Work, registered: Registered) -> lis
 
 def _may_retry(caller: Caller, statements: list[Statement], registered: Registered) -> bool:
     """Tell whether a lost call may run twice; `registered` are all statements of the stage."""
-    return caller.retries or all(registered.reads(each.query) for each in statements)
+    return caller.retries or registered.reads_all([each.query for each in statements])
 
 
 def _require_registered(caller: Caller, texts: list[str]) -> None:

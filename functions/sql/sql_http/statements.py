@@ -61,6 +61,10 @@ class Registered:
         """Tell whether this text is registered."""
         return digest(query) in self._known
 
+    def reads_all(self, queries: Collection[str]) -> bool:
+        """Tell whether each of these texts is registered as one that only reads."""
+        return bool(self._known) and all(map(self.reads, queries))
+
     def reads(self, query: str) -> bool:
         """Tell whether this text is registered as one that only reads."""
         found = self._known.get(digest(query))

@@ -113,13 +113,13 @@ ENDS: Final = frozenset({"COMMIT", "ROLLBACK", "PREPARE TRANSACTION"})
 COPIES: Final = frozenset({pq.ExecStatus.COPY_IN, pq.ExecStatus.COPY_OUT, pq.ExecStatus.COPY_BOTH})
 _SYNC: Final = pq.ExecStatus.PIPELINE_SYNC
 _ERROR: Final = pq.ExecStatus.FATAL_ERROR
-_DONE: Final = frozenset(
-    map(
-        int,  # an int is found faster than a member of an enumeration
-        {pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK, pq.ExecStatus.EMPTY_QUERY, *PARTS},
-    )
+_WHOLE: Final = frozenset(
+    map(int, (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK, pq.ExecStatus.EMPTY_QUERY))
 )
-"""The status of answers, and parts of answers, to what has run."""
+"""The status of an answer's last piece. An int is found faster than a member of an enumeration."""
+
+_DONE: Final = _WHOLE.union(map(int, PARTS))
+"""The status of each piece of an answer to what has run."""
 
 FEW: Final = 64
 """Values that are read one by one: psycopg's loaders take longer to set up than to read those."""
@@ -563,13 +563,13 @@ class _Received:
         """Take some rows, or the end of an answer."""
         self._unread = None
         self._tag = result.command_status or self._tag  # libpq 18 puts it on the last piece
-        if self._refusal is None and result.ntuples:
-            self._take_rows(result)
-        if result.status not in PARTS:
+        if self._refusal is None and (count := result.ntuples):
+            self._take_rows(result, count)
+        if result.status in _WHOLE:
             self._take_end(result)
 
-    def _take_rows(self, result: PGresult) -> None:
-        count, width = result.ntuples, result.nfields
+    def _take_rows(self, result: PGresult, count: int) -> None:
+        width = result.nfields
         self._rows_left -= count
         if self._rows_left < 0:
             self._refuse(self._too_large(f"more than {self._limits.rows} rows"))
