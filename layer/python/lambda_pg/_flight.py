@@ -306,7 +306,7 @@ class Flight:
     def _settle(self) -> None:
         """Look at the answers, which are complete. Raises what was not committed."""
         self._libpq.exit_pipeline_mode()
-        if not self._committed:
+        if not (self._committed or self._received.has_ended):
             raise self._failure or psycopg.errors.InFailedSqlTransaction(
                 "an error inside the transaction was not reported: nothing was committed"
             )
@@ -447,7 +447,8 @@ class Flight:
         pgconn, awaited, take_rows = self._libpq, self._awaited, self._take_rows
         is_busy, get_result = pgconn.is_busy, pgconn.get_result
         while True:
-            if not self._is_cut and awaited and awaited[0] is take_rows:
+            # libpq refuses that for a statement that it skips after an error.
+            if not (self._is_cut or self._failure) and awaited and awaited[0] is take_rows:
                 self._is_cut = True
                 _cut(pgconn)
             if is_busy():
@@ -458,6 +459,8 @@ class Flight:
                 self._is_cut = False
             elif (status := result.status) == _ERROR:
                 self._note(result)
+                if not awaited:  # PgBouncer says so at the Sync, after the server's own FATAL
+                    raise psycopg.OperationalError("the server connection was lost")
             elif status == _SYNC:
                 return
             elif status in COPIES:
