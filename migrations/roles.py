@@ -388,7 +388,8 @@ The owner of a table can switch its policies off, the owner of a function that p
 change it, and the owner of a schema can replace its tables. So a role that owns one of these is not
 bound either. Every member of a group can make large objects and default privileges for it, which
 no policy depends on: they must not stop a deployment. Tables that the application's login itself
-owns are allowed, unless they have policies. A trust level's login (`only`) owns no table and is a member of its group alone.
+owns are allowed, unless they have policies. A trust level's login (`only`) owns no table and is a
+member of its group alone.
 """
 
 

@@ -111,6 +111,17 @@ def test_one_error_undoes_everything(db: Database[TupleRow]) -> None:
     assert backend(db) == process
 
 
+def test_an_error_before_other_statements_keeps_the_connection(db: Database[TupleRow]) -> None:
+    """Libpq takes no wish about the rows of a statement that it skips."""
+    process = backend(db)
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        run(db, "SELECT 1", "SELECT 1/0", "SELECT 2", "SELECT 3")
+    assert backend(db) == process
+    insert = [Statement("INSERT INTO counter VALUES (1)"), Statement("SELECT 1")]
+    with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+        db.run_text(insert, limits=LIMITS, read_only=True)
+
+
 @pytest.mark.parametrize(
     ("query", "sqlstate"),
     [

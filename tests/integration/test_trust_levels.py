@@ -376,7 +376,7 @@ def test_what_a_reader_makes_for_its_group_does_not_stop_a_deployment(deployed: 
 
 
 def test_a_reader_can_drop_its_own_policies_and_sees_less(deployed: Site) -> None:
-    """A deployment creates them again, and warns of restrictive ones, without which it sees more."""
+    """A deployment creates them again, and warns of restrictive ones."""
     before = rights(deployed)
     mine = "lambda_pg_sql_reader"
     with deployed.superuser() as admin, deployed.connect("reader", autocommit=True) as reader:

@@ -345,7 +345,7 @@ class Flight:
     def _settle(self) -> None:
         """Look at the answers, which are complete. Raises what was not committed."""
         self._libpq.exit_pipeline_mode()
-        if not self._committed:
+        if not (self._committed or self._received.has_ended):
             raise self._failure or psycopg.errors.InFailedSqlTransaction(
                 "an error inside the transaction was not reported: nothing was committed"
             )
@@ -483,7 +483,8 @@ class Flight:
         is_busy, get_result = pgconn.is_busy, pgconn.get_result
         yield from self._send_rest()
         while True:
-            if awaited[0] is take_rows and not self._is_cut:
+            # libpq refuses that for a statement that it skips after an error.
+            if awaited[0] is take_rows and not (self._is_cut or self._failure):
                 self._is_cut = True
                 _cut(pgconn)
             if is_busy():
@@ -499,6 +500,8 @@ class Flight:
                 return
             elif status == _ERROR:
                 self._note(result)
+                if len(awaited) == 1:  # PgBouncer says so at the Sync, after the server's FATAL
+                    raise psycopg.OperationalError("the server connection was lost")
             elif status in COPIES:
                 raise CopyRefusedError("COPY is not supported")
 
