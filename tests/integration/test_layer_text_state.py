@@ -176,7 +176,6 @@ def there(settings: Settings, db: Database[TupleRow], condition: str) -> tuple[o
 @pytest.fixture
 def without_reset(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out what ends the state."""
-    monkeypatch.setattr(_flight, "CURSORS", ())
     monkeypatch.setattr(_flight, "RESET", ())
     monkeypatch.setattr(_flight, "KEPT_BY_ROLLBACK", ())
     monkeypatch.setattr(_flight, "UNLOCK", "NULL")
