@@ -114,7 +114,7 @@ def test_a_revoked_key_is_gone(capsys: pytest.CaptureFixture[str]) -> None:
         (("w:b", "--role", "reader"), "letters, digits, _ and -"),
         (("x" * 33, "--role", "reader"), "1 to 32 letters"),
         (("web", "--role", "reader", "--max-rows", "0"), "above 0"),
-        (("web", "--role", "reader", "--statements", "a,b"), "names 2 statements"),
+        (("web", "--role", "reader", "--statements", "a,b"), "does not have ('a', 'b')"),
         (("old", "--role", "reader"), "there is a key old"),
     ],
 )

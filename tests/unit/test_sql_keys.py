@@ -281,7 +281,8 @@ def test_a_broken_table_leaves_the_old_copy(capsys: pytest.CaptureFixture[str]) 
     assert json.loads(log) == {
         "level": "ERROR",
         "message": "keys",
-        "reason": "the table of keys is not JSON",
+        "reason": "the table of keys is not JSON: restore the secret's previous version "
+        "(docs/operations.md)",
     }
     bench.clock.now += OUTAGE
     with pytest.raises(KeysUnavailableError, match="not JSON"):
@@ -296,16 +297,16 @@ WRONG: Mapping[str, tuple[Any, str]] = {
     "the secret": (key(hash=SECRET), "SHA-256"),
     "empty": (key(""), "empty text"),
     "role": (key(role="admin"), r"'admin'; must be one of caller, reader, writer"),
-    "no role": ({"hash": key()["hash"]}, "NoneType that is not shown"),
-    "a list": (key(role=["reader"]), "list that is not shown"),
+    "no role": ({"hash": key()["hash"]}, "type NoneType, not shown here"),
+    "a list": (key(role=["reader"]), "type list, not shown here"),
     "database": (key(database="other"), "'other'; must be app"),
-    "typing error": (key(expire="2020-01-01T00:00:00+00:00"), "1 of its fields are unknown"),
+    "typing error": (key(expire="2020-01-01T00:00:00+00:00"), r"it has unknown fields \(1\)"),
     "no zone": (key(expires="2030-01-01T00:00:00"), "with a zone"),
     "no time": (key(expires=5), "with a zone"),
     "statements": (key(statements="one"), "list of names"),
     "none": (key(statements=False), "list of names"),
     "free": (key(role="caller"), "caller needs statements"),
-    "limit": (key(limits={"rows": 0}), "above 0"),
+    "limit": (key(limits={"rows": 0}), "its limit rows is 0; must be a whole number above 0"),
     "true": (key(limits={"rows": True}), "above 0"),
     "which": (key(limits={"row": 1}), "rows, bytes"),
     "retries": (key(retries=1), "retries"),
@@ -363,7 +364,10 @@ def test_a_key_has_only_the_statements_it_names() -> None:
         "none": [False, False, False],
         "one": [True, False, False],
     }
-    assert found.problems == ("key one names 1 statements that the stage's file does not have",)
+    assert found.problems == (
+        "key one names statements that the file of sql.statements does not have ('gone'): add them"
+        " to the file, or create another key",
+    )
 
 
 VALUES: tuple[Any, ...] = (

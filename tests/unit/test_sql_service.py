@@ -327,7 +327,10 @@ def test_an_unexpected_error_shows_nothing(door: Door, capsys: pytest.CaptureFix
 
     door.databases["reader"].answers = fail
     response = door.send({"query": "a"})
-    assert (response["statusCode"], response["body"]["message"]) == (500, "internal error")
+    assert (response["statusCode"], response["body"]["message"]) == (
+        500,
+        "internal error: the log of /sql has the reason",
+    )
     (line,) = capsys.readouterr().out.splitlines()
     assert SECRET not in line + json.dumps(response)
     assert json.loads(line)["reason"].startswith("ZeroDivisionError at test_sql_service.py:")

@@ -56,7 +56,11 @@ def problems(sql: dict[str, Any], **others: Any) -> tuple[str, ...]:
         ({"statements": "/a.json"}, {}, "sql.statements is '/a.json'"),
         ({}, {"pgbouncer": {"pool_mode": "session"}}, "must be 'transaction' with sql.enabled"),
         ({}, {"database": {"name": "x" * 60}}, "must have at most 59 characters"),
-        ({"max_db_connections": 1}, {}, "sql.max_db_connections is 1; must be at least 2: a trust level"),
+        (
+            {"max_db_connections": 1},
+            {},
+            "sql.max_db_connections is 1; must be at least 2: a trust level",
+        ),
         (
             {"max_db_connections": 2, "roles": ["reader", "writer"]},
             {},

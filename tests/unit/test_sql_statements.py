@@ -68,9 +68,9 @@ def test_a_digest_is_the_sha_256_of_the_text() -> None:
         ('{"a": 1}', "'a' has no text in its field 'sql'"),
         ('{"a": " "}', "'a' has no text"),
         ('{"a": {"reads": true}}', "'a' has no text"),
-        ('{"a": {"sql": "x", "reads": 1}}', "not true or false"),
+        ('{"a": {"sql": "x", "reads": 1}}', "reads 1; must be true or false"),
         ('{"a": {"sql": "x", "read": true}}', r"unknown fields \['read'\]"),
-        ('{"a": "x", "b": {"sql": "x", "reads": true}}', "'a' and 'b' have one text"),
+        ('{"a": "x", "b": {"sql": "x", "reads": true}}', "'a' and 'b' have the same text"),
     ],
 )
 def test_a_wrong_file_says_what_is_wrong(text: str, message: str) -> None:
