@@ -179,7 +179,7 @@ def test_a_table_that_changes_all_the_time_is_left_alone() -> None:
         other.change(lambda theirs: theirs.update({str(len(theirs)): {}}))
         keys["ours"] = {}
 
-    with pytest.raises(KeysSecretError, match="changed by others 5 times"):
+    with pytest.raises(KeysSecretError, match="by others during each of 5 attempts"):
         secret().change(edit)
     assert sorted(secret().read().keys) == [str(number) for number in range(ATTEMPTS)]
 

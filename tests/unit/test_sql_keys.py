@@ -364,10 +364,8 @@ def test_a_key_has_only_the_statements_it_names() -> None:
         "none": [False, False, False],
         "one": [True, False, False],
     }
-    assert found.problems == (
-        "key one names statements that the file of sql.statements does not have ('gone'): add them"
-        " to the file, or create another key",
-    )
+    (problem,) = found.problems
+    assert "the file of sql.statements does not have ('gone'): add them" in problem
 
 
 VALUES: tuple[Any, ...] = (
