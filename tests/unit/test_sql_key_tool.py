@@ -1,4 +1,4 @@
-"""`make sql-key`: what it writes is what the function reads, and no change of another is lost."""
+"""`make sql-key`: the function reads what it writes, and concurrent changes are not lost."""
 
 import json
 import re
@@ -121,7 +121,7 @@ def test_a_revoked_key_is_gone(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_the_function_would_refuse_is_not_written(
     arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nor does a key take another one's name."""
+    """Nor can a key have the id of another one."""
     run("create", "old", "--role", "reader")
     before = secret().read()
     assert run("create", *arguments) == 1
@@ -144,7 +144,7 @@ def test_a_key_can_expire(given: str, capsys: pytest.CaptureFixture[str]) -> Non
 def test_the_list_marks_what_has_expired_and_what_is_wrong(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """As the function sees it, also what somebody wrote by hand."""
+    """As the function sees it, including entries that were written by hand."""
     run("create", "old", "--role", "reader", "--expires", "2020-01-31")
     secret().change(lambda keys: keys.update(hand={"role": "admin"}, odd=None))
     capsys.readouterr()
@@ -156,7 +156,7 @@ def test_the_list_marks_what_has_expired_and_what_is_wrong(
 
 
 def test_two_operators_at_once_lose_nothing() -> None:
-    """The second one's change is made again on top of the first one's."""
+    """The second one's change is repeated on top of the first one's."""
     table, other = secret(), secret()
     seen = []
 

@@ -143,7 +143,7 @@ def test_every_refusal_does_the_same_work(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_revoked_key_ends_within_the_lifetime() -> None:
-    """However often it is used meanwhile; and a copy is read once in that time."""
+    """However often it is used in that time, in which a copy is read once."""
     bench = Bench(table(web=key(), other=key("o")))
     assert bench.knows()
     bench.text = table(other=key("o"))
@@ -173,7 +173,7 @@ def test_the_lifetime_counts_from_before_the_reading() -> None:
 
 
 def test_a_thawed_environment_reads_the_table() -> None:
-    """The wall clock has gone on while the environment was frozen for an hour."""
+    """The wall clock has run on while the environment was frozen for an hour."""
     bench = Bench(table(web=key()))
     assert bench.knows()
     bench.text = table()
@@ -260,7 +260,7 @@ def test_without_any_copy_secrets_manager_is_asked_once_a_second() -> None:
 
 
 def test_a_guess_during_an_outage_is_refused_as_ever() -> None:
-    """An unknown id is not answered otherwise than a wrong secret."""
+    """An unknown id gets the same answer as a wrong secret."""
     bench = Bench(table(web=key()))
     assert bench.knows()
     bench.error = PASSING
@@ -343,7 +343,7 @@ def test_a_secret_in_the_place_of_an_id_is_not_logged() -> None:
 
 
 def test_a_key_has_only_the_statements_it_names() -> None:
-    """All for true, none for an empty list; one that the file lacks is said and adds nothing."""
+    """All for true, none for an empty list; a missing one is reported and adds nothing."""
     found = read_table(
         table(
             every=key(statements=True),

@@ -46,7 +46,7 @@ def test_a_text_is_allowed_exactly() -> None:
 
 
 def test_only_what_is_marked_reads() -> None:
-    """A text that begins with SELECT may write all the same."""
+    """A text that begins with SELECT may write nevertheless."""
     assert [REGISTERED.reads(each) for each in (READ, WRITE, SETTER, "SELECT 1")] == [
         *(True, False, False, False)
     ]
@@ -116,7 +116,7 @@ def test_a_token_may_not_run_what_could_set_its_claims() -> None:
 
 
 def test_without_a_file_a_token_may_run_nothing() -> None:
-    """No file allows no statement, rather than every."""
+    """Without a file no statement is allowed, instead of all."""
     statements = caller_of_token(event(sub="5"), RULES._replace(statements=NONE)).statements
     assert statements is not None
     assert not statements.allows("SELECT 1")
