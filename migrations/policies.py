@@ -99,3 +99,25 @@ def describe_rows(found: Sequence[tuple[Grant, Table]]) -> Iterator[str]:
                 "sees. Let a view have its reader's rights: "
                 f"ALTER VIEW {table.name} SET (security_invoker = true)"
             )
+
+
+RESTRICTIVE = """
+SELECT polrelid::regclass::text, polname::text FROM pg_policy
+WHERE NOT polpermissive
+    AND polroles && ARRAY(SELECT oid FROM pg_roles WHERE rolname = ANY (%s))
+ORDER BY 1, 2
+"""
+
+
+def describe_restrictive(connection: Connection[Any], roles: Sequence[str]) -> Iterator[str]:
+    """Describe restrictive policies that a level can drop, which would show it more rows.
+
+    PostgreSQL takes a role out of all policies at DROP OWNED BY, for which it asks every member of
+    the role, and drops those that name no other role.
+    """
+    for table, policy in connection.execute(RESTRICTIVE, [list(roles)]).fetchall():
+        yield (
+            f"the restrictive policy {policy} on {table} names a trust level of /sql, whose keys "
+            "can drop it by DROP OWNED BY and then see more rows. Create it without a role (TO "
+            "PUBLIC), and tell the levels apart in its condition by pg_has_role()"
+        )

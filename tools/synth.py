@@ -92,11 +92,8 @@ COMBINATIONS: Mapping[str, Mapping[str, Any]] = {
             "sql": of_sql,
         }
         for database, pooler, of_sql in (
-            ("instance", "pgbouncer", _SQL),
-            ("aurora", "pgbouncer", {"enabled": True}),
-            ("existing", "pgbouncer", _SQL),
             ("aurora", "rds-proxy", _SQL),
-            ("instance", "rds-proxy-with-secret", {**_SQL, "gzip": False}),
+            ("existing", "rds-proxy-with-secret", {**_SQL, "gzip": False}),
         )
     },
     "external": _EXTERNAL,
@@ -116,13 +113,22 @@ COMBINATIONS: Mapping[str, Mapping[str, Any]] = {
         "external": {**_EXTERNAL["external"], "kms_key_arn": _KEY},
     },
     "instance-pgbouncer-without-nat": {"network": {"egress": "endpoints"}},
-    "instance-pgbouncer-with-bastion": {"network": {"bastion": True}},
-    "instance-pgbouncer-bastion-endpoints-email": {
+    "instance-pgbouncer-bastion-with-sql": {
+        "network": {"bastion": True},
+        "database": {"max_connections": 200},
+        "sql": _SQL,
+    },
+    "instance-pgbouncer-bastion-endpoints-email-with-sql": {
         "network": {"egress": "endpoints", "bastion": True},
         "observability": {"email": "on-call@example.com"},
+        "database": {"max_connections": 200},
+        "sql": {"enabled": True},
     },
 }
-"""Combinations of database and pooler, as overrides of the stage `dev`."""
+"""Combinations of database and pooler, as overrides of the stage `dev`.
+
+Each synthesis takes seconds, so `sql` is on once or twice with each database and with each pooler.
+"""
 
 
 def stages() -> tuple[str, ...]:

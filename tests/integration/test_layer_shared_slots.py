@@ -85,7 +85,7 @@ def test_never_more_backends_than_slots(share: Share, admin: Admin) -> None:
     most = 0
 
     def ask(number: int) -> object:
-        return [scalar(databases[turn % 3], f"SELECT {number}") for turn in range(number, 30)]
+        return [scalar(databases[turn % 3], f"SELECT {number}") for turn in range(number, 15)]
 
     with ThreadPoolExecutor(8) as threads:
         asked = [threads.submit(ask, number) for number in range(8)]

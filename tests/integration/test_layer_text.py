@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -12,6 +12,7 @@ from typing import Final
 import psycopg
 import pytest
 from lambda_pg import CommitOutcomeUnknownError, Database, Settings, _flight
+from lambda_pg._connection import Connection
 from lambda_pg.text import CopyRefusedError, Field, Limits, Result, Statement, TooLargeError
 from psycopg import IsolationLevel
 from psycopg.rows import TupleRow
@@ -108,6 +109,17 @@ def test_one_error_undoes_everything(db: Database[TupleRow]) -> None:
     assert raised.value.diag.message_primary == 'column "nope" does not exist'
     assert run(db, "SELECT count(*) FROM counter")[0].rows == [("0",)]
     assert backend(db) == process
+
+
+def test_an_error_before_other_statements_keeps_the_connection(db: Database[TupleRow]) -> None:
+    """Libpq takes no wish about the rows of a statement that it skips."""
+    process = backend(db)
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        run(db, "SELECT 1", "SELECT 1/0", "SELECT 2", "SELECT 3")
+    assert backend(db) == process
+    insert = [Statement("INSERT INTO counter VALUES (1)"), Statement("SELECT 1")]
+    with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+        db.run_text(insert, limits=LIMITS, read_only=True)
 
 
 @pytest.mark.parametrize(
@@ -260,24 +272,52 @@ def test_where_nothing_can_be_cancelled_the_connection_is_closed(
 
 
 SCRIPT: Final = """
-import resource, sys
+import sys
 from lambda_pg import Database
 from lambda_pg.text import Limits, Statement, TooLargeError
 
+def peak():  # not by getrusage: there Linux counts what the process had before this program
+    lines = open("/proc/self/status").read().splitlines()
+    (found,) = (line for line in lines if line.startswith("VmHWM:"))
+    return int(found.split()[1])
+
 db = Database.from_env()
-limits = Limits(rows=10_000, bytes=5_000_000)
+limits = Limits(rows=10_000, bytes=int(sys.argv[2]))
 db.run_text([Statement("SELECT repeat('x', 10000)")] * 2, limits=limits)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+unsent = [Statement("SELECT length($1)", ["y" * int(sys.argv[3])])]
+db.run_text(unsent, limits=limits)
+before = peak()
 try:
-    db.run_text([Statement(sys.argv[1])], limits=limits)
+    db.run_text([Statement(sys.argv[1]), *unsent], limits=limits)
 except TooLargeError:
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    print(peak() - before)
 """
 
 
-@pytest.mark.parametrize("size", [1000, 100_000, 1_000_000])
-def test_a_result_of_a_gigabyte_takes_little_memory(settings: Settings, size: int) -> None:
-    """Four times the limit at most, with many rows or large ones."""
+@pytest.mark.parametrize(
+    ("size", "unsent"),
+    [(100, 0), (1000, 0), (100_000, 0), (1_000_000, 0), (100_000, 16_000_000)],
+)
+def test_a_result_of_a_gigabyte_takes_little_memory(
+    settings: Settings, size: int, unsent: int
+) -> None:
+    """Four times the limit at most, with many rows or large ones.
+
+    Also while the server does not read the statement behind it, which then takes memory itself.
+    """
+    assert growth(settings, size, 5_000_000, unsent) <= 4 * 5_000_000 + 4 * unsent
+
+
+def test_the_memory_of_a_result_is_seen(settings: Settings) -> None:
+    """The control: with another limit it is over what the test above allows."""
+    assert growth(settings, 100_000, 50_000_000) > 4 * 5_000_000
+
+
+def growth(settings: Settings, size: int, limit: int, unsent: int = 0) -> int:
+    """Return by how many bytes a program's peak grows while it refuses 1 GB of values of a size.
+
+    A statement with a parameter of `unsent` bytes follows the one that returns them.
+    """
     count = 1_000_000_000 // size
     query = f"SELECT repeat('x', {size}) FROM generate_series(1, {count})"  # noqa: S608 - numbers
     environment = {
@@ -286,13 +326,13 @@ def test_a_result_of_a_gigabyte_takes_little_memory(settings: Settings, size: in
         "PGSSLROOTCERT": str(settings.sslrootcert),
     }
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, query],
+        [sys.executable, "-c", SCRIPT, query, str(limit), str(unsent)],
         env=environment,
         stdout=subprocess.PIPE,
         check=True,
         text=True,
     )
-    assert int(done.stdout) * 1024 <= 4 * 5_000_000
+    return int(done.stdout) * 1024
 
 
 @pytest.mark.parametrize("query", ["COPY counter TO STDOUT", "COPY counter FROM STDIN"])
@@ -337,6 +377,24 @@ def test_without_an_answer_to_the_cancel_the_outcome_is_unknown(open_database: O
         db.run_text(sleep, limits=LIMITS)
     with db.deadline(0.5), pytest.raises(psycopg.errors.QueryCanceled):
         db.run_text(sleep, limits=LIMITS, idempotent=True)
+
+
+def test_results_that_the_deadline_has_cut_are_not_returned(
+    db: Database[TupleRow], admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were committed, but the caller would get fewer results than statements."""
+    backend(db)
+    await_answers = Connection._await
+
+    def overdue(_: object, flight: Generator[object], *__: object, **___: object) -> None:
+        monkeypatch.setattr(Connection, "_await", await_answers)
+        next(flight)  # sends it
+        wait_until(lambda: admin.execute("SELECT 1 FROM counter").fetchone())
+        raise psycopg.errors._WaitTimeout
+
+    monkeypatch.setattr(Connection, "_await", overdue)
+    with pytest.raises(CommitOutcomeUnknownError, match="deadline"):
+        run(db, "INSERT INTO counter VALUES (1) RETURNING n")
 
 
 # Lost connections

@@ -52,13 +52,25 @@ STATES: Final = {
         ["DECLARE mine CURSOR WITH HOLD FOR SELECT 1"],
         "EXISTS (SELECT FROM pg_cursors WHERE is_holdable)",
     ),
+    "a lock by a cursor WITH HOLD": (
+        ["DECLARE mine CURSOR WITH HOLD FOR SELECT pg_advisory_lock(7)"],
+        "EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid())",
+    ),
     "an advisory lock": (
         ["SELECT pg_advisory_lock(7)"],
+        "EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid())",
+    ),
+    "an advisory lock of COMMIT": (
+        ["DECLARE mine CURSOR WITH HOLD FOR SELECT pg_advisory_lock(7)"],
         "EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid())",
     ),
     "PREPARE": (["PREPARE mine AS SELECT 1"], "EXISTS (SELECT FROM pg_prepared_statements)"),
     "a sequence's value": (
         ["SELECT nextval('text_numbers')"],
+        "text_has_lastval()",
+    ),
+    "a sequence's value of COMMIT": (
+        ["DECLARE mine CURSOR WITH HOLD FOR SELECT nextval('text_numbers')"],
         "text_has_lastval()",
     ),
 }
@@ -164,6 +176,7 @@ def there(settings: Settings, db: Database[TupleRow], condition: str) -> tuple[o
 @pytest.fixture
 def without_reset(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out what ends the state."""
+    monkeypatch.setattr(_flight, "CURSORS", ())
     monkeypatch.setattr(_flight, "RESET", ())
     monkeypatch.setattr(_flight, "KEPT_BY_ROLLBACK", ())
     monkeypatch.setattr(_flight, "UNLOCK", "NULL")
@@ -216,6 +229,20 @@ def test_without_the_reset_some_state_stays_after_an_error(
     process = run(db)
     fail(db, last, *statements)
     assert there(settings, db, condition) == (True, process)
+
+
+@pytest.mark.parametrize(
+    "name", ["a cursor WITH HOLD", "an advisory lock of COMMIT", "a sequence's value of COMMIT"]
+)
+def test_commit_does_not_run_the_queries_of_cursors(
+    settings: Settings, db: Database[TupleRow], name: str
+) -> None:
+    """COMMIT would keep the first cursor's rows and locks, and then fail with the second one."""
+    statements, condition = STATES[name]
+    process = run(db)
+    with suppress(psycopg.errors.DivisionByZero):
+        run(db, *statements, "DECLARE bad CURSOR WITH HOLD FOR SELECT 1/(n - 1) FROM text_late")
+    assert there(settings, db, condition) == (False, process)
 
 
 def test_a_reset_before_commit_would_not_be_enough(

@@ -22,55 +22,37 @@ from lambda_pg_cdk.migrations.roles import (
     admit,
 )
 from lambda_pg_cdk.migrations.upgrade import MigrationError
-from tests.support.sql_levels import PASSWORD, Site, new_site
+from tests.support.sql_levels import PASSWORD, READ, Site, new_site
 
-ORDERS = "CREATE TABLE orders (id serial PRIMARY KEY, owner uuid, n int)"
-NOT_FOR_FUNCTIONS = "REVOKE ALL ON orders FROM lambda_pg_app"
-
-READ = """
-[reader.orders]
-verbs = ["SELECT"]
-"""
+pytestmark = pytest.mark.once
 
 
 @pytest.fixture
 def site(postgres: Postgres, tmp_path: Path) -> Iterator[Site]:
     """A database that is not deployed yet; its project has one table."""
     with new_site(postgres, tmp_path) as made:
-        made.add(ORDERS)
-        made.add(NOT_FOR_FUNCTIONS)
+        made.add_orders()
         yield made
-
-
-def may(site: Site, level: str, table: str = "orders") -> set[str]:
-    """List what a level's login may do with a table."""
-    with site.connect(level) as connection:
-        rows = connection.execute(
-            "SELECT privilege FROM unnest(%s::text[]) AS privilege"
-            " WHERE has_table_privilege(%s, privilege)",
-            [["SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE"], table],
-        )
-        return {str(row[0]) for row in rows}
 
 
 def test_rights_are_given_changed_and_taken(site: Site) -> None:
     """As the file says at each deployment."""
     site.declare('[writer.orders]\nverbs = ["SELECT", "INSERT"]')
     site.deploy()
-    assert may(site, "writer") == {"SELECT", "INSERT"}
-    assert may(site, "reader") == may(site, "caller") == set()
+    assert site.may("writer") == {"SELECT", "INSERT"}
+    assert site.may("reader") == site.may("caller") == set()
     with site.connect("writer") as writer:
         writer.execute("INSERT INTO orders (n) VALUES (1)")  # with its sequence
     site.declare('[writer.orders]\nverbs = ["UPDATE"]' + READ)
     site.deploy()
-    assert may(site, "writer") == {"UPDATE"}
-    assert may(site, "reader") == {"SELECT"}
+    assert site.may("writer") == {"UPDATE"}
+    assert site.may("reader") == {"SELECT"}
     with site.connect("writer") as writer, pytest.raises(InsufficientPrivilege):
         writer.execute("SELECT nextval('orders_id_seq')")
     site.declare("")
     site.deploy()
-    assert may(site, "writer") == may(site, "reader") == set()
-    assert may(site, "reader", "users") == {"SELECT"}  # the sample's file
+    assert site.may("writer") == site.may("reader") == set()
+    assert site.may("reader", "users") == {"SELECT"}  # the sample's file
 
 
 def test_what_was_granted_by_hand_is_revoked(site: Site) -> None:
@@ -95,8 +77,8 @@ def test_what_was_granted_by_hand_is_revoked(site: Site) -> None:
         writer = sql.Identifier(site.logins["writer"].name)
         reader.execute(sql.SQL("GRANT SELECT ON orders TO {}").format(writer))
     site.deploy()
-    assert may(site, "writer") == set()
-    assert may(site, "reader") == {"SELECT"}
+    assert site.may("writer") == set()
+    assert site.may("reader") == {"SELECT"}
     with site.connect("reader", autocommit=True) as reader:
         passed_on = "SELECT has_table_privilege('orders', 'SELECT WITH GRANT OPTION')"
         assert reader.execute(passed_on).fetchone() == (False,)
@@ -155,34 +137,6 @@ def catalogue(site: Site) -> list[Any]:
 # Errors
 
 
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ('[reader.nothing]\nverbs = ["SELECT"]', "the table nothing, which does not exist"),
-        ('[reader."other.orders"]\nverbs = ["SELECT"]', "other.orders, which does not exist"),
-        ('[reader.pg_class]\nverbs = ["SELECT"]', "the table pg_class, which does not exist"),
-        (READ + 'rows = "true"', "no row-level security"),
-        ('[reader.users]\nverbs = ["SELECT"]\nrows = "no_column = 1"', "PostgreSQL rejects it"),
-    ],
-)
-def test_a_declaration_that_cannot_be_applied_changes_nothing(
-    site: Site, text: str, told: str
-) -> None:
-    """Neither rights nor schema: revisions and rights are one transaction."""
-    site.declare(READ)
-    site.deploy()
-    site.add("CREATE TABLE later (n int)")
-    site.declare('[writer.orders]\nverbs = ["SELECT"]\n' + text)
-    with pytest.raises(AccessError) as caught:
-        site.deploy()
-    for part in (told, "sql_access.toml, [reader.", "reader", "othing was changed"):
-        assert part in str(caught.value)
-    assert may(site, "reader") == {"SELECT"}
-    assert may(site, "writer") == set()
-    with psycopg.connect(site.dsn) as owner:
-        assert owner.execute("SELECT to_regclass('later')").fetchone() == (None,)
-
-
 def test_a_table_of_another_owner_is_refused(site: Site) -> None:
     """The migration could not grant it."""
     site.deploy()
@@ -191,29 +145,6 @@ def test_a_table_of_another_owner_is_refused(site: Site) -> None:
     site.declare(READ)
     with pytest.raises(AccessError, match=r"orders belongs to .* it to the level reader"):
         site.deploy()
-
-
-PUBLIC = {
-    "a table": ("UPDATE ON orders", r"UPDATE on public\.orders"),
-    "a column": ("UPDATE (n) ON orders", r"UPDATE on public\.orders"),
-    "a sequence": ("USAGE ON SEQUENCE orders_id_seq", r"USAGE on public\.orders_id_seq"),
-    "the upkeep of a table": ("MAINTAIN ON orders", r"MAINTAIN on public\.orders"),
-}
-
-
-@pytest.mark.parametrize("right", PUBLIC)
-def test_what_public_may_do_must_be_declared(site: Site, right: str) -> None:
-    """Every level would have it; the migration takes nothing from others."""
-    site.declare(READ)
-    site.deploy()
-    granted, told = PUBLIC[right]
-    try:
-        site.run(f"GRANT {granted} TO PUBLIC")
-    except psycopg.errors.SyntaxError:
-        pytest.skip("before PostgreSQL 17, there is no MAINTAIN")
-    with pytest.raises(AccessError, match=f"{told}, which no file declares.*REVOKE ALL ON"):
-        site.deploy()
-    site.deploy(())  # without levels nobody is in danger
 
 
 def test_what_another_role_has_granted_is_refused(site: Site) -> None:
@@ -351,7 +282,7 @@ def test_a_level_that_is_switched_off_cannot_log_in(site: Site) -> None:
         assert left.fetchall() == []
         owner.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(clone.name)))
     site.deploy()
-    assert may(site, "reader") == {"SELECT"}
+    assert site.may("reader") == {"SELECT"}
 
 
 def test_a_deployment_without_sql_makes_nothing(site: Site) -> None:
@@ -370,7 +301,7 @@ def test_a_deployment_that_knows_no_levels_leaves_them(site: Site) -> None:
     site.deploy()
     site.declare("")
     site.deploy(None)
-    assert may(site, "reader") == {"SELECT"}
+    assert site.may("reader") == {"SELECT"}
 
 
 # Logins
@@ -383,37 +314,6 @@ def test_a_login_of_one_level_is_not_let_into_another(site: Site) -> None:
         site.logins["reader"] = Login(user, PASSWORD, group=group_of("reader"))
         with pytest.raises(LoginError):
             site.deploy()
-
-
-POWERS = {
-    "another level": "GRANT lambda_pg_sql_writer TO {user}",
-    "another level by its login": "GRANT {writer} TO {user}",
-    "another level by its group": "GRANT lambda_pg_sql_writer TO lambda_pg_sql_reader",
-    "the application": "GRANT lambda_pg_app TO {user}",
-    "a predefined role": "GRANT pg_monitor TO {user}",
-    "CREATEDB": "ALTER ROLE {user} CREATEDB",
-    "BYPASSRLS": "ALTER ROLE {user} BYPASSRLS",
-    "a table": "ALTER TABLE orders OWNER TO {user}",
-}
-
-
-@pytest.mark.parametrize("power", POWERS)
-def test_a_level_s_login_has_its_group_and_nothing_else(site: Site, power: str) -> None:
-    """A deployment and a rotation refuse it."""
-    site.deploy()
-    names = {"user": site.logins["reader"].name, "writer": site.logins["writer"].name}
-    with site.superuser() as admin:
-        admin.execute(POWERS[power].format(**names).encode())
-        try:
-            with pytest.raises(LevelLoginError, match="has more rights than its group"):
-                site.deploy()
-            with (
-                psycopg.connect(site.dsn, autocommit=True) as master,
-                pytest.raises(LevelLoginError),
-            ):
-                admit(master, site.logins["reader"])
-        finally:
-            admin.execute("REVOKE lambda_pg_sql_writer FROM lambda_pg_sql_reader")
 
 
 def test_the_second_user_of_a_rotation_has_its_group_and_nothing_else(site: Site) -> None:

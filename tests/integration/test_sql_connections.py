@@ -41,6 +41,8 @@ from tests.support.servers import (
 from tests.support.sql_server import Key, SqlServer, direct, event_of, sql_server, through
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.once
+
 MAX_CONNECTIONS = 25
 REQUESTS = 300
 """As many as there are environments."""
@@ -207,8 +209,10 @@ def everybody_else(server: Postgres, count: int) -> Iterator[None]:
         yield
 
 
-def ask_all(servers: list[SqlServer], keys: list[list[Key]], at_once: int) -> Counter[int]:
-    """Send all requests, over all keys and servers; count the statuses."""
+def ask_all(
+    servers: list[SqlServer], keys: list[list[Key]], at_once: int, requests: int = REQUESTS
+) -> Counter[int]:
+    """Send requests, over all keys and servers; count the statuses."""
     content = json.dumps({"query": "SELECT pg_sleep(0.05)"}).encode()
 
     def ask(number: int) -> int:
@@ -220,7 +224,7 @@ def ask_all(servers: list[SqlServer], keys: list[list[Key]], at_once: int) -> Co
         return int(answer["statusCode"])
 
     with ThreadPoolExecutor(at_once) as threads:
-        return Counter(threads.map(ask, range(REQUESTS)))
+        return Counter(threads.map(ask, range(requests)))
 
 
 def pooled(budget: Budget) -> int:
@@ -272,14 +276,15 @@ def test_without_a_pooler_the_database_refuses_them(
 ) -> None:
     """The control: an environment has a connection, and there are not so many."""
     login = create_login(small, secrets_service, machine_made_password())
+    environments = 2 * MAX_CONNECTIONS
     with sql_server(
         direct(small),
         secrets_service,
         {"reader": login},
-        environments=2 * MAX_CONNECTIONS,
+        environments=environments,
         LAMBDA_PG_CHECKOUT_TIMEOUT="2",
     ) as server:
         key = server.create_key("reader")
-        statuses = ask_all([server], [[key]], REQUESTS)
+        statuses = ask_all([server], [[key]], environments, environments)
     assert statuses[503] > 0, statuses
     assert refusals(small) > 0

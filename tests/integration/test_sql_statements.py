@@ -59,6 +59,7 @@ def door(key: Key, endpoint: str, postgres: Postgres) -> Door:
     return Door(key.connection_string, endpoint, database_of(postgres))
 
 
+@pytest.mark.once
 def test_what_was_collected_suffices_for_the_same_client(
     postgres: Postgres,
     secrets_service: SecretsService,

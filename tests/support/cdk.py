@@ -44,15 +44,15 @@ def deployed_assembly(cloud: LocalCloud) -> Path:
     return cloud.folder / "cdk" / "cdk.out"
 
 
-def application_login(cloud: LocalCloud, secret: str = "pooler/secret-arn") -> dict[str, Any]:
+def application_login(cloud: LocalCloud, value: str = "pooler/secret-arn") -> dict[str, Any]:
     """Read the current user and password of the application, or of another published secret."""
     client = cloud.client("secretsmanager")
-    text = client.get_secret_value(SecretId=secret_arn(cloud, secret))["SecretString"]
+    text = client.get_secret_value(SecretId=secret_arn(cloud, value))["SecretString"]
     login: dict[str, Any] = json.loads(text)
     return login
 
 
-def secret_arn(cloud: LocalCloud, secret: str = "pooler/secret-arn") -> str:
+def secret_arn(cloud: LocalCloud, value: str = "pooler/secret-arn") -> str:
     """Read the ARN of the application's secret, or of another, from what the stage publishes."""
-    parameter = cloud.client("ssm").get_parameter(Name=f"/lambda-pg/local/{secret}")
+    parameter = cloud.client("ssm").get_parameter(Name=f"/lambda-pg/local/{value}")
     return str(parameter["Parameter"]["Value"])

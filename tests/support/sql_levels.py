@@ -21,6 +21,12 @@ TIMEOUTS = Timeouts(statement=7, lock=2, idle_in_transaction=20, transaction=30)
 SQL_TIMEOUTS = Timeouts(statement=5, lock=1, idle_in_transaction=3, transaction=6)
 PASSWORD = "canary-Pa55word"
 
+READ = """
+[reader.orders]
+verbs = ["SELECT"]
+"""
+"""Declares what a reader may do with the table of `Site.add_orders`."""
+
 REVISION = """
 from alembic import op
 revision = "{revision}"
@@ -72,6 +78,21 @@ class Site:
         down = repr(f"{number - 1:04}") if number > 1 else None
         text = REVISION.format(revision=f"{number:04}", down=down, statement=statement)
         (self.folder / f"{number:04}_made.py").write_text(text)
+
+    def add_orders(self) -> None:
+        """Add a table that is not for functions."""
+        self.add("CREATE TABLE orders (id serial PRIMARY KEY, owner uuid, n int)")
+        self.add("REVOKE ALL ON orders FROM lambda_pg_app")
+
+    def may(self, level: str, table: str = "orders") -> set[str]:
+        """List what a level's login may do with a table."""
+        with self.connect(level) as connection:
+            rows = connection.execute(
+                "SELECT privilege FROM unnest(%s::text[]) AS privilege"
+                " WHERE has_table_privilege(%s, privilege)",
+                [["SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE"], table],
+            )
+            return {str(row[0]) for row in rows}
 
     def connect(self, who: str, **options: Any) -> psycopg.Connection[Any]:
         """Log in as the level, or as `app`."""

@@ -33,6 +33,12 @@ def combination(request: pytest.FixtureRequest, combinations: Mapping[str, Stage
     return combinations[request.param]
 
 
+@pytest.fixture(params=(*STAGES, *COMBINATIONS))
+def app(request: pytest.FixtureRequest, apps: Mapping[str, Stage]) -> Stage:
+    """Give every stage and every combination, one after the other."""
+    return apps[request.param]
+
+
 @pytest.fixture(params=STAGES)
 def stage(request: pytest.FixtureRequest, stages: Mapping[str, Stage]) -> Stage:
     """Give one stage after the other."""

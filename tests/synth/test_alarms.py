@@ -255,7 +255,7 @@ def test_names_that_rds_stores_in_lower_case_are_sent_so(every: list[Stage]) -> 
             assert given == "lambda-pg-dev-pooler", logical
 
 
-WITH_ADDRESS = ("instance-pgbouncer-bastion-endpoints-email", "prod")
+WITH_ADDRESS = ("instance-pgbouncer-bastion-endpoints-email-with-sql", "prod")
 """What has an address for its alarms: a combination of the stage `dev`, and `prod`."""
 
 PUBLISHERS = {ALARM: "cloudwatch.amazonaws.com"}

@@ -15,6 +15,7 @@ from tests.support.templates import Stage
 
 ROLES = ("reader", "writer", "caller")
 WITH_SQL = sorted(name for name in COMBINATIONS if name.endswith("-with-sql"))
+WITH_PGBOUNCER = "instance-pgbouncer-bastion-with-sql"
 PGBOUNCER = [name for name in WITH_SQL if "pgbouncer" in name]
 ARN = "arn:aws:secretsmanager:us-east-1:000000000000:secret:{}-AbCdEf"
 
@@ -180,7 +181,10 @@ def test_the_first_table_of_keys_never_changes(combinations: dict[str, Stage], n
 
 def test_a_protected_stage_keeps_its_keys(tmp_path: Any) -> None:
     """They are data that only their owner has."""
-    override = {**COMBINATIONS["instance-pgbouncer-with-sql"], "termination_protection": True}
+    override = {
+        **COMBINATIONS[WITH_PGBOUNCER],
+        "termination_protection": True,
+    }
     email = {"observability": {"email": "on-call@example.com"}}
     own = OwnApp(tmp_path, {**override, **email})
     own.stage.synth()
@@ -191,7 +195,7 @@ def test_a_protected_stage_keeps_its_keys(tmp_path: Any) -> None:
 @pytest.mark.parametrize("jwt", [True, False])
 def test_an_app_can_map_a_domain_name_to_each_api(tmp_path: Any, jwt: bool) -> None:
     """The face has both; without tokens there is no second one."""
-    own = OwnApp(tmp_path, COMBINATIONS["instance-pgbouncer-with-sql"] if jwt else {})
+    own = OwnApp(tmp_path, COMBINATIONS[WITH_PGBOUNCER] if jwt else {})
     own.stage.check()
     found = own.stage.sql_token_api
     assert (found is not None) == jwt
@@ -250,7 +254,7 @@ def test_pgbouncer_has_bounds_for_it_alone(combinations: dict[str, Stage], name:
 
 def test_a_proxy_with_secrets_knows_all_of_them(combinations: dict[str, Stage]) -> None:
     """It logs in at the database with the client's own; each login is there before the proxy."""
-    stage = combinations["instance-rds-proxy-with-secret-with-sql"]
+    stage = combinations["existing-rds-proxy-with-secret-with-sql"]
     (proxy,) = stage.all("AWS::RDS::DBProxy").values()
     assert len(proxy["Properties"]["Auth"]) == 1 + len(ROLES)
     logins = stage.resources("Pooler", "Custom::Login")
@@ -260,7 +264,7 @@ def test_a_proxy_with_secrets_knows_all_of_them(combinations: dict[str, Stage]) 
 
 def test_its_routes_are_taken(tmp_path: Any) -> None:
     """An app that routes the same requests is told so."""
-    own = OwnApp(tmp_path, COMBINATIONS["instance-pgbouncer-with-sql"])
+    own = OwnApp(tmp_path, COMBINATIONS[WITH_PGBOUNCER])
     own.stage.route("POST /sql", own.function())
     with pytest.raises(SystemExit, match=r"'POST /sql' matches .*the stage's own"):
         own.stage.check()

@@ -109,18 +109,17 @@ def test_servers_log_no_values(combinations: dict[str, Stage], name: str) -> Non
     }.items() <= group["Properties"]["Parameters"].items()
 
 
-def test_servers_get_security_fixes(stage: Stage, combination: Stage) -> None:
+def test_servers_get_security_fixes(app: Stage) -> None:
     """The newest version, and later ones by themselves, in a window that the backup is not in."""
-    for each in (stage, combination):
-        for kind in ("AWS::RDS::DBInstance", "AWS::RDS::DBCluster"):
-            for name, server in each.all(kind).items():
-                properties = server["Properties"]
-                if kind == "AWS::RDS::DBInstance":
-                    assert properties["AutoMinorVersionUpgrade"] is True, name
-                assert properties["PreferredMaintenanceWindow"] == "sun:03:00-sun:04:00", name
-                if "DBClusterIdentifier" not in properties or kind == "AWS::RDS::DBCluster":
-                    assert properties["PreferredBackupWindow"] == "02:00-03:00", name
-                    assert properties["EngineVersion"] == "17.11", name
+    for kind in ("AWS::RDS::DBInstance", "AWS::RDS::DBCluster"):
+        for name, server in app.all(kind).items():
+            properties = server["Properties"]
+            if kind == "AWS::RDS::DBInstance":
+                assert properties["AutoMinorVersionUpgrade"] is True, name
+            assert properties["PreferredMaintenanceWindow"] == "sun:03:00-sun:04:00", name
+            if "DBClusterIdentifier" not in properties or kind == "AWS::RDS::DBCluster":
+                assert properties["PreferredBackupWindow"] == "02:00-03:00", name
+                assert properties["EngineVersion"] == "17.11", name
 
 
 def test_stacks_with_data_are_protected(prod: Stage) -> None:
@@ -144,12 +143,11 @@ def test_no_export_depends_on_the_database_instance(stage: Stage) -> None:
     assert "CaCertificate" not in outputs
 
 
-def test_nothing_that_may_be_replaced_is_exported(stage: Stage, combination: Stage) -> None:
+def test_nothing_that_may_be_replaced_is_exported(app: Stage) -> None:
     """Of database and pooler nothing is imported, so either can become another one."""
-    for each in (stage, combination):
-        for name in each.templates:
-            imported = re.findall(r"LambdaPg-\w+-(\w+):Exports", json.dumps(each.templates[name]))
-            assert set(imported) <= {"Network", "Api"}, name
+    for name in app.templates:
+        imported = re.findall(r"LambdaPg-\w+-(\w+):Exports", json.dumps(app.templates[name]))
+        assert set(imported) <= {"Network", "Api"}, name
 
 
 def test_the_migration_runs_again_for_another_database(prod: Stage) -> None:
@@ -271,14 +269,13 @@ def test_each_wait_for_the_longest_migration_is_longer_than_it_runs(changed: Sta
     check_waits(changed)
 
 
-def test_no_custom_resource_hangs_for_an_hour(stage: Stage, combination: Stage) -> None:
+def test_no_custom_resource_hangs_for_an_hour(app: Stage) -> None:
     """CloudFormation's default is an hour. CDK's own for log groups has no setting for it."""
-    for each in (stage, combination):
-        for template in each.templates.values():
-            for name, resource in template["Resources"].items():
-                ours = resource["Type"].startswith(("Custom::", "AWS::CloudFormation::Custom"))
-                if ours and resource["Type"] != "Custom::LogRetention":
-                    assert 900 < int(resource["Properties"]["ServiceTimeout"]) < 2400, name
+    for template in app.templates.values():
+        for name, resource in template["Resources"].items():
+            ours = resource["Type"].startswith(("Custom::", "AWS::CloudFormation::Custom"))
+            if ours and resource["Type"] != "Custom::LogRetention":
+                assert 900 < int(resource["Properties"]["ServiceTimeout"]) < 2400, name
 
 
 def check_waits(stage: Stage) -> None:
@@ -411,7 +408,7 @@ def test_the_supervisor_understands_the_task_s_environment(
         "SERVER_TLS_CA_FILE": str(Path(__file__)),
         "ECS_CONTAINER_METADATA_URI_V4": "http://169.254.170.2/v4/x",
     }
-    names = ("aurora-pgbouncer", "existing-pgbouncer", "existing-pgbouncer-with-sql")
+    names = ("aurora-pgbouncer", "existing-pgbouncer", "instance-pgbouncer-bastion-with-sql")
     for each in (stage, *(combinations[name] for name in names)):
         environment = pooler_environment(each)
         told = {name: value for name, value in environment.items() if isinstance(value, str)}
@@ -577,13 +574,12 @@ def admitted(stage: Stage, what: str) -> set[str]:
     return {name for name in names for source in sources if source.startswith(name)}
 
 
-def test_no_group_is_open_to_everybody(stage: Stage, combination: Stage) -> None:
+def test_no_group_is_open_to_everybody(app: Stage) -> None:
     """Rules let in groups, and the VPC to the interface endpoints."""
-    for each in (stage, combination):
-        for group in each.all("AWS::EC2::SecurityGroup").values():
-            for rule in group["Properties"].get("SecurityGroupIngress", []):
-                assert rule["CidrIp"] == "10.0.0.0/16"
-                assert group["Properties"]["GroupDescription"] == "Interface endpoints"
+    for group in app.all("AWS::EC2::SecurityGroup").values():
+        for rule in group["Properties"].get("SecurityGroupIngress", []):
+            assert rule["CidrIp"] == "10.0.0.0/16"
+            assert group["Properties"]["GroupDescription"] == "Interface endpoints"
 
 
 def test_what_attached_functions_may_do_is_one_secret_or_one_user(combination: Stage) -> None:
@@ -621,15 +617,14 @@ def listed(actions: str | list[str]) -> list[str]:
     return [actions] if isinstance(actions, str) else actions
 
 
-def test_no_policy_names_all_secrets_or_all_users(stage: Stage, combination: Stage) -> None:
+def test_no_policy_names_all_secrets_or_all_users(app: Stage) -> None:
     """Wildcards are left to actions that know no resource."""
-    for each in (stage, combination):
-        for name, policy in each.all("AWS::IAM::Policy").items():
-            for statement in policy["Properties"]["PolicyDocument"]["Statement"]:
-                resources = json.dumps(statement["Resource"])
-                for action in listed(statement["Action"]):
-                    if action in {"rds-db:connect", "secretsmanager:GetSecretValue"}:
-                        assert "*" not in resources, name
+    for name, policy in app.all("AWS::IAM::Policy").items():
+        for statement in policy["Properties"]["PolicyDocument"]["Statement"]:
+            resources = json.dumps(statement["Resource"])
+            for action in listed(statement["Action"]):
+                if action in {"rds-db:connect", "secretsmanager:GetSecretValue"}:
+                    assert "*" not in resources, name
 
 
 def test_services_invoke_functions_for_this_account_only(stage: Stage) -> None:
@@ -898,18 +893,17 @@ def test_the_balancer_forgets_a_flow_later_than_the_layer_uses_it(prod: Stage) -
     assert attributes["tcp.idle_timeout.seconds"] > FLOW_IDLE
 
 
-def test_every_alarm_leads_to_a_runbook_that_exists(stage: Stage, combination: Stage) -> None:
+def test_every_alarm_leads_to_a_runbook_that_exists(app: Stage) -> None:
     """The link's anchor is a heading of docs/operations.md."""
     page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
     headings = re.findall(r"(?m)^#+ (.+)$", page)
     anchors = {re.sub(r"[^a-z0-9 -]", "", each.lower()).replace(" ", "-") for each in headings}
-    for each in (stage, combination):
-        for name, alarm in each.all("AWS::CloudWatch::Alarm").items():
-            links = re.findall(r"docs/operations\.md#([a-z0-9-]+)", json.dumps(alarm))
-            if "TargetTracking" in name:
-                continue
-            assert links, name
-            assert set(links) <= anchors, name
+    for name, alarm in app.all("AWS::CloudWatch::Alarm").items():
+        links = re.findall(r"docs/operations\.md#([a-z0-9-]+)", json.dumps(alarm))
+        if "TargetTracking" in name:
+            continue
+        assert links, name
+        assert set(links) <= anchors, name
 
 
 @pytest.mark.parametrize("name", ["dev", "prod"])

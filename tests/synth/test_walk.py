@@ -46,12 +46,18 @@ def walks() -> list[Any]:
     ]
 
 
+@pytest.fixture(scope="module")
+def deployed(apps: Mapping[str, Stage]) -> Callable[[str], Deployed]:
+    """Read the templates of a stage or a combination, once for all checks."""
+    return cache(lambda name: Deployed(apps[name].templates))
+
+
 @pytest.mark.parametrize(("check", "name"), walks())
 def test_templates_are_as_aws_documents_them(
-    apps: Mapping[str, Stage], check: Check, name: str
+    deployed: Callable[[str], Deployed], check: Check, name: str
 ) -> None:
     """The walk finds nothing in any stage or combination."""
-    assert list(check(Deployed(apps[name].templates))) == []
+    assert list(check(deployed(name))) == []
 
 
 def test_the_walk_sees_every_kind_of_thing(apps: Mapping[str, Stage]) -> None:

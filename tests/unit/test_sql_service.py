@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -18,10 +19,12 @@ from lambda_pg_cdk.functions.sql.sql_http.keys import Keys
 from lambda_pg_cdk.functions.sql.sql_http.service import Service
 from lambda_pg_cdk.functions.sql.sql_http.settings import SqlSettings, login_of
 from lambda_pg_cdk.functions.sql.sql_http.statements import digest, read_statements
+from lambda_pg_cdk.local.development.log_lines import DatedEntry, parse
 from tests.support.context import Context
 
 SECRET = "canary-of-the-secret"
 DOMAIN = "api.example.com"
+REQUEST = "7e6f2c1a-0000-4000-8000-000000000001"
 URL = f"postgresql://web:{SECRET}@pool.example.com/app"
 ENVIRONMENT = {
     "SQL_ROLES": json.dumps({"reader": "arn:reader", "writer": "arn:writer", "caller": "arn:c"}),
@@ -83,7 +86,7 @@ class Door:
             "body": text,
             "isBase64Encoded": False,
         }
-        response = self.service.answer(event, Context(30))
+        response = self.service.answer(event, Context(30, REQUEST))
         return {**response, "body": json.loads(response["body"])}
 
     def fails(self, *arguments: Any, **options: Any) -> tuple[int, str]:
@@ -234,14 +237,16 @@ def test_registered_statements_only(door: Door) -> None:
 @pytest.mark.parametrize(
     ("key", "texts", "retried"),
     [
-        ("web", ["SELECT 1"], False),
+        ("web", ["SELECT 1"], True),
         ("back", ["UPDATE t"], True),
         ("forms", ["SELECT 1", "SELECT 1"], True),
         ("forms", ["SELECT 1", "UPDATE t"], False),
+        ("web", ["SELECT 2"], False),
+        ("web", ["SELECT 1", "SELECT 2"], False),
     ],
 )
 def test_what_is_retried(door: Door, key: str, texts: list[str], retried: bool) -> None:
-    """Registered reads, and all that a key sends whose setting says so."""
+    """Registered reads, also of a key with free SQL, and all of a key whose setting says so."""
     assert (
         door.send({"queries": [{"query": each} for each in texts]}, url(key))["statusCode"] == 200
     )
@@ -286,6 +291,15 @@ def test_limits_of_a_key(door: Door) -> None:
     assert door.fails({"queries": [{"query": "a"}] * 2}) == (400, "54000")
     assert door.fails({"query": "a"}) == (507, "54000")
     assert door.databases["reader"].calls[0]["limits"] == Limits(5, 100)
+
+
+def test_names_that_every_row_repeats(door: Door) -> None:
+    """The limit of bytes counts values; rows that are objects have the names, too."""
+    fields = tuple(Field(f"{number:060}", 23, 0, 0, 4, -1) for number in range(100))
+    wide = Result(fields, [(None,) * 100] * 4_000, "SELECT 4000")
+    door.databases["reader"].answers = lambda _: [wide]
+    assert door.fails({"query": "SELECT 1"}, accept_encoding="gzip") == (507, "54000")
+    assert door.send({"query": "SELECT 1", "arrayMode": True})["statusCode"] == 200
 
 
 def test_types_of_users_are_asked_for_once(door: Door) -> None:
@@ -352,8 +366,10 @@ def test_one_line_for_each_request(door: Door, capsys: pytest.CaptureFixture[str
     found = json.loads(line)
     assert found.pop("milliseconds") >= 0
     assert found.pop("bytes") == len(json.dumps(response["body"], separators=(",", ":")))
+    assert datetime.fromisoformat(found.pop("timestamp")).utcoffset() == timedelta()
     assert found == {
         "level": "INFO",
+        "requestId": REQUEST,
         "message": "sql",
         "key": "web",
         "statements": [digest("SELECT $1 AS canary"), digest("SELECT 1")],
@@ -362,6 +378,18 @@ def test_one_line_for_each_request(door: Door, capsys: pytest.CaptureFixture[str
         "status": 200,
         "reason": None,
     }
+
+
+def test_the_log_of_a_request_can_be_found(door: Door, capsys: pytest.CaptureFixture[str]) -> None:
+    """By `make logs --request`, and at its own time."""
+    began = datetime.now(UTC)
+    door.send({"query": "SELECT 1"})
+    entry = parse("sql", capsys.readouterr().out)
+    assert entry is not None
+    assert entry.time is not None
+    assert abs(entry.time - began) < timedelta(minutes=1)
+    assert DatedEntry(entry, entry.time).concerns(REQUEST[:8])
+    assert "timestamp" not in entry.text
 
 
 def test_the_line_of_a_refusal_names_no_key(door: Door, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,9 @@ PROTOCOL = "08P01"
 LIMIT = "54000"
 """SQLSTATE of a request or an answer over a limit."""
 
+LONGEST = 10_000
+"""Characters of each text of an error: PostgreSQL quotes values of any size in them."""
+
 _FIELDS = {
     "detail": "message_detail",
     "hint": "message_hint",
@@ -66,12 +69,16 @@ def error_object(
 ) -> dict[str, str | None]:
     """Build the error object; what is absent is null."""
     details: dict[str, Any] = {
-        name: None if diagnostic is None else getattr(diagnostic, attribute)
+        name: None if diagnostic is None else _clipped(getattr(diagnostic, attribute))
         for name, attribute in _FIELDS.items()
     }
     if diagnostic is None:
         details["severity"] = "ERROR"
-    return {"message": message, "code": code, **details}
+    return {"message": _clipped(message), "code": code, **details}
+
+
+def _clipped(text: str | None) -> str | None:
+    return text if text is None or len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 def _of_request(error: RequestError) -> Failure:

@@ -20,7 +20,7 @@ from .answers import (
 )
 from .callers import Caller
 from .connection_string import FORM, ConnectionString, is_allowed, parse
-from .errors import Failure, RequestError, encode, failure_of
+from .errors import LIMIT, Failure, RequestError, encode, failure_of
 from .keys import Keys
 from .record import Record
 from .request import (
@@ -32,8 +32,9 @@ from .request import (
     read_modes,
     read_request,
 )
-from .results import render
+from .results import bytes_of_names, render
 from .settings import SqlSettings
+from .statements import Registered
 from .tokens import caller_of_token, verified_claims
 
 REFUSED = (
@@ -57,6 +58,11 @@ UNREGISTERED = (
 
 TYPES_LIMITS = Limits(rows=10_000, bytes=1_000_000)
 """Limits of the answer that describes the types of fields."""
+
+
+NAMES = 4
+"""How often the limit of bytes the columns' names may take in rows that are objects. Each row
+repeats them: without a bound, 5 MB of NULLs became an answer of 90 MB."""
 
 
 class Work(NamedTuple):
@@ -87,7 +93,7 @@ class Service:
         shared = cors(headers.get("origin"), self._settings.origins)
         if method == "OPTIONS":
             return preflight(shared)
-        record = Record()
+        record = Record(getattr(context, "aws_request_id", None))
         try:
             _require_post(method)
             response = self._serve(event, headers, context, record)
@@ -110,6 +116,7 @@ class Service:
         _require_registered(caller, texts)
         results = self._run(Work(request, modes, caller), context)
         record.rows = sum(len(result.rows) for result in results)
+        _require_short_names(request, results, NAMES * caller.limits.bytes)
         response = respond(200, self._body(request, modes, results), _echo(request, modes))
         response = packed(
             response,
@@ -158,7 +165,7 @@ class Service:
 
         @db.bind_lambda_context
         def run(work: Work, _context: object) -> list[Result]:
-            results = _in_one_flight(db, work)
+            results = _in_one_flight(db, work, self._settings.rules.statements)
             if not work.modes.raw:
                 self._learn_types(db, results)
             return results
@@ -190,7 +197,7 @@ def _require_post(method: str) -> None:
         raise RequestError(f"the method is {method}; must be POST", status=405)
 
 
-def _in_one_flight(db: Database[Any], work: Work) -> list[Result]:
+def _in_one_flight(db: Database[Any], work: Work, registered: Registered) -> list[Result]:
     request, modes, caller = work
     statements: list[Statement] = [query.statement for query in request.queries]
     batch = request.is_batch
@@ -201,21 +208,28 @@ def _in_one_flight(db: Database[Any], work: Work) -> list[Result]:
         isolation_level=modes.isolation_level if batch else None,
         read_only=True if batch and modes.read_only else None,
         deferrable=True if batch and modes.deferrable else None,
-        idempotent=_may_retry(caller, statements),
+        idempotent=_may_retry(caller, statements, registered),
     )
 
 
-def _may_retry(caller: Caller, statements: list[Statement]) -> bool:
-    registered = caller.statements
-    return caller.retries or (
-        registered is not None and all(registered.reads(each.query) for each in statements)
-    )
+def _may_retry(caller: Caller, statements: list[Statement], registered: Registered) -> bool:
+    """Tell whether a lost call may run twice; `registered` are all statements of the stage."""
+    return caller.retries or registered.reads_all([each.query for each in statements])
 
 
 def _require_registered(caller: Caller, texts: list[str]) -> None:
     registered = caller.statements
     if registered is not None and not all(map(registered.allows, texts)):
         raise RequestError(UNREGISTERED, "42501")
+
+
+def _require_short_names(request: Request, results: list[Result], most: int) -> None:
+    pairs = zip(request.queries, results, strict=True)
+    size = sum(bytes_of_names(result) for query, result in pairs if not query.arrays)
+    if size > most:
+        message = f"the columns' names would take {size} bytes; at most {most} are allowed"
+        hint = "ask for rows that are arrays. The statements were run and committed"
+        raise RequestError(f"{message}: {hint}", LIMIT, 507)
 
 
 def _echo(request: Request, modes: Modes) -> dict[str, str]:

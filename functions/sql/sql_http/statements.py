@@ -10,6 +10,7 @@ A text is compared as it is: one more space makes another statement.
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
@@ -34,7 +35,18 @@ class Statement(NamedTuple):
 
 def digest(query: str) -> str:
     """Return the SHA-256 of a statement's text, in hexadecimal digits."""
+    return _known_digest(query) if len(query) <= REMEMBERED_LENGTH else _digest(query)
+
+
+def _digest(query: str) -> str:
     return hashlib.sha256(query.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+REMEMBERED_LENGTH: Final = 2000
+"""Characters of the texts whose digests are kept."""
+
+_known_digest: Final = lru_cache(maxsize=512)(_digest)
+"""A client's statements repeat, in a batch most of all."""
 
 
 class Registered:
@@ -48,6 +60,10 @@ class Registered:
     def allows(self, query: str) -> bool:
         """Tell whether this text is registered."""
         return digest(query) in self._known
+
+    def reads_all(self, queries: Collection[str]) -> bool:
+        """Tell whether each of these texts is registered as one that only reads."""
+        return bool(self._known) and all(map(self.reads, queries))
 
     def reads(self, query: str) -> bool:
         """Tell whether this text is registered as one that only reads."""

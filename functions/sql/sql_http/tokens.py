@@ -35,7 +35,9 @@ def verified_claims(event: Mapping[str, Any]) -> dict[str, str] | None:
     """
     found: Any = event
     for name in ("requestContext", "authorizer", "jwt", "claims"):
-        found = found.get(name) if isinstance(found, Mapping) else None
-    if not isinstance(found, Mapping) or not found:
+        if not isinstance(found, dict):  # JSON has no other mapping, and the check is cheap
+            return None
+        found = found.get(name)
+    if not isinstance(found, dict) or not found:
         return None
     return {str(name): str(value) for name, value in found.items()}
