@@ -1,4 +1,4 @@
-"""What run_text() leaves in a session: nothing, after a success and after an error.
+"""run_text() leaves nothing in a session, after a success and after an error.
 
 Each test has a control, which runs without the reset and must find the state.
 """
@@ -262,7 +262,7 @@ def test_a_reset_before_commit_would_not_be_enough(
 def test_where_the_reset_fails_the_server_connection_ends(
     settings: Settings, db: Database[TupleRow], monkeypatch: pytest.MonkeyPatch, last: str
 ) -> None:
-    """A caller may bring it to fail, by a cancel from another request; no client gets the state."""
+    """A caller may make it fail, by a cancel from another request; no client gets the state."""
     broken = Command(b"SELECT 1/0")
     monkeypatch.setattr(_flight, "RESET", (broken, *_flight.RESET))
     monkeypatch.setattr(_flight, "DISCARD", (broken,))
