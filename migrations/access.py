@@ -9,7 +9,7 @@ from psycopg import Connection
 from .declarations import AccessError, Grant
 from .declared_tables import find_tables
 from .levels import LEVELS, group_of, list_logins
-from .policies import describe_rows, set_policies
+from .policies import describe_restrictive, describe_rows, set_policies
 from .public_rights import (
     close_functions,
     close_schemas,
@@ -66,4 +66,5 @@ def _apply(
         refuse_others(connection, roles, enabled, wanted)
         yield from describe_open(connection, enabled, shared=shared)
         yield from describe_rows(found)
+        yield from describe_restrictive(connection, roles)
         yield from describe_large_objects(connection, roles)

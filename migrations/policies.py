@@ -98,3 +98,24 @@ def describe_rows(found: Sequence[tuple[Grant, Table]]) -> Iterator[str]:
                 "caller sees the rows that its owner sees. Let a view have its reader's rights: "
                 f"ALTER VIEW {table.name} SET (security_invoker = true)"
             )
+
+
+RESTRICTIVE = """
+SELECT format('%%I.%%I', nspname, relname), quote_ident(polname), quote_ident(rolname)
+FROM pg_policy JOIN pg_class AS c ON c.oid = polrelid
+JOIN pg_namespace AS n ON n.oid = relnamespace JOIN pg_roles AS role ON role.oid = ANY (polroles)
+WHERE NOT polpermissive AND rolname = ANY (%s) ORDER BY 1, 2, 3
+"""
+
+
+def describe_restrictive(connection: Connection[Any], roles: Sequence[str]) -> Iterator[str]:
+    """Describe policies that a level could drop to see more rows.
+
+    DROP OWNED BY takes a role from all policies that name it, whoever owns their tables.
+    """
+    for table, policy, role in connection.execute(RESTRICTIVE, [list(roles)]).fetchall():
+        yield (
+            f"the restrictive policy {policy} on {table} names {role}, so a key of that level can "
+            f"remove it: DROP OWNED BY {role}. Let it be TO PUBLIC, with pg_has_role('{role}', "
+            "'USAGE') in its condition"
+        )

@@ -331,6 +331,25 @@ def test_what_a_login_has_changed_of_itself_is_put_right(
     assert "row_security, search_path" in caplog.text
 
 
+def test_policies_that_a_level_has_dropped_are_made_again(deployed: Site) -> None:
+    """DROP OWNED takes a role from every policy that names it: a restrictive one is a warning."""
+    group, users = group_of("reader"), "SELECT count(*) FROM users"
+    restrict = f"CREATE POLICY no_bob ON users AS RESTRICTIVE TO {group} USING (name <> 'bob')"
+    with deployed.connect("reader", autocommit=True) as reader:
+        assert reader.execute(users).fetchone() == (2,)
+        reader.execute(f"DROP OWNED BY {group}".encode())
+        assert reader.execute(users).fetchone() == (0,)
+        assert not [each for each in deployed.deploy().warnings if "restrictive" in each]
+        assert reader.execute(users).fetchone() == (2,)
+        deployed.run(restrict)
+        assert reader.execute(users).fetchone() == (1,)
+        (told,) = [each for each in deployed.deploy().warnings if "restrictive" in each]
+        assert told.startswith(f"the restrictive policy no_bob on public.users names {group}")
+        reader.execute(f"DROP OWNED BY {group}".encode())
+        deployed.deploy()
+        assert reader.execute(users).fetchone() == (2,)
+
+
 def test_advisory_locks_remain(deployed: Site) -> None:
     """PUBLIC has them, too; the end of a request's flight releases them."""
     with deployed.connect("reader") as reader:
