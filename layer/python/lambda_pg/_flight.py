@@ -310,6 +310,10 @@ class Flight:
             connection.close()
         else:
             self._settle()
+        self._require_own_end()
+
+    def _require_own_end(self) -> None:
+        """Raise if a statement has ended the transaction: COMMIT AND CHAIN has then failed."""
         if self._received.has_ended:
             raise psycopg.errors.InvalidTransactionTermination(
                 "a statement has ended the transaction: what came before it may be committed"
@@ -318,6 +322,7 @@ class Flight:
     def _settle(self) -> None:
         """Look at the answers, which are complete. Raises what was not committed."""
         self._libpq.exit_pipeline_mode()
+        self._require_own_end()
         if not self._committed:
             raise self._failure or psycopg.errors.InFailedSqlTransaction(
                 "an error inside the transaction was not reported: nothing was committed"
