@@ -244,6 +244,18 @@ def test_commit_does_not_run_the_queries_of_cursors(
     assert there(settings, db, condition) == (False, process)
 
 
+@pytest.mark.parametrize("end", ["COMMIT", "COMMIT AND CHAIN"])
+def test_an_end_that_the_text_did_not_show_is_the_error(
+    db: Database[TupleRow], monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """The error that follows from it would say that nothing was committed."""
+    monkeypatch.setattr(_flight, "ends_transaction", lambda _: False)
+    _flight._known.cache_clear()
+    with pytest.raises(psycopg.errors.InvalidTransactionTermination, match="may be committed"):
+        run(db, end)
+    _flight._known.cache_clear()
+
+
 def test_a_reset_before_commit_would_not_be_enough(
     kept_pooler: PoolerFixture, secrets_environment: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

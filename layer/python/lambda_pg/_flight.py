@@ -338,6 +338,10 @@ class Flight:
             connection.close()
         else:
             self._settle()
+        self._require_own_end()
+
+    def _require_own_end(self) -> None:
+        """Raise if a statement has ended the transaction: COMMIT AND CHAIN has then failed."""
         if self._received.has_ended:
             raise psycopg.errors.InvalidTransactionTermination(
                 "a statement has ended the transaction: the statements before it may be committed"
@@ -346,7 +350,8 @@ class Flight:
     def _settle(self) -> None:
         """Check the complete answers. Raises the error if nothing was committed."""
         self._libpq.exit_pipeline_mode()
-        if not (self._committed or self._received.has_ended):
+        self._require_own_end()
+        if not self._committed:
             raise self._failure or psycopg.errors.InFailedSqlTransaction(
                 "an error inside the transaction was not reported: nothing was committed"
             )
