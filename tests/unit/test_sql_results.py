@@ -12,7 +12,7 @@ from lambda_pg.text import Field, Result
 from psycopg.postgres import types
 
 from lambda_pg_cdk.functions.sql.sql_http import kinds
-from lambda_pg_cdk.functions.sql.sql_http.results import REMEMBERED_FIELDS, _fields, render
+from lambda_pg_cdk.functions.sql.sql_http.results import REMEMBERED_FIELDS, _known_fields, render
 
 TEXT, INT8, INT4, JSON, BOX = 25, 20, 23, 114, 603
 
@@ -74,12 +74,12 @@ def test_fields_have_the_names_of_node_postgres() -> None:
 
 def test_the_fields_of_wide_answers_are_not_kept() -> None:
     """200 of 1,664 columns with long names took 130 MB."""
-    _fields.cache_clear()
+    _known_fields.cache_clear()
     for width in (REMEMBERED_FIELDS, REMEMBERED_FIELDS + 1):
         fields = tuple(Field(f"c{number}", 25, 0, 0, -1, -1) for number in range(width))
         body = json.loads(render(Result(fields, [], "SELECT 0"), arrays=True, raw=True))
         assert len(body["fields"]) == width
-    assert _fields.cache_info().currsize == 1
+    assert _known_fields.cache_info().currsize == 1
 
 
 @pytest.mark.parametrize("raw", [True, False])

@@ -544,7 +544,7 @@ class _Received:
     """Whether a statement has ended the transaction."""
 
     _tag = b""
-    _transformer: Transformer | None = None
+    _transformer: psycopg.abc.Transformer | None = None
     _refusal: Callable[[bool | None], psycopg.Error] | None = None
 
     _unread: int | None = None
