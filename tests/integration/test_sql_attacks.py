@@ -169,9 +169,15 @@ def edge(
             start(pooler, site, secrets_service, logins)
             endpoint = through(pooler) | {"PGDATABASE": sql_database(site.database)}
         network = stack.enter_context(FaultProxy("127.0.0.1", int(endpoint["PGPORT"])))
-        changes: dict[str, Any] = {"SQL_DATABASE": site.database, "SQL_STATEMENTS": str(file)}
         endpoint |= {"PGPORT": str(network.port)}
-        server = stack.enter_context(sql_server(endpoint, secrets_service, logins, **changes))
+        served = sql_server(
+            endpoint,
+            secrets_service,
+            logins,
+            SQL_DATABASE=site.database,
+            SQL_STATEMENTS=str(file),
+        )
+        server = stack.enter_context(served)
         found = Edge(site, server, network)
         stack.enter_context(found.admin)
         yield found

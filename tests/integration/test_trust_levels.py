@@ -357,8 +357,7 @@ def rights(site: Site) -> tuple[bool, list[str]]:
             " WHERE tablename = 'users'"
         ).fetchone()
     assert row is not None
-    may_select, policies = row
-    return may_select, policies
+    return bool(row[0]), list(row[1])
 
 
 def test_what_a_reader_makes_for_its_group_does_not_stop_a_deployment(deployed: Site) -> None:
