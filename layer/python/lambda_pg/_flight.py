@@ -330,7 +330,7 @@ class Flight:
     def recover(self) -> None:
         """After an error, roll back and reset in one flight; where that fails, close."""
         connection = self._connection
-        if connection.lost:
+        if connection.closed or connection.lost:
             return
         is_idle = self._libpq.transaction_status == pq.TransactionStatus.IDLE
         commands: Sequence[Command] = ()
