@@ -338,19 +338,12 @@ class Flight:
             connection.close()
         else:
             self._settle()
-        self._require_own_end()
-
-    def _require_own_end(self) -> None:
-        """Raise if a statement has ended the transaction: COMMIT AND CHAIN has then failed."""
-        if self._received.has_ended:
-            raise psycopg.errors.InvalidTransactionTermination(
-                "a statement has ended the transaction: the statements before it may be committed"
-            )
+        self._received.require_own_end()
 
     def _settle(self) -> None:
         """Check the complete answers. Raises the error if nothing was committed."""
         self._libpq.exit_pipeline_mode()
-        self._require_own_end()
+        self._received.require_own_end()
         if not self._committed:
             raise self._failure or psycopg.errors.InFailedSqlTransaction(
                 "an error inside the transaction was not reported: nothing was committed"
@@ -540,7 +533,7 @@ class Flight:
 class _Received:
     """The results of one flight, within its limits."""
 
-    has_ended = False
+    _has_ended = False
     """Whether a statement has ended the transaction."""
 
     _tag = b""
@@ -563,6 +556,13 @@ class _Received:
         """Take no more results, only their ends."""
         self._refusal = self._refusal or self._too_large("cancelled")
         self._rows, self._unread, self._bytes_left = [], None, self._limits.bytes
+
+    def require_own_end(self) -> None:
+        """Raise if a statement has ended the transaction: COMMIT AND CHAIN has then failed."""
+        if self._has_ended:
+            raise psycopg.errors.InvalidTransactionTermination(
+                "a statement has ended the transaction: the statements before it may be committed"
+            )
 
     def refusal(self, committed: bool | None) -> psycopg.Error:
         """Return why the caller does not get the results."""
@@ -602,7 +602,7 @@ class _Received:
         statement = next(self._statements)
         tag, self._tag = self._tag.decode(), b""
         if tag in ENDS and statement.word != "rollback to":
-            self.has_ended = True
+            self._has_ended = True
         if self._refusal is None:
             fields, size = _described(result)
             self._count(size)
