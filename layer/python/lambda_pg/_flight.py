@@ -500,8 +500,6 @@ class Flight:
                 return
             elif status == _ERROR:
                 self._note(result)
-                if len(awaited) == 1:  # PgBouncer says so at the Sync, after the server's FATAL
-                    raise psycopg.OperationalError("the server connection was lost")
             elif status in COPIES:
                 raise CopyRefusedError("COPY is not supported")
 
@@ -529,6 +527,8 @@ class Flight:
         """Keep the first error: the later ones follow from it."""
         if self._failure is None:
             self._failure = psycopg.errors.error_from_result(result, encoding="utf-8")
+        if len(self._awaited) == 1:  # PgBouncer says so at the Sync, after the server's own FATAL
+            raise psycopg.OperationalError("the server connection was lost")
 
 
 class _Received:
