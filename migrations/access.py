@@ -30,9 +30,8 @@ def apply_access(
     """Apply the declarations for these levels inside the open transaction; return warnings.
 
     The groups of all other levels lose what they have; without `levels` nothing changes. Raise
-    `AccessError`, before any change, for a table that does not exist, and if a level can do more
-    than is declared: the caller rolls back. In a database that is `shared`, PUBLIC keeps its
-    rights.
+    `AccessError` before any change for a table that does not exist, and after it if a level can do
+    more than is declared: then roll back. In a database that is `shared`, PUBLIC keeps its rights.
     """
     groups = [group for level in LEVELS if exists(connection, group := group_of(level))]
     if levels is None or not groups:

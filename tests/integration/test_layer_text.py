@@ -1,4 +1,4 @@
-"""Statements of foreign clients: results, limits, COPY, deadlines and lost connections."""
+"""Foreign statements: results, limits, COPY, deadlines and lost connections."""
 
 import subprocess
 import sys
@@ -101,7 +101,7 @@ def test_the_options_and_the_claims_hold_inside(db: Database[TupleRow]) -> None:
 
 
 def test_one_error_undoes_everything(db: Database[TupleRow]) -> None:
-    """It is PostgreSQL's own, with its position, and the connection goes on."""
+    """It is PostgreSQL's error, with its position, and the connection stays usable."""
     process = backend(db)
     with pytest.raises(psycopg.errors.UndefinedColumn) as raised:
         run(db, "INSERT INTO counter VALUES (1)", "SELECT nope FROM counter")
@@ -189,7 +189,7 @@ def test_savepoints_work(db: Database[TupleRow]) -> None:
 def test_the_tag_shows_an_end_that_the_text_did_not(
     db: Database[TupleRow], monkeypatch: pytest.MonkeyPatch, query: str
 ) -> None:
-    """The second guard: an error is raised, and no transaction stays open."""
+    """The second check: an error is raised, and no transaction stays open."""
     monkeypatch.setattr(_flight, "ends_transaction", lambda _: False)
     _flight._known.cache_clear()
     with pytest.raises(psycopg.errors.InvalidTransactionTermination, match="may be committed"):
@@ -339,7 +339,7 @@ def growth(settings: Settings, size: int, limit: int, unsent: int = 0) -> int:
 def test_a_copy_ends_the_connection_at_once(
     db: Database[TupleRow], monkeypatch: pytest.MonkeyPatch, query: str
 ) -> None:
-    """The second guard: libpq would repeat its status for ever, past every deadline."""
+    """The second check: libpq would repeat its status without end, past every deadline."""
     monkeypatch.setattr(_flight, "first_words", lambda _: ["select"])
     _flight._known.cache_clear()
     process, began = backend(db), time.process_time()
@@ -354,7 +354,7 @@ def test_a_copy_ends_the_connection_at_once(
 
 
 def test_the_deadline_cancels_and_nothing_was_done(db: Database[TupleRow], admin: Admin) -> None:
-    """Whatever the caller has set; the next call is served."""
+    """With any timeout that the caller has set; the next call is served."""
     began = time.monotonic()
     with db.deadline(1.0), pytest.raises(psycopg.errors.QueryCanceled, match="deadline") as raised:
         run(
@@ -370,7 +370,7 @@ def test_the_deadline_cancels_and_nothing_was_done(db: Database[TupleRow], admin
 
 
 def test_without_an_answer_to_the_cancel_the_outcome_is_unknown(open_database: Open) -> None:
-    """Unless the caller has said that twice is as good as once."""
+    """Unless the caller has said that the statements may run twice."""
     db = open_database(profile="rds-proxy")
     sleep = [Statement("SELECT pg_sleep(2)")]
     with db.deadline(0.5), pytest.raises(CommitOutcomeUnknownError, match="deadline"):

@@ -1,4 +1,4 @@
-"""What run_text() leaves in a session: nothing, after a success and after an error.
+"""run_text() leaves nothing in a session, after a success and after an error.
 
 Each test has a control, which runs without the reset and must find the state.
 """
@@ -176,7 +176,6 @@ def there(settings: Settings, db: Database[TupleRow], condition: str) -> tuple[o
 @pytest.fixture
 def without_reset(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out what ends the state."""
-    monkeypatch.setattr(_flight, "CURSORS", ())
     monkeypatch.setattr(_flight, "RESET", ())
     monkeypatch.setattr(_flight, "KEPT_BY_ROLLBACK", ())
     monkeypatch.setattr(_flight, "UNLOCK", "NULL")
@@ -245,6 +244,18 @@ def test_commit_does_not_run_the_queries_of_cursors(
     assert there(settings, db, condition) == (False, process)
 
 
+@pytest.mark.parametrize("end", ["COMMIT", "COMMIT AND CHAIN"])
+def test_an_end_that_the_text_did_not_show_is_the_error(
+    db: Database[TupleRow], monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """The error that follows from it would say that nothing was committed."""
+    monkeypatch.setattr(_flight, "ends_transaction", lambda _: False)
+    _flight._known.cache_clear()
+    with pytest.raises(psycopg.errors.InvalidTransactionTermination, match="may be committed"):
+        run(db, end)
+    _flight._known.cache_clear()
+
+
 def test_a_reset_before_commit_would_not_be_enough(
     kept_pooler: PoolerFixture, secrets_environment: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,7 +274,7 @@ def test_a_reset_before_commit_would_not_be_enough(
 def test_where_the_reset_fails_the_server_connection_ends(
     settings: Settings, db: Database[TupleRow], monkeypatch: pytest.MonkeyPatch, last: str
 ) -> None:
-    """A caller may bring it to fail, by a cancel from another request; no client gets the state."""
+    """A caller may make it fail, by a cancel from another request; no client gets the state."""
     broken = Command(b"SELECT 1/0")
     monkeypatch.setattr(_flight, "RESET", (broken, *_flight.RESET))
     monkeypatch.setattr(_flight, "DISCARD", (broken,))

@@ -156,7 +156,7 @@ def test_a_name_whose_places_are_taken_leaves_those_of_the_other_one(
 
 
 def test_the_users_of_each_name_are_rejected_at_the_other_one(new_pooler: PoolerFixture) -> None:
-    """A name that nobody knows is answered like a wrong password, at both."""
+    """An unknown user gets the answer of a wrong password, at both names."""
     (reader,) = new_pooler.add_sql(1, pool_size=2, most=4)
     pooler = new_pooler.start()
     stranger = Login("stranger", "unknown", "")

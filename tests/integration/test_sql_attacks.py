@@ -336,7 +336,7 @@ def test_no_state_reaches_another_key(edge: Edge, name: str, last: str) -> None:
 def without_reset(monkeypatch: pytest.MonkeyPatch, edge: Edge) -> Iterator[None]:
     """Leave out what ends the state; what stays then is ended with its backend."""
     edge.value(edge.reader, "SELECT 1")  # with the reset, as a control's backend has it
-    for guard in ("CURSORS", "RESET", "KEPT_BY_ROLLBACK", "DISCARD"):
+    for guard in ("RESET", "KEPT_BY_ROLLBACK", "DISCARD"):
         monkeypatch.setattr(_flight, guard, ())
     monkeypatch.setattr(_flight, "UNLOCK", "NULL")
     yield

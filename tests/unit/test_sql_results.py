@@ -223,7 +223,7 @@ KNOWN = {
     ],
 )
 def test_types_of_users(text: str, oid: int, expected: object) -> None:
-    """Arrays of enums and domains are arrays; a type that was dropped meanwhile is a string."""
+    """Arrays of enums and domains are arrays; a type that has been dropped is a string."""
     assert value(text, oid, KNOWN) == expected
 
 

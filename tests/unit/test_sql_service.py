@@ -200,13 +200,13 @@ def test_an_empty_batch_asks_nothing(door: Door) -> None:
     ],
 )
 def test_who_is_not_let_in(door: Door, string: str | None, code: str) -> None:
-    """Nothing reaches the database; another host is never dialled, nor another database."""
+    """Nothing reaches the database, and nothing connects to another host or database."""
     assert door.fails({"query": "SELECT 1"}, string) == (400, code)
     assert not any(each.calls for each in door.databases.values())
 
 
 def test_one_message_for_every_wrong_key(door: Door) -> None:
-    """It does not tell whether the key exists, and the database's name is looked at later."""
+    """It does not show whether the key exists, and the database's name is checked later."""
     strings = [url(key="nobody"), url(secret="wrong"), url(secret="wrong", db="x")]
     bodies = [door.send({"query": "SELECT 1"}, string)["body"] for string in strings]
     assert bodies[0] == bodies[1] == bodies[2]
@@ -265,7 +265,7 @@ def test_a_verified_token(door: Door) -> None:
 
 
 def test_a_token_that_nobody_verified(door: Door) -> None:
-    """Without an authorizer a bearer token counts nothing."""
+    """Without an authorizer a bearer token has no effect."""
     forged = {"authorization": "Bearer eyJhbGciOiJub25lIn0.eyJzdWIiOiJ1MSJ9."}
     nobody = "postgresql://anyone@pool.example.com/app"
     assert door.fails({"query": "SELECT 1"}, nobody, **forged) == (400, "28P01")
@@ -341,7 +341,10 @@ def test_an_unexpected_error_shows_nothing(door: Door, capsys: pytest.CaptureFix
 
     door.databases["reader"].answers = fail
     response = door.send({"query": "a"})
-    assert (response["statusCode"], response["body"]["message"]) == (500, "internal error")
+    assert (response["statusCode"], response["body"]["message"]) == (
+        500,
+        "internal error: the log of /sql has the reason",
+    )
     (line,) = capsys.readouterr().out.splitlines()
     assert SECRET not in line + json.dumps(response)
     assert json.loads(line)["reason"].startswith("ZeroDivisionError at test_sql_service.py:")
@@ -390,7 +393,7 @@ def test_the_log_of_a_request_can_be_found(door: Door, capsys: pytest.CaptureFix
 
 
 def test_the_line_of_a_refusal_names_no_key(door: Door, capsys: pytest.CaptureFixture[str]) -> None:
-    """What a stranger sends as a key's id may be anything, a secret in the wrong place too."""
+    """A wrong id may be anything, even a secret in the wrong place."""
     door.send({"query": "SELECT canary"}, f"postgresql://{SECRET}:canary@pool.example.com/app")
     (line,) = capsys.readouterr().out.splitlines()
     assert "canary" not in line
@@ -435,7 +438,7 @@ BODIES = (
 
 @given(STRINGS, BODIES, st.booleans())
 def test_any_request_is_answered(string: str, body: str, encoded: bool) -> None:
-    """With 200, 400 or 413: never with an error of ours."""
+    """With 200, 400 or 413, never with 500."""
     door = opened()
     context = {"http": {"method": "POST"}, "domainName": DOMAIN}
     headers = {"neon-connection-string": string}

@@ -66,7 +66,7 @@ def test_begin_has_the_options(modes: Modes, text: bytes) -> None:
     ],
 )
 def test_only_what_may_write_asks_for_its_id(queries: list[str], asks: bool) -> None:
-    """It costs a packet; what is idempotent or only reads is not looked up."""
+    """It costs a packet; the outcome of reads and idempotent calls is not looked up."""
     assert ordered(*queries).asks is asks
     assert not ordered(*queries, idempotent=True).asks
     assert not ordered(*queries, modes=Modes(read_only=True)).asks

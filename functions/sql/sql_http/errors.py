@@ -1,4 +1,4 @@
-"""What a request can fail with, as status and error object."""
+"""How a request can fail: status and error object."""
 
 import json
 import math
@@ -111,11 +111,13 @@ def _of_database(error: psycopg.Error) -> Failure:
 
 
 def _of_defect(_: Exception) -> Failure:
-    return Failure(500, error_object("internal error", "XX000"))
+    return Failure(500, error_object("internal error: the log of /sql has the reason", "XX000"))
 
 
 def _unavailable(seconds: float) -> Failure:
-    message = "the database is not available now: retry later"
+    message = (
+        "the database or the table of keys cannot be reached: retry after the time in Retry-After"
+    )
     return Failure(503, error_object(message, None), max(1, math.ceil(seconds)))
 
 
@@ -129,7 +131,7 @@ _ANSWERS: tuple[tuple[type[Exception], Callable[[Any], Failure]], ...] = (
     (psycopg.Error, _of_database),
     (Exception, _of_defect),
 )
-"""The first kind that fits decides."""
+"""The first kind that matches decides."""
 
 encode: Callable[[Mapping[str, str | None]], str] = json.JSONEncoder(ensure_ascii=False).encode
 """Writes an error object."""

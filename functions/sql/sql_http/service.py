@@ -37,11 +37,27 @@ from .settings import SqlSettings
 from .statements import Registered
 from .tokens import caller_of_token, verified_claims
 
-REFUSED = "the key of the connection string is not valid"
-"""One message: an unknown key, a wrong secret, an expired and a revoked key look the same."""
+REFUSED = (
+    "the key of the connection string is not valid: it is unknown, revoked or expired, or its"
+    " secret is wrong"
+)
+"""One message for all four, so that it shows nobody which ids exist."""
+
+FOREIGN_HOST = (
+    "the host of the connection string is not one of this stage: use the DATABASE_URL that `make"
+    " sql-key` printed, or add the host to sql.hosts"
+)
+FOREIGN_DATABASE = (
+    "the database of the connection string is not the stage's: use the DATABASE_URL that `make"
+    " sql-key` printed"
+)
+UNREGISTERED = (
+    "the statement is not registered for this caller: its text must be exactly that of a registered"
+    " statement (docs/operations.md)"
+)
 
 TYPES_LIMITS = Limits(rows=10_000, bytes=1_000_000)
-"""Of the answer about the types of an answer's fields."""
+"""Limits of the answer that describes the types of fields."""
 
 
 NAMES = 4
@@ -111,14 +127,14 @@ class Service:
         return response
 
     def _target(self, event: Mapping[str, Any], headers: Mapping[str, str]) -> ConnectionString:
-        """Return the connection string, if its host is one of ours."""
+        """Return the connection string, if its host is one of the stage's."""
         text = headers.get(CONNECTION_STRING)
         if text is None:
             raise RequestError(FORM)
         target = parse(text)
         domain = event["requestContext"]["domainName"].partition(":")[0].lower()
         if not is_allowed(target.host, domain, self._settings.hosts):
-            raise RequestError("the host of the connection string is not served here", "08001")
+            raise RequestError(FOREIGN_HOST, "08001")
         return target
 
     def _caller(self, event: Mapping[str, Any], target: ConnectionString) -> Caller:
@@ -131,7 +147,7 @@ class Service:
                 raise RequestError(REFUSED, "28P01")
             caller = found
         if target.database not in self._settings.databases:
-            raise RequestError("the database of the connection string does not exist", "3D000")
+            raise RequestError(FOREIGN_DATABASE, "3D000")
         return caller
 
     def _run(self, work: Work, context: object) -> list[Result]:
@@ -157,7 +173,7 @@ class Service:
         return run
 
     def _learn_types(self, db: Database[Any], results: list[Result]) -> None:
-        """Ask for the types that are new here. The statements were committed before."""
+        """Ask for types that are not known yet. The statements have been committed before."""
         oids = kinds.unknown(results, self._types)
         if not oids:
             return
@@ -178,7 +194,7 @@ class Service:
 
 def _require_post(method: str) -> None:
     if method != "POST":
-        raise RequestError("use POST", status=405)
+        raise RequestError(f"the method is {method}; must be POST", status=405)
 
 
 def _in_one_flight(db: Database[Any], work: Work, registered: Registered) -> list[Result]:
@@ -204,7 +220,7 @@ def _may_retry(caller: Caller, statements: list[Statement], registered: Register
 def _require_registered(caller: Caller, texts: list[str]) -> None:
     registered = caller.statements
     if registered is not None and not all(map(registered.allows, texts)):
-        raise RequestError("the statement is not registered for this caller", "42501")
+        raise RequestError(UNREGISTERED, "42501")
 
 
 def _require_short_names(request: Request, results: list[Result], most: int) -> None:

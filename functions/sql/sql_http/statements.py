@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple, Self
 
 _FIELDS: Final = {"sql", "reads"}
 _SETTERS: Final = ("set_config", "pg_settings")
-"""By these names a statement changes a setting whose name and value are parameters."""
+"""With these names a statement can change a setting that its parameters name."""
 
 
 class StatementsError(ValueError):
@@ -28,9 +28,9 @@ class Statement(NamedTuple):
 
     digest: str
     reads: bool
-    """Whether it only reads, so that it may be retried."""
+    """Whether it only reads, so that it may be retried after a lost connection."""
     sets: bool
-    """Whether it may set any setting, claims too."""
+    """Whether it may change any setting, including the claims."""
 
 
 def digest(query: str) -> str:
@@ -84,7 +84,7 @@ class Registered:
 
 
 NONE: Final = Registered({})
-"""No statement at all."""
+"""No statement."""
 
 
 def load_statements(path: Path) -> Registered:
@@ -119,7 +119,10 @@ def _problems(document: Mapping[str, Any]) -> Iterator[str]:
             continue
         other = first.setdefault(_statement(entry).digest, name)
         if _statement(entry).reads != _statement(document[other]).reads:
-            yield f"statements {other!r} and {name!r} have one text, but only one of them reads"
+            yield (
+                f"statements {other!r} and {name!r} have the same text, but only one has"
+                " reads true: remove one of them"
+            )
 
 
 def _problem(entry: object) -> str:
@@ -128,9 +131,9 @@ def _problem(entry: object) -> str:
     if not fields.keys() <= _FIELDS:
         return f"has the unknown fields {sorted(fields.keys() - _FIELDS)}; may have sql and reads"
     if not isinstance(sql, str) or not sql.strip():
-        return "has no text in its field 'sql'"
+        return "has no text in its field 'sql'; must have an SQL statement"
     if not isinstance(reads, bool):
-        return "has a field 'reads' that is not true or false"
+        return f"has reads {reads!r}; must be true or false"
     return ""
 
 

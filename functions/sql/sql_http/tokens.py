@@ -14,7 +14,7 @@ def caller_of_token(event: Mapping[str, Any], rules: StageRules) -> Caller:
     """Return the caller with the token's claims, which may send registered statements only.
 
     API Gateway makes every claim a text: `true`, `1767225600`, a list `[a b]`. A policy sees that
-    text; it cannot tell a list from a text that looks like one. Raises TokenError.
+    text, and cannot distinguish a list from a text that looks like one. Raises TokenError.
     """
     claims = verified_claims(event)
     if claims is None:

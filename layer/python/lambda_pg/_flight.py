@@ -1,7 +1,7 @@
-"""Run the statements of a foreign client: BEGIN, statements, COMMIT and reset in one round trip.
+"""Run foreign statements: BEGIN, the statements, COMMIT and a reset in one round trip.
 
 A statement may leave state in its session: a setting, an advisory lock, a temporary table. Behind a
-pooler the next client would get it, so the same write brings what ends it (docs/decisions/0048).
+pooler the next client would get it, so the same write has a reset (docs/decisions/0048).
 """
 
 import fcntl
@@ -50,13 +50,13 @@ from lambda_pg.text import (
 )
 
 CHUNK: Final = 100
-"""Rows that come in one piece; single rows take nearly twice the time (measured)."""
+"""Rows in one piece; single rows take nearly twice the time (measured)."""
 
 DRAIN_TIMEOUT: Final = 5.0
-"""Seconds in which the answers to a cancelled flight must have come, before the deadline too."""
+"""Seconds to wait for the answers to a cancelled flight, at most until the deadline."""
 
 LATE_DRAIN_TIMEOUT: Final = 0.1
-"""The same after the deadline; they come out of the reserve."""
+"""The same after the deadline; this time is part of the reserve."""
 
 MOST_PARAMETERS: Final = 65535
 """PostgreSQL's limit of the parameters of one statement."""
@@ -70,8 +70,8 @@ ROW_BYTES: Final = 8
 ROLLBACK: Final = Command(b"ROLLBACK")
 
 READS: Final = frozenset({"select", "values", "table", "show", "explain", ""})
-"""First words of statements that rarely write: their flights do not ask for a transaction's id. A
-lost one that called a writing function is reported as unknown, and its outcome is not looked up."""
+"""First words of statements that rarely write: their flights do not ask for a transaction's id. If
+one that calls a writing function is lost, its outcome is reported as unknown without a look-up."""
 
 PLAIN: Final = READS | {"insert", "update", "delete", "merge", "with"}
 """First words of statements that leave no state in their session, unless a function does."""
@@ -99,8 +99,8 @@ RESET: Final = (
     Command(b"UNLISTEN *"),
     Command(b"DISCARD TEMP"),
 )
-"""Ends the state that COMMIT makes last. Before COMMIT, RESET ALL would pass over a value that
-SET LOCAL … TO DEFAULT covers until then."""
+"""Resets the state as COMMIT leaves it. Before COMMIT, RESET ALL would miss a value that
+SET LOCAL … TO DEFAULT hides until then."""
 
 UTF8: Final = Command(b"SET client_encoding TO 'UTF8'")
 
@@ -151,7 +151,7 @@ _Column = tuple[bytes | None, int, int, int, int, int]
 
 
 class _StoppedError(Exception):
-    """Ends the wait for answers that the caller will not get."""
+    """Ends the wait for answers that the caller does not get."""
 
 
 class Prepared(NamedTuple):
@@ -222,7 +222,7 @@ def order(
 def _ready(query: str, params: Sequence[str | None]) -> Prepared:
     if len(params) > MOST_PARAMETERS:
         raise psycopg.errors.TooManyArguments(
-            f"the statement has {len(params)} parameters; PostgreSQL takes {MOST_PARAMETERS}"
+            f"the statement has {len(params)} parameters; must have at most {MOST_PARAMETERS}"
         )
     encoded, word = _known(query) if is_short(query) else _checked(query)
     if not params:
@@ -235,7 +235,7 @@ def _checked(query: str) -> tuple[bytes, str]:
     """Return a statement that may be sent, encoded, and its first word or words."""
     encoded, (word, *others) = _encoded(query, "the statement"), first_words(query) or [""]
     if word == "copy":
-        raise CopyRefusedError("COPY is not supported: nothing was sent")
+        raise CopyRefusedError("COPY is not supported: use INSERT or SELECT. Nothing was sent")
     if ends_transaction(query):
         raise psycopg.errors.InvalidTransactionTermination(
             "the statements run in one transaction, which none of them may end: remove COMMIT, "
@@ -246,18 +246,18 @@ def _checked(query: str) -> tuple[bytes, str]:
 
 
 _known: Final = functools.lru_cache(maxsize=512)(_checked)
-"""The statements of an ORM repeat: reading one takes longer than sending it."""
+"""An ORM repeats its statements, and checking one takes longer than sending it."""
 
 
 def _encoded(text: str, what: str) -> bytes:
     """Encode as UTF-8. Raises what PostgreSQL would, if the character could be sent."""
     if "\0" in text:
-        raise psycopg.errors.CharacterNotInRepertoire(f"{what} contains a NUL character")
+        raise psycopg.errors.CharacterNotInRepertoire(f"{what} contains a NUL character: remove it")
     try:
         return text.encode()
     except UnicodeEncodeError:
         raise psycopg.errors.CharacterNotInRepertoire(
-            f"{what} contains a lone surrogate, which UTF-8 cannot represent"
+            f"{what} contains a lone surrogate, which UTF-8 cannot represent: remove it"
         ) from None
 
 
@@ -296,7 +296,8 @@ class Flight:
         self._received = _Received(order, connection)
         self._take_rows = self._received.take
         self._awaited: deque[Callable[[PGresult], None] | None] = deque()
-        """What takes each answer that has not come completely; None for what only must succeed."""
+        """The functions that take the answers that have not arrived completely; None for an answer
+        that only must succeed."""
 
     @property
     def results(self) -> list[Result]:
@@ -305,10 +306,10 @@ class Flight:
 
     @property
     def is_undone(self) -> bool:
-        """Whether the server has told that it ended the connection before COMMIT.
+        """Whether the server has reported that it ended the connection before COMMIT.
 
         The answers come in order, so nothing was committed. A pooler's own error proves nothing;
-        it does not name a function of PostgreSQL's source.
+        it does not name a function of PostgreSQL's source code.
         """
         error = self._failure
         return (
@@ -337,15 +338,20 @@ class Flight:
             connection.close()
         else:
             self._settle()
+        self._require_own_end()
+
+    def _require_own_end(self) -> None:
+        """Raise if a statement has ended the transaction: COMMIT AND CHAIN has then failed."""
         if self._received.has_ended:
             raise psycopg.errors.InvalidTransactionTermination(
-                "a statement has ended the transaction: what came before it may be committed"
+                "a statement has ended the transaction: the statements before it may be committed"
             )
 
     def _settle(self) -> None:
-        """Look at the answers, which are complete. Raises what was not committed."""
+        """Check the complete answers. Raises the error if nothing was committed."""
         self._libpq.exit_pipeline_mode()
-        if not (self._committed or self._received.has_ended):
+        self._require_own_end()
+        if not self._committed:
             raise self._failure or psycopg.errors.InFailedSqlTransaction(
                 "an error inside the transaction was not reported: nothing was committed"
             )
@@ -384,7 +390,7 @@ class Flight:
             connection.close()
 
     def _end_stopped(self) -> None:
-        """Cancel what the caller will not get. Raises TooLargeError, which tells the outcome."""
+        """Cancel results over a limit. Raises TooLargeError, which has the outcome."""
         if self._cancel(min(DRAIN_TIMEOUT, self._connection.deadline - monotonic())):
             with suppress(psycopg.Error):  # what was cancelled
                 self._settle()
@@ -408,7 +414,7 @@ class Flight:
         ) from timeout
 
     def _cancel(self, seconds: float) -> bool:
-        """Cancel, and wait for the answers; tell whether they are complete. Else close."""
+        """Cancel and wait for the answers. Return whether they are complete; if not, close."""
         connection = self._connection
         try:
             if connection.profile.cancel:
@@ -501,7 +507,7 @@ class Flight:
             elif status == _ERROR:
                 self._note(result)
             elif status in COPIES:
-                raise CopyRefusedError("COPY is not supported")
+                raise CopyRefusedError("COPY is not supported: use INSERT or SELECT")
 
     def _send_rest(self) -> PQGen[None]:
         """Send it, and read what comes meanwhile: while a server writes, it does not read."""
@@ -623,7 +629,7 @@ class _Received:
 
     def _too_large(self, what: str) -> Callable[[bool | None], psycopg.Error]:
         return lambda committed: TooLargeError(
-            f"the results have {what}; the statements were {_OUTCOME[committed]}",
+            f"the results have {what}, the limit; the statements were {_OUTCOME[committed]}",
             committed=committed,
         )
 
@@ -631,13 +637,13 @@ class _Received:
 _OUTCOME: Final = {
     True: "committed",
     False: "rolled back",
-    None: "cut off, and may have been committed",
+    None: "interrupted, and may be committed",
 }
 
 
 def _not_utf8(committed: bool | None) -> psycopg.Error:
     return psycopg.errors.CharacterNotInRepertoire(
-        "a value is not in UTF-8: leave client_encoding as it is; the statements were "
+        "a value is not in UTF-8: do not change client_encoding; the statements were "
         f"{_OUTCOME[committed]}"
     )
 
@@ -688,7 +694,7 @@ _HAS_CHUNKS: Final = min(pq.version(), pq.__build_version__) >= 170000
 
 
 def _received(descriptor: int) -> int:
-    """Return how many bytes libpq has read from a socket; 0 where the system does not tell."""
+    """Return how many bytes libpq has read from a socket; 0 if the system does not count them."""
     if sys.platform != "linux":
         return 0
     with socket.socket(fileno=os.dup(descriptor)) as twin:
