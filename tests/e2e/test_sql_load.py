@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 import pytest
@@ -92,9 +92,19 @@ def sql_load(cloud: LocalCloud, clients: SqlClients) -> Iterator[Load]:
         yield seen
 
 
-def waited(cloud: LocalCloud, name: str) -> int:
-    """Return the microseconds that clients of a name have waited at all tasks together."""
-    return sum(row["total_wait_time"] for row in shown(cloud, "STATS") if row["database"] == name)
+class Counts(NamedTuple):
+    """What PgBouncer has counted for a name, at all tasks together."""
+
+    waited: int
+    """Microseconds that clients have waited for a server connection."""
+    transactions: int
+
+
+def counts(cloud: LocalCloud, name: str) -> Counts:
+    """Read the counts of a name."""
+    rows = [row for row in shown(cloud, "STATS") if row["database"] == name]
+    columns = ("total_wait_time", "total_xact_count")
+    return Counts(*(sum(row[column] for row in rows) for column in columns))
 
 
 def queued(cloud: LocalCloud, name: str) -> int:
@@ -162,10 +172,11 @@ def test_sql_waits_for_no_server_connection_while_users_holds_all_of_its(
     )
     with users_load(cloud, user) as busy:
         wait_until(lambda: held(cloud)["users"] == most(cloud)["users"] and queued(cloud, USERS))
-        before = {name: waited(cloud, name) for name in (USERS, SQL)}
+        users, sql = counts(cloud, USERS), counts(cloud, SQL)
         answers = [ask().status for ask in asks for _ in range(FEW)]
-        assert waited(cloud, SQL) == before[SQL]
-        assert waited(cloud, USERS) > before[USERS], "it is not full"
+        assert counts(cloud, SQL).waited == sql.waited
+        assert counts(cloud, SQL).transactions >= sql.transactions + len(answers)
+        assert counts(cloud, USERS).waited > users.waited, "it is not full"
     assert Counter(answers) == {200: FEW * len(asks)}
     assert busy.failed == []
 
@@ -177,9 +188,10 @@ def test_users_waits_for_no_server_connection_while_sql_holds_all_of_its(
     path, token = user
     with sql_load(cloud, clients) as busy:
         wait_until(lambda: held(cloud)["sql"] == most(cloud)["sql"] and queued(cloud, SQL))
-        before = {name: waited(cloud, name) for name in (USERS, SQL)}
+        users, sql = counts(cloud, USERS), counts(cloud, SQL)
         answers = [call(cloud.url, "GET", path, token).status for _ in range(FEW)]
-        assert waited(cloud, USERS) == before[USERS]
-        assert waited(cloud, SQL) > before[SQL], "it is not full"
+        assert counts(cloud, USERS).waited == users.waited
+        assert counts(cloud, USERS).transactions >= users.transactions + len(answers)
+        assert counts(cloud, SQL).waited > sql.waited, "it is not full"
     assert Counter(answers) == {200: FEW}
     assert busy.failed == []
