@@ -56,6 +56,7 @@ PARTS = (
     Part(PAGE, "whole-request", tables.whole_request_table, ("whole_request",)),
     Part(PAGE, "logins", tables.logins_table, ("logins",)),
     Part(PAGE, "sql", tables.sql_table, ("sql",)),
+    Part(PAGE, "sql-request", tables.sql_request_table, ("sql_request",)),
 )
 PICTURES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "storm.svg": ("storm", plots.storm_plot),

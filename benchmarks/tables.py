@@ -277,6 +277,16 @@ def sql_table(result: Result) -> str:
     return f"{drawn}\n\n{notes(result, medians, start, memory, *method(result))}"
 
 
+def sql_request_table(result: Result) -> str:
+    """Draw `POST /sql` beside `GET /users/{id}`, both through the API."""
+    rows = [
+        [f"`{row['name']}`", f"{row['median_ms']:.2f}", f"{row['ratio']:.2f}"]
+        for row in result["rows"]
+    ]
+    drawn = table(["a request through the API", "ms", "to GET"], rows)
+    return f"{drawn}\n\n{notes(result, *method(result))}"
+
+
 def _of_both_paths(result: Result, titles: Mapping[str, str]) -> list[list[str]]:
     """Return a line for each title: the times and ratios of its row on both paths."""
     cells: dict[str, dict[str, list[str]]] = {}

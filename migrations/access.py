@@ -9,7 +9,7 @@ from psycopg import Connection
 from .declarations import AccessError, Grant
 from .declared_tables import find_tables
 from .levels import LEVELS, group_of, list_logins
-from .policies import describe_rows, set_policies
+from .policies import describe_restrictive, describe_rows, set_policies
 from .public_rights import (
     close_functions,
     close_schemas,
@@ -30,9 +30,8 @@ def apply_access(
     """Apply the declarations for these levels inside the open transaction; return warnings.
 
     The groups of all other levels lose what they have; without `levels` nothing changes. Raise
-    `AccessError`, before any change, for a table that does not exist, and if a level can do more
-    than is declared: the caller rolls back. In a database that is `shared`, PUBLIC keeps its
-    rights.
+    `AccessError` before any change for a table that does not exist, and after it if a level can do
+    more than is declared: then roll back. In a database that is `shared`, PUBLIC keeps its rights.
     """
     groups = [group for level in LEVELS if exists(connection, group := group_of(level))]
     if levels is None or not groups:
@@ -66,4 +65,5 @@ def _apply(
         refuse_others(connection, roles, enabled, wanted)
         yield from describe_open(connection, enabled, shared=shared)
         yield from describe_rows(found)
+        yield from describe_restrictive(connection, roles)
         yield from describe_large_objects(connection, roles)

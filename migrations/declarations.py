@@ -16,7 +16,7 @@ CHANGES = ("INSERT", "UPDATE", "DELETE")
 VERBS: Mapping[str, tuple[str, ...]] = {
     level: ("SELECT",) if level == "reader" else ("SELECT", *CHANGES) for level in LEVELS
 }
-"""What a level may be granted."""
+"""The verbs that can be declared for each level."""
 
 EXAMPLE = '[reader.orders] and verbs = ["SELECT"]'
 
@@ -27,7 +27,7 @@ class AccessError(MigrationError):
 
 @dataclass(frozen=True)
 class Grant:
-    """One table of one level: its verbs, and the condition of the rows that the level reaches."""
+    """One table of one level: its verbs, and the condition for rows that the level can reach."""
 
     level: str
     schema: str
@@ -35,7 +35,7 @@ class Grant:
     verbs: tuple[str, ...]
     rows: str | None
     place: str
-    """File and heading, for messages."""
+    """The file and the entry, for messages."""
 
     @property
     def name(self) -> str:
@@ -46,7 +46,7 @@ class Grant:
 def read_access(folders: Sequence[Path]) -> list[Grant]:
     """Read the file of each folder that has one; raise `AccessError`.
 
-    For the same level and table the later folder's file counts: the project's, not the sample's.
+    If two files declare the same level and table, the later one counts: the project's.
     """
     found = [grant for folder in folders for grant in _read_file(folder / FILE)]
     return list({(grant.level, grant.schema, grant.table): grant for grant in found}.values())
@@ -62,8 +62,8 @@ def _read_file(path: Path) -> Iterator[Grant]:
     for level, tables in content.items():
         if level not in LEVELS or not isinstance(tables, dict):
             raise AccessError(
-                f"{place(path)}: it has {level!r}; must be a table of one of the trust levels "
-                f"{', '.join(LEVELS)}, as in {EXAMPLE}"
+                f"{place(path)}: it has {level!r}; must have entries of the trust levels "
+                f"{', '.join(LEVELS)} only, as in {EXAMPLE}"
             )
         for name, entry in tables.items():
             yield _grant(level, name, entry, f"{place(path)}, [{level}.{_key(name)}]")
@@ -76,17 +76,17 @@ def _key(name: str) -> str:
 def _grant(level: str, name: str, entry: object, where: str) -> Grant:
     schema, _, table = name.rpartition(".")
     if not isinstance(entry, dict) or not table or "." in schema:
-        raise AccessError(f"{where}: must be a table with its verbs, as in {EXAMPLE}")
+        raise AccessError(f"{where}: the entry must have a table and its verbs, as in {EXAMPLE}")
     if unknown := sorted(entry.keys() - {"verbs", "rows"}):
         raise AccessError(
-            f"{where}: it has {unknown[0]!r}; must be verbs or rows. A table of another schema is "
-            f'written in quotes, as in [{level}."{name}.{unknown[0]}"]'
+            f"{where}: it has {unknown[0]!r}; may have verbs and rows only. Write a table of "
+            f'another schema in quotes, as in [{level}."{name}.{unknown[0]}"]'
         )
     verbs, rows = entry.get("verbs"), entry.get("rows")
     if not isinstance(verbs, list) or not all(verb in VERBS[level] for verb in verbs):
         raise AccessError(
-            f"{where}: verbs is {verbs!r}; must be a list of {', '.join(VERBS[level])}, which are "
-            f"all that the level {level} can have"
+            f"{where}: verbs is {verbs!r}; must be a list of verbs that the level {level} can "
+            f"have: {', '.join(VERBS[level])}"
         )
     if rows is not None and (not isinstance(rows, str) or not rows.strip()):
         raise AccessError(

@@ -1,4 +1,4 @@
-"""The tables that a project's file gives to `/sql`'s trust levels, as the database has them."""
+"""The tables that files declare for `/sql`'s trust levels, as the database has them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,13 +75,14 @@ def find_tables(connection: Connection[Any], grants: Sequence[Grant]) -> list[tu
 def _problem(grant: Grant, table: Table | None) -> str:
     if table is None:
         return (
-            f"the level {grant.level} has rights on the table {grant.name}, which does not exist "
+            f"the level {grant.level} is given the table {grant.name}, which does not exist "
             f"in the schema {grant.schema}. Correct the name, or add a migration that creates it"
         )
     if not table.is_ours:
         return (
             f"the table {grant.name} belongs to {table.owner}, so the migration cannot grant it to "
-            f"the level {grant.level}. Remove it, or give the migration's user that role"
+            f"the level {grant.level}. Remove the entry, or make the migration's user a member of "
+            f"{table.owner}"
         )
     if grant.rows is not None and not table.has_rls:
         return (

@@ -1,4 +1,4 @@
-"""The logins of `/sql`'s trust levels: admitted, limited, and shut out when a level is off."""
+"""The logins of `/sql`'s trust levels: created and limited, or disabled if a level is off."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -40,7 +40,7 @@ class Levels:
     """The trust levels that a stage has, and what bounds their logins."""
 
     logins: Mapping[str, Callable[[], Login]]
-    """What reads a level's login, by level. A level that is missing is switched off."""
+    """A function that returns a level's login, for each level. A missing level is switched off."""
     timeouts: Timeouts
     """Defaults of their sessions, which a session can change."""
     login_limit: int = -1
@@ -58,7 +58,7 @@ class Levels:
 def prepare_levels(
     connection: Connection[Any], levels: Levels, *, owner_by_token: bool = False
 ) -> list[str]:
-    """Create, limit or shut out the logins of all levels, in one transaction.
+    """Create, limit or disable the logins of all levels, in one transaction.
 
     Return the users that this made members of rds_iam. Raise as `prepare` does.
     """
@@ -87,7 +87,7 @@ def list_logins(connection: Connection[Any], groups: Sequence[str]) -> list[str]
 
 
 def _refuse_powers(connection: Connection[Any], login: Login) -> None:
-    """Raise `LevelLoginError` if a member of the login's group has other rights, too."""
+    """Raise `LevelLoginError` if a member of the login's group has other rights too."""
     for name, _, can_login in _members(connection, [login.group]):
         if can_login:
             refuse_unbound(connection, replace(login, name=name))
@@ -111,12 +111,12 @@ WHERE grouped.rolname = ANY (%s) AND member.rolname NOT IN (current_user, %s)
     )
 ORDER BY 2, 1
 """
-"""Logins, also those that were shut out: a role that cannot log in and has members is a group. From
+"""Logins, also disabled ones: a role that cannot log in and has members is a group. From
 PostgreSQL 16 on, the owner is a member of each role that it has created."""
 
 
 def _limit_logins(connection: Connection[Any], group: str, levels: Levels) -> None:
-    """Limit both users of a rotation; each may have changed its own defaults since."""
+    """Limit each login of a group; it may have changed its own defaults since the last time."""
     for name in list_logins(connection, [group]):
         try:
             with connection.transaction():
@@ -125,15 +125,15 @@ def _limit_logins(connection: Connection[Any], group: str, levels: Levels) -> No
                 limit_user(connection, name, levels.login_limit)
         except InsufficientPrivilege as error:
             logger.warning(
-                "the role %s keeps its timeouts and connection limit, as only its creator can "
-                "change them (%s): have them set by ALTER ROLE %s CONNECTION LIMIT %d and ALTER "
+                "the role %s keeps its timeouts and connection limit, because only its creator can "
+                "change them (%s). Let the creator run: ALTER ROLE %s CONNECTION LIMIT %d; ALTER "
                 "ROLE %s SET statement_timeout = '%ds'",
                 *(name, error, name, levels.login_limit, name, levels.timeouts.statement),
             )
 
 
 def _forget_settings(connection: Connection[Any], name: str, timeouts: Timeouts) -> None:
-    """Remove the defaults of a login that no deployment has set: each role may set its own."""
+    """Remove the defaults of a login that no deployment has set: the login can set any."""
     ours = settings_of(connection, timeouts)
     foreign = [each for each in _settings(connection, name) if each not in ours]
     role = sql.SQL("ROLE {}").format(sql.Identifier(name))
@@ -143,8 +143,8 @@ def _forget_settings(connection: Connection[Any], name: str, timeouts: Timeouts)
             connection.execute(reset)
     if foreign:
         logger.warning(
-            "the role %s had defaults that no deployment sets (%s), and they were removed. The "
-            "role itself can set them: revoke the keys of its trust level that you do not trust",
+            "the role %s had defaults that no deployment sets (%s); they were removed. The role "
+            "itself can set them: revoke the keys of its trust level that you do not trust",
             name,
             ", ".join(foreign),
         )
@@ -163,7 +163,7 @@ def _settings(connection: Connection[Any], name: str) -> list[str]:
 
 
 def _shut_out(connection: Connection[Any], group: str) -> None:
-    """Let no login of a group log in, unless another database of the server has the group.
+    """Disable the logins of a group, unless another database of the server uses the group.
 
     The roles stay: a role cannot be dropped while it has a large object, or rights elsewhere.
     """
@@ -179,7 +179,7 @@ def _shut_out(connection: Connection[Any], group: str) -> None:
                 connection.execute(change.format(sql.Identifier(name)))
         except InsufficientPrivilege as error:
             logger.warning(
-                "the trust level of %s is off, and its role %s can still log in, as only its "
-                "creator can change it (%s): ALTER ROLE %s NOLOGIN",
+                "the trust level of %s is off, but its role %s can still log in, because only its "
+                "creator can change that (%s). Let the creator run: ALTER ROLE %s NOLOGIN",
                 *(group, name, error, name),
             )

@@ -15,9 +15,9 @@ from .levels import group_of
 def set_policies(
     connection: Connection[Any], groups: Sequence[str], found: Sequence[tuple[Grant, Table]]
 ) -> None:
-    """Create the policies that are declared, and drop the others of the same names.
+    """Create the declared policies, and drop others with the names that these have.
 
-    One that is as declared is left: to create a policy locks its table against every reader.
+    A policy that is as declared is not recreated, because that locks its table for every reader.
     """
     rows = connection.execute(POLICIES, [list(groups)]).fetchall()
     present = {(table, group): (comment, state) for table, group, comment, state in rows}
@@ -44,11 +44,11 @@ SELECT format('%%I.%%I', nspname, relname), polname::text, obj_description(p.oid
 FROM pg_policy AS p JOIN pg_class AS c ON c.oid = polrelid
 JOIN pg_namespace AS n ON n.oid = relnamespace WHERE polname = ANY (%s)
 """
-"""Policies of the levels' names, with their comments and what PostgreSQL has made of them."""
+"""Policies named like the levels' groups, with their comments and PostgreSQL's form of them."""
 
 
 def _mark(grant: Grant, state: str) -> str:
-    """Return the comment of a policy, which tells whether condition or policy have changed."""
+    """Return the comment of a policy, which shows whether condition or policy have changed."""
     digest = hashlib.sha256(f"{grant.rows}\n{state}".encode()).hexdigest()
     return f"Made by a deployment from sql_access.toml: {digest}"
 
@@ -77,14 +77,14 @@ def _create_policy(connection: Connection[Any], table: str, group: str, grant: G
 
 
 def describe_rows(found: Sequence[tuple[Grant, Table]]) -> Iterator[str]:
-    """Describe tables of which a level sees no row, and those of which a caller sees every row."""
+    """Describe tables in which a level sees no row, or in which every caller sees every row."""
     for grant, table in found:
         if not grant.verbs:
             continue
         if table.has_rls and grant.rows is None and not table.has_policy:
             yield (
                 f"{grant.place}: the table {grant.name} has no policy for {group_of(grant.level)}, "
-                "so the level sees no row. Declare `rows`, a condition like those of its policies"
+                "so the level sees no row. Declare `rows`, a condition as in a policy's USING"
             )
         elif grant.level == "caller" and table.kind in "rp" and not table.has_rls:
             yield (
@@ -94,7 +94,30 @@ def describe_rows(found: Sequence[tuple[Grant, Table]]) -> Iterator[str]:
             )
         elif grant.level == "caller" and table.kind in "vmf" and not table.is_invoker:
             yield (
-                f"{grant.place}: {grant.name} is not a table, and has its owner's rights, so every "
-                "caller sees the rows that its owner sees. Let a view have its reader's rights: "
+                f"{grant.place}: {grant.name} is a view, a materialized view or a foreign table, "
+                "which reads with its owner's rights, so every caller sees the rows that the owner "
+                "sees. Let a view have its reader's rights: "
                 f"ALTER VIEW {table.name} SET (security_invoker = true)"
             )
+
+
+RESTRICTIVE = """
+SELECT polrelid::regclass::text, polname::text FROM pg_policy
+WHERE NOT polpermissive
+    AND polroles && ARRAY(SELECT oid FROM pg_roles WHERE rolname = ANY (%s))
+ORDER BY 1, 2
+"""
+
+
+def describe_restrictive(connection: Connection[Any], roles: Sequence[str]) -> Iterator[str]:
+    """Describe restrictive policies that a level can drop, which would show it more rows.
+
+    PostgreSQL takes a role out of all policies at DROP OWNED BY, for which it asks every member of
+    the role, and drops those that name no other role.
+    """
+    for table, policy in connection.execute(RESTRICTIVE, [list(roles)]).fetchall():
+        yield (
+            f"the restrictive policy {policy} on {table} names a trust level of /sql, whose keys "
+            "can drop it by DROP OWNED BY and then see more rows. Create it without a role (TO "
+            "PUBLIC), and tell the levels apart in its condition by pg_has_role()"
+        )

@@ -36,7 +36,7 @@ def close_functions(connection: Connection[Any]) -> Iterator[str]:
 
 
 def close_schemas(connection: Connection[Any]) -> Iterator[str]:
-    """Revoke CREATE from PUBLIC: a database that comes from PostgreSQL 14 has it on public."""
+    """Revoke CREATE from PUBLIC, which has it on `public` in databases upgraded from version 14."""
     rows = connection.execute(
         "SELECT quote_ident(nspname) FROM pg_namespace, aclexplode(nspacl) AS granted"
         " WHERE granted.grantee = 0 AND granted.privilege_type = 'CREATE'"
@@ -64,7 +64,10 @@ ORDER BY 1, 2
 def describe_open(
     connection: Connection[Any], enabled: Sequence[str], *, shared: bool
 ) -> Iterator[str]:
-    """Describe what PUBLIC lets the levels do; raise `AccessError` for TEMP in our own database."""
+    """Describe what the levels have from PUBLIC.
+
+    Raise `AccessError` for CREATE, and for TEMP in a database that is not `shared`.
+    """
     asked = {"roles": list(enabled)}
     for role, name in connection.execute(OPEN, asked).fetchall():
         yield (
@@ -96,7 +99,7 @@ WHERE rolname = ANY (%s) GROUP BY 1 ORDER BY 1
 
 
 def describe_large_objects(connection: Connection[Any], roles: Sequence[str]) -> Iterator[str]:
-    """Describe the levels' large objects: only a superuser can revoke PUBLIC's right to them."""
+    """Describe the levels' large objects: only a superuser can revoke that right from PUBLIC."""
     for role, number in connection.execute(LARGE_OBJECTS, [list(roles)]).fetchall():
         yield (
             f"the role {role} has {number} large objects, which a key of its trust level has "

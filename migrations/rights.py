@@ -33,7 +33,7 @@ class Right(NamedTuple):
         return self._statement("GRANT {} ON {} {} TO {}")
 
     def revoke(self) -> sql.Composed:
-        """Return the statement that revokes it, with what the role has granted further."""
+        """Return the statement that revokes it, also from roles to which this role granted it."""
         return self._statement("REVOKE {} ON {} {} FROM {} CASCADE")
 
     def _statement(self, text: LiteralString) -> sql.Composed:
@@ -44,7 +44,7 @@ class Right(NamedTuple):
 def list_wanted(
     connection: Connection[Any], found: Sequence[tuple[Grant, Table]], enabled: Sequence[str]
 ) -> set[Right]:
-    """Return what the levels should have; an insert needs the sequences of the table."""
+    """Return the rights that levels should have; INSERT needs the sequences of the table."""
     wanted = set()
     for grant, table in found:
         group = group_of(grant.level)
@@ -95,7 +95,7 @@ SELECT rolname, kind, name, (granted).privilege_type || columns, (granted).is_gr
 JOIN pg_roles ON pg_roles.oid = (granted).grantee
 WHERE rolname = ANY (%(roles)s) AND (granted).privilege_type <> 'CONNECT'
 """
-"""What was granted to roles themselves."""
+"""Rights that were granted to the roles directly."""
 
 
 def set_rights(
@@ -106,7 +106,7 @@ def set_rights(
 ) -> None:
     """Grant what is missing, and revoke the rest as far as the owner can.
 
-    What is as it should be is left: `refuse_others` finds what could not be revoked.
+    Rights that are as declared are not touched. `refuse_others` finds what could not be revoked.
     """
     held = set()
     for *right, grantable in connection.execute(HELD, {"roles": list(roles)}).fetchall():
@@ -139,13 +139,13 @@ WHERE NOT n.nspname ~ '^(pg_|information_schema$)' AND role.rolname = ANY (%(rol
     AND CASE WHEN c.relkind = 'S' THEN has_sequence_privilege(role.oid, c.oid, privilege) END
 ORDER BY 2, 1, 3
 """  # noqa: S608 - constants of this module
-"""What roles can do with tables and sequences, by PUBLIC and by any path. Extensions open tables
-for reading that have to be read."""
+"""What roles can do with tables and sequences, from PUBLIC or any other grant. Some extensions let
+PUBLIC read their tables, which is necessary: SELECT on those is left out."""
 
 PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "TRIGGER")
 
 MAINTAINS = 170000
-"""The first server version that has MAINTAIN: to lock, vacuum and refresh."""
+"""The first server version with the privilege MAINTAIN: to lock, vacuum and refresh."""
 
 CREATING = """
 SELECT role.rolname, quote_ident(nspname), pg_get_userbyid(nspowner)
@@ -175,7 +175,8 @@ def refuse_others(
                 f"the role {role} has {privilege} on {table}, which no file declares, and the "
                 "migration cannot revoke it: PUBLIC has it, or another role than the owner has "
                 f"granted it. Declare it, or add to a new migration: REVOKE ALL ON {table} FROM "
-                f"PUBLIC, {role}; GRANT {privilege} ON {table} TO {GROUP} (ON SEQUENCE for one)"
+                f"PUBLIC, {role}; GRANT {privilege} ON {table} TO {GROUP} (for a sequence, ON "
+                "SEQUENCE)"
             )
     for role, schema, owner in connection.execute(CREATING, asked).fetchall():
         raise AccessError(

@@ -370,6 +370,7 @@ WITH RECURSIVE held(role, path) AS (
         ELSE (
             SELECT 'owns ' || pg_describe_object(classid, objid, objsubid) FROM pg_shdepend
             WHERE refclassid = 'pg_authid'::regclass AND refobjid = role AND deptype = 'o'
+                AND classid NOT IN ('pg_largeobject'::regclass, 'pg_default_acl'::regclass)
                 AND (
                     dbid = (SELECT oid FROM database)
                     OR classid = 'pg_database'::regclass AND objid = (SELECT oid FROM database)
@@ -385,8 +386,10 @@ SELECT path, why FROM judged WHERE why IS NOT NULL ORDER BY cardinality(path), p
 
 The owner of a table can switch its policies off, the owner of a function that policies call can
 change it, and the owner of a schema can replace its tables. So a role that owns one of these is not
-bound either. Tables that the application's login itself owns are allowed, unless they have
-policies. A trust level's login (`only`) owns no table and is a member of its group alone.
+bound either. Every member of a group can make large objects and default privileges for it, which
+no policy depends on: they must not stop a deployment. Tables that the application's login itself
+owns are allowed, unless they have policies. A trust level's login (`only`) owns no table and is a
+member of its group alone.
 """
 
 

@@ -350,7 +350,7 @@ def _rotation_lines(config: Config) -> Iterator[Line]:
     yield Line("a rotation", ROTATION)
     if config.sql.enabled:
         roles = len(config.sql.roles)
-        yield Line(f"rotations of /sql's roles: {roles} x {ROTATION}", roles * ROTATION)
+        yield Line(f"rotations of /sql's trust levels: {roles} x {ROTATION}", roles * ROTATION)
 
 
 def sql_login_limit(config: Config) -> int:
@@ -370,13 +370,13 @@ def _pgbouncer_line(config: Config, _limit: int) -> Line:
 
 
 def _sql_lines(config: Config) -> Iterator[Line]:
-    """Count what PgBouncer's second name of the database adds; other poolers have no second one."""
+    """Count what PgBouncer's second name of the database adds; other poolers have none."""
     if not config.sql.enabled or config.pooler != "pgbouncer":
         return
     tasks, each = most_tasks(config), config.sql.max_db_connections
     yield Line(
-        f"PgBouncer for /sql: the same {tasks} tasks x {each} connections of a task, all roles"
-        " together",
+        f"PgBouncer for /sql: the same {tasks} tasks x {each} connections of a task, all trust"
+        " levels together",
         tasks * each,
     )
 
@@ -414,14 +414,14 @@ def _client_limit(config: Config) -> tuple[int, str] | None:
         name = f"pgbouncer.max_client_conn x {tasks} tasks, while one is down"
         return tasks * settings.max_client_conn, name
     name = (
-        f"(pgbouncer.max_client_conn - {kept} kept for /sql) x {tasks} tasks, while one is down, "
-        f"+ {kept} of /sql"
+        f"(pgbouncer.max_client_conn - {kept} reserved for /sql) x {tasks} tasks, while one is "
+        f"down, + {kept} of /sql"
     )
     return tasks * (settings.max_client_conn - kept) + kept, name
 
 
 def sql_clients(config: Config) -> int:
-    """Count the client connections of `/sql`; each task of PgBouncer keeps as many for it.
+    """Count the client connections of `/sql`; each task of PgBouncer reserves as many.
 
     All of them may reach the same task: a load balancer chooses one for each.
     """

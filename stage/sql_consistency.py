@@ -25,7 +25,7 @@ def sql_inconsistencies(config: Config) -> Iterator[str]:
 def _roles(config: Config) -> Iterator[str]:
     roles = config.sql.roles
     if len(set(roles)) < len(roles):
-        yield problem("sql.roles", roles, "have each role once")
+        yield problem("sql.roles", roles, "have each trust level once")
 
 
 def _tokens(config: Config) -> Iterator[str]:
@@ -37,13 +37,13 @@ def _tokens(config: Config) -> Iterator[str]:
             "sql.statements",
             None,
             "be set with sql.jwt true: callers with a token may run registered statements only,"
-            " since free SQL can set the claims itself",
+            " because other SQL could set the claims",
         )
     if "caller" in sql.roles and not sql.jwt:
         yield problem(
             "sql.jwt",
             sql.jwt,
-            "be true with 'caller' in sql.roles: only callers with a token have this role",
+            "be true with 'caller' in sql.roles: this trust level is for callers with a token",
         )
 
 
@@ -55,19 +55,19 @@ def _pgbouncer(config: Config) -> Iterator[str]:
             "pgbouncer.pool_mode",
             config.pgbouncer.pool_mode,
             "be 'transaction' with sql.enabled true: otherwise each environment of the function"
-            " keeps a server connection for each role",
+            " keeps a server connection for each trust level",
         )
     if len(config.sql_database) > LONGEST_NAME:
         yield problem(
             "database.name",
             config.database.name,
             f"have at most {LONGEST_NAME + len(config.database.name) - len(config.sql_database)}"
-            f" characters with sql.enabled true: PgBouncer offers it as {config.sql_database} too",
+            f" characters with sql.enabled true: PgBouncer also serves it as {config.sql_database}",
         )
 
 
 def _shares(config: Config) -> Iterator[str]:
-    """Check that each role gets server connections, and that none can take all of them."""
+    """Check that each trust level gets server connections, and that none can take all."""
     if config.pooler != "pgbouncer":
         return
     sql, users = config.sql, config.users_of_a_login
@@ -84,8 +84,8 @@ def _shares(config: Config) -> Iterator[str]:
         yield problem(
             "sql.max_db_connections",
             sql.max_db_connections,
-            f"be at least {least}: a role may use {part}, for the {users} user(s) of its login"
-            + (", and must leave one for the other roles" if others else ""),
+            f"be at least {least}: a trust level may use {part}, for the {users} user(s) of its"
+            " login" + (", and must leave one for the other trust levels" if others else ""),
         )
 
 
@@ -107,7 +107,7 @@ def _timeouts(config: Config) -> Iterator[str]:
         yield problem(
             "sql.transaction_timeout",
             sql.transaction_timeout,
-            f"be less than sql.timeout ({sql.timeout} seconds), so that it ends first",
+            f"be less than sql.timeout ({sql.timeout} seconds), so that the transaction ends first",
         )
 
 
@@ -122,7 +122,7 @@ def _sizes(config: Config) -> Iterator[str]:
 
 
 def _secrets(config: Config) -> Iterator[str]:
-    """Check the roles' secrets, which only an external pooler's stage names."""
+    """Check the secrets of trust levels, which only a stage with an external pooler names."""
     external = config.pooler == "external"
     for role in LEVELS:
         name, arn = f"sql.{role}_secret_arn", config.sql.secret_of(role)
@@ -131,8 +131,8 @@ def _secrets(config: Config) -> Iterator[str]:
             yield problem(
                 name,
                 arn,
-                f"be set with pooler 'external' and {shown(role)} in sql.roles: a secret with the"
-                " pooled `url` of a login for this role alone",
+                f"be set with pooler 'external' and {shown(role)} in sql.roles: the ARN of a secret"
+                " with the pooled `url` of a login for this trust level only",
             )
         elif arn is not None and not needed:
             yield problem(
@@ -145,7 +145,7 @@ def _secrets(config: Config) -> Iterator[str]:
             yield problem(
                 name,
                 arn,
-                "be another secret than external.secret_arn, whose login may do more",
+                "be another secret than external.secret_arn, whose login has more rights",
             )
         elif arn is not None and arn.split(":")[3] != config.region:
             yield problem(

@@ -6,7 +6,7 @@ from lambda_pg_cdk.stage.config import Config
 def sql_variables(config: Config) -> dict[str, str]:
     """Return the variables of those settings that have a value.
 
-    SQL_DATABASE is the name that connection strings have, also where PGDATABASE is another one.
+    SQL_DATABASE is the name in connection strings; PGDATABASE may be another, PgBouncer's second.
     """
     sql = config.sql
     values = {

@@ -19,6 +19,6 @@ def healthy_command(run_dir: str) -> str:
 def sql_database(name: str) -> str:
     """Return the second name of a database in PgBouncer, which is for `POST /sql`.
 
-    The supervisor names it alike (pgbouncer/settings.py): nobody tells it.
+    The supervisor derives the same name (pgbouncer/settings.py).
     """
     return f"{name}_sql"

@@ -1,8 +1,8 @@
-"""The secret with the keys of `/sql`: read it, and change it so that no change of another is lost.
+"""The secret with the table of keys: read it, and change it without losing others' changes.
 
-PutSecretValue overwrites whatever is there. So a new version is written under a label of ours, and
-AWSCURRENT is moved to it from the version that was read: Secrets Manager refuses that if another
-version has the label by then, and the change is made again on top of it.
+PutSecretValue overwrites the current version, whatever it is. So a new version is written under a
+label of ours, and AWSCURRENT is moved to it from the version that was read. Secrets Manager refuses
+that if another version has become current; then the table is read and changed again.
 https://docs.aws.amazon.com/secretsmanager/latest/apireference/API_UpdateSecretVersionStage.html
 """
 
@@ -16,8 +16,8 @@ LARGEST = 65_536
 """Bytes of a secret (Secrets Manager's quota)."""
 
 LABEL = "LAMBDA_PG_NEXT"
-"""Of the version that is to be the current one. There is one such label, since a version with a
-label is kept for ever, and a secret has about 100 versions."""
+"""Label of the version that will become current. There is one such label only: Secrets Manager
+never deletes a version with a label, and a secret can have about 100 versions."""
 
 ATTEMPTS = 5
 
@@ -44,7 +44,7 @@ class KeysSecret:
         self._client, self.arn = client, arn
 
     def read(self) -> Version:
-        """Return the current version. Raises KeysSecretError for what is no table."""
+        """Return the current version. Raises KeysSecretError if it has no table."""
         found = self._client.get_secret_value(SecretId=self.arn, VersionStage="AWSCURRENT")
         text: str = found.get("SecretString", "")
         try:
@@ -59,9 +59,9 @@ class KeysSecret:
         return Version(found["VersionId"], text, keys)
 
     def change(self, edit: Callable[[Keys], None]) -> None:
-        """Have `edit` change the keys, again if somebody else has changed them meanwhile.
+        """Let `edit` change the keys; retry if they have been changed by others since.
 
-        Raises KeysSecretError; errors of `edit` pass.
+        Raises KeysSecretError, and the errors of `edit`.
         """
         for _ in range(ATTEMPTS):
             version = self.read()
@@ -69,12 +69,12 @@ class KeysSecret:
             if self._replace(version):
                 return
         raise KeysSecretError(
-            f"the secret {self.arn} was changed by others {ATTEMPTS} times in between: nothing was"
-            " written; try again"
+            f"the secret {self.arn} was changed by others during each of {ATTEMPTS} attempts: the"
+            " keys were not changed; try again"
         )
 
     def _replace(self, version: Version) -> bool:
-        """Write the keys, unless the secret has another current version than this one by now."""
+        """Write the keys; return False if another version has become current since."""
         text = json.dumps({"keys": version.keys}, separators=(",", ":"))
         if (size := len(text.encode())) > LARGEST:
             raise KeysSecretError(
@@ -100,4 +100,4 @@ class KeysSecret:
 
 
 _MOVED = {"InvalidParameterException", "InvalidRequestException"}
-"""What Secrets Manager answers if the label is at another version."""
+"""What Secrets Manager answers if another version is current."""

@@ -34,7 +34,7 @@ SECRET_BYTES = 32
 
 
 class SqlKeyError(ValueError):
-    """The command cannot be run; the message says why and what to do."""
+    """The command cannot run; the message says why and what to do."""
 
 
 class Deployed(NamedTuple):
@@ -42,7 +42,7 @@ class Deployed(NamedTuple):
 
     secret: KeysSecret
     url: str
-    """Of its API, with /sql."""
+    """URL of /sql."""
 
 
 Clients = Callable[[str], Any]
@@ -84,7 +84,9 @@ def create(deployed: Deployed, config: Config, key_id: str, fields: Mapping[str,
 
     def add(keys: Keys) -> None:
         if key_id in keys:
-            raise SqlKeyError(f"there is a key {key_id}: revoke it first, or choose another name")
+            raise SqlKeyError(
+                f"there is a key {key_id} already: revoke it first, or choose another name"
+            )
         keys[key_id] = entry
 
     deployed.secret.change(add)
@@ -99,14 +101,14 @@ def _created(deployed: Deployed, config: Config, key_id: str, secret: str) -> st
     api = urlsplit(deployed.url).hostname
     host = config.sql.hosts[0] if config.sql.hosts else api
     lines = [
-        f"Key {key_id} of stage {config.stage}. Its secret is shown only now:",
+        f"Created key {key_id} of stage {config.stage}. Its secret is shown only now:",
         "",
         f"DATABASE_URL=postgresql://{key_id}:{secret}@{host}/{config.database.name}",
         "",
     ]
     if not config.sql.hosts:
         lines += [
-            "The stage has no custom domain name (sql.hosts), so clients need one more line:",
+            "The stage has no custom domain name (sql.hosts), so clients need this line too:",
             "",
             f"neonConfig.fetchEndpoint = '{deployed.url}'",
             "",
@@ -123,8 +125,8 @@ def revoke(deployed: Deployed, config: Config, key_id: str) -> str:
 
     deployed.secret.change(remove)
     return (
-        f"revoked: {key_id}. It is accepted for at most {config.sql.key_lifetime} s more"
-        " (sql.key_lifetime)"
+        f"Revoked key {key_id}. It is accepted for at most {config.sql.key_lifetime} s more"
+        " (sql.key_lifetime), or longer while Secrets Manager fails (docs/operations.md)"
     )
 
 
@@ -164,20 +166,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--stage", default=LOCAL, help="a stage of cdk.json (default: local)")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("list", help="show the keys, without anything that is secret")
+    commands.add_parser("list", help="show the keys, without secrets and hashes")
     commands.add_parser("revoke", help="remove a key").add_argument("name")
-    creating = commands.add_parser("create", help="make a key, and show its secret once")
-    creating.add_argument("name", help="the user name in connection strings, like web")
-    creating.add_argument("--role", required=True, help="one of the stage's sql.roles")
-    creating.add_argument("--expires", type=_moment, metavar="TIME", help="90d, or 2027-01-31")
-    creating.add_argument("--note", help="for whom it is")
+    creating = commands.add_parser("create", help="create a key, and show its secret once")
+    creating.add_argument("name", help="the id of the key, as in web")
     creating.add_argument(
-        "--statements", metavar="NAMES", help="registered statements, as in a,b; or all"
+        "--role", required=True, help="the trust level: one of the stage's sql.roles"
     )
-    creating.add_argument("--retries", action="store_true", help="retry its writes, too")
+    creating.add_argument(
+        "--expires",
+        type=_moment,
+        metavar="TIME",
+        help="when the key expires, as in 90d or 2027-01-31 (default: never)",
+    )
+    creating.add_argument("--note", help="a note for people, such as the owner")
+    creating.add_argument(
+        "--statements", metavar="NAMES", help="send these registered statements only: a,b or all"
+    )
+    creating.add_argument(
+        "--retries",
+        action="store_true",
+        help="retry writes after a lost connection too: one may run twice",
+    )
     for name in KeyLimits._fields:
         option = f"--max-{name.replace('_', '-')}"
-        creating.add_argument(option, type=int, metavar="N", help=f"less than sql.max_{name}")
+        creating.add_argument(option, type=int, metavar="N", help=f"a limit below sql.max_{name}")
     return parser
 
 
@@ -189,7 +202,7 @@ def _moment(text: str) -> datetime:
         moment = datetime.fromisoformat(text)
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a time; write 90d or 2027-01-31"
+            f"the time is {text!r}; must be as in 90d or 2027-01-31"
         ) from None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 

@@ -1,11 +1,11 @@
 """Collect the statements that a program sends to `/sql`: `make sql-statements`.
 
-It listens on loopback and passes requests on. A client needs one line during a test run:
+It is a proxy on loopback in front of `/sql`. During a test run a client needs this line:
 
     neonConfig.fetchEndpoint = 'http://127.0.0.1:4444/sql'
 
-Each text that was answered with 200 goes into the file of registered statements, without its
-parameters. What the file has already stays as it is.
+Each text that was answered with 200 is added to the file of registered statements, without its
+parameters. Entries that the file has already are not changed.
 """
 
 import argparse
@@ -33,10 +33,10 @@ from lambda_pg_cdk.stage.schema import ConfigurationError
 PORT = 4444
 FILE = "sql/statements.json"
 SECONDS = 35.0
-"""How long an answer may take; the API's own limit is 30."""
+"""Seconds that an answer may take; the API's limit is 30."""
 
 _PER_HOP = {"connection", "content-length", "host", "keep-alive", "te", "transfer-encoding"}
-"""Headers that are of one connection."""
+"""Headers that are for one connection only."""
 
 
 class Collection:
@@ -115,12 +115,16 @@ def server(to: str, collection: Collection, port: int) -> ThreadingHTTPServer:
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
-            """Pass a request on, and its answer back."""
+            """Pass a request on, and return its answer."""
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
             try:
                 answer = passed_on(target, self.command, dict(self.headers), body)
             except (OSError, http.client.HTTPException) as error:
-                self._send(Answer(502, (), json.dumps({"message": f"{to}: {error}"}).encode()))
+                self._send(
+                    Answer(
+                        502, (), json.dumps({"message": f"no answer from {to}: {error}"}).encode()
+                    )
+                )
                 return
             if answer.status == 200 and self.command == "POST":
                 for query in texts_of(body):
@@ -149,12 +153,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line until Ctrl-C; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m lambda_pg_cdk.tools.sql_statements")
     parser.add_argument("--to", help="URL of /sql (default: the local cloud's)")
-    parser.add_argument("--file", type=Path, help=f"default: the stage local's, or {FILE}")
-    parser.add_argument("--port", type=int, default=PORT, help="default: %(default)s")
+    parser.add_argument(
+        "--file",
+        type=Path,
+        help=f"file to add to (default: sql.statements of the stage local, or {FILE})",
+    )
+    parser.add_argument(
+        "--port", type=int, default=PORT, help="port to listen on (default: %(default)s)"
+    )
     parser.add_argument(
         "--reads",
         action="store_true",
-        help="mark new statements as reads, which are retried: run with a key of the role reader",
+        help="mark new statements as reads, which are retried: use a key of the level reader only",
     )
     chosen = parser.parse_args(arguments)
     try:
@@ -168,7 +178,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     print(f"Requests to http://127.0.0.1:{listening.server_address[1]}/sql go to {to}.")
-    print(f"Their statements are added to {file}. Run your tests; Ctrl-C ends it.", flush=True)
+    print(
+        f"Their statements are added to {file}. Run your tests; Ctrl-C ends the proxy.", flush=True
+    )
     with listening:
         try:
             listening.serve_forever()

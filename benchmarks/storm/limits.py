@@ -62,6 +62,8 @@ class Limits:
         return {
             "functions": {"checkout_timeout": self.checkout, "timeout": self.function},
             "pgbouncer": {"query_wait_timeout": self.queue},
+            # It has to be longer than the checkout timeout, and gets no request of a storm.
+            "sql": {"timeout": MOST_FUNCTION},
         }
 
 

@@ -2,12 +2,12 @@
 //
 //   CREATE TABLE redirects (path text PRIMARY KEY, target text NOT NULL);
 //
-// In Next.js 16, proxy.ts replaces this file and runs in Node.js: rename the file and the function.
-// A key of role `reader` is enough.
+// In Next.js 16, proxy.ts replaces middleware.ts and runs in Node.js: rename file and function.
+// A key of the trust level `reader` is enough.
 
 import { neon, neonConfig } from "@neondatabase/serverless";
 
-// The line that a custom domain makes unnecessary (docs/edge.md).
+// Not needed with a custom domain name (docs/edge.md).
 if (process.env.SQL_ENDPOINT) neonConfig.fetchEndpoint = process.env.SQL_ENDPOINT;
 const sql = neon(process.env.DATABASE_URL ?? "");
 
@@ -19,7 +19,7 @@ export async function middleware(request: Request): Promise<Response | undefined
     const [row] = await sql`SELECT target FROM redirects WHERE path = ${pathname}`;
     return row && Response.redirect(new URL(row.target, request.url), 308);
   } catch (error) {
-    console.error("no redirect could be looked up:", error);
-    return undefined; // the page is served without its database
+    console.error("the redirect could not be looked up:", error);
+    return undefined; // serve the page without a redirect
   }
 }

@@ -2,8 +2,8 @@
 //
 //   npx prisma generate --schema schema.prisma
 //
-// An operation that asks for a transaction fails in the client: docs/edge.md lists each of them.
-// What `create` cannot do with `connect` or `include` takes two operations here.
+// An operation that asks for a transaction fails in the client (docs/edge.md lists them).
+// So this file uses two operations instead of `create` with `connect` or `include`.
 
 import { neonConfig } from "@neondatabase/serverless";
 import { PrismaNeonHttp } from "@prisma/adapter-neon";
@@ -14,9 +14,9 @@ export interface Environment {
   SQL_ENDPOINT?: string;
 }
 
-// A Worker has its variables in each request's `env`; elsewhere pass process.env.
+// A Worker gets its variables in `env` of each request; elsewhere pass process.env.
 export function clientOf(env: Environment): PrismaClient {
-  // The line that a custom domain makes unnecessary (docs/edge.md).
+  // Not needed with a custom domain name (docs/edge.md).
   if (env.SQL_ENDPOINT) neonConfig.fetchEndpoint = env.SQL_ENDPOINT;
   return new PrismaClient({ adapter: new PrismaNeonHttp(env.DATABASE_URL, {}) });
 }
@@ -29,7 +29,7 @@ export async function booksOf(prisma: PrismaClient, author: string): Promise<Boo
   return found?.books ?? [];
 }
 
-// One statement, INSERT … ON CONFLICT: by its id, an author's upsert would ask for a transaction.
+// By a unique name, upsert is one statement, INSERT … ON CONFLICT. By id it needs a transaction.
 export async function addAuthor(prisma: PrismaClient, name: string): Promise<number> {
   const { id } = await prisma.author.upsert({
     where: { name },

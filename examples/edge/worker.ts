@@ -1,6 +1,6 @@
 // A Cloudflare-style Worker: GET /books, and POST /books with {"title", "pages", "authorId"}.
 //
-// It needs a key of role `writer`.
+// It needs a key of the trust level `writer`.
 
 import { neon, neonConfig, NeonDbError } from "@neondatabase/serverless";
 
@@ -17,7 +17,7 @@ interface NewBook {
 
 export default {
   async fetch(request: Request, env: Environment): Promise<Response> {
-    // The line that a custom domain makes unnecessary (docs/edge.md).
+    // Not needed with a custom domain name (docs/edge.md).
     if (env.SQL_ENDPOINT) neonConfig.fetchEndpoint = env.SQL_ENDPOINT;
     const sql = neon(env.DATABASE_URL);
     if (new URL(request.url).pathname !== "/books") return new Response(null, { status: 404 });
@@ -35,7 +35,7 @@ export default {
   },
 };
 
-// A SQL error has PostgreSQL's `code`. Any other answer, such as 503, has none.
+// An SQL error has PostgreSQL's `code`. Other errors, such as 503, have none.
 function refusal(error: unknown): Response {
   if (!(error instanceof NeonDbError)) throw error;
   if (error.code?.startsWith("22") || error.code?.startsWith("23")) {

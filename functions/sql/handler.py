@@ -5,7 +5,7 @@ import os
 from typing import Any
 
 if os.environ.get("LAMBDA_PG_AUTH") != "iam":
-    # The first role's secret comes while psycopg is imported: docs/decisions/0006.
+    # The first trust level's secret is fetched while psycopg is imported: docs/decisions/0006.
     secrets = json.loads(os.environ["SQL_ROLES"])
     os.environ.setdefault("LAMBDA_PG_SECRET_ARN", next(iter(secrets.values())))
 

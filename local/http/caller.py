@@ -28,10 +28,13 @@ def call(
     token: str | None = None,
     body: object = None,
     timeout: float = 35.0,
+    headers: Mapping[str, str] | None = None,
 ) -> Answer:
     """Send one request; `body` becomes JSON unless it is bytes. No status raises an error."""
     data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-    request = urllib.request.Request(f"{url}{path}", data, method=method)  # noqa: S310 - http only
+    request = urllib.request.Request(  # noqa: S310 - http only
+        f"{url}{path}", data, dict(headers or {}), method=method
+    )
     if token is not None:
         request.add_header("Authorization", f"Bearer {token}")
     if data is not None:
@@ -41,5 +44,5 @@ def call(
     except urllib.error.HTTPError as error:
         response = error
     with response:
-        headers = {name.lower(): value for name, value in response.headers.items()}
-        return Answer(response.status, headers, response.read().decode())
+        received = {name.lower(): value for name, value in response.headers.items()}
+        return Answer(response.status, received, response.read().decode())

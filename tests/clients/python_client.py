@@ -1,8 +1,8 @@
-"""What PyPI's neon-serverless does over POST /sql, in both of its faces: `sync` and `async`.
+"""What PyPI's neon-serverless does over POST /sql, in both variants: `sync` and `async`.
 
     DATABASE_URL=… SQL_ENDPOINT=… python python_client.py sync
 
-It runs in an environment of its own (requirements.txt), and prints JSON.
+It runs in a separate virtual environment (requirements.txt), and prints JSON.
 """
 
 import asyncio

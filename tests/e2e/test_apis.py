@@ -1,4 +1,4 @@
-"""Two APIs and custom domain names in one cloud, deployed by a small template of their own."""
+"""Two APIs and custom domain names in one cloud, deployed by a separate small template."""
 
 import http.client
 import json

@@ -3,6 +3,8 @@
 import pytest
 
 from lambda_pg_cdk.local.cloud import LocalCloud
+from tests.support.sql_load import KINDS as SQL_KINDS
+from tests.support.sql_load import sql_load
 from tests.support.statement_load import KINDS, Ledger, ledger
 
 
@@ -40,6 +42,19 @@ def test_a_task_more_and_one_fewer_fail_no_request(
         assert len(addresses(cloud)) == 2
         found.wait_for_more()
     assert_nothing_was_lost(found)
+
+
+def test_both_tasks_are_replaced_and_no_request_of_sql_fails(cloud: LocalCloud) -> None:
+    """Nor is a write lost or done twice, though no key allows to retry writes."""
+    with sql_load(cloud) as seen:
+        seen.wait_for_more()
+        for _ in range(2):
+            before = addresses(cloud)
+            cloud.replace_pooler_tasks()
+            assert not before & addresses(cloud)
+            seen.wait_for_more()
+    assert seen.failed == []
+    assert set(seen.answered) == set(SQL_KINDS)
 
 
 def addresses(cloud: LocalCloud) -> set[str]:

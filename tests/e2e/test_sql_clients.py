@@ -1,4 +1,4 @@
-"""Real clients, unmodified, on POST /sql: each in the runtimes that people run it in."""
+"""Real clients, unmodified, on POST /sql, each in the runtimes that users have."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -369,7 +369,7 @@ def test_the_worker_lists_and_adds(door: Door) -> None:
 
 
 def test_the_prisma_example(door: Door, examples: Path) -> None:
-    """It does in two operations what asks for a transaction in one."""
+    """It uses two operations where one would ask for a transaction."""
     found = run(door, "run_in_workerd.mjs", str(examples / "prisma_example.ts"))
     assert found.value("books of an author") == ["Notes", "Letters"]
     assert found.value("add an author twice") is True

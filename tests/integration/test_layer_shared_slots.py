@@ -1,4 +1,4 @@
-"""Several Databases in one environment, one for each login, within one number of connections."""
+"""Several Databases in one environment, one for each login, share one number of slots."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor

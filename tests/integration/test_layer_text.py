@@ -1,9 +1,9 @@
-"""Statements of foreign clients: results, limits, COPY, deadlines and lost connections."""
+"""Foreign statements: results, limits, COPY, deadlines and lost connections."""
 
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -12,6 +12,7 @@ from typing import Final
 import psycopg
 import pytest
 from lambda_pg import CommitOutcomeUnknownError, Database, Settings, _flight
+from lambda_pg._connection import Connection
 from lambda_pg.text import CopyRefusedError, Field, Limits, Result, Statement, TooLargeError
 from psycopg import IsolationLevel
 from psycopg.rows import TupleRow
@@ -100,7 +101,7 @@ def test_the_options_and_the_claims_hold_inside(db: Database[TupleRow]) -> None:
 
 
 def test_one_error_undoes_everything(db: Database[TupleRow]) -> None:
-    """It is PostgreSQL's own, with its position, and the connection goes on."""
+    """It is PostgreSQL's error, with its position, and the connection stays usable."""
     process = backend(db)
     with pytest.raises(psycopg.errors.UndefinedColumn) as raised:
         run(db, "INSERT INTO counter VALUES (1)", "SELECT nope FROM counter")
@@ -108,6 +109,17 @@ def test_one_error_undoes_everything(db: Database[TupleRow]) -> None:
     assert raised.value.diag.message_primary == 'column "nope" does not exist'
     assert run(db, "SELECT count(*) FROM counter")[0].rows == [("0",)]
     assert backend(db) == process
+
+
+def test_an_error_before_other_statements_keeps_the_connection(db: Database[TupleRow]) -> None:
+    """Libpq takes no wish about the rows of a statement that it skips."""
+    process = backend(db)
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        run(db, "SELECT 1", "SELECT 1/0", "SELECT 2", "SELECT 3")
+    assert backend(db) == process
+    insert = [Statement("INSERT INTO counter VALUES (1)"), Statement("SELECT 1")]
+    with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+        db.run_text(insert, limits=LIMITS, read_only=True)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +189,7 @@ def test_savepoints_work(db: Database[TupleRow]) -> None:
 def test_the_tag_shows_an_end_that_the_text_did_not(
     db: Database[TupleRow], monkeypatch: pytest.MonkeyPatch, query: str
 ) -> None:
-    """The second guard: an error is raised, and no transaction stays open."""
+    """The second check: an error is raised, and no transaction stays open."""
     monkeypatch.setattr(_flight, "ends_transaction", lambda _: False)
     _flight._known.cache_clear()
     with pytest.raises(psycopg.errors.InvalidTransactionTermination, match="may be committed"):
@@ -260,24 +272,52 @@ def test_where_nothing_can_be_cancelled_the_connection_is_closed(
 
 
 SCRIPT: Final = """
-import resource, sys
+import sys
 from lambda_pg import Database
 from lambda_pg.text import Limits, Statement, TooLargeError
 
+def peak():  # not by getrusage: there Linux counts what the process had before this program
+    lines = open("/proc/self/status").read().splitlines()
+    (found,) = (line for line in lines if line.startswith("VmHWM:"))
+    return int(found.split()[1])
+
 db = Database.from_env()
-limits = Limits(rows=10_000, bytes=5_000_000)
+limits = Limits(rows=10_000, bytes=int(sys.argv[2]))
 db.run_text([Statement("SELECT repeat('x', 10000)")] * 2, limits=limits)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+unsent = [Statement("SELECT length($1)", ["y" * int(sys.argv[3])])]
+db.run_text(unsent, limits=limits)
+before = peak()
 try:
-    db.run_text([Statement(sys.argv[1])], limits=limits)
+    db.run_text([Statement(sys.argv[1]), *unsent], limits=limits)
 except TooLargeError:
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    print(peak() - before)
 """
 
 
-@pytest.mark.parametrize("size", [1000, 100_000, 1_000_000])
-def test_a_result_of_a_gigabyte_takes_little_memory(settings: Settings, size: int) -> None:
-    """Four times the limit at most, with many rows or large ones."""
+@pytest.mark.parametrize(
+    ("size", "unsent"),
+    [(100, 0), (1000, 0), (100_000, 0), (1_000_000, 0), (100_000, 16_000_000)],
+)
+def test_a_result_of_a_gigabyte_takes_little_memory(
+    settings: Settings, size: int, unsent: int
+) -> None:
+    """Four times the limit at most, with many rows or large ones.
+
+    Also while the server does not read the statement behind it, which then takes memory itself.
+    """
+    assert growth(settings, size, 5_000_000, unsent) <= 4 * 5_000_000 + 4 * unsent
+
+
+def test_the_memory_of_a_result_is_seen(settings: Settings) -> None:
+    """The control: with another limit it is over what the test above allows."""
+    assert growth(settings, 100_000, 50_000_000) > 4 * 5_000_000
+
+
+def growth(settings: Settings, size: int, limit: int, unsent: int = 0) -> int:
+    """Return by how many bytes a program's peak grows while it refuses 1 GB of values of a size.
+
+    A statement with a parameter of `unsent` bytes follows the one that returns them.
+    """
     count = 1_000_000_000 // size
     query = f"SELECT repeat('x', {size}) FROM generate_series(1, {count})"  # noqa: S608 - numbers
     environment = {
@@ -286,20 +326,20 @@ def test_a_result_of_a_gigabyte_takes_little_memory(settings: Settings, size: in
         "PGSSLROOTCERT": str(settings.sslrootcert),
     }
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, query],
+        [sys.executable, "-c", SCRIPT, query, str(limit), str(unsent)],
         env=environment,
         stdout=subprocess.PIPE,
         check=True,
         text=True,
     )
-    assert int(done.stdout) * 1024 <= 4 * 5_000_000
+    return int(done.stdout) * 1024
 
 
 @pytest.mark.parametrize("query", ["COPY counter TO STDOUT", "COPY counter FROM STDIN"])
 def test_a_copy_ends_the_connection_at_once(
     db: Database[TupleRow], monkeypatch: pytest.MonkeyPatch, query: str
 ) -> None:
-    """The second guard: libpq would repeat its status for ever, past every deadline."""
+    """The second check: libpq would repeat its status without end, past every deadline."""
     monkeypatch.setattr(_flight, "first_words", lambda _: ["select"])
     _flight._known.cache_clear()
     process, began = backend(db), time.process_time()
@@ -314,7 +354,7 @@ def test_a_copy_ends_the_connection_at_once(
 
 
 def test_the_deadline_cancels_and_nothing_was_done(db: Database[TupleRow], admin: Admin) -> None:
-    """Whatever the caller has set; the next call is served."""
+    """With any timeout that the caller has set; the next call is served."""
     began = time.monotonic()
     with db.deadline(1.0), pytest.raises(psycopg.errors.QueryCanceled, match="deadline") as raised:
         run(
@@ -330,13 +370,31 @@ def test_the_deadline_cancels_and_nothing_was_done(db: Database[TupleRow], admin
 
 
 def test_without_an_answer_to_the_cancel_the_outcome_is_unknown(open_database: Open) -> None:
-    """Unless the caller has said that twice is as good as once."""
+    """Unless the caller has said that the statements may run twice."""
     db = open_database(profile="rds-proxy")
     sleep = [Statement("SELECT pg_sleep(2)")]
     with db.deadline(0.5), pytest.raises(CommitOutcomeUnknownError, match="deadline"):
         db.run_text(sleep, limits=LIMITS)
     with db.deadline(0.5), pytest.raises(psycopg.errors.QueryCanceled):
         db.run_text(sleep, limits=LIMITS, idempotent=True)
+
+
+def test_results_that_the_deadline_has_cut_are_not_returned(
+    db: Database[TupleRow], admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were committed, but the caller would get fewer results than statements."""
+    backend(db)
+    await_answers = Connection._await
+
+    def overdue(_: object, flight: Generator[object], *__: object, **___: object) -> None:
+        monkeypatch.setattr(Connection, "_await", await_answers)
+        next(flight)  # sends it
+        wait_until(lambda: admin.execute("SELECT 1 FROM counter").fetchone())
+        raise psycopg.errors._WaitTimeout
+
+    monkeypatch.setattr(Connection, "_await", overdue)
+    with pytest.raises(CommitOutcomeUnknownError, match="deadline"):
+        run(db, "INSERT INTO counter VALUES (1) RETURNING n")
 
 
 # Lost connections

@@ -1,4 +1,4 @@
-"""What run_text() leaves in a session: nothing, after a success and after an error.
+"""run_text() leaves nothing in a session, after a success and after an error.
 
 Each test has a control, which runs without the reset and must find the state.
 """
@@ -52,13 +52,25 @@ STATES: Final = {
         ["DECLARE mine CURSOR WITH HOLD FOR SELECT 1"],
         "EXISTS (SELECT FROM pg_cursors WHERE is_holdable)",
     ),
+    "a lock by a cursor WITH HOLD": (
+        ["DECLARE mine CURSOR WITH HOLD FOR SELECT pg_advisory_lock(7)"],
+        "EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid())",
+    ),
     "an advisory lock": (
         ["SELECT pg_advisory_lock(7)"],
+        "EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid())",
+    ),
+    "an advisory lock of COMMIT": (
+        ["DECLARE mine CURSOR WITH HOLD FOR SELECT pg_advisory_lock(7)"],
         "EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid())",
     ),
     "PREPARE": (["PREPARE mine AS SELECT 1"], "EXISTS (SELECT FROM pg_prepared_statements)"),
     "a sequence's value": (
         ["SELECT nextval('text_numbers')"],
+        "text_has_lastval()",
+    ),
+    "a sequence's value of COMMIT": (
+        ["DECLARE mine CURSOR WITH HOLD FOR SELECT nextval('text_numbers')"],
         "text_has_lastval()",
     ),
 }
@@ -218,6 +230,32 @@ def test_without_the_reset_some_state_stays_after_an_error(
     assert there(settings, db, condition) == (True, process)
 
 
+@pytest.mark.parametrize(
+    "name", ["a cursor WITH HOLD", "an advisory lock of COMMIT", "a sequence's value of COMMIT"]
+)
+def test_commit_does_not_run_the_queries_of_cursors(
+    settings: Settings, db: Database[TupleRow], name: str
+) -> None:
+    """COMMIT would keep the first cursor's rows and locks, and then fail with the second one."""
+    statements, condition = STATES[name]
+    process = run(db)
+    with suppress(psycopg.errors.DivisionByZero):
+        run(db, *statements, "DECLARE bad CURSOR WITH HOLD FOR SELECT 1/(n - 1) FROM text_late")
+    assert there(settings, db, condition) == (False, process)
+
+
+@pytest.mark.parametrize("end", ["COMMIT", "COMMIT AND CHAIN"])
+def test_an_end_that_the_text_did_not_show_is_the_error(
+    db: Database[TupleRow], monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """The error that follows from it would say that nothing was committed."""
+    monkeypatch.setattr(_flight, "ends_transaction", lambda _: False)
+    _flight._known.cache_clear()
+    with pytest.raises(psycopg.errors.InvalidTransactionTermination, match="may be committed"):
+        run(db, end)
+    _flight._known.cache_clear()
+
+
 def test_a_reset_before_commit_would_not_be_enough(
     kept_pooler: PoolerFixture, secrets_environment: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,7 +274,7 @@ def test_a_reset_before_commit_would_not_be_enough(
 def test_where_the_reset_fails_the_server_connection_ends(
     settings: Settings, db: Database[TupleRow], monkeypatch: pytest.MonkeyPatch, last: str
 ) -> None:
-    """A caller may bring it to fail, by a cancel from another request; no client gets the state."""
+    """A caller may make it fail, by a cancel from another request; no client gets the state."""
     broken = Command(b"SELECT 1/0")
     monkeypatch.setattr(_flight, "RESET", (broken, *_flight.RESET))
     monkeypatch.setattr(_flight, "DISCARD", (broken,))

@@ -22,7 +22,7 @@ from lambda_pg_cdk.local.servers.passwords import machine_made_password
 from lambda_pg_cdk.local.servers.pgbouncer import Pooler
 from lambda_pg_cdk.local.servers.postgres import Postgres
 from tests.support.layer import Admin, end_backends, settings_for
-from tests.support.load import Ledger, wait_for_rows
+from tests.support.load import Ledger, Requests, wait_for_each, wait_for_rows
 from tests.support.servers import (
     DATABASE,
     SQL_DATABASE,
@@ -32,6 +32,7 @@ from tests.support.servers import (
     change_password,
     create_login,
 )
+from tests.support.sql_server import sql_server, through
 from tests.support.waiting import wait_until
 
 QUEUE_FULL = "query_wait_timeout"
@@ -155,7 +156,7 @@ def test_a_name_whose_places_are_taken_leaves_those_of_the_other_one(
 
 
 def test_the_users_of_each_name_are_rejected_at_the_other_one(new_pooler: PoolerFixture) -> None:
-    """A name that nobody knows is answered like a wrong password, at both."""
+    """An unknown user gets the answer of a wrong password, at both names."""
     (reader,) = new_pooler.add_sql(1, pool_size=2, most=4)
     pooler = new_pooler.start()
     stranger = Login("stranger", "unknown", "")
@@ -317,3 +318,39 @@ def test_a_rolling_replacement_fails_no_request_under_either_name(
     for ledger in ledgers:
         assert (ledger.errors, ledger.unknown, ledger.refused) == ([], [], 0)
     assert rows(master) == sum(len(ledger.acknowledged) for ledger in ledgers)
+
+
+def test_a_rolling_replacement_fails_no_request_of_sql(
+    new_pooler: PoolerFixture, master: Admin, short_folder: Path
+) -> None:
+    """Through the function, with keys of two roles; each write is there once."""
+    reader, writer = new_pooler.add_sql(2, pool_size=2, most=3)
+    old = new_pooler.start()
+    with ExitStack() as poolers, ExitStack() as stack:
+        address = stack.enter_context(FaultProxy("127.0.0.1", old.port))
+        endpoint = through(old) | {"PGDATABASE": SQL_DATABASE, "PGPORT": str(address.port)}
+        roles = {"reader": reader, "writer": writer}
+        served = stack.enter_context(sql_server(endpoint, old.service, roles, environments=4))
+        asked = {"reader": "SELECT count(*) FROM counter, pg_sleep(0.1)"}
+        asked["writer"] = "INSERT INTO counter SELECT 1 FROM pg_sleep(0.1)"
+        loads = {
+            role: [Requests(served.asking(served.create_key(role), asked[role])) for _ in range(2)]
+            for role in roles
+        }
+        every = [*loads["reader"], *loads["writer"]]
+        for load in every:
+            stack.enter_context(load)
+        wait_for_each(every, 5)
+        running = old.process
+        for number in range(2):
+            port = processes.free_port()
+            environment = old.environment | {"LISTEN_PORT": str(port)}
+            following = Pooler(old.binary, short_folder / f"following-{number}", environment)
+            poolers.callback(following.kill)
+            following.start()
+            address.server = ("127.0.0.1", port)
+            assert running.stop() == 0
+            running = following
+            wait_for_each(every, 5)
+    assert [load.errors for load in every] == [[]] * len(every)
+    assert rows(master) == sum(load.served for load in loads["writer"])

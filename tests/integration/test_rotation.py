@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -42,12 +43,15 @@ from lambda_pg_cdk.migrations.roles import (
 from lambda_pg_cdk.migrations.run import Connections, migrate
 from lambda_pg_cdk.stage.budget import login_limit, most_tasks
 from lambda_pg_cdk.stage.loading import load_stage
+from lambda_pg_cdk.stage.task import sql_database
+from tests.support import servers
 from tests.support.clocks import Clock
 from tests.support.context import Context
 from tests.support.functions import load_function
 from tests.support.layer import Admin, busy_clients, count_served, pool_sizes, settings_for, vanish
-from tests.support.load import Load, wait_for_each
+from tests.support.load import Load, Requests, wait_for_each
 from tests.support.servers import REGION, PoolerFixture, SecretsService
+from tests.support.sql_server import sql_server, through
 from tests.support.waiting import wait_until
 
 STEPS: Final = ("createSecret", "setSecret", "testSecret", "finishSecret")
@@ -952,6 +956,47 @@ def test_no_request_fails_while_two_users_take_turns(
     assert not fleet.errors
     assert fleet.rows_are_exact(postgres)
     assert refusals(postgres, app) == 0
+
+
+@pytest.mark.parametrize("level", ["reader"], indirect=True)
+def test_no_request_of_sql_fails_while_two_users_take_turns(
+    app: Application, new_pooler: PoolerFixture, secrets_service: SecretsService, clock: Clock
+) -> None:
+    """Through the function and the second name of the database; new environments follow."""
+    application = {"username": app.all_users[-1], "password": FIRST}
+    pooler = new_pooler.start(
+        DATABASE_NAME=app.database,
+        USER_SECRET_ARNS=secrets_service.create(application),
+        SQL_SECRET_ARNS=app.arn,
+        SQL_POOL_SIZE="2",
+        SQL_MAX_DB_CONNECTIONS="2",
+        REFRESH_INTERVAL="1",
+    )
+    endpoint = through(pooler) | {"PGDATABASE": sql_database(app.database)}
+    roles = {"reader": servers.Login(app.user, FIRST, app.arn)}
+    serve = partial(sql_server, endpoint, secrets_service, roles, SQL_DATABASE=app.database)
+    with (
+        serve(environments=2) as lasting,
+        serve(environments=2, LAMBDA_PG_MAX_LIFETIME=str(RECONNECTING)) as reconnecting,
+        ExitStack() as stack,
+    ):
+        loads = []
+        for served in (lasting, lasting, reconnecting, reconnecting):
+            key = replace(served.create_key("reader"), database=app.database)
+            loads.append(Requests(served.asking(key, "SELECT count(*) FROM users")))
+            stack.enter_context(loads[-1])
+        wait_for_each(loads, 10)
+        for user in (app.users[1], app.users[0]):
+            app.rotate()
+            wait_for_each(loads, 10)
+            log_in_again(pooler)
+            wait_for_each(loads, 10)
+            clock.shift += 1000  # as between two rotations
+            with serve() as fresh:
+                key = replace(fresh.create_key("reader"), database=app.database)
+                answer = fresh.post({"query": "SELECT current_user AS name"}, key)
+                assert answer.body["rows"] == [{"name": user}]
+    assert [load.errors for load in loads] == [[]] * len(loads)
 
 
 @pytest.mark.parametrize("strategy", ["single"], indirect=True)

@@ -199,7 +199,7 @@ def test_a_security_definer_function_is_the_application_s(site: Site, shared: bo
 
 
 def test_in_a_shared_database_public_keeps_its_rights(site: Site) -> None:
-    """They are told, since the levels have them."""
+    """A warning names them, because the levels have them too."""
     told = "\n".join(site.deploy(shared=True).warnings)
     assert "has TEMP on the database" in told
     with psycopg.connect(site.dsn) as owner:
@@ -317,7 +317,7 @@ def test_a_login_of_one_level_is_not_let_into_another(site: Site) -> None:
 
 
 def test_the_second_user_of_a_rotation_has_its_group_and_nothing_else(site: Site) -> None:
-    """A deployment checks it, too, though the secret does not name it."""
+    """A deployment checks it too, although the secret does not name it."""
     site.deploy()
     reader = site.logins["reader"]
     with psycopg.connect(site.dsn, autocommit=True) as master:
@@ -329,7 +329,7 @@ def test_the_second_user_of_a_rotation_has_its_group_and_nothing_else(site: Site
 
 
 def test_a_group_in_a_level_keeps_its_own_rights(site: Site) -> None:
-    """It is nobody's login: people may read as a level does, and more."""
+    """It is not a login: its members may have the rights of a level, and more."""
     site.declare(READ)
     site.deploy()
     group, person = f"group_{site.database}", f"person_{site.database}"
@@ -347,7 +347,7 @@ def test_a_group_in_a_level_keeps_its_own_rights(site: Site) -> None:
 
 
 def test_the_application_is_no_member_of_a_level(site: Site) -> None:
-    """What a level may do would be the application's, too."""
+    """The application would have the rights of the level too."""
     site.deploy()
     with site.superuser() as admin:
         admin.execute(f"GRANT lambda_pg_sql_writer TO {site.app.name}".encode())
@@ -358,7 +358,7 @@ def test_the_application_is_no_member_of_a_level(site: Site) -> None:
 def test_another_database_of_the_server_keeps_its_levels(
     site: Site, postgres: Postgres, tmp_path: Path
 ) -> None:
-    """Two lambda-pg on one server are refused; one without /sql shuts nobody out."""
+    """Two lambda-pg on one server are refused; one without /sql disables no login."""
     site.deploy()
     with new_site(postgres, tmp_path) as other:
         with pytest.raises(NeighbourError):
@@ -374,7 +374,7 @@ def test_another_database_of_the_server_keeps_its_levels(
 
 
 def test_an_unknown_level_is_refused(site: Site) -> None:
-    """With those that there are."""
+    """The message lists the levels."""
     site.logins["admin"] = Login("admin", PASSWORD)
     with pytest.raises(LoginError, match="'admin'; must be one of reader, writer, caller"):
         site.deploy(["admin"])

@@ -239,7 +239,7 @@ def test_three_hundred_at_once_open_what_the_budget_counts(
     short_folder: Path,
     secrets_environment: None,
 ) -> None:
-    """Not one backend more at the peak and none less, and the database refuses nobody."""
+    """Exactly as many backends at the peak, and the database refuses no connection."""
     processes.raise_open_files_limit()
     config = load_stage("dev", STAGE)
     budget = budget_of(config)

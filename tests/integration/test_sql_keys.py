@@ -18,7 +18,7 @@ OUTPUTS = {"SqlKeysArn": {"Value": {"Ref": "Keys"}}, "SqlUrl": {"Value": "http:/
 def test_keys_are_made_and_revoked_by_two_operators_at_once(
     plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody's change is lost; the function accepts what is in the table, and nothing else."""
+    """No change is lost; the function accepts the keys in the table only."""
     stack = f"{CONFIG.stack_prefix}-Api"
     plane.deploy(stack, {"Keys": KEYS}, Outputs=OUTPUTS)
     deployed, other = (sql_key.find(CONFIG, plane.client) for _ in range(2))

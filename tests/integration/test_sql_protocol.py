@@ -106,6 +106,18 @@ def test_a_number_of_many_digits(client: Client) -> None:
     assert client.fails(body.replace(b"numeric", b"int")) == (400, "22003")
 
 
+def test_an_error_that_quotes_a_large_value(client: Client) -> None:
+    """Lambda could not return it: 2 MB of quotes leave as 8 MB."""
+    answer = client.post({"query": "SELECT repeat('\"', 2000000)::int"})
+    assert (answer.status, answer.body["code"]) == (400, "22P02")
+    assert answer.body["message"].startswith("invalid input syntax for type integer:")
+    assert len(answer.content) < 50_000
+    blocks = "DO $$ BEGIN RAISE 'a' USING DETAIL = repeat('b', 2000000), HINT = 'c'; END $$"
+    answer = client.post({"query": blocks})
+    assert (answer.status, answer.body["hint"]) == (400, "c")
+    assert len(answer.content) < 50_000
+
+
 @pytest.mark.parametrize("query", ["", ";", "-- nothing", "/* nothing */"])
 def test_an_empty_query(client: Client, query: str) -> None:
     """It is fine, and has no command."""

@@ -339,6 +339,61 @@ def test_what_a_login_has_changed_of_itself_is_put_right(
     assert "row_security, search_path" in caplog.text
 
 
+FOR_ITS_GROUP = [
+    "SET ROLE lambda_pg_sql_reader",
+    "SELECT lo_create(4242)",
+    "ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO PUBLIC",
+    "REVOKE SELECT ON users FROM lambda_pg_sql_reader",
+]
+"""What PostgreSQL lets a member do for its group; the last one is a warning, and has no effect."""
+
+
+def rights(site: Site) -> tuple[bool, list[str]]:
+    """Tell whether readers may select, and list all policies of the table."""
+    with site.superuser() as admin:
+        row = admin.execute(
+            "SELECT has_table_privilege('lambda_pg_sql_reader', 'users', 'SELECT'),"
+            " array_agg(policyname::text ORDER BY policyname) FROM pg_policies"
+            " WHERE tablename = 'users'"
+        ).fetchone()
+    assert row is not None
+    return row
+
+
+def test_what_a_reader_makes_for_its_group_does_not_stop_a_deployment(deployed: Site) -> None:
+    """Large objects and default privileges: no policy depends on them."""
+    before = rights(deployed)
+    with deployed.connect("reader", autocommit=True) as reader:
+        for statement in FOR_ITS_GROUP:
+            reader.execute(statement.encode())
+        try:
+            told = deployed.deploy().warnings
+        finally:
+            reader.execute("SELECT lo_unlink(4242)")
+            reader.execute("ALTER DEFAULT PRIVILEGES REVOKE SELECT ON TABLES FROM PUBLIC")
+    assert rights(deployed) == before
+    assert len([each for each in told if "role lambda_pg_sql_reader has 1 large" in each]) == 1
+
+
+def test_a_reader_can_drop_its_own_policies_and_sees_less(deployed: Site) -> None:
+    """A deployment creates them again, and warns of restrictive ones."""
+    before = rights(deployed)
+    mine = "lambda_pg_sql_reader"
+    with deployed.superuser() as admin, deployed.connect("reader", autocommit=True) as reader:
+        admin.execute(
+            f"CREATE POLICY hidden ON users AS RESTRICTIVE TO {mine} USING (false)".encode()
+        )
+        told = [each for each in deployed.deploy().warnings if "restrictive policy" in each]
+        assert len(told) == 1
+        assert "hidden on users" in told[0]
+        reader.execute(f"DROP OWNED BY {mine}".encode())
+        assert rights(deployed) == (True, [name for name in before[1] if name != mine])
+        assert reader.execute("SELECT count(*) FROM users").fetchone() == (0,)
+        assert not [each for each in deployed.deploy().warnings if "restrictive" in each]
+        assert rights(deployed) == before
+        assert reader.execute("SELECT count(*) FROM users").fetchone() == (2,)
+
+
 def test_advisory_locks_remain(deployed: Site) -> None:
     """PUBLIC has them, too; the end of a request's flight releases them."""
     with deployed.connect("reader") as reader:

@@ -4,6 +4,7 @@ import operator
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Self
 
 from lambda_pg import CommitOutcomeUnknownError, Database, DatabaseUnavailableError
 from psycopg.rows import TupleRow
@@ -14,18 +15,18 @@ REST = 0.01
 """Seconds between two statements of a load: without it, each load of a test takes a whole core."""
 
 
-class Load:
-    """Statements from a thread with a short rest between them, until told to stop."""
+class Requests:
+    """Requests from a thread with a short rest between them, until told to stop."""
 
-    def __init__(self, db: Database[TupleRow]) -> None:
+    def __init__(self, ask: Callable[[], object]) -> None:
         """Start nothing yet."""
-        self._db = db
+        self._ask = ask
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self.served = 0
         self.errors: list[Exception] = []
 
-    def __enter__(self) -> "Load":
+    def __enter__(self) -> Self:
         """Start."""
         self._thread.start()
         return self
@@ -42,17 +43,26 @@ class Load:
     def _run(self) -> None:
         while not self._stop.is_set():
             try:
-                self._request()
+                self._ask()
                 self.served += 1
             except Exception as error:  # noqa: BLE001 - whatever comes is what the test counts
                 self.errors.append(error)
             self._stop.wait(REST)
 
+
+class Load(Requests):
+    """Statements of a Database."""
+
+    def __init__(self, db: Database[TupleRow]) -> None:
+        """Start nothing yet."""
+        super().__init__(self._request)
+        self._db = db
+
     def _request(self) -> None:
         self._db.execute("SELECT 1", claims={"sub": "a"}, idempotent=True)
 
 
-def wait_for_each(loads: Sequence[Load], more: int) -> None:
+def wait_for_each(loads: Sequence[Requests], more: int) -> None:
     """Wait until each load has served so many more statements, all at once, or one failed."""
     goals = [load.served + more for load in loads]
     deadline = time.monotonic() + 20

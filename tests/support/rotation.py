@@ -1,20 +1,27 @@
-"""Rotate the application's password in a running cloud."""
+"""Rotate passwords of logins in a running cloud."""
 
+import json
 from typing import Any
 
 import psycopg
 
 from lambda_pg_cdk.local.cloud import LocalCloud
-from tests.support.cdk import application_login, secret_arn
+from tests.support.cdk import secret_arn
 from tests.support.waiting import wait_until
 
 
 def rotate(cloud: LocalCloud) -> dict[str, Any]:
     """Have Secrets Manager rotate the application's secret; return the new login."""
-    client, arn = cloud.client("secretsmanager"), secret_arn(cloud)
+    return rotate_secret(cloud, secret_arn(cloud))
+
+
+def rotate_secret(cloud: LocalCloud, arn: str) -> dict[str, Any]:
+    """Have Secrets Manager rotate a secret; return the new login."""
+    client = cloud.client("secretsmanager")
     version = client.rotate_secret(SecretId=arn)["VersionId"]
     wait_until(lambda: current_version(client, arn) == version, 30, "the end of the rotation")
-    return application_login(cloud)
+    login: dict[str, Any] = json.loads(client.get_secret_value(SecretId=arn)["SecretString"])
+    return login
 
 
 def current_version(client: Any, arn: str) -> str:

@@ -12,7 +12,7 @@ import queue
 import secrets
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
@@ -163,6 +163,15 @@ class SqlServer:
             return Answer(response.status, found, response.read())
         finally:
             connection.close()
+
+    def asking(self, key: Key, query: str) -> Callable[[], None]:
+        """Return what sends a query with a key, and raises for any status but 200."""
+
+        def ask() -> None:
+            answer = self.post({"query": query}, key)
+            assert answer.status == 200, answer.content
+
+        return ask
 
     def invoke(self, event: Mapping[str, Any]) -> dict[str, Any]:
         """Call the handler of a free environment."""

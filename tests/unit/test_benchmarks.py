@@ -6,14 +6,25 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
 import pytest
 
 from benchmarks import plots, summary, tables
-from benchmarks.cost import cold_start, first_request, logins, overhead, ratios, sql, whole_request
+from benchmarks.cost import (
+    cold_start,
+    first_request,
+    logins,
+    overhead,
+    ratios,
+    sql,
+    sql_request,
+    whole_request,
+)
 from benchmarks.cost.secrets_service import GET, answer
 from benchmarks.report import PARTS, PICTURES, README, RESULTS, between
 from benchmarks.storm.accounting import MODULES
@@ -126,7 +137,8 @@ def sql_result(**changes: Any) -> dict[str, Any]:
     """Make a result of `POST /sql` that meets every goal, but for the ratios of some rows."""
     wanted = dict.fromkeys(sql.BASES.values(), 1.0) | dict.fromkeys(sql.GOALS["direct"], 1.4)
     wanted |= {sql.SAME: 1.0, sql.CONTROL: 9.0} | changes
-    run = {"times": {name: [50 * each] * 3 for name, each in wanted.items()}, "refused_bytes": 0}
+    times = {name: [50 * each] * 3 for name, each in wanted.items()}
+    run = {"times": times, "refused_bytes": 0, "accepted_bytes": 50_000_000}
     cold = {"ratio": 1.05, "sql_ms": 105, "health_ms": 100, "starts": 40}
     runs = [run] * 5
     found = sql.result_of({"direct": runs, "pgbouncer": runs})
@@ -158,12 +170,42 @@ def test_memory_and_cold_start_of_sql_have_limits() -> None:
     """They are no rows, but are promised too."""
     result = sql_result()
     result["refused"]["direct"], result["cold_start"]["ratio"] = 4.5, 1.2
-    result["unrest"]["pgbouncer"] = 2.0
+    result["unrest"]["pgbouncer"], result["accepted"]["pgbouncer"] = 2.0, 0.0
     assert [promise.partition(" took")[0] for promise in sql.shortfalls(result)] == [
         "direct: a refused result",
         "pgbouncer: raw",
+        "pgbouncer: psycopg",
         "the cold start",
     ]
+
+
+def sql_request_result(again: float) -> dict[str, Any]:
+    """Make a result of both ways through the API, with a ratio of GET to itself."""
+    times = {name: [2.0 * ratio] * 3 for name, ratio in REQUESTS.items()}
+    times[sql_request.AGAIN] = [2.0 * again] * 3
+    rows = ratios.rows(sql_request.USERS, [times], "ms")
+    return ORIGIN | {"rows": rows}
+
+
+REQUESTS = {sql_request.USERS: 1.0, sql_request.SQL: 0.8}
+
+
+def test_a_request_of_sql_is_shown_beside_one_of_users() -> None:
+    """As milliseconds and as a ratio; a noisy machine makes the result worthless."""
+    result = sql_request_result(again=1.01)
+    assert sql_request.shortfalls(result) == []
+    assert "| `POST /sql` | 1.60 | 0.80 |" in tables.sql_request_table(result)
+    noisy = sql_request_result(again=1.2)
+    assert "the machine is too noisy" in sql_request.shortfalls(noisy)[0]
+
+
+def test_each_row_of_a_request_is_measured_in_every_round() -> None:
+    """The first round warms up and does not count."""
+    sent: list[str] = []
+    requests = {name: partial(sent.append, name) for name in REQUESTS}
+    times = sql_request.measure(requests, rounds=3, calls=2)
+    assert {name: len(each) for name, each in times.items()} == dict.fromkeys(REQUESTS, 3)
+    assert Counter(sent) == dict.fromkeys(REQUESTS, 4 * 2)
 
 
 COLD: dict[str, Any] = {

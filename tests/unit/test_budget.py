@@ -356,7 +356,7 @@ def test_each_task_keeps_places_for_the_clients_of_sql() -> None:
     sql = Client("sql", 10)
     assert sql_clients(load_stage("dev", override)) == sql.connections == 20
     budget("dev", Client("users", 80), sql, **override).check()
-    with pytest.raises(BudgetError, match=r"- 20 kept for /sql\) x 2 tasks, while one is down"):
+    with pytest.raises(BudgetError, match=r"- 20 reserved for /sql\) x 2 tasks, while one is down"):
         budget("dev", Client("users", 81), sql, **override).check()
 
 

@@ -19,7 +19,7 @@ ACCELERATE = (
 
 
 def test_it_has_each_operation_of_prisma() -> None:
-    """In the words of the list that a real client is held to."""
+    """The table is the one that the test of a real client checks."""
     assert prisma_table() in SECTIONS["Prisma"]
 
 

@@ -174,6 +174,12 @@ def test_each_failure_has_its_status(
     assert "secret" not in str(failure.body["message"])
 
 
+def test_an_error_of_any_size_is_cut() -> None:
+    """A statement can raise one, and no limit of answers holds for it."""
+    body = error_object("m" * 1_000_000, "c")
+    assert body["message"] == "m" * 10_000 + "…"
+
+
 def test_the_fields_of_an_error_object() -> None:
     """What is absent is null."""
     names = "detail hint position internalPosition internalQuery where table column schema"

@@ -1,4 +1,4 @@
-"""`make sql-key`: what it writes is what the function reads, and no change of another is lost."""
+"""`make sql-key`: the function reads what it writes, and concurrent changes are not lost."""
 
 import json
 import re
@@ -114,14 +114,14 @@ def test_a_revoked_key_is_gone(capsys: pytest.CaptureFixture[str]) -> None:
         (("w:b", "--role", "reader"), "letters, digits, _ and -"),
         (("x" * 33, "--role", "reader"), "1 to 32 letters"),
         (("web", "--role", "reader", "--max-rows", "0"), "above 0"),
-        (("web", "--role", "reader", "--statements", "a,b"), "names 2 statements"),
+        (("web", "--role", "reader", "--statements", "a,b"), "does not have ('a', 'b')"),
         (("old", "--role", "reader"), "there is a key old"),
     ],
 )
 def test_what_the_function_would_refuse_is_not_written(
     arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nor does a key take another one's name."""
+    """Nor can a key have the id of another one."""
     run("create", "old", "--role", "reader")
     before = secret().read()
     assert run("create", *arguments) == 1
@@ -144,7 +144,7 @@ def test_a_key_can_expire(given: str, capsys: pytest.CaptureFixture[str]) -> Non
 def test_the_list_marks_what_has_expired_and_what_is_wrong(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """As the function sees it, also what somebody wrote by hand."""
+    """As the function sees it, including entries that were written by hand."""
     run("create", "old", "--role", "reader", "--expires", "2020-01-31")
     secret().change(lambda keys: keys.update(hand={"role": "admin"}, odd=None))
     capsys.readouterr()
@@ -156,7 +156,7 @@ def test_the_list_marks_what_has_expired_and_what_is_wrong(
 
 
 def test_two_operators_at_once_lose_nothing() -> None:
-    """The second one's change is made again on top of the first one's."""
+    """The second one's change is repeated on top of the first one's."""
     table, other = secret(), secret()
     seen = []
 
@@ -179,7 +179,7 @@ def test_a_table_that_changes_all_the_time_is_left_alone() -> None:
         other.change(lambda theirs: theirs.update({str(len(theirs)): {}}))
         keys["ours"] = {}
 
-    with pytest.raises(KeysSecretError, match="changed by others 5 times"):
+    with pytest.raises(KeysSecretError, match="by others during each of 5 attempts"):
         secret().change(edit)
     assert sorted(secret().read().keys) == [str(number) for number in range(ATTEMPTS)]
 

@@ -143,7 +143,7 @@ def test_every_refusal_does_the_same_work(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_revoked_key_ends_within_the_lifetime() -> None:
-    """However often it is used meanwhile; and a copy is read once in that time."""
+    """However often it is used in that time, in which a copy is read once."""
     bench = Bench(table(web=key(), other=key("o")))
     assert bench.knows()
     bench.text = table(other=key("o"))
@@ -173,7 +173,7 @@ def test_the_lifetime_counts_from_before_the_reading() -> None:
 
 
 def test_a_thawed_environment_reads_the_table() -> None:
-    """The wall clock has gone on while the environment was frozen for an hour."""
+    """The wall clock has run on while the environment was frozen for an hour."""
     bench = Bench(table(web=key()))
     assert bench.knows()
     bench.text = table()
@@ -260,7 +260,7 @@ def test_without_any_copy_secrets_manager_is_asked_once_a_second() -> None:
 
 
 def test_a_guess_during_an_outage_is_refused_as_ever() -> None:
-    """An unknown id is not answered otherwise than a wrong secret."""
+    """An unknown id gets the same answer as a wrong secret."""
     bench = Bench(table(web=key()))
     assert bench.knows()
     bench.error = PASSING
@@ -281,7 +281,8 @@ def test_a_broken_table_leaves_the_old_copy(capsys: pytest.CaptureFixture[str]) 
     assert json.loads(log) == {
         "level": "ERROR",
         "message": "keys",
-        "reason": "the table of keys is not JSON",
+        "reason": "the table of keys is not JSON: restore the secret's previous version "
+        "(docs/operations.md)",
     }
     bench.clock.now += OUTAGE
     with pytest.raises(KeysUnavailableError, match="not JSON"):
@@ -296,16 +297,16 @@ WRONG: Mapping[str, tuple[Any, str]] = {
     "the secret": (key(hash=SECRET), "SHA-256"),
     "empty": (key(""), "empty text"),
     "role": (key(role="admin"), r"'admin'; must be one of caller, reader, writer"),
-    "no role": ({"hash": key()["hash"]}, "NoneType that is not shown"),
-    "a list": (key(role=["reader"]), "list that is not shown"),
+    "no role": ({"hash": key()["hash"]}, "type NoneType, not shown here"),
+    "a list": (key(role=["reader"]), "type list, not shown here"),
     "database": (key(database="other"), "'other'; must be app"),
-    "typing error": (key(expire="2020-01-01T00:00:00+00:00"), "1 of its fields are unknown"),
+    "typing error": (key(expire="2020-01-01T00:00:00+00:00"), r"it has unknown fields \(1\)"),
     "no zone": (key(expires="2030-01-01T00:00:00"), "with a zone"),
     "no time": (key(expires=5), "with a zone"),
     "statements": (key(statements="one"), "list of names"),
     "none": (key(statements=False), "list of names"),
     "free": (key(role="caller"), "caller needs statements"),
-    "limit": (key(limits={"rows": 0}), "above 0"),
+    "limit": (key(limits={"rows": 0}), "its limit rows is 0; must be a whole number above 0"),
     "true": (key(limits={"rows": True}), "above 0"),
     "which": (key(limits={"row": 1}), "rows, bytes"),
     "retries": (key(retries=1), "retries"),
@@ -342,7 +343,7 @@ def test_a_secret_in_the_place_of_an_id_is_not_logged() -> None:
 
 
 def test_a_key_has_only_the_statements_it_names() -> None:
-    """All for true, none for an empty list; one that the file lacks is said and adds nothing."""
+    """All for true, none for an empty list; a missing one is reported and adds nothing."""
     found = read_table(
         table(
             every=key(statements=True),
@@ -363,7 +364,8 @@ def test_a_key_has_only_the_statements_it_names() -> None:
         "none": [False, False, False],
         "one": [True, False, False],
     }
-    assert found.problems == ("key one names 1 statements that the stage's file does not have",)
+    (problem,) = found.problems
+    assert "the file of sql.statements does not have ('gone'): add them" in problem
 
 
 VALUES: tuple[Any, ...] = (

@@ -65,7 +65,7 @@ def test_every_name_survives_percent_encoding(user: str, password: str, database
     ],
 )
 def test_forms_of_a_connection_string(text: str, parts: tuple[str, ...]) -> None:
-    """The password may be absent, as may the database; a plus sign is no space."""
+    """Password and database may be missing; a plus sign is not a space."""
     assert tuple(parse(text)) == parts
 
 
@@ -180,7 +180,7 @@ def test_a_body_over_the_limit(body: str, encoded: bool) -> None:
 
 
 def test_a_body_that_is_not_utf8() -> None:
-    """It is refused, as is base64 that is none, and a lone surrogate."""
+    """It is refused, as are invalid base64 and a lone surrogate."""
     for body in (base64.b64encode(b"\xff").decode(), "a", "ä"):
         with pytest.raises(RequestError, match="the body is not UTF-8"):
             read_body({"body": body, "isBase64Encoded": True}, 100)

@@ -12,7 +12,7 @@ from lambda_pg.text import Field, Result
 from psycopg.postgres import types
 
 from lambda_pg_cdk.functions.sql.sql_http import kinds
-from lambda_pg_cdk.functions.sql.sql_http.results import render
+from lambda_pg_cdk.functions.sql.sql_http.results import REMEMBERED_FIELDS, _fields, render
 
 TEXT, INT8, INT4, JSON, BOX = 25, 20, 23, 114, 603
 
@@ -70,6 +70,16 @@ def test_fields_have_the_names_of_node_postgres() -> None:
             "format": "text",
         }
     ]
+
+
+def test_the_fields_of_wide_answers_are_not_kept() -> None:
+    """200 of 1,664 columns with long names took 130 MB."""
+    _fields.cache_clear()
+    for width in (REMEMBERED_FIELDS, REMEMBERED_FIELDS + 1):
+        fields = tuple(Field(f"c{number}", 25, 0, 0, -1, -1) for number in range(width))
+        body = json.loads(render(Result(fields, [], "SELECT 0"), arrays=True, raw=True))
+        assert len(body["fields"]) == width
+    assert _fields.cache_info().currsize == 1
 
 
 @pytest.mark.parametrize("raw", [True, False])
@@ -213,7 +223,7 @@ KNOWN = {
     ],
 )
 def test_types_of_users(text: str, oid: int, expected: object) -> None:
-    """Arrays of enums and domains are arrays; a type that was dropped meanwhile is a string."""
+    """Arrays of enums and domains are arrays; a type that has been dropped is a string."""
     assert value(text, oid, KNOWN) == expected
 
 

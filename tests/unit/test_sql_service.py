@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -18,10 +19,12 @@ from lambda_pg_cdk.functions.sql.sql_http.keys import Keys
 from lambda_pg_cdk.functions.sql.sql_http.service import Service
 from lambda_pg_cdk.functions.sql.sql_http.settings import SqlSettings, login_of
 from lambda_pg_cdk.functions.sql.sql_http.statements import digest, read_statements
+from lambda_pg_cdk.local.development.log_lines import DatedEntry, parse
 from tests.support.context import Context
 
 SECRET = "canary-of-the-secret"
 DOMAIN = "api.example.com"
+REQUEST = "7e6f2c1a-0000-4000-8000-000000000001"
 URL = f"postgresql://web:{SECRET}@pool.example.com/app"
 ENVIRONMENT = {
     "SQL_ROLES": json.dumps({"reader": "arn:reader", "writer": "arn:writer", "caller": "arn:c"}),
@@ -83,7 +86,7 @@ class Door:
             "body": text,
             "isBase64Encoded": False,
         }
-        response = self.service.answer(event, Context(30))
+        response = self.service.answer(event, Context(30, REQUEST))
         return {**response, "body": json.loads(response["body"])}
 
     def fails(self, *arguments: Any, **options: Any) -> tuple[int, str]:
@@ -197,13 +200,13 @@ def test_an_empty_batch_asks_nothing(door: Door) -> None:
     ],
 )
 def test_who_is_not_let_in(door: Door, string: str | None, code: str) -> None:
-    """Nothing reaches the database; another host is never dialled, nor another database."""
+    """Nothing reaches the database, and nothing connects to another host or database."""
     assert door.fails({"query": "SELECT 1"}, string) == (400, code)
     assert not any(each.calls for each in door.databases.values())
 
 
 def test_one_message_for_every_wrong_key(door: Door) -> None:
-    """It does not tell whether the key exists, and the database's name is looked at later."""
+    """It does not show whether the key exists, and the database's name is checked later."""
     strings = [url(key="nobody"), url(secret="wrong"), url(secret="wrong", db="x")]
     bodies = [door.send({"query": "SELECT 1"}, string)["body"] for string in strings]
     assert bodies[0] == bodies[1] == bodies[2]
@@ -234,14 +237,16 @@ def test_registered_statements_only(door: Door) -> None:
 @pytest.mark.parametrize(
     ("key", "texts", "retried"),
     [
-        ("web", ["SELECT 1"], False),
+        ("web", ["SELECT 1"], True),
         ("back", ["UPDATE t"], True),
         ("forms", ["SELECT 1", "SELECT 1"], True),
         ("forms", ["SELECT 1", "UPDATE t"], False),
+        ("web", ["SELECT 2"], False),
+        ("web", ["SELECT 1", "SELECT 2"], False),
     ],
 )
 def test_what_is_retried(door: Door, key: str, texts: list[str], retried: bool) -> None:
-    """Registered reads, and all that a key sends whose setting says so."""
+    """Registered reads, also of a key with free SQL, and all of a key whose setting says so."""
     assert (
         door.send({"queries": [{"query": each} for each in texts]}, url(key))["statusCode"] == 200
     )
@@ -260,7 +265,7 @@ def test_a_verified_token(door: Door) -> None:
 
 
 def test_a_token_that_nobody_verified(door: Door) -> None:
-    """Without an authorizer a bearer token counts nothing."""
+    """Without an authorizer a bearer token has no effect."""
     forged = {"authorization": "Bearer eyJhbGciOiJub25lIn0.eyJzdWIiOiJ1MSJ9."}
     nobody = "postgresql://anyone@pool.example.com/app"
     assert door.fails({"query": "SELECT 1"}, nobody, **forged) == (400, "28P01")
@@ -286,6 +291,15 @@ def test_limits_of_a_key(door: Door) -> None:
     assert door.fails({"queries": [{"query": "a"}] * 2}) == (400, "54000")
     assert door.fails({"query": "a"}) == (507, "54000")
     assert door.databases["reader"].calls[0]["limits"] == Limits(5, 100)
+
+
+def test_names_that_every_row_repeats(door: Door) -> None:
+    """The limit of bytes counts values; rows that are objects have the names, too."""
+    fields = tuple(Field(f"{number:060}", 23, 0, 0, 4, -1) for number in range(100))
+    wide = Result(fields, [(None,) * 100] * 4_000, "SELECT 4000")
+    door.databases["reader"].answers = lambda _: [wide]
+    assert door.fails({"query": "SELECT 1"}, accept_encoding="gzip") == (507, "54000")
+    assert door.send({"query": "SELECT 1", "arrayMode": True})["statusCode"] == 200
 
 
 def test_types_of_users_are_asked_for_once(door: Door) -> None:
@@ -327,7 +341,10 @@ def test_an_unexpected_error_shows_nothing(door: Door, capsys: pytest.CaptureFix
 
     door.databases["reader"].answers = fail
     response = door.send({"query": "a"})
-    assert (response["statusCode"], response["body"]["message"]) == (500, "internal error")
+    assert (response["statusCode"], response["body"]["message"]) == (
+        500,
+        "internal error: the log of /sql has the reason",
+    )
     (line,) = capsys.readouterr().out.splitlines()
     assert SECRET not in line + json.dumps(response)
     assert json.loads(line)["reason"].startswith("ZeroDivisionError at test_sql_service.py:")
@@ -349,8 +366,10 @@ def test_one_line_for_each_request(door: Door, capsys: pytest.CaptureFixture[str
     found = json.loads(line)
     assert found.pop("milliseconds") >= 0
     assert found.pop("bytes") == len(json.dumps(response["body"], separators=(",", ":")))
+    assert datetime.fromisoformat(found.pop("timestamp")).utcoffset() == timedelta()
     assert found == {
         "level": "INFO",
+        "requestId": REQUEST,
         "message": "sql",
         "key": "web",
         "statements": [digest("SELECT $1 AS canary"), digest("SELECT 1")],
@@ -361,8 +380,20 @@ def test_one_line_for_each_request(door: Door, capsys: pytest.CaptureFixture[str
     }
 
 
+def test_the_log_of_a_request_can_be_found(door: Door, capsys: pytest.CaptureFixture[str]) -> None:
+    """By `make logs --request`, and at its own time."""
+    began = datetime.now(UTC)
+    door.send({"query": "SELECT 1"})
+    entry = parse("sql", capsys.readouterr().out)
+    assert entry is not None
+    assert entry.time is not None
+    assert abs(entry.time - began) < timedelta(minutes=1)
+    assert DatedEntry(entry, entry.time).concerns(REQUEST[:8])
+    assert "timestamp" not in entry.text
+
+
 def test_the_line_of_a_refusal_names_no_key(door: Door, capsys: pytest.CaptureFixture[str]) -> None:
-    """What a stranger sends as a key's id may be anything, a secret in the wrong place too."""
+    """A wrong id may be anything, even a secret in the wrong place."""
     door.send({"query": "SELECT canary"}, f"postgresql://{SECRET}:canary@pool.example.com/app")
     (line,) = capsys.readouterr().out.splitlines()
     assert "canary" not in line
@@ -407,7 +438,7 @@ BODIES = (
 
 @given(STRINGS, BODIES, st.booleans())
 def test_any_request_is_answered(string: str, body: str, encoded: bool) -> None:
-    """With 200, 400 or 413: never with an error of ours."""
+    """With 200, 400 or 413, never with 500."""
     door = opened()
     context = {"http": {"method": "POST"}, "domainName": DOMAIN}
     headers = {"neon-connection-string": string}

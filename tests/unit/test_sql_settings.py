@@ -46,7 +46,7 @@ def problems(sql: dict[str, Any], **others: Any) -> tuple[str, ...]:
 @pytest.mark.parametrize(
     ("sql", "others", "expected"),
     [
-        ({"roles": ["reader", "reader"]}, {}, "must have each role once"),
+        ({"roles": ["reader", "reader"]}, {}, "must have each trust level once"),
         ({"roles": ["owner"]}, {}, "sql.roles is ['owner']; must be one of 'reader', 'writer'"),
         ({"roles": []}, {}, "sql.roles is []"),
         ({"jwt": True, "statements": "a.json"}, {}, "must have 'caller' with sql.jwt true"),
@@ -56,17 +56,21 @@ def problems(sql: dict[str, Any], **others: Any) -> tuple[str, ...]:
         ({"statements": "/a.json"}, {}, "sql.statements is '/a.json'"),
         ({}, {"pgbouncer": {"pool_mode": "session"}}, "must be 'transaction' with sql.enabled"),
         ({}, {"database": {"name": "x" * 60}}, "must have at most 59 characters"),
-        ({"max_db_connections": 1}, {}, "sql.max_db_connections is 1; must be at least 2: a role"),
+        (
+            {"max_db_connections": 1},
+            {},
+            "sql.max_db_connections is 1; must be at least 2: a trust level",
+        ),
         (
             {"max_db_connections": 2, "roles": ["reader", "writer"]},
             {},
-            "sql.max_db_connections is 2; must be at least 3: a role may use 2",
+            "sql.max_db_connections is 2; must be at least 3: a trust level may use 2",
         ),
         ({"role_connections": 1}, {}, "sql.role_connections is 1; must be at least 2 with "),
         (
             {"role_connections": 4, "roles": ["reader", "writer"]},
             {},
-            "sql.max_db_connections is 4; must be at least 5: a role may use 4",
+            "sql.max_db_connections is 4; must be at least 5: a trust level may use 4",
         ),
         (
             {"timeout": 5, "transaction_timeout": 4, "statement_timeout": 3},

@@ -46,7 +46,7 @@ def test_a_text_is_allowed_exactly() -> None:
 
 
 def test_only_what_is_marked_reads() -> None:
-    """A text that begins with SELECT may write all the same."""
+    """A text that begins with SELECT may write nevertheless."""
     assert [REGISTERED.reads(each) for each in (READ, WRITE, SETTER, "SELECT 1")] == [
         *(True, False, False, False)
     ]
@@ -68,9 +68,9 @@ def test_a_digest_is_the_sha_256_of_the_text() -> None:
         ('{"a": 1}', "'a' has no text in its field 'sql'"),
         ('{"a": " "}', "'a' has no text"),
         ('{"a": {"reads": true}}', "'a' has no text"),
-        ('{"a": {"sql": "x", "reads": 1}}', "not true or false"),
+        ('{"a": {"sql": "x", "reads": 1}}', "reads 1; must be true or false"),
         ('{"a": {"sql": "x", "read": true}}', r"unknown fields \['read'\]"),
-        ('{"a": "x", "b": {"sql": "x", "reads": true}}', "'a' and 'b' have one text"),
+        ('{"a": "x", "b": {"sql": "x", "reads": true}}', "'a' and 'b' have the same text"),
     ],
 )
 def test_a_wrong_file_says_what_is_wrong(text: str, message: str) -> None:
@@ -116,7 +116,7 @@ def test_a_token_may_not_run_what_could_set_its_claims() -> None:
 
 
 def test_without_a_file_a_token_may_run_nothing() -> None:
-    """No file allows no statement, rather than every."""
+    """Without a file no statement is allowed, instead of all."""
     statements = caller_of_token(event(sub="5"), RULES._replace(statements=NONE)).statements
     assert statements is not None
     assert not statements.allows("SELECT 1")

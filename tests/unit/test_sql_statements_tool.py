@@ -68,7 +68,7 @@ def test_a_file_that_is_wrong_is_left_as_it_is(
 
 
 def test_an_api_that_is_gone_is_said(tmp_path: Path) -> None:
-    """By 502, with its URL; nothing is collected."""
+    """The answer is 502, with its URL; nothing is collected."""
     collection = Collection(tmp_path / "statements.json", reads=False)
     with server("http://127.0.0.1:1/sql", collection, 0) as listening:
         threading.Thread(target=listening.serve_forever, args=(0.05,), daemon=True).start()

@@ -27,7 +27,13 @@ from benchmarks.storm.goals import (
     verdict,
     without_a_processor,
 )
-from benchmarks.storm.limits import Limits, calibrated
+from benchmarks.storm.limits import (
+    MOST_CHECKOUT,
+    MOST_FUNCTION,
+    MOST_QUEUE,
+    Limits,
+    calibrated,
+)
 from benchmarks.storm.meter import others_share
 from benchmarks.storm.rows import (
     Driver,
@@ -52,6 +58,7 @@ from benchmarks.storm.second_driver import outcomes_of
 from benchmarks.tables import STORM_TITLES, storm_table
 from lambda_pg_cdk.local.cloud import LocalCloud
 from lambda_pg_cdk.local.http.load import FunctionLog, Outcome, summarise
+from lambda_pg_cdk.stage.loading import load_stage
 from lambda_pg_cdk.stage.sources import FUNCTIONS
 
 TOKEN = "a-token"
@@ -519,11 +526,12 @@ def test_limits_follow_from_what_raw_requests_took() -> None:
 
 
 def test_limits_are_settings_of_a_stage() -> None:
-    """As `cdk.json` has them."""
-    assert Limits(5, 17, 20).override == {
-        "functions": {"checkout_timeout": 17, "timeout": 20},
-        "pgbouncer": {"query_wait_timeout": 5},
-    }
+    """The stage `local` accepts the longest ones, in which `/sql` has a timeout too."""
+    limits = Limits(MOST_QUEUE, MOST_CHECKOUT, MOST_FUNCTION)
+    config = load_stage("local", limits.override)
+    assert config.sql.enabled
+    found = (config.pgbouncer.query_wait_timeout, config.functions.checkout_timeout)
+    assert (*found, config.functions.timeout) == (MOST_QUEUE, MOST_CHECKOUT, MOST_FUNCTION)
 
 
 # Verdicts

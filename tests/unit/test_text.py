@@ -1,5 +1,7 @@
 """What run_text() checks before it sends anything."""
 
+import time
+
 import psycopg
 import pytest
 from lambda_pg._connection import Modes
@@ -64,7 +66,7 @@ def test_begin_has_the_options(modes: Modes, text: bytes) -> None:
     ],
 )
 def test_only_what_may_write_asks_for_its_id(queries: list[str], asks: bool) -> None:
-    """It costs a packet; what is idempotent or only reads is not looked up."""
+    """It costs a packet; the outcome of reads and idempotent calls is not looked up."""
     assert ordered(*queries).asks is asks
     assert not ordered(*queries, idempotent=True).asks
     assert not ordered(*queries, modes=Modes(read_only=True)).asks
@@ -86,6 +88,39 @@ def test_only_what_may_write_asks_for_its_id(queries: list[str], asks: bool) -> 
 def test_what_rds_proxy_would_pin_for_is_not_plain(query: str, plain: bool) -> None:
     """Nor is what may hide such a statement."""
     assert ordered("SELECT 1", query).is_plain(RDS_PROXY) is plain
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "\n\t; COMMIT",
+        "/* a /* b */ */\fEND",
+        "-- a\rROLLBACK AND CHAIN",
+        "PREPARE/**/TRANSACTION 'a'",
+        "PREPARE -- a\n TRANSACTION 'a'",
+    ],
+)
+def test_the_end_of_the_transaction_is_refused(query: str) -> None:
+    """After it, nothing of the flight could end what stays in the session."""
+    with pytest.raises(psycopg.errors.InvalidTransactionTermination):
+        ordered(query)
+
+
+@pytest.mark.parametrize("blank", ["\n", " ", ";", "\r\n", "; ", "*/"])
+def test_a_long_statement_of_blanks_is_read_in_no_time(blank: str) -> None:
+    """A search that looks at each of them again for each takes a minute."""
+    began = time.perf_counter()
+    ordered("SELECT 1" + blank * 40_000)
+    assert time.perf_counter() - began < 5.0
+
+
+def test_a_long_statement_is_not_looked_at() -> None:
+    """RDS Proxy pins on it anyway; 100 KB of calls that nest took 20 s."""
+    count = 5_000
+    nested = "SELECT " + "set_config('a.b'," * count + "''" + ",true)" * count
+    began = time.perf_counter()
+    assert not ordered(nested).is_plain(RDS_PROXY)
+    assert time.perf_counter() - began < 5.0
 
 
 def test_a_refused_statement_stays_refused() -> None:

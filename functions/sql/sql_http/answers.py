@@ -1,4 +1,4 @@
-"""Responses: headers of browsers, compression, and the size of what leaves."""
+"""Responses: headers for browsers, compression, and the size limit."""
 
 import json
 import sys
@@ -30,7 +30,7 @@ PAYLOAD = 6_000_000
 """Bytes of a body that Lambda can return: 6 MiB, less what headers and status may take."""
 
 PAYS = 16_384
-"""Bytes of the smallest body that is compressed."""
+"""Bytes of the smallest body that is compressed: smaller ones are not worth it."""
 
 _ESCAPES_ALL = sys.version_info < (3, 12)
 """Whether Lambda's runtime client escapes all that is not ASCII."""
@@ -43,9 +43,9 @@ def respond(status: int, body: str, headers: Mapping[str, str]) -> Response:
 
 
 def packed(response: Response, *, accepted: bool, max_bytes: int) -> Response:
-    """Compress the body if that is `accepted` and pays.
+    """Compress the body if that is `accepted` and makes it smaller.
 
-    Raises RequestError, 507, for one over `max_bytes` as it leaves.
+    Raises RequestError, 507, if the result has more than `max_bytes`.
     """
     body: str = response["body"]
     size = size_in_json(body)

@@ -1,4 +1,4 @@
-"""A caller: the role that its statements run as, and what it may send."""
+"""A caller: its trust level (`role`), and what it may send."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -12,7 +12,7 @@ class KeyLimits(NamedTuple):
     rows: int
     """Rows of all results together."""
     bytes: int
-    """Bytes of the answer as it leaves."""
+    """Bytes of the answer, after compression."""
     statements: int
     """Statements in a batch."""
     request_bytes: int
@@ -35,10 +35,10 @@ class Caller(NamedTuple):
 
 
 class StageRules(NamedTuple):
-    """What a stage gives to its callers."""
+    """What a stage allows to its callers."""
 
     roles: frozenset[str]
-    """The roles that the stage has: reader, writer, caller."""
+    """The trust levels that the stage has: reader, writer, caller."""
     database: str
     """Name of the stage's database."""
     limits: KeyLimits
@@ -47,4 +47,4 @@ class StageRules(NamedTuple):
 
 
 CALLER_ROLE = "caller"
-"""The role that runs registered statements only."""
+"""The trust level that runs registered statements only."""

@@ -1,4 +1,4 @@
-"""The connection string in a request's header: who asks, for which host and database."""
+"""The connection string in a request's header: key, host and database."""
 
 from collections.abc import Collection
 from functools import lru_cache
@@ -12,11 +12,11 @@ SCHEMES = ("postgres", "postgresql")
 FORM = "the header Neon-Connection-String must be postgresql://KEYID:SECRET@host/database"
 
 REMEMBERED = 100
-"""Connection strings that an environment need not parse again."""
+"""Connection strings that an environment remembers after parsing."""
 
 
 class ConnectionString(NamedTuple):
-    """The parts of a connection string. The host is compared and never dialled."""
+    """The parts of a connection string. Nothing connects to the host: it is only compared."""
 
     user: str
     password: str | None
@@ -49,7 +49,7 @@ def _decoded(text: str) -> str:
     try:
         return unquote_to_bytes(text).decode()
     except ValueError:  # its arguments hold the text; a lone surrogate is one, too
-        raise RequestError(f"{FORM}: percent-encoded UTF-8") from None
+        raise RequestError(f"{FORM}: a percent-encoded part is not UTF-8") from None
 
 
 def _host(endpoint: str) -> str:
@@ -63,9 +63,10 @@ def _host(endpoint: str) -> str:
 
 
 def is_allowed(host: str, domain: str, allowed: Collection[str]) -> bool:
-    """Tell whether a client may name a host: the request's, an allowed one, or one derived from it.
+    """Tell whether a client may name a host: the request's, or one of `allowed`.
 
-    For `pool.X` the driver asks `api.X`, or `apiauth.X` with a token.
+    Any `NAME.X` is allowed for a request to `api.X` or `apiauth.X`: the driver derives these from
+    the host of the connection string.
     """
     if host == domain or host in allowed:
         return True

@@ -14,7 +14,7 @@ from .settings import SqlSettings, login_of
 def open_service(environ: Mapping[str, str]) -> Service:
     """Read the settings; nothing is fetched or opened before a request needs it.
 
-    The roles share the environment's slots, which are what the budget counts.
+    The logins of the trust levels share the environment's slots, which the budget counts.
     """
     settings = SqlSettings.from_env(environ)
     logins = {role: login_of(environ, value) for role, value in settings.roles.items()}

@@ -1,4 +1,4 @@
-"""What a request can fail with, as status and error object."""
+"""How a request can fail: status and error object."""
 
 import json
 import math
@@ -17,6 +17,9 @@ PROTOCOL = "08P01"
 
 LIMIT = "54000"
 """SQLSTATE of a request or an answer over a limit."""
+
+LONGEST = 10_000
+"""Characters of each text of an error: PostgreSQL quotes values of any size in them."""
 
 _FIELDS = {
     "detail": "message_detail",
@@ -66,12 +69,16 @@ def error_object(
 ) -> dict[str, str | None]:
     """Build the error object; what is absent is null."""
     details: dict[str, Any] = {
-        name: None if diagnostic is None else getattr(diagnostic, attribute)
+        name: None if diagnostic is None else _clipped(getattr(diagnostic, attribute))
         for name, attribute in _FIELDS.items()
     }
     if diagnostic is None:
         details["severity"] = "ERROR"
-    return {"message": message, "code": code, **details}
+    return {"message": _clipped(message), "code": code, **details}
+
+
+def _clipped(text: str | None) -> str | None:
+    return text if text is None or len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 def _of_request(error: RequestError) -> Failure:
@@ -104,11 +111,13 @@ def _of_database(error: psycopg.Error) -> Failure:
 
 
 def _of_defect(_: Exception) -> Failure:
-    return Failure(500, error_object("internal error", "XX000"))
+    return Failure(500, error_object("internal error: the log of /sql has the reason", "XX000"))
 
 
 def _unavailable(seconds: float) -> Failure:
-    message = "the database is not available now: retry later"
+    message = (
+        "the database or the table of keys cannot be reached: retry after the time in Retry-After"
+    )
     return Failure(503, error_object(message, None), max(1, math.ceil(seconds)))
 
 
@@ -122,7 +131,7 @@ _ANSWERS: tuple[tuple[type[Exception], Callable[[Any], Failure]], ...] = (
     (psycopg.Error, _of_database),
     (Exception, _of_defect),
 )
-"""The first kind that fits decides."""
+"""The first kind that matches decides."""
 
 encode: Callable[[Mapping[str, str | None]], str] = json.JSONEncoder(ensure_ascii=False).encode
 """Writes an error object."""

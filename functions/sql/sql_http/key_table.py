@@ -3,7 +3,7 @@
     {"keys": {"web": {"hash": "<SHA-256 of the secret, hexadecimal>", "role": "reader",
                       "created": "2026-12-01T12:00:00+00:00"}}}
 
-Messages never quote what may be a secret: a value is shown only if it is as short as an id.
+Messages never quote what may be a secret: they show a value only if it is as short as an id.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from .callers import CALLER_ROLE, Caller, KeyLimits, StageRules
 from .statements import Registered
 
 LONGEST_ID: Final = 32
-"""Characters of a key's id. A secret has 43, so that it is never taken for an id."""
+"""Most characters of a key's id. A secret has 43, so it is never mistaken for an id."""
 
 _ID_CHARACTERS: Final = frozenset(
     "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-"
@@ -28,8 +28,14 @@ _FIELDS: Final = frozenset(
 _NOTHING: Final = hashlib.sha256(b"").digest()
 """The hash of an empty secret: a shell writes it when its variable is not set."""
 
+MOST_NAMES: Final = 5
+"""Names of statements that one message shows."""
+
 DIGEST_SIZE: Final = len(_NOTHING)
 """Bytes of a hash."""
+
+
+RESTORE: Final = "restore the secret's previous version (docs/operations.md)"
 
 
 class TableError(ValueError):
@@ -57,10 +63,10 @@ def read_table(text: str, rules: StageRules) -> KeyTable:
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):  # their arguments hold the text
-        raise TableError("the table of keys is not JSON") from None
+        raise TableError(f"the table of keys is not JSON: {RESTORE}") from None
     keys = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(keys, dict):
-        raise TableError('the table of keys has no object "keys"')
+        raise TableError(f'the table of keys has no object "keys": {RESTORE}')
     entries, problems = {}, []
     for key_id, fields in keys.items():
         wrong = list(_problems(key_id, fields, rules))
@@ -81,9 +87,9 @@ def is_key_id(text: str) -> bool:
 
 
 def _shown(value: object) -> str:
-    """Show a value that is as short as an id; of any other only its type."""
-    is_short = isinstance(value, str) and is_key_id(value)
-    return repr(value) if is_short else f"a {type(value).__name__} that is not shown"
+    """Show a value that is as short as an id or empty; of any other only its type."""
+    is_short = isinstance(value, str) and (not value or is_key_id(value))
+    return repr(value) if is_short else f"a value of type {type(value).__name__}, not shown here"
 
 
 def _entry(key_id: str, fields: Mapping[str, Any], rules: StageRules) -> Entry:
@@ -116,21 +122,25 @@ def _statements(given: bool | list[str] | None, registered: Registered) -> Regis
 
 
 def _gone(key_id: str, fields: Mapping[str, Any], rules: StageRules) -> Iterator[str]:
-    """Say which statements of a key the stage's file does not have: the key goes on without."""
+    """Report statements of a key that the stage's file does not have: the key stays valid."""
     given = fields.get("statements")
     if isinstance(given, list) and (missing := rules.statements.missing(given)):
-        yield f"key {key_id} names {len(missing)} statements that the stage's file does not have"
+        names = ", ".join(map(_shown, missing[:MOST_NAMES]))
+        yield (
+            f"key {key_id} names statements that the file of sql.statements does not have"
+            f" ({names}): add them to the file, or create another key"
+        )
 
 
 def _problems(key_id: str, fields: object, rules: StageRules) -> Iterator[str]:
-    """Yield what is wrong with an entry: a key is refused rather than used with less care."""
+    """Yield what is wrong with an entry: a key with any mistake is refused."""
     if not is_key_id(key_id):
         yield f"its id must be 1 to {LONGEST_ID} letters, digits, _ and -"
     if not isinstance(fields, dict):
         yield f"it is {_shown(fields)}; must be an object"
         return
     if unknown := fields.keys() - _FIELDS:
-        yield f"{len(unknown)} of its fields are unknown; may have {', '.join(sorted(_FIELDS))}"
+        yield f"it has unknown fields ({len(unknown)}); may have {', '.join(sorted(_FIELDS))}"
     yield from _hash_problems(fields.get("hash"))
     yield from _role_problems(fields, rules)
     yield from _limit_problems(fields.get("limits", {}))
@@ -145,7 +155,7 @@ def _hash_problems(value: object) -> Iterator[str]:
     if len(digest) != DIGEST_SIZE:
         yield "its hash must be the SHA-256 of the secret, as 64 hexadecimal digits"
     elif digest == _NOTHING:
-        yield "its hash is that of an empty text"
+        yield "its hash is that of an empty text; must be the SHA-256 of the secret"
 
 
 def _role_problems(fields: Mapping[str, Any], rules: StageRules) -> Iterator[str]:
@@ -158,7 +168,7 @@ def _role_problems(fields: Mapping[str, Any], rules: StageRules) -> Iterator[str
     if not (statements is None or statements is True or _is_texts(statements)):
         yield "its statements must be a list of names, or true for all"
     elif statements is None and role == CALLER_ROLE:
-        yield f"the role {CALLER_ROLE} needs statements: a list of names, or true for all"
+        yield f"a key of {CALLER_ROLE} needs statements: a list of names, or true for all"
     if not isinstance(retries, bool):
         yield "its retries must be true or false"
 
@@ -170,8 +180,14 @@ def _is_texts(value: object) -> bool:
 def _limit_problems(limits: object) -> Iterator[str]:
     if not isinstance(limits, dict) or not limits.keys() <= set(KeyLimits._fields):
         yield f"its limits must be an object with {', '.join(KeyLimits._fields)}"
-    elif not all(type(each) is int and each > 0 for each in limits.values()):
-        yield "each of its limits must be a whole number above 0"
+        return
+    for name, value in limits.items():
+        if type(value) is not int or value <= 0:
+            yield f"its limit {name} is {_shown_number(value)}; must be a whole number above 0"
+
+
+def _shown_number(value: object) -> str:
+    return str(value) if type(value) is int else _shown(value)
 
 
 def _expiry_problems(expires: object) -> Iterator[str]:
@@ -180,4 +196,4 @@ def _expiry_problems(expires: object) -> Iterator[str]:
     except ValueError:
         moment = None
     if expires is not None and (moment is None or moment.tzinfo is None):
-        yield "its expires must be a time with a zone, as 2027-01-31T00:00:00+00:00"
+        yield "its expires must be a time with a zone, as in 2027-01-31T00:00:00+00:00"

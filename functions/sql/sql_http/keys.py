@@ -1,8 +1,8 @@
-"""Find a caller by its key, in a copy of the table of keys that is read again in time.
+"""Find a caller by its key, in a copy of the table of keys that is renewed.
 
 A copy is used for `lifetime` seconds of the wall clock: other clocks stand still in a frozen
 environment. Any failed login may be due to an old copy, so it reads the table once more, at most
-once a second: the answer to an unknown id takes the same way as that to a wrong secret.
+once a second. An unknown id takes the same path as a wrong secret.
 docs/decisions/0050
 """
 
@@ -45,7 +45,7 @@ class KeysUnavailableError(Exception):
 class _Copy(NamedTuple):
     table: KeyTable
     asked_at: float
-    """The wall clock's time before it was read: later changes may be missing."""
+    """The time before the reading, by the wall clock: later changes may be missing."""
 
 
 def read_secret(arn: str) -> str:
@@ -88,7 +88,7 @@ class Keys:
         return caller
 
     def _match(self, copy: _Copy, key_id: str, digest: bytes) -> Caller | None:
-        """Compare in constant time, and as often for an id that does not exist."""
+        """Compare in constant time; for an id that does not exist too."""
         entry: Entry | None = copy.table.entries.get(key_id)
         is_right = hmac.compare_digest(digest, _NO_DIGEST if entry is None else entry.digest)
         if entry is None or not is_right or self._clock() >= entry.expires:
@@ -113,7 +113,7 @@ class Keys:
         more = 0.0 if self._refused else OUTAGE
         if self._copy is None or self._age() >= self._lifetime + more:
             wait = min(max(self._next_read_at - self._clock(), 0.1), FAILED_PAUSE)
-            raise KeysUnavailableError(f"the keys cannot be read: {self._failure}", wait)
+            raise KeysUnavailableError(f"the table of keys cannot be read: {self._failure}", wait)
         return self._copy
 
     def _may_read(self) -> bool:

@@ -1,4 +1,4 @@
-"""Values that are not raw: PostgreSQL's text of each type to JSON's."""
+"""Values that are not raw: convert PostgreSQL's text of each type to JSON."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -39,7 +39,7 @@ def quoted(text: str) -> str:
 
 
 def inlined(text: str) -> str:
-    """Keep what is JSON already: numbers and documents, with all of their digits."""
+    """Keep what is JSON already: numbers with all digits, and documents."""
     return text
 
 
@@ -85,7 +85,7 @@ def read_types(result: Result) -> dict[int, Type]:
 
 
 def kind_of(oid: int, known: Mapping[int, Type]) -> Kind:
-    """Return how values of a type are written; a type that nobody knows is a string."""
+    """Return how values of a type are written; an unknown type is a string."""
     if oid in _SCALARS:
         return _SCALARS[oid]
     info = builtin.get(oid)

@@ -25,7 +25,7 @@ def read_json(text: str) -> Any:
     try:
         return _DECODER.decode(text)
     except RecursionError:
-        raise RequestError("the body is JSON that nests too deep") from None
+        raise RequestError("the JSON of the body is nested too deeply") from None
     except ValueError as error:
         raise RequestError(f"the body is not JSON: {error}") from None
 
@@ -35,7 +35,7 @@ def as_texts(values: Sequence[Any]) -> tuple[str | None, ...]:
     try:
         return tuple([each if each.__class__ is str else _text(each) for each in values])
     except RecursionError:
-        raise RequestError("a parameter is JSON that nests too deep") from None
+        raise RequestError("the JSON of a parameter is nested too deeply") from None
 
 
 def _text(value: Any) -> str | None:

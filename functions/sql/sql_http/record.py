@@ -2,6 +2,7 @@
 
 import time
 import traceback
+from functools import lru_cache
 from json.encoder import encode_basestring_ascii
 from pathlib import PurePath
 
@@ -12,11 +13,12 @@ SHOWN = 20
 
 
 class Record:
-    """What is known of a request so far. No dataclass: one would cost a cold start 0.5 ms."""
+    """What is known of a request so far. A dataclass would cost a cold start 0.5 ms."""
 
-    def __init__(self) -> None:
-        """Begin to count the time."""
+    def __init__(self, request_id: str | None = None) -> None:
+        """Start the clock; `request_id` is the invocation's."""
         self.began = time.perf_counter()
+        self.request_id = request_id
         self.key: str | None = None
         self.statements: list[str] = []
         self.rows = 0
@@ -44,13 +46,25 @@ class Record:
         level = "ERROR" if self.status == 500 else "WARNING" if self.status > 500 else "INFO"
         hashes = ", ".join([f'"{each}"' for each in self.statements])
         return (
-            f'{{"level": "{level}", "message": "sql", "key": {_text(self.key)}, '
+            f'{{"timestamp": "{_timestamp(time.time())}", "level": "{level}", '
+            f'"requestId": {_text(self.request_id)}, "message": "sql", "key": {_text(self.key)}, '
             f'"statements": [{hashes}], "rows": {self.rows}, '
             f'"bytes": {self.bytes}, '
             f'"milliseconds": {(time.perf_counter() - self.began) * 1000:.2f}, '
             f'"sqlstate": {_text(self.sqlstate)}, "status": {self.status}, '
             f'"reason": {_text(self.reason)}}}'
         )
+
+
+def _timestamp(seconds: float) -> str:
+    """Write a time as Lambda's own lines have it, in UTC."""
+    whole = int(seconds)
+    return f"{_second(whole)}.{int((seconds - whole) * 1000):03}Z"
+
+
+@lru_cache(1)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def _text(value: str | None) -> str:

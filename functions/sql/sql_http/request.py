@@ -64,7 +64,7 @@ def headers_of(event: Mapping[str, Any]) -> Mapping[str, str]:
 
 
 def read_modes(headers: Mapping[str, str]) -> Modes:
-    """Read the headers that say how. Raises RequestError."""
+    """Read the headers that say how to run and answer. Raises RequestError."""
     level = headers.get(ISOLATION_LEVEL)
     if level is not None and level not in _LEVELS:
         raise RequestError("invalid isolation level")
@@ -80,7 +80,7 @@ def read_modes(headers: Mapping[str, str]) -> Modes:
 def read_body(event: Mapping[str, Any], max_bytes: int) -> str:
     """Return the body's text. Raises RequestError, 413 for more than `max_bytes`."""
     body: str = event.get("body") or ""
-    if len(body) > 2 * max_bytes:  # more than base64 of so many bytes
+    if len(body) > 2 * max_bytes:  # base64 of max_bytes is shorter
         raise _too_large(max_bytes)
     try:
         content = base64.b64decode(body) if event.get("isBase64Encoded") else body.encode()
@@ -93,19 +93,19 @@ def read_body(event: Mapping[str, Any], max_bytes: int) -> str:
 
 
 def _too_large(max_bytes: int) -> RequestError:
-    return RequestError(f"the request's body is over {max_bytes} bytes", LIMIT, 413)
+    return RequestError(f"the body has more than {max_bytes} bytes, the limit", LIMIT, 413)
 
 
 def read_request(body: str, *, arrays: bool, max_statements: int) -> Request:
     """Read the queries of a body; `arrays` is the header's mode. Raises RequestError."""
     document = read_json(body)
     if not isinstance(document, dict):
-        raise RequestError("the body is not a JSON object")
+        raise RequestError("the body must be a JSON object")
     if "queries" not in document:
         return Request([_query(document, arrays=arrays)], is_batch=False)
     batch = document["queries"]
     if not isinstance(batch, list):
-        raise RequestError("queries is not an array")
+        raise RequestError("the field queries must be an array")
     if len(batch) > max_statements:
         message = f"the batch has {len(batch)} statements; at most {max_statements} are allowed"
         raise RequestError(message, LIMIT)
@@ -115,12 +115,12 @@ def read_request(body: str, *, arrays: bool, max_statements: int) -> Request:
 def _query(document: Any, *, arrays: bool) -> Query:
     text = document.get("query") if isinstance(document, dict) else None
     if text.__class__ is not str:
-        raise RequestError("each query is a JSON object with the text query")
+        raise RequestError("each query must be a JSON object with a field query that is a text")
     params = document.get("params")
     params = [] if params is None else params
     mode = document.get("arrayMode")
     if not isinstance(params, list):
-        raise RequestError("params is not an array")
+        raise RequestError("the field params must be an array")
     if mode is not None and not isinstance(mode, bool):
-        raise RequestError("arrayMode is neither true nor false")
+        raise RequestError("the field arrayMode must be true or false")
     return Query(Statement(text, as_texts(params)), arrays if mode is None else mode)

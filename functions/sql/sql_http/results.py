@@ -14,6 +14,10 @@ _encode: Callable[[object], str] = json.JSONEncoder(
 ).encode
 
 
+FEW = 10
+"""Rows that are written one by one; to set up json's encoder takes longer than they do."""
+
+
 def render(
     result: Result, *, arrays: bool, raw: bool, known: Mapping[int, Type] | None = None
 ) -> str:
@@ -27,8 +31,16 @@ def render(
     )
 
 
-@lru_cache(200)
+def bytes_of_names(result: Result) -> int:
+    """Return the bytes that the columns' names take if each row is an object."""
+    return len(result.rows) * sum(len(field.name.encode()) for field in result.fields)
+
+
 def _fields(fields: tuple[Field, ...]) -> str:
+    return _known_fields(fields) if len(fields) <= REMEMBERED_FIELDS else _written(fields)
+
+
+def _written(fields: tuple[Field, ...]) -> str:
     return _encode(
         [
             {
@@ -45,13 +57,19 @@ def _fields(fields: tuple[Field, ...]) -> str:
     )
 
 
+REMEMBERED_FIELDS = 32
+"""Fields of an answer up to which their text is kept: of 1,664 it has 300 KB."""
+
+_known_fields = lru_cache(200)(_written)
+
+
 def _rows(result: Result, arrays: bool, raw: bool, known: Mapping[int, Type]) -> str:
     """Write the rows: arrays of raw text by one call, others column by column."""
     rows, fields = result.rows, result.fields
     if not rows:
         return "[]"
     if raw and arrays:
-        return _encode(rows)
+        return _encode(rows) if len(rows) > FEW else f"[{','.join(map(_array, rows))}]"
     kinds = [quoted if raw else kind_of(field.type_oid, known) for field in fields]
     columns = list(map(_column, kinds, zip(*rows, strict=True)))
     if arrays:
@@ -60,6 +78,11 @@ def _rows(result: Result, arrays: bool, raw: bool, known: Mapping[int, Type]) ->
     last = dict(zip(names, columns, strict=True))  # of one name's columns, as node-postgres does
     named = [_named(name, column) for name, column in last.items()]
     return _joined("{", named, "}", len(rows))
+
+
+def _array(row: Sequence[str | None]) -> str:
+    texts = ["null" if value is None else encode_basestring(value) for value in row]
+    return f"[{','.join(texts)}]"
 
 
 def _joined(opening: str, columns: list[list[str]], closing: str, count: int) -> str:

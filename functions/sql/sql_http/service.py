@@ -20,7 +20,7 @@ from .answers import (
 )
 from .callers import Caller
 from .connection_string import FORM, ConnectionString, is_allowed, parse
-from .errors import Failure, RequestError, encode, failure_of
+from .errors import LIMIT, Failure, RequestError, encode, failure_of
 from .keys import Keys
 from .record import Record
 from .request import (
@@ -32,15 +32,37 @@ from .request import (
     read_modes,
     read_request,
 )
-from .results import render
+from .results import bytes_of_names, render
 from .settings import SqlSettings
+from .statements import Registered
 from .tokens import caller_of_token, verified_claims
 
-REFUSED = "the key of the connection string is not valid"
-"""One message: an unknown key, a wrong secret, an expired and a revoked key look the same."""
+REFUSED = (
+    "the key of the connection string is not valid: it is unknown, revoked or expired, or its"
+    " secret is wrong"
+)
+"""One message for all four, so that it shows nobody which ids exist."""
+
+FOREIGN_HOST = (
+    "the host of the connection string is not one of this stage: use the DATABASE_URL that `make"
+    " sql-key` printed, or add the host to sql.hosts"
+)
+FOREIGN_DATABASE = (
+    "the database of the connection string is not the stage's: use the DATABASE_URL that `make"
+    " sql-key` printed"
+)
+UNREGISTERED = (
+    "the statement is not registered for this caller: its text must be exactly that of a registered"
+    " statement (docs/operations.md)"
+)
 
 TYPES_LIMITS = Limits(rows=10_000, bytes=1_000_000)
-"""Of the answer about the types of an answer's fields."""
+"""Limits of the answer that describes the types of fields."""
+
+
+NAMES = 4
+"""How often the limit of bytes the columns' names may take in rows that are objects. Each row
+repeats them: without a bound, 5 MB of NULLs became an answer of 90 MB."""
 
 
 class Work(NamedTuple):
@@ -71,7 +93,7 @@ class Service:
         shared = cors(headers.get("origin"), self._settings.origins)
         if method == "OPTIONS":
             return preflight(shared)
-        record = Record()
+        record = Record(getattr(context, "aws_request_id", None))
         try:
             _require_post(method)
             response = self._serve(event, headers, context, record)
@@ -94,6 +116,7 @@ class Service:
         _require_registered(caller, texts)
         results = self._run(Work(request, modes, caller), context)
         record.rows = sum(len(result.rows) for result in results)
+        _require_short_names(request, results, NAMES * caller.limits.bytes)
         response = respond(200, self._body(request, modes, results), _echo(request, modes))
         response = packed(
             response,
@@ -104,14 +127,14 @@ class Service:
         return response
 
     def _target(self, event: Mapping[str, Any], headers: Mapping[str, str]) -> ConnectionString:
-        """Return the connection string, if its host is one of ours."""
+        """Return the connection string, if its host is one of the stage's."""
         text = headers.get(CONNECTION_STRING)
         if text is None:
             raise RequestError(FORM)
         target = parse(text)
         domain = event["requestContext"]["domainName"].partition(":")[0].lower()
         if not is_allowed(target.host, domain, self._settings.hosts):
-            raise RequestError("the host of the connection string is not served here", "08001")
+            raise RequestError(FOREIGN_HOST, "08001")
         return target
 
     def _caller(self, event: Mapping[str, Any], target: ConnectionString) -> Caller:
@@ -124,7 +147,7 @@ class Service:
                 raise RequestError(REFUSED, "28P01")
             caller = found
         if target.database not in self._settings.databases:
-            raise RequestError("the database of the connection string does not exist", "3D000")
+            raise RequestError(FOREIGN_DATABASE, "3D000")
         return caller
 
     def _run(self, work: Work, context: object) -> list[Result]:
@@ -142,7 +165,7 @@ class Service:
 
         @db.bind_lambda_context
         def run(work: Work, _context: object) -> list[Result]:
-            results = _in_one_flight(db, work)
+            results = _in_one_flight(db, work, self._settings.rules.statements)
             if not work.modes.raw:
                 self._learn_types(db, results)
             return results
@@ -150,7 +173,7 @@ class Service:
         return run
 
     def _learn_types(self, db: Database[Any], results: list[Result]) -> None:
-        """Ask for the types that are new here. The statements were committed before."""
+        """Ask for types that are not known yet. The statements have been committed before."""
         oids = kinds.unknown(results, self._types)
         if not oids:
             return
@@ -171,10 +194,10 @@ class Service:
 
 def _require_post(method: str) -> None:
     if method != "POST":
-        raise RequestError("use POST", status=405)
+        raise RequestError(f"the method is {method}; must be POST", status=405)
 
 
-def _in_one_flight(db: Database[Any], work: Work) -> list[Result]:
+def _in_one_flight(db: Database[Any], work: Work, registered: Registered) -> list[Result]:
     request, modes, caller = work
     statements: list[Statement] = [query.statement for query in request.queries]
     batch = request.is_batch
@@ -185,21 +208,28 @@ def _in_one_flight(db: Database[Any], work: Work) -> list[Result]:
         isolation_level=modes.isolation_level if batch else None,
         read_only=True if batch and modes.read_only else None,
         deferrable=True if batch and modes.deferrable else None,
-        idempotent=_may_retry(caller, statements),
+        idempotent=_may_retry(caller, statements, registered),
     )
 
 
-def _may_retry(caller: Caller, statements: list[Statement]) -> bool:
-    registered = caller.statements
-    return caller.retries or (
-        registered is not None and all(registered.reads(each.query) for each in statements)
-    )
+def _may_retry(caller: Caller, statements: list[Statement], registered: Registered) -> bool:
+    """Tell whether a lost call may run twice; `registered` are all statements of the stage."""
+    return caller.retries or registered.reads_all([each.query for each in statements])
 
 
 def _require_registered(caller: Caller, texts: list[str]) -> None:
     registered = caller.statements
     if registered is not None and not all(map(registered.allows, texts)):
-        raise RequestError("the statement is not registered for this caller", "42501")
+        raise RequestError(UNREGISTERED, "42501")
+
+
+def _require_short_names(request: Request, results: list[Result], most: int) -> None:
+    pairs = zip(request.queries, results, strict=True)
+    size = sum(bytes_of_names(result) for query, result in pairs if not query.arrays)
+    if size > most:
+        message = f"the columns' names would take {size} bytes; at most {most} are allowed"
+        hint = "ask for rows that are arrays. The statements were run and committed"
+        raise RequestError(f"{message}: {hint}", LIMIT, 507)
 
 
 def _echo(request: Request, modes: Modes) -> dict[str, str]:

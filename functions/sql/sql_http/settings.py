@@ -1,4 +1,4 @@
-"""What the function's environment says, read once."""
+"""The settings of `/sql`, read once from environment variables."""
 
 import json
 from collections.abc import Mapping
@@ -15,15 +15,15 @@ class SqlSettings(NamedTuple):
     """The settings of `POST /sql`; durations are seconds."""
 
     roles: Mapping[str, str]
-    """By role: the ARN of its login's secret or, with IAM authentication, its database user."""
+    """By trust level: the ARN of its login's secret or, with IAM tokens, its database user."""
     databases: frozenset[str]
     """Names of the database that a connection string may have."""
     keys_arn: str
     key_lifetime: float
     hosts: frozenset[str]
-    """Hosts that a connection string may have besides the request's own."""
+    """Hosts that a connection string may have, in addition to the request's."""
     origins: frozenset[str]
-    """Browsers' origins that may ask; `*` stands for every one."""
+    """Origins whose pages may send requests; `*` stands for every origin."""
     gzip: bool
     rules: StageRules
 
@@ -66,6 +66,6 @@ def _listed(environ: Mapping[str, str], name: str) -> frozenset[str]:
 
 
 def login_of(environ: Mapping[str, str], value: str) -> Settings:
-    """Return the layer's settings for a role's login. Raises ConfigurationError."""
+    """Return the layer's settings for a trust level's login. Raises ConfigurationError."""
     name = "PGUSER" if environ.get("LAMBDA_PG_AUTH") == "iam" else "LAMBDA_PG_SECRET_ARN"
     return Settings.from_env({**environ, name: value})

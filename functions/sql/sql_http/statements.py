@@ -10,12 +10,13 @@ A text is compared as it is: one more space makes another statement.
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
 _FIELDS: Final = {"sql", "reads"}
 _SETTERS: Final = ("set_config", "pg_settings")
-"""By these names a statement changes a setting whose name and value are parameters."""
+"""With these names a statement can change a setting that its parameters name."""
 
 
 class StatementsError(ValueError):
@@ -27,14 +28,25 @@ class Statement(NamedTuple):
 
     digest: str
     reads: bool
-    """Whether it only reads, so that it may be retried."""
+    """Whether it only reads, so that it may be retried after a lost connection."""
     sets: bool
-    """Whether it may set any setting, claims too."""
+    """Whether it may change any setting, including the claims."""
 
 
 def digest(query: str) -> str:
     """Return the SHA-256 of a statement's text, in hexadecimal digits."""
+    return _known_digest(query) if len(query) <= REMEMBERED_LENGTH else _digest(query)
+
+
+def _digest(query: str) -> str:
     return hashlib.sha256(query.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+REMEMBERED_LENGTH: Final = 2000
+"""Characters of the texts whose digests are kept."""
+
+_known_digest: Final = lru_cache(maxsize=512)(_digest)
+"""A client's statements repeat, in a batch most of all."""
 
 
 class Registered:
@@ -48,6 +60,10 @@ class Registered:
     def allows(self, query: str) -> bool:
         """Tell whether this text is registered."""
         return digest(query) in self._known
+
+    def reads_all(self, queries: Collection[str]) -> bool:
+        """Tell whether each of these texts is registered as one that only reads."""
+        return bool(self._known) and all(map(self.reads, queries))
 
     def reads(self, query: str) -> bool:
         """Tell whether this text is registered as one that only reads."""
@@ -68,7 +84,7 @@ class Registered:
 
 
 NONE: Final = Registered({})
-"""No statement at all."""
+"""No statement."""
 
 
 def load_statements(path: Path) -> Registered:
@@ -103,7 +119,10 @@ def _problems(document: Mapping[str, Any]) -> Iterator[str]:
             continue
         other = first.setdefault(_statement(entry).digest, name)
         if _statement(entry).reads != _statement(document[other]).reads:
-            yield f"statements {other!r} and {name!r} have one text, but only one of them reads"
+            yield (
+                f"statements {other!r} and {name!r} have the same text, but only one has"
+                " reads true: remove one of them"
+            )
 
 
 def _problem(entry: object) -> str:
@@ -112,9 +131,9 @@ def _problem(entry: object) -> str:
     if not fields.keys() <= _FIELDS:
         return f"has the unknown fields {sorted(fields.keys() - _FIELDS)}; may have sql and reads"
     if not isinstance(sql, str) or not sql.strip():
-        return "has no text in its field 'sql'"
+        return "has no text in its field 'sql'; must have an SQL statement"
     if not isinstance(reads, bool):
-        return "has a field 'reads' that is not true or false"
+        return f"has reads {reads!r}; must be true or false"
     return ""
 
 

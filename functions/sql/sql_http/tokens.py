@@ -14,7 +14,7 @@ def caller_of_token(event: Mapping[str, Any], rules: StageRules) -> Caller:
     """Return the caller with the token's claims, which may send registered statements only.
 
     API Gateway makes every claim a text: `true`, `1767225600`, a list `[a b]`. A policy sees that
-    text; it cannot tell a list from a text that looks like one. Raises TokenError.
+    text, and cannot distinguish a list from a text that looks like one. Raises TokenError.
     """
     claims = verified_claims(event)
     if claims is None:
@@ -35,7 +35,9 @@ def verified_claims(event: Mapping[str, Any]) -> dict[str, str] | None:
     """
     found: Any = event
     for name in ("requestContext", "authorizer", "jwt", "claims"):
-        found = found.get(name) if isinstance(found, Mapping) else None
-    if not isinstance(found, Mapping) or not found:
+        if not isinstance(found, dict):  # JSON has no other mapping, and the check is cheap
+            return None
+        found = found.get(name)
+    if not isinstance(found, dict) or not found:
         return None
     return {str(name): str(value) for name, value in found.items()}

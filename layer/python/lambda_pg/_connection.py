@@ -9,7 +9,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Final, NamedTuple, NoReturn, Self, TypeVar
 
 import psycopg
@@ -155,6 +155,12 @@ class Connection(psycopg.Connection[Row]):
         self.poll = poller.poll
         self._undo_settings()
         _OPEN.add(self)
+
+    @cached_property
+    def naming(self) -> Command:
+        """What gives the session the name with which the connection has logged in."""
+        name = pq.Escaping(self.pgconn).escape_literal(self.application_name)
+        return Command(b"SET application_name TO " + name)
 
     @property
     def adapters(self) -> AdaptersMap:

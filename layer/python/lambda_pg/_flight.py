@@ -1,7 +1,7 @@
-"""Run the statements of a foreign client: BEGIN, statements, COMMIT and reset in one round trip.
+"""Run foreign statements: BEGIN, the statements, COMMIT and a reset in one round trip.
 
 A statement may leave state in its session: a setting, an advisory lock, a temporary table. Behind a
-pooler the next client would get it, so the same write brings what ends it (docs/decisions/0048).
+pooler the next client would get it, so the same write has a reset (docs/decisions/0048).
 """
 
 import fcntl
@@ -18,12 +18,12 @@ from itertools import chain
 from typing import Any, Final, NamedTuple, NoReturn
 
 import psycopg
-from psycopg import generators, pq
+from psycopg import pq
 from psycopg.abc import PQGen
 from psycopg.adapt import AdaptersMap, Transformer
 from psycopg.pq.abc import PGconn, PGresult
 from psycopg.types.string import TextLoader
-from psycopg.waiting import Wait
+from psycopg.waiting import Ready, Wait
 
 from lambda_pg._clock import monotonic
 from lambda_pg._connection import CANCEL_TIMEOUT, COMMIT, SET_CLAIMS, Connection, Modes
@@ -31,7 +31,13 @@ from lambda_pg._outcome import TransactionId, asking, transaction_id
 from lambda_pg._pipeline import PARTS, Command
 from lambda_pg._profiles import Profile
 from lambda_pg._retry import outcome_unknown
-from lambda_pg._statements import ends_transaction, first_words, is_short, refusal
+from lambda_pg._statements import (
+    PINNING_SIZE,
+    ends_transaction,
+    first_words,
+    is_short,
+    refusal,
+)
 from lambda_pg.text import (
     FIELD_BYTES,
     VALUE_BYTES,
@@ -44,13 +50,13 @@ from lambda_pg.text import (
 )
 
 CHUNK: Final = 100
-"""Rows that come in one piece; single rows take nearly twice the time (measured)."""
+"""Rows in one piece; single rows take nearly twice the time (measured)."""
 
 DRAIN_TIMEOUT: Final = 5.0
-"""Seconds in which the answers to a cancelled flight must have come, before the deadline too."""
+"""Seconds to wait for the answers to a cancelled flight, at most until the deadline."""
 
 LATE_DRAIN_TIMEOUT: Final = 0.1
-"""The same after the deadline; they come out of the reserve."""
+"""The same after the deadline; this time is part of the reserve."""
 
 MOST_PARAMETERS: Final = 65535
 """PostgreSQL's limit of the parameters of one statement."""
@@ -58,18 +64,25 @@ MOST_PARAMETERS: Final = 65535
 SLACK: Final = 32 * 1024
 """Bytes on the wire that a piece may have beyond its values: messages and TLS records."""
 
+ROW_BYTES: Final = 8
+"""Bytes on the wire that a row has beyond its values."""
+
 ROLLBACK: Final = Command(b"ROLLBACK")
 
 READS: Final = frozenset({"select", "values", "table", "show", "explain", ""})
-"""First words of statements that rarely write: their flights do not ask for a transaction's id. A
-lost one that called a writing function is reported as unknown, and its outcome is not looked up."""
+"""First words of statements that rarely write: their flights do not ask for a transaction's id. If
+one that calls a writing function is lost, its outcome is reported as unknown without a look-up."""
 
 PLAIN: Final = READS | {"insert", "update", "delete", "merge", "with"}
 """First words of statements that leave no state in their session, unless a function does."""
 
 UNLOCK: Final = "pg_catalog.pg_advisory_unlock_all()"
 
-KEPT_BY_ROLLBACK: Final = (Command(b"DEALLOCATE ALL"), Command(b"DISCARD SEQUENCES"))
+KEPT_BY_ROLLBACK: Final = (
+    Command(b"CLOSE ALL"),  # COMMIT would run the queries of cursors WITH HOLD
+    Command(b"DEALLOCATE ALL"),
+    Command(b"DISCARD SEQUENCES"),
+)
 """Ends, besides the locks of UNLOCK, what a failed COMMIT does not undo: so it comes before."""
 
 COMMIT_AND_RESET: Final = Command(b"COMMIT AND CHAIN")
@@ -83,12 +96,11 @@ NO_WAIT: Final = Command(b"SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
 RESET: Final = (
     Command(b"RESET SESSION AUTHORIZATION"),  # and the role
     Command(b"RESET ALL"),
-    Command(b"CLOSE ALL"),
     Command(b"UNLISTEN *"),
     Command(b"DISCARD TEMP"),
 )
-"""Ends the state that COMMIT makes last. Before COMMIT, RESET ALL would pass over a value that
-SET LOCAL … TO DEFAULT covers until then."""
+"""Resets the state as COMMIT leaves it. Before COMMIT, RESET ALL would miss a value that
+SET LOCAL … TO DEFAULT hides until then."""
 
 UTF8: Final = Command(b"SET client_encoding TO 'UTF8'")
 
@@ -101,7 +113,19 @@ ENDS: Final = frozenset({"COMMIT", "ROLLBACK", "PREPARE TRANSACTION"})
 COPIES: Final = frozenset({pq.ExecStatus.COPY_IN, pq.ExecStatus.COPY_OUT, pq.ExecStatus.COPY_BOTH})
 _SYNC: Final = pq.ExecStatus.PIPELINE_SYNC
 _ERROR: Final = pq.ExecStatus.FATAL_ERROR
-_ABORTED: Final = pq.ExecStatus.PIPELINE_ABORTED
+_WHOLE: Final = frozenset(
+    map(int, (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK, pq.ExecStatus.EMPTY_QUERY))
+)
+"""The status of an answer's last piece. An int is found faster than a member of an enumeration."""
+
+_DONE: Final = _WHOLE.union(map(int, PARTS))
+"""The status of each piece of an answer to what has run."""
+
+FEW: Final = 64
+"""Values that are read one by one: psycopg's loaders take longer to set up than to read those."""
+
+_REMEMBERED_COLUMNS: Final = 32
+"""Columns of the descriptions that are kept, so that 512 of them stay small."""
 
 _TEXT: Final = 25
 """The OID of text."""
@@ -121,8 +145,13 @@ _ADAPTERS: Final = AdaptersMap(types=psycopg.adapters.types)
 _ADAPTERS.register_loader(_TEXT, TextLoader)
 
 
+_Row = tuple[str | None, ...]
+_Column = tuple[bytes | None, int, int, int, int, int]
+"""The description of a column in libpq's values."""
+
+
 class _StoppedError(Exception):
-    """Ends the wait for answers that the caller will not get."""
+    """Ends the wait for answers that the caller does not get."""
 
 
 class Prepared(NamedTuple):
@@ -148,9 +177,14 @@ class Order(NamedTuple):
     texts: Sequence[str]
 
     def is_plain(self, profile: Profile) -> bool:
-        """Tell whether its statements leave no state, as far as their texts show."""
+        """Tell whether its statements leave no state, as far as their texts show.
+
+        A long one pins, and need not be looked at: calls that nest take a second in 25 KB.
+        """
         return all(
-            statement.word in PLAIN and refusal(text, profile) is None
+            len(statement.query) <= PINNING_SIZE
+            and statement.word in PLAIN
+            and refusal(text, profile) is None
             for statement, text in zip(self.statements, self.texts, strict=True)
         )
 
@@ -168,25 +202,27 @@ def order(
     Raises psycopg's errors for a COPY, for the end of the transaction, and for texts and
     parameters that cannot be sent.
     """
-    asked = list(statements)
-    ready = [_ready(*each) for each in asked]
+    ready, texts = [], []
+    for query, params in statements:
+        ready.append(_ready(query, params))
+        texts.append(query)
     may_write = not (idempotent or modes.read_only)
     return Order(
         _begin(modes),
         claims,
         ready,
         limits,
-        may_write and any(each.word not in READS for each in ready),
+        may_write and not READS.issuperset([each.word for each in ready]),
         idempotent,
         bool(modes.deferrable),
-        [each.query for each in asked],
+        texts,
     )
 
 
-def _ready(query: str, params: Sequence[str | None] = ()) -> Prepared:
+def _ready(query: str, params: Sequence[str | None]) -> Prepared:
     if len(params) > MOST_PARAMETERS:
         raise psycopg.errors.TooManyArguments(
-            f"the statement has {len(params)} parameters; PostgreSQL takes {MOST_PARAMETERS}"
+            f"the statement has {len(params)} parameters; must have at most {MOST_PARAMETERS}"
         )
     encoded, word = _known(query) if is_short(query) else _checked(query)
     if not params:
@@ -199,7 +235,7 @@ def _checked(query: str) -> tuple[bytes, str]:
     """Return a statement that may be sent, encoded, and its first word or words."""
     encoded, (word, *others) = _encoded(query, "the statement"), first_words(query) or [""]
     if word == "copy":
-        raise CopyRefusedError("COPY is not supported: nothing was sent")
+        raise CopyRefusedError("COPY is not supported: use INSERT or SELECT. Nothing was sent")
     if ends_transaction(query):
         raise psycopg.errors.InvalidTransactionTermination(
             "the statements run in one transaction, which none of them may end: remove COMMIT, "
@@ -210,21 +246,22 @@ def _checked(query: str) -> tuple[bytes, str]:
 
 
 _known: Final = functools.lru_cache(maxsize=512)(_checked)
-"""The statements of an ORM repeat: reading one takes longer than sending it."""
+"""An ORM repeats its statements, and checking one takes longer than sending it."""
 
 
 def _encoded(text: str, what: str) -> bytes:
     """Encode as UTF-8. Raises what PostgreSQL would, if the character could be sent."""
     if "\0" in text:
-        raise psycopg.errors.CharacterNotInRepertoire(f"{what} contains a NUL character")
+        raise psycopg.errors.CharacterNotInRepertoire(f"{what} contains a NUL character: remove it")
     try:
         return text.encode()
     except UnicodeEncodeError:
         raise psycopg.errors.CharacterNotInRepertoire(
-            f"{what} contains a lone surrogate, which UTF-8 cannot represent"
+            f"{what} contains a lone surrogate, which UTF-8 cannot represent: remove it"
         ) from None
 
 
+@functools.cache
 def _begin(modes: Modes) -> Command:
     words = ["BEGIN"]
     if modes.isolation_level is not None:
@@ -239,6 +276,18 @@ def _begin(modes: Modes) -> Command:
 class Flight:
     """One attempt of an order, over one connection."""
 
+    _is_cut = False
+    """Whether libpq was asked for the rows of the next answer in pieces."""
+
+    _failure: psycopg.Error | None = None
+    _committed = False
+
+    asked = False
+    """Whether the answer about the transaction's id has come."""
+
+    transaction_id: TransactionId | None = None
+    """None for a transaction that has written nothing."""
+
     def __init__(self, connection: Connection[Any], order: Order) -> None:
         """Send nothing yet."""
         self._connection = connection
@@ -246,16 +295,9 @@ class Flight:
         self._order = order
         self._received = _Received(order, connection)
         self._take_rows = self._received.take
-        self._awaited: deque[Callable[[PGresult], None]] = deque()
-        """What takes each answer that has not come completely."""
-        self._is_cut = False
-        """Whether libpq was asked for the rows of the next answer in pieces."""
-        self._failure: psycopg.Error | None = None
-        self._committed = False
-        self.asked = False
-        """Whether the answer about the transaction's id has come."""
-        self.transaction_id: TransactionId | None = None
-        """None for a transaction that has written nothing."""
+        self._awaited: deque[Callable[[PGresult], None] | None] = deque()
+        """The functions that take the answers that have not arrived completely; None for an answer
+        that only must succeed."""
 
     @property
     def results(self) -> list[Result]:
@@ -264,10 +306,10 @@ class Flight:
 
     @property
     def is_undone(self) -> bool:
-        """Whether the server has told that it ended the connection before COMMIT.
+        """Whether the server has reported that it ended the connection before COMMIT.
 
         The answers come in order, so nothing was committed. A pooler's own error proves nothing;
-        it does not name a function of PostgreSQL's source.
+        it does not name a function of PostgreSQL's source code.
         """
         error = self._failure
         return (
@@ -296,14 +338,19 @@ class Flight:
             connection.close()
         else:
             self._settle()
+        self._require_own_end()
+
+    def _require_own_end(self) -> None:
+        """Raise if a statement has ended the transaction: COMMIT AND CHAIN has then failed."""
         if self._received.has_ended:
             raise psycopg.errors.InvalidTransactionTermination(
-                "a statement has ended the transaction: what came before it may be committed"
+                "a statement has ended the transaction: the statements before it may be committed"
             )
 
     def _settle(self) -> None:
-        """Look at the answers, which are complete. Raises what was not committed."""
+        """Check the complete answers. Raises the error if nothing was committed."""
         self._libpq.exit_pipeline_mode()
+        self._require_own_end()
         if not self._committed:
             raise self._failure or psycopg.errors.InFailedSqlTransaction(
                 "an error inside the transaction was not reported: nothing was committed"
@@ -343,7 +390,7 @@ class Flight:
             connection.close()
 
     def _end_stopped(self) -> None:
-        """Cancel what the caller will not get. Raises TooLargeError, which tells the outcome."""
+        """Cancel results over a limit. Raises TooLargeError, which has the outcome."""
         if self._cancel(min(DRAIN_TIMEOUT, self._connection.deadline - monotonic())):
             with suppress(psycopg.Error):  # what was cancelled
                 self._settle()
@@ -356,18 +403,18 @@ class Flight:
         """Cancel what runs at the deadline. Raises, unless it was committed in time."""
         ended = self._cancel(LATE_DRAIN_TIMEOUT)
         self._connection.close()
-        if ended and self._committed:
+        if self._committed and len(self.results) == len(self._order.statements):
             return
-        if not (ended or self._order.idempotent):
+        if not self._order.idempotent and (self._committed or not ended):
             raise outcome_unknown(
-                "the deadline passed, and there was no answer to the cancel", self.transaction_id
+                "the deadline passed before all answers had come", self.transaction_id
             ) from timeout
         raise psycopg.errors.QueryCanceled(
             "canceling statement because the deadline of the invocation has passed"
         ) from timeout
 
     def _cancel(self, seconds: float) -> bool:
-        """Cancel, and wait for the answers; tell whether they are complete. Else close."""
+        """Cancel and wait for the answers. Return whether they are complete; if not, close."""
         connection = self._connection
         try:
             if connection.profile.cancel:
@@ -382,17 +429,17 @@ class Flight:
 
     def _fly(self) -> PQGen[None]:
         """Send everything in one write, and take the answers."""
-        pgconn, order, take = self._libpq, self._order, self._take_rows
+        pgconn, order = self._libpq, self._order
         pgconn.enter_pipeline_mode()
         self._send(order.begin)
         if order.claims is not None:
             self._send(Command(SET_CLAIMS, [order.claims.encode()]))
         for statement in order.statements:
             pgconn.send_query_params(statement.query, statement.params)
-            self._awaited.append(take)
+        self._awaited += [self._take_rows] * len(order.statements)
         self._send_end(self._connection.profile.reset)
         pgconn.pipeline_sync()
-        yield from generators.send(pgconn)
+        self._awaited.append(None)
         yield from self._land()
 
     def _send_end(self, reset: str) -> None:
@@ -417,15 +464,14 @@ class Flight:
 
     def _reset_commands(self) -> Sequence[Command]:
         """Return what resets the session, and then restores what this client asked for at login."""
-        name = pq.Escaping(self._libpq).escape_literal(self._connection.application_name)
-        commands = (*RESET, Command(b"SET application_name TO " + name), UTF8)
+        commands = (*RESET, self._connection.naming, UTF8)
         return (NO_WAIT, *commands) if self._order.is_deferrable else commands
 
     def _send(self, *commands: Command, take: Callable[[PGresult], None] | None = None) -> None:
-        send, await_ = self._libpq.send_query_params, self._awaited.append
+        send = self._libpq.send_query_params
         for text, params, is_binary in commands:
-            send(text, params, result_format=is_binary)
-            await_(take or _pass)
+            send(text, params, None, None, is_binary)
+        self._awaited += [take] * len(commands)
 
     def _take_id(self, result: PGresult) -> None:
         self.transaction_id = transaction_id(result)
@@ -435,14 +481,16 @@ class Flight:
         self._committed = result.command_status == b"COMMIT"
 
     def _land(self) -> PQGen[None]:
-        """Take the answers that have not come yet, and that of the Sync.
+        """Send the rest; take the answers that have not come yet, and that of the Sync.
 
         Raises CopyRefusedError at the first sign of a COPY: libpq would repeat it for ever.
         """
         pgconn, awaited, take_rows = self._libpq, self._awaited, self._take_rows
         is_busy, get_result = pgconn.is_busy, pgconn.get_result
+        yield from self._send_rest()
         while True:
-            if not self._is_cut and awaited and awaited[0] is take_rows:
+            # libpq refuses that for a statement that it skips after an error.
+            if awaited[0] is take_rows and not (self._is_cut or self._failure):
                 self._is_cut = True
                 _cut(pgconn)
             if is_busy():
@@ -451,14 +499,23 @@ class Flight:
             if result is None:
                 awaited.popleft()
                 self._is_cut = False
-            elif (status := result.status) == _ERROR:
-                self._note(result)
+            elif (status := result.status) in _DONE:
+                if take := awaited[0]:
+                    take(result)
             elif status == _SYNC:
                 return
+            elif status == _ERROR:
+                self._note(result)
             elif status in COPIES:
-                raise CopyRefusedError("COPY is not supported")
-            elif status != _ABORTED:
-                awaited[0](result)
+                raise CopyRefusedError("COPY is not supported: use INSERT or SELECT")
+
+    def _send_rest(self) -> PQGen[None]:
+        """Send it, and read what comes meanwhile: while a server writes, it does not read."""
+        pgconn = self._libpq
+        while pgconn.flush():
+            if (yield Wait.RW) & Ready.R:
+                pgconn.consume_input()
+                self._received.watch()
 
     def _wait_for_answer(self) -> PQGen[None]:
         pgconn = self._libpq
@@ -476,30 +533,31 @@ class Flight:
         """Keep the first error: the later ones follow from it."""
         if self._failure is None:
             self._failure = psycopg.errors.error_from_result(result, encoding="utf-8")
-
-
-def _pass(_: PGresult) -> None:
-    """Take the answer to one of the layer's own commands."""
+        if len(self._awaited) == 1:  # PgBouncer says so at the Sync, after the server's own FATAL
+            raise psycopg.OperationalError("the server connection was lost")
 
 
 class _Received:
     """The results of one flight, within its limits."""
 
+    has_ended = False
+    """Whether a statement has ended the transaction."""
+
+    _tag = b""
+    _transformer: Transformer | None = None
+    _refusal: Callable[[bool | None], psycopg.Error] | None = None
+
+    _unread: int | None = None
+    """What came over the connection, in bytes, before the piece that is awaited."""
+
     def __init__(self, order: Order, connection: Connection[Any]) -> None:
         """Have none."""
         self.results: list[Result] = []
-        self.has_ended = False
-        """Whether a statement has ended the transaction."""
         self._limits = order.limits
         self._rows_left, self._bytes_left = order.limits
         self._statements = iter(order.statements)
         self._libpq = connection.pgconn
-        self._transformer = Transformer(_Context(_ADAPTERS))
         self._rows: list[tuple[str | None, ...]] = []
-        self._tag = b""
-        self._refusal: Callable[[bool | None], psycopg.Error] | None = None
-        self._unread: int | None = None
-        """What came over the connection, in bytes, before the piece that is awaited."""
 
     def drain(self) -> None:
         """Take no more results, only their ends."""
@@ -514,26 +572,31 @@ class _Received:
         """Take some rows, or the end of an answer."""
         self._unread = None
         self._tag = result.command_status or self._tag  # libpq 18 puts it on the last piece
-        if self._refusal is None and result.ntuples:
-            self._take_rows(result)
-        if result.status not in PARTS:
+        if self._refusal is None and (count := result.ntuples):
+            self._take_rows(result, count)
+        if result.status in _WHOLE:
             self._take_end(result)
 
-    def _take_rows(self, result: PGresult) -> None:
-        count, width = result.ntuples, result.nfields
+    def _take_rows(self, result: PGresult, count: int) -> None:
+        width = result.nfields
         self._rows_left -= count
         if self._rows_left < 0:
             self._refuse(self._too_large(f"more than {self._limits.rows} rows"))
-        transformer = self._transformer
-        transformer.set_pgresult(result, set_loaders=False)
-        transformer.set_loader_types([_TEXT] * width, pq.Format.TEXT)
         try:
-            rows = transformer.load_rows(0, count, tuple)
+            rows, size = _few(result) if count * width <= FEW else self._many(result, count, width)
         except UnicodeDecodeError:
             self._refuse(_not_utf8)
-        texts = "".join(filter(None, chain.from_iterable(rows)))
-        self._count(len(texts.encode()) + VALUE_BYTES * count * width)
+        self._count(size + VALUE_BYTES * count * width)
         self._rows += rows
+
+    def _many(self, result: PGresult, count: int, width: int) -> tuple[list[_Row], int]:
+        """Return the rows, and the bytes of their values. Raises UnicodeDecodeError."""
+        transformer = self._transformer = self._transformer or Transformer(_Context(_ADAPTERS))
+        transformer.set_pgresult(result, set_loaders=False)
+        transformer.set_loader_types([_TEXT] * width, pq.Format.TEXT)
+        rows = transformer.load_rows(0, count, tuple)
+        texts = "".join(filter(None, chain.from_iterable(rows)))
+        return rows, len(texts.encode())
 
     def _take_end(self, result: PGresult) -> None:
         statement = next(self._statements)
@@ -541,8 +604,8 @@ class _Received:
         if tag in ENDS and statement.word != "rollback to":
             self.has_ended = True
         if self._refusal is None:
-            fields = tuple(map(functools.partial(_field, result), range(result.nfields)))
-            self._count(sum(FIELD_BYTES + len(each.name) for each in fields))
+            fields, size = _described(result)
+            self._count(size)
             self.results.append(Result(fields, self._rows, tag))
             self._rows = []
 
@@ -554,9 +617,10 @@ class _Received:
     def watch(self) -> None:
         """Refuse a piece that is too large before all of it has come: libpq keeps it in memory."""
         received = _received(self._libpq.socket)
+        most = self._bytes_left + self._bytes_left // 64 + SLACK + ROW_BYTES * self._rows_left
         if self._unread is None:
             self._unread = received
-        elif received - self._unread > self._bytes_left + self._bytes_left // 64 + SLACK:
+        elif received - self._unread > most:
             self._refuse(self._too_large(f"more than {self._limits.bytes} bytes"))
 
     def _refuse(self, refusal: Callable[[bool | None], psycopg.Error]) -> NoReturn:
@@ -565,7 +629,7 @@ class _Received:
 
     def _too_large(self, what: str) -> Callable[[bool | None], psycopg.Error]:
         return lambda committed: TooLargeError(
-            f"the results have {what}; the statements were {_OUTCOME[committed]}",
+            f"the results have {what}, the limit; the statements were {_OUTCOME[committed]}",
             committed=committed,
         )
 
@@ -573,26 +637,49 @@ class _Received:
 _OUTCOME: Final = {
     True: "committed",
     False: "rolled back",
-    None: "cut off, and may have been committed",
+    None: "interrupted, and may be committed",
 }
 
 
 def _not_utf8(committed: bool | None) -> psycopg.Error:
     return psycopg.errors.CharacterNotInRepertoire(
-        "a value is not in UTF-8: leave client_encoding as it is; the statements were "
+        "a value is not in UTF-8: do not change client_encoding; the statements were "
         f"{_OUTCOME[committed]}"
     )
 
 
-def _field(result: PGresult, column: int) -> Field:
-    return Field(
-        (result.fname(column) or b"").decode(errors="replace"),
-        result.ftype(column),
-        result.ftable(column),
-        result.ftablecol(column),
-        result.fsize(column),
-        result.fmod(column),
+def _few(result: PGresult) -> tuple[list[_Row], int]:
+    """Return a few rows, and the bytes of their values. Raises UnicodeDecodeError."""
+    get, columns, rows, size = result.get_value, range(result.nfields), [], 0
+    for row in range(result.ntuples):
+        values = [get(row, column) for column in columns]
+        size += len(b"".join(filter(None, values)))
+        rows.append(tuple([None if each is None else each.decode() for each in values]))
+    return rows, size
+
+
+def _described(result: PGresult) -> tuple[tuple[Field, ...], int]:
+    """Return the descriptions of the columns, and the bytes that they count."""
+    name, type_oid, table_oid = result.fname, result.ftype, result.ftable
+    column, size, modifier = result.ftablecol, result.fsize, result.fmod
+    columns = tuple(
+        [
+            (name(at), type_oid(at), table_oid(at), column(at), size(at), modifier(at))
+            for at in range(result.nfields)
+        ]
     )
+    return _known_fields(columns) if len(columns) <= _REMEMBERED_COLUMNS else _fields(columns)
+
+
+def _fields(columns: tuple[_Column, ...]) -> tuple[tuple[Field, ...], int]:
+    fields = tuple(
+        Field((name or b"").decode(errors="replace"), *numbers) for name, *numbers in columns
+    )
+    return fields, sum(FIELD_BYTES + len(each.name) for each in fields)
+
+
+_known_fields: Final = functools.lru_cache(maxsize=512)(_fields)
+"""Descriptions repeat, and are compared in full: making the values takes longer."""
 
 
 def _cut(pgconn: PGconn) -> None:
@@ -607,7 +694,7 @@ _HAS_CHUNKS: Final = min(pq.version(), pq.__build_version__) >= 170000
 
 
 def _received(descriptor: int) -> int:
-    """Return how many bytes libpq has read from a socket; 0 where the system does not tell."""
+    """Return how many bytes libpq has read from a socket; 0 if the system does not count them."""
     if sys.platform != "linux":
         return 0
     with socket.socket(fileno=os.dup(descriptor)) as twin:

@@ -58,8 +58,9 @@ _LEXEME: Final = r"""(?xs)
 and all that is not ASCII; what they are not is said instead: re compiles it in a tenth of the time.
 """
 _COMMENT_MARK: Final = r"/\*|\*/"
-_END: Final = r"(?i)(?:\A|[;\n\r]|\*/)\s*(?:commit|end|abort|rollback|prepare\s+transaction)\b"
-"""Without a match nothing ends a transaction: most statements need not be split into tokens."""
+_END: Final = r"(?i)(?:\A|[;\n\r]|\*/)[^\S\n\r]*(?:commit|end|abort|rollback|prepare)\b"
+"""Without a match nothing ends a transaction: most statements need not be split into tokens. Each
+blank is looked at once: many empty lines take no longer than other text."""
 
 _LEADING: Final = {
     name: name.upper()

@@ -1,7 +1,7 @@
-"""Statements of foreign clients: untyped text in, untyped text out, and no state that stays.
+"""Foreign statements: untyped text in, untyped text out, and no session state that remains.
 
 `Database.run_text` takes and returns these values. Nothing else imports this module, so a cold
-start that needs none of it does not pay for it.
+start that does not need it does not pay for it.
 """
 
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ from typing import Final, NamedTuple
 import psycopg
 
 VALUE_BYTES: Final = 4
-"""Bytes that each value counts besides its text, about what quotes and a comma take in JSON. A row
-of NULLs would count nothing without them."""
+"""Bytes that each value counts in addition to its text, about what quotes and a comma take in JSON.
+Without them a row of NULLs would count nothing."""
 
 FIELD_BYTES: Final = 128
-"""Bytes that each column counts besides its name, about what its description takes in JSON."""
+"""Bytes that each column counts in addition to its name, about its description's size in JSON."""
 
 
 class Statement(NamedTuple):
@@ -36,7 +36,7 @@ class Field(NamedTuple):
 
 
 class Result(NamedTuple):
-    """The answer to one statement; `tag` is the command tag, "" for an empty query."""
+    """The result of one statement; `tag` is the command tag, "" for an empty query."""
 
     fields: tuple[Field, ...]
     rows: list[tuple[str | None, ...]]
@@ -44,10 +44,10 @@ class Result(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """What all the results of one call may have together.
+    """The limits for all results of one call together.
 
-    `bytes` are those of the values and the column names, and besides 4 for each value and 128 for
-    each column. They are counted while rows come in.
+    `bytes` are those of the values and the column names, plus 4 for each value and 128 for each
+    column. They are counted while rows arrive.
     """
 
     rows: int
@@ -57,8 +57,8 @@ class Limits(NamedTuple):
 class TooLargeError(psycopg.DataError):
     """Report results that are larger than the limits.
 
-    `committed` tells whether the statements were committed before they could be cancelled; None
-    where that is not known, as with a profile that cannot cancel.
+    `committed` says whether the statements were committed before they could be cancelled; None if
+    that is not known, as with a profile that cannot cancel.
     """
 
     sqlstate = "54000"
@@ -70,4 +70,4 @@ class TooLargeError(psycopg.DataError):
 
 
 class CopyRefusedError(psycopg.errors.FeatureNotSupported):
-    """Report a COPY, which has no place for its data."""
+    """Report a COPY: there is no way to pass its data."""
