@@ -67,7 +67,7 @@ else
 endif
 
 .PHONY: test-pythons
-test-pythons: servers setup ## run unit and integration tests on every Python found, 3.11 to 3.14
+test-pythons: servers setup-tools ## run unit and integration tests on every Python found, 3.11 to 3.14
 	@$(RUN) -m tests.pythons $(ARGS)
 
 # Anything installed comes after PYTHONPATH, so psycopg is the layer's there.
@@ -122,32 +122,32 @@ psql: setup-local ## open a shell on the local database, as its owner
 	@$(RUN) -m lambda_pg_cdk.local psql
 
 .PHONY: screenshots
-screenshots: setup ## take the pictures of the console in docs again, in a real browser
+screenshots: setup-tools ## take the pictures of the console in docs again, in a real browser
 	@LAMBDA_PG_SCREENSHOTS=docs $(RUN) -m pytest tests/e2e/test_console.py
 
 .PHONY: storm
-storm: servers setup ## run the storm with every control and peer, and write benchmarks/results/storm.json
+storm: servers setup-tools ## run the storm with every control and peer, and write benchmarks/results/storm.json
 	@code=0; \
 	$(RUN) -m benchmarks.storm.run --output benchmarks/results/storm.json || code=1; \
 	$(RUN) -m benchmarks.report --write || code=1; \
 	exit $$code
 
 .PHONY: chaos
-chaos: servers setup ## break one thing after the other under load, and audit what is there
+chaos: servers setup-tools ## break one thing after the other under load, and audit what is there
 	@code=0; \
 	$(RUN) -m benchmarks.chaos.run --output benchmarks/results/chaos.json || code=1; \
 	$(RUN) -m benchmarks.report --write || code=1; \
 	exit $$code
 
 .PHONY: chaos-long
-chaos-long: servers setup ## the long part of chaos, before a release: 40 crashes of PostgreSQL, and login storms
+chaos-long: servers setup-tools ## the long part of chaos, before a release: 40 crashes of PostgreSQL, and login storms
 	@code=0; \
 	$(RUN) -m benchmarks.chaos.long --output benchmarks/results/chaos_long.json || code=1; \
 	$(RUN) -m benchmarks.report --write || code=1; \
 	exit $$code
 
 .PHONY: bench
-bench: servers setup ## measure what the layer costs, warm and cold, and write benchmarks/results
+bench: servers setup-tools ## measure what the layer costs, warm and cold, and write benchmarks/results
 	@code=0; \
 	$(RUN) -m benchmarks.cost.overhead --output benchmarks/results/overhead.json || code=1; \
 	$(RUN) -m benchmarks.cost.cold_start --output benchmarks/results/cold_start.json || code=1; \
@@ -160,11 +160,11 @@ bench: servers setup ## measure what the layer costs, warm and cold, and write b
 	exit $$code
 
 .PHONY: report
-report: setup ## put the results of storm, chaos and bench into tables and pictures
+report: setup-tools ## put the results of storm, chaos and bench into tables and pictures
 	@$(RUN) -m benchmarks.report --write
 
 .PHONY: synth
-synth: setup ## synthesise every stage and every combination, and lint the templates
+synth: setup-tools ## synthesise every stage and every combination, and lint the templates
 	@$(RUN) -m lambda_pg_cdk.tools.synth
 
 .PHONY: budget
@@ -198,7 +198,7 @@ sql-statements: setup-local ## collect the statements that a test run sends to /
 	@$(RUN) -m lambda_pg_cdk.tools.sql_statements $(ARGS)
 
 .PHONY: migration
-migration: setup ## begin a new migration: make migration NAME="add orders"
+migration: setup-tools ## begin a new migration: make migration NAME="add orders"
 	@$(RUN) -m lambda_pg_cdk.migrations.new "$(NAME)"
 
 .PHONY: layer
@@ -213,11 +213,11 @@ endif
 	@$(RUN) -m lambda_pg_cdk.tools.release build $(if $(DRY_RUN),--dry-run)
 
 .PHONY: publish
-publish: setup ## publish a release's distributions, after a question: make publish DRY_RUN=1
+publish: setup-tools ## publish a release's distributions, after a question: make publish DRY_RUN=1
 	@$(RUN) -m lambda_pg_cdk.tools.release publish $(if $(DRY_RUN),--dry-run)
 
 .PHONY: publish-layer
-publish-layer: setup ## publish a release's layers, after a question: make publish-layer REGIONS=eu-west-1
+publish-layer: setup-tools ## publish a release's layers, after a question: make publish-layer REGIONS=eu-west-1
 	@$(RUN) -m lambda_pg_cdk.tools.release publish-layer $(REGIONS:%=--region=%) $(if $(DRY_RUN),--dry-run)
 
 .PHONY: image
@@ -229,7 +229,7 @@ image-lock: setup-local ## lock the packages of the pooler's image again, with t
 	@$(RUN) -m lambda_pg_cdk.tools.image lock
 
 .PHONY: format
-format: setup ## format the code
+format: setup-tools ## format the code
 	$(RUN) -m ruff check --fix
 	$(RUN) -m ruff format
 
@@ -260,6 +260,11 @@ servers:
 .PHONY: setup
 setup: same-python ## install everything; other targets install what they need
 	@$(call install,.venv/ready node_modules/ready examples/typescript/node_modules/ready tests/clients/node_modules/ready)
+
+# What measures, synthesises and formats needs no client of POST /sql and no TypeScript.
+.PHONY: setup-tools
+setup-tools: same-python
+	@$(call install,.venv/ready node_modules/ready)
 
 .PHONY: setup-local
 setup-local: same-python

@@ -240,7 +240,7 @@ def test_the_limits_are_for_all_results_together(db: Database[TupleRow]) -> None
 def test_a_write_that_returns_too_much_tells_its_outcome(db: Database[TupleRow]) -> None:
     """The rows are there exactly if the error says so."""
     query = "INSERT INTO counter SELECT generate_series(1, {}) RETURNING n"
-    for count in (10_001, 2_000_000):
+    for count in (10_001, 200_000):
         with pytest.raises(TooLargeError) as raised:
             run(db, query.format(count))
         there = scalar(db, "SELECT count(*) FROM counter")

@@ -113,7 +113,7 @@ class Peak:
         stop = threading.Event()
 
         def look_on() -> None:
-            while not stop.wait(0.01):
+            while not stop.wait(0.02):
                 self.look()
 
         thread = threading.Thread(target=look_on)
@@ -282,7 +282,7 @@ def test_without_a_pooler_the_database_refuses_them(
         secrets_service,
         {"reader": login},
         environments=environments,
-        LAMBDA_PG_CHECKOUT_TIMEOUT="2",
+        LAMBDA_PG_CHECKOUT_TIMEOUT="1",
     ) as server:
         key = server.create_key("reader")
         statuses = ask_all([server], [[key]], environments, environments)

@@ -1,5 +1,6 @@
 """The clients of POST /sql: programs of tests/clients, each in its runtime, and their reports."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ from typing import Any, Final
 import psycopg
 
 from lambda_pg_cdk import PROJECT
-from lambda_pg_cdk.local.install.installed import environment_python
+from lambda_pg_cdk.local.install.installed import complete, environment_python
 
 FOLDER: Final = PROJECT / "tests" / "clients"
 EXAMPLES: Final = PROJECT / "examples" / "edge"
@@ -153,8 +154,22 @@ def copy_of_examples(folder: Path) -> Path:
     for file in (*EXAMPLES.iterdir(), *FOLDER.glob("prisma_*.ts"), FOLDER / "report.mjs"):
         shutil.copy(file, folder)
     (folder / "node_modules").symlink_to(FOLDER / "node_modules")
-    succeeded([tool("prisma"), "generate", "--schema", "schema.prisma"], folder, WITHOUT_ENGINE)
+    shutil.copytree(prisma_client() / "generated", folder / "generated")
     return folder
+
+
+def prisma_client() -> Path:
+    """Return a folder with Prisma's client, generated once for a schema and a version."""
+    content = (EXAMPLES / "schema.prisma").read_bytes(), (FOLDER / "package-lock.json").read_bytes()
+    digest = hashlib.sha256(b"\0".join(content)).hexdigest()[:16]
+    return complete(PROJECT / "build" / f"prisma-{digest}", _generate)
+
+
+def _generate(folder: Path) -> None:
+    folder.mkdir()
+    shutil.copy(EXAMPLES / "schema.prisma", folder)
+    (folder / "node_modules").symlink_to(FOLDER / "node_modules")
+    succeeded([tool("prisma"), "generate", "--schema", "schema.prisma"], folder, WITHOUT_ENGINE)
 
 
 def tool(name: str) -> str:

@@ -192,14 +192,21 @@ def test_a_protected_stage_keeps_its_keys(tmp_path: Any) -> None:
     assert keys["DeletionPolicy"] == "Retain"
 
 
-@pytest.mark.parametrize("jwt", [True, False])
-def test_an_app_can_map_a_domain_name_to_each_api(tmp_path: Any, jwt: bool) -> None:
-    """The face has both; without tokens there is no second one."""
-    own = OwnApp(tmp_path, COMBINATIONS[WITH_PGBOUNCER] if jwt else {})
+def test_an_app_has_each_api_and_does_not_take_their_routes(tmp_path: Any) -> None:
+    """It can map a domain name to each; routing the same requests again is an error."""
+    own = OwnApp(tmp_path, COMBINATIONS[WITH_PGBOUNCER])
     own.stage.check()
     found = own.stage.sql_token_api
-    assert (found is not None) == jwt
-    assert found is None or found.node.path != own.stage.api.node.path
+    assert found is not None
+    assert found.node.path != own.stage.api.node.path
+    own.stage.route("POST /sql", own.function())
+    with pytest.raises(SystemExit, match=r"'POST /sql' matches .*the stage's own"):
+        own.stage.check()
+
+
+def test_without_sql_there_is_no_second_api(tmp_path: Any) -> None:
+    """The face says so."""
+    assert OwnApp(tmp_path).stage.sql_token_api is None
 
 
 @pytest.mark.parametrize("name", WITH_SQL)
@@ -262,17 +269,10 @@ def test_a_proxy_with_secrets_knows_all_of_them(combinations: dict[str, Stage]) 
     assert set(logins) <= set(proxy["DependsOn"])
 
 
-def test_its_routes_are_taken(tmp_path: Any) -> None:
-    """An app that routes the same requests is told so."""
-    own = OwnApp(tmp_path, COMBINATIONS[WITH_PGBOUNCER])
-    own.stage.route("POST /sql", own.function())
-    with pytest.raises(SystemExit, match=r"'POST /sql' matches .*the stage's own"):
-        own.stage.check()
-
-
 def test_a_missing_file_of_statements_is_named(tmp_path: Any) -> None:
-    """With the setting that names it."""
+    """With the setting that names it. Without tokens there is no second API to map."""
     own = OwnApp(tmp_path, {"sql": {"enabled": True, "statements": "sql/none.json"}, **SMALL})
+    assert own.stage.sql_token_api is None
     with pytest.raises(SystemExit, match=r"sql\.statements is 'sql/none\.json'; must be a file"):
         own.stage.check()
 

@@ -127,6 +127,18 @@ def test_where_nothing_is_missing_everything_is_installed_once(machine: Machine)
     assert machine.installed == installed
 
 
+@pytest.mark.parametrize("target", ["report", "synth", "setup-tools"])
+def test_a_tool_does_not_wait_for_the_clients_of_tests(machine: Machine, target: str) -> None:
+    """They are more than half of all that is installed."""
+    assert machine.make(target).returncode == 0
+    installed = machine.installed
+    assert "requirements/dev.txt" in installed
+    assert "npm ci node_modules\n" in installed
+    assert "npm ci node_modules_of" not in installed
+    assert machine.make("setup").returncode == 0
+    assert "npm ci node_modules_of tests/clients\n" in machine.installed
+
+
 @pytest.mark.parametrize("target", ["up", "setup-local"])
 def test_a_cloud_does_not_wait_for_the_packages_of_tests(machine: Machine, target: str) -> None:
     """No linter, no browser and no matplotlib; tests install them on top, without a new .venv."""
