@@ -18,7 +18,7 @@ from itertools import chain
 from typing import Any, Final, NamedTuple, NoReturn
 
 import psycopg
-from psycopg import pq
+from psycopg import abc, pq
 from psycopg.abc import PQGen
 from psycopg.adapt import AdaptersMap, Transformer
 from psycopg.pq.abc import PGconn, PGresult
@@ -537,7 +537,7 @@ class _Received:
     """Whether a statement has ended the transaction."""
 
     _tag = b""
-    _transformer: psycopg.abc.Transformer | None = None
+    _transformer: abc.Transformer | None = None
     _refusal: Callable[[bool | None], psycopg.Error] | None = None
 
     _unread: int | None = None
