@@ -97,7 +97,10 @@ class SqlFront(Construct):
     def _count(self) -> None:
         """Count refused keys and requests without a connection in the function's log."""
         filters = {
-            REFUSED_KEYS: logs.FilterPattern.string_value("$.sqlstate", "=", "28P01"),
+            REFUSED_KEYS: logs.FilterPattern.all(
+                logs.FilterPattern.string_value("$.sqlstate", "=", "28P01"),
+                logs.FilterPattern.is_null("$.key"),  # a statement can raise 28P01 too
+            ),
             UNAVAILABLE: logs.FilterPattern.number_value("$.status", "=", 503),
         }
         for name, pattern in filters.items():

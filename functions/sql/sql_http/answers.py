@@ -53,16 +53,12 @@ def packed(response: Response, *, accepted: bool, max_bytes: int) -> Response:
         text = _gzip(body.encode())
         if len(text) < size:
             size = len(text)
-            headers = {**response["headers"], "Content-Encoding": "gzip", "Vary": _vary(response)}
+            headers = {**response["headers"], "Content-Encoding": "gzip", "Vary": "Accept-Encoding"}
             response = {**response, "headers": headers, "body": text, "isBase64Encoded": True}
     if size > min(max_bytes, PAYLOAD):
         message = f"the answer has {size} bytes; at most {min(max_bytes, PAYLOAD)} are allowed. "
         raise RequestError(f"{message}The statements were run and committed", LIMIT, 507)
     return response
-
-
-def _vary(response: Response) -> str:
-    return ", ".join(filter(None, [response["headers"].get("Vary"), "Accept-Encoding"]))
 
 
 def _gzip(content: bytes) -> str:
@@ -98,6 +94,15 @@ def cors(origin: str | None, origins: Collection[str]) -> dict[str, str]:
         return {"Access-Control-Allow-Origin": "*"}
     allowed = {"Access-Control-Allow-Origin": origin} if origin.lower() in origins else {}
     return {**allowed, "Vary": "Origin"}
+
+
+def add_cors(response: Response, shared: Mapping[str, str]) -> None:
+    """Add the headers that `cors` gives to an answer, which may have a Vary already."""
+    headers = response["headers"]
+    varies = [each["Vary"] for each in (shared, headers) if "Vary" in each]
+    headers.update(shared)
+    if varies:
+        headers["Vary"] = ", ".join(varies)
 
 
 def preflight(shared: Mapping[str, str]) -> Response:

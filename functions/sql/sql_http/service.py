@@ -12,6 +12,7 @@ from .answers import (
     ALLOW,
     Response,
     accepts_gzip,
+    add_cors,
     cors,
     echo,
     packed,
@@ -99,7 +100,7 @@ class Service:
             response = self._serve(event, headers, context, record)
         except Exception as error:  # noqa: BLE001 - each one is answered, and logged
             response = _failed(error, record)
-        response["headers"].update(shared)
+        add_cors(response, shared)
         print(record.line())
         return response
 
