@@ -13,7 +13,16 @@ import psycopg
 import pytest
 from lambda_pg import CommitOutcomeUnknownError, Database, Settings, _flight
 from lambda_pg._connection import Connection
-from lambda_pg.text import CopyRefusedError, Field, Limits, Result, Statement, TooLargeError
+from lambda_pg.text import (
+    FIELD_BYTES,
+    VALUE_BYTES,
+    CopyRefusedError,
+    Field,
+    Limits,
+    Result,
+    Statement,
+    TooLargeError,
+)
 from psycopg import IsolationLevel
 from psycopg.rows import TupleRow
 
@@ -55,6 +64,23 @@ def test_a_column_of_a_table_is_described(db: Database[TupleRow], admin: Admin) 
     row = admin.execute("SELECT 'counter'::regclass::oid::int").fetchone()
     assert row is not None
     assert result == Result((Field("n", 23, row[0], 1, 4, -1),), [], "SELECT 0")
+
+
+def test_a_table_that_changes_in_a_batch_is_described_as_it_is(db: Database[TupleRow]) -> None:
+    """One text has several descriptions, of which the last one was seen before."""
+    query = "SELECT * FROM changing"
+    batch = [
+        "CREATE TEMP TABLE changing (n int)",
+        *(query, "ALTER TABLE changing RENAME n TO m"),
+        *(query, "ALTER TABLE changing ALTER m TYPE bigint"),
+        *(query, "ALTER TABLE changing ALTER m TYPE int", "ALTER TABLE changing RENAME m TO n"),
+        query,
+    ]
+    described = [each.fields for each in run(db, *batch) if each.fields]
+    assert [(each.name, each.type_oid) for (each,) in described] == [
+        *(("n", 23), ("m", 23)),
+        *(("m", 20), ("n", 23)),
+    ]
 
 
 @pytest.mark.parametrize("count", [0, 1, 99, 100, 101, 250])
@@ -199,10 +225,12 @@ def test_the_tag_shows_an_end_that_the_text_did_not(
         assert connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
 
 
-def test_a_value_in_another_encoding_is_an_error(db: Database[TupleRow]) -> None:
-    """Not a failure of the caller's program."""
+@pytest.mark.parametrize("count", [1, 100])
+def test_a_value_in_another_encoding_is_an_error(db: Database[TupleRow], count: int) -> None:
+    """Not a failure of the caller's program, for a few values and for many."""
+    query = f"SELECT chr(252) FROM generate_series(1, {count})"  # noqa: S608 - a number
     with pytest.raises(psycopg.errors.CharacterNotInRepertoire, match="client_encoding"):
-        run(db, "SET client_encoding = 'LATIN1'", "SELECT chr(252)")
+        run(db, "SET client_encoding = 'LATIN1'", query)
     assert run(db, "SELECT 'ü'")[0].rows == [("ü",)]
 
 
@@ -227,6 +255,19 @@ def test_results_over_the_limits_are_refused(db: Database[TupleRow], name: str) 
         run(db, *queries)
     assert raised.value.sqlstate == "54000"
     assert run(db, "SELECT 7")[0].rows == [("7",)]
+
+
+@pytest.mark.parametrize("count", [1, 10, 100, 250])
+def test_bytes_are_counted_alike_for_few_and_many_values(
+    db: Database[TupleRow], count: int
+) -> None:
+    """Those of UTF-8, of an empty text and of NULL too; one byte more is refused."""
+    query = f"SELECT 'ü€' AS a, '' AS b, NULL AS c FROM generate_series(1, {count})"  # noqa: S608 - a number
+    size = 3 * (FIELD_BYTES + 1) + count * (len("ü€".encode()) + 3 * VALUE_BYTES)
+    (result,) = db.run_text([Statement(query)], limits=Limits(rows=count, bytes=size))
+    assert result.rows == [("ü€", "", None)] * count
+    with pytest.raises(TooLargeError, match="bytes"):
+        db.run_text([Statement(query)], limits=Limits(rows=count, bytes=size - 1))
 
 
 def test_the_limits_are_for_all_results_together(db: Database[TupleRow]) -> None:

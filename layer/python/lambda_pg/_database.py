@@ -39,6 +39,7 @@ from lambda_pg._statements import is_short
 from lambda_pg._stats import MetricLines, Stats
 
 if TYPE_CHECKING:
+    from lambda_pg._flight import Flight, Order
     from lambda_pg.text import Limits, Result, Statement
 
 P = ParamSpec("P")
@@ -295,15 +296,14 @@ class Database(Generic[Row]):
         Raises DatabaseUnavailableError, CommitOutcomeUnknownError, psycopg's SQL errors,
         QueryCanceled at the deadline, TooLargeError and CopyRefusedError of lambda_pg.text.
         """
-        from lambda_pg._flight import Flight, order  # noqa: PLC0415 - no cold start needs it
-
+        flight_of, order = _flights()
         modes = _modes(isolation_level, read_only, deferrable)
         asked = order(statements, limits, _json(claims), modes, idempotent=idempotent)
         attempts = self._attempts()
         while True:
             connection = attempts.take()
             connection.deadline = attempts.deadline
-            flight = Flight(connection, asked)
+            flight = flight_of(connection, asked)
             try:
                 flight.run()
             except psycopg.Error as error:
@@ -592,6 +592,17 @@ def _mapping(value: object) -> dict[Any, Any]:
 
 
 _CLAIMS: Final = json.JSONEncoder(default=_mapping)
+
+
+@functools.cache
+def _flights() -> tuple["type[Flight]", "Callable[..., Order]"]:
+    """Import what runs foreign statements: no cold start needs it.
+
+    Kept, as an import statement takes 5 µs of each request, also where nothing is to be imported.
+    """
+    from lambda_pg._flight import Flight, order  # noqa: PLC0415 - as above
+
+    return Flight, order
 
 
 def _modes(

@@ -273,6 +273,11 @@ def _begin(modes: Modes) -> Command:
     return Command(" ".join(words).encode())
 
 
+@functools.cache
+def _selecting(expression: str) -> Command:
+    return Command(f"SELECT {expression}".encode())
+
+
 class Flight:
     """One attempt of an order, over one connection."""
 
@@ -364,11 +369,10 @@ class Flight:
         commands: Sequence[Command] = ()
         match connection.profile.reset:
             case "flight" if not is_idle:
-                unlock = Command(f"SELECT {UNLOCK}".encode())
                 commands = (
                     ROLLBACK_AND_RESET,
                     *self._reset_commands(),
-                    unlock,
+                    _selecting(UNLOCK),
                     *KEPT_BY_ROLLBACK,
                     COMMIT,
                 )
@@ -438,14 +442,13 @@ class Flight:
     def _send_end(self, reset: str) -> None:
         """Send what follows the statements: the question for the id, COMMIT and the reset."""
         is_pooled = reset == "flight"
-        question = asking(self._libpq.server_version)
         if self._order.asks:
+            question = asking(self._libpq.server_version)
             text = question.text + f", {UNLOCK}".encode() if is_pooled else question.text
             self._send(Command(text, binary=True), take=self._take_id)
+            self._send(*(KEPT_BY_ROLLBACK if is_pooled else ()))
         elif is_pooled:
-            self._send(Command(f"SELECT {UNLOCK}".encode()))
-        if is_pooled:
-            self._send(*KEPT_BY_ROLLBACK)
+            self._send(_selecting(UNLOCK), *KEPT_BY_ROLLBACK)
         if self._order.asks:
             self._libpq.send_flush_request()  # the id must have come when COMMIT's answer is lost
         if is_pooled:
