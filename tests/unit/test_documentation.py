@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from benchmarks.cost import sql
 from lambda_pg_cdk.stage.budget import LOGIN_MILLISECONDS
 from lambda_pg_cdk.stage.config import Config
 from lambda_pg_cdk.stage.schema import REQUIRED, Rule, describe
@@ -241,8 +242,27 @@ def test_the_proof_names_the_promises_that_the_committed_storm_missed() -> None:
     assert missed == (re.findall(r"[0-9.]+", said[1]) if said else [])
 
 
+def test_the_proof_names_the_promises_of_sql_that_the_committed_run_missed() -> None:
+    """Each row over its goal, directly and through PgBouncer, with its ratio."""
+    found = result("sql")
+    over = [
+        row["ratio"]
+        for name in found["goals"]["direct"]
+        for row in found["rows"]
+        if row["name"] == name and row["ratio"] > found["goals"][row["path"]][name]
+    ]
+    said = re.search(r"The committed run missed those of (.*?): the", text_of("proof.md"))
+    assert [f"{each:.2f}" for each in over] == (re.findall(r"[0-9.]+", said[1]) if said else [])
+    assert found["cold_start"]["ratio"] <= sql.COLD_GOAL
+    assert max(found["refused"].values()) <= sql.MEMORY_GOAL
+
+
 def test_decisions_have_the_numbers_of_the_committed_results() -> None:
     """A new result changes them."""
+    rows = {(row["name"], row["path"]): row["ratio"] for row in result("sql")["rows"]}
+    for name in ("lookup: run_text", "lookup: the flight's commands alone"):
+        for path in ("direct", "pgbouncer"):
+            assert f"{rows[name, path]:.2f}" in text_of("decisions/0048-*.md")
     storm = result("storm")
     assert f"{storm['seconds'] / 60:.0f} minutes" in text_of("decisions/0014-*.md")
     p50, p99 = storm["ratios"]["p50_ms_to_raw"], storm["ratios"]["p99_ms_to_raw"]
