@@ -235,6 +235,19 @@ def result(name: str) -> Any:
     return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
 
 
+def test_the_python_of_the_pages_can_be_parsed() -> None:
+    """Blocks that were wrapped like prose, or cut, are no programs."""
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    blocks = [
+        (page.name, block)
+        for page in pages
+        for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    ]
+    assert len(blocks) > 20
+    for page, block in blocks:
+        compile(block, page, "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+
 def test_the_proof_names_the_promises_that_the_committed_storm_missed() -> None:
     """A goal that was not kept is not hidden in a JSON file."""
     missed = [goal["found"] for goal in result("storm")["goals"] if not goal["held"]]
