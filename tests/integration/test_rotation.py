@@ -975,6 +975,13 @@ def test_no_request_of_sql_fails_while_two_users_take_turns(
     endpoint = through(pooler) | {"PGDATABASE": sql_database(app.database)}
     roles = {"reader": servers.Login(app.user, FIRST, app.arn)}
     serve = partial(sql_server, endpoint, secrets_service, roles, SQL_DATABASE=app.database)
+
+    def new_environments_are(user: str) -> bool:
+        with serve() as fresh:
+            key = replace(fresh.create_key("reader"), database=app.database)
+            answer = fresh.post({"query": "SELECT current_user AS name"}, key)
+            return bool(answer.body["rows"] == [{"name": user}])
+
     with (
         serve(environments=2) as lasting,
         serve(environments=2, LAMBDA_PG_MAX_LIFETIME=str(RECONNECTING)) as reconnecting,
@@ -992,10 +999,8 @@ def test_no_request_of_sql_fails_while_two_users_take_turns(
             log_in_again(pooler)
             wait_for_each(loads, 10)
             clock.shift += 1000  # as between two rotations
-            with serve() as fresh:
-                key = replace(fresh.create_key("reader"), database=app.database)
-                answer = fresh.post({"query": "SELECT current_user AS name"}, key)
-                assert answer.body["rows"] == [{"name": user}]
+            # Until the pooler has read the secret again, a new environment takes the user before.
+            wait_until(partial(new_environments_are, user), 15, f"logins as {user}")
     assert [load.errors for load in loads] == [[]] * len(loads)
 
 

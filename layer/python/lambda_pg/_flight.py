@@ -67,6 +67,11 @@ SLACK: Final = 32 * 1024
 ROW_BYTES: Final = 8
 """Bytes on the wire that a row has beyond its values."""
 
+SENT_AT_ONCE: Final = 32 * 1024
+"""Bytes of statements that are sent before their answers are read. So much fits into the buffers of
+both ends (Linux: 16 KB to send, a first window of 64 KB). While libpq cannot send, each of its
+calls reads what the server sends, past every limit."""
+
 ROLLBACK: Final = Command(b"ROLLBACK")
 
 READS: Final = frozenset({"select", "values", "table", "show", "explain", ""})
@@ -162,6 +167,11 @@ class Prepared(NamedTuple):
     word: str
     """Its first word, or "rollback to"."""
 
+    @property
+    def size(self) -> int:
+        """Return the bytes of its text and its parameters."""
+        return len(self.query) + sum(map(len, filter(None, self.params)))
+
 
 class Order(NamedTuple):
     """What one call asks for."""
@@ -187,6 +197,10 @@ class Order(NamedTuple):
             and refusal(text, profile) is None
             for statement, text in zip(self.statements, self.texts, strict=True)
         )
+
+    def may_keep(self, profile: Profile) -> bool:
+        """Tell whether its connection may be used again."""
+        return profile.reset != "close" or self.is_plain(profile)
 
 
 def order(
@@ -281,6 +295,7 @@ def _selecting(expression: str) -> Command:
 class Flight:
     """One attempt of an order, over one connection."""
 
+    _is_synced = False
     _is_cut = False
     """Whether libpq was asked for the rows of the next answer in pieces."""
 
@@ -353,12 +368,8 @@ class Flight:
             raise self._failure or psycopg.errors.InFailedSqlTransaction(
                 "an error inside the transaction was not reported: nothing was committed"
             )
-        if self._failure is not None or not self._may_be_kept():
+        if self._failure is not None or not self._order.may_keep(self._connection.profile):
             self._connection.close()
-
-    def _may_be_kept(self) -> bool:
-        profile = self._connection.profile
-        return profile.reset != "close" or self._order.is_plain(profile)
 
     def recover(self) -> None:
         """After an error, roll back and reset in one flight; where that fails, close."""
@@ -378,7 +389,7 @@ class Flight:
                 )
             case "discard":
                 commands = DISCARD if is_idle else (ROLLBACK, *DISCARD)
-            case "close" if not self._may_be_kept():
+            case "close" if not self._order.may_keep(self._connection.profile):
                 connection.close()
         try:
             if commands:
@@ -417,6 +428,8 @@ class Flight:
             if connection.profile.cancel:
                 connection.cancel_safe(timeout=CANCEL_TIMEOUT)
                 self._received.drain()
+                if not self._is_synced:
+                    self._sync()
                 connection._await(self._land(), seconds, asked=True)
                 return True
         except (psycopg.Error, psycopg.errors._WaitTimeout, _StoppedError):
@@ -425,19 +438,32 @@ class Flight:
         return False
 
     def _fly(self) -> PQGen[None]:
-        """Send everything in one write, and take the answers."""
-        pgconn, order = self._libpq, self._order
+        """Send everything in one write, and take the answers.
+
+        Statements over SENT_AT_ONCE wait for the answers to those before them.
+        """
+        pgconn, order, queued = self._libpq, self._order, 0
         pgconn.enter_pipeline_mode()
         self._send(order.begin)
         if order.claims is not None:
             self._send(Command(SET_CLAIMS, [order.claims.encode()]))
         for statement in order.statements:
+            size = statement.size
+            if queued and queued + size > SENT_AT_ONCE:
+                pgconn.send_flush_request()
+                yield from self._land()
+                queued = 0
             pgconn.send_query_params(statement.query, statement.params)
-        self._awaited += [self._take_rows] * len(order.statements)
+            self._awaited.append(self._take_rows)
+            queued += size
         self._send_end(self._connection.profile.reset)
-        pgconn.pipeline_sync()
-        self._awaited.append(None)
+        self._sync()
         yield from self._land()
+
+    def _sync(self) -> None:
+        self._libpq.pipeline_sync()
+        self._awaited.append(_end_of_flight)
+        self._is_synced = True
 
     def _send_end(self, reset: str) -> None:
         """Send what follows the statements: the question for the id, COMMIT and the reset."""
@@ -477,14 +503,14 @@ class Flight:
         self._committed = result.command_status == b"COMMIT"
 
     def _land(self) -> PQGen[None]:
-        """Send the rest; take the answers that have not come yet, and that of the Sync.
+        """Send the rest; take the answers that have not come yet, up to that of the Sync.
 
         Raises CopyRefusedError at the first sign of a COPY: libpq would repeat it for ever.
         """
         pgconn, awaited, take_rows = self._libpq, self._awaited, self._take_rows
         is_busy, get_result = pgconn.is_busy, pgconn.get_result
         yield from self._send_rest()
-        while True:
+        while awaited:
             # libpq refuses that for a statement that it skips after an error.
             if awaited[0] is take_rows and not (self._is_cut or self._failure):
                 self._is_cut = True
@@ -529,8 +555,12 @@ class Flight:
         """Keep the first error: the later ones follow from it."""
         if self._failure is None:
             self._failure = psycopg.errors.error_from_result(result, encoding="utf-8")
-        if len(self._awaited) == 1:  # PgBouncer says so at the Sync, after the server's own FATAL
+        if self._awaited[0] is _end_of_flight:  # PgBouncer says so, after the server's own FATAL
             raise psycopg.OperationalError("the server connection was lost")
+
+
+def _end_of_flight(_: PGresult) -> None:
+    """Stand for the Sync among what is awaited."""
 
 
 class _Received:
