@@ -127,7 +127,7 @@ def _databases(settings: Settings) -> dict[str, object]:
     """Render one line for each name of the database.
 
     `max_db_connections` counts a name's server connections, of all its users, and a user that is
-    never idle keeps all of them. So `/sql` has a name of its own (docs/decisions/0049).
+    never idle keeps all of them. So `/sql` has a second name (docs/decisions/0049).
     """
     server = (
         f"host={settings.database_host} port={settings.database_port} "

@@ -78,7 +78,7 @@ class SqlFront(Construct):
         return secret
 
     def _add_routes(self, alias: lambda_.Alias) -> None:
-        """Add the routes to the stage's API, with a throttle of their own."""
+        """Add the routes to the stage's API, with a separate throttle."""
         sql = self._config.sql
         stage = cast(api.CfnStage, self._stack.stage.node.default_child)
         stage.route_settings = {

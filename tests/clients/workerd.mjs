@@ -38,7 +38,7 @@ export async function withWorker(source, variables, use) {
   }
 }
 
-// Workers import WebAssembly as modules of their own, which stay outside of the bundle.
+// Workers import WebAssembly as separate modules, which stay outside of the bundle.
 function webAssembly(folder, compiled) {
   const resolve = async ({ path, resolveDir }) => {
     const name = basename(path, "?module");

@@ -771,7 +771,7 @@ def test_the_apis_and_the_functions_of_all_apps_are_served(plane: ControlPlane) 
 
 
 def test_the_limits_of_one_route_beat_those_of_its_stage(plane: ControlPlane) -> None:
-    """The settings of the stage are for the routes that have none of their own."""
+    """The settings of the stage are for the routes that have none."""
     resources = {"Function": function(), **http_api(attribute("Function", "Arn"))}
     route = resources["Route"]["Properties"]
     resources["Other"] = {**resources["Route"], "Properties": {**route, "RouteKey": "POST /sql"}}

@@ -110,7 +110,7 @@ def module_pooler(
 
 @pytest.fixture(scope="module", autouse=True)
 def schema(module_pooler: PoolerFixture) -> Iterator[None]:
-    """What the statements need. The login has a role of its own, by a setting of its role."""
+    """What the statements need. A setting of the login's role names another role."""
     dsn = make_conninfo(module_pooler.postgres.superuser_dsn, dbname=DATABASE)
     login = module_pooler.login.name
     with psycopg.connect(dsn, autocommit=True) as admin:

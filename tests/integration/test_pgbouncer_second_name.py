@@ -54,7 +54,7 @@ def held(pooler: PoolerFixture, login: Login, database: str, count: int) -> Iter
 
 
 def outcomes(pooler: PoolerFixture, login: Login, database: str, count: int) -> Counter[str]:
-    """Count how statements end, each through a connection of its own."""
+    """Count how statements end, each through a separate connection."""
     found: Counter[str] = Counter()
     for _ in range(count):
         try:

@@ -252,7 +252,7 @@ def test_more_connections_than_the_limit_are_refused(deployed: Site) -> None:
 
 
 def test_a_reader_sees_no_statement_of_another_role(deployed: Site) -> None:
-    """It sees those of its own level, whose callers share the login."""
+    """It sees those of the same level, whose callers share the login."""
     with (
         deployed.connect("writer") as writer,
         deployed.connect("reader") as other,

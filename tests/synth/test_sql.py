@@ -1,4 +1,4 @@
-"""What `sql.enabled` deploys: a function with logins, limits and routes of its own."""
+"""What `sql.enabled` deploys: a function with separate logins, limits and routes."""
 
 import json
 from typing import Any

@@ -188,7 +188,7 @@ def with_world(story: Callable[[World], Awaitable[None]]) -> None:
 
 
 def test_the_server_connections_of_both_names_of_the_database_count() -> None:
-    """`/sql` has bounds of its own, which come in addition."""
+    """`/sql` has separate bounds, which come in addition."""
     service = deployed()
     assert service.task.server_connections == 20
     variables = {**service.task.variables, "SQL_MAX_DB_CONNECTIONS": "4"}
