@@ -300,6 +300,25 @@ def test_a_cancelled_result_keeps_the_connection(db: Database[TupleRow]) -> None
     assert backend(db) == process
 
 
+def test_a_flight_that_is_sent_in_parts_is_one_transaction(db: Database[TupleRow]) -> None:
+    """A large statement waits for the answers before it; whatever fails, nothing stays."""
+    process, limits = backend(db), Limits(rows=10_000, bytes=1_000_000)
+    first = Statement("INSERT INTO counter VALUES (1)")
+    large = Statement("SELECT length($1)", ["y" * (2 * _flight.SENT_AT_ONCE)])
+    too_much = Statement("SELECT repeat('x', 1000) FROM generate_series(1, 3000000)")
+    with pytest.raises(TooLargeError) as raised:
+        db.run_text([first, too_much, large], limits=limits)
+    assert raised.value.committed is False
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        db.run_text([first, Statement("SELECT 1/0"), large, large], limits=limits)
+    assert scalar(db, "SELECT count(*) FROM counter") == 0
+    found = db.run_text([first, large, large], limits=limits)
+    assert [each.rows for each in found[1:]] == [[(str(2 * _flight.SENT_AT_ONCE),)]] * 2
+    assert scalar(db, "SELECT count(*) FROM counter") == 1
+    assert backend(db) == process
+    run(db, "DELETE FROM counter")
+
+
 def test_where_nothing_can_be_cancelled_the_connection_is_closed(
     open_database: Open, admin: Admin
 ) -> None:
