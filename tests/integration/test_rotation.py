@@ -987,11 +987,14 @@ def test_no_request_of_sql_fails_while_two_users_take_turns(
         serve(environments=2, LAMBDA_PG_MAX_LIFETIME=str(RECONNECTING)) as reconnecting,
         ExitStack() as stack,
     ):
-        loads = []
-        for served in (lasting, lasting, reconnecting, reconnecting):
-            key = replace(served.create_key("reader"), database=app.database)
-            loads.append(Requests(served.asking(key, "SELECT count(*) FROM users")))
-            stack.enter_context(loads[-1])
+        # All keys come first: an environment knows none that is made within a second of its reading.
+        keys = [
+            (served, replace(served.create_key("reader"), database=app.database))
+            for served in (lasting, lasting, reconnecting, reconnecting)
+        ]
+        loads = [Requests(served.asking(key, "SELECT count(*) FROM users")) for served, key in keys]
+        for load in loads:
+            stack.enter_context(load)
         wait_for_each(loads, 10)
         for user in (app.users[1], app.users[0]):
             app.rotate()
