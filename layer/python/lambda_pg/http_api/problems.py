@@ -1,0 +1,86 @@
+"""Problem details (RFC 9457): every refusal that a function writes."""
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, Final, NamedTuple
+
+from lambda_pg.http_api.answers import Answer
+from lambda_pg.http_api.rules import RULES
+
+CONTENT_TYPE: Final = "application/problem+json"
+
+
+class Kind(NamedTuple):
+    """What all problems of one name share."""
+
+    status: int
+    title: str
+
+
+KINDS: Final[Mapping[str, Kind]] = {
+    "body-too-large": Kind(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The body is too large"),
+    "database-unavailable": Kind(HTTPStatus.SERVICE_UNAVAILABLE, "The database is not available"),
+    "encoded-body": Kind(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body is compressed"),
+    "idempotency-key-in-use": Kind(HTTPStatus.CONFLICT, "The first request is still running"),
+    "idempotency-key-missing": Kind(HTTPStatus.BAD_REQUEST, "Idempotency-Key is missing"),
+    "idempotency-key-reused": Kind(
+        HTTPStatus.UNPROCESSABLE_ENTITY, "The key belongs to another request"
+    ),
+    "invalid-fields": Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "Fields are not valid"),
+    "malformed-body": Kind(HTTPStatus.BAD_REQUEST, "The body cannot be decoded"),
+    "malformed-idempotency-key": Kind(HTTPStatus.BAD_REQUEST, "Idempotency-Key is malformed"),
+    "malformed-if-match": Kind(HTTPStatus.BAD_REQUEST, "If-Match is malformed"),
+    "malformed-json": Kind(HTTPStatus.BAD_REQUEST, "The body is not valid JSON"),
+    "method-not-allowed": Kind(HTTPStatus.METHOD_NOT_ALLOWED, "The method is not allowed"),
+    "no-subject": Kind(HTTPStatus.FORBIDDEN, "The token names no user"),
+    "not-found": Kind(HTTPStatus.NOT_FOUND, "Not found"),
+    "not-json": Kind(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body is not declared as JSON"),
+    "outcome-unknown": Kind(HTTPStatus.SERVICE_UNAVAILABLE, "The outcome is not known"),
+    "precondition-failed": Kind(HTTPStatus.PRECONDITION_FAILED, "The version has changed"),
+    "precondition-required": Kind(HTTPStatus.PRECONDITION_REQUIRED, "If-Match is missing"),
+    "too-deep": Kind(HTTPStatus.BAD_REQUEST, "The JSON is nested too deeply"),
+}
+"""By name, the problems of this package, and those that most APIs have. docs/problems.md has a
+section for each."""
+
+
+class Problem(Exception):  # noqa: N818 - RFC 9457's word
+    """Refuse a request: an answer in problem details.
+
+    `name` is the section of the page of problems, `detail` a sentence for this request, without
+    anything internal. `status` and `title` are needed for names that KINDS lacks. `headers` come
+    with the answer; `errors` name fields: `[{"field": "name", "detail": "must be ..."}]`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        detail: str,
+        *,
+        status: int | None = None,
+        title: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        errors: Sequence[Mapping[str, str]] | None = None,
+    ) -> None:
+        """Take the parts of the answer. Raises KeyError for an unknown name without a status."""
+        super().__init__(detail)
+        kind = KINDS[name] if status is None or title is None else Kind(status, title)
+        self.name = name
+        self.detail = detail
+        self.status = int(kind.status if status is None else status)
+        self.title = kind.title if title is None else title
+        self.headers = headers or {}
+        self.errors = errors
+
+    def answer(self, request_id: str) -> Answer:
+        """Return the answer to the request of this id."""
+        body: dict[str, Any] = {
+            "type": f"{RULES.problem_types}#{self.name}",
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+            "instance": request_id,
+        }
+        if self.errors is not None:
+            body["errors"] = [dict(error) for error in self.errors]
+        return Answer(self.status, body, {**self.headers, "Content-Type": CONTENT_TYPE})
