@@ -157,7 +157,7 @@ def _in_phase(admin: psycopg.Connection[TupleRow], phase: Phase) -> list[int]:
     if phase == "after" and count(admin) == before:
         return []
     found = admin.execute(
-        "SELECT pid FROM pg_stat_activity WHERE usename LIKE 'lambda_pg_user%' AND "  # noqa: S608
+        "SELECT pid FROM pg_stat_activity WHERE usename LIKE 'lambda_pg_user%' AND "  # noqa: S608 - constants
         + BACKENDS[phase]
     )
     return [pid for (pid,) in found]
