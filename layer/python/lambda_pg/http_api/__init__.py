@@ -7,6 +7,7 @@ from lambda_pg.http_api.answers import Answer
 from lambda_pg.http_api.errors import StatementFailedError, answer_to
 from lambda_pg.http_api.etags import etag
 from lambda_pg.http_api.handler import http_handler
+from lambda_pg.http_api.idempotency import change_once
 from lambda_pg.http_api.problems import Problem
 from lambda_pg.http_api.request import Request
 from lambda_pg.http_api.rules import Rules
@@ -18,6 +19,7 @@ __all__ = [
     "Rules",
     "StatementFailedError",
     "answer_to",
+    "change_once",
     "etag",
     "http_handler",
 ]
