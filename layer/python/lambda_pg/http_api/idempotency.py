@@ -13,7 +13,7 @@ from psycopg.rows import Row, tuple_row
 from lambda_pg._clock import monotonic
 from lambda_pg._connection import Connection
 from lambda_pg._database import Database
-from lambda_pg._errors import CommitOutcomeUnknownError
+from lambda_pg._errors import CommitOutcomeUnknownError, DeadlineExceededError
 from lambda_pg._jitter import jitter
 from lambda_pg._pipeline import Request as Statement
 from lambda_pg.http_api.answers import Answer
@@ -218,10 +218,14 @@ def _committed(
 
 
 def _answer_of(change: Change[Row], connection: psycopg.Connection[Row]) -> Answer:
-    """Run the change. Raises _UndoneError with an answer that is no success."""
+    """Run the change. Raises _UndoneError with an answer that is no success.
+
+    The body is encoded here, so that one that JSON cannot hold is not found after COMMIT.
+    """
     answer = change(connection)
     if not isinstance(answer, Answer):
         raise TypeError(f"the change returned a {type(answer).__name__}; must return an Answer")
+    _ = answer.content
     if not 200 <= answer.status <= 299:
         raise _UndoneError(answer)
     return answer
@@ -238,7 +242,10 @@ def _await_first(
     while (left := until - LAST_LOOK - monotonic()) > 0:
         time.sleep(min(left, jitter.uniform(longest / 2, longest)))
         longest = min(2 * longest, LONGEST_PAUSE)
-        free, answer = key.look(db, claims)
+        try:
+            free, answer = key.look(db, claims)
+        except DeadlineExceededError:
+            break
         if free or answer is not None:
             return answer
     raise Problem(
