@@ -50,7 +50,7 @@ def read_json(content: bytes) -> Any:
         value = _DECODER.decode(content.decode())
         if b"\\ud" in content.lower():
             json.dumps(value, ensure_ascii=False).encode()  # no half of a surrogate pair
-    except (RecursionError, ValueError):  # its arguments hold the body
+    except ValueError:  # its arguments hold the body
         raise Problem("malformed-json", "The body is not valid JSON in UTF-8.") from None
     return value
 

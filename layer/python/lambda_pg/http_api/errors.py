@@ -11,10 +11,11 @@ from lambda_pg._errors import (
     DatabaseUnavailableError,
     DeadlineExceededError,
 )
+from lambda_pg._events import Events
 from lambda_pg.http_api.answers import Answer
 from lambda_pg.http_api.problems import Problem
 
-_logger: Final = logging.getLogger("lambda_pg")
+_events: Final = Events()
 
 
 class StatementFailedError(RuntimeError):
@@ -31,7 +32,7 @@ def answer_to(error: Exception, request_id: str) -> Answer:
     if isinstance(error, Problem):
         return error.answer(request_id)
     if isinstance(error, DatabaseUnavailableError | CommitOutcomeUnknownError):
-        _logger.warning("request %s: %s: %s", request_id, type(error).__name__, error)
+        _events.report(logging.WARNING, "unavailable", "request %s: %s", request_id, error)
         return _outage(error).answer(request_id)
     if isinstance(error, psycopg.Error):
         raise StatementFailedError(_description(error)) from None

@@ -9,10 +9,10 @@ ANY: Final = "*"
 _TAG: Final = re.compile(r'[ \t]*(?:(W/)?"([\x21\x23-\x7e\x80-\xff]*)"[ \t]*)?(?:,|\Z)')
 """An element of a list of tags, which may be empty, and the comma or the end after it."""
 
-_VERSION: Final = re.compile(r"0|-?[1-9][0-9]{0,18}")
+_VERSION: Final = re.compile(r"0|[1-9][0-9]{0,18}")
 """The opaque part of a tag that `etag` can have made."""
 
-_VERSIONS: Final = range(-(2**63), 2**63)
+_VERSIONS: Final = range(2**63)
 """What PostgreSQL's bigint can hold."""
 
 

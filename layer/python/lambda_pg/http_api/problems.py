@@ -1,7 +1,6 @@
 """Problem details (RFC 9457): every refusal that a function writes."""
 
 from collections.abc import Mapping, Sequence
-from http import HTTPStatus
 from typing import Any, Final, NamedTuple
 
 from lambda_pg.http_api.answers import Answer
@@ -18,27 +17,25 @@ class Kind(NamedTuple):
 
 
 KINDS: Final[Mapping[str, Kind]] = {
-    "body-too-large": Kind(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The body is too large"),
-    "database-unavailable": Kind(HTTPStatus.SERVICE_UNAVAILABLE, "The database is not available"),
-    "encoded-body": Kind(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body is compressed"),
-    "idempotency-key-in-use": Kind(HTTPStatus.CONFLICT, "The first request is still running"),
-    "idempotency-key-missing": Kind(HTTPStatus.BAD_REQUEST, "Idempotency-Key is missing"),
-    "idempotency-key-reused": Kind(
-        HTTPStatus.UNPROCESSABLE_ENTITY, "The key belongs to another request"
-    ),
-    "invalid-fields": Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "Fields are not valid"),
-    "malformed-body": Kind(HTTPStatus.BAD_REQUEST, "The body cannot be decoded"),
-    "malformed-idempotency-key": Kind(HTTPStatus.BAD_REQUEST, "Idempotency-Key is malformed"),
-    "malformed-if-match": Kind(HTTPStatus.BAD_REQUEST, "If-Match is malformed"),
-    "malformed-json": Kind(HTTPStatus.BAD_REQUEST, "The body is not valid JSON"),
-    "method-not-allowed": Kind(HTTPStatus.METHOD_NOT_ALLOWED, "The method is not allowed"),
-    "no-subject": Kind(HTTPStatus.FORBIDDEN, "The token names no user"),
-    "not-found": Kind(HTTPStatus.NOT_FOUND, "Not found"),
-    "not-json": Kind(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body is not declared as JSON"),
-    "outcome-unknown": Kind(HTTPStatus.SERVICE_UNAVAILABLE, "The outcome is not known"),
-    "precondition-failed": Kind(HTTPStatus.PRECONDITION_FAILED, "The version has changed"),
-    "precondition-required": Kind(HTTPStatus.PRECONDITION_REQUIRED, "If-Match is missing"),
-    "too-deep": Kind(HTTPStatus.BAD_REQUEST, "The JSON is nested too deeply"),
+    "body-too-large": Kind(413, "The body is too large"),
+    "database-unavailable": Kind(503, "The database is not available"),
+    "encoded-body": Kind(415, "The body is compressed"),
+    "idempotency-key-in-use": Kind(409, "The first request is still running"),
+    "idempotency-key-missing": Kind(400, "Idempotency-Key is missing"),
+    "idempotency-key-reused": Kind(422, "The key belongs to another request"),
+    "invalid-fields": Kind(422, "Fields are not valid"),
+    "malformed-body": Kind(400, "The body cannot be decoded"),
+    "malformed-idempotency-key": Kind(400, "Idempotency-Key is malformed"),
+    "malformed-if-match": Kind(400, "If-Match is malformed"),
+    "malformed-json": Kind(400, "The body is not valid JSON"),
+    "method-not-allowed": Kind(405, "The method is not allowed"),
+    "no-subject": Kind(403, "The token names no user"),
+    "not-found": Kind(404, "Not found"),
+    "not-json": Kind(415, "The body is not declared as JSON"),
+    "outcome-unknown": Kind(503, "The outcome is not known"),
+    "precondition-failed": Kind(412, "The version has changed"),
+    "precondition-required": Kind(428, "If-Match is missing"),
+    "too-deep": Kind(400, "The JSON is nested too deeply"),
 }
 """By name, the problems of this package, and those that most APIs have. docs/problems.md has a
 section for each."""
@@ -64,12 +61,12 @@ class Problem(Exception):  # noqa: N818 - RFC 9457's word
     ) -> None:
         """Take the parts of the answer. Raises KeyError for an unknown name without a status."""
         super().__init__(detail)
-        kind = KINDS[name] if status is None or title is None else Kind(status, title)
+        known = KINDS[name] if status is None or title is None else Kind(status, title)
         self.name = name
         self.detail = detail
-        self.status = int(kind.status if status is None else status)
-        self.title = kind.title if title is None else title
-        self.headers = headers or {}
+        self.status = known.status if status is None else status
+        self.title = known.title if title is None else title
+        self.headers: Mapping[str, str] = headers or {}
         self.errors = errors
 
     def answer(self, request_id: str) -> Answer:
