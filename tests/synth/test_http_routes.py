@@ -144,11 +144,20 @@ def test_without_scopes_the_templates_have_nothing_of_them(tmp_path: Path) -> No
             assert word not in text
 
 
+def test_routes_of_an_app_have_scopes_also_where_the_sample_has_none(tmp_path: Path) -> None:
+    """So groups can have users before the sample asks for their scopes."""
+    app = OwnApp(tmp_path, {"identity": {"scopes": False}})
+    app.stage.route("GET /me", app.function(), scopes=["users:read"])
+    assert scopes_of(app.resources("Own", ROUTE)) == {"GET /me": ["users:read"]}
+    assert groups_of(app.resources("Api", GROUP)) == {"users:read"}
+    assert set(scopes_of(app.resources("Api", ROUTE)).values()) == {None}
+
+
 def test_an_issuer_of_one_s_own_brings_its_own_scopes(tmp_path: Path) -> None:
     """The routes ask for them; there is no pool whose tokens could get them."""
     sample = synthesise_once("dev", {"identity": OWN_ISSUER})
     assert scopes_of(sample.all(ROUTE)) == SAMPLE
-    app = OwnApp(tmp_path, {"identity": {**OWN_ISSUER, "scopes": False}})
+    app = OwnApp(tmp_path, {"identity": {**OWN_ISSUER, "scopes": False}, "sample_api": False})
     app.stage.route("GET /orders", app.function(), scopes=["orders:read"])
     assert scopes_of(app.resources("Own", ROUTE)) == {"GET /orders": ["orders:read"]}
     for template in (sample.templates["Api"], app.template("Api")):
