@@ -121,13 +121,13 @@ def test_the_base_goes_on_beneath_the_app(target: Target, app: Path, tmp_path: P
     branches = [Branch(base, BASE.prefix), SAMPLE, Branch(app)]
     outcome = migrate(connection, lambda: target.login, TIMEOUTS, branches, patience=30)
     assert outcome.applied == ["lambda_pg_0004", "0002"]
-    assert outcome.revisions == ["lambda_pg_0004", "users_0001", "0002"]
-    assert rows_of(target) == ["0002", "lambda_pg_0004", "users_0001"]
+    assert outcome.revisions == ["lambda_pg_0004", "users_0002", "0002"]
+    assert rows_of(target) == ["0002", "lambda_pg_0004", "users_0002"]
 
     add(app, "0003", "0002")
     outcome = target.migrate(app)  # as the older version, which the project has gone back to
     assert outcome.applied == ["0003"]
-    assert rows_of(target) == ["0003", "lambda_pg_0004", "users_0001"]
+    assert rows_of(target) == ["0003", "lambda_pg_0004", "users_0002"]
     assert "lambda_pg_0004" in outcome.warnings[0]
 
 

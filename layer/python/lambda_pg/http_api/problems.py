@@ -66,7 +66,7 @@ class Problem(Exception):  # noqa: N818 - RFC 9457's word
         self.detail = detail
         self.status = known.status if status is None else status
         self.title = known.title if title is None else title
-        self.headers = headers or {}
+        self.headers: Mapping[str, str] = headers or {}
         self.errors = errors
 
     def answer(self, request_id: str) -> Answer:
