@@ -13,7 +13,10 @@ from typing import Any
 import pytest
 
 from lambda_pg_cdk.local.cloud import LocalCloud
+from lambda_pg_cdk.local.deployment.deployed import Api, Route
 from lambda_pg_cdk.local.http.caller import call
+from lambda_pg_cdk.local.http_api.events import HttpRequest, build_event
+from lambda_pg_cdk.local.http_api.routes import find_route
 from tests.support.matrix import FIELDS, PEOPLE, Cell, Matrix, cells, mistakes
 from tests.support.matrix_database import KEYS, Admin, breaches, rows_of_others
 from tests.support.mutants import deployed_mutant, mutant_function
@@ -190,22 +193,26 @@ def test_a_cookie_is_no_token(cloud: LocalCloud, origin: str | None) -> None:
 def test_a_function_reads_no_cookie_itself(cloud: LocalCloud) -> None:
     """Without an authorizer in front of it there is no subject."""
     for path, method in every_method():
-        event = {
-            "version": "2.0",
-            "routeKey": f"{method} {path}",
-            "rawPath": path.replace("{id}", str(uuid.uuid4())),
-            "rawQueryString": "",
-            "cookies": cookie_of(cloud).split("; "),
-            "headers": {"cookie": cookie_of(cloud), "content-type": "application/json"},
-            "requestContext": {"requestId": "1", "http": {"method": method, "path": path}},
-            "pathParameters": {"id": str(uuid.uuid4())} if "{id}" in path else {},
-            "body": '{"name": "Ada", "text": "Ada"}',
-            "isBase64Encoded": False,
-        }
-        event["requestContext"]["http"]["path"] = event["rawPath"]
+        event = event_of(path, method, cookie_of(cloud))
         answer = cloud.invoke(path.split("/")[1], event)["payload"]
-        print(answer)
         assert answer["statusCode"] == 403, answer
+
+
+def event_of(path: str, method: str, cookie: str) -> dict[str, Any]:
+    """Make the event of a request that no authorizer has looked at."""
+    route = Route(f"{method} {path}", "f", "2.0", 1.0)
+    request = HttpRequest(
+        id="1",
+        method=method,
+        path=path.replace("{id}", str(uuid.uuid4())),
+        query="",
+        headers=[("Cookie", cookie), ("Content-Type", "application/json")],
+        body=b'{"%s": "Ada"}' % FIELDS[path.split("/")[1]].encode(),
+        source="127.0.0.1",
+    )
+    match = find_route([route], method, request.path)
+    assert match is not None
+    return build_event(request, Api("1", "$default", (route,)), match, None)
 
 
 def test_cors_is_closed(cloud: LocalCloud) -> None:
