@@ -846,7 +846,7 @@ class Work(Load):
 
     @staticmethod
     def _write(connection: psycopg.Connection[TupleRow]) -> None:
-        connection.execute("INSERT INTO users (name) VALUES ('x')")
+        connection.execute("INSERT INTO users (name) VALUES ('Ada')")
 
 
 class Reading(Load):

@@ -198,13 +198,17 @@ def test_pooler_and_database_have_names_in_the_private_zone(stage: Stage) -> Non
 def test_the_api_routes(local: Stage, prod: Stage) -> None:
     """Every route but health asks for a token; the control of the storm is local only."""
     expected = {
-        "ANY /users": "JWT",
-        "ANY /users/{id}": "JWT",
+        **dict.fromkeys(("ANY /users", "GET /users", "POST /users"), "JWT"),
+        **dict.fromkeys(("ANY /users/{id}", "GET /users/{id}", "PATCH /users/{id}"), "JWT"),
         "ANY /health": "NONE",
     }
     assert routes(prod) == expected
-    keys = {"POST /sql": "NONE", "OPTIONS /sql": "NONE"}
-    assert routes(local) == {**expected, **keys, "ANY /baseline/users/{id}": "JWT"}
+    open_routes = ("POST /sql", "OPTIONS /sql", "GET /openapi.json", "GET /swagger")
+    assert routes(local) == {
+        **expected,
+        **dict.fromkeys(open_routes, "NONE"),
+        "ANY /baseline/users/{id}": "JWT",
+    }
 
 
 def routes(stage: Stage) -> dict[str, str]:
@@ -730,8 +734,8 @@ def test_an_external_pooler_provisions_no_database_and_no_network(
     assert all("VpcConfig" not in function for function in external.functions().values())
     inside = combinations["external-in-network"]
     assert not inside.all("AWS::EC2::VPC")
-    outside = [name for name, found in inside.functions().items() if "VpcConfig" not in found]
-    assert outside == ["migration_provider"], "it calls AWS and no database"
+    outside = {name for name, found in inside.functions().items() if "VpcConfig" not in found}
+    assert outside == {"migration_provider"}, "it calls AWS and no database"
 
 
 def test_an_existing_database_is_only_referred_to(combinations: dict[str, Stage]) -> None:
