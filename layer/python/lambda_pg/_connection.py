@@ -279,7 +279,6 @@ class Connection(psycopg.Connection[Row]):
     def begin(self, claims: str | None, modes: Modes = DEFAULT_MODES) -> None:
         """Have the next statement open a transaction with JSON `claims`; the layer ends it."""
         self.managed = True
-        self.closing = ()
         self.transaction_id = None
         if modes == DEFAULT_MODES:
             self.opening = opening(claims)
