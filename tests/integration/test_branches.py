@@ -93,7 +93,7 @@ def test_the_project_s_later_revisions_of_the_one_line_go_on(target: Target, app
     subject = make_one_line(target, "0003")
     add(app, "0003", None)
     add(app, "0004", "0003")
-    assert target.migrate(app).applied == ["0004"]
+    assert target.migrate(app).applied == ["lambda_pg_0003", "0004"]
     assert rows_of(target) == ["0004", *HEADS]
     assert names_of(target, subject) == ["Ada"]
 
