@@ -48,6 +48,7 @@ from lambda_pg_cdk.stacks.sql import SqlFront
 from lambda_pg_cdk.stacks.sql_logins import SqlLogins
 from lambda_pg_cdk.stage.budget import (
     HEALTH_CONCURRENCY,
+    NOTES_CONCURRENCY,
     Budget,
     Cap,
     Client,
@@ -354,7 +355,7 @@ class Stage(_AnyStage):
         return LONGEST_TIMEOUT if self._clients is None else self.config.functions.timeout
 
     def _add_samples(self, config: Config) -> None:
-        """Add the probe of the stage, and the sample API if the settings say so."""
+        """Add the probe of the stage, and the samples if the settings say so."""
         reserved = config.functions.reserved_concurrency
         kept = []
         if config.sample_api:
@@ -369,6 +370,10 @@ class Stage(_AnyStage):
                 self.route("GET /openapi.json", users, public=True)
                 self.route("GET /swagger", users, public=True)
             kept.append(users)
+            few = NOTES_CONCURRENCY if reserved else Cap.POOLER_LIMIT
+            notes = self.new_function("notes", FUNCTIONS / "notes", concurrency=few)
+            self._route_sample("/notes", notes, {"POST": "notes:write"})
+            self._route_sample("/notes/{id}", notes, {"GET": "notes:read"})
         probes = HEALTH_CONCURRENCY if reserved else Cap.POOLER_LIMIT
         health = self.new_function("health", FUNCTIONS / "health", concurrency=probes)
         self.route("ANY /health", health, public=True)

@@ -5,11 +5,13 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 import pytest
 from lambda_pg import Database
+from lambda_pg._connection import Connection as LayerConnection
+from lambda_pg._pipeline import Command
 from lambda_pg.http_api import Answer, Problem, change_once, idempotency
 from psycopg.rows import dict_row, scalar_row
 
@@ -23,6 +25,7 @@ from tests.support.keyed import (
     outcome,
 )
 from tests.support.recorder import Recorder, socket_of
+from tests.support.tracing import Spans
 from tests.support.waiting import wait_until
 
 
@@ -133,15 +136,18 @@ def test_row_level_security_alone_hides_a_key(site: Keyed) -> None:
 
 
 def test_the_query_alone_hides_a_key(site: Keyed) -> None:
-    """Without row-level security the same key of another caller is still another one."""
-    db = site.open()
+    """Without row-level security another caller's key is another one, and no row of it changes."""
+    db, other = site.open(), uuid.uuid4()
     change_once(db, site.request(), insert)
+    site.add_expired(3)
+    site.add_expired(3, other)
     site.run("ALTER TABLE idempotency_keys DISABLE ROW LEVEL SECURITY")
     try:
-        answer = change_once(db, site.request(subject=uuid.uuid4()), insert)
+        answer = change_once(db, site.request(subject=other), insert)
     finally:
         site.run("ALTER TABLE idempotency_keys ENABLE ROW LEVEL SECURITY")
     assert not is_replayed(answer)
+    assert site.keys() == 4
 
 
 def test_without_claims_nothing_is_stored(site: Keyed) -> None:
@@ -535,6 +541,41 @@ def test_the_owner_deletes_what_has_expired(site: Keyed) -> None:
         assert owner.execute("SELECT count(*) FROM idempotency_keys").fetchone() == (0,)
         assert owner.execute("DELETE FROM idempotency_keys").rowcount == 0
     assert site.keys() == 1
+
+
+# The hook
+
+
+def test_statements_travel_with_commit_only_where_the_id_is_known(site: Keyed) -> None:
+    """A lost answer could not be resolved otherwise: nothing is committed."""
+    command = Command(b"INSERT INTO things (name) VALUES ('closing')")
+
+    def close(connection: Connection) -> None:
+        connection.execute("SELECT 1")
+        cast(LayerConnection, connection).close_with([command])
+
+    def write_and_close(connection: Connection) -> None:
+        insert(connection)
+        cast(LayerConnection, connection).close_with([command])
+
+    db, claims = site.open(), {"sub": str(site.subject)}
+    with pytest.raises(psycopg.ProgrammingError, match="no id yet"):
+        db.run_transaction(close, claims=claims)
+    assert site.things() == 0
+    db.run_transaction(write_and_close, claims=claims)
+    assert site.things() == 2
+    db.run_transaction(insert, claims=claims)
+    assert site.things() == 3
+
+
+def test_the_closing_flight_is_a_span(site: Keyed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Named as the COMMIT in it."""
+    spans = Spans(monkeypatch)
+    db = site.open()
+    db.execute("SELECT 1")
+    spans.take()
+    change_once(db, site.request(), insert)
+    assert spans.tree()[-1] == "COMMIT"
 
 
 # What it costs

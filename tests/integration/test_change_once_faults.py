@@ -273,6 +273,8 @@ def test_an_error_in_the_closing_flight(way: Way, at: str) -> None:
     with failing_once(way.site, at, "23514"), pytest.raises(psycopg.errors.CheckViolation):
         change_once(db, way.site.request(), way.change)
     assert way.site.things() == way.site.keys() == 0
+    db.run_transaction(way.change, claims={"sub": str(way.site.subject)})
+    assert (way.site.things(), way.site.keys()) == (1, 0)
     assert change_once(db, way.site.request(), way.change).status == 201
     assert db.stats()["connections_num"] == 1
 
