@@ -25,6 +25,8 @@ from tests.support.tokens import SUBJECTS, refused, without_subject
 TABLE: Mapping[str, Mapping[str, str]] = {
     "/users": {"GET": "users:read", "POST": "users:write"},
     "/users/{id}": {"GET": "users:read", "PATCH": "users:write"},
+    "/notes": {"POST": "notes:write"},
+    "/notes/{id}": {"GET": "notes:read"},
 }
 """The scope that each method of each path wants. Other methods are refused with 405."""
 
