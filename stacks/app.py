@@ -320,7 +320,7 @@ class Stage(_AnyStage):
         faults = [
             *route_problems(route),
             *scope_problems(route, scopes, public=public),
-            *self._settings_problems(route, scopes, public=public),
+            *self._preflight_problems(route, public=public),
             *_late_problems(function),
         ]
         requests = same_requests(route)
@@ -389,17 +389,9 @@ class Stage(_AnyStage):
         for route, wanted in sample_routes(self.config, path, scopes):
             self.route(route, function, scopes=wanted)
 
-    def _settings_problems(
-        self, route: str, scopes: Sequence[str], *, public: bool
-    ) -> Iterator[str]:
-        """Yield what the stage's settings refuse of a route."""
-        if self._clients is None:
-            return
-        config = self._clients.config
-        yield from preflight_problems(route, config, public=public)
-        if scopes and not config.identity.scopes and config.identity.issuer == "cognito":
-            must = f"be true for the route {route!r} with scopes: no token would have them"
-            yield problem("identity.scopes", False, must)
+    def _preflight_problems(self, route: str, *, public: bool) -> Iterator[str]:
+        if self._clients is not None and not public:
+            yield from preflight_problems(route, self._clients.config.api.origins)
 
     def _add_sql(self, stacks: _Stacks, config: Config) -> None:
         """Add the function that answers `/sql`, its routes, and what else it needs."""

@@ -424,8 +424,7 @@ class Identity:
     )
     scopes: bool = setting(
         True,
-        "whether the sample's routes ask for a scope, as in users:read; with issuer 'cognito' a"
-        " user's groups with the names of scopes become the scopes of the user's tokens",
+        "whether the sample's routes ask for a scope of the token, as in users:read",
     )
 
 

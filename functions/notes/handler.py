@@ -25,9 +25,13 @@ def create_note(request: Request) -> Answer:
 
 def get_note(request: Request) -> Answer:
     """Return a note, or 304 to a client that has it; another owner's note is not found."""
-    statement = "SELECT id, text, created_at, version FROM notes WHERE id = %s"
-    values, claims = (request.uuid("id"),), request.claims
-    note = db.execute(statement, values, claims=claims, idempotent=True).fetchone()
+    statement = (
+        "SELECT id, text, created_at, version FROM notes"
+        " WHERE id = %(id)s AND owner = %(owner)s"  # as row-level security says, too
+    )
+    claims = request.claims
+    mine = {"id": request.uuid("id"), "owner": claims["sub"]}
+    note = db.execute(statement, mine, claims=claims, idempotent=True).fetchone()
     if note is None:
         raise Problem("not-found", "There is no such note.")
     if request.has_version(note["version"]):

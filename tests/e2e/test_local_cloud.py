@@ -106,7 +106,8 @@ def test_token_prints_the_token_alone(cloud: LocalCloud) -> None:
     (line,) = done.stdout.splitlines()
     claims = jwt.decode(line, options={"verify_signature": False})
     assert (claims["sub"], claims["scope"]) == (SUBJECT, "a b")
-    assert get(cloud, "/users", line).status == 200
+    assert get(cloud, "/users", line).status == 403
+    assert get(cloud, "/users", run(cloud, "token").stdout.strip()).status == 200
 
 
 def test_a_second_start_says_that_one_is_running(cloud: LocalCloud) -> None:

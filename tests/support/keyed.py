@@ -1,25 +1,28 @@
 """A deployed database in which changes are applied once, and requests with keys."""
 
 import secrets
+import threading
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import psycopg
 from lambda_pg import Database, Settings
-from lambda_pg.http_api import Answer, Request
+from lambda_pg.http_api import Answer, Request, change_once
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
 
+from lambda_pg_cdk.local.install.pgbouncer_discovery import PgBouncerBinary
 from lambda_pg_cdk.local.servers.postgres import Postgres
 from lambda_pg_cdk.migrations.roles import Login, Timeouts
 from lambda_pg_cdk.migrations.run import migrate
+from tests.support.servers import PoolerFixture, SecretsService, pooler_in_tmp
 
 TIMEOUTS = Timeouts(statement=20, lock=10, idle_in_transaction=20)
-PASSWORD = "canary-Pa55word"
 PATH = "/things"
 
 THINGS = """
@@ -35,6 +38,7 @@ GRANT USAGE ON SEQUENCE runs TO lambda_pg_app;
 
 Db = Database[TupleRow]
 Connection = psycopg.Connection[TupleRow]
+Change = Callable[[Connection], Answer]
 
 
 def request(
@@ -90,21 +94,26 @@ def is_replayed(answer: Answer) -> bool:
 
 @dataclass
 class Keyed:
-    """The database with its application's login, which the layer reaches directly."""
+    """The database, which the layer reaches directly or by its pooler."""
 
-    owner_dsn: str
-    superuser_dsn: str
-    settings: Settings
-    login: Login
+    postgres: Postgres
+    name: str
+    direct: Settings
+    pooler: PoolerFixture
     subject: uuid.UUID = field(default_factory=uuid.uuid4)
     """The caller; another one for each test."""
     _opened: ExitStack = field(default_factory=ExitStack)
 
     def open(self, **options: Any) -> Db:
         """Open the layer in strict mode, as a deployed function has it; closed after the test."""
-        db = Database(replace(self.settings, **{"strict": True, **options}))
+        db = Database(replace(self.direct, **{"strict": True, **options}))
         self._opened.callback(db.close)
         return db
+
+    def open_pooled(self, **options: Any) -> Db:
+        """Open the layer behind PgBouncer."""
+        pooler = {"port": self.pooler.port, "sslrootcert": self.pooler.ca_file}
+        return self.open(**{**pooler, "profile": "pgbouncer", **options})
 
     def close(self) -> None:
         """Close what a test has opened."""
@@ -112,7 +121,8 @@ class Keyed:
 
     def superuser(self) -> psycopg.Connection[TupleRow]:
         """Connect as one who sees every row."""
-        return psycopg.connect(self.superuser_dsn, autocommit=True)
+        dsn = make_conninfo(self.postgres.superuser_dsn, dbname=self.name)
+        return psycopg.connect(dsn, autocommit=True)
 
     def ask(self, query: str, *params: object) -> list[TupleRow]:
         """Ask as the superuser."""
@@ -149,35 +159,83 @@ class Keyed:
         return request(key, **{"subject": self.subject, **parts})
 
 
+class First:
+    """A request in another environment that has made its change, and goes on when it may."""
+
+    def __init__(
+        self, db: Db, site: Keyed, change: Callable[[Connection], Answer] = insert
+    ) -> None:
+        self._db, self._site, self._change = db, site, change
+        self._begun, self._released = threading.Event(), threading.Event()
+        self._threads = ThreadPoolExecutor(1)
+
+    def __enter__(self) -> Self:
+        """Begin, and wait until the change is made or has failed."""
+        self._running = self._threads.submit(
+            change_once, self._db, self._site.request(), self._hold
+        )
+        while not self._begun.wait(0.05):
+            if self._running.done():
+                self._running.result()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let it end."""
+        self._released.set()
+        self._threads.shutdown()
+
+    def _hold(self, connection: Connection) -> Answer:
+        try:
+            return self._change(connection)
+        finally:
+            self._begun.set()
+            assert self._released.wait(30)
+
+    def finish(self) -> Answer:
+        """Let it commit; return its answer."""
+        self._released.set()
+        return self._running.result()
+
+    def release(self) -> None:
+        """Let it go on."""
+        self._released.set()
+
+
 @contextmanager
-def keyed_database(postgres: Postgres) -> Iterator[Keyed]:
-    """Make a database with base, sample and the table of the changes; remove it afterwards."""
+def keyed_database(
+    postgres: Postgres,
+    service: SecretsService,
+    binary: PgBouncerBinary,
+    *,
+    server_connections: int,
+) -> Iterator[Keyed]:
+    """Make a database with base, sample and the table of the changes, and a pooler before it."""
     name = f"keyed_{secrets.token_hex(4)}"
-    login = Login(f"app_{name}", PASSWORD)
     owner_dsn = make_conninfo(postgres.dsn, dbname=name)
-    superuser_dsn = make_conninfo(postgres.superuser_dsn, dbname=name)
     master = sql.Identifier(str(conninfo_to_dict(postgres.dsn)["user"]))
-    settings = Settings(
-        host="127.0.0.1",
-        port=postgres.port,
-        dbname=name,
-        user=login.name,
-        password=login.password,
-        sslrootcert=postgres.ca_file,
-        application_name=name,
-    )
-    with psycopg.connect(postgres.superuser_dsn, autocommit=True) as admin:
+    with (
+        psycopg.connect(postgres.superuser_dsn, autocommit=True) as admin,
+        pooler_in_tmp(binary, postgres, service) as pooler,
+    ):
         admin.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(sql.Identifier(name), master))
+        login = Login(pooler.login.name, pooler.login.password, borrowed=True)
+        settings = Settings(
+            host="127.0.0.1",
+            port=postgres.port,
+            dbname=name,
+            user=login.name,
+            password=login.password,
+            sslrootcert=postgres.ca_file,
+        )
         try:
             connection = psycopg.connect(owner_dsn, autocommit=True)
             migrate(connection, lambda: login, TIMEOUTS, patience=60, shared=True)
             with psycopg.connect(owner_dsn) as owner:
                 owner.execute(THINGS)
-            yield Keyed(owner_dsn, superuser_dsn, settings, login)
+            size = str(server_connections)
+            pooler.start(DATABASE_NAME=name, DEFAULT_POOL_SIZE=size, MAX_DB_CONNECTIONS=size)
+            yield Keyed(postgres, name, settings, pooler)
         finally:
+            pooler.stop()
             drop = sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))
             admin.execute(drop)
-            admin.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(login.name)))
-
-
-Change = Callable[[Connection], Answer]

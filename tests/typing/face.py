@@ -31,6 +31,7 @@ from lambda_pg.http_api import (
     Rules,
     StatementFailedError,
     answer_to,
+    change_once,
     etag,
     http_handler,
 )
@@ -231,6 +232,17 @@ def a_problem_is_an_exception_and_an_answer(request: Request) -> Answer:
     if problem.errors is not None:
         raise raised
     return assert_type(problem.answer(request.id), Answer)
+
+
+def a_change_has_the_rows_of_its_database(request: Request) -> Answer:
+    """It takes a connection, and returns an answer."""
+
+    def rename(connection: psycopg.Connection[User]) -> Answer:
+        user = connection.execute("UPDATE users SET name = 'b' RETURNING name").fetchone()
+        return Answer(200, assert_type(user, User | None))
+
+    assert_type(change_once(users, request, rename), Answer)
+    return change_once(users, request, rename, claims={"sub": "a"})
 
 
 Handler = Callable[[Mapping[str, Any], object], dict[str, Any]]

@@ -248,16 +248,6 @@ def test_the_python_of_the_pages_can_be_parsed() -> None:
         compile(block, page, "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
 
-def test_the_page_of_mutations_shows_the_sample_notes() -> None:
-    """What a reader copies is deployed and tested."""
-    page = (ROOT / "docs" / "mutations.md").read_text()
-    section = page.partition("\n## In ten lines\n")[2].partition("\n## ")[0]
-    blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    sample = (ROOT / "functions" / "notes" / "handler.py").read_text()
-    assert ["change_once(" in block for block in blocks] == [True, False]
-    assert [block for block in blocks if block not in sample] == []
-
-
 def test_the_proof_names_the_promises_that_the_committed_storm_missed() -> None:
     """A goal that was not kept is not hidden in a JSON file."""
     missed = [goal["found"] for goal in result("storm")["goals"] if not goal["held"]]

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from lambda_pg.http_api import Rules
 from lambda_pg.http_api.etags import read_tags
@@ -158,6 +158,10 @@ NAMES = st.builds("".join, st.tuples(EDGES, st.text(max_size=55), EDGES))
 
 
 @given(NAMES)
+@example("A")
+@example(" Ad ")
+@example("x" * 50)
+@example("x" * 51)
 def test_the_pattern_of_names_is_what_the_model_takes(name: str) -> None:
     """JSON Schema cannot strip, so its pattern has to say what is left."""
     schema = UserFields.model_json_schema()["properties"]["name"]

@@ -6,10 +6,13 @@ from functools import lru_cache
 from json.encoder import encode_basestring_ascii
 from pathlib import PurePath
 
-from .statements import digest
+from .statements import digests
 
 SHOWN = 20
 """Hashes of a batch's statements in one line."""
+
+
+_GOOD = '"sqlstate": null, "status": 200, "reason": null}'
 
 
 class Record:
@@ -29,7 +32,7 @@ class Record:
 
     def note_statements(self, texts: list[str]) -> None:
         """Keep hashes of the first texts, as the file of registered statements has them."""
-        self.statements = [digest(text) for text in texts[:SHOWN]]
+        self.statements = digests(texts[:SHOWN])
 
     def note_failure(self, status: int, sqlstate: str | None) -> None:
         """Keep how the request failed."""
@@ -43,16 +46,21 @@ class Record:
 
     def line(self) -> str:
         """Return the line: JSON, written without an encoder's cost in each request."""
-        level = "ERROR" if self.status == 500 else "WARNING" if self.status > 500 else "INFO"
-        hashes = ", ".join([f'"{each}"' for each in self.statements])
+        if self.status == 200:
+            level, end = "INFO", _GOOD
+        else:
+            level = "ERROR" if self.status == 500 else "WARNING" if self.status > 500 else "INFO"
+            sqlstate, reason = _text(self.sqlstate), _text(self.reason)
+            end = f'"sqlstate": {sqlstate}, "status": {self.status}, "reason": {reason}}}'
+        whole, rest = divmod(int((time.perf_counter() - self.began) * 100_000), 100)  # no float:
+        hashes = '", "'.join(self.statements)
+        hashes = f'"{hashes}"' if hashes else ""
         return (
             f'{{"timestamp": "{_timestamp(time.time())}", "level": "{level}", '
             f'"requestId": {_text(self.request_id)}, "message": "sql", "key": {_text(self.key)}, '
             f'"statements": [{hashes}], "rows": {self.rows}, '
             f'"bytes": {self.bytes}, '
-            f'"milliseconds": {(time.perf_counter() - self.began) * 1000:.2f}, '
-            f'"sqlstate": {_text(self.sqlstate)}, "status": {self.status}, '
-            f'"reason": {_text(self.reason)}}}'
+            f'"milliseconds": {whole}.{rest:02}, {end}'
         )
 
 

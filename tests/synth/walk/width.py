@@ -45,7 +45,7 @@ _INTERFACES = (
 
 IN_VPC = ("users", "notes", "health", "sql", "baseline", "migrate", "rotate")
 SQL_ROLES = ("reader", "writer", "caller")
-FUNCTIONS = (*IN_VPC, "certificate", "migration_provider")
+FUNCTIONS = (*IN_VPC, "certificate", "migration_provider", "scopes")
 
 _ONE = "one secret, by its whole ARN"
 _NO_RESOURCE = "the action takes no resource"
