@@ -378,6 +378,21 @@ CRASHES_HEAD = (
     "duplicated",
     "lost by the control",
 )
+ONCE_HEAD = (
+    "changes with keys",
+    "orders",
+    "sends",
+    "answers lost after COMMIT",
+    "acknowledged",
+    "lost",
+    "twice",
+    "answers that differ",
+)
+STRIKES_HEAD = ("strikes", "before COMMIT", "in COMMIT", "after COMMIT", "too late")
+ONCE_TITLES = {
+    "lambda-pg": "**lambda-pg**",
+    "control": "control: the table forgets every key",
+}
 RECOVERY_HEAD = (
     "layer",
     "environments",
@@ -472,3 +487,39 @@ def recovery_table(result: Result) -> str:
         for row in result["recovery"]["rows"]
     ]
     return f"{table(RECOVERY_HEAD, rows)}\n\n{notes(result)}"
+
+
+def once_table(result: Result) -> str:
+    """Draw changes with keys and their control, and what was cut off and killed meanwhile."""
+    rows = [
+        [
+            ONCE_TITLES[row["name"]],
+            *(row[key] for key in ("orders", "sends", "lost_answers", "acknowledged")),
+            *(row[key] for key in ("lost", "twice")),
+            row["unequal"] + row["untrue"],
+        ]
+        for row in result["rows"]
+    ]
+    measured = result["rows"][0]
+    statuses = ", ".join(
+        f"{count} {'without an answer' if status == '0' else status}"
+        for status, count in measured["statuses"].items()
+    )
+    facts = (
+        f"{result['clients']} clients, seed {result['seed']} of orders and strikes.",
+        f"What the sends of lambda-pg came to: {statuses}.",
+    )
+    drawn = f"{table(ONCE_HEAD, rows)}\n\n{_strikes(measured)}"
+    return f"{drawn}\n\n{notes(result, *facts)}"
+
+
+def _strikes(row: Result) -> str:
+    """Draw what was done in which phase of a transaction."""
+    struck: dict[str, dict[str, int]] = {}
+    for each in row["strikes"]:
+        of_action = struck.setdefault(each["action"], {"missed": 0})
+        of_action[each["phase"]] = each["struck"]
+        of_action["missed"] += each["missed"]
+    phases = ("before", "in", "after", "missed")
+    rows = [[action, *(found.get(p, 0) for p in phases)] for action, found in struck.items()]
+    return table(STRIKES_HEAD, rows)

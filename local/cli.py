@@ -94,7 +94,10 @@ def _parser() -> argparse.ArgumentParser:
         type=uuid.UUID,
         help="the user of the token (default: %(default)s)",
     )
-    asking.add_argument("--scope", default="", help="scopes, separated by spaces")
+    asking.add_argument(
+        "--scope",
+        help="scopes, separated by spaces; '' is none (default: all that the routes want)",
+    )
     return parser
 
 

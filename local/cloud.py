@@ -191,15 +191,25 @@ class LocalCloud:
         self,
         subject: str,
         *,
-        scope: str = "",
+        scope: str | None = None,
         audience: str = AUDIENCE,
         seconds: float = 3600,
         claims: Mapping[str, Any] | None = None,
     ) -> str:
-        """Return a bearer token of the local issuer."""
+        """Return a bearer token of the local issuer.
+
+        `scope` is a list separated by spaces. The default is all scopes of the deployed routes, so
+        that the token is good for each of them; "" is none.
+        """
+        granted = " ".join(self.scopes) if scope is None else scope
         return self.issuer.token(
-            subject, scope=scope, audience=audience, seconds=seconds, claims=claims
+            subject, scope=granted, audience=audience, seconds=seconds, claims=claims
         )
+
+    @property
+    def scopes(self) -> list[str]:
+        """All scopes that routes of the deployed APIs want, sorted."""
+        return sorted({scope for api in self.status()["apis"] for scope in api["scopes"]})
 
     def check_health(self) -> None:
         """Request `/health` until it answers 200; raise `UnhealthyError` after a minute."""

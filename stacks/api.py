@@ -12,6 +12,7 @@ from aws_cdk import aws_lambda as lambda_
 from constructs import Construct
 
 from lambda_pg_cdk.stacks.assets import Assets
+from lambda_pg_cdk.stacks.cors import cors_of
 from lambda_pg_cdk.stacks.database import (
     APPLICATION,
     APPLICATION_SECRET,
@@ -70,9 +71,13 @@ class ApiStack(Stack):
         self._config, self._assets, self._database = config, assets, database
         self.migrate = self._migrate(database)
         self.api = api.HttpApi(
-            self, "Http", create_default_stage=False, description=self.stack_name
+            self,
+            "Http",
+            create_default_stage=False,
+            description=self.stack_name,
+            cors_preflight=cors_of(config),
         )
-        self.identity = Identity(self, "Identity", config=config, http_api=self.api)
+        self.identity = Identity(self, "Identity", config=config, assets=assets, http_api=self.api)
         self.authorizer = self.identity.authorizer
         self.routes = HttpRoutes(config, self.api, self.identity)
         limits = config.api

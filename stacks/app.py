@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,13 @@ from lambda_pg_cdk.stacks.clients import (
     unattachable,
 )
 from lambda_pg_cdk.stacks.database import DatabaseStack
-from lambda_pg_cdk.stacks.http_routes import route_problems, same_requests
+from lambda_pg_cdk.stacks.http_routes import (
+    preflight_problems,
+    route_problems,
+    same_requests,
+    sample_routes,
+    scope_problems,
+)
 from lambda_pg_cdk.stacks.layer import LayerStack
 from lambda_pg_cdk.stacks.logins import Login
 from lambda_pg_cdk.stacks.network import NetworkStack
@@ -42,6 +48,7 @@ from lambda_pg_cdk.stacks.sql import SqlFront
 from lambda_pg_cdk.stacks.sql_logins import SqlLogins
 from lambda_pg_cdk.stage.budget import (
     HEALTH_CONCURRENCY,
+    NOTES_CONCURRENCY,
     Budget,
     Cap,
     Client,
@@ -61,7 +68,7 @@ NAME = r"(?=.{1,40}\Z)[a-z][a-z0-9]*([-_][a-z0-9]+)*"
 
 TAKEN = frozenset(
     {"api", "certificate", "database", "default", "http", "identity", "migrate", "migration"}
-    | {"baseline", "pooler", "rotate", "rotation"}
+    | {"baseline", "pooler", "rotate", "rotation", "scopes"}
 )
 """Names that the stage's own functions, other resources and alarms have."""
 
@@ -295,13 +302,27 @@ class Stage(_AnyStage):
         self._join(self._stacks, name, function, asked, login)
         return function
 
-    def route(self, route: str, function: lambda_.IFunction, *, public: bool = False) -> None:
+    def route(
+        self,
+        route: str,
+        function: lambda_.IFunction,
+        *,
+        public: bool = False,
+        scopes: Sequence[str] = (),
+    ) -> None:
         """Route requests to a function, as in `route("GET /orders/{id}", orders)`.
 
-        A request needs a token that the stage's issuer has signed, unless the route is public. The
-        method ANY stands for all that have no route. The function may be in any stack of the app.
+        A request needs a token that the stage's issuer has signed, unless the route is public. With
+        `scopes` (at most 10) the token must have one of them; a request without one is answered
+        403. The method ANY stands for all that have no route. The function may be in any stack of
+        the app.
         """
-        faults = [*route_problems(route), *_late_problems(function)]
+        faults = [
+            *route_problems(route),
+            *scope_problems(route, scopes, public=public),
+            *self._preflight_problems(route, public=public),
+            *_late_problems(function),
+        ]
         requests = same_requests(route)
         if requests in self._routes:
             faults.append(f"the route {route!r} matches the requests of {self._routes[requests]}")
@@ -309,7 +330,9 @@ class Stage(_AnyStage):
         if self._problems.add(faults) or self._stacks is None or _is_stand_in(function):
             return
         alias = self._aliases.get(function.node.path)
-        self._stacks.api.routes.add(route, alias or function, function.node.id, public=public)
+        self._stacks.api.routes.add(
+            route, alias or function, function.node.id, public=public, scopes=scopes
+        )
 
     @property
     def sql_token_api(self) -> apigatewayv2.HttpApi | None:
@@ -332,15 +355,25 @@ class Stage(_AnyStage):
         return LONGEST_TIMEOUT if self._clients is None else self.config.functions.timeout
 
     def _add_samples(self, config: Config) -> None:
-        """Add the probe of the stage, and the sample API if the settings say so."""
+        """Add the probe of the stage, and the samples if the settings say so."""
         reserved = config.functions.reserved_concurrency
         kept = []
         if config.sample_api:
             cap = reserved or Cap.POOLER_LIMIT
             users = self.new_function("users", FUNCTIONS / "users", concurrency=cap)
-            self.route("ANY /users", users)
-            self.route("ANY /users/{id}", users)
+            scopes = {"GET": "users:read", "POST": "users:write"}
+            self._route_sample("/users", users, scopes)
+            scopes = {"GET": "users:read", "PATCH": "users:write"}
+            self._route_sample("/users/{id}", users, scopes)
+            if config.api.openapi:
+                users.add_environment("API_OPENAPI", "1")
+                self.route("GET /openapi.json", users, public=True)
+                self.route("GET /swagger", users, public=True)
             kept.append(users)
+            few = NOTES_CONCURRENCY if reserved else Cap.POOLER_LIMIT
+            notes = self.new_function("notes", FUNCTIONS / "notes", concurrency=few)
+            self._route_sample("/notes", notes, {"POST": "notes:write"})
+            self._route_sample("/notes/{id}", notes, {"GET": "notes:read"})
         probes = HEALTH_CONCURRENCY if reserved else Cap.POOLER_LIMIT
         health = self.new_function("health", FUNCTIONS / "health", concurrency=probes)
         self.route("ANY /health", health, public=True)
@@ -348,6 +381,17 @@ class Stage(_AnyStage):
             if not _is_stand_in(function):
                 # Observability of earlier versions imports it, until it is deployed again.
                 Stack.of(function).export_value(function.function_name)
+
+    def _route_sample(
+        self, path: str, function: lambda_.IFunction, scopes: Mapping[str, str]
+    ) -> None:
+        """Route a path of a sample; `scopes` has each of its methods and the method's scope."""
+        for route, wanted in sample_routes(self.config, path, scopes):
+            self.route(route, function, scopes=wanted)
+
+    def _preflight_problems(self, route: str, *, public: bool) -> Iterator[str]:
+        if self._clients is not None and not public:
+            yield from preflight_problems(route, self._clients.config.api.origins)
 
     def _add_sql(self, stacks: _Stacks, config: Config) -> None:
         """Add the function that answers `/sql`, its routes, and what else it needs."""

@@ -18,6 +18,7 @@ from lambda_pg_cdk.stacks.functions import (
 from lambda_pg_cdk.stacks.logins import ApplicationLogin, Login
 from lambda_pg_cdk.stacks.network import let_in
 from lambda_pg_cdk.stacks.published import published
+from lambda_pg_cdk.stage.api_environment import api_variables
 from lambda_pg_cdk.stage.budget import Budget, BudgetError, Cap, Client, budget_of
 from lambda_pg_cdk.stage.config import Config
 from lambda_pg_cdk.stage.environment import environment
@@ -141,7 +142,7 @@ class Clients:
         add_layer(function, self.config)
         login.allow(function)
         variables = self._environment(function, asked.slots, login.variables(function))
-        add_variables(function, variables)
+        add_variables(function, {**variables, **api_variables(self.config.api)})
         return self._connect(function) if self.config.in_network else None
 
     def version_inputs(self, function: lambda_.Function, login: Login | None = None) -> str:

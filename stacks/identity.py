@@ -1,16 +1,23 @@
 """Which tokens the API accepts: those of the stage's issuer, or of a user pool made here."""
 
+from collections.abc import Sequence
+
 from aws_cdk import CfnOutput, Duration, RemovalPolicy, Stack
 from aws_cdk import aws_apigatewayv2 as api
 from aws_cdk import aws_cognito as cognito
 from constructs import Construct
 
+from lambda_pg_cdk.stacks.assets import Assets
 from lambda_pg_cdk.stacks.nag_exceptions import suppress
+from lambda_pg_cdk.stacks.scopes import GroupScopes
 from lambda_pg_cdk.stage.config import Config
 
 
 class Identity(Construct):
-    """The authorizer of the API. Public: `authorizer`, `authorizer_id`, `new_authorizer`."""
+    """The authorizer of the API.
+
+    Public: `authorizer`, `authorizer_id`, `new_authorizer`, `offer`.
+    """
 
     def __init__(
         self,
@@ -18,12 +25,17 @@ class Identity(Construct):
         id: str,  # noqa: A002 - CDK's own name
         *,
         config: Config,
+        assets: Assets,
         http_api: api.HttpApi,
     ) -> None:
         super().__init__(scope, id)
+        self._config, self._assets = config, assets
+        self._pool: cognito.UserPool | None = None
+        self._scopes: GroupScopes | None = None
         issuer, audience = config.identity.issuer, list(config.identity.audience)
         if issuer == "cognito":
-            issuer, audience = self._user_pool(config)
+            self._pool = self._user_pool(config)
+            issuer, audience = self._pool.user_pool_provider_url, [self._new_client(self._pool)]
         self._issuer, self._audience = issuer, audience
         token = self.new_authorizer(http_api, http_api)
         self.authorizer_id = token.authorizer_id
@@ -41,7 +53,17 @@ class Identity(Construct):
             identity_source=["$request.header.Authorization"],
         )
 
-    def _user_pool(self, config: Config) -> tuple[str, list[str]]:
+    def offer(self, scopes: Sequence[str]) -> None:
+        """Make scopes that the user pool can put into tokens; another issuer brings its own."""
+        if not scopes or self._pool is None:
+            return
+        if self._scopes is None:
+            self._scopes = GroupScopes(
+                self, "Scopes", pool=self._pool, config=self._config, assets=self._assets
+            )
+        self._scopes.offer(scopes)
+
+    def _user_pool(self, config: Config) -> cognito.UserPool:
         pool = cognito.UserPool(
             self,
             "Users",
@@ -65,6 +87,11 @@ class Identity(Construct):
             COG2="A second factor is offered; asking for it is for those who own the users.",
             COG8="The plus plan is paid for each user; whoever needs it turns it on.",
         )
+        CfnOutput(Stack.of(self), "UserPoolId", value=pool.user_pool_id)
+        return pool
+
+    def _new_client(self, pool: cognito.UserPool) -> str:
+        """Add the client for people, and return its id."""
         client = pool.add_client(
             "Client",
             auth_flows=cognito.AuthFlow(user_srp=True),
@@ -72,9 +99,8 @@ class Identity(Construct):
             prevent_user_existence_errors=True,
             disable_o_auth=True,
         )
-        CfnOutput(Stack.of(self), "UserPoolId", value=pool.user_pool_id)
         CfnOutput(Stack.of(self), "UserPoolClientId", value=client.user_pool_client_id)
-        return pool.user_pool_provider_url, [client.user_pool_client_id]
+        return client.user_pool_client_id
 
 
 def route_authorizer(scope: Construct, authorizer_id: str) -> api.IHttpRouteAuthorizer:

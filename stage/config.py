@@ -10,7 +10,7 @@ each attribute is one setting.
 from dataclasses import dataclass
 
 from lambda_pg_cdk.stage.limits import LONGEST_CHECKOUT, TASK_MEMORY
-from lambda_pg_cdk.stage.patterns import HOST, SECRET_ARN
+from lambda_pg_cdk.stage.patterns import HOST, ORIGIN, SECRET_ARN
 from lambda_pg_cdk.stage.schema import REQUIRED, section, setting
 from lambda_pg_cdk.stage.sql import Sql
 from lambda_pg_cdk.stage.task import sql_database
@@ -378,8 +378,9 @@ class Functions:
     )  # fmt: skip
     reserved_concurrency: int | None = setting(
         None,
-        "reserved concurrency of the sample function 'users'; null: no reservation, and the API"
-        " answers 503 to requests over the pooler's client limit",
+        "reserved concurrency of the sample function 'users' ('notes' and 'health' then reserve 5"
+        " each); null: no reservation, and the API answers 503 to requests over the pooler's client"
+        " limit",
         minimum=1,
         maximum=10000,
     )
@@ -421,14 +422,50 @@ class Identity:
         pattern=r"\S+",
         shape="texts without spaces",
     )
+    scopes: bool = setting(
+        True,
+        "whether the sample's routes ask for a scope of the token, as in users:read",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Api:
-    """Limits of the HTTP API."""
+    """The HTTP API, and what functions that use `lambda_pg.http_api` ask of a request."""
 
     rate_limit: int = setting(1000, "requests accepted", unit="a second", minimum=1, maximum=100000)
     burst_limit: int = setting(2000, "requests accepted at once", minimum=1, maximum=100000)
+    max_body: int = setting(
+        65_536,
+        "size of a request's body; a larger one is answered 413",
+        unit="bytes",
+        minimum=1024,
+        maximum=5_000_000,
+    )
+    require_idempotency_key: bool = setting(
+        False, "whether a change without an Idempotency-Key is answered 400"
+    )
+    require_if_match: bool = setting(
+        False, "whether a change of a row without an If-Match is answered 428"
+    )
+    openapi: bool = setting(
+        False,
+        "whether the sample function 'users' serves its OpenAPI document at /openapi.json and a"
+        " page for it at /swagger, both to everybody",
+    )
+    origins: tuple[str, ...] = setting(
+        (),
+        "origins whose pages may send requests from a browser; with sql.enabled the same as"
+        " sql.origins",
+        pattern=ORIGIN,
+        shape="origins, as in https://www.example.com, or *",
+    )
+    problem_types: str = setting(
+        "docs/problems.md",
+        "where this project's docs/problems.md can be read: the `type` of a refused request's"
+        " answer links to its sections",
+        pattern=r"[^\s#]{1,500}",
+        shape="a URL or a path of up to 500 characters",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -492,7 +529,7 @@ class Config:
     )
     log_retention_days: int = setting(30, "days logs are kept", unit="days", choices=RETENTION)
     sample_api: bool = setting(
-        False, "whether to deploy the sample function 'users' with its route /users"
+        False, "whether to deploy the sample functions 'users' and 'notes', with their routes"
     )
     baseline: bool = setting(
         False, "whether to deploy the unpooled function, the control of the storm"

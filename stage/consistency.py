@@ -6,6 +6,7 @@ from ipaddress import AddressValueError, IPv4Interface, IPv4Network, NetmaskValu
 from math import floor
 
 from lambda_pg_cdk.layer.roots import known_regions
+from lambda_pg_cdk.stage.api_consistency import api_inconsistencies
 from lambda_pg_cdk.stage.capacity import most_connections
 from lambda_pg_cdk.stage.config import Config
 from lambda_pg_cdk.stage.limits import LONGEST_CHECKOUT, TASK_MEMORY
@@ -62,6 +63,7 @@ def inconsistencies(config: Config) -> Iterator[str]:
         _rds_proxy,
         _external,
         sql_inconsistencies,
+        api_inconsistencies,
     ):
         yield from check(config)
 

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 
 from lambda_pg_cdk.migrations.level_names import LEVELS
-from lambda_pg_cdk.stage.patterns import HOST, SECRET_ARN
+from lambda_pg_cdk.stage.patterns import HOST, ORIGIN, SECRET_ARN
 from lambda_pg_cdk.stage.schema import setting
 
-ORIGIN = rf"\*|https?://{HOST}(:\d{{1,5}})?"
 FILE = r"(?!.*(^|/)\.{1,2}(/|$))[\w.-]+(/[\w.-]+)*"
 """A path below the folder of cdk.json."""
 

@@ -1,208 +1,218 @@
-"""The sample API: users, each owned by the subject of a verified token."""
+"""The sample API: users, each owned by the subject of a verified token.
 
+Row-level security hides the rows of other owners. Each statement names the owner, too: neither
+guard relies on the other.
+"""
+
+import os
 import uuid
 from collections.abc import Mapping
-from datetime import datetime
-from http import HTTPStatus
 from typing import Annotated, Any
 
 from aws_lambda_powertools import Logger
 from aws_lambda_powertools.event_handler import APIGatewayHttpResolver, Response
-from aws_lambda_powertools.event_handler.exceptions import ForbiddenError, NotFoundError
+from aws_lambda_powertools.event_handler.exceptions import NotFoundError
+from aws_lambda_powertools.event_handler.openapi.exceptions import RequestValidationError
 from aws_lambda_powertools.event_handler.openapi.params import Body, Query
 from aws_lambda_powertools.utilities.typing import LambdaContext
-from lambda_pg import CommitOutcomeUnknownError, Database, DatabaseUnavailableError
-from psycopg import Connection, Error
+from lambda_pg import Database
+from lambda_pg.http_api import Answer, Problem, Request, answer_to, change_once
+from psycopg import Connection
 from psycopg.rows import DictRow, dict_row
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from users_api.models import Page, User, UserFields
+
+
+def parsed(_: str) -> Any:
+    """Parse the body of this request, for Powertools."""
+    body = current().json()
+    if not isinstance(body, dict):  # of a list Powertools would take the first element
+        raise invalid({"field": "body", "detail": "must be an object"})
+    return body
+
 
 logger = Logger()
-app = APIGatewayHttpResolver(enable_validation=True)
+app = APIGatewayHttpResolver(enable_validation=True, json_body_deserializer=parsed)
 db = Database.from_env(row_factory=dict_row)
 
-Name = Annotated[
-    str,
-    # PostgreSQL's text cannot hold NUL.
-    StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=r"^[^\x00]*$"),
-]
+if os.environ.get("API_OPENAPI") == "1":
+    from users_api import document
 
+    document.serve(app)
 
-class UserFields(BaseModel):
-    """The fields of a user that a client may set; others are refused, not ignored."""
+INSERT = """
+INSERT INTO users (id, owner, name) VALUES (%s, %s, %s)
+ON CONFLICT (id) DO UPDATE SET name = excluded.name
+RETURNING id, name, version, created_at, updated_at
+"""
 
-    model_config = ConfigDict(extra="forbid")
-
-    name: Name
-
-
-class User(BaseModel):
-    """A user as the API shows it."""
-
-    id: uuid.UUID
-    name: str
-    created_at: datetime
-    updated_at: datetime
-
-
-class Page(BaseModel):
-    """Users ordered by id; `next` is the `after` of the next page."""
-
-    users: list[User]
-    next: uuid.UUID | None
-
-
-class StatementFailedError(RuntimeError):
-    """A statement failed with an unexpected error; the database's log has the statement."""
-
-
-class UnknownUserError(LookupError):
-    """The caller has no such user. Not a NotFoundError, which means an unknown route."""
+UPDATE = """
+UPDATE users SET name = %(name)s, updated_at = now()
+WHERE id = %(id)s AND owner = %(owner)s
+    AND (%(versions)s::bigint[] IS NULL OR version = ANY (%(versions)s::bigint[]))
+RETURNING id, name, version, created_at, updated_at
+"""
 
 
 @app.get("/users/<user_id>")
-def get_user(user_id: uuid.UUID) -> User:
+def get_user(user_id: uuid.UUID) -> Response[Any]:
     """Return one user; another owner's user counts as not found."""
+    request = current()
+    claims = request.claims
     row = db.execute(
-        "SELECT id, name, created_at, updated_at FROM users WHERE id = %s",
-        (user_id,),
-        claims=subject(),
+        "SELECT id, name, version, created_at, updated_at FROM users"
+        " WHERE id = %(id)s AND owner = %(owner)s",
+        {"id": user_id, "owner": claims["sub"]},
+        claims=claims,
         idempotent=True,
     ).fetchone()
-    return found(row)
+    if row is None:
+        raise unknown_user()
+    if request.has_version(row["version"]):
+        return reply(Answer.not_modified(row["version"]))
+    return reply(shown(200, row))
 
 
 @app.get("/users")
 def list_users(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     after: Annotated[uuid.UUID | None, Query()] = None,
-) -> Page:
+) -> Response[Any]:
     """Return a page of the caller's users."""
+    claims = current().claims
     rows = db.execute(
-        "SELECT id, name, created_at, updated_at FROM users"
-        " WHERE %(after)s::uuid IS NULL OR id > %(after)s ORDER BY id LIMIT %(limit)s",
-        {"after": after, "limit": limit},
-        claims=subject(),
+        "SELECT id, name, version, created_at, updated_at FROM users"
+        " WHERE owner = %(owner)s AND (%(after)s::uuid IS NULL OR id > %(after)s)"
+        " ORDER BY id LIMIT %(limit)s",
+        {"owner": claims["sub"], "after": after, "limit": limit},
+        claims=claims,
         idempotent=True,
     ).fetchall()
     users = [User.model_validate(row) for row in rows]
-    return Page(users=users, next=users[-1].id if len(users) == limit else None)
+    page = Page(users=users, next=users[-1].id if len(users) == limit else None)
+    return reply(Answer(200, page.model_dump_json().encode()))
 
 
 @app.post("/users")
-def create_user(fields: Annotated[UserFields, Body()]) -> Response[User]:
-    """Create a user that belongs to the caller.
+def create_user(fields: Annotated[UserFields, Body()]) -> Response[Any]:
+    """Create a user that belongs to the caller: once for each Idempotency-Key.
 
-    The id is chosen before the statement is sent, so that a retry does not create a second user.
+    Without a key it is one round trip. The id is chosen before the statement is sent, so that a
+    retry by the layer does not create a second user.
     """
-    claims = subject()
-    row = db.execute(
-        "INSERT INTO users (id, owner, name) VALUES (%s, %s, %s)"
-        " ON CONFLICT (id) DO UPDATE SET name = excluded.name"
-        " RETURNING id, name, created_at, updated_at",
-        (uuid.uuid4(), claims["sub"], fields.name),
-        claims=claims,
-        idempotent=True,
-    ).fetchone()
-    user = found(row)
-    return Response(
-        HTTPStatus.CREATED.value,
-        content_type="application/json",
-        body=user,
-        headers={"Location": f"/users/{user.id}"},
-    )
+    request = current()
+    claims, user_id = request.claims, uuid.uuid4()
+    values = (user_id, claims["sub"], fields.name)
+
+    def create(connection: Connection[DictRow]) -> Answer:
+        return created(connection.execute(INSERT, values).fetchone())
+
+    if request.require_key() is None:
+        row = db.execute(INSERT, values, claims=claims, idempotent=True).fetchone()
+        return reply(created(row))
+    return reply(change_once(db, request, create))
 
 
 @app.patch("/users/<user_id>")
-def rename_user(user_id: uuid.UUID, fields: Annotated[UserFields, Body()]) -> User:
-    """Change a user's name; rerun as a whole after a serialization failure or a drain."""
+def rename_user(user_id: uuid.UUID, fields: Annotated[UserFields, Body()]) -> Response[Any]:
+    """Change a user's name, if its version is one of If-Match: once for each Idempotency-Key."""
+    request = current()
+    mine = {"id": user_id, "owner": request.claims["sub"]}
 
-    def rename(connection: Connection[DictRow]) -> DictRow | None:
-        connection.execute("SELECT FROM users WHERE id = %s FOR UPDATE", (user_id,))
-        return connection.execute(
-            "UPDATE users SET name = %s, updated_at = now() WHERE id = %s"
-            " RETURNING id, name, created_at, updated_at",
-            (fields.name, user_id),
-        ).fetchone()
+    def rename(connection: Connection[DictRow]) -> Answer:
+        values = {**mine, "name": fields.name, "versions": request.expected_versions()}
+        row = connection.execute(UPDATE, values).fetchone()
+        if row is None:
+            raise unchanged(connection, mine)
+        return shown(200, row)
 
-    return found(db.run_transaction(rename, claims=subject()))
-
-
-@app.exception_handler(DatabaseUnavailableError)
-def unavailable(error: DatabaseUnavailableError) -> Response[dict[str, str]]:
-    """Answer 503 at once, with the time after which to retry.
-
-    A rename may be repeated. An earlier attempt of a POST may have created its user: a client that
-    must not create a second one lists its users before it posts again.
-    """
-    logger.warning("database unavailable", error=type(error).__name__, reason=str(error))
-    return refusal("The database is busy; try again.", error.retry_after)
-
-
-@app.exception_handler(CommitOutcomeUnknownError)
-def unknown_outcome(error: CommitOutcomeUnknownError) -> Response[dict[str, str]]:
-    """Answer 503: a rename whose outcome is unknown can be repeated."""
-    logger.warning("outcome unknown", reason=str(error))
-    return refusal("The answer of the database was lost; try again.", 1)
-
-
-@app.exception_handler(Error)
-def failed(error: Error) -> Response[dict[str, str]]:
-    """Fail the invocation, without the server's message, which can quote values: Lambda logs it."""
-    constraint = error.diag.constraint_name
-    what = f"{type(error).__name__}, SQLSTATE {error.sqlstate}"
-    raise StatementFailedError(
-        what + (f", constraint {constraint}" if constraint else "")
-    ) from None
-
-
-@app.exception_handler(UnknownUserError)
-def unknown_user(_: UnknownUserError) -> Response[dict[str, str]]:
-    """Answer 404, the same for a missing user and for another owner's."""
-    return message(HTTPStatus.NOT_FOUND, "no such user", {})
+    return reply(change_once(db, request, rename))
 
 
 @app.not_found
-def wrong_method(_: NotFoundError) -> Response[dict[str, str]]:
-    """Answer 405: the API routes only known paths here, so the method is wrong."""
-    allowed = "GET, PATCH" if app.current_event.path_parameters else "GET, POST"
-    return message(HTTPStatus.METHOD_NOT_ALLOWED, "Method Not Allowed", {"Allow": allowed})
+def no_route(_: NotFoundError) -> Response[Any]:
+    """Refuse what Powertools has no route for: a method, an id with an odd character, a path."""
+    request = current()
+    allowed = ("GET", "PATCH") if request.parameters else ("GET", "POST")
+    if request.method in allowed and request.parameters:
+        raise invalid({"field": "user_id", "detail": "must be a UUID"})
+    if request.method in allowed:
+        raise Problem("not-found", "There is nothing at this path.")
+    methods = ", ".join(allowed)
+    detail = f"{request.method} is not allowed here; allowed are {methods}."
+    raise Problem("method-not-allowed", detail, headers={"Allow": methods})
 
 
-def subject() -> dict[str, str]:
-    """Return the claims for row-level security: the subject of the verified token."""
-    authorizer = app.current_event.request_context.authorizer
-    claims = authorizer.jwt_claim if authorizer else {}
-    try:
-        return {"sub": str(uuid.UUID(claims["sub"]))}
-    except (KeyError, TypeError, ValueError):
-        raise ForbiddenError("the token's subject is not a UUID") from None
+@app.exception_handler(Exception)
+def refuse(error: Exception) -> Response[Any]:
+    """Answer in problem details; a defect fails the invocation, without values of a statement."""
+    if isinstance(error, RequestValidationError):
+        error = invalid(*map(described, error.errors()))
+    return reply(answer_to(error, current().id))
 
 
-def found(row: DictRow | None) -> User:
-    """Return the row as a user; raise UnknownUserError if there is none."""
-    if row is None:
-        raise UnknownUserError
-    return User.model_validate(row)
+def described(fault: Mapping[str, Any]) -> dict[str, str]:
+    """Name the field of a fault that Pydantic has found, without the part of the request."""
+    _, *names = fault["loc"]
+    return {"field": ".".join(map(str, names)) or "body", "detail": fault["msg"]}
 
 
-def refusal(text: str, retry_after: float) -> Response[dict[str, str]]:
-    """Answer 503 with a Retry-After in whole seconds."""
-    seconds = str(max(1, round(retry_after)))
-    return message(HTTPStatus.SERVICE_UNAVAILABLE, text, {"Retry-After": seconds})
+def invalid(*errors: Mapping[str, str]) -> Problem:
+    """Return the refusal of fields or parameters."""
+    return Problem("invalid-fields", "Some fields are not valid.", errors=errors)
 
 
-def message(status: HTTPStatus, text: str, headers: Mapping[str, str]) -> Response[dict[str, str]]:
-    """Answer with a message and nothing else."""
-    return Response(
-        status.value,
-        content_type="application/json",
-        body={"message": text},
-        headers={**headers},
-    )
+def unknown_user() -> Problem:
+    """Return the refusal of an id, the same for a missing user and for another owner's."""
+    return Problem("not-found", "You have no user with this id.")
+
+
+def unchanged(connection: Connection[DictRow], mine: Mapping[str, Any]) -> Problem:
+    """Return why an UPDATE has found no row: the user has another version, or is not there."""
+    statement = "SELECT FROM users WHERE id = %(id)s AND owner = %(owner)s"
+    if connection.execute(statement, mine).fetchone() is None:
+        return unknown_user()
+    detail = "The user has another version: read it again, and repeat the change if it still fits."
+    return Problem("precondition-failed", detail)
+
+
+def created(row: DictRow | None) -> Answer:
+    """Show a new user, and where it is."""
+    assert row is not None  # noqa: S101 - INSERT returns the row
+    return shown(201, row, {"Location": f"/users/{row['id']}"})
+
+
+def shown(status: int, row: DictRow, headers: Mapping[str, str] | None = None) -> Answer:
+    """Show a user with its version as ETag."""
+    user = User.model_validate(row)
+    return Answer(status, user.model_dump_json().encode(), headers or {}, version=user.version)
+
+
+def reply(answer: Answer) -> Response[Any]:
+    """Hand an answer to Powertools, which sends text as it is."""
+    return Response(answer.status, body=answer.content.decode(), headers=answer.headers)
+
+
+def current() -> Request:
+    """Return the request that is being served."""
+    request: Request = app.context["request"]
+    return request
 
 
 @logger.inject_lambda_context
 @db.bind_lambda_context
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """Serve one request of the HTTP API."""
-    return app.resolve(event, context)
+    try:
+        request = Request.of(event)
+    except Problem as problem:
+        return problem.answer(event["requestContext"].get("requestId", "")).response()
+    app.context["request"] = request
+    return app.resolve(with_hidden_body(event), context)
+
+
+def with_hidden_body(event: Mapping[str, Any]) -> dict[str, Any]:
+    """Hide body and Content-Type from Powertools, which would decode it, and read forms, too."""
+    headers = {
+        name: value for name, value in event["headers"].items() if name.lower() != "content-type"
+    }
+    return {**event, "headers": headers, "body": "hidden", "isBase64Encoded": False}

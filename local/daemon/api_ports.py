@@ -95,6 +95,7 @@ class ApiPorts:
                 if api.id in self._ports
                 else self._first_url,
                 "routes": sorted(route.key for route in api.routes),
+                "scopes": sorted({scope for route in api.routes for scope in route.scopes}),
             }
             for api in self._apis
         ]

@@ -103,7 +103,7 @@ def verify(token: str, key: jwt.PyJWK, settings: JwtAuthorizer) -> dict[str, Any
         key.key,
         algorithms=["RS256"],
         issuer=settings.issuer,
-        options={"require": ["exp", "iss"], "verify_aud": False, "verify_iat": False},
+        options={"require": ["exp", "iss"], "verify_aud": False},
     )
     audience = claims.get("aud", claims.get("client_id"))
     named = set(audience if isinstance(audience, list) else [audience])

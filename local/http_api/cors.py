@@ -6,24 +6,33 @@ from dataclasses import replace
 from lambda_pg_cdk.local.deployment.deployed import Cors
 from lambda_pg_cdk.local.http_api.events import HttpResponse
 
+PREFLIGHT = "OPTIONS"
+
 
 def preflight(cors: Cors, headers: Mapping[str, str]) -> HttpResponse:
-    """Answer an OPTIONS request, as API Gateway does if CORS is configured."""
-    return HttpResponse(204, allowed_headers(cors, headers, is_preflight=True), b"")
+    """Answer an OPTIONS request that no route takes, as API Gateway does if CORS is configured."""
+    return HttpResponse(204, allowed_headers(cors, PREFLIGHT, headers), b"")
 
 
-def applied(cors: Cors, headers: Mapping[str, str], response: HttpResponse) -> HttpResponse:
+def applied(
+    cors: Cors, method: str, headers: Mapping[str, str], response: HttpResponse
+) -> HttpResponse:
     """Replace the CORS headers of a function's response by the API's, as API Gateway does."""
     kept = [each for each in response.headers if not each[0].startswith("access-control-")]
-    return replace(response, headers=[*kept, *allowed_headers(cors, headers)])
+    return replace(response, headers=[*kept, *allowed_headers(cors, method, headers)])
 
 
 def allowed_headers(
-    cors: Cors, headers: Mapping[str, str], *, is_preflight: bool = False
+    cors: Cors, method: str, headers: Mapping[str, str]
 ) -> Sequence[tuple[str, str]]:
-    """Return the headers for a request's origin; none if it is not allowed."""
-    origin = headers.get("origin")
+    """Return the headers for a request's origin.
+
+    There are none if the origin is not allowed, or if an OPTIONS request names no method.
+    """
+    origin, is_preflight = headers.get("origin"), method == PREFLIGHT
     if origin is None or not allows(cors, origin):
+        return []
+    if is_preflight and "access-control-request-method" not in headers:
         return []
     anyone = "*" in cors.origins and not cors.credentials
     found = [("access-control-allow-origin", "*" if anyone else origin)]

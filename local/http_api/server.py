@@ -99,9 +99,12 @@ class HttpApi:
             return HttpResponse.message(404, "Not Found")
         if api.cors is None:
             return await self._follow_route(received, api, headers)
-        if received.method == "OPTIONS" and "origin" in headers:
+        method, path = received.method, received.raw_path.partition("?")[0]
+        # A route that takes OPTIONS comes first, also ANY and `$default` with their authorizer.
+        if method == cors.PREFLIGHT and find_route(api.routes, method, path) is None:
             return cors.preflight(api.cors, headers)
-        return cors.applied(api.cors, headers, await self._follow_route(received, api, headers))
+        response = await self._follow_route(received, api, headers)
+        return cors.applied(api.cors, method, headers, response)
 
     async def _follow_route(
         self, received: web.BaseRequest, api: Api, headers: dict[str, str]
@@ -136,9 +139,8 @@ class HttpApi:
             try:
                 claims = await self._authorizer.check(route.authorizer, route.scopes, authorization)
             except UnauthorizedError as error:
-                challenge = ("www-authenticate", f'Bearer error="invalid_token" {error}'[:200])
-                plain = challenge if authorization else ("www-authenticate", "Bearer")
-                return HttpResponse.message(401, "Unauthorized", _one_line(plain))
+                challenge = _challenge(str(error)) if authorization else "Bearer"
+                return HttpResponse.message(401, "Unauthorized", ("www-authenticate", challenge))
             except ForbiddenError:
                 return HttpResponse.message(403, "Forbidden")
         bucket = self._buckets.get((route.key, route.throttle))  # none: a deployment removed it
@@ -206,5 +208,7 @@ def _request(
     return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=limit)
 
 
-def _one_line(header: tuple[str, str]) -> tuple[str, str]:
-    return header[0], " ".join(header[1].split())
+def _challenge(reason: str) -> str:
+    """Say what is wrong with a token, in the form of API Gateway's header."""
+    text = " ".join(reason.replace('"', "'").split())
+    return f'Bearer scope="" error="invalid_token" error_description="{text[:150]}"'

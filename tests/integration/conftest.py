@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -20,6 +21,7 @@ from lambda_pg_cdk.local.install.postgres_discovery import find_postgres
 from lambda_pg_cdk.local.servers.postgres import Postgres
 from tests.support.clocks import Clock
 from tests.support.control_plane import ControlPlane
+from tests.support.keyed import Keyed, keyed_database
 from tests.support.layer import APPLICATION, PASSWORD, Admin, Open
 from tests.support.postgres import CopiedPostgres
 from tests.support.servers import (
@@ -171,6 +173,23 @@ def open_database(settings: Settings) -> Iterator[Open]:
 def db(open_database: Open) -> Database[TupleRow]:
     """A database with the defaults of the layer."""
     return open_database()
+
+
+@pytest.fixture(scope="module")
+def deployed_keyed(
+    postgres: Postgres, secrets_service: SecretsService, pgbouncer_binary: PgBouncerBinary
+) -> Iterator[Keyed]:
+    """A deployed database behind a pooler with two server connections."""
+    with keyed_database(postgres, secrets_service, pgbouncer_binary, server_connections=2) as made:
+        yield made
+
+
+@pytest.fixture
+def keyed(deployed_keyed: Keyed) -> Iterator[Keyed]:
+    """The same for a caller that has no row yet; what a test opens there is closed."""
+    deployed_keyed.subject = uuid.uuid4()
+    yield deployed_keyed
+    deployed_keyed.close()
 
 
 @pytest.fixture

@@ -71,17 +71,18 @@ class Site:
         migrate(connection, lambda: self._login, TIMEOUTS, patience=30, shared=True)
 
     def downgrade(self) -> None:
-        """Undo the base's second revision."""
+        """Undo the base's third and second revisions."""
         engine = create_engine(
             "postgresql+psycopg://", creator=lambda: psycopg.connect(self.owner_dsn)
         )
-        revision = load_python_file(BASE.folder, "0002_claims_of_this_transaction.py")
-        with engine.begin() as session, Operations.context(MigrationContext.configure(session)):
-            revision.downgrade()
-            session.execute(
-                text("UPDATE alembic_version SET version_num = :to WHERE version_num = :old"),
-                {"to": revision.down_revision, "old": revision.revision},
-            )
+        for name in ("0003_idempotency_keys.py", "0002_claims_of_this_transaction.py"):
+            revision = load_python_file(BASE.folder, name)
+            with engine.begin() as session, Operations.context(MigrationContext.configure(session)):
+                revision.downgrade()
+                session.execute(
+                    text("UPDATE alembic_version SET version_num = :to WHERE version_num = :old"),
+                    {"to": revision.down_revision, "old": revision.revision},
+                )
         engine.dispose()
 
     def leave(self, statement: str) -> object:

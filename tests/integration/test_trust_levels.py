@@ -211,6 +211,24 @@ def test_a_caller_reaches_its_own_rows_only(deployed: Site) -> None:
             caller.execute("INSERT INTO users (owner, name) VALUES (%s, 'other')", [uuid.uuid4()])
 
 
+@pytest.mark.parametrize("level", LEVELS)
+def test_no_level_reaches_the_answers_of_functions(deployed: Site, level: str) -> None:
+    """Neither the table of idempotency keys nor the function that claims one."""
+    claims = [json.dumps({"sub": str(uuid.uuid4())})]
+    with deployed.connect(level, autocommit=True) as connection:
+        for statement in (
+            "SELECT FROM idempotency_keys",
+            "DELETE FROM idempotency_keys",
+            "UPDATE idempotency_keys SET expires_at = now()",
+            "INSERT INTO idempotency_keys (owner) VALUES (current_subject())",
+            "SELECT claim_idempotency_key(gen_random_uuid(), '', 1, false)",
+        ):
+            with connection.transaction(force_rollback=True):
+                connection.execute(SET_CLAIMS.replace(b"$1", b"%s"), claims)
+                with pytest.raises(InsufficientPrivilege), connection.transaction():
+                    connection.execute(statement.encode())
+
+
 def test_each_login_has_timeouts_and_a_limit_of_connections(deployed: Site) -> None:
     """Defaults of the session, which it can change; the limit it cannot."""
     with deployed.connect("reader", autocommit=True) as reader:

@@ -1,6 +1,6 @@
 """Layers that are broken on purpose: what a chaos has to find."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -53,23 +53,42 @@ def mutated(mutant: Mutant, text: str) -> str:
 
 @contextmanager
 def deployed_mutant(cloud: LocalCloud, mutant: Mutant, function: str) -> Iterator[None]:
-    """Change the deployed layer under a function; environments that start in the block have it.
-
-    Bytecode of a layer is used whatever its source says, so it is taken away meanwhile.
-    """
+    """Change the deployed layer under a function; environments that start in the block have it."""
     layers = {link.resolve() for link in (cloud.folder / "code" / "layers").iterdir()}
     (file,) = (path for layer in layers for path in layer.glob(f"python/lambda_pg/{mutant[0]}"))
+    assert file.read_text() == (LAYER / mutant[0]).read_text(), "another layer is deployed"
+    with _changed(file, mutated(mutant, file.read_text()), cloud, function):
+        yield
+
+
+@contextmanager
+def mutant_function(
+    cloud: LocalCloud, function: str, change: Callable[[str], str]
+) -> Iterator[None]:
+    """Change the deployed handler.py of a sample; environments that start in the block have it."""
+    source = (PROJECT / "functions" / function / "handler.py").read_text()
+    found = (cloud.folder / "code").glob("*/handler.py")
+    (file,) = (path for path in found if path.read_text() == source)
+    with _changed(file, change(source), cloud, function):
+        yield
+
+
+@contextmanager
+def _changed(file: Path, text: str, cloud: LocalCloud, function: str) -> Iterator[None]:
+    """Give a deployed file another text.
+
+    Its bytecode is used whatever its source says, so it is taken away meanwhile.
+    """
     compiled = [(path, path.read_bytes()) for path in file.parent.glob(f"*/{file.stem}.*.pyc")]
-    text = file.read_text()
-    assert text == (LAYER / mutant[0]).read_text(), "another layer is deployed"
+    before = file.read_bytes()
     try:
-        _replace(file, mutated(mutant, text).encode())
+        _replace(file, text.encode())
         for path, _ in compiled:
             path.unlink()
         cloud.end_environments(function)
         yield
     finally:
-        _replace(file, text.encode())
+        _replace(file, before)
         for path, content in compiled:
             _replace(path, content)
         cloud.end_environments(function)

@@ -3,9 +3,11 @@
 What a user's editor infers is a promise like any other: each line here is one.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, assert_type
+from uuid import UUID
 
 import psycopg
 from lambda_pg import (
@@ -22,6 +24,17 @@ from lambda_pg import (
     StatementRefusedError,
 )
 from lambda_pg.django import database
+from lambda_pg.http_api import (
+    Answer,
+    Problem,
+    Request,
+    Rules,
+    StatementFailedError,
+    answer_to,
+    change_once,
+    etag,
+    http_handler,
+)
 from lambda_pg.sqlalchemy import create_engine
 from lambda_pg.text import Limits, Result, Statement, TooLargeError
 from psycopg.rows import DictRow, TupleRow, class_row, dict_row
@@ -176,3 +189,64 @@ def errors_are_psycopg_s(error: Exception) -> float | tuple[str, ...] | None:
     if isinstance(error, ConfigurationError):
         return assert_type(error.problems, tuple[str, ...])
     return None
+
+
+def a_request_has_typed_parts(event: dict[str, Any]) -> None:
+    """Those of the event as they are, and those of headers and body as they are read."""
+    request = Request.of(event, Rules(max_body=100, require_idempotency_key=True))
+    assert_type(Rules.from_env({}), Rules)
+    assert_type(
+        (request.id, request.method, request.path, request.route, request.query),
+        tuple[str, str, str, str, str],
+    )
+    assert_type((request.parameters, request.headers), tuple[Mapping[str, str], Mapping[str, str]])
+    assert_type((request.body, request.rules), tuple[bytes, Rules])
+    assert_type((request.verified, request.claims), tuple[Mapping[str, Any] | None, dict[str, str]])
+    assert_type((request.idempotency_key, request.require_key()), tuple[str | None, str | None])
+    assert_type(request.expected_versions(), list[int] | None)
+    assert_type((request.uuid("id"), request.has_version(1)), tuple[UUID, bool])
+    fields: dict[str, str] = request.json()
+    assert_type(fields, dict[str, str])
+
+
+def an_answer_is_what_lambda_returns(request: Request) -> Answer:
+    """So is the answer to an error."""
+    answer = Answer(201, {"id": 1}, {"Location": "/notes/1"}, version=1)
+    assert_type((answer.status, answer.version), tuple[int, int | None])
+    assert_type((answer.headers, answer.content), tuple[Mapping[str, str], bytes])
+    assert_type(answer.response(), dict[str, Any])
+    assert_type(etag(1), str)
+    if answer.body is None:
+        return Answer.not_modified(1)
+    return assert_type(answer_to(StatementFailedError(), request.id), Answer)
+
+
+def a_problem_is_an_exception_and_an_answer(request: Request) -> Answer:
+    """With a name that the package knows, or with a status and a title."""
+    raised: Exception = Problem("not-found", "There is no such note.")
+    errors = [{"field": "text", "detail": "must be a text"}]
+    problem = Problem("late", "It is over.", status=410, title="Gone", headers={}, errors=errors)
+    texts = (problem.name, problem.detail, problem.title)
+    assert_type(texts, tuple[str, str, str])
+    assert_type((problem.status, problem.headers), tuple[int, Mapping[str, str]])
+    if problem.errors is not None:
+        raise raised
+    return assert_type(problem.answer(request.id), Answer)
+
+
+def a_change_has_the_rows_of_its_database(request: Request) -> Answer:
+    """It takes a connection, and returns an answer."""
+
+    def rename(connection: psycopg.Connection[User]) -> Answer:
+        user = connection.execute("UPDATE users SET name = 'b' RETURNING name").fetchone()
+        return Answer(200, assert_type(user, User | None))
+
+    assert_type(change_once(users, request, rename), Answer)
+    return change_once(users, request, rename, claims={"sub": "a"})
+
+
+Handler = Callable[[Mapping[str, Any], object], dict[str, Any]]
+
+assert_type(http_handler(POST=an_answer_is_what_lambda_returns), Handler)
+assert_type(http_handler({"GET /notes/{id}": an_answer_is_what_lambda_returns}), Handler)
+assert_type(tuples.bind_lambda_context(http_handler())({}, None), dict[str, Any])

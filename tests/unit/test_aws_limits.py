@@ -422,6 +422,24 @@ LIMITS = (
         (0, 100001),
         (1, 100000),
     ),
+    # Lambda takes requests of 6 MB, and base64 makes a body a third larger.
+    Limit("api.max_body", LAMBDA_QUOTAS, (1023, 5_000_001), (1024, 5_000_000)),
+    Limit(
+        "api.origins",
+        CORS,
+        (
+            *(["example.com"], ["https://example.com/"], ["https://Example.com"]),
+            *(["https://example.com:443"], ["*", "https://example.com"]),
+        ),
+        (["*"], ["https://www.example.com", "http://localhost:8080"]),
+    ),
+    # The `type` of RFC 9457 is a reference to a URI.
+    Limit(
+        "api.problem_types",
+        "https://www.rfc-editor.org/rfc/rfc9457#section-3.1.1",
+        ("a b", "https://x/#problems"),
+        ("https://x/problems", "docs/problems.md"),
+    ),
     # Of /sql: what has no page of AWS has our own edges.
     *(
         Limit(f"sql.{name}", page, refused, taken, {"sql": {"enabled": True}})
@@ -460,6 +478,10 @@ LIMITS = (
 )
 
 SWITCHES = {
+    "api.openapi",
+    "api.require_idempotency_key",
+    "api.require_if_match",
+    "identity.scopes",
     "termination_protection",
     "baseline",
     "sample_api",

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from lambda_pg_cdk.stage.api_environment import api_variables
 from lambda_pg_cdk.stage.config import Config
 from lambda_pg_cdk.stage.loading import load, load_stage
 from lambda_pg_cdk.stage.schema import ConfigurationError, describe
@@ -118,6 +119,22 @@ def test_an_unknown_stage_names_those_there_are() -> None:
         ({"identity": {"issuer": "http://issuer.example"}}, "identity.issuer is "),
         ({"identity": {"issuer": "https://issuer.example"}}, "identity.audience is []"),
         ({"identity": {"audience": ["app"]}}, "identity.audience is ['app']; must be []"),
+        (
+            {"api": {"origins": ["https://a.example", "*"]}},
+            "api.origins is ['https://a.example', '*']; must have '*' alone",
+        ),
+        (
+            {"api": {"origins": ["https://A.example:443"]}},
+            "must have 'https://a.example', as browsers send 'https://A.example:443'",
+        ),
+        (
+            {"api": {"origins": ["https://a.example", "https://a.example"]}},
+            "must have each origin once",
+        ),
+        (
+            {"api": {"openapi": True}, "sample_api": False},
+            "api.openapi is true; must be false without sample_api",
+        ),
         ({"observability": {"email": "nobody"}}, "observability.email is 'nobody'"),
     ],
 )
@@ -126,6 +143,39 @@ def test_a_wrong_value_is_refused_by_name(override: object, expected: str) -> No
     (problem,) = problems(override)
     assert expected in problem
     assert re.fullmatch(r"\S+ is .+; must .+", problem)
+
+
+PAGES = ["https://a.example", "https://b.example"]
+
+
+def test_cors_is_in_one_place() -> None:
+    """API Gateway's headers replace the function's: both lists of origins must say the same."""
+    sql = {"enabled": True, "roles": ["reader"]}
+    (problem,) = problems({"api": {"origins": PAGES}, "sql": sql}, "prod")
+    assert problem.startswith(f"api.origins is {PAGES}; must be the same as sql.origins ([])")
+    same = {"api": {"origins": PAGES}, "sql": {**sql, "origins": PAGES[::-1]}}
+    assert configure("prod", same).api.origins == tuple(PAGES)
+    assert configure("prod", {"sql": {**sql, "origins": PAGES}}).api.origins == ()
+    assert configure("prod", {"api": {"origins": PAGES}}).sql.origins == ()
+
+
+def test_functions_get_variables_for_what_differs_from_the_default() -> None:
+    """The layer has the defaults."""
+    assert api_variables(configure("prod").api) == {}
+    changed = {
+        "max_body": 2048,
+        "require_idempotency_key": True,
+        "require_if_match": True,
+        "problem_types": "https://example.com/problems",
+        "origins": PAGES,
+        "openapi": True,
+    }
+    assert api_variables(configure("prod", {"api": changed}).api) == {
+        "LAMBDA_PG_API_MAX_BODY": "2048",
+        "LAMBDA_PG_API_REQUIRE_IDEMPOTENCY_KEY": "1",
+        "LAMBDA_PG_API_REQUIRE_IF_MATCH": "1",
+        "LAMBDA_PG_API_PROBLEM_TYPES": "https://example.com/problems",
+    }
 
 
 def test_all_problems_are_listed_at_once() -> None:

@@ -65,9 +65,9 @@ INTERNAL = {
 def test_every_environment_variable_is_documented() -> None:
     """Each variable that the layer or the local cloud reads stands in the reference."""
     prefixes = "(?:LAMBDA_PG_[A-Z]|PG[A-Z]|DATABASE_URL|DIRECT_URL|AWS_ENDPOINT|AWS_REGION)"
-    layer = names_in("layer/python/lambda_pg/*.py", prefixes)
+    layer = names_in("layer/python/lambda_pg/**/*.py", prefixes)
     local = names_in("local/**/*.py", "LAMBDA_PG_")
-    assert "PGSSLROOTCERT" in layer
+    assert {"PGSSLROOTCERT", "LAMBDA_PG_API_MAX_BODY"} <= layer
     assert "LAMBDA_PG_POSTGRES" in local
     missing = (layer | local) - set(re.findall(r"`([A-Z_]+)`", REFERENCE)) - INTERNAL
     assert not missing, f"docs/configuration.md lacks {sorted(missing)}"

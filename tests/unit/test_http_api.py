@@ -197,11 +197,21 @@ def test_client_id_counts_where_there_is_no_audience() -> None:
         ISSUER.token(SUBJECT, seconds=-1),
         ISSUER.token(SUBJECT, claims={"iss": "http://127.0.0.1:2"}),
         ISSUER.token(SUBJECT, claims={"nbf": time.time() + 86_400}),
+        ISSUER.token(SUBJECT, claims={"iat": time.time() + 86_400}),
         Issuer.create(ISSUER.url).token(SUBJECT),
         jwt.encode({"iss": ISSUER.url, "aud": "lambda-pg-local"}, ISSUER.key, "RS256"),
         "not.a.token",
     ],
-    ids=["audience", "expired", "issuer", "not yet", "another key", "no expiry", "garbage"],
+    ids=[
+        "audience",
+        "expired",
+        "issuer",
+        "not yet",
+        "from the future",
+        "another key",
+        "no expiry",
+        "garbage",
+    ],
 )
 def test_a_wrong_token_is_refused(token: str) -> None:
     """Audience, expiry, issuer, start, key: each alone is enough."""
@@ -234,9 +244,12 @@ def test_no_settings_mean_no_throttle() -> None:
 CORS = Cors(origins=("https://a.example",), methods=("GET",), headers=("x-a",), max_age=60)
 
 
+PREFLIGHT = {"origin": "https://a.example", "access-control-request-method": "GET"}
+
+
 def test_preflight_names_what_is_allowed() -> None:
     """An allowed origin gets the configuration back."""
-    response = preflight(CORS, {"origin": "https://a.example"})
+    response = preflight(CORS, PREFLIGHT)
     assert response.status == 204
     assert dict(response.headers) == {
         "access-control-allow-origin": "https://a.example",
@@ -248,5 +261,12 @@ def test_preflight_names_what_is_allowed() -> None:
 
 def test_a_foreign_origin_gets_no_cors_headers() -> None:
     """The browser refuses by their absence."""
-    assert not allowed_headers(CORS, {"origin": "https://b.example"})
-    assert not allowed_headers(CORS, {})
+    for method in ("GET", "OPTIONS"):
+        assert not allowed_headers(CORS, method, {**PREFLIGHT, "origin": "https://b.example"})
+        assert not allowed_headers(CORS, method, {"access-control-request-method": "GET"})
+
+
+def test_an_options_request_without_a_method_to_allow_is_no_preflight() -> None:
+    """AWS documents that both headers must be there."""
+    response = preflight(CORS, {"origin": "https://a.example"})
+    assert (response.status, list(response.headers)) == (204, [])

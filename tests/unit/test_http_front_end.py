@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
@@ -22,6 +23,10 @@ from tests.support.front_end import serving
 from tests.support.issuer import issuer_at
 
 OPEN = Route("ANY /open", "f", "2.0", 5.0)
+ONLY_GET = Route("GET /open", "f", "2.0", 5.0)
+ASKING = {"Origin": "https://a.example", "Access-Control-Request-Method": "GET"}
+"""What a browser sends with a preflight."""
+
 Answer = tuple[int, dict[str, str], Any]
 Function = Callable[[dict[str, Any]], Awaitable[Outcome]]
 
@@ -171,11 +176,25 @@ def test_a_request_of_more_than_10_mb_is_413() -> None:
 def test_cors_is_answered_by_the_api_itself() -> None:
     """A preflight reaches no function; other answers carry the origin."""
     cors = Cors(origins=("https://a.example",), methods=("GET",), headers=("x",))
-    origin = {"Origin": "https://a.example"}
-    ((status, headers, _),) = ask(OPEN, throttled, cors=cors, method="OPTIONS", headers=origin)
+    asked: dict[str, Any] = {"cors": cors, "headers": ASKING}
+    ((status, headers, _),) = ask(ONLY_GET, throttled, method="OPTIONS", **asked)
     assert (status, headers["access-control-allow-methods"]) == (204, "GET")
-    ((_, headers, _),) = ask(cors=cors, headers=origin)
+    ((_, headers, _),) = ask(ONLY_GET, **asked)
     assert headers["access-control-allow-origin"] == "https://a.example"
+
+
+@pytest.mark.parametrize(("key", "wants"), [("GET /open", False), ("ANY /open", True)])
+def test_a_route_for_any_method_takes_preflights_before_the_api_does(key: str, wants: bool) -> None:
+    """Its authorizer too: a preflight has no token. An OPTIONS route beside it is the remedy."""
+    cors = Cors(origins=("https://a.example",), methods=("GET",), headers=("x",))
+    guarded = replace(OPEN, key=key)
+    asked: dict[str, Any] = {"cors": cors, "headers": ASKING, "method": "OPTIONS"}
+    ((status, headers, _),) = ask(guarded, token=lambda _: "", **asked)
+    assert (status, headers["access-control-allow-methods"]) == (401 if wants else 204, "GET")
+    ((status, headers, _),) = ask(
+        guarded, by_function, token=lambda _: "", more=(PREFLIGHT,), **asked
+    )
+    assert (status, headers["access-control-allow-methods"]) == (200, "GET")
 
 
 def test_an_api_with_cors_ignores_the_functions_cors_headers() -> None:
@@ -193,12 +212,11 @@ def test_an_api_with_cors_ignores_the_functions_cors_headers() -> None:
                 names = {name.lower() for name in response.headers}
                 return {name: response.headers.getall(name) for name in names}
 
-    origin = {"Origin": "https://a.example"}
     for method in ("GET", "OPTIONS"):
-        headers = asyncio.run(found(method, origin))
+        headers = asyncio.run(found(method, ASKING))
         assert headers["access-control-allow-origin"] == ["https://a.example"]
         assert "access-control-max-age" not in headers
-        assert ("x-own" in headers) == (method == "GET")
+        assert "x-own" in headers
     assert not any(name.startswith("access-") for name in asyncio.run(found("GET", {})))
 
 
@@ -266,3 +284,22 @@ def test_pages_of_configured_origins_may_ask_and_no_others(
     if "Origin" in headers:
         ((found, _, body),) = ask(headers=headers)
         assert (found, "must" in body["message"]) == (403, True)
+
+
+@pytest.mark.parametrize("given", ["", "Bearer nonsense"])
+def test_a_refused_token_is_explained_as_api_gateway_does(given: str) -> None:
+    """Without one the header has no error; the body never says more."""
+
+    async def work() -> tuple[int, str, Any]:
+        guarded = replace(OPEN, authorizer=JwtAuthorizer("http://127.0.0.1:1", (AUDIENCE,)))
+        async with serving(guarded) as served:
+            headers = {"Authorization": given} if given else {}
+            async with served.session.get(f"{served.url}/open", headers=headers) as response:
+                challenge = response.headers["www-authenticate"]
+                return response.status, challenge, await response.json()
+
+    status, challenge, body = asyncio.run(work())
+    assert (status, body) == (401, {"message": "Unauthorized"})
+    form = r'Bearer( scope="" error="invalid_token" error_description="[^"]+")?'
+    assert re.fullmatch(form, challenge)
+    assert ("error" in challenge) == bool(given)

@@ -35,3 +35,21 @@ def test_the_collector_leaves_imports_alone_in_a_function_only(
         check=True,
     )
     assert said.stdout.strip() == after
+
+
+def test_it_imports_no_adapter_and_no_http_api() -> None:
+    """Who does not use them pays nothing for them at a cold start."""
+    apart = "('django', 'http_api', 'sqlalchemy', 'testing', 'text')"
+    program = (
+        "import sys, lambda_pg; "
+        f"print([name for name in sys.modules for part in {apart} "
+        "if f'{name}.'.startswith(f'lambda_pg.{part}.')])"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(LAYER)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert said.stdout.strip() == "[]"

@@ -17,7 +17,7 @@ def test_every_example_is_a_file() -> None:
 
 def test_every_event_is_on_the_page() -> None:
     """Each event that the layer logs stands in the table with its level, and no other."""
-    source = "".join(path.read_text() for path in (ROOT / "layer/python/lambda_pg").glob("*.py"))
+    source = "".join(path.read_text() for path in (ROOT / "layer/python/lambda_pg").rglob("*.py"))
     logged = re.findall(r'report(?:_once)?\(\s*logging\.([A-Z]+),\s*"(\w+)"', source)
     documented = re.findall(r"(?m)^\| `(\w+)` \| ([A-Z]+) \|", PAGE)
     assert {(event, level) for level, event in logged} == set(documented)

@@ -202,16 +202,43 @@ def test_following_prints_new_lines_until_the_cloud_ends(
     assert capsys.readouterr().out.splitlines()[-1].endswith("printed")
 
 
+@pytest.fixture
+def scoped(running: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cloud whose routes want scopes."""
+    apis = [{"scopes": ["users:write", "users:read"]}, {"scopes": []}, {"scopes": ["users:read"]}]
+    monkeypatch.setattr(LocalCloud, "status", lambda _: {"apis": apis})
+    return running
+
+
+def printed_claims(capsys: pytest.CaptureFixture[str], *given: str) -> dict[str, Any]:
+    """Return the claims of the token that the command prints."""
+    assert cli.main(["token", *given]) == 0
+    token = capsys.readouterr().out.strip()
+    claims: dict[str, Any] = jwt.decode(token, options={"verify_signature": False})
+    return claims
+
+
 def test_a_token_without_a_user_is_of_the_test_user(
-    running: Path, capsys: pytest.CaptureFixture[str]
+    scoped: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Always the same one: what one request writes, the next one finds."""
-    subjects = set()
-    for _ in range(2):
-        assert cli.main(["token"]) == 0
-        token = capsys.readouterr().out.strip()
-        subjects.add(jwt.decode(token, options={"verify_signature": False})["sub"])
-    assert len(subjects) == 1
+    assert len({printed_claims(capsys)["sub"] for _ in range(2)}) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "scope"),
+    [
+        ([], "users:read users:write"),
+        (["--scope", "users:read"], "users:read"),
+        (["--scope", ""], None),
+    ],
+    ids=["all", "one", "none"],
+)
+def test_a_token_has_the_scopes_of_all_routes_or_those_that_are_named(
+    scoped: Path, given: list[str], scope: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By default it is good for every route."""
+    assert printed_claims(capsys, *given).get("scope") == scope
 
 
 def test_psql_says_who_it_is_and_how_to_look_as_somebody(

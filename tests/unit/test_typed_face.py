@@ -6,8 +6,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import lambda_pg
+import lambda_pg.http_api
 import pytest
 
 pytestmark = pytest.mark.once
@@ -19,16 +21,17 @@ THEIRS = "lambda_pg.django.base."
 """What Django loads and nobody imports; its base classes have no types."""
 
 
-def test_every_public_name_is_pinned() -> None:
+@pytest.mark.parametrize("package", [lambda_pg, lambda_pg.http_api], ids=lambda it: it.__name__)
+def test_every_public_name_is_pinned(package: ModuleType) -> None:
     """Whatever the layer exports has a line that says what its type is."""
     imported = {
         alias.name
         for node in ast.walk(FACE)
-        if isinstance(node, ast.ImportFrom) and node.module == "lambda_pg"
+        if isinstance(node, ast.ImportFrom) and node.module == package.__name__
         for alias in node.names
     }
-    assert imported == set(lambda_pg.__all__)
-    assert lambda_pg.__all__ == sorted(lambda_pg.__all__)
+    assert imported == set(package.__all__)
+    assert package.__all__ == sorted(package.__all__)
 
 
 def test_every_verb_is_pinned() -> None:
@@ -36,6 +39,22 @@ def test_every_verb_is_pinned() -> None:
     verbs = {name for name in vars(lambda_pg.Database) if not name.startswith("_")}
     used = {node.attr for node in ast.walk(FACE) if isinstance(node, ast.Attribute)}
     assert verbs <= used
+
+
+def test_every_part_of_a_request_is_pinned() -> None:
+    """So has every public attribute and method of what lambda_pg.http_api hands to a function."""
+    parts = {
+        name
+        for kind in (
+            lambda_pg.http_api.Answer,
+            lambda_pg.http_api.Problem,
+            lambda_pg.http_api.Request,
+        )
+        for name in {*vars(kind), *getattr(kind, "__annotations__", {})}
+        if not name.startswith("_")
+    }
+    used = {node.attr for node in ast.walk(FACE) if isinstance(node, ast.Attribute)}
+    assert parts <= used
 
 
 def test_a_stranger_s_checker_knows_every_type() -> None:

@@ -106,6 +106,9 @@ class Connection(psycopg.Connection[Row]):
     opening: list[Command] | None = None
     """The commands that begin the layer's transaction: sent together with the first statement."""
 
+    closing: Sequence[Command | Request] = ()
+    """The statements that travel with COMMIT of the layer's transaction."""
+
     transaction_id: TransactionId | None = None
     """The id of the layer's transaction, once known: PostgreSQL assigns it at the first write."""
 
@@ -325,10 +328,25 @@ class Connection(psycopg.Connection[Row]):
         if self.poll(0):  # the server hung up, and COMMIT was not sent: nothing was committed
             self.command(b"SELECT")
 
+    def close_with(self, statements: Sequence[Command | Request]) -> None:
+        """Have statements travel with COMMIT, in one round trip.
+
+        Raises ProgrammingError unless the transaction has an id already: where these statements
+        are the first to write, a lost answer could not be resolved.
+        """
+        if self.transaction_id is None:
+            raise psycopg.ProgrammingError(
+                "the transaction has no id yet: its first statement must write, or ask for the id"
+            )
+        self.closing = statements
+
     def finish(self) -> None:
         """Commit the layer's transaction; where BEGIN was not sent, send nothing."""
         self.managed = False
-        if self.opening is None:
+        if self.closing:
+            with self.lock:
+                self.send_batch([*self.closing, COMMIT])
+        elif self.opening is None:
             self.command(COMMIT.text)
 
     def learn_transaction_id(self) -> None:
@@ -574,6 +592,7 @@ class Connection(psycopg.Connection[Row]):
         """Roll back what was left open, and reset what was set; return whether it can be reused."""
         self.managed = False
         self.opening = None
+        self.closing = ()
         self._undo_settings()
         if self.lost or self.lock.locked():  # a generator, as of stream(), still holds the lock
             return False

@@ -98,6 +98,9 @@ class TracedConnection(Connection[Row]):
     def send_batch(self, statements: Sequence[Command | Request]) -> list[PGresult]:
         """Run statements in one round trip; through PgBouncer the wait for a server is a span."""
         first = statements[0]
+        if isinstance(first, Request):  # what travels with COMMIT
+            with _command("COMMIT", self.attributes):
+                return super().send_batch(statements)
         if self.profile.name != "pgbouncer" or not isinstance(first, Command):
             return super().send_batch(statements)
         with _command(first.text.decode(), self.attributes) as span:

@@ -1,0 +1,1 @@
+"""Applied once: changes with keys under random faults, and an audit of what was changed."""

@@ -1,0 +1,1 @@
+"""The models of the sample API, and its OpenAPI document."""

@@ -1,0 +1,102 @@
+"""Answers to changes that were sent with an Idempotency-Key, each written with its change.
+
+Functions use this by `change_once` of lambda_pg.http_api (docs/decisions/0053).
+"""
+
+from alembic import op
+
+revision = "lambda_pg_0003"
+down_revision = "lambda_pg_0002"
+
+KEYS = """
+CREATE TABLE idempotency_keys (
+    owner uuid NOT NULL,
+    id bytea NOT NULL CHECK (octet_length(id) = 32),
+    request bytea NOT NULL CHECK (octet_length(request) = 32),
+    status smallint NOT NULL CHECK (status BETWEEN 200 AND 299),
+    headers jsonb NOT NULL,
+    body bytea NOT NULL CHECK (octet_length(body) <= 65536),
+    expires_at timestamptz NOT NULL DEFAULT now() + interval '24 hours',
+    PRIMARY KEY (owner, id)
+)
+"""
+
+COMMENT = """
+COMMENT ON TABLE idempotency_keys IS
+    'The answer to each change that a caller sent with an Idempotency-Key; id is a hash of method,'
+    ' path and key, request one of the whole request'
+"""
+
+OWN_ROWS = """
+CREATE POLICY own_rows ON idempotency_keys TO lambda_pg_app
+    USING (owner = (SELECT current_subject()))
+    WITH CHECK (owner = (SELECT current_subject()))
+"""
+
+EXPIRED_ROWS = """
+CREATE POLICY expired_rows ON idempotency_keys TO CURRENT_USER USING (expires_at <= now())
+"""
+"""Lets the owner delete what has expired. FORCE hides every row from the owner otherwise."""
+
+FUNCTION = "FUNCTION claim_idempotency_key(uuid, bytea, bigint, boolean)"
+
+CLAIM = """
+CREATE FUNCTION claim_idempotency_key(
+    caller uuid, key bytea, lock bigint, keep boolean,
+    OUT claimed boolean, OUT request bytea, OUT status smallint, OUT headers jsonb, OUT body bytea
+) LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    stored idempotency_keys;
+BEGIN
+    claimed := CASE
+        WHEN keep THEN pg_catalog.pg_try_advisory_xact_lock(lock)
+        ELSE pg_catalog.pg_try_advisory_xact_lock_shared(lock)
+    END;
+    SELECT * INTO stored FROM idempotency_keys AS k WHERE k.owner = caller AND k.id = key;
+    IF stored.expires_at > CURRENT_TIMESTAMP THEN
+        claimed := false;
+        request := stored.request;
+        status := stored.status;
+        headers := stored.headers;
+        body := stored.body;
+    ELSIF claimed AND keep THEN
+        IF current_setting('transaction_isolation') IN ('repeatable read', 'serializable') THEN
+            INSERT INTO idempotency_keys VALUES (caller, key, key, 200, '{}', '')
+                ON CONFLICT DO NOTHING;
+        END IF;
+        DELETE FROM idempotency_keys AS k WHERE k.owner = caller AND k.id = key;
+        PERFORM pg_catalog.pg_current_xact_id();
+    END IF;
+END
+$$
+"""
+"""Claim a key for this transaction, or return its stored answer. It never waits: neither a claim
+nor an answer means that another transaction has the key. Without `keep` it only looks.
+
+VOLATILE, so that under READ COMMITTED the row is looked for after the lock was taken: the snapshot
+of the caller's statement does not have what the last holder has just committed. With the other
+levels one snapshot serves the whole transaction: there the INSERT fails for such a row with a
+serialization failure, and the transaction is retried."""
+
+
+def upgrade() -> None:
+    """Apply the revision."""
+    op.execute(KEYS)
+    op.execute(COMMENT)
+    op.execute("CREATE INDEX idempotency_keys_by_expiry ON idempotency_keys (owner, expires_at)")
+    op.execute("ALTER TABLE idempotency_keys ENABLE ROW LEVEL SECURITY")
+    op.execute("ALTER TABLE idempotency_keys FORCE ROW LEVEL SECURITY")
+    op.execute(OWN_ROWS)
+    op.execute(EXPIRED_ROWS)
+    # UPDATE of one column is what FOR UPDATE needs: no answer is ever changed.
+    verbs = "SELECT, INSERT, DELETE, UPDATE (expires_at)"
+    op.execute(f"GRANT {verbs} ON idempotency_keys TO lambda_pg_app")
+    op.execute(CLAIM)
+    op.execute(f"REVOKE ALL ON {FUNCTION} FROM PUBLIC")
+    op.execute(f"GRANT EXECUTE ON {FUNCTION} TO lambda_pg_app")
+
+
+def downgrade() -> None:
+    """Forget all keys, as functions of an older version do not know them."""
+    op.execute(f"DROP {FUNCTION}")
+    op.execute("DROP TABLE idempotency_keys")
