@@ -31,7 +31,7 @@ BASE = Branch(HERE / "base", "lambda_pg_")
 """What every stage has: the claims."""
 
 SAMPLE = Branch(HERE / "sample", "users_")
-"""The table of the sample API."""
+"""The tables of the samples."""
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ from lambda_pg_cdk.stacks.sql import SqlFront
 from lambda_pg_cdk.stacks.sql_logins import SqlLogins
 from lambda_pg_cdk.stage.budget import (
     HEALTH_CONCURRENCY,
+    NOTES_CONCURRENCY,
     Budget,
     Cap,
     Client,
@@ -319,7 +320,7 @@ class Stage(_AnyStage):
         faults = [
             *route_problems(route),
             *scope_problems(route, scopes, public=public),
-            *self._settings_problems(route, scopes, public=public),
+            *self._preflight_problems(route, public=public),
             *_late_problems(function),
         ]
         requests = same_requests(route)
@@ -354,7 +355,7 @@ class Stage(_AnyStage):
         return LONGEST_TIMEOUT if self._clients is None else self.config.functions.timeout
 
     def _add_samples(self, config: Config) -> None:
-        """Add the probe of the stage, and the sample API if the settings say so."""
+        """Add the probe of the stage, and the samples if the settings say so."""
         reserved = config.functions.reserved_concurrency
         kept = []
         if config.sample_api:
@@ -369,6 +370,10 @@ class Stage(_AnyStage):
                 self.route("GET /openapi.json", users, public=True)
                 self.route("GET /swagger", users, public=True)
             kept.append(users)
+            few = NOTES_CONCURRENCY if reserved else Cap.POOLER_LIMIT
+            notes = self.new_function("notes", FUNCTIONS / "notes", concurrency=few)
+            self._route_sample("/notes", notes, {"POST": "notes:write"})
+            self._route_sample("/notes/{id}", notes, {"GET": "notes:read"})
         probes = HEALTH_CONCURRENCY if reserved else Cap.POOLER_LIMIT
         health = self.new_function("health", FUNCTIONS / "health", concurrency=probes)
         self.route("ANY /health", health, public=True)
@@ -384,17 +389,9 @@ class Stage(_AnyStage):
         for route, wanted in sample_routes(self.config, path, scopes):
             self.route(route, function, scopes=wanted)
 
-    def _settings_problems(
-        self, route: str, scopes: Sequence[str], *, public: bool
-    ) -> Iterator[str]:
-        """Yield what the stage's settings refuse of a route."""
-        if self._clients is None:
-            return
-        config = self._clients.config
-        yield from preflight_problems(route, config, public=public)
-        if scopes and not config.identity.scopes and config.identity.issuer == "cognito":
-            must = f"be true for the route {route!r} with scopes: no token would have them"
-            yield problem("identity.scopes", False, must)
+    def _preflight_problems(self, route: str, *, public: bool) -> Iterator[str]:
+        if self._clients is not None and not public:
+            yield from preflight_problems(route, self._clients.config.api.origins)
 
     def _add_sql(self, stacks: _Stacks, config: Config) -> None:
         """Add the function that answers `/sql`, its routes, and what else it needs."""

@@ -69,14 +69,14 @@ def scope_problems(route: str, scopes: Sequence[str], *, public: bool) -> Iterat
             yield problem(f"a scope of {route!r}", scope, must)
 
 
-def preflight_problems(route: str, config: Config, *, public: bool) -> Iterator[str]:
-    """Yield that a browser's preflight request would be answered 401, which stops the browser.
+def preflight_problems(route: str, origins: Sequence[str]) -> Iterator[str]:
+    """Yield that a route with an authorizer answers 401 to the preflight requests of browsers.
 
-    API Gateway answers that request itself, unless a route matches it: then the route's authorizer
-    asks for a token, which no preflight request has.
+    API Gateway answers such a request itself unless a route matches it. The authorizer of that
+    route then asks for a token, which no preflight request has.
     """
     method, _, path = route.partition(" ")
-    if config.api.origins and not public and method in {"ANY", "OPTIONS"}:
+    if origins and method in {"ANY", "OPTIONS"}:
         yield problem(
             "the route",
             route,

@@ -28,6 +28,9 @@ ROTATION = 2
 HEALTH_CONCURRENCY = 5
 """Environments reserved for health checks, where anything is reserved."""
 
+NOTES_CONCURRENCY = 5
+"""Environments reserved for the second sample, where anything is reserved."""
+
 PROXY = 2
 """Connections of RDS Proxy's own user, rdsproxyadmin."""
 

@@ -378,8 +378,9 @@ class Functions:
     )  # fmt: skip
     reserved_concurrency: int | None = setting(
         None,
-        "reserved concurrency of the sample function 'users'; null: no reservation, and the API"
-        " answers 503 to requests over the pooler's client limit",
+        "reserved concurrency of the sample function 'users' ('notes' and 'health' then reserve 5"
+        " each); null: no reservation, and the API answers 503 to requests over the pooler's client"
+        " limit",
         minimum=1,
         maximum=10000,
     )
@@ -423,8 +424,7 @@ class Identity:
     )
     scopes: bool = setting(
         True,
-        "whether the sample's routes ask for a scope, as in users:read; with issuer 'cognito' a"
-        " user's groups with the names of scopes become the scopes of the user's tokens",
+        "whether the sample's routes ask for a scope of the token, as in users:read",
     )
 
 
@@ -529,7 +529,7 @@ class Config:
     )
     log_retention_days: int = setting(30, "days logs are kept", unit="days", choices=RETENTION)
     sample_api: bool = setting(
-        False, "whether to deploy the sample function 'users' with its route /users"
+        False, "whether to deploy the sample functions 'users' and 'notes', with their routes"
     )
     baseline: bool = setting(
         False, "whether to deploy the unpooled function, the control of the storm"

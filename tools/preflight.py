@@ -19,7 +19,13 @@ import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
 from lambda_pg_cdk import IN_CHECKOUT, PACKAGE
-from lambda_pg_cdk.stage.budget import HEALTH_CONCURRENCY, BudgetError, budget_of, rolling_tasks
+from lambda_pg_cdk.stage.budget import (
+    HEALTH_CONCURRENCY,
+    NOTES_CONCURRENCY,
+    BudgetError,
+    budget_of,
+    rolling_tasks,
+)
 from lambda_pg_cdk.stage.config import Config
 from lambda_pg_cdk.stage.consistency import alarm_problem
 from lambda_pg_cdk.stage.loading import NoProjectError, load_stage
@@ -135,11 +141,13 @@ def check_concurrency(config: Config, clients: Clients) -> Iterator[Finding]:
 
 
 def _reserved(config: Config) -> dict[str, int]:
-    """Return what each setting reserves; `users` reserves for `health` too."""
+    """Return what each setting reserves; that of `users` reserves for `health` and `notes`, too."""
     users = config.functions.reserved_concurrency
     found = {} if users is None else {"functions.reserved_concurrency": users}
     if users is not None:
         found["health"] = HEALTH_CONCURRENCY
+    if users is not None and config.sample_api:
+        found["notes"] = NOTES_CONCURRENCY
     if config.sql.enabled:
         found["sql.reserved_concurrency"] = config.sql.reserved_concurrency
     return found

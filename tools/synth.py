@@ -70,6 +70,8 @@ _SQL = {
     "statements": "sql/statements.json",
 }
 
+_PAGES = ["https://www.example.com"]
+
 COMBINATIONS: Mapping[str, Mapping[str, Any]] = {
     **{
         f"{database}-{pooler}": {
@@ -110,13 +112,23 @@ COMBINATIONS: Mapping[str, Mapping[str, Any]] = {
     "external-in-network": {
         **_EXTERNAL,
         "network": _NETWORK,
+        "identity": {"scopes": False},
         "external": {**_EXTERNAL["external"], "kms_key_arn": _KEY},
     },
-    "instance-pgbouncer-without-nat": {"network": {"egress": "endpoints"}},
+    "instance-pgbouncer-without-nat": {
+        "network": {"egress": "endpoints"},
+        "api": {
+            "origins": _PAGES,
+            "openapi": True,
+            "require_idempotency_key": True,
+            "require_if_match": True,
+        },
+    },
     "instance-pgbouncer-bastion-with-sql": {
         "network": {"bastion": True},
         "database": {"max_connections": 200},
-        "sql": _SQL,
+        "api": {"origins": _PAGES},
+        "sql": {**_SQL, "origins": _PAGES},
     },
     "instance-pgbouncer-bastion-endpoints-email-with-sql": {
         "network": {"egress": "endpoints", "bastion": True},
@@ -127,7 +139,8 @@ COMBINATIONS: Mapping[str, Mapping[str, Any]] = {
 }
 """Combinations of database and pooler, as overrides of the stage `dev`.
 
-Each synthesis takes seconds, so `sql` is on once or twice with each database and with each pooler.
+Each synthesis takes seconds, so `sql` is on once or twice with each database and with each pooler,
+and the settings of `api` and `identity.scopes` differ in a few.
 """
 
 

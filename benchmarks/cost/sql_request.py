@@ -34,7 +34,7 @@ SQL: Final = "POST /sql"
 NOISE: Final = 0.05
 """Most that the second row of GET may differ from the first one."""
 
-QUERY: Final = "SELECT id, name, created_at, updated_at FROM users WHERE id = $1"
+QUERY: Final = "SELECT id, name, version, created_at, updated_at FROM users WHERE id = $1"
 METHOD: Final = (
     "Each row is one client with one connection to the API, which sends one request after the "
     "other. The API, the functions under AWS's runtime client, PgBouncer and PostgreSQL are those "

@@ -127,7 +127,8 @@ def storing_transactions(dsn: str, owners: list[str]) -> list[int]:
     """Return the ids of the transactions that stored the keys of some owners."""
     with connected(dsn) as admin:
         rows = admin.execute(
-            "SELECT xmin::text::bigint FROM idempotency_keys WHERE owner = ANY(%s::uuid[])",
+            "SELECT xmin::text::bigint FROM idempotency_keys WHERE owner = ANY(%s::uuid[])"
+            " AND expires_at > now()",
             [owners],
         ).fetchall()
     return [transaction for (transaction,) in rows]

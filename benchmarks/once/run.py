@@ -48,6 +48,13 @@ PER_STRIKE: Final = 8
 """Orders that are done between two strikes."""
 MOST_SECONDS: Final = 400.0
 """After which the clients give up: the orders that are left are unanswered."""
+EXPIRED_KEYS: Final = 500
+"""Of each subject."""
+EXPIRED: Final = (
+    "INSERT INTO idempotency_keys (owner, id, request, status, headers, body, expires_at)"
+    " SELECT %s, sha256(n::text::bytea), sha256(''), 200, '{}', '', now() - interval '1 hour'"
+    " FROM generate_series(1, %s) AS n"
+)
 LEAST_LOST_ANSWERS: Final = 10
 """Orders of the whole run whose first answer must be lost after COMMIT."""
 
@@ -76,7 +83,7 @@ def run(
     """
     plan = drawn(count, seed)
     dsn = dsn_of(cloud)
-    add_users(dsn, plan)
+    prepare(dsn, plan)
     cloud.environments(FUNCTION, CLIENTS)
     tokens = {subject: cloud.token(subject, seconds=7200) for subject in plan.subjects}
     clients = Clients(cloud.url, tokens, seconds=seconds, seed=seed, confirm=not control)
@@ -98,12 +105,13 @@ def run(
     return Outcome(found, clients.sends, saboteur.struck, saboteur.missed, saboteur.killed, spent)
 
 
-def add_users(dsn: str, plan: Plan) -> None:
-    """Add the users that orders change."""
+def prepare(dsn: str, plan: Plan) -> None:
+    """Add the users that orders change, and expired keys, some of which each order deletes."""
     with connected(dsn) as admin, admin.cursor() as cursor:
         cursor.executemany(
             "INSERT INTO users (id, owner, name) VALUES (%s, %s, 'before')", plan.users
         )
+        cursor.executemany(EXPIRED, [[subject, EXPIRED_KEYS] for subject in plan.subjects])
 
 
 def row(name: str, outcome: Outcome) -> dict[str, Any]:

@@ -130,11 +130,13 @@ def rename_user(user_id: uuid.UUID, fields: Annotated[UserFields, Body()]) -> Re
 
 @app.not_found
 def no_route(_: NotFoundError) -> Response[Any]:
-    """Refuse what Powertools has no route for: the API routes only known paths here."""
+    """Refuse what Powertools has no route for: a method, an id with an odd character, a path."""
     request = current()
     allowed = ("GET", "PATCH") if request.parameters else ("GET", "POST")
-    if request.method in allowed:  # an id with a character that Powertools matches in no path
+    if request.method in allowed and request.parameters:
         raise invalid({"field": "user_id", "detail": "must be a UUID"})
+    if request.method in allowed:
+        raise Problem("not-found", "There is nothing at this path.")
     methods = ", ".join(allowed)
     detail = f"{request.method} is not allowed here; allowed are {methods}."
     raise Problem("method-not-allowed", detail, headers={"Allow": methods})
@@ -204,7 +206,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
         request = Request.of(event)
     except Problem as problem:
         return problem.answer(event["requestContext"].get("requestId", "")).response()
-    app.append_context(request=request)
+    app.context["request"] = request
     return app.resolve(with_hidden_body(event), context)
 
 

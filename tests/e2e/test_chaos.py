@@ -1,11 +1,17 @@
-"""A short chaos, and five layers broken on purpose: each fails in the row that guards it."""
+"""A short chaos, and five layers broken on purpose: each fails in the row that guards it.
 
+Changes with keys come last: what strikes them ends poolers and servers.
+"""
+
+import secrets
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from benchmarks.chaos.run import IDLE, Chaos, Trial, control, options, trial
+from benchmarks.once import run as once
+from benchmarks.once.sabotage import PHASES, WEIGHTS, Strike
 from lambda_pg_cdk.local.cloud import LocalCloud
 from lambda_pg_cdk.local.faults import catalogue as faults
 from lambda_pg_cdk.local.paths import another_state_dir
@@ -80,3 +86,29 @@ def test_what_a_layer_loses_or_does_twice_is_found(
         row: dict[str, Any] = Chaos(wired, print).run(guard)
     assert row[finding] > 0, row
     assert any(missed.startswith(f"{row[finding]} {finding}") for missed in row["missed"]), row
+
+
+def test_changes_with_keys_are_applied_once(wired: LocalCloud) -> None:
+    """Clients send until they have an answer, while functions, pooler and backends are struck.
+
+    Each action comes in each phase of a transaction at least once.
+    """
+    outcome = once.run(wired, new_seed(), 150, seconds=120)
+    assert outcome.findings.wrong == {}, outcome
+    assert outcome.findings.acknowledged == 150
+    assert outcome.findings.lost_answers > 0
+    every = {Strike(action, phase) for action in WEIGHTS for phase in PHASES}
+    assert {*outcome.struck, *outcome.missed} == every
+
+
+def test_where_keys_are_forgotten_changes_are_made_twice(wired: LocalCloud) -> None:
+    """The control: the same load, and a table of keys that stays empty."""
+    outcome = once.run(wired, new_seed(), 100, seconds=120, control=True)
+    assert outcome.findings.twice > 0, outcome
+
+
+def new_seed() -> int:
+    """Draw a seed; a failed test shows it."""
+    seed = secrets.randbelow(2**32)
+    print(f"seed {seed}")
+    return seed

@@ -88,8 +88,9 @@ def test_status_is_one_json_object_that_scripts_can_use(cloud: LocalCloud) -> No
     stage = stage_settings(PROJECT, {})
     each = stage.pgbouncer.max_db_connections + stage.sql.max_db_connections
     assert found["pooler"]["max_server_connections"] == stage.pgbouncer.tasks * each
-    deployed = {"users", "health", "baseline", "migrate", "migration_provider", "rotate", "sql"}
-    assert {*deployed, "certificate"} == set(found["functions"])
+    deployed = {"users", "notes", "health", "baseline", "sql"}
+    background = {"migrate", "migration_provider", "rotate", "certificate"}
+    assert deployed | background == set(found["functions"])
     first, by_token = found["apis"]
     assert first["url"] == found["api_url"] == cloud.url
     assert by_token["routes"] == ["OPTIONS /sql", "POST /sql"]
@@ -105,7 +106,8 @@ def test_token_prints_the_token_alone(cloud: LocalCloud) -> None:
     (line,) = done.stdout.splitlines()
     claims = jwt.decode(line, options={"verify_signature": False})
     assert (claims["sub"], claims["scope"]) == (SUBJECT, "a b")
-    assert get(cloud, "/users", line).status == 200
+    assert get(cloud, "/users", line).status == 403
+    assert get(cloud, "/users", run(cloud, "token").stdout.strip()).status == 200
 
 
 def test_a_second_start_says_that_one_is_running(cloud: LocalCloud) -> None:

@@ -41,7 +41,7 @@ def held(dsn: str) -> Iterator[psycopg.Connection[TupleRow]]:
 def held_up(admin: psycopg.Connection[TupleRow]) -> int:
     """Count the backends that wait for the test."""
     query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'advisory'"
-    return admin.execute(query).fetchall()[0][0]
+    return int(admin.execute(query).fetchall()[0][0])
 
 
 def long_transactions(admin: psycopg.Connection[TupleRow]) -> int:

@@ -201,6 +201,6 @@ def change_the_layer(loop: Loop) -> None:
     """Save a file of the layer: it is built once, and each function with an alias gets it."""
     errors = loop.project / "layer" / "python" / "lambda_pg" / "_errors.py"
     errors.write_text(errors.read_text() + '\nprint("the layer of the watch", flush=True)\n')
-    loop.wait_for("layer: new layer in health, sql, users")
+    loop.wait_for("layer: new layer in health, notes, sql, users")
     assert loop.answer().startswith("up")
     assert "the layer of the watch" in (loop.cloud.folder / "logs" / "users.log").read_text()

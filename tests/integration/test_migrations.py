@@ -140,7 +140,7 @@ def test_a_row_cannot_be_given_to_somebody_else(target: Target) -> None:
         claim(connection, json.dumps({"sub": str(mine)}))
         connection.execute("INSERT INTO users (owner, name) VALUES (%s, 'me')", [mine])
         for statement in (
-            "INSERT INTO users (owner, name) VALUES (%s, 'x')",
+            "INSERT INTO users (owner, name) VALUES (%s, 'Ada')",
             "UPDATE users SET owner = %s",
         ):
             with (

@@ -846,7 +846,7 @@ class Work(Load):
 
     @staticmethod
     def _write(connection: psycopg.Connection[TupleRow]) -> None:
-        connection.execute("INSERT INTO users (name) VALUES ('x')")
+        connection.execute("INSERT INTO users (name) VALUES ('Ada')")
 
 
 class Reading(Load):
@@ -987,7 +987,7 @@ def test_no_request_of_sql_fails_while_two_users_take_turns(
         serve(environments=2, LAMBDA_PG_MAX_LIFETIME=str(RECONNECTING)) as reconnecting,
         ExitStack() as stack,
     ):
-        # All keys come first: an environment knows none that is made within a second of its reading.
+        # First all keys: an environment knows none that is made within a second of its reading.
         keys = [
             (served, replace(served.create_key("reader"), database=app.database))
             for served in (lasting, lasting, reconnecting, reconnecting)

@@ -27,8 +27,6 @@ from tests.support.targets import Target
 ROUTES = ("ANY /users", "ANY /users/{id}", "GET /openapi.json", "GET /swagger")
 API = Api("api", "$default", tuple(Route(key, "users", "2.0", 29.0) for key in ROUTES))
 
-JSON = (("content-type", "application/json"),)
-
 
 @dataclass(frozen=True)
 class Reply:
@@ -65,14 +63,17 @@ class ServedUsers:
         body: object = None,
         *,
         subject: object = None,
-        headers: Sequence[tuple[str, str]] = JSON,
-        **more: str,
+        content_type: str = "application/json",
+        **headers: str,
     ) -> Reply:
         """Send a request, and compare its answer with the document if there is one.
 
-        `more` are headers, as in `if_match='"1"'`. Bytes are a body as it is.
+        `headers` are as in `if_match='"1"'`; an empty Content-Type is none. Bytes are a body as it
+        is.
         """
-        sent = (*headers, *((name.replace("_", "-"), value) for name, value in more.items()))
+        sent = [(name.replace("_", "-"), value) for name, value in headers.items()]
+        if content_type:
+            sent.append(("content-type", content_type))
         reply = self._send(method, path, _bytes_of(body), sent, subject)
         if self.document is not None:
             require_documented(self.document, method, path, reply)
@@ -142,12 +143,12 @@ def serving(
 
     `rules` are those of the stage, which a process reads once.
     """
-    environment = {
+    environment: dict[str, str] = {
         "PGHOST": "127.0.0.1",
         "PGPORT": str(postgres.port),
         "PGDATABASE": str(conninfo_to_dict(target.dsn)["dbname"]),
         "PGUSER": target.login.name,
-        "PGPASSWORD": target.login.password,
+        "PGPASSWORD": target.login.password or "",
         "PGSSLROOTCERT": str(postgres.ca_file),
         "POWERTOOLS_TRACE_DISABLED": "1",
         "API_OPENAPI": "1",

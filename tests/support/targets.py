@@ -17,10 +17,17 @@ from lambda_pg_cdk.migrations.upgrade import BRANCHES, Branch, Outcome
 TIMEOUTS = Timeouts(statement=7, lock=2, idle_in_transaction=20, transaction=30)
 PASSWORD = "canary-Pa55word"
 
-REVISIONS = ["lambda_pg_0001", "lambda_pg_0002", "lambda_pg_0003", "users_0001", "users_0002"]
+REVISIONS = [
+    "lambda_pg_0001",
+    "lambda_pg_0002",
+    "lambda_pg_0003",
+    "users_0001",
+    "users_0002",
+    "users_0003",
+]
 """What base and sample apply, in this order."""
 
-HEADS = ["lambda_pg_0003", "users_0002"]
+HEADS = ["lambda_pg_0003", "users_0003"]
 
 NEXT = """
 from alembic import op

@@ -44,13 +44,13 @@ def refused(issuer: Issuer, subject: str, scope: str) -> dict[str, str | None]:
         "expired": signed(exp=int(now - 1)),
         "not valid yet": signed(nbf=int(now + HOUR)),
         "from the future": signed(iat=int(now + HOUR)),
-        "another issuer": signed(iss="https://issuer.example"),
+        "another issuer": signed(iss="https://another-issuer.example"),
         "another audience": signed(aud="another"),
         "no expiry": resigned(issuer, good, without="exp"),
         "another key": another.token(subject, scope=scope),
         "another key id": jwt.encode(claims_of(good), another.key, "RS256", {"kid": "another"}),
         "changed subject": tampered(good, sub=str(uuid.uuid4())),
-        "algorithm none": jwt.encode(claims_of(good), None, "none", {"kid": issuer.key_id}),
+        "algorithm none": jwt.encode(claims_of(good), "", "none", {"kid": issuer.key_id}),
         "signed with the public key": hs256(issuer, claims_of(good)),
     }
 

@@ -184,11 +184,58 @@ WRONG: dict[str, tuple[Wrong, str]] = {
         lambda own: own.stage.route("GET /orders/{id}/{id}", own.function(own.name().title())),
         r"the route is 'GET /orders/\{id\}/\{id\}'; must have each parameter once",
     ),
+    "scopes of a public route": (
+        lambda own: own.stage.route(
+            "GET /open", own.function(own.name().title()), public=True, scopes=["open:read"]
+        ),
+        r"scopes for 'GET /open' is \['open:read'\]; must be \[\] for a public route",
+    ),
+    "too many scopes": (
+        lambda own: own.stage.route(
+            "GET /much", own.function(own.name().title()), scopes=[f"s{n}" for n in range(11)]
+        ),
+        r"scopes for 'GET /much' is \['s0', .*'s10'\]; must have at most 10 \(a quota of API",
+    ),
+    "a scope twice": (
+        lambda own: own.stage.route(
+            "GET /twice", own.function(own.name().title()), scopes=["a:b", "a:b"]
+        ),
+        r"scopes for 'GET /twice' is \['a:b', 'a:b'\]; must have each scope once",
+    ),
+    "scopes that are one text": (
+        lambda own: own.stage.route(
+            "GET /text", own.function(own.name().title()), scopes="orders:read"
+        ),
+        r"scopes for 'GET /text' is 'orders:read'; must be a list: \['orders:read'\]",
+    ),
+    "a scope with a space": (
+        lambda own: own.stage.route(
+            "GET /space", own.function(own.name().title()), scopes=["orders read"]
+        ),
+        r"a scope of 'GET /space' is 'orders read'; must be 1 to 64 characters of ASCII without",
+    ),
+    "a scope that is too long": (
+        lambda own: own.stage.route(
+            "GET /long", own.function(own.name().title()), scopes=["s" * 65]
+        ),
+        r"a scope of 'GET /long' is 's{65}'; must be 1 to 64 characters",
+    ),
     "a route of the sample": (
         lambda own: own.stage.route("ANY /users/{name}", own.function(own.name().title())),
         r"the route 'ANY /users/\{name\}' matches the requests of 'ANY /users/\{id\}' at \S+:\d+",
     ),
 }
+
+
+def test_a_route_that_preflight_requests_would_match_is_refused(tmp_path: Path) -> None:
+    """Its authorizer answers them 401. A public route has none."""
+    pages = {"api": {"origins": ["https://www.example.com"]}}
+    app = OwnApp(tmp_path, {"sample_api": False, **pages})
+    for method in ("ANY", "OPTIONS", "GET"):
+        app.stage.route(f"{method} /orders", app.function(method.title()))
+    app.stage.route("ANY /open", app.function(), public=True)
+    for method, line in zip(("ANY", "OPTIONS"), errors(app), strict=True):
+        assert f"the route is '{method} /orders'; must have another method with api.origi" in line
 
 
 @pytest.mark.parametrize("case", WRONG)

@@ -71,7 +71,7 @@ def test_what_the_settings_say_comes_from_no_parameter(
         .items()
         if app.text(function.stack, value) == "evil"
     }
-    for folder in ("users", "health"):
+    for folder in ("users", "notes", "health"):
         assert (folder, "PGPORT") not in looked_up
         if "pgbouncer" in name:
             assert (folder, "PGHOST") not in looked_up
@@ -190,6 +190,7 @@ def test_functions_reach_an_external_pooler_on_its_port_alone(
     }
     assert ports == {
         "Function Users": {(443, 443), (6543, 6543)},
+        "Function Notes": {(443, 443), (6543, 6543)},
         "Function Health": {(443, 443), (6543, 6543)},
         "Function Migrate": {(443, 443), (5432, 5432)},
     }

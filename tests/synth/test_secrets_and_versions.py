@@ -41,7 +41,7 @@ def test_what_makes_a_version_new_makes_its_function_new(app: Stage) -> None:
     https://docs.aws.amazon.com/lambda/latest/api/API_PublishVersion.html
     """
     found = list(versions(app))
-    assert len(found) == 3 + ("sql" in app.functions())
+    assert len(found) == 4 + ("sql" in app.functions())
     for name, version, function in found:
         named = references(version["Description"])
         configured = {**function, "Description": None, "Tags": None}
@@ -102,7 +102,9 @@ def test_a_pooler_s_secret_under_a_customer_s_key_can_be_read(
     stage = combinations["external-in-network"]
     key = COMBINATIONS["external-in-network"]["external"]["kms_key_arn"]
     found = statements(stage, "kms:Decrypt")
-    assert found == {each: [via_secrets_manager(key)] for each in ("users", "health", "migrate")}
+    assert found == {
+        each: [via_secrets_manager(key)] for each in ("users", "notes", "health", "migrate")
+    }
     published = {
         each["Properties"]["Name"]: each["Properties"]["Value"]
         for each in stage.resources("Pooler", "AWS::SSM::Parameter").values()

@@ -161,7 +161,7 @@ def test_the_migration_runs_again_for_another_database(prod: Stage) -> None:
     assert "databaseapplicationsecretarn" in description
 
 
-@pytest.mark.parametrize("folder", ["users", "health"])
+@pytest.mark.parametrize("folder", ["users", "notes", "health"])
 def test_a_version_names_everything_that_it_takes_from_other_stacks(
     prod: Stage, folder: str
 ) -> None:
@@ -200,6 +200,8 @@ def test_the_api_routes(local: Stage, prod: Stage) -> None:
     expected = {
         **dict.fromkeys(("ANY /users", "GET /users", "POST /users"), "JWT"),
         **dict.fromkeys(("ANY /users/{id}", "GET /users/{id}", "PATCH /users/{id}"), "JWT"),
+        **dict.fromkeys(("ANY /notes", "POST /notes"), "JWT"),
+        **dict.fromkeys(("ANY /notes/{id}", "GET /notes/{id}"), "JWT"),
         "ANY /health": "NONE",
     }
     assert routes(prod) == expected
@@ -245,7 +247,7 @@ def test_the_migration_runs_before_the_functions_change(stage: Stage) -> None:
     (run,) = stage.resources("Api", "Custom::Migration")
     for resource in stage.resources("Api", "AWS::Lambda::Function").values():
         waits = run in resource.get("DependsOn", [])
-        assert waits == (tags_of(resource) in {"users", "health", "sql"})
+        assert waits == (tags_of(resource) in {"users", "notes", "health", "sql"})
     for resource in stage.resources("Api", "AWS::Lambda::Alias").values():
         assert run in resource["DependsOn"]
 
@@ -333,7 +335,7 @@ def tags_of(resource: dict[str, Any]) -> str:
     return next((tag["Value"] for tag in tags if tag["Key"] == "lambda-pg:function"), "")
 
 
-@pytest.mark.parametrize("folder", ["users", "health", "baseline", "migrate"])
+@pytest.mark.parametrize("folder", ["users", "notes", "health", "baseline", "migrate"])
 def test_the_layer_understands_each_function_s_environment(local: Stage, folder: str) -> None:
     """What the stacks write is what the layer reads, without a problem."""
     environment = resolved(local.functions()[folder]["Environment"]["Variables"])
@@ -343,9 +345,9 @@ def test_the_layer_understands_each_function_s_environment(local: Stage, folder:
     assert settings.dbname == config.database.name
     assert settings.application_name == folder
     assert settings.checkout_timeout == config.functions.checkout_timeout
-    assert settings.profile == ("pgbouncer" if folder in {"users", "health"} else "direct")
-    assert (settings.ca_pem is not None) == (folder in {"users", "health"})
-    assert settings.strict == (folder in {"users", "health"})
+    assert settings.profile == ("pgbouncer" if folder in {"users", "notes", "health"} else "direct")
+    assert (settings.ca_pem is not None) == (folder in {"users", "notes", "health"})
+    assert settings.strict == (folder in {"users", "notes", "health"})
 
 
 def resolved(variables: dict[str, Any]) -> dict[str, str]:
@@ -548,7 +550,7 @@ def test_nobody_else_reaches_any_database(combinations: dict[str, Stage], name: 
 
 def test_only_attached_functions_reach_the_pooler(stage: Stage) -> None:
     """The balancer's group lets in the groups of these functions; its tasks the balancer's."""
-    attached = {"Users", "Health", "Sql"} & {name.title() for name in stage.functions()}
+    attached = {"Users", "Notes", "Health", "Sql"} & {name.title() for name in stage.functions()}
     assert admitted(stage, "the pooler") == attached
     rules = stage.resources("Pooler", "AWS::EC2::SecurityGroupIngress").values()
     inner = [
@@ -572,7 +574,7 @@ def admitted(stage: Stage, what: str) -> set[str]:
     ]
     names = (
         *("TaskGroup", "Group", "BastionGroup", "Rotate", "Migrate", "Baseline"),
-        *("Users", "Health", "Sql"),
+        *("Users", "Notes", "Health", "Sql"),
     )
     assert all(any(source.startswith(name) for name in names) for source in sources)
     return {name for name in names for source in sources if source.startswith(name)}
@@ -588,7 +590,7 @@ def test_no_group_is_open_to_everybody(app: Stage) -> None:
 
 def test_what_attached_functions_may_do_is_one_secret_or_one_user(combination: Stage) -> None:
     """No wildcard on secrets nor on rds-db:connect, and nothing of both at once."""
-    functions = [name for name in ("users", "health") if name in combination.functions()]
+    functions = [name for name in ("users", "notes", "health") if name in combination.functions()]
     assert functions
     allowed = {
         action: statement["Resource"]
@@ -653,7 +655,7 @@ def test_the_api_calls_the_published_version(stage: Stage) -> None:
     targets = [json.dumps(each["Properties"]["IntegrationUri"]) for each in integrations]
     # The function of /sql has two APIs.
     with_sql = 2 if "sql" in stage.functions() else 0
-    assert sum("Live" in target for target in targets) == 2 + with_sql
+    assert sum("Live" in target for target in targets) == 3 + with_sql
     for alias in stage.all("AWS::Lambda::Alias").values():
         assert alias["Properties"]["Name"] == "live"
         assert "CurrentVersion" in json.dumps(alias["Properties"]["FunctionVersion"])
@@ -665,7 +667,7 @@ def test_traffic_moves_little_by_little_where_the_stage_says_so(
     """CodeDeploy moves it and watches an alarm; elsewhere the alias moves at once."""
     assert not stages["dev"].all("AWS::CodeDeploy::DeploymentGroup")
     groups = stages["prod"].all("AWS::CodeDeploy::DeploymentGroup").values()
-    assert len(groups) == 2
+    assert len(groups) == 3
     for group in groups:
         properties = group["Properties"]
         assert "CodeDeployDefault.LambdaCanary10Percent5Minutes" in json.dumps(properties)
@@ -720,7 +722,7 @@ def test_what_is_published_is_what_the_page_promises(combinations: dict[str, Sta
         for parameter in each.all("AWS::SSM::Parameter").values()
         if "/" in (name := str(parameter["Properties"]["Name"]))
     }
-    functions = {"functions/users", "functions/health", "functions/sql"}
+    functions = {f"functions/{name}" for name in ("users", "notes", "health", "sql")}
     assert found == {*PARAMETERS, *FOR_SQL, *functions}
 
 
@@ -734,8 +736,8 @@ def test_an_external_pooler_provisions_no_database_and_no_network(
     assert all("VpcConfig" not in function for function in external.functions().values())
     inside = combinations["external-in-network"]
     assert not inside.all("AWS::EC2::VPC")
-    outside = [name for name, found in inside.functions().items() if "VpcConfig" not in found]
-    assert outside == ["migration_provider"], "it calls AWS and no database"
+    outside = {name for name, found in inside.functions().items() if "VpcConfig" not in found}
+    assert outside == {"migration_provider"}, "it calls AWS and no database"
 
 
 def test_an_existing_database_is_only_referred_to(combinations: dict[str, Stage]) -> None:

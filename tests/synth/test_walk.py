@@ -361,8 +361,14 @@ def rule_may_not_call(templates: Templates) -> None:
 
 def route_may_not_call(templates: Templates) -> None:
     """Permit another path than the route's."""
-    permission = find(templates, "Api", "AWS::Lambda::Permission", "/*/*/users/{id}")
-    permission["SourceArn"]["Fn::Join"][1][-1] = "/*/*/people/{id}"
+    permission = find(templates, "Api", "AWS::Lambda::Permission", "/*/*/health")
+    permission["SourceArn"]["Fn::Join"][1][-1] = "/*/*/wealth"
+
+
+def pool_may_not_call(templates: Templates) -> None:
+    """Permit another user pool than the one that has the trigger."""
+    permission = find(templates, "Api", "AWS::Lambda::Permission", "cognito-idp")
+    permission["SourceArn"] = "arn:aws:cognito-idp:eu-west-1:111122223333:userpool/other"
 
 
 def caller_that_nothing_has(templates: Templates) -> None:
@@ -519,7 +525,8 @@ BROKEN: list[tuple[str, Check, Callable[[Templates], None], str]] = [
     ),
     ("instance-pgbouncer-without-nat", network.policies, bucket_of_somebody, "lets {} through"),
     ("prod", access.callers, rule_may_not_call, "events.amazonaws.com may not call"),
-    ("prod", access.callers, route_may_not_call, "/$default/ANY/users/{id}"),
+    ("prod", access.callers, route_may_not_call, "/$default/ANY/health"),
+    ("prod", access.callers, pool_may_not_call, "cognito-idp.amazonaws.com may not call"),
     (
         "prod",
         access.callers,

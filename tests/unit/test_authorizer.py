@@ -2,6 +2,8 @@
 
 import asyncio
 import time
+import uuid
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +15,7 @@ from lambda_pg_cdk.local.http_api import authorizer as module
 from lambda_pg_cdk.local.http_api.authorizer import Authorizer, ForbiddenError, UnauthorizedError
 from lambda_pg_cdk.local.http_api.issuer import AUDIENCE
 from tests.support.issuer import issuer_at
+from tests.support.tokens import refused
 
 ISSUER = issuer_at("https://issuer.example")
 SETTINGS = JwtAuthorizer(ISSUER.url, (AUDIENCE,))
@@ -112,3 +115,59 @@ def test_only_so_many_tokens_are_remembered(
     for token in [*tokens, tokens[0]]:
         guard.claims(token)
     assert verified == [*tokens, tokens[0]]
+
+
+TOKENS = refused(ISSUER, str(uuid.uuid4()), "read")
+
+
+def accepted() -> set[str]:
+    """Name the tokens of the collection that come through."""
+    guard, found = Guard(), set()
+    for what, token in TOKENS.items():
+        with suppress(UnauthorizedError):
+            guard.claims(token or "", scopes=("read",))
+            found.add(what)
+    return found
+
+
+def test_each_token_with_something_wrong_is_refused() -> None:
+    """Also a forged one: the algorithm is never taken from the token."""
+    assert accepted() == set()
+
+
+@pytest.mark.parametrize(
+    ("changes", "through"),
+    [
+        ({"verify_exp": False}, {"expired"}),
+        ({"verify_nbf": False}, {"not valid yet"}),
+        ({"verify_iat": False}, {"from the future"}),
+        ({"verify_iss": False}, {"another issuer"}),
+        ({"require": []}, {"no expiry"}),
+    ],
+    ids=["exp", "nbf", "iat", "iss", "required"],
+)
+def test_each_check_is_what_refuses_its_token(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], through: set[str]
+) -> None:
+    """Without it that token, and no other one, comes through."""
+    decode: Any = jwt.decode
+
+    def lax(*arguments: Any, options: Any, **named: Any) -> Any:
+        return decode(*arguments, options={**options, **changes}, **named)
+
+    monkeypatch.setattr(jwt, "decode", lax)
+    assert accepted() == through
+
+
+def test_the_signature_is_what_refuses_forged_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another key, changed claims, no algorithm, and the public key taken for a password."""
+    decode: Any = jwt.decode
+
+    def lax(*arguments: Any, options: Any, **named: Any) -> Any:
+        every = dict.fromkeys(("verify_exp", "verify_nbf", "verify_iat", "verify_iss"), True)
+        asked = {**every, **options, "verify_signature": False}
+        return decode(*arguments, options=asked, **named)
+
+    monkeypatch.setattr(jwt, "decode", lax)
+    forged = {"another key", "changed subject", "algorithm none", "signed with the public key"}
+    assert accepted() == forged

@@ -191,10 +191,10 @@ def test_a_body_that_is_not_utf8() -> None:
 def test_a_single_query_and_a_batch() -> None:
     """Missing params are none; arrayMode beats the header."""
     request = queries({"query": "SELECT 1"})
-    assert request == ([(("SELECT 1", ()), False)], False)
+    assert request == ([("SELECT 1", ())], [False], False)
     batch = {"queries": [{"query": "a", "params": ["x"]}, {"query": "b", "arrayMode": False}]}
-    assert queries(batch, arrays=True) == ([(("a", ("x",)), True), (("b", ()), False)], True)
-    assert queries({"queries": []}) == ([], True)
+    assert queries(batch, arrays=True) == ([("a", ("x",)), ("b", ())], [True, False], True)
+    assert queries({"queries": []}) == ([], [], True)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_a_parameter_of_any_depth(depth: int) -> None:
     assert status in {200, 400}
     if status == 200:
         literal = f'{"{" * depth}"{{}}"{"}" * depth}'
-        assert read().queries[0].statement.params == (literal,)
+        assert read().statements[0].params == (literal,)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 from typing import Any
 
 from .errors import LIMIT, RequestError
@@ -32,14 +33,17 @@ PAYLOAD = 6_000_000
 PAYS = 16_384
 """Bytes of the smallest body that is compressed: smaller ones are not worth it."""
 
+LONGEST_ESCAPE = 12
+"""Bytes that a character takes in JSON at most: two escapes, as for an emoji."""
+
 _ESCAPES_ALL = sys.version_info < (3, 12)
 """Whether Lambda's runtime client escapes all that is not ASCII."""
 
 
 def respond(status: int, body: str, headers: Mapping[str, str]) -> Response:
     """Build a response with a JSON body."""
-    general = {"Content-Type": "application/json", "Cache-Control": "no-store"}
-    return {"statusCode": status, "headers": {**general, **headers}, "body": body}
+    general = {"Content-Type": "application/json", "Cache-Control": "no-store", **headers}
+    return {"statusCode": status, "headers": general, "body": body}
 
 
 def packed(response: Response, *, accepted: bool, max_bytes: int) -> Response:
@@ -48,6 +52,8 @@ def packed(response: Response, *, accepted: bool, max_bytes: int) -> Response:
     Raises RequestError, 507, if the result has more than `max_bytes`.
     """
     body: str = response["body"]
+    if len(body) * LONGEST_ESCAPE <= max_bytes and len(body) < PAYS:
+        return response
     size = size_in_json(body)
     if accepted and len(body) >= PAYS:
         text = _gzip(body.encode())
@@ -77,6 +83,7 @@ def size_in_json(body: str) -> int:
     return len(json.dumps(body, ensure_ascii=_ESCAPES_ALL).encode()) - 2
 
 
+@lru_cache
 def accepts_gzip(header: str) -> bool:
     """Read Accept-Encoding."""
     for part in header.lower().split(","):

@@ -11,6 +11,7 @@ import hmac
 import json
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from lambda_pg._secrets import Fetch, SecretError
@@ -80,7 +81,7 @@ class Keys:
 
         Raises KeysUnavailableError.
         """
-        digest = hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
+        digest = _digest(secret)
         caller = self._match(self._current(), key_id, digest)
         if caller is None and self._may_read():
             self._refresh()
@@ -97,6 +98,9 @@ class Keys:
 
     def _current(self) -> _Copy:
         """Return a copy within its lifetime or, while Secrets Manager fails, an older one."""
+        copy = self._copy
+        if copy is not None and 0 <= self._clock() - copy.asked_at < self._lifetime:
+            return copy
         if not self._is_fresh() and self._may_read():
             self._refresh()
         return self._usable()
@@ -142,6 +146,12 @@ class Keys:
         _log(self._failure)
         usable = not self._refused and self._age() < self._lifetime + OUTAGE
         self._next_read_at = self._clock() + (FAILED_PAUSE if usable else PAUSE)
+
+
+@lru_cache(100)
+def _digest(secret: str) -> bytes:
+    """Return the hash of a secret, which is kept: a client's requests repeat it."""
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
 
 
 def _log(problem: str) -> None:

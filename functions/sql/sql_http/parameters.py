@@ -23,11 +23,20 @@ _DECODER = json.JSONDecoder(parse_float=Number, parse_int=Number, parse_constant
 def read_json(text: str) -> Any:
     """Parse JSON, with numbers as Number. Raises RequestError."""
     try:
-        return _DECODER.decode(text)
+        return _decoded(text)
     except RecursionError:
         raise RequestError("the JSON of the body is nested too deeply") from None
     except ValueError as error:
         raise RequestError(f"the body is not JSON: {error}") from None
+
+
+def _decoded(text: str) -> Any:
+    """Parse without a search for white space around the document, where there is none."""
+    try:
+        document, end = _DECODER.raw_decode(text)
+    except json.JSONDecodeError:
+        end = -1
+    return document if end == len(text) else _DECODER.decode(text)
 
 
 def as_texts(values: Sequence[Any]) -> tuple[str | None, ...]:

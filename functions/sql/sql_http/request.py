@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from lambda_pg.text import Statement
@@ -43,17 +44,12 @@ class Modes(NamedTuple):
     deferrable: bool
 
 
-class Query(NamedTuple):
-    """One statement, and whether its rows are arrays."""
-
-    statement: Statement
-    arrays: bool
-
-
 class Request(NamedTuple):
-    """The queries of a request: one, or those of a batch."""
+    """The statements of a request, one or those of a batch."""
 
-    queries: list[Query]
+    statements: list[Statement]
+    arrays: list[bool]
+    """For each statement whether its rows are arrays."""
     is_batch: bool
 
 
@@ -68,13 +64,19 @@ def read_modes(headers: Mapping[str, str]) -> Modes:
     level = headers.get(ISOLATION_LEVEL)
     if level is not None and level not in _LEVELS:
         raise RequestError("invalid isolation level")
-    return Modes(
-        raw=headers.get(RAW) == "true",
-        arrays=headers.get(ARRAYS) == "true",
-        isolation_level=None if level is None else _LEVELS[level],
-        read_only=headers.get(READ_ONLY) == "true",
-        deferrable=headers.get(DEFERRABLE) == "true",
+    return _modes(
+        headers.get(RAW) == "true",
+        headers.get(ARRAYS) == "true",
+        level,
+        headers.get(READ_ONLY) == "true",
+        headers.get(DEFERRABLE) == "true",
     )
+
+
+@lru_cache
+def _modes(raw: bool, arrays: bool, level: str | None, read_only: bool, deferrable: bool) -> Modes:
+    isolation_level = None if level is None else _LEVELS[level]
+    return Modes(raw, arrays, isolation_level, read_only, deferrable)
 
 
 def read_body(event: Mapping[str, Any], max_bytes: int) -> str:
@@ -102,17 +104,20 @@ def read_request(body: str, *, arrays: bool, max_statements: int) -> Request:
     if not isinstance(document, dict):
         raise RequestError("the body must be a JSON object")
     if "queries" not in document:
-        return Request([_query(document, arrays=arrays)], is_batch=False)
+        statement, mode = _query(document, arrays)
+        return Request([statement], [mode], is_batch=False)
     batch = document["queries"]
     if not isinstance(batch, list):
         raise RequestError("the field queries must be an array")
     if len(batch) > max_statements:
         message = f"the batch has {len(batch)} statements; at most {max_statements} are allowed"
         raise RequestError(message, LIMIT)
-    return Request([_query(each, arrays=arrays) for each in batch], is_batch=True)
+    queries = [_query(each, arrays) for each in batch]
+    return Request([each for each, _ in queries], [mode for _, mode in queries], is_batch=True)
 
 
-def _query(document: Any, *, arrays: bool) -> Query:
+def _query(document: Any, arrays: bool) -> tuple[Statement, bool]:
+    """Return a statement, and whether its rows are arrays; `arrays` if it does not say so."""
     text = document.get("query") if isinstance(document, dict) else None
     if text.__class__ is not str:
         raise RequestError("each query must be a JSON object with a field query that is a text")
@@ -123,4 +128,4 @@ def _query(document: Any, *, arrays: bool) -> Query:
         raise RequestError("the field params must be an array")
     if mode is not None and not isinstance(mode, bool):
         raise RequestError("the field arrayMode must be true or false")
-    return Query(Statement(text, as_texts(params)), arrays if mode is None else mode)
+    return Statement(text, as_texts(params)), arrays if mode is None else mode

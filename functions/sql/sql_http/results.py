@@ -22,22 +22,29 @@ def render(
     result: Result, *, arrays: bool, raw: bool, known: Mapping[int, Type] | None = None
 ) -> str:
     """Write one result; `known` are the types that psycopg does not know."""
-    command, _, rest = result.tag.partition(" ")
+    fields, rows, tag = result
+    described = _known_fields(fields) if len(fields) <= REMEMBERED_FIELDS else _written(fields)
+    if raw and arrays:
+        written = f"[{','.join(map(_array, rows))}]" if len(rows) <= FEW else _encode(rows)
+    else:
+        written = _rows(result, arrays, raw, known or {})
+    return f'{{"fields":{described},"rows":{written},{_end(tag, arrays)}}}'
+
+
+@lru_cache(200)
+def _end(tag: str, arrays: bool) -> str:
+    """Write what a command tag says."""
+    command, _, rest = tag.partition(" ")
     count = rest.rpartition(" ")[2]
     return (
-        f'{{"fields":{_fields(result.fields)},"rows":{_rows(result, arrays, raw, known or {})},'
         f'"command":{quoted(command)},"rowCount":{count if count.isdigit() else "null"},'
-        f'"rowAsArray":{"true" if arrays else "false"}}}'
+        f'"rowAsArray":{"true" if arrays else "false"}'
     )
 
 
 def bytes_of_names(result: Result) -> int:
     """Return the bytes that the columns' names take if each row is an object."""
     return len(result.rows) * sum(len(field.name.encode()) for field in result.fields)
-
-
-def _fields(fields: tuple[Field, ...]) -> str:
-    return _known_fields(fields) if len(fields) <= REMEMBERED_FIELDS else _written(fields)
 
 
 def _written(fields: tuple[Field, ...]) -> str:
@@ -64,12 +71,10 @@ _known_fields = lru_cache(200)(_written)
 
 
 def _rows(result: Result, arrays: bool, raw: bool, known: Mapping[int, Type]) -> str:
-    """Write the rows: arrays of raw text by one call, others column by column."""
+    """Write the rows column by column."""
     rows, fields = result.rows, result.fields
     if not rows:
         return "[]"
-    if raw and arrays:
-        return _encode(rows) if len(rows) > FEW else f"[{','.join(map(_array, rows))}]"
     kinds = [quoted if raw else kind_of(field.type_oid, known) for field in fields]
     columns = list(map(_column, kinds, zip(*rows, strict=True)))
     if arrays:

@@ -1,7 +1,7 @@
 """One request from its event to its response."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import psycopg
 from lambda_pg import Database
@@ -66,12 +66,8 @@ NAMES = 4
 repeats them: without a bound, 5 MB of NULLs became an answer of 90 MB."""
 
 
-class Work(NamedTuple):
-    """What one request asks of the database."""
-
-    request: Request
-    modes: Modes
-    caller: Caller
+Work = tuple[Request, Modes, Caller]
+"""What one request asks of the database, and for whom."""
 
 
 class Service:
@@ -100,7 +96,8 @@ class Service:
             response = self._serve(event, headers, context, record)
         except Exception as error:  # noqa: BLE001 - each one is answered, and logged
             response = _failed(error, record)
-        add_cors(response, shared)
+        if shared:
+            add_cors(response, shared)
         print(record.line())
         return response
 
@@ -112,11 +109,11 @@ class Service:
         record.key = caller.key
         body = read_body(event, caller.limits.request_bytes)
         request = read_request(body, arrays=modes.arrays, max_statements=caller.limits.statements)
-        texts = [query.statement.query for query in request.queries]
+        texts = [query for query, _ in request.statements]
         record.note_statements(texts)
         _require_registered(caller, texts)
-        results = self._run(Work(request, modes, caller), context)
-        record.rows = sum(len(result.rows) for result in results)
+        results = self._run((request, modes, caller), context)
+        record.rows = sum([len(result.rows) for result in results])
         _require_short_names(request, results, NAMES * caller.limits.bytes)
         response = respond(200, self._body(request, modes, results), _echo(request, modes))
         response = packed(
@@ -153,9 +150,10 @@ class Service:
 
     def _run(self, work: Work, context: object) -> list[Result]:
         """Run the statements as the caller's role."""
-        if not work.request.queries:
+        request, _, caller = work
+        if not request.statements:
             return []
-        role = work.caller.role
+        role = caller.role
         run = self._roles.get(role)
         if run is None:
             run = self._roles[role] = self._bound(self._open_role(role))
@@ -167,7 +165,7 @@ class Service:
         @db.bind_lambda_context
         def run(work: Work, _context: object) -> list[Result]:
             results = _in_one_flight(db, work, self._settings.rules.statements)
-            if not work.modes.raw:
+            if not work[1].raw:
                 self._learn_types(db, results)
             return results
 
@@ -187,8 +185,8 @@ class Service:
 
     def _body(self, request: Request, modes: Modes, results: list[Result]) -> str:
         texts = [
-            render(result, arrays=query.arrays, raw=modes.raw, known=self._types)
-            for query, result in zip(request.queries, results, strict=True)
+            render(result, arrays=arrays, raw=modes.raw, known=self._types)
+            for arrays, result in zip(request.arrays, results, strict=True)
         ]
         return f'{{"results":[{",".join(texts)}]}}' if request.is_batch else texts[0]
 
@@ -200,22 +198,21 @@ def _require_post(method: str) -> None:
 
 def _in_one_flight(db: Database[Any], work: Work, registered: Registered) -> list[Result]:
     request, modes, caller = work
-    statements: list[Statement] = [query.statement for query in request.queries]
     batch = request.is_batch
     return db.run_text(
-        statements,
-        limits=Limits(rows=caller.limits.rows, bytes=caller.limits.bytes),
+        request.statements,
+        limits=Limits(caller.limits.rows, caller.limits.bytes),
         claims=caller.claims,
         isolation_level=modes.isolation_level if batch else None,
         read_only=True if batch and modes.read_only else None,
         deferrable=True if batch and modes.deferrable else None,
-        idempotent=_may_retry(caller, statements, registered),
+        idempotent=_may_retry(caller, request.statements, registered),
     )
 
 
 def _may_retry(caller: Caller, statements: list[Statement], registered: Registered) -> bool:
     """Tell whether a lost call may run twice; `registered` are all statements of the stage."""
-    return caller.retries or registered.reads_all([each.query for each in statements])
+    return caller.retries or registered.reads_all(query for query, _ in statements)
 
 
 def _require_registered(caller: Caller, texts: list[str]) -> None:
@@ -225,8 +222,10 @@ def _require_registered(caller: Caller, texts: list[str]) -> None:
 
 
 def _require_short_names(request: Request, results: list[Result], most: int) -> None:
-    pairs = zip(request.queries, results, strict=True)
-    size = sum(bytes_of_names(result) for query, result in pairs if not query.arrays)
+    if all(request.arrays):
+        return
+    pairs = zip(request.arrays, results, strict=True)
+    size = sum(bytes_of_names(result) for arrays, result in pairs if not arrays)
     if size > most:
         message = f"the columns' names would take {size} bytes; at most {most} are allowed"
         hint = "ask for rows that are arrays. The statements were run and committed"

@@ -9,7 +9,7 @@ A text is compared as it is: one more space makes another statement.
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
@@ -38,6 +38,14 @@ def digest(query: str) -> str:
     return _known_digest(query) if len(query) <= REMEMBERED_LENGTH else _digest(query)
 
 
+def digests(queries: Sequence[str]) -> list[str]:
+    """Return the SHA-256 of each text."""
+    return [
+        _known_digest(query) if len(query) <= REMEMBERED_LENGTH else _digest(query)
+        for query in queries
+    ]
+
+
 def _digest(query: str) -> str:
     return hashlib.sha256(query.encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -61,7 +69,7 @@ class Registered:
         """Tell whether this text is registered."""
         return digest(query) in self._known
 
-    def reads_all(self, queries: Collection[str]) -> bool:
+    def reads_all(self, queries: Iterable[str]) -> bool:
         """Tell whether each of these texts is registered as one that only reads."""
         return bool(self._known) and all(map(self.reads, queries))
 

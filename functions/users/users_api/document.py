@@ -210,7 +210,8 @@ def refusals(operation: Operation, rules: Rules) -> dict[int, Schema]:
 
 def refusal(status: int, names: Sequence[str], rules: Rules) -> Schema:
     """Describe the answers of one status."""
-    reasons, content = [KINDS[name].title for name in names], {}
+    reasons = [KINDS[name].title for name in names]
+    content: dict[str, Any] = {}
     if names:
         types = [f"{rules.problem_types}#{name}" for name in names]
         narrowed = {"properties": {"type": {"enum": types}, "status": {"const": status}}}

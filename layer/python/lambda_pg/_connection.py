@@ -139,6 +139,9 @@ class Connection(psycopg.Connection[Row]):
     harmless: set[str]
     """Statements that were inspected for its profile, and leave no session state."""
 
+    reader: Any = None
+    """What reads the rows of foreign statements, once there were some."""
+
     poll: Callable[[int], list[tuple[int, int]]]
     """Check the socket, without a round trip, for events of a connection that was lost.
 

@@ -16,7 +16,7 @@ from psycopg import IsolationLevel, pq
 from psycopg.abc import Params, QueryNoTemplate
 from psycopg.rows import Row, RowFactory, TupleRow, tuple_row
 
-from lambda_pg._connection import COMMIT, Connection, Modes, opening
+from lambda_pg._connection import COMMIT, DEFAULT_MODES, Connection, Modes, opening
 from lambda_pg._credentials import CredentialCache
 from lambda_pg._cursor import Rows, lend
 from lambda_pg._events import Events
@@ -609,6 +609,8 @@ def _modes(
     isolation_level: IsolationLevel | None, read_only: bool | None, deferrable: bool | None
 ) -> Modes:
     """Raise ValueError for a level that psycopg does not know, before anything is checked out."""
+    if isolation_level is None and read_only is None and deferrable is None:
+        return DEFAULT_MODES
     level = None if isolation_level is None else IsolationLevel(isolation_level)
     return Modes(level, read_only, deferrable)
 

@@ -14,11 +14,11 @@ import termios
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from itertools import chain
+from itertools import chain, starmap
 from typing import Any, Final, NamedTuple, NoReturn
 
 import psycopg
-from psycopg import abc, pq
+from psycopg import pq
 from psycopg.abc import PQGen
 from psycopg.adapt import AdaptersMap, Transformer
 from psycopg.pq.abc import PGconn, PGresult
@@ -123,11 +123,11 @@ _WHOLE: Final = frozenset(
 )
 """The status of an answer's last piece. An int is found faster than a member of an enumeration."""
 
-_DONE: Final = _WHOLE.union(map(int, PARTS))
-"""The status of each piece of an answer to what has run."""
+_PARTS: Final = frozenset(map(int, PARTS))
+"""The status of the pieces before it."""
 
 FEW: Final = 64
-"""Values that are read one by one: psycopg's loaders take longer to set up than to read those."""
+"""Values whose bytes are counted one by one: to join them takes longer."""
 
 _REMEMBERED_COLUMNS: Final = 32
 """Columns of the descriptions that are kept, so that 512 of them stay small."""
@@ -155,22 +155,17 @@ _Column = tuple[bytes | None, int, int, int, int, int]
 """The description of a column in libpq's values."""
 
 
+_result_of: Final[Callable[[tuple[object, ...]], Result]] = functools.partial(tuple.__new__, Result)
+"""Makes a result from its fields, rows and tag in a third of the time that its class takes."""
+
+
 class _StoppedError(Exception):
     """Ends the wait for answers that the caller does not get."""
 
 
-class Prepared(NamedTuple):
-    """A statement as it is sent."""
-
-    query: bytes
-    params: list[bytes | None]
-    word: str
-    """Its first word, or "rollback to"."""
-
-    @property
-    def size(self) -> int:
-        """Return the bytes of its text and its parameters."""
-        return len(self.query) + sum(map(len, filter(None, self.params)))
+Prepared = tuple[bytes, list[bytes | None], int, str, str]
+"""A statement as it is sent, with its parameters; the bytes of both; its first word, or "rollback
+to"; its text. A tuple without names is made in a third of the time."""
 
 
 class Order(NamedTuple):
@@ -184,7 +179,6 @@ class Order(NamedTuple):
     """Whether a lost COMMIT is looked up by the transaction's id."""
     idempotent: bool
     is_deferrable: bool
-    texts: Sequence[str]
 
     def is_plain(self, profile: Profile) -> bool:
         """Tell whether its statements leave no state, as far as their texts show.
@@ -192,10 +186,8 @@ class Order(NamedTuple):
         A long one pins, and need not be looked at: calls that nest take a second in 25 KB.
         """
         return all(
-            len(statement.query) <= PINNING_SIZE
-            and statement.word in PLAIN
-            and refusal(text, profile) is None
-            for statement, text in zip(self.statements, self.texts, strict=True)
+            len(query) <= PINNING_SIZE and word in PLAIN and refusal(text, profile) is None
+            for query, _, _, word, text in self.statements
         )
 
     def may_keep(self, profile: Profile) -> bool:
@@ -216,20 +208,16 @@ def order(
     Raises psycopg's errors for a COPY, for the end of the transaction, and for texts and
     parameters that cannot be sent.
     """
-    ready, texts = [], []
-    for query, params in statements:
-        ready.append(_ready(query, params))
-        texts.append(query)
+    ready = list(starmap(_ready, statements))
     may_write = not (idempotent or modes.read_only)
     return Order(
         _begin(modes),
         claims,
         ready,
         limits,
-        may_write and not READS.issuperset([each.word for each in ready]),
+        may_write and not READS.issuperset([word for _, _, _, word, _ in ready]),
         idempotent,
         bool(modes.deferrable),
-        texts,
     )
 
 
@@ -239,10 +227,14 @@ def _ready(query: str, params: Sequence[str | None]) -> Prepared:
             f"the statement has {len(params)} parameters; must have at most {MOST_PARAMETERS}"
         )
     encoded, word = _known(query) if is_short(query) else _checked(query)
-    if not params:
-        return Prepared(encoded, [], word)
-    values = [None if each is None else _encoded(each, "a parameter") for each in params]
-    return Prepared(encoded, values, word)
+    size, values = len(encoded), []
+    for each in params:
+        value = None
+        if each is not None:
+            value = _encoded(each, "a parameter")
+            size += len(value)
+        values.append(value)
+    return encoded, values, size, word, query
 
 
 def _checked(query: str) -> tuple[bytes, str]:
@@ -443,18 +435,18 @@ class Flight:
         Statements over SENT_AT_ONCE wait for the answers to those before them.
         """
         pgconn, order, queued = self._libpq, self._order, 0
+        send, awaits, take = pgconn.send_query_params, self._awaited.append, self._take_rows
         pgconn.enter_pipeline_mode()
-        self._send(order.begin)
+        self._send([order.begin])
         if order.claims is not None:
-            self._send(Command(SET_CLAIMS, [order.claims.encode()]))
-        for statement in order.statements:
-            size = statement.size
+            self._send([Command(SET_CLAIMS, [order.claims.encode()])])
+        for query, params, size, _, _ in order.statements:
             if queued and queued + size > SENT_AT_ONCE:
                 pgconn.send_flush_request()
                 yield from self._land()
                 queued = 0
-            pgconn.send_query_params(statement.query, statement.params)
-            self._awaited.append(self._take_rows)
+            send(query, params)
+            awaits(take)
             queued += size
         self._send_end(self._connection.profile.reset)
         self._sync()
@@ -471,29 +463,31 @@ class Flight:
         if self._order.asks:
             question = asking(self._libpq.server_version)
             text = question.text + f", {UNLOCK}".encode() if is_pooled else question.text
-            self._send(Command(text, binary=True), take=self._take_id)
-            self._send(*(KEPT_BY_ROLLBACK if is_pooled else ()))
+            self._send([Command(text, binary=True)], self._take_id)
+            self._send(KEPT_BY_ROLLBACK if is_pooled else ())
         elif is_pooled:
-            self._send(_selecting(UNLOCK), *KEPT_BY_ROLLBACK)
+            self._send([_selecting(UNLOCK), *KEPT_BY_ROLLBACK])
         if self._order.asks:
             self._libpq.send_flush_request()  # the id must have come when COMMIT's answer is lost
         if is_pooled:
-            self._send(COMMIT_AND_RESET, take=self._take_commit)
-            self._send(*self._reset_commands(), COMMIT)
+            self._send([COMMIT_AND_RESET], self._take_commit)
+            self._send([*self._reset_commands(), COMMIT])
         else:
-            self._send(COMMIT, take=self._take_commit)
-            self._send(*(DISCARD if reset == "discard" else ()))
+            self._send([COMMIT], self._take_commit)
+            self._send(DISCARD if reset == "discard" else ())
 
     def _reset_commands(self) -> Sequence[Command]:
         """Return what resets the session, and then restores what this client asked for at login."""
         commands = (*RESET, self._connection.naming, UTF8)
         return (NO_WAIT, *commands) if self._order.is_deferrable else commands
 
-    def _send(self, *commands: Command, take: Callable[[PGresult], None] | None = None) -> None:
-        send = self._libpq.send_query_params
+    def _send(
+        self, commands: Sequence[Command], take: Callable[[PGresult], None] | None = None
+    ) -> None:
+        send, awaits = self._libpq.send_query_params, self._awaited.append
         for text, params, is_binary in commands:
             send(text, params, None, None, is_binary)
-        self._awaited += [take] * len(commands)
+            awaits(take)
 
     def _take_id(self, result: PGresult) -> None:
         self.transaction_id = transaction_id(result)
@@ -511,8 +505,9 @@ class Flight:
         is_busy, get_result = pgconn.is_busy, pgconn.get_result
         yield from self._send_rest()
         while awaited:
+            take = awaited[0]
             # libpq refuses that for a statement that it skips after an error.
-            if awaited[0] is take_rows and not (self._is_cut or self._failure):
+            if take is take_rows and not (self._is_cut or self._failure):
                 self._is_cut = True
                 _cut(pgconn)
             if is_busy():
@@ -521,15 +516,18 @@ class Flight:
             if result is None:
                 awaited.popleft()
                 self._is_cut = False
-            elif (status := result.status) in _DONE:
-                if take := awaited[0]:
+            elif (status := result.status) in _WHOLE:
+                if take is not None:
                     take(result)
+                get_result()  # the mark of an answer's end, for which libpq reads nothing
+                awaited.popleft()
+                self._is_cut = False
+            elif status in _PARTS:
+                self._received.take_part(result)
             elif status == _SYNC:
                 return
-            elif status == _ERROR:
-                self._note(result)
-            elif status in COPIES:
-                raise CopyRefusedError("COPY is not supported: use INSERT or SELECT")
+            else:
+                self._take_other(result)
 
     def _send_rest(self) -> PQGen[None]:
         """Send it, and read what comes meanwhile: while a server writes, it does not read."""
@@ -551,8 +549,12 @@ class Flight:
         while pgconn.notifies():
             pass  # its listener is another flight's
 
-    def _note(self, result: PGresult) -> None:
-        """Keep the first error: the later ones follow from it."""
+    def _take_other(self, result: PGresult) -> None:
+        """Keep the first error: the later ones follow from it. Raises CopyRefusedError."""
+        if result.status in COPIES:
+            raise CopyRefusedError("COPY is not supported: use INSERT or SELECT")
+        if result.status != _ERROR:
+            return  # it was skipped after an error
         if self._failure is None:
             self._failure = psycopg.errors.error_from_result(result, encoding="utf-8")
         if self._awaited[0] is _end_of_flight:  # PgBouncer says so, after the server's own FATAL
@@ -570,7 +572,6 @@ class _Received:
     """Whether a statement has ended the transaction."""
 
     _tag = b""
-    _transformer: abc.Transformer | None = None
     _refusal: Callable[[bool | None], psycopg.Error] | None = None
 
     _unread: int | None = None
@@ -583,7 +584,8 @@ class _Received:
         self._rows_left, self._bytes_left = order.limits
         self._statements = iter(order.statements)
         self._libpq = connection.pgconn
-        self._rows: list[tuple[str | None, ...]] = []
+        self._reader = _reader_of(connection)
+        self._rows: list[_Row] = []
 
     def drain(self) -> None:
         """Take no more results, only their ends."""
@@ -601,14 +603,28 @@ class _Received:
         """Return why the caller does not get the results."""
         return (self._refusal or self._too_large("no end"))(committed)
 
-    def take(self, result: PGresult) -> None:
-        """Take some rows, or the end of an answer."""
+    def take_part(self, result: PGresult) -> None:
+        """Take some rows."""
         self._unread = None
         self._tag = result.command_status or self._tag  # libpq 18 puts it on the last piece
-        if self._refusal is None and (count := result.ntuples):
+        if self._refusal is None:
+            self._take_rows(result, result.ntuples)
+
+    def take(self, result: PGresult) -> None:
+        """Take the end of an answer."""
+        self._unread = None
+        tag, self._tag = (result.command_status or self._tag).decode(), b""
+        _, _, _, word, _ = next(self._statements)
+        if tag in ENDS and word != "rollback to":
+            self._has_ended = True
+        if self._refusal is not None:
+            return
+        if count := result.ntuples:  # it did not come in parts
             self._take_rows(result, count)
-        if result.status in _WHOLE:
-            self._take_end(result)
+        fields, size = self._reader.describe(result)
+        self._count(size)
+        self.results.append(_result_of((fields, self._rows, tag)))
+        self._rows = []
 
     def _take_rows(self, result: PGresult, count: int) -> None:
         width = result.nfields
@@ -616,31 +632,12 @@ class _Received:
         if self._rows_left < 0:
             self._refuse(self._too_large(f"more than {self._limits.rows} rows"))
         try:
-            rows, size = _few(result) if count * width <= FEW else self._many(result, count, width)
+            rows = self._reader.read(result, count, width)
         except UnicodeDecodeError:
             self._refuse(_not_utf8)
-        self._count(size + VALUE_BYTES * count * width)
+        values = count * width
+        self._count((_few if values <= FEW else _many)(rows) + VALUE_BYTES * values)
         self._rows += rows
-
-    def _many(self, result: PGresult, count: int, width: int) -> tuple[list[_Row], int]:
-        """Return the rows, and the bytes of their values. Raises UnicodeDecodeError."""
-        transformer = self._transformer = self._transformer or Transformer(_Context(_ADAPTERS))
-        transformer.set_pgresult(result, set_loaders=False)
-        transformer.set_loader_types([_TEXT] * width, pq.Format.TEXT)
-        rows = transformer.load_rows(0, count, tuple)
-        texts = "".join(filter(None, chain.from_iterable(rows)))
-        return rows, len(texts.encode())
-
-    def _take_end(self, result: PGresult) -> None:
-        statement = next(self._statements)
-        tag, self._tag = self._tag.decode(), b""
-        if tag in ENDS and statement.word != "rollback to":
-            self._has_ended = True
-        if self._refusal is None:
-            fields, size = _described(result)
-            self._count(size)
-            self.results.append(Result(fields, self._rows, tag))
-            self._rows = []
 
     def _count(self, size: int) -> None:
         self._bytes_left -= size
@@ -681,30 +678,71 @@ def _not_utf8(committed: bool | None) -> psycopg.Error:
     )
 
 
-def _few(result: PGresult) -> tuple[list[_Row], int]:
-    """Return a few rows, and the bytes of their values. Raises UnicodeDecodeError."""
-    get, columns, rows, size = result.get_value, range(result.nfields), [], 0
-    for row in range(result.ntuples):
-        values = [get(row, column) for column in columns]
-        size += len(b"".join(filter(None, values)))
-        rows.append(tuple([None if each is None else each.decode() for each in values]))
-    return rows, size
+def _few(rows: Sequence[_Row]) -> int:
+    """Return the bytes of a few values."""
+    size = 0
+    for row in rows:
+        for value in row:
+            if value:
+                size += len(value) if value.isascii() else len(value.encode())
+    return size
 
 
-def _described(result: PGresult) -> tuple[tuple[Field, ...], int]:
-    """Return the descriptions of the columns, and the bytes that they count."""
-    name, type_oid, table_oid = result.fname, result.ftype, result.ftable
-    column, size, modifier = result.ftablecol, result.fsize, result.fmod
-    columns = tuple(
-        [
-            (name(at), type_oid(at), table_oid(at), column(at), size(at), modifier(at))
+def _many(rows: Sequence[_Row]) -> int:
+    """Return the bytes of many values."""
+    return len("".join(filter(None, chain.from_iterable(rows))).encode())
+
+
+class Reader:
+    """Reads rows as text: psycopg's loaders, set up once for each connection."""
+
+    def __init__(self) -> None:
+        """Have no columns yet."""
+        self._transformer = Transformer(_Context(_ADAPTERS))
+        self._width = 0
+        self._columns: list[_Column] = []
+        self._described = _fields(())
+
+    def describe(self, result: PGresult) -> tuple[tuple[Field, ...], int]:
+        """Return the descriptions of the columns, and the bytes that they count."""
+        columns = [
+            (
+                result.fname(at),
+                result.ftype(at),
+                result.ftable(at),
+                result.ftablecol(at),
+                result.fsize(at),
+                result.fmod(at),
+            )
             for at in range(result.nfields)
         ]
-    )
-    return _known_fields(columns) if len(columns) <= _REMEMBERED_COLUMNS else _fields(columns)
+        if columns == self._columns:  # most statements repeat
+            return self._described
+        if len(columns) > _REMEMBERED_COLUMNS:
+            return _fields(columns)
+        self._columns, self._described = columns, _known_fields(tuple(columns))
+        return self._described
+
+    def read(self, result: PGresult, count: int, width: int) -> list[_Row]:
+        """Return the rows. Raises UnicodeDecodeError."""
+        transformer = self._transformer
+        transformer.set_pgresult(result, set_loaders=False)
+        if width != self._width:
+            transformer.set_loader_types([_TEXT] * width, pq.Format.TEXT)
+            self._width = width
+        rows = transformer.load_rows(0, count, tuple)
+        transformer.set_pgresult(None, set_loaders=False)  # it would keep the answer in memory
+        return rows
 
 
-def _fields(columns: tuple[_Column, ...]) -> tuple[tuple[Field, ...], int]:
+def _reader_of(connection: Connection[Any]) -> Reader:
+    reader: Reader | None = connection.reader
+    if reader is None:
+        reader = connection.reader = Reader()
+    return reader
+
+
+def _fields(columns: Sequence[_Column]) -> tuple[tuple[Field, ...], int]:
     fields = tuple(
         Field((name or b"").decode(errors="replace"), *numbers) for name, *numbers in columns
     )

@@ -89,7 +89,11 @@ class Pool:
     @property
     def busy(self) -> bool:
         """Whether a thread has or opens a connection, or one was dropped or is kept."""
-        return self.size != len(self._idle) or self._slots.abandoned > 0 or bool(self._kept)
+        if self._slots.abandoned or self._kept:
+            return True
+        idle = len(self._idle)
+        # Each idle connection has a slot: where the numbers are equal, no slot need be looked at.
+        return idle != self._slots.most and idle != self.size  # noqa: PLR1714 - the second one costs
 
     @property
     def waiting(self) -> int:

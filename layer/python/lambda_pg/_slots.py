@@ -123,6 +123,11 @@ class Slots:
         slots = [reference() for reference in self._taken]
         return [slot for slot in slots if slot is not None and not slot.is_free]
 
+    @property
+    def most(self) -> int:
+        """How many it has taken at most: some may be free by now."""
+        return len(self._taken)
+
     def take(self) -> Slot | None:
         """Take a slot, if one is free and no thread waits for it."""
         with self.shared.lock:

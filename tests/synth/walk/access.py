@@ -267,10 +267,10 @@ def _call(app: Deployed, row: pages.Caller, resource: Resource, target: Resource
 
 
 def _sources(app: Deployed, resource: Resource) -> list[str]:
-    """Say as what a service calls: for a route of an API, a rule, a secret."""
+    """Say as what a service calls: for a route of an API, a rule, a secret, a user pool."""
     if resource.kind == "AWS::SecretsManager::RotationSchedule":
         return app.texts(resource, "SecretId")
-    if resource.kind == "AWS::Events::Rule":
+    if resource.kind in {"AWS::Events::Rule", "AWS::Cognito::UserPool"}:
         return [app.returned(resource, "Arn")]
     if resource.kind != "AWS::ApiGatewayV2::Integration":
         return ["*"]

@@ -144,6 +144,10 @@ INVOKED_BY_EVENTS = Page(
     "Using resource-based policies for Amazon EventBridge",
     "eventbridge/latest/userguide/eb-use-resource-based.html",
 )
+INVOKED_BY_COGNITO = Page(
+    "Customizing user pool workflows with Lambda triggers",
+    "cognito/latest/developerguide/cognito-user-pools-working-with-lambda-triggers.html",
+)
 CUSTOM_RESOURCE = Page(
     "Lambda-backed custom resources",
     "AWSCloudFormation/latest/UserGuide/template-custom-resources-lambda.html",
@@ -730,6 +734,13 @@ CALLERS = [
         "AWS::SecretsManager::RotationSchedule",
         "RotationLambdaARN",
         ROTATION,
+    ),
+    Caller(
+        "cognito-idp",
+        "lambda:InvokeFunction",
+        "AWS::Cognito::UserPool",
+        "LambdaConfig.PreTokenGenerationConfig.LambdaArn",
+        INVOKED_BY_COGNITO,
     ),
 ]
 

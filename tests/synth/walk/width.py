@@ -43,9 +43,9 @@ _INTERFACES = (
     " ec2:UnassignPrivateIpAddresses"
 )
 
-IN_VPC = ("users", "health", "sql", "baseline", "migrate", "rotate")
+IN_VPC = ("users", "notes", "health", "sql", "baseline", "migrate", "rotate")
 SQL_ROLES = ("reader", "writer", "caller")
-FUNCTIONS = (*IN_VPC, "certificate", "migration_provider")
+FUNCTIONS = (*IN_VPC, "certificate", "migration_provider", "scopes")
 
 _ONE = "one secret, by its whole ARN"
 _NO_RESOURCE = "the action takes no resource"
@@ -68,7 +68,8 @@ ROWS = [
         Row(each, _READ, on, _ONE, pages.SECRETS)
         for each, on in (
             *((each, _SECRET) for each in (*IN_VPC, "certificate", "task", "proxy")),
-            *((each, _GIVEN.format("supabase")) for each in ("users", "health", "migrate")),
+            *((each, _GIVEN.format("supabase"))
+              for each in ("users", "notes", "health", "migrate")),
             *((each, _GIVEN.format(role)) for each in ("sql", "migrate") for role in SQL_ROLES),
             *((each, on) for each in ("migrate", "rotate")
               for on in (_OWNER, _GIVEN.format("owner"))),
@@ -77,7 +78,7 @@ ROWS = [
     *(
         Row(each, "kms:Decrypt", _ARN.format("kms", "key/${Key}"), "one key",
             pages.KMS, given="kms:ViaService")
-        for each in ("users", "health", "migrate")
+        for each in ("users", "notes", "health", "migrate")
     ),
     Row("certificate", "secretsmanager:PutSecretValue", _SECRET, _ONE, pages.SECRETS),
     Row(
@@ -93,7 +94,7 @@ ROWS = [
         Row(each, "rds-db:connect", _ARN.format("rds-db", f"dbuser:{on}"), "one user of one server",
             pages.RDS_DB)
         for each, on in (
-            *((each, "prx-{RDS.DBProxy}/lambda_pg_user") for each in ("users", "health")),
+            *((each, "prx-{RDS.DBProxy}/lambda_pg_user") for each in ("users", "notes", "health")),
             *((each, f"{server}/{user}")
               for each, user in (("migrate", "lambda_pg_owner"), ("proxy", "lambda_pg_user"))
               for server in ("db-{RDS.DBInstance}", "cluster-{RDS.DBCluster}")),
