@@ -79,9 +79,6 @@ $$
 nor an answer means that another transaction has the key. Without `keep` it only looks: the end of
 the inner block releases the lock at once, so that many looks keep nobody from claiming the key.
 
-The DELETE comes before the transaction's id: a standby refuses it with 25006, which is retried, and
-the id with an internal error.
-
 VOLATILE, so that under READ COMMITTED the row is looked for after the lock was taken: the snapshot
 of the caller's statement does not have what the last holder has just committed. With the other
 levels one snapshot serves the whole transaction: there the INSERT fails for such a row with a

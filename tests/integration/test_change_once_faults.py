@@ -437,7 +437,7 @@ def test_a_server_that_accepts_no_writes_for_a_while(keyed: Keyed) -> None:
 
 
 def test_a_standby_refuses_a_claim_as_any_write(pair: Pair) -> None:
-    """With 25006, and not with the internal error that its transaction id would be."""
+    """With 25006, after which the layer looks for the new primary."""
     with pair.superuser(pair.primary) as admin:
         base = BASE.folder / "0003_idempotency_keys.py"
         revision = load_python_file(base.parent, base.name)
