@@ -143,6 +143,25 @@ def test_a_second_unknown_outcome_is_reported(way: Way, monkeypatch: pytest.Monk
     assert way.site.things() == 1
 
 
+def test_an_unknown_outcome_is_reported_where_the_database_goes_away(
+    way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DatabaseUnavailableError would say that nothing was made."""
+    faults: list[Fault] = []
+
+    def forget_and_go(*_: object) -> None:
+        faults.append(way.network.refuse())
+        way.network.reset()
+
+    monkeypatch.setattr(TransactionId, "status", forget_and_go)
+    db = way.open(checkout_timeout=1)
+    with way.commit_unanswered(), pytest.raises(CommitOutcomeUnknownError):
+        change_once(db, way.site.request(), way.change)
+    faults[0].end()
+    assert is_replayed(change_once(db, way.site.request(), way.change))
+    assert way.runs == way.site.things() == 1
+
+
 def test_a_backend_that_ends_inside_the_change(way: Way) -> None:
     """The change is repeated on another connection; the dead one's lock is gone."""
     db = way.open()
