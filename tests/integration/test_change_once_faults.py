@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 from lambda_pg import CommitOutcomeUnknownError, DatabaseUnavailableError, DeadlineExceededError
 from lambda_pg._outcome import TransactionId
-from lambda_pg.http_api import Answer, change_once
+from lambda_pg.http_api import Answer, Problem, change_once, idempotency
 
 from lambda_pg_cdk.local.faults.proxy import Fault, FaultProxy
 from tests.support.keyed import Connection, Db, First, Keyed, insert, is_replayed, outcome
@@ -222,6 +223,24 @@ def test_a_deadline_at_the_commit(way: Way) -> None:
     faults[0].end()
     assert change_once(db, way.site.request(), way.change).status == 201
     assert way.runs == way.site.things() == 1
+
+
+def test_a_deadline_at_the_look_of_a_waiter(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the end of the wait: 409, as with a look that is in time."""
+    faults: list[Fault] = []
+    look = idempotency.Key.look
+
+    def stalled(key: idempotency.Key, *arguments: Any) -> tuple[bool, Answer | None]:
+        faults.append(way.network.stall())
+        return look(key, *arguments)
+
+    monkeypatch.setattr(idempotency.Key, "look", stalled)
+    db = way.open()
+    with First(way.site.open(), way.site), db.deadline(2), pytest.raises(Problem) as refused:
+        change_once(db, way.site.request(), way.change)
+    assert refused.value.name == "idempotency-key-in-use"
+    assert len(faults) == 1
+    faults[0].end()
 
 
 def test_a_deadline_inside_the_change(way: Way) -> None:

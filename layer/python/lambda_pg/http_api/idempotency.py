@@ -13,7 +13,11 @@ from psycopg.rows import Row, tuple_row
 from lambda_pg._clock import monotonic
 from lambda_pg._connection import Connection
 from lambda_pg._database import Database
-from lambda_pg._errors import CommitOutcomeUnknownError, DatabaseUnavailableError
+from lambda_pg._errors import (
+    CommitOutcomeUnknownError,
+    DatabaseUnavailableError,
+    DeadlineExceededError,
+)
 from lambda_pg._jitter import jitter
 from lambda_pg._pipeline import Request as Statement
 from lambda_pg.http_api.answers import Answer
@@ -251,10 +255,17 @@ def _await_first(
     while (left := until - LAST_LOOK - monotonic()) > 0:
         time.sleep(min(left, jitter.uniform(longest / 2, longest)))
         longest = min(2 * longest, LONGEST_PAUSE)
-        free, answer = key.look(db, claims)
+        try:
+            free, answer = key.look(db, claims)
+        except DeadlineExceededError as late:
+            raise _in_use() from late
         if free or answer is not None:
             return answer
-    raise Problem(
+    raise _in_use()
+
+
+def _in_use() -> Problem:
+    return Problem(
         "idempotency-key-in-use",
         "The first request with this Idempotency-Key is still running; retry it later.",
         headers={"Retry-After": "1"},
