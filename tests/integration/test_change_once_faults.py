@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 from alembic.util import load_python_file
 from lambda_pg import CommitOutcomeUnknownError, DatabaseUnavailableError, DeadlineExceededError
 from lambda_pg._outcome import TransactionId
-from lambda_pg.http_api import Answer, change_once
+from lambda_pg.http_api import Answer, Problem, change_once, idempotency
 
 from lambda_pg_cdk.local.faults.proxy import Fault, FaultProxy
 from lambda_pg_cdk.migrations.upgrade import BASE
@@ -147,6 +148,25 @@ def test_a_second_unknown_outcome_is_reported(way: Way, monkeypatch: pytest.Monk
     assert way.site.things() == 1
 
 
+def test_an_unknown_outcome_is_reported_where_the_database_goes_away(
+    way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DatabaseUnavailableError would say that nothing was made."""
+    faults: list[Fault] = []
+
+    def forget_and_go(*_: object) -> None:
+        faults.append(way.network.refuse())
+        way.network.reset()
+
+    monkeypatch.setattr(TransactionId, "status", forget_and_go)
+    db = way.open(checkout_timeout=1)
+    with way.commit_unanswered(), pytest.raises(CommitOutcomeUnknownError):
+        change_once(db, way.site.request(), way.change)
+    faults[0].end()
+    assert is_replayed(change_once(db, way.site.request(), way.change))
+    assert way.runs == way.site.things() == 1
+
+
 def test_a_backend_that_ends_inside_the_change(way: Way) -> None:
     """The change is repeated on another connection; the dead one's lock is gone."""
     db = way.open()
@@ -207,6 +227,24 @@ def test_a_deadline_at_the_commit(way: Way) -> None:
     faults[0].end()
     assert change_once(db, way.site.request(), way.change).status == 201
     assert way.runs == way.site.things() == 1
+
+
+def test_a_deadline_at_the_look_of_a_waiter(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the end of the wait: 409, as with a look that is in time."""
+    faults: list[Fault] = []
+    look = idempotency.Key.look
+
+    def stalled(key: idempotency.Key, *arguments: Any) -> tuple[bool, Answer | None]:
+        faults.append(way.network.stall())
+        return look(key, *arguments)
+
+    monkeypatch.setattr(idempotency.Key, "look", stalled)
+    db = way.open()
+    with First(way.site.open(), way.site), db.deadline(2), pytest.raises(Problem) as refused:
+        change_once(db, way.site.request(), way.change)
+    assert refused.value.name == "idempotency-key-in-use"
+    assert len(faults) == 1
+    faults[0].end()
 
 
 def test_a_deadline_inside_the_change(way: Way) -> None:
