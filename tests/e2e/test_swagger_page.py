@@ -4,31 +4,23 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from lambda_pg_cdk.local.cloud import LocalCloud
-from tests.support.chromium import FLAGS, find_chromium
+from tests.support.browser import Seen, started
 
 
 @pytest.fixture
 def page() -> Iterator[Page]:
     """A browser's page."""
-    found = find_chromium()
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=found.program, args=list(FLAGS), env=found.environment
-        )
+    with started() as browser:
         yield browser.new_page()
-        browser.close()
 
 
 def test_requests_can_be_tried_on_the_page(cloud: LocalCloud, page: Page) -> None:
     """It shows each operation and sends one with a token. It loads nothing from another host."""
-    errors: list[str] = []
-    urls: list[str] = []
-    page.on("console", lambda message: errors.append(message.text))
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("request", lambda request: urls.append(request.url))
+    seen = Seen()
+    seen.follow(page)
     page.goto(f"{cloud.url}/swagger")
     expect(page.locator(".opblock")).to_have_count(4)
 
@@ -45,8 +37,6 @@ def test_requests_can_be_tried_on_the_page(cloud: LocalCloud, page: Page) -> Non
     expect(answer.locator(".response-col_status")).to_contain_text("201")
     expect(answer).to_contain_text('"name": "Ada Lovelace"')
 
-    assert {url.removeprefix(cloud.url) for url in urls if not url.startswith("data:")} == {
-        "/swagger",
-        "/users",
-    }
-    assert errors == []
+    asked = [url for url in seen.urls if not url.startswith("data:")]
+    assert asked == [f"{cloud.url}/swagger", f"{cloud.url}/users"]
+    assert seen.errors == []
