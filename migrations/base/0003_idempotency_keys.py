@@ -48,10 +48,15 @@ CREATE FUNCTION claim_idempotency_key(
 DECLARE
     stored idempotency_keys;
 BEGIN
-    claimed := CASE
-        WHEN keep THEN pg_catalog.pg_try_advisory_xact_lock(lock)
-        ELSE pg_catalog.pg_try_advisory_xact_lock_shared(lock)
-    END;
+    IF keep THEN
+        claimed := pg_catalog.pg_try_advisory_xact_lock(lock);
+    ELSE
+        BEGIN
+            claimed := pg_catalog.pg_try_advisory_xact_lock_shared(lock);
+            RAISE EXCEPTION USING ERRCODE = 'LP000';
+        EXCEPTION WHEN SQLSTATE 'LP000' THEN
+        END;
+    END IF;
     SELECT * INTO stored FROM idempotency_keys AS k WHERE k.owner = caller AND k.id = key;
     IF stored.expires_at > CURRENT_TIMESTAMP THEN
         claimed := false;
@@ -71,7 +76,8 @@ END
 $$
 """
 """Claim a key for this transaction, or return its stored answer. It never waits: neither a claim
-nor an answer means that another transaction has the key. Without `keep` it only looks.
+nor an answer means that another transaction has the key. Without `keep` it only looks: the end of
+the inner block releases the lock at once, so that many looks keep nobody from claiming the key.
 
 VOLATILE, so that under READ COMMITTED the row is looked for after the lock was taken: the snapshot
 of the caller's statement does not have what the last holder has just committed. With the other

@@ -1,4 +1,4 @@
-"""What the local API serves is what its OpenAPI document says.
+"""What the local API serves is what its OpenAPI document says: schemathesis, and a page for people.
 
 schemathesis makes requests from the document that `GET /openapi.json` serves, valid ones and
 invalid ones, single ones and chains, and compares each answer with the document.
@@ -13,9 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect
 
 from lambda_pg_cdk.local.cloud import LocalCloud
 from tests.support import fresh_keys
+from tests.support.browser import Seen, started
 from tests.support.mutants import mutant_function
 
 PROGRAM = Path(sys.executable).with_name("schemathesis")
@@ -118,3 +120,27 @@ def test_a_broken_handler_is_found(
         code, output = schemathesis.run("--phases=examples,coverage", "--max-failures=1")
     assert code == 1, output
     assert failure in output
+
+
+def test_the_page_shows_the_operations_and_asks_no_other_host(cloud: LocalCloud) -> None:
+    """In a real browser: no error, no file of another host, and a request with a token works."""
+    with started() as browser:
+        page, seen = browser.new_page(), Seen()
+        seen.follow(page)
+        page.goto(f"{cloud.url}/swagger")
+        shown = page.locator(".opblock-summary")
+        expect(shown).to_have_count(4)
+        operations = {" ".join(text.split()[:2]) for text in shown.all_inner_texts()}
+        page.locator(".btn.authorize").click()
+        page.locator(".auth-container input").fill(cloud.token(str(uuid.uuid4())))
+        page.locator(".auth-btn-wrapper .authorize").click()
+        page.locator(".auth-btn-wrapper .btn-done").click()
+        shown.filter(has_text="List the caller's users").click()
+        page.locator(".try-out__btn").click()
+        page.locator(".execute").click()
+        answer = page.locator(".live-responses-table .response .response-col_status")
+        expect(answer).to_have_text(re.compile("200"))
+    item = "/users/{user_id}"
+    assert operations == {"GET /users", "POST /users", f"GET {item}", f"PATCH {item}"}
+    assert seen.urls == [f"{cloud.url}/swagger", f"{cloud.url}/users?limit=20"]
+    assert seen.errors == []

@@ -24,6 +24,10 @@ SAMPLE = {
     "ANY /users/{id}": ["users:read", "users:write"],
     "GET /users/{id}": ["users:read"],
     "PATCH /users/{id}": ["users:write"],
+    "ANY /notes": ["notes:write"],
+    "POST /notes": ["notes:write"],
+    "ANY /notes/{id}": ["notes:read"],
+    "GET /notes/{id}": ["notes:read"],
 }
 """The routes of the samples and the scopes of each."""
 

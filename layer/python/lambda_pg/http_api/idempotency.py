@@ -13,7 +13,11 @@ from psycopg.rows import Row, tuple_row
 from lambda_pg._clock import monotonic
 from lambda_pg._connection import Connection
 from lambda_pg._database import Database
-from lambda_pg._errors import CommitOutcomeUnknownError
+from lambda_pg._errors import (
+    CommitOutcomeUnknownError,
+    DatabaseUnavailableError,
+    DeadlineExceededError,
+)
 from lambda_pg._jitter import jitter
 from lambda_pg._pipeline import Request as Statement
 from lambda_pg.http_api.answers import Answer
@@ -82,18 +86,31 @@ def change_once(
         return _committed(db, lambda connection: _answer_of(change, connection), claims)
     key = Key.of(request, text, _subject(claims))
     until = min(db._invocations.earliest(), monotonic() + LONGEST_WAIT)
-    may_ask = True
+    unknown: CommitOutcomeUnknownError | None = None
     while True:
         try:
-            return _committed(db, lambda connection: key.apply(change, connection), claims)
-        except _BusyError:
-            answer = _await_first(db, key, claims, until)
+            answer = _apply_or_wait(db, key, change, claims, until)
+        except CommitOutcomeUnknownError as error:
+            if unknown is not None:
+                raise
+            unknown = error  # the next claim shows the outcome: the row is there if the change is
+        except DatabaseUnavailableError as error:
+            if unknown is None:
+                raise
+            raise unknown from error  # the change may have been made
+        else:
             if answer is not None:
                 return answer
-        except CommitOutcomeUnknownError:
-            if not may_ask:
-                raise
-            may_ask = False  # the next claim shows the outcome: the row is there if the change is
+
+
+def _apply_or_wait(
+    db: Database[Row], key: "Key", change: Change[Row], claims: Mapping[str, Any], until: float
+) -> Answer | None:
+    """Return the answer of the change, or of the first request; None if the key is free again."""
+    try:
+        return _committed(db, lambda connection: key.apply(change, connection), claims)
+    except _BusyError:
+        return _await_first(db, key, claims, until)
 
 
 class _BusyError(Exception):
@@ -218,10 +235,14 @@ def _committed(
 
 
 def _answer_of(change: Change[Row], connection: psycopg.Connection[Row]) -> Answer:
-    """Run the change. Raises _UndoneError with an answer that is no success."""
+    """Run the change. Raises _UndoneError with an answer that is no success.
+
+    The body is encoded here, so that one that JSON cannot hold is not found after COMMIT.
+    """
     answer = change(connection)
     if not isinstance(answer, Answer):
         raise TypeError(f"the change returned a {type(answer).__name__}; must return an Answer")
+    _ = answer.content
     if not 200 <= answer.status <= 299:
         raise _UndoneError(answer)
     return answer
@@ -238,10 +259,17 @@ def _await_first(
     while (left := until - LAST_LOOK - monotonic()) > 0:
         time.sleep(min(left, jitter.uniform(longest / 2, longest)))
         longest = min(2 * longest, LONGEST_PAUSE)
-        free, answer = key.look(db, claims)
+        try:
+            free, answer = key.look(db, claims)
+        except DeadlineExceededError as late:
+            raise _in_use() from late
         if free or answer is not None:
             return answer
-    raise Problem(
+    raise _in_use()
+
+
+def _in_use() -> Problem:
+    return Problem(
         "idempotency-key-in-use",
         "The first request with this Idempotency-Key is still running; retry it later.",
         headers={"Retry-After": "1"},
