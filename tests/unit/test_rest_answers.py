@@ -1,5 +1,6 @@
 """Answers and problem details of lambda_pg.http_api, and what becomes of a handler's errors."""
 
+import base64
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -62,6 +63,20 @@ def test_an_answer_of_bytes_is_sent_unchanged() -> None:
     first = Answer(201, {"a": "é"}, {"Location": "/1"}, version=1)
     again = Answer(first.status, first.content, first.headers)
     assert again.response() == first.response()
+
+
+def test_bytes_that_are_no_text_are_sent_as_base64() -> None:
+    """An answer is encoded after COMMIT: nothing that a change returned may fail there."""
+    png = b"\x89PNG\xff"
+    response = Answer(200, png, {"Content-Type": "image/png"}).response()
+    assert response["isBase64Encoded"] is True
+    assert base64.b64decode(response["body"]) == png
+
+
+@pytest.mark.parametrize("name", ["content-type", "CONTENT-TYPE"])
+def test_a_header_in_any_case_replaces_the_default(name: str) -> None:
+    """Names of headers have no case: two of them would be two values."""
+    assert Answer(200, b"a,b", {name: "text/csv"}).response()["headers"] == {name: "text/csv"}
 
 
 @pytest.mark.parametrize("value", [float("nan"), Decimal(1), {1, 2}, object()])
