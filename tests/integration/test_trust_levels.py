@@ -222,6 +222,7 @@ def test_no_level_reaches_the_answers_of_functions(deployed: Site, level: str) -
             "UPDATE idempotency_keys SET expires_at = now()": "table",
             "INSERT INTO idempotency_keys (owner) VALUES (current_subject())": "table",
             "SELECT claim_idempotency_key(gen_random_uuid(), '', 1, false)": "function",
+            "SELECT store_idempotent_answer(NULL, '', '', 1::int2, '{}', '')": "function",
         }.items():
             with connection.transaction(force_rollback=True):
                 connection.execute(SET_CLAIMS.replace(b"$1", b"%s"), claims)

@@ -73,6 +73,18 @@ def test_routes_of_the_sample_ask_for_scopes_by_method(prod: Stage) -> None:
     assert scopes_of(prod.all(ROUTE)) == SAMPLE
 
 
+def test_the_document_of_the_sample_names_the_scopes_of_its_routes() -> None:
+    """OpenAPI's names of parameters are the function's."""
+    from lambda_pg_cdk.functions.users.users_api.document import OPERATIONS
+
+    documented = {
+        f"{method.upper()} {path.replace('user_id', 'id')}": [operation.scope]
+        for (path, method), operation in OPERATIONS.items()
+    }
+    routed = {key: scopes for key, scopes in SAMPLE.items() if "/users" in key}
+    assert documented == {key: each for key, each in routed.items() if not key.startswith("ANY")}
+
+
 def test_each_scope_has_its_group(prod: Stage) -> None:
     """Of the stage's user pool."""
     (pool,) = prod.resources("Api", "AWS::Cognito::UserPool")

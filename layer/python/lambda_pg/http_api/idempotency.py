@@ -45,17 +45,8 @@ CLAIM: Final = (
 )
 """For the last parameter true it claims the key for the transaction, for false it only looks."""
 
-STORE: Final = (
-    "INSERT INTO idempotency_keys (owner, id, request, status, headers, body)"
-    " VALUES (%s, %s, %s, %s, %s::jsonb, %s)"
-)
-
-CLEAR: Final = (
-    "DELETE FROM idempotency_keys WHERE owner = %s AND id IN (SELECT id FROM idempotency_keys"
-    " WHERE owner = %s AND expires_at <= CURRENT_TIMESTAMP ORDER BY expires_at LIMIT 10"
-    " FOR UPDATE SKIP LOCKED)"
-)
-"""Deletes at most ten expired rows of the caller, and waits for nobody who deletes them too."""
+STORE: Final = "SELECT store_idempotent_answer(%s, %s, %s, %s::smallint, %s::jsonb, %s)"
+"""Also deletes at most ten expired rows of the caller."""
 
 
 def change_once(
@@ -159,7 +150,7 @@ class Key(NamedTuple):
         if not claimed:
             raise _BusyError
         answer = _answer_of(change, connection)
-        cast(Connection[Row], connection).close_with(self._closing(connection, answer))
+        cast(Connection[Row], connection).close_with([self._storing(connection, answer)])
         return answer
 
     def look(self, db: Database[Row], claims: Mapping[str, Any]) -> tuple[bool, Answer | None]:
@@ -189,7 +180,7 @@ class Key(NamedTuple):
         replayed = {**json.loads(headers), "Idempotent-Replayed": "true"}
         return False, Answer(status, body or None, replayed)
 
-    def _closing(self, connection: psycopg.Connection[Row], answer: Answer) -> list[Statement]:
+    def _storing(self, connection: psycopg.Connection[Row], answer: Answer) -> Statement:
         content = answer.content
         if len(content) > MAX_STORED:
             raise ValueError(
@@ -198,10 +189,7 @@ class Key(NamedTuple):
             )
         headers = json.dumps(dict(answer.headers))
         row = (self.owner, self.id, self.request, answer.status, headers, content)
-        return [
-            Statement.of(psycopg.Cursor(connection, row_factory=tuple_row), query, params)
-            for query, params in ((STORE, row), (CLEAR, (self.owner, self.owner)))
-        ]
+        return Statement.of(psycopg.Cursor(connection, row_factory=tuple_row), STORE, row)
 
 
 def _hash(*parts: str | bytes) -> bytes:
