@@ -136,6 +136,7 @@ storm: servers setup-tools ## run the storm with every control and peer, and wri
 chaos: servers setup-tools ## break one thing after the other under load, and audit what is there
 	@code=0; \
 	$(RUN) -m benchmarks.chaos.run --output benchmarks/results/chaos.json || code=1; \
+	$(RUN) -m benchmarks.once.run --output benchmarks/results/once.json || code=1; \
 	$(RUN) -m benchmarks.report --write || code=1; \
 	exit $$code
 
@@ -157,6 +158,7 @@ bench: servers setup-tools ## measure what the layer costs, warm and cold, and w
 	$(RUN) -m benchmarks.cost.sql --output benchmarks/results/sql.json || code=1; \
 	$(RUN) -m benchmarks.cost.sql_request --output benchmarks/results/sql_request.json || code=1; \
 	$(RUN) -m benchmarks.cost.mutations --output benchmarks/results/mutations.json || code=1; \
+	$(RUN) -m benchmarks.cost.one_key --output benchmarks/results/one_key.json || code=1; \
 	$(RUN) -m benchmarks.report --write || code=1; \
 	exit $$code
 

@@ -48,6 +48,7 @@ PARTS = (
     Part(PAGE, "goals", tables.goals_table, ("storm",)),
     Part(PAGE, "chaos", tables.chaos_table, ("chaos",)),
     Part(PAGE, "crashes", tables.crashes_table, ("chaos",)),
+    Part(PAGE, "once", tables.once_table, ("once",)),
     Part(PAGE, "crashes-long", tables.crashes_table, ("chaos_long",)),
     Part(PAGE, "recovery", tables.recovery_table, ("chaos_long",)),
     Part(PAGE, "overhead", tables.overhead_table, ("overhead",)),

@@ -353,6 +353,21 @@ def first_request_table(result: Result) -> str:
     return f"{drawn}\n\n{notes(result, *method(result))}"
 
 
+def one_key_table(result: Result) -> str:
+    """Draw the latencies of other users with and without fifty requests with one key."""
+    rows = [
+        [
+            row["name"],
+            *(f"{row[f'{cut}_ms']:.1f}" for cut in ("p50", "p95", "p99")),
+            f"{row['ratio']:.2f}",
+            f"{row['failed']} of {row['requests']}",
+        ]
+        for row in result["rows"]
+    ]
+    head = ["requests of other users", "p50, ms", "p95, ms", "p99, ms", "p95 to without", "failed"]
+    return f"{table(head, rows)}\n\n{notes(result, *method(result))}"
+
+
 def whole_request_table(result: Result) -> str:
     """Draw the processor time of everything that takes part in a first request."""
     rows = [

@@ -34,7 +34,9 @@ _INTERRUPTED = 130
 _TEST_USER = uuid.UUID("11111111-1111-4111-8111-111111111111")
 """The user of a token for which no other is named: what one request writes, the next one finds."""
 _SINCE = "10m"
-_SAMPLE = "ANY /users"
+_SAMPLE = "POST /users"
+_DOCUMENTS = ("GET /openapi.json", "GET /swagger")
+"""Routes for browsers and programs, not for curl."""
 _SQL = "POST /sql"
 _QUERY = """'{"query": "SELECT 1"}'"""
 _RUNNING = "`make status` shows what runs, `make down` stops it."
@@ -159,26 +161,30 @@ def _welcome(cloud: LocalCloud) -> str:
         f"The API is at {cloud.url}, the AWS APIs are at {cloud.state.aws_endpoint_url}.",
         f"Its routes: {', '.join(first)}" if first else "",
         *_more_addresses(found),
+        f"{cloud.url}/swagger documents the API." if _DOCUMENTS[1] in first else "",
         f"Logs are in {cloud.folder}; `make logs` shows them. {_RUNNING}",
         "`make watch` deploys what you save.",
     ]
+    said = "\n".join(filter(None, lines))
+    return f"\n{said}\n\nTry it, as user {_TEST_USER}:\n\n" + "\n".join(_tries(cloud, first)) + "\n"
+
+
+def _tries(cloud: LocalCloud, routes: Sequence[str]) -> list[str]:
+    """Return commands that send requests to the first API."""
     bearer, header = cloud.token(str(_TEST_USER)), '-H "Authorization: Bearer $TOKEN"'
     body = """'{"name": "Ada"}'"""
     tries = [f"TOKEN={bearer}", f"curl -i {cloud.url}/health"]
-    if _SAMPLE in first:
-        tries += [
-            f"curl -i {header} -H 'Content-Type: application/json' -d {body} {cloud.url}/users",
-            f"curl -i {header} {cloud.url}/users",
-        ]
-    if _SQL in first:
+    if _SAMPLE in routes:
+        sent = f"-H 'Content-Type: application/json' -d {body}"
+        tries.append(f"curl -i {header} {sent} {cloud.url}/users")
+    if _SQL in routes:
         tries += [
             "make sql-key NAME=me ROLE=reader  # prints a DATABASE_URL for /sql",
             f'curl -i -H "Neon-Connection-String: $DATABASE_URL" -d {_QUERY} {cloud.url}/sql',
         ]
-    lists = (path for method, _, path in (each.partition(" ") for each in first) if method == "GET")
-    tries += [f"curl -i {header} {cloud.url}{path}" for path in lists if "{" not in path]
-    said = "\n".join(filter(None, lines))
-    return f"\n{said}\n\nTry it, as user {_TEST_USER}:\n\n" + "\n".join(tries) + "\n"
+    asked = (each.partition(" ") for each in routes if each not in _DOCUMENTS)
+    lists = [path for method, _, path in asked if method == "GET" and "{" not in path]
+    return [*tries, *(f"curl -i {header} {cloud.url}{path}" for path in lists)]
 
 
 def _more_addresses(found: dict[str, Any]) -> list[str]:

@@ -20,6 +20,13 @@ from lambda_pg.http_api import Answer, Problem, Request, answer_to, change_once
 from psycopg import Connection
 from psycopg.rows import DictRow, dict_row
 from users_api.models import Page, User, UserFields
+from users_api.refusals import (
+    another_version,
+    invalid,
+    invalid_request,
+    unknown_user,
+    wrong_route,
+)
 
 
 def parsed(_: str) -> Any:
@@ -130,49 +137,25 @@ def rename_user(user_id: uuid.UUID, fields: Annotated[UserFields, Body()]) -> Re
 
 @app.not_found
 def no_route(_: NotFoundError) -> Response[Any]:
-    """Refuse what Powertools has no route for: a method, an id with an odd character, a path."""
+    """Refuse what Powertools has no route for."""
     request = current()
-    allowed = ("GET", "PATCH") if request.parameters else ("GET", "POST")
-    if request.method in allowed and request.parameters:
-        raise invalid({"field": "user_id", "detail": "must be a UUID"})
-    if request.method in allowed:
-        raise Problem("not-found", "There is nothing at this path.")
-    methods = ", ".join(allowed)
-    detail = f"{request.method} is not allowed here; allowed are {methods}."
-    raise Problem("method-not-allowed", detail, headers={"Allow": methods})
+    raise wrong_route(request.method, has_id=bool(request.parameters))
 
 
 @app.exception_handler(Exception)
 def refuse(error: Exception) -> Response[Any]:
     """Answer in problem details; a defect fails the invocation, without values of a statement."""
     if isinstance(error, RequestValidationError):
-        error = invalid(*map(described, error.errors()))
+        error = invalid_request(error)
     return reply(answer_to(error, current().id))
-
-
-def described(fault: Mapping[str, Any]) -> dict[str, str]:
-    """Name the field of a fault that Pydantic has found, without the part of the request."""
-    _, *names = fault["loc"]
-    return {"field": ".".join(map(str, names)) or "body", "detail": fault["msg"]}
-
-
-def invalid(*errors: Mapping[str, str]) -> Problem:
-    """Return the refusal of fields or parameters."""
-    return Problem("invalid-fields", "Some fields are not valid.", errors=errors)
-
-
-def unknown_user() -> Problem:
-    """Return the refusal of an id, the same for a missing user and for another owner's."""
-    return Problem("not-found", "You have no user with this id.")
 
 
 def unchanged(connection: Connection[DictRow], mine: Mapping[str, Any]) -> Problem:
     """Return why an UPDATE has found no row: the user has another version, or is not there."""
     statement = "SELECT FROM users WHERE id = %(id)s AND owner = %(owner)s"
-    if connection.execute(statement, mine).fetchone() is None:
-        return unknown_user()
-    detail = "The user has another version: read it again, and repeat the change if it still fits."
-    return Problem("precondition-failed", detail)
+    is_there = connection.execute(statement, mine).fetchone() is not None
+    problem: Problem = another_version() if is_there else unknown_user()
+    return problem
 
 
 def created(row: DictRow | None) -> Answer:
@@ -212,7 +195,6 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
 
 def with_hidden_body(event: Mapping[str, Any]) -> dict[str, Any]:
     """Hide body and Content-Type from Powertools, which would decode it, and read forms, too."""
-    headers = {
-        name: value for name, value in event["headers"].items() if name.lower() != "content-type"
-    }
+    sent = event.get("headers") or {}
+    headers = {name: value for name, value in sent.items() if name.lower() != "content-type"}
     return {**event, "headers": headers, "body": "hidden", "isBase64Encoded": False}

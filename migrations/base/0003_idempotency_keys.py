@@ -38,8 +38,6 @@ CREATE POLICY expired_rows ON idempotency_keys TO CURRENT_USER USING (expires_at
 """
 """Lets the owner delete what has expired. FORCE hides every row from the owner otherwise."""
 
-FUNCTION = "FUNCTION claim_idempotency_key(uuid, bytea, bigint, boolean)"
-
 CLAIM = """
 CREATE FUNCTION claim_idempotency_key(
     caller uuid, key bytea, lock bigint, keep boolean,
@@ -48,10 +46,15 @@ CREATE FUNCTION claim_idempotency_key(
 DECLARE
     stored idempotency_keys;
 BEGIN
-    claimed := CASE
-        WHEN keep THEN pg_catalog.pg_try_advisory_xact_lock(lock)
-        ELSE pg_catalog.pg_try_advisory_xact_lock_shared(lock)
-    END;
+    IF keep THEN
+        claimed := pg_catalog.pg_try_advisory_xact_lock(lock);
+    ELSE
+        BEGIN
+            claimed := pg_catalog.pg_try_advisory_xact_lock_shared(lock);
+            RAISE EXCEPTION USING ERRCODE = 'LP000';
+        EXCEPTION WHEN SQLSTATE 'LP000' THEN
+        END;
+    END IF;
     SELECT * INTO stored FROM idempotency_keys AS k WHERE k.owner = caller AND k.id = key;
     IF stored.expires_at > CURRENT_TIMESTAMP THEN
         claimed := false;
@@ -71,12 +74,37 @@ END
 $$
 """
 """Claim a key for this transaction, or return its stored answer. It never waits: neither a claim
-nor an answer means that another transaction has the key. Without `keep` it only looks.
+nor an answer means that another transaction has the key. Without `keep` it only looks: the end of
+the inner block releases the lock at once, so that many looks keep nobody from claiming the key.
 
 VOLATILE, so that under READ COMMITTED the row is looked for after the lock was taken: the snapshot
 of the caller's statement does not have what the last holder has just committed. With the other
 levels one snapshot serves the whole transaction: there the INSERT fails for such a row with a
 serialization failure, and the transaction is retried."""
+
+
+STORE = """
+CREATE FUNCTION store_idempotent_answer(
+    caller uuid, key bytea, request bytea, status smallint, headers jsonb, body bytea
+) RETURNS void LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    INSERT INTO idempotency_keys VALUES (caller, key, request, status, headers, body);
+    DELETE FROM idempotency_keys AS k WHERE k.owner = caller AND k.id IN (
+        SELECT e.id FROM idempotency_keys AS e
+        WHERE e.owner = caller AND e.expires_at <= CURRENT_TIMESTAMP
+        ORDER BY e.expires_at LIMIT 10 FOR UPDATE SKIP LOCKED
+    );
+END
+$$
+"""
+"""Store the answer to a key that this transaction has claimed, and delete at most ten expired rows
+of the caller, without a wait for others that delete them. A function, because a session keeps its
+plans: as two statements this took the server three times as long (measured)."""
+
+FUNCTIONS = (
+    "FUNCTION claim_idempotency_key(uuid, bytea, bigint, boolean)",
+    "FUNCTION store_idempotent_answer(uuid, bytea, bytea, smallint, jsonb, bytea)",
+)
 
 
 def upgrade() -> None:
@@ -92,11 +120,14 @@ def upgrade() -> None:
     verbs = "SELECT, INSERT, DELETE, UPDATE (expires_at)"
     op.execute(f"GRANT {verbs} ON idempotency_keys TO lambda_pg_app")
     op.execute(CLAIM)
-    op.execute(f"REVOKE ALL ON {FUNCTION} FROM PUBLIC")
-    op.execute(f"GRANT EXECUTE ON {FUNCTION} TO lambda_pg_app")
+    op.execute(STORE)
+    for function in FUNCTIONS:
+        op.execute(f"REVOKE ALL ON {function} FROM PUBLIC")
+        op.execute(f"GRANT EXECUTE ON {function} TO lambda_pg_app")
 
 
 def downgrade() -> None:
     """Forget all keys, as functions of an older version do not know them."""
-    op.execute(f"DROP {FUNCTION}")
+    for function in FUNCTIONS:
+        op.execute(f"DROP {function}")
     op.execute("DROP TABLE idempotency_keys")

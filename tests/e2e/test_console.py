@@ -11,19 +11,19 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from lambda_pg_cdk import PROJECT
 from lambda_pg_cdk.local.cloud import LocalCloud, Options
 from lambda_pg_cdk.local.faults.catalogue import FAULTS
 from lambda_pg_cdk.local.paths import another_state_dir
-from tests.support.chromium import FLAGS, NAME, find_chromium
+from tests.support.browser import Seen, started
+from tests.support.chromium import NAME, find_chromium
 
 pytestmark = pytest.mark.alone  # its storms have to be answered in time
 
@@ -47,36 +47,11 @@ COLOURS = """(selector) => {
 }"""
 
 
-@dataclass
-class Seen:
-    """What the browser did while a page was open."""
-
-    urls: list[str] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
-
-    def follow(self, page: Page) -> None:
-        """Take note of everything from now on."""
-        page.on("request", lambda request: self.urls.append(request.url))
-        page.on("requestfailed", lambda request: self.errors.append(f"failed: {request.url}"))
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.on("console", self._console)
-        page.on("response", lambda r: self.errors.extend([r.url] if r.status >= 400 else []))
-
-    def _console(self, message: ConsoleMessage) -> None:
-        if message.type in {"error", "warning"}:
-            self.errors.append(message.text)
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Start Chromium."""
-    found = find_chromium()
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(
-            executable_path=found.program, args=list(FLAGS), env=found.environment
-        )
-        yield started
-        started.close()
+    with started() as chromium:
+        yield chromium
 
 
 @contextmanager

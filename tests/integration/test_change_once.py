@@ -249,6 +249,19 @@ def test_a_change_must_return_an_answer(site: Keyed, key: str | None) -> None:
     assert site.things() == 0
 
 
+@pytest.mark.parametrize("key", ["k1", None])
+def test_an_answer_that_json_cannot_hold_is_a_mistake(site: Keyed, key: str | None) -> None:
+    """It is found before COMMIT."""
+
+    def change(connection: Connection) -> Answer:
+        insert(connection)
+        return Answer(200, {"connection": connection})
+
+    with pytest.raises(TypeError, match="not one of JSON's"):
+        change_once(site.open(), site.request(key), change)
+    assert site.things() == 0
+
+
 @pytest.mark.parametrize(("size", "stored"), [(65_536, True), (65_537, False)])
 def test_an_answer_over_the_bound_is_a_mistake(site: Keyed, size: int, stored: bool) -> None:
     """It rolls back; without a key nothing is stored, and the answer may be larger."""
@@ -456,6 +469,16 @@ def test_a_look_costs_one_round_trip(site: Keyed, tmp_path: Path) -> None:
         assert looks >= 3
         assert recorder.round_trips() == 2 + looks
         db.close()
+
+
+def test_a_look_keeps_nobody_from_claiming(site: Keyed) -> None:
+    """It does not hold the lock until the end of its transaction."""
+    key = idempotency.Key.of(site.request(), "k1", site.subject)
+    look, claims = CLAIM.replace("true", "false"), {"sub": str(site.subject)}
+    params = (key.owner, key.id, key.lock)
+    with site.open().transaction(claims=claims) as connection:
+        assert connection.execute(look, params).fetchone() == (True, None)
+        assert site.open().execute(CLAIM, params, claims=claims).fetchone() == (True, None)
 
 
 def test_two_keys_with_one_lock_only_wait(site: Keyed, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,16 +7,21 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
+from alembic.util import load_python_file
 from lambda_pg import CommitOutcomeUnknownError, DatabaseUnavailableError, DeadlineExceededError
 from lambda_pg._outcome import TransactionId
-from lambda_pg.http_api import Answer, change_once
+from lambda_pg.http_api import Answer, Problem, change_once, idempotency
 
 from lambda_pg_cdk.local.faults.proxy import Fault, FaultProxy
+from lambda_pg_cdk.migrations.upgrade import BASE
 from tests.support.keyed import Connection, Db, First, Keyed, insert, is_replayed, outcome
+from tests.support.layer import later
 from tests.support.recorder import Recorder, socket_of
+from tests.support.switchover import Pair
 from tests.support.waiting import wait_until
 
 
@@ -143,6 +148,25 @@ def test_a_second_unknown_outcome_is_reported(way: Way, monkeypatch: pytest.Monk
     assert way.site.things() == 1
 
 
+def test_an_unknown_outcome_is_reported_where_the_database_goes_away(
+    way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DatabaseUnavailableError would say that nothing was made."""
+    faults: list[Fault] = []
+
+    def forget_and_go(*_: object) -> None:
+        faults.append(way.network.refuse())
+        way.network.reset()
+
+    monkeypatch.setattr(TransactionId, "status", forget_and_go)
+    db = way.open(checkout_timeout=1)
+    with way.commit_unanswered(), pytest.raises(CommitOutcomeUnknownError):
+        change_once(db, way.site.request(), way.change)
+    faults[0].end()
+    assert is_replayed(change_once(db, way.site.request(), way.change))
+    assert way.runs == way.site.things() == 1
+
+
 def test_a_backend_that_ends_inside_the_change(way: Way) -> None:
     """The change is repeated on another connection; the dead one's lock is gone."""
     db = way.open()
@@ -203,6 +227,24 @@ def test_a_deadline_at_the_commit(way: Way) -> None:
     faults[0].end()
     assert change_once(db, way.site.request(), way.change).status == 201
     assert way.runs == way.site.things() == 1
+
+
+def test_a_deadline_at_the_look_of_a_waiter(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the end of the wait: 409, as with a look that is in time."""
+    faults: list[Fault] = []
+    look = idempotency.Key.look
+
+    def stalled(key: idempotency.Key, *arguments: Any) -> tuple[bool, Answer | None]:
+        faults.append(way.network.stall())
+        return look(key, *arguments)
+
+    monkeypatch.setattr(idempotency.Key, "look", stalled)
+    db = way.open()
+    with First(way.site.open(), way.site), db.deadline(2), pytest.raises(Problem) as refused:
+        change_once(db, way.site.request(), way.change)
+    assert refused.value.name == "idempotency-key-in-use"
+    assert len(faults) == 1
+    faults[0].end()
 
 
 def test_a_deadline_inside_the_change(way: Way) -> None:
@@ -419,6 +461,35 @@ def test_each_level_applies_once(keyed: Keyed, level: str) -> None:
         waiter = threads.submit(change_once, db, keyed.request(), insert)
         assert outcome(running.finish()) == outcome(waiter.result())
     assert keyed.things() == 3
+
+
+def test_a_server_that_accepts_no_writes_for_a_while(keyed: Keyed) -> None:
+    """As after a failover: the claim is refused with 25006, which is retried."""
+    change = f"ALTER DATABASE {keyed.name} {{}} default_transaction_read_only"
+    keyed.run(change.format("SET") + " = on")
+    db = keyed.open(checkout_timeout=20)
+    with later(0.5, lambda: keyed.run("BEGIN READ WRITE; " + change.format("RESET") + "; COMMIT")):
+        assert change_once(db, keyed.request(), insert).status == 201
+    assert db.stats()["retries"] >= 1
+    assert keyed.things() == 1
+
+
+def test_a_standby_refuses_a_claim_as_any_write(pair: Pair) -> None:
+    """With 25006, after which the layer looks for the new primary."""
+    with pair.superuser(pair.primary) as admin:
+        base = BASE.folder / "0003_idempotency_keys.py"
+        revision = load_python_file(base.parent, base.name)
+        admin.execute(revision.KEYS)
+        admin.execute(revision.CLAIM)
+    with pair.superuser(pair.standby) as reader:
+        claim = "SELECT claim_idempotency_key(gen_random_uuid(), sha256('a'), 1, true)"
+        found = "SELECT to_regproc('claim_idempotency_key') IS NOT NULL"
+        wait_until(lambda: reader.execute(found).fetchone() == (True,))
+        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+            reader.execute(claim)
+    with pair.superuser(pair.primary) as admin:
+        admin.execute("DROP FUNCTION claim_idempotency_key")
+        admin.execute("DROP TABLE idempotency_keys")
 
 
 def test_a_database_that_is_away(keyed: Keyed) -> None:

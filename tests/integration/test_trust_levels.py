@@ -216,16 +216,18 @@ def test_no_level_reaches_the_answers_of_functions(deployed: Site, level: str) -
     """Neither the table of idempotency keys nor the function that claims one."""
     claims = [json.dumps({"sub": str(uuid.uuid4())})]
     with deployed.connect(level, autocommit=True) as connection:
-        for statement in (
-            "SELECT FROM idempotency_keys",
-            "DELETE FROM idempotency_keys",
-            "UPDATE idempotency_keys SET expires_at = now()",
-            "INSERT INTO idempotency_keys (owner) VALUES (current_subject())",
-            "SELECT claim_idempotency_key(gen_random_uuid(), '', 1, false)",
-        ):
+        for statement, what in {
+            "SELECT FROM idempotency_keys": "table",
+            "DELETE FROM idempotency_keys": "table",
+            "UPDATE idempotency_keys SET expires_at = now()": "table",
+            "INSERT INTO idempotency_keys (owner) VALUES (current_subject())": "table",
+            "SELECT claim_idempotency_key(gen_random_uuid(), '', 1, false)": "function",
+            "SELECT store_idempotent_answer(NULL, '', '', 1::int2, '{}', '')": "function",
+        }.items():
             with connection.transaction(force_rollback=True):
                 connection.execute(SET_CLAIMS.replace(b"$1", b"%s"), claims)
-                with pytest.raises(InsufficientPrivilege), connection.transaction():
+                denied = f"permission denied for {what}"
+                with pytest.raises(InsufficientPrivilege, match=denied), connection.transaction():
                     connection.execute(statement.encode())
 
 

@@ -24,6 +24,10 @@ SAMPLE = {
     "ANY /users/{id}": ["users:read", "users:write"],
     "GET /users/{id}": ["users:read"],
     "PATCH /users/{id}": ["users:write"],
+    "ANY /notes": ["notes:write"],
+    "POST /notes": ["notes:write"],
+    "ANY /notes/{id}": ["notes:read"],
+    "GET /notes/{id}": ["notes:read"],
 }
 """The routes of the samples and the scopes of each."""
 
@@ -67,6 +71,18 @@ def groups_of(resources: dict[str, dict[str, Any]]) -> set[str]:
 def test_routes_of_the_sample_ask_for_scopes_by_method(prod: Stage) -> None:
     """Another method asks for one of the path's, and is answered 405 by the function."""
     assert scopes_of(prod.all(ROUTE)) == SAMPLE
+
+
+def test_the_document_of_the_sample_names_the_scopes_of_its_routes() -> None:
+    """OpenAPI's names of parameters are the function's."""
+    from lambda_pg_cdk.functions.users.users_api.document import OPERATIONS
+
+    documented = {
+        f"{method.upper()} {path.replace('user_id', 'id')}": [operation.scope]
+        for (path, method), operation in OPERATIONS.items()
+    }
+    routed = {key: scopes for key, scopes in SAMPLE.items() if "/users" in key}
+    assert documented == {key: each for key, each in routed.items() if not key.startswith("ANY")}
 
 
 def test_each_scope_has_its_group(prod: Stage) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -20,6 +21,7 @@ from benchmarks.cost import (
     first_request,
     logins,
     mutations,
+    one_key,
     overhead,
     ratios,
     sql,
@@ -29,7 +31,7 @@ from benchmarks.cost import (
 from benchmarks.cost.secrets_service import GET, answer
 from benchmarks.report import PARTS, PICTURES, README, RESULTS, between
 from benchmarks.storm.accounting import MODULES
-from benchmarks.tables import OVERHEAD_TITLES, overhead_table
+from benchmarks.tables import OVERHEAD_TITLES, one_key_table, overhead_table
 from lambda_pg_cdk.local.http.load import Outcome, summarise
 
 MARKS = ("<!-- begin -->", "<!-- end -->")
@@ -186,6 +188,46 @@ def sql_request_result(again: float) -> dict[str, Any]:
     times[sql_request.AGAIN] = [2.0 * again] * 3
     rows = ratios.rows(sql_request.USERS, [times], "ms")
     return ORIGIN | {"rows": rows}
+
+
+def one_key_result(**changed: dict[str, Any]) -> dict[str, Any]:
+    """Make a result that meets every goal, but for some rows."""
+    p95 = {one_key.WITHOUT: 10, one_key.WITH: 14, one_key.AGAIN: 11, one_key.CONTROL: 900}
+    found = {name: [one_key.Round(5, each, 2 * each, 99, 0)] for name, each in p95.items()}
+    found |= {name: [replace(found[name][0], **change)] for name, change in changed.items()}
+    return ORIGIN | {"rows": one_key.rows(found)}
+
+
+def test_other_users_beside_fifty_with_one_key_are_shown() -> None:
+    """With the ratio of the 95th percentiles, and what failed."""
+    result = one_key_result()
+    assert one_key.shortfalls(result) == []
+    assert "| fifty with one key | 5.0 | 14.0 | 28.0 | 1.40 | 0 of 99 |" in one_key_table(result)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "complaint"),
+    [
+        (one_key.WITH, {"p95": 16}, "with the fifty p95 is 1.6 times"),
+        (one_key.WITH, {"failed": 2}, "fifty with one key: 2 requests of other users failed"),
+        (one_key.AGAIN, {"p95": 13}, "without the fifty p95 is 1.3 times itself"),
+        (one_key.CONTROL, {"p95": 40}, "the control's p95 is only 4.0 times"),
+    ],
+)
+def test_a_broken_promise_to_other_users_is_named(
+    name: str, change: dict[str, Any], complaint: str
+) -> None:
+    """They wait too long, or fail; or the run proves nothing."""
+    (broken,) = one_key.shortfalls(one_key_result(**{name: change}))
+    assert broken.startswith(complaint)
+
+
+def test_the_ratio_to_other_users_is_the_median_of_pairs() -> None:
+    """One disturbed round changes neither it nor the others."""
+    found = {one_key.WITHOUT: [10, 10, 90], one_key.WITH: [12, 50, 99]}
+    rows = one_key.rows({k: [one_key.Round(1, n, 1, 1, 0) for n in v] for k, v in found.items()})
+    assert rows[1]["ratios"] == [1.2, 5.0, 1.1]
+    assert rows[1]["ratio"] == 1.2
 
 
 REQUESTS = {sql_request.USERS: 1.0, sql_request.SQL: 0.8}

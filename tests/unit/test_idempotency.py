@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import pytest
-from lambda_pg import Database
+from lambda_pg import Database, DatabaseUnavailableError, DeadlineExceededError
 from lambda_pg.http_api import Answer, Problem, idempotency
 from lambda_pg.http_api.idempotency import Key
 
@@ -101,13 +101,19 @@ class Clock:
         return self.now
 
 
+Found = tuple[bool, Answer | None] | Exception
+
+
 class Looks(Key):
     """A key whose looks find what a test says; at the end nothing more changes."""
 
-    found: Iterator[tuple[bool, Answer | None]] = iter(())
+    found: Iterator[Found] = iter(())
 
     def look(self, *_: object) -> tuple[bool, Answer | None]:
-        return next(self.found, (False, None))
+        found = next(self.found, (False, None))
+        if isinstance(found, Exception):
+            raise found
+        return found
 
 
 @pytest.fixture
@@ -119,7 +125,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def wait(clock: Clock, seconds: float, *found: tuple[bool, Answer | None]) -> Answer | None:
+def wait(clock: Clock, seconds: float, *found: Found) -> Answer | None:
     """Wait for a first request at most so many seconds, with these looks."""
     key = Looks(*key_of())
     key.found = iter(found)
@@ -162,3 +168,11 @@ def test_a_wait_ends_with_what_it_was_for(clock: Clock) -> None:
     assert wait(clock, 10, (False, None), (False, answer)) is answer
     assert wait(clock, 10, (False, None), (False, None), (True, None)) is None
     assert len(clock.pauses) == 5
+
+
+def test_a_deadline_inside_a_look_is_the_end_of_the_wait(clock: Clock) -> None:
+    """The first request still runs, as far as is known: 409. An outage is reported as one."""
+    with pytest.raises(Problem):
+        wait(clock, 10, (False, None), DeadlineExceededError("over"))
+    with pytest.raises(DatabaseUnavailableError):
+        wait(clock, 10, (False, None), DatabaseUnavailableError("away"))

@@ -131,6 +131,16 @@ def test_up_says_how_to_try_sql_where_the_first_api_has_it() -> None:
     assert tried.endswith("""-d '{"query": "SELECT 1"}' http://127.0.0.1:1/sql""")
 
 
+def test_up_says_how_to_try_the_sample() -> None:
+    """One request that makes a user, one that lists users; the document is for a browser."""
+    routes = ["ANY /users", "GET /openapi.json", "GET /swagger", "GET /users", "POST /users"]
+    said = welcome(Welcoming({**API, "routes": routes}))
+    assert "http://127.0.0.1:1/swagger documents the API." in said
+    tried = [line.split() for line in said if line.startswith("curl")]
+    assert [each[-1].rpartition(":1")[2] for each in tried] == ["/health", "/users", "/users"]
+    assert ["-d" in each for each in tried] == [False, True, False]
+
+
 def test_up_without_an_app_names_no_route() -> None:
     """Nothing is deployed yet."""
     assert not any("routes" in line for line in welcome(Welcoming()))

@@ -85,6 +85,13 @@ def test_an_invalid_body_is_422_and_names_the_field(
     assert [each["field"] for each in reply.json()["errors"]] == [field]
 
 
+def test_an_answer_names_a_few_faults(users: ServedUsers) -> None:
+    """Else a body of 64 KB would get an answer of 600 KB."""
+    reply = users.call("POST", "/users", dict.fromkeys(map(str, range(5000)), 1), subject=SUBJECT)
+    assert reply.status == 422
+    assert len(reply.json()["errors"]) == 20
+
+
 @pytest.mark.parametrize("query", ["limit=0", "limit=101", "limit=x", "limit=1&limit=2", "after=x"])
 def test_an_invalid_query_is_422_and_names_the_parameter(users: ServedUsers, query: str) -> None:
     """So does a wrong query string."""

@@ -41,7 +41,7 @@ IF_MATCH: Final[Schema] = {
     "description": "ETags of versions, of which the user must have one; or *",
     "schema": {
         "type": "string",
-        "pattern": r'^(\*|(W/)?"[!#-~]*"(, ?(W/)?"[!#-~]*")*)$',
+        "pattern": r'^(\*|(W/)?"[^\u0000-\u0020"\u007f]*"(, ?(W/)?"[^\u0000-\u0020"\u007f]*")*)$',
         "examples": ['"1"'],
     },
 }

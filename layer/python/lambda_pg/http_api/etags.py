@@ -6,8 +6,9 @@ from typing import Final, NamedTuple
 ANY: Final = "*"
 """The field value that every existing row matches."""
 
-_TAG: Final = re.compile(r'[ \t]*(?:(W/)?"([\x21\x23-\x7e\x80-\xff]*)"[ \t]*)?(?:,|\Z)')
-"""An element of a list of tags, which may be empty, and the comma or the end after it."""
+_TAG: Final = re.compile(r'[ \t]*(?:(W/)?"([^\x00-\x20"\x7f]*)"[ \t]*)?(?:,|\Z)')
+"""An element of a list of tags, which may be empty, and the comma or the end after it. A byte that
+is not ASCII (`obs-text`) can come as any character, also as half of a surrogate pair."""
 
 _VERSION: Final = re.compile(r"0|[1-9][0-9]{0,18}")
 """The opaque part of a tag that `etag` can have made."""

@@ -13,7 +13,11 @@ from psycopg.rows import Row, tuple_row
 from lambda_pg._clock import monotonic
 from lambda_pg._connection import Connection
 from lambda_pg._database import Database
-from lambda_pg._errors import CommitOutcomeUnknownError
+from lambda_pg._errors import (
+    CommitOutcomeUnknownError,
+    DatabaseUnavailableError,
+    DeadlineExceededError,
+)
 from lambda_pg._jitter import jitter
 from lambda_pg._pipeline import Request as Statement
 from lambda_pg.http_api.answers import Answer
@@ -41,17 +45,8 @@ CLAIM: Final = (
 )
 """For the last parameter true it claims the key for the transaction, for false it only looks."""
 
-STORE: Final = (
-    "INSERT INTO idempotency_keys (owner, id, request, status, headers, body)"
-    " VALUES (%s, %s, %s, %s, %s::jsonb, %s)"
-)
-
-CLEAR: Final = (
-    "DELETE FROM idempotency_keys WHERE owner = %s AND id IN (SELECT id FROM idempotency_keys"
-    " WHERE owner = %s AND expires_at <= CURRENT_TIMESTAMP ORDER BY expires_at LIMIT 10"
-    " FOR UPDATE SKIP LOCKED)"
-)
-"""Deletes at most ten expired rows of the caller, and waits for nobody who deletes them too."""
+STORE: Final = "SELECT store_idempotent_answer(%s, %s, %s, %s::smallint, %s::jsonb, %s)"
+"""Also deletes at most ten expired rows of the caller."""
 
 
 def change_once(
@@ -82,18 +77,31 @@ def change_once(
         return _committed(db, lambda connection: _answer_of(change, connection), claims)
     key = Key.of(request, text, _subject(claims))
     until = min(db._invocations.earliest(), monotonic() + LONGEST_WAIT)
-    may_ask = True
+    unknown: CommitOutcomeUnknownError | None = None
     while True:
         try:
-            return _committed(db, lambda connection: key.apply(change, connection), claims)
-        except _BusyError:
-            answer = _await_first(db, key, claims, until)
+            answer = _apply_or_wait(db, key, change, claims, until)
+        except CommitOutcomeUnknownError as error:
+            if unknown is not None:
+                raise
+            unknown = error  # the next claim shows the outcome: the row is there if the change is
+        except DatabaseUnavailableError as error:
+            if unknown is None:
+                raise
+            raise unknown from error  # the change may have been made
+        else:
             if answer is not None:
                 return answer
-        except CommitOutcomeUnknownError:
-            if not may_ask:
-                raise
-            may_ask = False  # the next claim shows the outcome: the row is there if the change is
+
+
+def _apply_or_wait(
+    db: Database[Row], key: "Key", change: Change[Row], claims: Mapping[str, Any], until: float
+) -> Answer | None:
+    """Return the answer of the change, or of the first request; None if the key is free again."""
+    try:
+        return _committed(db, lambda connection: key.apply(change, connection), claims)
+    except _BusyError:
+        return _await_first(db, key, claims, until)
 
 
 class _BusyError(Exception):
@@ -142,7 +150,7 @@ class Key(NamedTuple):
         if not claimed:
             raise _BusyError
         answer = _answer_of(change, connection)
-        cast(Connection[Row], connection).close_with(self._closing(connection, answer))
+        cast(Connection[Row], connection).close_with([self._storing(connection, answer)])
         return answer
 
     def look(self, db: Database[Row], claims: Mapping[str, Any]) -> tuple[bool, Answer | None]:
@@ -172,7 +180,7 @@ class Key(NamedTuple):
         replayed = {**json.loads(headers), "Idempotent-Replayed": "true"}
         return False, Answer(status, body or None, replayed)
 
-    def _closing(self, connection: psycopg.Connection[Row], answer: Answer) -> list[Statement]:
+    def _storing(self, connection: psycopg.Connection[Row], answer: Answer) -> Statement:
         content = answer.content
         if len(content) > MAX_STORED:
             raise ValueError(
@@ -181,10 +189,7 @@ class Key(NamedTuple):
             )
         headers = json.dumps(dict(answer.headers))
         row = (self.owner, self.id, self.request, answer.status, headers, content)
-        return [
-            Statement.of(psycopg.Cursor(connection, row_factory=tuple_row), query, params)
-            for query, params in ((STORE, row), (CLEAR, (self.owner, self.owner)))
-        ]
+        return Statement.of(psycopg.Cursor(connection, row_factory=tuple_row), STORE, row)
 
 
 def _hash(*parts: str | bytes) -> bytes:
@@ -218,10 +223,14 @@ def _committed(
 
 
 def _answer_of(change: Change[Row], connection: psycopg.Connection[Row]) -> Answer:
-    """Run the change. Raises _UndoneError with an answer that is no success."""
+    """Run the change. Raises _UndoneError with an answer that is no success.
+
+    The body is encoded here, so that one that JSON cannot hold is not found after COMMIT.
+    """
     answer = change(connection)
     if not isinstance(answer, Answer):
         raise TypeError(f"the change returned a {type(answer).__name__}; must return an Answer")
+    _ = answer.content
     if not 200 <= answer.status <= 299:
         raise _UndoneError(answer)
     return answer
@@ -238,10 +247,17 @@ def _await_first(
     while (left := until - LAST_LOOK - monotonic()) > 0:
         time.sleep(min(left, jitter.uniform(longest / 2, longest)))
         longest = min(2 * longest, LONGEST_PAUSE)
-        free, answer = key.look(db, claims)
+        try:
+            free, answer = key.look(db, claims)
+        except DeadlineExceededError as late:
+            raise _in_use() from late
         if free or answer is not None:
             return answer
-    raise Problem(
+    raise _in_use()
+
+
+def _in_use() -> Problem:
+    return Problem(
         "idempotency-key-in-use",
         "The first request with this Idempotency-Key is still running; retry it later.",
         headers={"Retry-After": "1"},
