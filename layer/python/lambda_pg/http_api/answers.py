@@ -48,7 +48,7 @@ class Answer:
         return _encode(self.body).encode()
 
     def response(self) -> dict[str, Any]:
-        """Return the answer in payload format 2.0; bytes that are not UTF-8 travel as base64."""
+        """Return the answer in payload format 2.0; what is no UTF-8 travels as base64."""
         content = self.content
         try:
             body, encoded = content.decode(), False
