@@ -48,7 +48,7 @@ def text_of(fields: Any) -> str:
     if not isinstance(text, str) or not 1 <= len(text) <= 1000 or "\0" in text:
         errors.append({"field": "text", "detail": "must be 1 to 1,000 characters without NUL"})
     if errors:
-        raise Problem("invalid-fields", 'The body must be {"text": "..."}.', errors=errors)
+        raise Problem("invalid-fields", 'The body must be {"text": "..."}.', errors=errors[:20])
     return str(text)
 
 

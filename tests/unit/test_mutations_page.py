@@ -21,6 +21,15 @@ def test_the_code_is_the_sample_s() -> None:
     assert [block for block in blocks if block not in NOTES] == []
 
 
+def test_the_page_s_sql_runs_beside_the_samples() -> None:
+    """A reader runs it in a database that may have the samples' functions."""
+    migrations = [path.read_text() for path in (ROOT / "migrations").rglob("*.py")]
+    taken = set(re.findall(r"CREATE FUNCTION (\w+)", "\n".join(migrations)))
+    of_page = set(re.findall(r"CREATE FUNCTION (\w+)", PAGE))
+    assert of_page
+    assert of_page & taken == set()
+
+
 def test_the_first_function_has_ten_lines() -> None:
     """From its name to its last statement, without empty lines."""
     (function,) = re.findall(r"(?ms)^def create_note.*?^    return [^\n]*\n", NOTES)

@@ -50,6 +50,13 @@ def test_wrong_fields_are_named(notes: ModuleType, body: object, fields: list[st
     assert [error["field"] for error in answer["errors"]] == fields
 
 
+def test_an_answer_names_at_most_twenty_fields(notes: ModuleType) -> None:
+    """A body of 64 KB holds thousands of names: the answer must not be larger than the request."""
+    body = json.dumps({str(number): 1 for number in range(6000)})
+    status, _, answer = send(notes, http_event("POST /notes", body))
+    assert (status, len(answer["errors"])) == (422, 20)
+
+
 @pytest.mark.parametrize("text", ["x", "x" * 1000, "\N{GRINNING FACE}" * 1000, " "])
 def test_a_text_of_1_to_1000_characters_is_taken(
     notes: ModuleType, monkeypatch: pytest.MonkeyPatch, text: str

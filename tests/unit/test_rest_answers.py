@@ -65,6 +65,20 @@ def test_an_answer_of_bytes_is_sent_unchanged() -> None:
     assert again.response() == first.response()
 
 
+def test_bytes_that_are_no_text_are_sent_as_base64() -> None:
+    """An answer is encoded after COMMIT: nothing that a change returned may fail there."""
+    png = b"\x89PNG\xff"
+    response = Answer(200, png, {"Content-Type": "image/png"}).response()
+    assert response["isBase64Encoded"] is True
+    assert base64.b64decode(response["body"]) == png
+
+
+@pytest.mark.parametrize("name", ["content-type", "CONTENT-TYPE"])
+def test_a_header_in_any_case_replaces_the_default(name: str) -> None:
+    """Names of headers have no case: two of them would be two values."""
+    assert Answer(200, b"a,b", {name: "text/csv"}).response()["headers"] == {name: "text/csv"}
+
+
 @pytest.mark.parametrize("value", [float("nan"), Decimal(1), {1, 2}, object()])
 def test_what_json_has_no_type_for_is_a_defect(value: object) -> None:
     """It never becomes a text that looks right."""

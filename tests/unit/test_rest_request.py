@@ -465,6 +465,31 @@ def test_nothing_but_a_problem_leaves(
         assert status_of(lambda: request.has_version(1)) == 200
 
 
+@pytest.mark.parametrize(
+    "subject",
+    [
+        f"{{{SUBJECT}}}",
+        f"urn:uuid:{SUBJECT}",
+        SUBJECT.replace("-", ""),
+        f"{SUBJECT[:3]}-{SUBJECT[3:]}",
+        f"+{SUBJECT[1:]}",
+        f"{SUBJECT[0]}_{SUBJECT[2:]}",
+        f"\N{ARABIC-INDIC DIGIT SIX}{SUBJECT[1:]}",
+        f"{SUBJECT}\n",
+    ],
+)
+def test_another_text_is_never_the_same_user(subject: str) -> None:
+    """UUID() reads them all; an issuer may have two users whose subjects differ like this."""
+    request = Request.of(http_event(claims={"sub": subject}))
+    assert refusal(lambda: request.claims) == (403, "no-subject")
+
+
+def test_a_subject_has_no_case() -> None:
+    """PostgreSQL shows UUIDs in lower case, and the database compares UUIDs, not texts."""
+    request = Request.of(http_event(claims={"sub": SUBJECT.upper()}))
+    assert request.claims == {"sub": SUBJECT}
+
+
 @given(st.from_type(object) | st.text() | st.uuids().map(str))
 def test_no_subject_leads_to_another_error(subject: object) -> None:
     """It is a UUID, or there is none."""

@@ -27,10 +27,11 @@ class Answer:
 
     def __post_init__(self) -> None:
         """Complete the headers."""
+        given = {name.lower() for name in self.headers}
         headers: dict[str, str] = {}
-        if self.body is not None:
+        if self.body is not None and "content-type" not in given:
             headers["Content-Type"] = "application/json"
-        if self.version is not None:
+        if self.version is not None and "etag" not in given:
             headers["ETag"] = etag(self.version)
         object.__setattr__(self, "headers", {**headers, **self.headers})
 
