@@ -61,7 +61,10 @@ def _plain(value: object) -> str:
         return str(value)
     if isinstance(value, datetime | date | time):
         return value.isoformat()
-    raise TypeError(f"the body holds a value of type {type(value).__name__}, not one of JSON's")
+    raise TypeError(
+        f"the body holds a value of type {type(value).__name__}, not one of JSON's: return a text"
+        " or a number instead"
+    )
 
 
 _encode: Final = json.JSONEncoder(default=_plain, ensure_ascii=False, allow_nan=False).encode
