@@ -157,6 +157,7 @@ bench: servers setup-tools ## measure what the layer costs, warm and cold, and w
 	$(RUN) -m benchmarks.cost.whole_request --output benchmarks/results/whole_request.json || code=1; \
 	$(RUN) -m benchmarks.cost.sql --output benchmarks/results/sql.json || code=1; \
 	$(RUN) -m benchmarks.cost.sql_request --output benchmarks/results/sql_request.json || code=1; \
+	$(RUN) -m benchmarks.cost.mutations --output benchmarks/results/mutations.json || code=1; \
 	$(RUN) -m benchmarks.cost.one_key --output benchmarks/results/one_key.json || code=1; \
 	$(RUN) -m benchmarks.report --write || code=1; \
 	exit $$code

@@ -58,6 +58,7 @@ PARTS = (
     Part(PAGE, "logins", tables.logins_table, ("logins",)),
     Part(PAGE, "sql", tables.sql_table, ("sql",)),
     Part(PAGE, "sql-request", tables.sql_request_table, ("sql_request",)),
+    Part(PAGE, "mutations", tables.mutations_table, ("mutations",)),
 )
 PICTURES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "storm.svg": ("storm", plots.storm_plot),

@@ -287,6 +287,16 @@ def sql_request_table(result: Result) -> str:
     return f"{drawn}\n\n{notes(result, *method(result))}"
 
 
+def mutations_table(result: Result) -> str:
+    """Draw the writes of `users`, with both paths side by side and the round trips of each."""
+    names = {row["name"]: row["name"] for row in result["rows"]}
+    trips = {row["name"]: row["round_trips"] for row in result["rows"]}
+    head = ["a write", "direct, µs", "to before", "PgBouncer, µs", "to before", "round trips"]
+    medians = f"Medians of {result['runs']} runs."
+    drawn = table(head, [[*line, trips[line[0]]] for line in _of_both_paths(result, names)])
+    return f"{drawn}\n\n{notes(result, medians, *method(result))}"
+
+
 def _of_both_paths(result: Result, titles: Mapping[str, str]) -> list[list[str]]:
     """Return a line for each title: the times and ratios of its row on both paths."""
     cells: dict[str, dict[str, list[str]]] = {}

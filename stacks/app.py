@@ -333,6 +333,8 @@ class Stage(_AnyStage):
         self._stacks.api.routes.add(
             route, alias or function, function.node.id, public=public, scopes=scopes
         )
+        if self._stacks.api.identity.has_trigger:
+            self._stacks.watch.watch_sign_ins()
 
     @property
     def sql_token_api(self) -> apigatewayv2.HttpApi | None:

@@ -16,7 +16,7 @@ from lambda_pg_cdk.stage.config import Config
 class Identity(Construct):
     """The authorizer of the API.
 
-    Public: `authorizer`, `authorizer_id`, `new_authorizer`, `offer`.
+    Public: `authorizer`, `authorizer_id`, `has_trigger`, `new_authorizer`, `offer`.
     """
 
     def __init__(
@@ -52,6 +52,11 @@ class Identity(Construct):
             jwt_audience=self._audience,
             identity_source=["$request.header.Authorization"],
         )
+
+    @property
+    def has_trigger(self) -> bool:
+        """Tell whether sign-ins wait for a function that puts scopes into tokens."""
+        return self._scopes is not None
 
     def offer(self, scopes: Sequence[str]) -> None:
         """Make scopes that the user pool can put into tokens; another issuer brings its own."""

@@ -60,7 +60,7 @@ class _Watched:
 class ObservabilityStack(Stack):
     """Alarms go to a topic if the stage has an address.
 
-    Public: `watch`, `watch_sql`, `watch_background`.
+    Public: `watch`, `watch_sql`, `watch_sign_ins`, `watch_background`.
     """
 
     def __init__(
@@ -263,6 +263,18 @@ class ObservabilityStack(Stack):
             off = _metric(METRICS, ROTATION_OFF, secret, "Maximum", Duration.hours(REPORT_HOURS))
             name = f"Sql{role.title()}RotationOff"
             yield _Watched(name, off, 1, "the-rotation-is-off", periods=1)
+
+    def watch_sign_ins(self) -> None:
+        """Watch the function that every sign-in waits for; further calls change nothing."""
+        if self.node.try_find_child("Scopes") is not None:
+            return
+        self._board.monitor_lambda_function(
+            lambda_function=self._function("Scopes", "identity/scopes-function"),
+            human_readable_name="Function scopes",
+            alarm_friendly_name="Scopes",
+            add_fault_count_alarm={"Warning": self._errors(0, "sign-ins-fail")},
+            add_throttles_count_alarm={"Warning": self._errors(0, "sign-ins-fail")},
+        )
 
     def watch_background(self, api: ApiStack) -> None:
         """Watch the scheduled functions: each failure fires the alarm."""

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from typing import cast
 
+from aws_cdk import Stack
 from aws_cdk import aws_cognito as cognito
 from constructs import Construct
 
 from lambda_pg_cdk.stacks.assets import Assets
 from lambda_pg_cdk.stacks.functions import new_function
+from lambda_pg_cdk.stacks.published import published
 from lambda_pg_cdk.stage.config import Config
 from lambda_pg_cdk.stage.sources import OPERATIONS
 
@@ -49,6 +51,9 @@ class GroupScopes(Construct):
             cognito.UserPoolOperation.PRE_TOKEN_GENERATION_CONFIG,
             self._trigger,
             cognito.LambdaVersion.V2_0,
+        )
+        published(config, "identity/scopes-function").write(
+            Stack.of(self), self._trigger.function_name
         )
         cast(cognito.CfnUserPool, pool.node.default_child).user_pool_tier = "ESSENTIALS"
 

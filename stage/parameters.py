@@ -60,6 +60,7 @@ PARAMETERS = {
     "pooler/target-group": "its target group, as metrics name it",
     "pooler/certificate-function": "function that renews its certificate",
     "pooler/proxy": "name of the RDS Proxy",
+    "identity/scopes-function": "function that puts scopes into Cognito's tokens",
     "network/bastion": "instance through which Session Manager reaches the database",
     "network/endpoints": "group of the interface endpoints, where there is no NAT",
 }

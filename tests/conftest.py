@@ -32,7 +32,7 @@ share another cloud. The two groups run side by side, each in one process: neith
 other looks at."""
 
 LAST_IN_A_CLOUD = (
-    "e2e/test_cors.py",
+    "e2e/test_strict_stage.py",
     "e2e/test_redeploy.py",
     "e2e/test_deployment.py",
     "e2e/test_watch.py",

@@ -72,7 +72,7 @@ def test_fifty_at_once_are_one_change_and_hold_one_connection(cloud: LocalCloud)
             jobs = [pool.submit(create) for _ in range(AT_ONCE)]
             wait_until(lambda: held_up(admin) == 1, what="the one that runs")
             time.sleep(2 * LONG)
-            wait_until(lambda: long_transactions(admin) == 1, what="one long transaction")
+            wait_until(lambda: long_transactions(admin) == 1, 5, "one long transaction")
             assert call(cloud.url, "POST", "/users", eve, {"name": "Eve"}).status == 201
             assert not any(job.done() for job in jobs)
         answers = [job.result() for job in jobs]

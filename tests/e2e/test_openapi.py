@@ -23,7 +23,7 @@ from tests.support.mutants import mutant_function
 PROGRAM = Path(sys.executable).with_name("schemathesis")
 SECONDS = 240
 SEED = 18
-EXAMPLES = 30
+EXAMPLES = 50
 """Random requests of each operation, besides about 250 that are always the same."""
 
 SETTINGS = """

@@ -33,7 +33,7 @@ class Theirs:
         chosen = {**context, "stage": "dev", "override": json.dumps(override or {})}
         self.app = App(outdir=str(folder), context=chosen)
         self.stage = Stage(self.app)
-        self._own = self.stage.budget.clients
+        self.of_stage = self.stage.budget.clients
         self.stack = self.new_stack()
 
     def new_stack(self, name: str = "Orders") -> Stack:
@@ -46,7 +46,7 @@ class Theirs:
     def forget(self) -> None:
         """Remove their stack, the functions that were attached to the pooler, and all errors."""
         self.app.node.try_remove_child(self.stack.node.id)
-        self.stage._counted._clients[:] = self._own
+        self.stage._counted._clients[:] = self.of_stage
         self.stage._problems._found.clear()
 
     def function(self, name: str = "Orders", **options: Any) -> lambda_.Function:
@@ -341,7 +341,7 @@ def test_a_cap_that_cannot_be_added_up_is_refused(theirs: Theirs, number: Any) -
     """A value that only the deployment knows would count as anything."""
     theirs.stage.attach(theirs.function(), concurrency=given(number))
     refused(theirs, "must be a whole number of at least 0")
-    assert len(theirs.stage.budget.clients) == 2
+    assert theirs.stage.budget.clients == theirs.of_stage
 
 
 @UNCOUNTABLE
@@ -355,7 +355,7 @@ def test_a_reservation_that_cannot_be_added_up_is_refused(theirs: Theirs, number
     resource.reserved_concurrent_executions = given(number)
     theirs.stage.attach(reserved)
     refused(theirs, "must be a whole number of at least 0")
-    assert len(theirs.stage.budget.clients) == 2
+    assert theirs.stage.budget.clients == theirs.of_stage
 
 
 @pytest.mark.parametrize("name", ["slots", "processes"])

@@ -129,6 +129,19 @@ def test_the_trigger_can_do_nothing_but_log(prod: Stage) -> None:
     assert permission["SourceArn"] == {"Fn::GetAtt": [pool, "Arn"]}
 
 
+def test_a_failed_trigger_fires_an_alarm(own: OwnApp, prod: Stage) -> None:
+    """Nobody could sign in, and the API would notice nothing. Once, for all routes."""
+    of_stage = prod.resources("Observability", "AWS::CloudWatch::Alarm")
+    of_app = own.resources("Observability", "AWS::CloudWatch::Alarm")
+    for alarms in (of_stage, of_app):
+        found = [
+            each["Properties"]["Metrics"][0]["MetricStat"]["Metric"]["MetricName"]
+            for each in alarms.values()
+            if "#sign-ins-fail" in each["Properties"]["AlarmDescription"]
+        ]
+        assert sorted(found) == ["Errors", "Throttles"]
+
+
 def test_routes_of_an_app_have_scopes(own: OwnApp) -> None:
     """In the order of the call; a route without them takes every token of the issuer."""
     found = scopes_of(own.resources("Api", ROUTE))
@@ -159,6 +172,7 @@ def test_without_scopes_the_templates_have_nothing_of_them(tmp_path: Path) -> No
     bare = OwnApp(tmp_path, {"sample_api": False})
     bare.stage.route("GET /orders", bare.function())
     for text in (json.dumps(off.templates["Api"]), json.dumps(bare.template("Api"))):
+        assert "identity/scopes-function" not in text
         for word in ("UserPoolGroup", "LambdaConfig", "UserPoolTier", "SCOPES", "Scopes"):
             assert word not in text
 

@@ -20,6 +20,7 @@ from benchmarks.cost import (
     cold_start,
     first_request,
     logins,
+    mutations,
     one_key,
     overhead,
     ratios,
@@ -248,6 +249,68 @@ def test_each_row_of_a_request_is_measured_in_every_round() -> None:
     times = sql_request.measure(requests, rounds=3, calls=2)
     assert {name: len(each) for name, each in times.items()} == dict.fromkeys(REQUESTS, 3)
     assert Counter(sent) == dict.fromkeys(REQUESTS, 4 * 2)
+
+
+WRITES: dict[str, tuple[float, int]] = {
+    "POST: before": (1.0, 1),
+    mutations.SAME: (1.0, 1),
+    "POST: plain": (1.0, 1),
+    "POST: with a key": (1.7, 3),
+    "PATCH: before": (1.0, 3),
+    "PATCH: plain": (0.9, 2),
+    "PATCH: with a key": (1.1, 3),
+    "PATCH: with If-Match": (0.9, 2),
+    mutations.WHOLE: (1.2, 4),
+    mutations.CONTROL: (2.5, 7),
+}
+"""The ratio and the round trips of each row, within every goal."""
+
+
+def mutations_result(**changes: tuple[float, int]) -> dict[str, Any]:
+    """Make a result of the writes that meets every goal, but for some rows."""
+    wanted = WRITES | changes
+    times = {name: [50 * ratio] * 3 for name, (ratio, _) in wanted.items()}
+    trips = {name: each for name, (_, each) in wanted.items()}
+    paths = ("direct", "pgbouncer")
+    runs = dict.fromkeys(paths, [times] * 5)
+    return ORIGIN | {"runs": 5} | mutations.result_of(runs, dict.fromkeys(paths, trips))
+
+
+def test_writes_within_their_goals_break_no_promise() -> None:
+    """No shortfall means that every promise was kept."""
+    result = mutations_result()
+    assert mutations.shortfalls(result) == []
+    drawn = tables.mutations_table(result)
+    assert "| PATCH: with everything | 60.0 | 1.20 | 60.0 | 1.20 | 4 |" in drawn
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "complaint"),
+    [
+        (mutations.WHOLE, (1.6, 4), "took 1.6 times PATCH before; the limit is 1.5"),
+        (mutations.WHOLE, (1.2, 5), "took 5 round trips; the limit is 4"),
+        ("POST: plain", (1.0, 2), "took 2 round trips; the limit is 1"),
+        ("POST: with a key", (1.7, 4), "took 4 round trips; the limit is 3"),
+        ("PATCH: plain", (0.9, 4), "took 4 round trips; the limit is 3"),
+        ("PATCH: with If-Match", (0.9, 3), "took 3 round trips; the limit is 2"),
+        (mutations.CONTROL, (1.3, 7), "a control that is not slower proves nothing"),
+        (mutations.CONTROL, (2.5, 4), "a control within the limit proves nothing"),
+        (mutations.SAME, (1.1, 1), "POST before took 1.1 times itself"),
+    ],
+)
+def test_a_broken_promise_of_writes_is_named(
+    name: str, found: tuple[float, int], complaint: str
+) -> None:
+    """A slow write, one round trip more, and a control or a base that proves nothing."""
+    broken = mutations.shortfalls(mutations_result(**{name: found}))
+    assert any(complaint in promise for promise in broken)
+
+
+def test_a_busy_machine_makes_the_writes_worthless() -> None:
+    """It makes ratios smaller."""
+    result = mutations_result()
+    result["unrest"]["direct"] = 3.0
+    assert "another program uses this machine" in mutations.shortfalls(result)[0]
 
 
 COLD: dict[str, Any] = {

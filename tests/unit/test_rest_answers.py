@@ -1,5 +1,6 @@
 """Answers and problem details of lambda_pg.http_api, and what becomes of a handler's errors."""
 
+import base64
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -262,3 +263,10 @@ def test_a_problem_repeats_nothing_of_the_request(call: Callable[[], object]) ->
         call()
     assert_nowhere(seen.value)
     assert CANARY not in str(seen.value.answer("1"))
+
+
+def test_a_body_that_is_no_text_is_encoded() -> None:
+    """API Gateway decodes it: the client gets the same bytes."""
+    response = Answer(200, b"\xff\x00", {"Content-Type": "image/png"}).response()
+    assert response["isBase64Encoded"]
+    assert base64.b64decode(response["body"]) == b"\xff\x00"

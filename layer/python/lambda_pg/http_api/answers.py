@@ -1,5 +1,6 @@
 """Answers: status, headers and JSON, as an HTTP API takes them from a function."""
 
+import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -46,12 +47,17 @@ class Answer:
         return _encode(self.body).encode()
 
     def response(self) -> dict[str, Any]:
-        """Return the answer in payload format 2.0."""
+        """Return the answer in payload format 2.0; bytes that are not UTF-8 as base64."""
+        content = self.content
+        try:
+            body, encoded = content.decode(), False
+        except UnicodeDecodeError:
+            body, encoded = base64.b64encode(content).decode(), True
         return {
             "statusCode": self.status,
             "headers": dict(self.headers),
-            "body": self.content.decode(),
-            "isBase64Encoded": False,
+            "body": body,
+            "isBase64Encoded": encoded,
         }
 
 
