@@ -540,6 +540,21 @@ def test_a_write_deletes_ten_expired_rows_of_its_caller(site: Keyed, db: Db) -> 
     assert site.ask("SELECT count(*) FROM idempotency_keys WHERE owner = %s", other) == [(5,)]
 
 
+def test_a_write_deletes_ten_rows_also_by_a_loop(site: Keyed) -> None:
+    """The rows to delete are looked for once: a plan that loops would find others each time."""
+    nodes = ("hashjoin", "mergejoin", "hashagg", "sort", "material", "bitmapscan")
+    site.run("TRUNCATE idempotency_keys")
+    for node in nodes:
+        site.run(f"ALTER DATABASE {site.name} SET enable_{node} = off")
+    site.add_expired(40)
+    try:
+        change_once(site.open(), site.request(), insert)
+    finally:
+        for node in nodes:
+            site.run(f"ALTER DATABASE {site.name} RESET enable_{node}")
+    assert site.keys() == 30 + 1
+
+
 def test_a_write_waits_for_nobody_who_deletes_too(site: Keyed) -> None:
     """Rows that another transaction is deleting are skipped."""
     site.add_expired(12)
