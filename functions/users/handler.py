@@ -48,7 +48,7 @@ if os.environ.get("API_OPENAPI") == "1":
 
 INSERT = """
 INSERT INTO users (id, owner, name) VALUES (%s, %s, %s)
-ON CONFLICT (id) DO UPDATE SET name = excluded.name
+ON CONFLICT (id) DO UPDATE SET name = users.name
 RETURNING id, name, version, created_at, updated_at
 """
 

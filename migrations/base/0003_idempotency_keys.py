@@ -63,6 +63,14 @@ BEGIN
         headers := stored.headers;
         body := stored.body;
     ELSIF claimed AND keep THEN
+        IF stored.id IS NOT NULL THEN
+            PERFORM FROM idempotency_keys AS k WHERE k.owner = caller AND k.id = key
+                FOR UPDATE SKIP LOCKED;
+            IF NOT FOUND THEN
+                claimed := false;
+                RETURN;
+            END IF;
+        END IF;
         IF current_setting('transaction_isolation') IN ('repeatable read', 'serializable') THEN
             INSERT INTO idempotency_keys VALUES (caller, key, key, 200, '{}', '')
                 ON CONFLICT DO NOTHING;
@@ -74,8 +82,9 @@ END
 $$
 """
 """Claim a key for this transaction, or return its stored answer. It never waits: neither a claim
-nor an answer means that another transaction has the key. Without `keep` it only looks: the end of
-the inner block releases the lock at once, so that many looks keep nobody from claiming the key.
+nor an answer means that another transaction has the key, or is deleting its expired row. Without
+`keep` it only looks: the end of the inner block releases the lock at once, so that many looks keep
+nobody from claiming the key.
 
 VOLATILE, so that under READ COMMITTED the row is looked for after the lock was taken: the snapshot
 of the caller's statement does not have what the last holder has just committed. With the other

@@ -570,6 +570,19 @@ def test_a_write_waits_for_nobody_who_deletes_too(site: Keyed) -> None:
     assert site.keys() == 1
 
 
+def test_a_claim_waits_for_nobody_who_deletes_its_expired_row(site: Keyed, db: Db) -> None:
+    """It waits outside of the server, as for a request that has the key."""
+    change_once(db, site.request(), insert)
+    site.run("UPDATE idempotency_keys SET expires_at = now() WHERE owner = %s", site.subject)
+    with site.superuser() as admin, admin.transaction():
+        admin.execute("DELETE FROM idempotency_keys WHERE owner = %s", [site.subject])
+        with db.deadline(1), pytest.raises(Problem) as refused:
+            change_once(db, site.request(), insert)
+    assert refused.value.name == "idempotency-key-in-use"
+    assert not is_replayed(change_once(db, site.request(), insert))
+    assert (site.things(), site.keys()) == (2, 1)
+
+
 def test_the_owner_deletes_what_has_expired(site: Keyed) -> None:
     """By one statement, and can neither see nor delete anything else."""
     change_once(site.open(), site.request(), insert)

@@ -64,6 +64,15 @@ def test_a_user_has_a_version(users: ServedUsers) -> None:
     assert changed.json()["updated_at"] > first.json()["updated_at"]
 
 
+def test_a_retried_creation_keeps_a_later_edit(users: ServedUsers) -> None:
+    """The layer sends it again if its answer is lost; by then another client may have renamed."""
+    path = create(users)
+    renamed = rename(users, path, "Countess")
+    values, claims = (path.rpartition("/")[2], ADA, "Ada"), {"sub": str(ADA)}
+    row = users.module.db.execute(users.module.INSERT, values, claims=claims).fetchone()
+    assert row["name"] == renamed.json()["name"] == read(users, path).json()["name"]
+
+
 def test_an_edit_of_another_version_is_412(users: ServedUsers) -> None:
     """The row stays, and one of several versions is enough."""
     path = create(users)
