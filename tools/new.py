@@ -17,9 +17,6 @@ TEMPLATE = PACKAGE / "template"
 NAME = "my-api"
 """The name of the template's own project."""
 
-LOCK = PACKAGE / "functions" / "users"
-"""The sample whose packages, and their lock, are those of the template's function."""
-
 PLACES = {
     "gitignore": ".gitignore",  # Git would follow it here, too
 }
@@ -77,8 +74,6 @@ def _files() -> Iterator[tuple[Path, str]]:
         if source.is_file() and "__pycache__" not in source.parts:
             place = source.relative_to(TEMPLATE).as_posix()
             yield source, PLACES.get(place, place)
-    for file in ("requirements.in", "requirements.txt"):
-        yield LOCK / file, f"functions/orders/{file}"
 
 
 def _check_name(name: str) -> None:

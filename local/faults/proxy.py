@@ -428,7 +428,8 @@ class _End(asyncio.Protocol):
 
     def _end(self, sink: asyncio.Transport) -> None:
         self._ended = True
-        sink.write_eof()
+        with suppress(OSError):  # its peer has reset it during a delay
+            sink.write_eof()
         if self._link.other(self)._ended:
             self._link.close()
 

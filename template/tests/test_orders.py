@@ -20,15 +20,25 @@ def call(
     """Return what sends one request to the handler, as the API does; it returns status and body."""
     module = importlib.import_module("functions.orders.handler")  # it reads the environment now
 
-    def request(caller: str, method: str, path: str, body: object = None) -> tuple[int, Any]:
-        context = {
-            "stage": "$default",
-            "http": {"method": method, "path": path},
-            "authorizer": {"jwt": {"claims": {"sub": caller}}},
+    def request(
+        caller: str, route: str, body: object = None, order: str = "", key: str | None = None
+    ) -> tuple[int, Any]:
+        method, path = route.split()
+        event: dict[str, Any] = {
+            "version": "2.0",
+            "routeKey": route,
+            "rawPath": path.replace("{id}", order),
+            "pathParameters": {"id": order},
+            "headers": {"content-type": "application/json"},
+            "requestContext": {
+                "http": {"method": method},
+                "authorizer": {"jwt": {"claims": {"sub": caller}}},
+            },
+            "body": json.dumps(body),
         }
-        headers = {"content-type": "application/json"}
-        event = {"version": "2.0", "rawPath": path, "requestContext": context, "headers": headers}
-        answer = module.handler({**event, "body": json.dumps(body)}, lambda_context)
+        if key is not None:
+            event["headers"] |= {"idempotency-key": key}
+        answer = module.handler(event, lambda_context)
         return answer["statusCode"], json.loads(answer["body"])
 
     return request
@@ -37,20 +47,28 @@ def call(
 def test_an_order_can_be_read(call: Call) -> None:
     """By the caller who has created it."""
     ada = str(uuid4())
-    status, order = call(ada, "POST", "/orders", {"item": "a lamp"})
-    assert (status, order["item"]) == (200, "a lamp")
-    assert call(ada, "GET", f"/orders/{order['id']}") == (200, order)
-    assert call(ada, "GET", "/orders") == (200, [order])
+    status, order = call(ada, "POST /orders", {"item": "a lamp"})
+    assert (status, order["item"]) == (201, "a lamp")
+    assert call(ada, "GET /orders/{id}", order=order["id"]) == (200, order)
+    assert call(ada, "GET /orders") == (200, [order])
 
 
 def test_an_order_is_nobody_elses(call: Call) -> None:
     """Row-level security hides it."""
-    _, order = call(str(uuid4()), "POST", "/orders", {"item": "a lamp"})
+    _, order = call(str(uuid4()), "POST /orders", {"item": "a lamp"})
     bob = str(uuid4())
-    assert call(bob, "GET", "/orders") == (200, [])
-    assert call(bob, "GET", f"/orders/{order['id']}")[0] == 404
+    assert call(bob, "GET /orders") == (200, [])
+    assert call(bob, "GET /orders/{id}", order=order["id"])[0] == 404
+
+
+def test_a_repeated_order_is_one_order(call: Call) -> None:
+    """The Idempotency-Key is the same, so the answer is, too."""
+    ada = str(uuid4())
+    first = call(ada, "POST /orders", {"item": "a lamp"}, key="one")
+    assert call(ada, "POST /orders", {"item": "a lamp"}, key="one") == first
+    assert call(ada, "GET /orders") == (200, [first[1]])
 
 
 def test_an_order_without_an_item_is_refused(call: Call) -> None:
     """Before the database is asked."""
-    assert call(str(uuid4()), "POST", "/orders", {})[0] == 422
+    assert call(str(uuid4()), "POST /orders", {})[0] == 422

@@ -42,7 +42,7 @@ def test_the_tests_of_a_new_project_pass(project: Path) -> None:
     """On a real PostgreSQL, with the migration and its policy."""
     done = pytest_in(project)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 passed" in done.stdout
+    assert "4 passed" in done.stdout
 
 
 def test_what_a_synthesis_writes_is_not_tested(project: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from benchmarks.cost import sql
+from benchmarks.cost import mutations, sql
 from lambda_pg_cdk.stage.budget import LOGIN_MILLISECONDS
 from lambda_pg_cdk.stage.config import Config
 from lambda_pg_cdk.stage.schema import REQUIRED, Rule, describe
@@ -268,6 +268,18 @@ def test_the_proof_names_the_promises_of_sql_that_the_committed_run_missed() -> 
     assert [f"{each:.2f}" for each in over] == (re.findall(r"[0-9.]+", said[1]) if said else [])
     assert found["cold_start"]["ratio"] <= sql.COLD_GOAL
     assert max(found["refused"].values()) <= sql.MEMORY_GOAL
+
+
+def test_the_proof_names_the_promises_of_writes_that_the_committed_run_missed() -> None:
+    """Each path on which a PATCH with everything is over its goal, with its ratio."""
+    found = result("mutations")
+    over = [
+        f"{row['ratio']:.2f}"
+        for row in found["rows"]
+        if row["name"] == mutations.WHOLE and row["ratio"] > found["goal"]
+    ]
+    said = re.search(r"The committed run missed that of a PATCH \((.*?)\)", text_of("proof.md"))
+    assert over == (re.findall(r"[0-9.]+", said[1]) if said else [])
 
 
 def test_decisions_have_the_numbers_of_the_committed_results() -> None:

@@ -87,8 +87,6 @@ def test_it_writes_these_files(project: Path) -> None:
         "app.py",
         "cdk.json",
         "functions/orders/handler.py",
-        "functions/orders/requirements.in",
-        "functions/orders/requirements.txt",
         "migrations/0001_orders.py",
         "package.json",
         "pytest.ini",

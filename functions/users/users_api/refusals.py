@@ -32,7 +32,7 @@ def unknown_user() -> Problem:
 
 
 def another_version() -> Problem:
-    """Return the refusal of an edit of what somebody else has edited: 412."""
+    """Return the refusal of an edit of an old version: 412."""
     detail = "The user has another version: read it again, and repeat the change if it still fits."
     return Problem("precondition-failed", detail)
 

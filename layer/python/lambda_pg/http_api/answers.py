@@ -48,7 +48,7 @@ class Answer:
         return _encode(self.body).encode()
 
     def response(self) -> dict[str, Any]:
-        """Return the answer in payload format 2.0; what is no UTF-8 travels as base64."""
+        """Return the answer in payload format 2.0; bytes that are not UTF-8 as base64."""
         content = self.content
         try:
             body, encoded = content.decode(), False
@@ -68,7 +68,10 @@ def _plain(value: object) -> str:
         return str(value)
     if isinstance(value, datetime | date | time):
         return value.isoformat()
-    raise TypeError(f"the body holds a value of type {type(value).__name__}, not one of JSON's")
+    raise TypeError(
+        f"the body holds a value of type {type(value).__name__}, not one of JSON's: return a text"
+        " or a number instead"
+    )
 
 
 _encode: Final = json.JSONEncoder(default=_plain, ensure_ascii=False, allow_nan=False).encode

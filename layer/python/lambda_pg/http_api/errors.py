@@ -25,9 +25,9 @@ class StatementFailedError(RuntimeError):
 def answer_to(error: Exception, request_id: str) -> Answer:
     """Return the answer to a request that ended with an error.
 
-    What is no refusal and no outage fails the invocation, so that a deployment goes back: it is
-    raised again, an SQL error as StatementFailedError without the server's message, which can
-    quote values and which Lambda would log.
+    Refusals and outages have an answer. Every other error is a defect and is raised again: the
+    invocation fails, and a deployment is rolled back. An SQL error is raised as
+    StatementFailedError without the server's message: that can quote values, and Lambda logs it.
     """
     if isinstance(error, Problem):
         return error.answer(request_id)

@@ -7,8 +7,8 @@ ANY: Final = "*"
 """The field value that every existing row matches."""
 
 _TAG: Final = re.compile(r'[ \t]*(?:(W/)?"([^\x00-\x20"\x7f]*)"[ \t]*)?(?:,|\Z)')
-"""An element of a list of tags, which may be empty, and the comma or the end after it. A byte that
-is not ASCII (`obs-text`) can come as any character, also as half of a surrogate pair."""
+"""A tag, or nothing, and the comma or the end after it. A byte that is not ASCII (`obs-text`) may
+come as any character, also as half of a surrogate pair."""
 
 _VERSION: Final = re.compile(r"0|[1-9][0-9]{0,18}")
 """The opaque part of a tag that `etag` can have made."""
@@ -30,7 +30,7 @@ def etag(version: int) -> str:
 
 
 def read_tags(value: str) -> list[Tag]:
-    """Read a list of entity tags. Raises ValueError if it is none, or an empty one."""
+    """Read a list of entity tags. Raises ValueError for other text and for an empty list."""
     tags, position = [], 0
     while position < len(value):
         found = _TAG.match(value, position)

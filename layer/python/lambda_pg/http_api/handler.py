@@ -18,7 +18,8 @@ def http_handler(
     """Return a handler of an HTTP API's events that serves each request by its function.
 
     Keyword arguments are methods, for a function with one path: `http_handler(POST=create)`.
-    `routes` are the stack's, for several paths: `{"GET /notes/{id}": read, "POST /notes": create}`.
+    `routes` are those of the stack, for a function with several paths:
+    `{"GET /notes/{id}": read, "POST /notes": create}`.
     Another method is answered 405; errors become answers as in answer_to().
     """
     table = {**(routes or {}), **methods}

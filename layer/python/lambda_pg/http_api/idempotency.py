@@ -37,13 +37,13 @@ LONGEST_PAUSE: Final = 0.4
 """Bounds of the pause between two looks for the first one's answer, in seconds."""
 
 LAST_LOOK: Final = 0.1
-"""Seconds before the end of the wait in which there is no look any more."""
+"""Seconds at the end of the wait in which a request does not look again."""
 
 CLAIM: Final = (
     "SELECT claimed, request, status, headers::text, body"
     " FROM claim_idempotency_key(%s, %s, %s, %s)"
 )
-"""For the last parameter true it claims the key for the transaction, for false it only looks."""
+"""With true as its last parameter it claims the key for the transaction, else it only looks."""
 
 STORE: Final = "SELECT store_idempotent_answer(%s, %s, %s, %s::smallint, %s::jsonb, %s)"
 """Also deletes at most ten expired rows of the caller."""
@@ -68,8 +68,8 @@ def change_once(
     may run again, as in run_transaction(). `claims` are the request's, unless given.
 
     Raises Problem: 400 without a key where the stage requires one, 422 if the key belongs to
-    another request, 409 at the end of the wait. Raises ValueError for an answer whose body has more
-    than 65,536 bytes and should be stored, and what run_transaction() raises.
+    another request, 409 at the end of the wait. Raises ValueError if an answer that must be stored
+    has a body of more than 65,536 bytes, and what run_transaction() raises.
     """
     text = request.require_key()
     claims = request.claims if claims is None else claims
@@ -125,8 +125,8 @@ class Key(NamedTuple):
     request: bytes
     """A hash of what must be equal in a repetition."""
     lock: int
-    """The number of the advisory lock of who applies the change. If another key has the same
-    number, each waits for the other's transaction."""
+    """The number of the advisory lock that the transaction of the change holds. If another key
+    has the same number, each waits for the other's transaction."""
 
     @classmethod
     def of(cls, request: Request, text: str, owner: UUID) -> "Key":
@@ -185,7 +185,7 @@ class Key(NamedTuple):
         if len(content) > MAX_STORED:
             raise ValueError(
                 f"the body of the answer has {len(content)} bytes; must be at most {MAX_STORED} to "
-                "be stored for a repetition: return less, as only the id of what was made"
+                "be stored for a repetition: return less, for example only the id of the new row"
             )
         headers = json.dumps(dict(answer.headers))
         row = (self.owner, self.id, self.request, answer.status, headers, content)
@@ -206,7 +206,9 @@ def _subject(claims: Mapping[str, Any]) -> UUID:
     try:
         return UUID(claims["sub"])
     except (AttributeError, KeyError, TypeError, ValueError):
-        raise ValueError("the claims have no sub that is a UUID, to which a key belongs") from None
+        raise ValueError(
+            "the claims have no sub that is a UUID; an Idempotency-Key belongs to such a sub"
+        ) from None
 
 
 def _committed(

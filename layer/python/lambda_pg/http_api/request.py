@@ -67,7 +67,7 @@ class Request:
         return {"sub": subject.lower()}
 
     def uuid(self, name: str) -> UUID:
-        """Return a parameter of the path. Raises Problem: 422 for what is no UUID."""
+        """Return a parameter of the path. Raises Problem: 422 unless it is a UUID."""
         try:
             return UUID(self.parameters[name])
         except ValueError:
@@ -78,7 +78,7 @@ class Request:
     def json(self) -> Any:
         """Parse the body. Raises Problem: 415 unless it is declared as JSON, else 400.
 
-        Refused are also NaN, numbers that no float can hold, an object's name that occurs twice,
+        It also refuses NaN, numbers that no float can hold, a name that occurs twice in an object,
         halves of surrogate pairs, and more than 32 levels.
         """
         if self.headers.get("content-encoding", "identity").strip().lower() != "identity":
@@ -100,7 +100,7 @@ class Request:
             raise Problem("malformed-idempotency-key", detail) from None
 
     def require_key(self) -> str | None:
-        """Return the key. Raises Problem: 400 also if the stage requires one and there is none."""
+        """Return the key. Raises Problem: 400, also if a required key is missing."""
         key = self.idempotency_key
         if key is None and self.rules.require_idempotency_key:
             detail = "Send Idempotency-Key with a value that is new for each change."
@@ -108,9 +108,10 @@ class Request:
         return key
 
     def expected_versions(self) -> list[int] | None:
-        """Return the versions of If-Match, of which a change needs one; None allows every version.
+        """Return the versions in If-Match: only a row that has one of them may be changed.
 
-        An empty list allows none. Raises Problem: 400, and 428 if the stage requires the header.
+        None means any version, an empty list no version. Raises Problem: 400, and 428 if the stage
+        requires the header and there is none.
         """
         value = self.headers.get("if-match", "").strip()
         if "if-match" not in self.headers and self.rules.require_if_match:
