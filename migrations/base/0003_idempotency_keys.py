@@ -23,8 +23,8 @@ CREATE TABLE idempotency_keys (
 
 COMMENT = """
 COMMENT ON TABLE idempotency_keys IS
-    'The answer to each change that a caller sent with an Idempotency-Key; id is a hash of method,'
-    ' path and key, request one of the whole request'
+    'The answer to each change that a caller sent with an Idempotency-Key; id is a hash of API,'
+    ' method, path and key, request one of the whole request'
 """
 
 OWN_ROWS = """

@@ -45,6 +45,7 @@ def request(
     key: str | None = "k1",
     *,
     subject: uuid.UUID,
+    api: str = "a1b2c3",
     method: str = "POST",
     path: str = PATH,
     query: str = "",
@@ -66,6 +67,7 @@ def request(
             "body": body,
             "isBase64Encoded": False,
             "requestContext": {
+                "apiId": api,
                 "requestId": secrets.token_hex(4),
                 "http": {"method": method, "path": path},
                 "authorizer": {"jwt": {"claims": {"sub": str(subject)}, "scopes": None}},

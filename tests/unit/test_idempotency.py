@@ -33,6 +33,7 @@ OTHER_REQUESTS: list[dict[str, Any]] = [
 ]
 OTHER_KEYS: list[dict[str, Any]] = [
     {"text": "k2"},
+    {"api": "d4e5f6"},
     {"method": "PATCH"},
     {"path": "/things/1"},
     {"path": "/things\udcff"},
@@ -56,7 +57,7 @@ def test_another_request_has_the_key(parts: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("parts", OTHER_KEYS, ids=ascii)
 def test_another_key(parts: dict[str, Any]) -> None:
-    """Method and path belong to it."""
+    """API, method and path belong to it: two APIs may share a database."""
     mine, other = key_of(), key_of(**parts)
     assert other.id != mine.id
     assert other.lock != mine.lock

@@ -60,8 +60,8 @@ def change_once(
 
     With an Idempotency-Key the change is made once: the transaction stores the answer too, for 24
     hours, and a repetition gets it with `Idempotent-Replayed: true`. The key belongs to the
-    caller's `sub`, the method and the path. While another request with the key runs, this one waits
-    within the deadline, at most 10 s, without a server connection.
+    caller's `sub`, the API, the method and the path. While another request with the key runs, this
+    one waits within the deadline, at most 10 s, without a server connection.
 
     Only an answer of 200 to 299 is committed. After another one, or an exception, everything is
     rolled back and nothing is stored. `change` must have no effects but those of its connection: it
@@ -121,7 +121,7 @@ class Key(NamedTuple):
 
     owner: UUID
     id: bytes
-    """A hash of method, path and key."""
+    """A hash of API, method, path and key."""
     request: bytes
     """A hash of what must be equal in a repetition."""
     lock: int
@@ -132,7 +132,7 @@ class Key(NamedTuple):
     def of(cls, request: Request, text: str, owner: UUID) -> "Key":
         """Take the characters of the key and the caller's `sub`."""
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        name = _hash(request.method, request.path, text)
+        name = _hash(request.api, request.method, request.path, text)
         sent = _hash(request.method, request.path, request.query, media_type, request.body)
         lock = int.from_bytes(_hash(owner.bytes, name)[:8], "big", signed=True)
         return cls(owner, name, sent, lock)

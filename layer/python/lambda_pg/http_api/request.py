@@ -24,6 +24,8 @@ class Request:
 
     id: str
     """The request's id, which API Gateway logs."""
+    api: str
+    """The id of the HTTP API."""
     method: str
     path: str
     """The path that was asked for, as `/users/1`."""
@@ -47,6 +49,7 @@ class Request:
         encoded = bool(event.get("isBase64Encoded"))
         return cls(
             id=context.get("requestId", ""),
+            api=context.get("apiId", ""),
             method=context["http"]["method"],
             path=event["rawPath"],
             route=event.get("routeKey", "").partition(" ")[2],
