@@ -59,6 +59,7 @@ PARTS = (
     Part(PAGE, "sql", tables.sql_table, ("sql",)),
     Part(PAGE, "sql-request", tables.sql_request_table, ("sql_request",)),
     Part(PAGE, "mutations", tables.mutations_table, ("mutations",)),
+    Part(PAGE, "one-key", tables.one_key_table, ("one_key",)),
 )
 PICTURES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "storm.svg": ("storm", plots.storm_plot),
