@@ -340,14 +340,15 @@ def test_without_the_check_of_the_audience_the_matrix_fails(cloud: LocalCloud) -
     assert {each.partition(":")[0] for each in found} == {"another audience"}
 
 
-SUBJECT = '            return {"sub": str(UUID(subject))}\n'
+CHECK = "        if not isinstance(subject, str) or _SUBJECT.fullmatch(subject) is None:\n"
+SUBJECT = '        return {"sub": subject.lower()}\n'
 REQUEST = "http_api/request.py"
 
 
 def test_without_the_check_of_the_subject_the_matrix_fails(cloud: LocalCloud) -> None:
     """PostgreSQL refuses such a subject: the caller sees 500."""
     for function in COLLECTIONS:
-        mutant = (REQUEST, SUBJECT, '            return {"sub": str(subject)}\n')
+        mutant = (REQUEST, CHECK, "        if not isinstance(subject, str):\n")
         with deployed_mutant(cloud, mutant, function):
             assert any(f"/{function}" in each for each in unrefused(cloud))
 
@@ -355,7 +356,7 @@ def test_without_the_check_of_the_subject_the_matrix_fails(cloud: LocalCloud) ->
 def test_if_all_callers_were_one_the_matrix_would_fail(cloud: LocalCloud, matrix: Matrix) -> None:
     """What the functions take for the subject is what everything else relies on."""
     one = matrix.people["ada"].subject
-    mutant = (REQUEST, SUBJECT, f"            return {{'sub': '{one}'}}\n")
+    mutant = (REQUEST, SUBJECT, f"        return {{'sub': '{one}'}}\n")
     for function in COLLECTIONS:
         with deployed_mutant(cloud, mutant, function):
             found = wrong(matrix, of_others(f"/{function}/{{id}}"))
