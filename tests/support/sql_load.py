@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import psycopg
 
+from lambda_pg_cdk.functions.sql.sql_http.keys import PAUSE
 from lambda_pg_cdk.local.cloud import LocalCloud
 from lambda_pg_cdk.local.http.caller import Answer, call
 from tests.support.api_load import REST, Load, repeated
@@ -62,6 +63,7 @@ def clients_of(cloud: LocalCloud) -> SqlClients:
         SqlClient(cloud.url, _header(create_key(cloud, role))) for role in ("reader", "writer")
     )
     caller = SqlClient(token_api(cloud)["url"], by_token)
+    time.sleep(PAUSE)  # an environment that has just read the table looks for a new key after that
     return SqlClients(reader, writer, caller, variables["REGISTERED"], variables["USER_ID"])
 
 

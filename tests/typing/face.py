@@ -195,9 +195,9 @@ def a_request_has_typed_parts(event: dict[str, Any]) -> None:
     """Those of the event as they are, and those of headers and body as they are read."""
     request = Request.of(event, Rules(max_body=100, require_idempotency_key=True))
     assert_type(Rules.from_env({}), Rules)
+    assert_type((request.id, request.api), tuple[str, str])
     assert_type(
-        (request.id, request.method, request.path, request.route, request.query),
-        tuple[str, str, str, str, str],
+        (request.method, request.path, request.route, request.query), tuple[str, str, str, str]
     )
     assert_type((request.parameters, request.headers), tuple[Mapping[str, str], Mapping[str, str]])
     assert_type((request.body, request.rules), tuple[bytes, Rules])
