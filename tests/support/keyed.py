@@ -156,6 +156,24 @@ class Keyed:
             count,
         )
 
+    def add_valid(self, count: int) -> None:
+        """Add rows of the caller that have not expired."""
+        self.run(
+            "INSERT INTO idempotency_keys SELECT %s, sha256(random()::text::bytea), sha256('r'),"
+            " 201, '{}', '{}' FROM generate_series(1, %s)",
+            self.subject,
+            count,
+        )
+
+    def rows_read(self) -> int:
+        """Count the rows and index entries of the table that sessions have read and reported."""
+        ((count,),) = self.ask(
+            "SELECT seq_tup_read + (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes AS i"
+            " WHERE i.relid = t.relid) FROM pg_stat_user_tables AS t"
+            " WHERE relname = 'idempotency_keys'"
+        )
+        return int(count)
+
     def request(self, key: str | None = "k1", **parts: Any) -> Request:
         """Make a request of the caller."""
         return request(key, **{"subject": self.subject, **parts})
