@@ -205,7 +205,7 @@ def test_a_name_is_stored_without_the_spaces_around_it(users: ServedUsers) -> No
 def test_a_post_without_a_key_is_one_round_trip(
     users: ServedUsers, target: Target, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is `db.execute`, and no transaction of its own."""
+    """It is one `db.execute`, in one round trip."""
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a transaction was begun")

@@ -225,7 +225,7 @@ def _committed(
 
 
 def _answer_of(change: Change[Row], connection: psycopg.Connection[Row]) -> Answer:
-    """Run the change. Raises _UndoneError with an answer that is no success.
+    """Run the change. Raises _UndoneError with an answer whose status is not 200 to 299.
 
     The body is encoded here, so that one that JSON cannot hold is not found after COMMIT.
     """
