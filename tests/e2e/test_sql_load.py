@@ -5,6 +5,7 @@ how long clients have waited for a server connection: not a microsecond, if one 
 control, both under one name, is in tests/integration/test_pgbouncer_second_name.py.
 """
 
+import random
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from psycopg.rows import dict_row
 from lambda_pg_cdk import PROJECT
 from lambda_pg_cdk.local.cloud import LocalCloud
 from lambda_pg_cdk.local.daemon.deployments import stage_settings
-from lambda_pg_cdk.local.http.caller import call
+from lambda_pg_cdk.local.http.caller import Answer, call
 from tests.support.api_load import Load, repeated
 from tests.support.sql_cloud import superuser
 from tests.support.sql_load import SqlClients, clients_of
@@ -40,8 +41,8 @@ NOT_SLOW = "DROP POLICY slow ON users; DROP FUNCTION slow"
 
 USERS_CLIENTS = 24
 """More than twice the server connections of both tasks."""
-ROLE_CLIENTS = 5
-"""Of each role, which has one server connection in each task."""
+SQL_CLIENTS = 15
+"""Each role has one server connection in each task."""
 SQL_ENVIRONMENTS = 18
 FEW = 10
 """Requests of the one that must not wait, one after the other, while the other one is full."""
@@ -80,15 +81,24 @@ def users_load(cloud: LocalCloud, user: tuple[str, str]) -> Iterator[Load]:
 
 @contextmanager
 def sql_load(cloud: LocalCloud, clients: SqlClients) -> Iterator[Load]:
-    """Keep all server connections of all roles busy."""
+    """Keep all server connections of all roles busy.
+
+    An environment's connection stays at the task that the balancer chose by chance. Each client
+    changes between the roles at random, so no role keeps to environments that all chose one task.
+    """
     cloud.environments("sql", SQL_ENVIRONMENTS)
     seen = Load()
-    rounds: list[Callable[[], object]] = [
-        lambda: seen.count("reader", clients.reader.ask(SLEEP)),
-        lambda: seen.count("writer", clients.writer.ask(SLEEP)),
-        lambda: seen.count("caller", clients.registered_read()),
-    ]
-    with repeated(rounds * ROLE_CLIENTS):
+    asks: dict[str, Callable[[], Answer]] = {
+        "reader": partial(clients.reader.ask, SLEEP),
+        "writer": partial(clients.writer.ask, SLEEP),
+        "caller": clients.registered_read,
+    }
+
+    def ask_as_any_role() -> None:
+        role = random.choice(list(asks))
+        seen.count(role, asks[role]())
+
+    with repeated([ask_as_any_role] * SQL_CLIENTS):
         yield seen
 
 
