@@ -2,6 +2,7 @@
 
 import json
 import uuid
+from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
@@ -27,18 +28,21 @@ class _Versions:
 
     def get(self, data: dict[str, Any]) -> Response:
         """Refuse a stage that the version does not have, and a version that has no value yet."""
-        _, secret = self._module._resolve(data.get("SecretId"))
         version, stage = data.get("VersionId"), data.get("VersionStage")
-        known = (secret or {}).get("Versions", {}).get(version)
-        if known and stage and stage not in known["Stages"]:
+        if version and stage and self._lacks(data.get("SecretId"), version, stage):
             reason = "You provided a VersionStage that is not associated to the provided VersionId."
             return self._refuse("InvalidRequestException", reason)
         response: Response = self._get(data)
-        if response[0] == 200 and not _has_value(json.loads(response[2])):
+        if response[0] == 200 and not _tells_value(response[2]):
             asked = f"VersionId: {version}" if version else f"staging label: {stage}"
             reason = f"Secrets Manager can't find the specified secret value for {asked}"
             return self._refuse("ResourceNotFoundException", reason)
         return response
+
+    def _lacks(self, secret_id: str | None, version: str, stage: str) -> bool:
+        _, secret = self._module._resolve(secret_id)
+        known = (secret or {}).get("Versions", {}).get(version)
+        return bool(known) and stage not in known["Stages"]
 
     def put(self, data: dict[str, Any]) -> Response:
         """Write a version once, and move its labels to it: each is on one version only."""
@@ -82,6 +86,12 @@ class _Versions:
 
 def _has_value(version: dict[str, Any]) -> bool:
     return any(version.get(name) is not None for name in ("SecretString", "SecretBinary"))
+
+
+@lru_cache(maxsize=64)
+def _tells_value(answer: bytes) -> bool:
+    """Tell whether an answer has a value; cached for the equal answers of a storm."""
+    return _has_value(json.loads(answer))
 
 
 def _name_secrets_by_arn(handlers: Handlers, secrets: Any) -> None:
