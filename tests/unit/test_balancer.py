@@ -401,6 +401,12 @@ def test_a_flow_too_many_is_reset_and_the_others_go_on(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text() == ""
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such policy")
+def test_its_messages_do_not_interrupt_their_senders(balancer: Balancer) -> None:
+    """It has the kernel's policy for batches: it wakes up less often in a storm."""
+    assert os.sched_getscheduler(balancer.process.pid) == os.SCHED_BATCH
+
+
 def test_it_ends_with_its_input(balancer: Balancer) -> None:
     """So it never outlives the daemon, however that ends; flows end with it."""
     balancer.listen(A)
