@@ -5,10 +5,14 @@ rebinding). The browser adds headers with the page's origin, which the page cann
 """
 
 from collections.abc import Callable, Collection, Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the control plane's virtual environment has no aiohttp
     from aiohttp.web import BaseRequest
+
+_PORTS = 2048
+"""How many ports' addresses are remembered: each environment has a port, and asks three times."""
 
 _OWN_SITES = {None, "none", "same-origin"}  # "none": entered in the address bar
 
@@ -23,8 +27,7 @@ def refusal(
     The names of `headers` are in lower case, or their case does not matter. `ports` are those that
     the request may name; `trusts` tells whether another origin is allowed.
     """
-    own = [f"http://{name}:{port}" for port in ports for name in ("127.0.0.1", "localhost")]
-    return refusal_at(own, headers, trusts)
+    return refusal_at(_loopback(tuple(ports)), headers, trusts)
 
 
 def refusal_at(
@@ -32,7 +35,7 @@ def refusal_at(
 ) -> str | None:
     """Do as `refusal` does, for a server that is at these URLs."""
     host = headers.get("host", "")
-    origins = {url.partition("://")[2]: url for url in own}
+    origins = _origins(tuple(own))
     if host not in origins:
         return f"Host is {host!r}; must be {' or '.join(origins)}. Ask by that address."
     origin = headers.get("origin")
@@ -42,6 +45,17 @@ def refusal_at(
         return _from_page("Origin", origin)
     site = headers.get("sec-fetch-site")
     return None if site in _OWN_SITES else _from_page("Sec-Fetch-Site", site)
+
+
+@lru_cache(maxsize=_PORTS)
+def _loopback(ports: tuple[int, ...]) -> tuple[str, ...]:
+    return tuple(f"http://{name}:{port}" for port in ports for name in ("127.0.0.1", "localhost"))
+
+
+@lru_cache(maxsize=_PORTS)
+def _origins(own: tuple[str, ...]) -> dict[str, str]:
+    """Return the URLs by what a Host header says."""
+    return {url.partition("://")[2]: url for url in own}
 
 
 def _from_page(header: str, value: str | None) -> str:

@@ -8,7 +8,7 @@ from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 from urllib.parse import urlsplit, urlunsplit
 
 import aiohttp
@@ -79,22 +79,50 @@ async def _fire(url: str, token: str, count: int, patience: float) -> tuple[list
     return outcomes, time.perf_counter() - started
 
 
+class _Exchange(asyncio.Protocol):
+    """One request and its answer over a new connection, which the server closes."""
+
+    def __init__(self, message: bytes, over: asyncio.Future[None]) -> None:
+        self.answer = bytearray()
+        self._message = message
+        self.over = over
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        cast(asyncio.Transport, transport).write(self._message)
+
+    def data_received(self, data: bytes) -> None:
+        self.answer += data
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.over.done():  # nobody waits any more
+            return
+        if exc is None:
+            self.over.set_result(None)
+        else:
+            self.over.set_exception(exc)
+
+
 async def _send_once(
     address: tuple[str, int], message: bytes, patience: float, due: float
 ) -> Outcome:
-    """Send one request over a new connection, with half of the processor time of aiohttp's client.
+    """Send one request over a new connection, which costs far less than aiohttp's client.
 
     Its duration counts from `due`, a moment of `time.perf_counter`.
     """
+    loop = asyncio.get_running_loop()
+    exchange = _Exchange(message, loop.create_future())
     try:
         async with asyncio.timeout(patience):
-            reader, writer = await asyncio.open_connection(*address)
-            with closing(writer):
-                writer.write(message)
-                head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+            transport, _ = await loop.create_connection(lambda: exchange, *address)
+            with closing(transport):
+                await exchange.over
     except (OSError, TimeoutError) as error:
         return Outcome(0, time.perf_counter() - due, type(error).__name__)
-    seconds = time.perf_counter() - due
+    return _outcome(bytes(exchange.answer), time.perf_counter() - due)
+
+
+def _outcome(answer: bytes, seconds: float) -> Outcome:
+    head, _, body = answer.partition(b"\r\n\r\n")
     status, length = _STATUS.match(head), _LENGTH.search(head)
     if status is None or length is None or int(length[1]) != len(body):
         return Outcome(0, seconds, "half an answer")

@@ -70,6 +70,8 @@ class RequestReader:
         return request
 
     def _begin(self) -> Request | None:
+        if not self._received:
+            return None
         head, found, rest = self._received.partition(b"\r\n\r\n")
         if len(head) > MAX_HEAD_BYTES:
             raise UnreadableError(f"a head of more than {MAX_HEAD_BYTES} bytes")
