@@ -1,7 +1,6 @@
 """Answer preflight requests and add CORS headers, from the API's configuration alone."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from lambda_pg_cdk.local.deployment.deployed import Cors
 from lambda_pg_cdk.local.http_api.events import HttpResponse
@@ -19,7 +18,8 @@ def applied(
 ) -> HttpResponse:
     """Replace the CORS headers of a function's response by the API's, as API Gateway does."""
     kept = [each for each in response.headers if not each[0].startswith("access-control-")]
-    return replace(response, headers=[*kept, *allowed_headers(cors, method, headers)])
+    headers_now = [*kept, *allowed_headers(cors, method, headers)]
+    return HttpResponse(response.status, headers_now, response.body)
 
 
 def allowed_headers(

@@ -4,12 +4,13 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 from aiohttp import web
 
-from lambda_pg_cdk.local.deployment.deployed import Api, Throttle
+from lambda_pg_cdk.local.deployment.deployed import Api, Route, Throttle
 from lambda_pg_cdk.local.environments.fleet import ThrottledError
 from lambda_pg_cdk.local.environments.invocation import Outcome
 from lambda_pg_cdk.local.http import guard
@@ -32,6 +33,7 @@ MAX_REQUEST_BYTES = 10 * 1024 * 1024
 MAX_EVENT_BYTES = 6 * 1024 * 1024
 _READ_BYTES = 1024 * 1024  # of one header or line: more is no HTTP for aiohttp, which answers 400
 _READ_HEADERS = 10_000
+_REMEMBERED_ROUTES = 256
 _HOP_HEADERS = {"connection", "keep-alive", "content-length", "transfer-encoding", "upgrade"}
 
 Invoke = Callable[[str, bytes], Awaitable[Outcome]]
@@ -46,11 +48,13 @@ class HttpApi:
         self._authorizer = authorizer
         self._history = history
         self._api: Api | None = None
+        self._find = _finder(())
         self._buckets: dict[tuple[str, Throttle], Bucket] = {}
 
     def update(self, api: Api | None) -> None:
         """Serve what is deployed now; requests in flight keep their route."""
         self._api = api
+        self._find = _finder(api.routes if api else ())
         wanted = {(route.key, route.throttle) for route in (api.routes if api else ())}
         self._buckets = {key: self._buckets.get(key) or Bucket(key[1]) for key in wanted}
 
@@ -79,14 +83,14 @@ class HttpApi:
         The API's CORS configuration decides. Without one, the function behind a route
         `OPTIONS /path` answers preflight requests for that path, so it decides.
         """
-        api, path = self._api, received.raw_path.partition("?")[0]
+        api, path, find = self._api, received.raw_path.partition("?")[0], self._find
 
         def allowed(origin: str) -> bool:
             if api is None:
                 return False
             if api.cors is not None:
                 return cors.allows(api.cors, origin)
-            match = find_route(api.routes, "OPTIONS", path)
+            match = find("OPTIONS", path)
             return match is not None and match.route.key.startswith("OPTIONS ")
 
         return allowed
@@ -101,7 +105,7 @@ class HttpApi:
             return await self._follow_route(received, api, headers)
         method, path = received.method, received.raw_path.partition("?")[0]
         # A route that takes OPTIONS comes first, also ANY and `$default` with their authorizer.
-        if method == cors.PREFLIGHT and find_route(api.routes, method, path) is None:
+        if method == cors.PREFLIGHT and self._find(method, path) is None:
             return cors.preflight(api.cors, headers)
         response = await self._follow_route(received, api, headers)
         return cors.applied(api.cors, method, headers, response)
@@ -110,7 +114,7 @@ class HttpApi:
         self, received: web.BaseRequest, api: Api, headers: dict[str, str]
     ) -> HttpResponse:
         path, _, query = received.raw_path.partition("?")
-        match = find_route(api.routes, received.method, path)
+        match = self._find(received.method, path)
         if match is None:
             return HttpResponse.message(404, "Not Found")
         try:
@@ -171,16 +175,22 @@ class HttpApi:
             return HttpResponse.message(500, "Internal Server Error")
 
 
+def _finder(routes: Sequence[Route]) -> Callable[[str, str], Match | None]:
+    """Return what finds the route of a method and a path; a storm asks for the same again."""
+    return lru_cache(maxsize=_REMEMBERED_ROUTES)(partial(find_route, routes))
+
+
 def server(handle: Callable[[web.BaseRequest], Awaitable[web.Response]]) -> web.Server:
     """Return the handler of connections, for `create_server`.
 
     Bodies stay as they arrive, also compressed ones. The limits are far above API Gateway's, so
-    that its own answer is sent.
+    that its own answer is sent. A peer on loopback cannot vanish, so no keep-alive looks for it.
     """
     return web.Server(
         handle,
         request_factory=_request,
         access_log=None,
+        tcp_keepalive=False,
         auto_decompress=False,
         max_line_size=_READ_BYTES,
         max_field_size=_READ_BYTES,

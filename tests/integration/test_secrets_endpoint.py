@@ -2,6 +2,8 @@
 
 import http.client
 import json
+import socket
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import closing
@@ -126,6 +128,53 @@ def test_other_services_and_requests_without_a_length_are_refused(plane: Control
         connection.putheader("Transfer-Encoding", "chunked")
         connection.endheaders()
         assert connection.getresponse().status == 411
+
+
+def request_of(url: str, secret: str) -> bytes:
+    """Return the bytes of a request for a value."""
+    body = json.dumps({"SecretId": secret}).encode()
+    fields = signed(url, "secretsmanager.GetSecretValue", body)
+    fields["content-length"] = str(len(body))
+    lines = ["POST / HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def read_values(client: socket.socket, count: int) -> list[str]:
+    """Read as many answers, and return their values."""
+    with client.makefile("rb") as stream:
+        values = []
+        for _ in range(count):
+            head = iter(stream.readline, b"\r\n")
+            length = next(int(line[15:]) for line in list(head) if line[:15] == b"Content-Length:")
+            values.append(str(json.loads(stream.read(length))["SecretString"]))
+        return values
+
+
+def test_a_request_may_arrive_in_pieces(plane: ControlPlane, secret: str) -> None:
+    """Also the second one of a connection."""
+    message, address = request_of(plane.secrets_url, secret), urlsplit(plane.secrets_url)
+    with socket.create_connection((address.hostname, address.port), 10) as client:
+        for cut in (1, len(message) - 1):
+            client.sendall(message[:cut])
+            time.sleep(0.05)  # else the pieces arrive as one
+            client.sendall(message[cut:])
+            assert read_values(client, 1) == ["one"]
+
+
+def test_a_client_that_does_not_read_holds_up_nobody(
+    plane: ControlPlane, everything: Any, endpoint: Any, secret: str
+) -> None:
+    """Its answers wait, and arrive complete."""
+    value = "x" * 60_000
+    everything.put_secret_value(SecretId=secret, SecretString=value)
+    message, address = request_of(plane.secrets_url, secret), urlsplit(plane.secrets_url)
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.settimeout(10)
+        client.connect((address.hostname, address.port))
+        client.sendall(100 * message)
+        assert endpoint.get_secret_value(SecretId=secret)["SecretString"] == value
+        assert read_values(client, 100) == 100 * [value]
 
 
 STRANGERS = {

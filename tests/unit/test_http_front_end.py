@@ -119,6 +119,27 @@ def test_what_it_answers_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert counted == [(200, True), (429, True)]
 
 
+def test_a_deployment_replaces_the_routes_that_were_found() -> None:
+    """The same request gets the route of each moment."""
+    served: list[tuple[int, str | None]] = []
+
+    async def invoke(_name: str, event: bytes) -> Outcome:
+        return await echo(json.loads(event))
+
+    async def work() -> None:
+        async with aiohttp.ClientSession() as session:
+            api, closing = HttpApi(invoke, Authorizer(session), History()), list[web.ServerRunner]()
+            request = {"method": "GET", "url": f"{await listen(server(api.handle), closing)}/open"}
+            for routes in ((), (OPEN,), (OPEN, ONLY_GET), ()):
+                api.update(Api("a", "$default", routes))
+                status, _, body = await send(session, request)
+                served.append((status, body.get("routeKey")))
+            await closing[0].cleanup()
+
+    asyncio.run(work())
+    assert served == [(404, None), (200, OPEN.key), (200, ONLY_GET.key), (404, None)]
+
+
 def test_requests_over_the_limit_are_429() -> None:
     """The burst passes, the next one does not."""
     limited = replace(OPEN, throttle=Throttle(rate=0.001, burst=2))
