@@ -244,8 +244,8 @@ def apply_patch(patch: Path, folder: Path) -> None:
     """
     if not (folder / f"{patch.stem}.dist-info").is_dir():
         raise BuildError(
-            f"{patch.name} does not fit: the wheels do not include {patch.stem}. Check what the "
-            "pinned version has changed, and write a patch for it"
+            f"{patch.name} is a patch for {patch.stem}, which is not among the wheels. Check "
+            "what has changed in the pinned version, and write a patch for it"
         )
     for part in re.split(r"(?m)^--- ", patch.read_text(encoding="utf-8"))[1:]:
         header, *hunks = re.split(r"(?m)^@@ .*\n", part)

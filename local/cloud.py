@@ -160,7 +160,9 @@ class LocalCloud:
         deadline = time.monotonic() + _STOP_SECONDS
         while state.is_locked(self.folder):
             if time.monotonic() > deadline:
-                raise CloudError(f"the local cloud (process {guardian}) does not end")
+                raise CloudError(
+                    f"the local cloud (process {guardian}) did not end in {_STOP_SECONDS:g} s"
+                )
             if self._guardian is not None:
                 self._guardian.poll()
             time.sleep(0.02)

@@ -506,7 +506,7 @@ def _let_in_by_iam(connection: Connection[Any], name: str) -> None:
         _run(connection, "GRANT {} TO {}", IAM, name)
     else:
         logger.warning(
-            "this server has no role %s, so %s cannot log in by IAM: it is not RDS", IAM, name
+            "this server is not RDS (it has no role %s), so %s cannot log in by IAM", IAM, name
         )
 
 

@@ -370,7 +370,7 @@ class Supervisor:
         code = self._wait(deadline - time.monotonic())
         for number in (signal.SIGQUIT, signal.SIGKILL):
             if code is None:
-                log.warning("PgBouncer is still there: sending %s", number.name)
+                log.warning("PgBouncer has not ended: sending %s", number.name)
                 self._process.signal(number)
                 code = self._wait(QUIT_SECONDS)
         self._process.end_log()

@@ -265,7 +265,10 @@ def _check_files(folder: Path) -> None:
     for line in sums.read_text(encoding="utf-8").splitlines():
         digest, _, name = line.partition("  ")
         if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
-            raise ReleaseError(f"{folder / name} is not what SHA256SUMS says: make release again")
+            raise ReleaseError(
+                f"{folder / name} does not match its checksum in SHA256SUMS: "
+                "run `make release` again"
+            )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -259,5 +259,5 @@ def answer(event: dict[str, Any], status: str, reason: str) -> None:
             refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
             if refused or not left:
                 raise
-            logger.warning("CloudFormation did not take the answer: %s", error)
+            logger.warning("CloudFormation did not accept the answer, trying again: %s", error)
         time.sleep(1)

@@ -257,7 +257,7 @@ def test_an_answer_that_json_cannot_hold_is_a_mistake(site: Keyed, key: str | No
         insert(connection)
         return Answer(200, {"connection": connection})
 
-    with pytest.raises(TypeError, match="not one of JSON's"):
+    with pytest.raises(TypeError, match="which JSON does not have"):
         change_once(site.open(), site.request(key), change)
     assert site.things() == 0
 

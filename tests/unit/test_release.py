@@ -150,7 +150,7 @@ def test_another_answer_than_the_version_publishes_nothing(
 def test_a_changed_file_is_not_published(built: Path) -> None:
     """What is published is what was checked."""
     (built / "a.whl").write_text("another wheel")
-    with pytest.raises(ReleaseError, match=r"a\.whl is not what SHA256SUMS says"):
+    with pytest.raises(ReleaseError, match=r"a\.whl does not match its checksum"):
         release.publish([], dry_run=True, ask=never)
 
 

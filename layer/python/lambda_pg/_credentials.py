@@ -248,7 +248,9 @@ class CredentialCache:
                         return current
             previous = self._fetch_previous(refused, left)
             if previous is None and unusable is not None:
-                raise SecretsUnavailableError(f"the login was refused, and now {unusable}")
+                raise SecretsUnavailableError(
+                    f"the login was refused, and the current credentials cannot be used: {unusable}"
+                )
             return previous
 
     def _fetch_previous(self, refused: Credentials, timeout: float) -> Credentials | None:

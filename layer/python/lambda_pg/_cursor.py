@@ -110,8 +110,8 @@ class Rows(psycopg.Cursor[Row]):
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         raise psycopg.InterfaceError(
-            "a cursor that Database.execute() returned only reads its rows: its connection "
-            "is in the pool again; call Database.execute() for another statement, or use "
+            "a cursor from Database.execute() can only read its rows, because its connection "
+            "is back in the pool. Call Database.execute() for another statement, or use "
             "Database.connection()"
         )
 

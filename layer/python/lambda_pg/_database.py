@@ -410,8 +410,8 @@ class Database(Generic[Row]):
         gone = connection.lease.reclaimed or connection.orphaned
         if connection not in self._pool.lent and not gone:
             raise ValueError(
-                "the connection is not checked out of this pool: it was returned before, or it is "
-                "another pool's"
+                "the connection is not checked out of this pool: it was returned before, or it "
+                "belongs to another pool"
             )
         self._pool.return_lent(connection)
 
@@ -629,7 +629,7 @@ def _require_done(result: object) -> None:
     if isinstance(result, CoroutineType | GeneratorType):
         result.close()  # or Python warns of a coroutine that was not awaited
     raise TypeError(
-        f"the work of run_transaction() returned a {kind}, which would go on after the "
-        "transaction: it was rolled back. Do the work in a plain function, and return a list "
-        "instead of a generator"
+        f"the work of run_transaction() returned a {kind}, which would run after the end of the "
+        "transaction. The transaction was rolled back. Do the work in a plain function, and "
+        "return a list instead of a generator"
     )

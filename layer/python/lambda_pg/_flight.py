@@ -407,7 +407,7 @@ class Flight:
             return
         if not self._order.idempotent and (self._committed or not ended):
             raise outcome_unknown(
-                "the deadline passed before all answers had come", self.transaction_id
+                "the deadline passed before all answers arrived", self.transaction_id
             ) from timeout
         raise psycopg.errors.QueryCanceled(
             "canceling statement because the deadline of the invocation has passed"

@@ -70,10 +70,10 @@ def _keys_of_boto3() -> Keys:
         found = boto3.Session().get_credentials()
         frozen = None if found is None else found.get_frozen_credentials()
     except BotoCoreError as error:
-        raise CredentialsError(f"no keys to make an IAM token with: {error}") from error
+        raise CredentialsError(f"no AWS credentials for an IAM token: {error}") from error
     if frozen is None:
         raise CredentialsError(
-            "no keys to make an IAM token with: the function needs a role, "
-            "a laptop a profile (AWS_PROFILE)"
+            "no AWS credentials for an IAM token: a function needs a role, "
+            "a laptop needs a profile (AWS_PROFILE)"
         )
     return Keys(frozen.access_key, frozen.secret_key, frozen.token)

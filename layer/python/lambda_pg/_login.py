@@ -206,7 +206,9 @@ def _require_unchanged(connection: Connection[Any]) -> None:
             "the function `configure` left a transaction open on a new connection"
         )
     if connection.has_session_state:
-        raise psycopg.ProgrammingError(f"configure set session state: {_ONLY_ADAPTERS}")
+        raise psycopg.ProgrammingError(
+            f"the function `configure` set session state: {_ONLY_ADAPTERS}"
+        )
 
 
 def _configure_failed(error: psycopg.Error) -> str:

@@ -115,7 +115,7 @@ class Breaker:
         if self.failures and (rest := self.rest):
             raise DatabaseUnavailableError(
                 "the pooler is overloaded with logins, and has refused the last request: "
-                f"the next login is in {rest:.1f} s",
+                f"the next login is tried in {rest:.1f} s",
                 retry_after=max(0.1, rest),
             )
         if not self.is_open:

@@ -498,7 +498,7 @@ class Attempts(Generic[Row]):
                 self._pause(error)
             except DatabaseUnavailableError as late:
                 raise CredentialsError(
-                    "the login was refused, with the current credentials too"
+                    "the login was refused, also with the current credentials"
                 ) from late
 
 

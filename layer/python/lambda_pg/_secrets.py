@@ -239,7 +239,7 @@ def _read(arn: str, status: int, answer: bytes) -> str:
         document = None
     if status >= 500 or status == 429 or not isinstance(document, dict):
         raise SecretError(
-            f"Secrets Manager failed for {arn}: no answer that makes sense, status {status}",
+            f"Secrets Manager failed for {arn}: unexpected answer with status {status}",
             passing=True,
         )
     if status != 200:

@@ -165,7 +165,8 @@ def _parameters(query: str) -> Mapping[str, str]:
             raise ValueError(problem)
         raise ValueError(f"has {name}: {_ELSEWHERE[name]}")
     if unknown:
-        raise ValueError(f"has parameters other than {_listed(sorted(_UNDERSTOOD))}: remove them")
+        known = _listed(sorted(_UNDERSTOOD))
+        raise ValueError(f"has parameters that the layer does not know: keep only {known}")
     return parameters
 
 

@@ -79,8 +79,8 @@ class LayerDialect(PGDialect_psycopg):
         """Refuse a second pool, and note the objects that keep a connection."""
         if not isinstance(engine.pool, NullPool):
             raise ArgumentError(
-                f"the pool {type(engine.pool).__name__} would keep connections of the layer past "
-                "their invocation: leave the pool out, which makes it NullPool"
+                f"the pool {type(engine.pool).__name__} would keep connections of the layer after "
+                "the end of their invocation: leave out `poolclass`, and NullPool is used"
             )
         event.listen(engine, "engine_connect", _hold)
         event.listen(engine, "begin", _hold)  # a Connection may connect again

@@ -69,8 +69,8 @@ def _plain(value: object) -> str:
     if isinstance(value, datetime | date | time):
         return value.isoformat()
     raise TypeError(
-        f"the body holds a value of type {type(value).__name__}, not one of JSON's: return a text"
-        " or a number instead"
+        f"the body holds a value of type {type(value).__name__}, which JSON does not have: return "
+        "a text or a number instead"
     )
 
 

@@ -24,5 +24,5 @@ def read_key(value: str) -> str:
     elif not _BARE.fullmatch(value):
         raise ValueError("not a key")
     if not 1 <= len(value) <= LONGEST:
-        raise ValueError("the length of the key")
+        raise ValueError(f"the key has {len(value)} characters; must have 1 to {LONGEST}")
     return value
