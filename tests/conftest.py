@@ -45,24 +45,27 @@ does not have."""
 
 LONGEST = (
     "integration/test_rotation.py",
-    "integration/test_outcome.py",
-    "integration/test_pgbouncer.py",
-    "integration/test_layer_copy.py",
-    "integration/test_layer_faults.py",
-    "integration/test_pgbouncer_survives.py",
-    "integration/test_layer_overload.py",
-    "integration/test_control_plane.py",
-    "integration/test_image.py",
-    "integration/test_distribution.py",
-    "unit/test_build.py",
-    "integration/test_layer_alarms.py",
     "integration/test_reloads.py",
+    "integration/test_pgbouncer.py",
+    "integration/test_layer_overload.py",
+    "integration/test_outcome.py",
+    "integration/test_pgbouncer_survives.py",
+    "integration/test_layer_faults.py",
+    "integration/test_layer_copy.py",
+    "integration/test_pgbouncer_second_name.py",
+    "integration/test_built_layer.py",
+    "integration/test_layer_clock.py",
+    "integration/test_layer_languages.py",
+    "integration/test_distribution.py",
+    "integration/test_other_languages.py",
+    "integration/test_pgbouncer_metrics.py",
+    "integration/test_control_plane.py",
+    "integration/test_pgbouncer_failover.py",
+    "integration/test_sql_attacks.py",
+    "integration/test_measuring.py",
     "integration/test_migrations.py",
-    "integration/test_wire.py",
-    "integration/test_failover_through_pooler.py",
-    "unit/test_examples.py",
 )
-"""Files that take more than a minute, the longest first: begun last, one would outlast the rest."""
+"""Files that take half a minute or more, the longest first: begun last, one would outlast the rest."""
 
 
 def group_of(file: str) -> str:
