@@ -65,7 +65,8 @@ LONGEST = (
     "integration/test_measuring.py",
     "integration/test_migrations.py",
 )
-"""Files that take half a minute or more, the longest first: begun last, one would outlast the rest."""
+"""Files that take half a minute or more, the longest first: begun last, one would outlast the
+rest."""
 
 
 def group_of(file: str) -> str:

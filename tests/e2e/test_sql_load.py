@@ -95,7 +95,7 @@ def sql_load(cloud: LocalCloud, clients: SqlClients) -> Iterator[Load]:
     }
 
     def ask_as_any_role() -> None:
-        role = random.choice(list(asks))  # noqa: S311  # no secret
+        role = random.choice(list(asks))  # noqa: S311 - no secret
         seen.count(role, asks[role]())
 
     with repeated([ask_as_any_role] * SQL_CLIENTS):
