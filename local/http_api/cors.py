@@ -18,8 +18,8 @@ def applied(
 ) -> HttpResponse:
     """Replace the CORS headers of a function's response by the API's, as API Gateway does."""
     kept = [each for each in response.headers if not each[0].startswith("access-control-")]
-    headers_now = [*kept, *allowed_headers(cors, method, headers)]
-    return HttpResponse(response.status, headers_now, response.body)
+    allowed = allowed_headers(cors, method, headers)
+    return HttpResponse(response.status, [*kept, *allowed], response.body)
 
 
 def allowed_headers(
