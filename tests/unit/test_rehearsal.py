@@ -1,4 +1,4 @@
-"""The rehearsal of a TLS connection at import: its effects, and the errors it survives."""
+"""The rehearsal of a TLS connection or a login at import: what it does, and what it survives."""
 
 import os
 import shutil
@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lambda_pg import ConfigurationError, Settings, _rehearsal
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, derive_private_key
+from cryptography.x509 import load_pem_x509_certificate
+from lambda_pg import ConfigurationError, Settings, _login_rehearsal, _rehearsal
+from lambda_pg._login_rehearsal import CERTIFICATE, log_in
 from lambda_pg._rehearsal import rehearse
 
 LAYER = Path(__file__).parents[2] / "layer" / "python"
 FUNCTION = {"AWS_LAMBDA_FUNCTION_NAME": "users"}
+SNAPSHOT = FUNCTION | {"AWS_LAMBDA_INITIALIZATION_TYPE": "snap-start"}
 SSL_REQUEST = (8).to_bytes(4, "big") + (80877103).to_bytes(4, "big")
 HANDSHAKE, CLIENT_HELLO = 22, 1
 
@@ -66,6 +70,51 @@ def test_it_gets_as_far_as_the_client_hello(monkeypatch: pytest.MonkeyPatch) -> 
     assert (hello[0], hello[5]) == (HANDSHAKE, CLIENT_HELLO)
 
 
+def test_before_a_snapshot_it_is_a_login_up_to_the_proof(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By then libpq has verified a certificate, and OpenSSL has done what TLS and SCRAM need."""
+    received: list[bytes] = []
+    receive = _login_rehearsal._Server.receive
+
+    def keep(server: _login_rehearsal._Server) -> bytes:
+        received.append(receive(server))
+        return received[-1]
+
+    monkeypatch.setattr(_login_rehearsal._Server, "receive", keep)
+    log_in()
+    startup, first, proof = received
+    assert b"user\0rehearsal\0" in startup
+    assert first.startswith(b"p")
+    assert b"SCRAM-SHA-256" in first
+    assert b",p=" in proof
+    received.clear()
+    rehearse(SNAPSHOT)
+    assert len(received) == 3
+    rehearse(SNAPSHOT | {"LAMBDA_PG_REHEARSAL": "0"})
+    rehearse(FUNCTION)
+    assert len(received) == 3
+
+
+def test_a_server_whose_certificate_is_another_one_ends_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The client verifies what it is shown: only then that work is done before the snapshot."""
+    monkeypatch.setattr(_login_rehearsal, "HOST", "another.invalid")
+    with pytest.raises(OSError, match=r"another\.invalid"):
+        log_in()
+    rehearse(SNAPSHOT)
+
+
+def test_the_key_of_the_rehearsal_is_one_that_everybody_knows() -> None:
+    """It is RFC 6979's (A.2.5), so nobody can take it for a secret."""
+    known = 0xC9AFA9D845BA75166B5C215767B1D6934E50C3DB36E89B127B8A622B120F6721
+    certificate = load_pem_x509_certificate(CERTIFICATE.read_bytes())
+    public = derive_private_key(known, SECP256R1()).public_key()
+    assert certificate.public_key() == public
+    assert certificate.not_valid_after_utc.year == 2120
+
+
 @pytest.mark.parametrize(
     "environment", [{}, FUNCTION | {"LAMBDA_PG_REHEARSAL": "0"}, {"LAMBDA_PG_REHEARSAL": "1"}]
 )
@@ -95,40 +144,48 @@ print(threading.active_count(), [name for name in left if name.startswith("socke
 """
 
 
-def imported(*prefix: str, **environment: str) -> str:
+def imported(environment: dict[str, str], *prefix: str) -> str:
     """Import the layer in a new process as a function would; return what remains open."""
     return subprocess.run(
         [*prefix, sys.executable, "-c", IMPORT],
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(LAYER), **FUNCTION, **environment},
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(LAYER), **environment},
         capture_output=True,
         text=True,
         check=True,
     ).stdout.strip()
 
 
-def test_the_import_leaves_nothing_behind() -> None:
+@pytest.fixture(params=[FUNCTION, SNAPSHOT], ids=["function", "snapshot"])
+def environment(request: pytest.FixtureRequest) -> dict[str, str]:
+    """The variables of a function, without and with SnapStart."""
+    return dict(request.param)
+
+
+def test_the_import_leaves_nothing_behind(environment: dict[str, str]) -> None:
     """No port, no connection, no thread: otherwise no snapshot is possible."""
     if not Path("/proc/self/fd").is_dir():
         pytest.skip("needs /proc")
-    assert imported() == "1 []"
+    assert imported(environment) == "1 []"
 
 
-def test_a_function_without_a_network_can_import_the_layer() -> None:
+def test_a_function_without_a_network_can_import_the_layer(environment: dict[str, str]) -> None:
     """Not even the loopback is up in a new network namespace."""
     alone = ["unshare", "--user", "--map-root-user", "--net"]
     if not shutil.which("unshare") or subprocess.run([*alone, "true"], check=False).returncode:
         pytest.skip("needs a network namespace")
-    assert imported(*alone) == "1 []"
+    assert imported(environment, *alone) == "1 []"
 
 
-def test_no_descriptors_are_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_descriptors_are_no_error(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
+) -> None:
     """The import continues without the rehearsal."""
 
     def none_left(*_: object) -> None:
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr(socket, "create_server", none_left)
-    rehearse(FUNCTION)
+    rehearse(environment)
 
 
 def test_a_loopback_that_drops_packets_ends_it_soon(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,8 @@
 
 The work that OpenSSL and libpq do once in each process is a sixth of a first request's processor
 time (measured). It costs the same at import. But Lambda gives the start of an environment a whole
-processor, and a request only its share of one; and a snapshot holds the result.
+processor, and a request only its share of one. For a snapshot, which holds the result, it is a
+whole login (_login_rehearsal.py).
 """
 
 import select
@@ -26,14 +27,20 @@ _READ, _WRITE = pq.PollingStatus.READING, pq.PollingStatus.WRITING
 
 
 def rehearse(environ: Mapping[str, str]) -> None:
-    """Let libpq begin a TLS connection to this process, in a function where no setting forbids it.
+    """Let libpq connect to this process, in a function where no setting forbids it.
 
     Afterwards no port is open and no thread runs. An error is not reported: either it has no
     meaning (there may be no loopback), or the first checkout meets it too and reports more.
     """
-    if "AWS_LAMBDA_FUNCTION_NAME" in environ and environ.get(REHEARSAL) != "0":
-        with suppress(OSError, psycopg.Error):
+    if "AWS_LAMBDA_FUNCTION_NAME" not in environ or environ.get(REHEARSAL) == "0":
+        return
+    with suppress(OSError, psycopg.Error):
+        if environ.get("AWS_LAMBDA_INITIALIZATION_TYPE") != "snap-start":
             _say_hello()
+            return
+        from lambda_pg._login_rehearsal import log_in  # noqa: PLC0415 - no cold start needs it
+
+        log_in()
 
 
 def _say_hello() -> None:
