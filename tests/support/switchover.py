@@ -95,8 +95,10 @@ class Pair:
     def switch_over(self) -> None:
         """Promote the standby; the old primary follows it, and the address still leads to that.
 
-        Nothing is lost: a primary that is stopped in order sends everything before.
+        Nothing is lost: a primary that is stopped in order sends everything before, to a standby
+        that is connected.
         """
+        self.await_follower()
         self.primary.stop("fast")
         with self.superuser(self.standby) as admin:
             admin.execute("SELECT pg_promote()")
@@ -110,8 +112,9 @@ class Pair:
 
     def await_follower(self) -> None:
         """Wait until the standby receives what the primary writes."""
-        with self.superuser(self.standby) as admin:
-            wait_until(lambda: admin.execute("SELECT FROM pg_stat_wal_receiver").rowcount)
+        streaming = "SELECT FROM pg_stat_replication WHERE state = 'streaming'"
+        with self.superuser(self.primary) as admin:
+            wait_until(lambda: admin.execute(streaming).rowcount, what="a standby that follows")
 
     def clients(self, server: Postgres, user: str = MASTER[0]) -> set[int]:
         """Return the process ids of a user's connections to one of the servers."""

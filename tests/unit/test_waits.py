@@ -42,7 +42,7 @@ def test_lost_packets_of_a_statement_are_retransmitted_in_the_window() -> None:
     assert found is not None
     times = [float(time) for time in (*found[1].split(", "), found[2])]
     assert times == [after for after in RETRANSMISSIONS if after <= IN_FLIGHT]
-    assert f"losses of up to {IN_FLIGHT} s fail no request" in TEXT
+    assert f"no request fails if the loss lasts up to {IN_FLIGHT} s" in TEXT
 
 
 def test_every_client_of_a_task_has_time_to_log_in() -> None:
