@@ -53,7 +53,7 @@ help: ## print this list
 demo: servers setup-local ## deploy the app to a local cloud, call it, send it 500 requests at once, stop it
 	@$(RUN) -m benchmarks.demo
 
-# Most tests wait for servers and clouds that they start or break, so six processes run side by
+# Most tests wait for servers and clouds that they start or break, so four processes run side by
 # side; two of them have a cloud each (tests/conftest.py). What measures runs alone, at the end.
 .PHONY: test
 test: servers setup ## run all tests, or some: make test ARGS="tests/unit -k url"
@@ -61,7 +61,7 @@ ifdef ARGS
 	@$(RUN) -m pytest $(ARGS)
 else
 	@trap 'exit 130' INT; code=0; \
-	$(RUN) -m pytest --numprocesses 6 --dist loadfile --no-loadscope-reorder -m 'not alone' || code=1; \
+	$(RUN) -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder -m 'not alone' || code=1; \
 	$(RUN) -m pytest tests/e2e -m alone || code=1; \
 	exit $$code
 endif

@@ -21,7 +21,7 @@ HOST: Final = "rehearsal.invalid"
 STEP: Final = 0.1
 """Seconds that each step may take, if the loopback is slow."""
 
-CERTIFICATE: Final = Path(__file__).with_name("certs") / "rehearsal.pem"
+CERTIFICATE: Final = Path(__file__).with_name("rehearsal.pem")
 """Trusted by the client of this login only."""
 
 _KEY: Final = bytes.fromhex(
