@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from http.client import HTTPException
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -312,7 +313,7 @@ class Running:
         if not self._kind.serves:
             found = self._folder / "answer"
             return found.read_text() if found.exists() else ""
-        with suppress(OSError):
+        with suppress(OSError, HTTPException):  # a server that reloads may end in an answer
             url = f"http://127.0.0.1:{self._port}/"
             with urllib.request.urlopen(url, timeout=10) as answer:
                 return str(answer.read().decode())
