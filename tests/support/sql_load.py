@@ -11,14 +11,18 @@ from typing import Any, Final
 
 import psycopg
 
+from lambda_pg_cdk import PROJECT
 from lambda_pg_cdk.functions.sql.sql_http.keys import PAUSE
 from lambda_pg_cdk.local.cloud import LocalCloud
+from lambda_pg_cdk.local.daemon.deployments import stage_settings
 from lambda_pg_cdk.local.http.caller import Answer, call
-from tests.support.api_load import REST, Load, repeated
+from tests.support.api_load import Load, repeated
 from tests.support.sql_cloud import create_key, superuser, token_api, token_variables
 
 INSERT: Final = "INSERT INTO users (owner, name) VALUES ($1, 'Ada')"
 KINDS: Final = ("reader", "writer", "batch", "caller")
+BY_KEYS: Final = 3
+"""Requests of a round that one route throttles: the caller's goes to another API."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +79,14 @@ def _header(connection_string: str) -> dict[str, str]:
 def sql_load(cloud: LocalCloud, clients: int = 4) -> Iterator[Load]:
     """Read, write and send batches by each role from several clients until the block ends.
 
+    Together they send half of what the route's throttle lets through.
     Nothing may be lost or done twice: a write is neither idempotent nor is its key one that says
     that writes may be retried.
     """
     cloud.environments("sql", clients)
     of, seen, owner = clients_of(cloud), Load(), str(uuid.uuid4())
-    with repeated([partial(_round, of, owner, seen)] * clients):
+    rest = clients * BY_KEYS / (stage_settings(PROJECT, {}).sql.rate_limit / 2)
+    with repeated([partial(_round, of, owner, seen, rest)] * clients):
         seen.wait_for_all(len(KINDS))
         yield seen
     with psycopg.connect(superuser(cloud)) as admin:
@@ -88,13 +94,13 @@ def sql_load(cloud: LocalCloud, clients: int = 4) -> Iterator[Load]:
     assert found == (seen.answered["writer"] + 2 * seen.answered["batch"],)
 
 
-def _round(of: SqlClients, owner: str, seen: Load) -> None:
+def _round(of: SqlClients, owner: str, seen: Load, rest: float) -> None:
     insert = {"query": INSERT, "params": [owner]}
     seen.count("reader", of.reader.ask("SELECT count(*) FROM users WHERE owner = $1", owner))
     seen.count("writer", of.writer.send(insert))
     seen.count("batch", of.writer.send({"queries": [insert, insert]}))
     seen.count("caller", of.registered_read())
-    time.sleep(REST)
+    time.sleep(rest)
 
 
 def secrets_of_roles(cloud: LocalCloud) -> dict[str, str]:
