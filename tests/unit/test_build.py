@@ -69,6 +69,7 @@ def test_the_layer_can_be_built_for(python: str, architecture: str) -> None:
     assert list((folder / "psycopg_binary").glob(f"*{tag}*.so"))
     assert (folder / "typing_extensions.py").exists() == (python < "3.13")
     assert (folder / "lambda_pg" / "certs" / "aws.pem").exists()
+    assert (folder / "lambda_pg" / "rehearsal.pem").exists()  # its absence would not be reported
     assert (folder / "lambda_pg" / "py.typed").exists()
 
 
