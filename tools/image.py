@@ -67,7 +67,7 @@ def builder_problem(path: str) -> str:
 def build(architecture: str, environment: Mapping[str, str]) -> None:
     """Build the image from the same folder that the CDK builds it from, and tag it."""
     builder = find_builder(environment)
-    # buildah then needs no runc; and Docker before 23 knows $BUILDPLATFORM only with BuildKit.
+    # podman and buildah need no runc then; Docker before 23 needs BuildKit for $BUILDPLATFORM.
     environment = {"BUILDAH_ISOLATION": "chroot", "DOCKER_BUILDKIT": "1", **environment}
     here = PLATFORMS[Target.interpreter().architecture]
     command = [builder, "build", "--tag", TAG, "--file", "pgbouncer/Dockerfile"]
@@ -75,13 +75,12 @@ def build(architecture: str, environment: Mapping[str, str]) -> None:
     name = Path(builder).name
     if name in {"podman", "buildah"}:
         # By default buildah 1.28 (in podman 4.3) uses the image's platform for it.
-        command += ["--build-arg", f"BUILDPLATFORM=linux/{here}"]
-    if name == "buildah":
-        command += ["--layers", "--build-arg", f"BASE={_buildah_base(builder, environment)}"]
+        command += ["--layers", "--build-arg", f"BUILDPLATFORM=linux/{here}"]
+        command += ["--build-arg", f"BASE={_base(builder, environment)}"]
     _run([*command, "."], pooler_context(Target("3.13", architecture)), environment)
 
 
-def _buildah_base(builder: str, environment: Mapping[str, str]) -> str:
+def _base(builder: str, environment: Mapping[str, str]) -> str:
     """Return a base image for the build stage; make one if none can be pulled."""
     name = f"docker.io/library/debian:{RELEASE}-slim"
     if _succeeds([builder, "inspect", "--type", "image", BASE], environment):
